@@ -1,0 +1,111 @@
+"""Frozen, validated descriptions: what a model is and how its activations are quantised."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+from astra_mpi.errors import InputError
+
+KINDS = ("residual", "grouped")
+SITES = ("hidden", "normed", "kv")
+MAX_CODEBOOK_SIZE = 65536
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InputError with `message` unless `condition` holds."""
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """How a block's activations become codes (method.md, Vector quantisation)."""
+
+    site: str = "hidden"  # what is quantised: block input, normalised attention input, or keys and values
+    kind: str = "residual"  # stages of full-width codebooks, or groups of sub-vectors
+    codebook_size: int = 256  # K, entries per codebook
+    groups: int = 1  # G, for kind = "grouped"
+    stages: int = 4  # M, for kind = "residual"
+
+    def __post_init__(self) -> None:
+        require(self.kind in KINDS, f"codec kind '{self.kind}' is unknown; use one of {', '.join(KINDS)}")
+        require(self.site in SITES, f"codec site '{self.site}' is unknown; use one of {', '.join(SITES)}")
+        require(
+            1 <= self.codebook_size <= MAX_CODEBOOK_SIZE,
+            f"codebook size {self.codebook_size} is outside 1..{MAX_CODEBOOK_SIZE}",
+        )
+        require(1 <= self.groups <= 4096, f"groups = {self.groups} is outside 1..4096")
+        require(1 <= self.stages <= 64, f"stages = {self.stages} is outside 1..64")
+
+    @property
+    def n_codebooks(self) -> int:
+        """Codebooks per quantised vector (G or M)."""
+        return self.groups if self.kind == "grouped" else self.stages
+
+    @property
+    def codes_per_token(self) -> int:
+        """C: codes a token sends per block; keys and values each have their own set with site = kv."""
+        return self.n_codebooks * (2 if self.site == "kv" else 1)
+
+    @property
+    def bits(self) -> int:
+        """b = ceil(log2 K): bits per code."""
+        return (self.codebook_size - 1).bit_length()
+
+    @property
+    def bits_per_token(self) -> int:
+        """Bits a token costs per block."""
+        return self.codes_per_token * self.bits
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What every family has; a family's own dataclass adds to it (see `astra_mpi.models`)."""
+
+    d_model: int  # D
+    n_heads: int  # H query heads
+    n_kv_heads: int  # key and value heads; H unless grouped-query
+    n_layers: int  # L blocks
+    d_ff: int  # inner width of the MLP
+    activation: str  # "gelu" (erf), "gelu_tanh", "relu" or "silu"
+    norm_eps: float  # added to the variance
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_heads", "n_kv_heads", "n_layers", "d_ff"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, f"config: {name} = {value!r} must be a positive integer")
+        require(self.d_model % self.n_heads == 0, f"config: d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        require(self.n_heads % self.n_kv_heads == 0, f"config: n_heads {self.n_heads} is not a multiple of n_kv_heads")
+        require(self.activation in ("gelu", "gelu_tanh", "relu", "silu"), f"config: unknown activation '{self.activation}'")
+        require(self.norm_eps > 0, f"config: norm_eps = {self.norm_eps} must be positive")
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def d_kv(self) -> int:
+        """Width of the keys (and of the values) of a token."""
+        return self.n_kv_heads * self.d_head
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from a mapping; InputError on unknown or missing keys and on wrong types."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        require(not unknown, f"config: unknown keys {', '.join(unknown)}")
+        needed = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+        missing = sorted(set(needed) - set(values))
+        require(not missing, f"config: missing keys {', '.join(missing)}")
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except TypeError as exc:
+            raise InputError(f"config: a value has the wrong type ({exc})") from exc

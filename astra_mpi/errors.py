@@ -1,0 +1,87 @@
+"""The errors a user can meet, and how one rank's error becomes every rank's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+class AstraError(Exception):
+    """A failure while running (exit code 3). The message is one sentence with the cure."""
+
+    exit_code = 3
+    #: set once every rank of a communicator has raised the same error
+    collective = False
+
+
+class InputError(AstraError):
+    """Wrong use or wrong input (exit code 2): names the file or the key, and the cure."""
+
+    exit_code = 2
+
+
+class VerifyError(AstraError):
+    """`verify` found a disagreement (exit code 4)."""
+
+    exit_code = 4
+
+
+_KINDS: tuple[type[AstraError], ...] = (AstraError, InputError, VerifyError)
+
+
+@contextmanager
+def collective(comm: MPI.Comm) -> Iterator[None]:
+    """Run the body on every rank; if it fails on any, raise the same error on all.
+
+    The body must not communicate over `comm` after a point where one rank alone can fail. The lowest failing
+    rank's message is raised everywhere; an exception that is not an `AstraError` becomes one, with its cause kept
+    on the rank where it happened. Costs one Allreduce of 4 bytes, more only after a failure.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as exc:
+        failure = exc
+    raise_together(comm, failure)
+
+
+def raise_together(comm: MPI.Comm, failure: Exception | None) -> None:
+    """Collective: raise on all ranks what the lowest failing rank passes in; return if no rank fails."""
+    size = comm.Get_size()
+    mine = np.array([size if failure is None else comm.Get_rank()], dtype=np.int32)
+    first = np.empty_like(mine)
+    comm.Allreduce(mine, first, op=_minimum())
+    if first[0] == size:
+        return
+    error = _broadcast_error(comm, int(first[0]), failure)
+    error.collective = True
+    raise error from failure
+
+
+def _broadcast_error(comm: MPI.Comm, root: int, failure: Exception | None) -> AstraError:
+    header = np.zeros(2, dtype=np.int32)
+    text = b""
+    if comm.Get_rank() == root:
+        assert failure is not None
+        known = type(failure) in _KINDS
+        message = str(failure) if known else f"{type(failure).__name__}: {failure}"
+        if root > 0 and not message.startswith("rank "):
+            message = f"rank {root}: {message}"
+        text = message.encode()
+        header[:] = _KINDS.index(type(failure)) if known else 0, len(text)
+    comm.Bcast(header, root=root)
+    buffer = np.frombuffer(text, dtype=np.uint8).copy() if text else np.empty(header[1], dtype=np.uint8)
+    comm.Bcast(buffer, root=root)
+    return _KINDS[header[0]](buffer.tobytes().decode())
+
+
+def _minimum() -> MPI.Op:
+    from mpi4py import MPI
+
+    return MPI.MIN
