@@ -79,9 +79,14 @@ class ModelConfig:
         for name in ("d_model", "n_heads", "n_kv_heads", "n_layers", "d_ff"):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, f"config: {name} = {value!r} must be a positive integer")
-        require(self.d_model % self.n_heads == 0, f"config: d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        require(
+            self.d_model % self.n_heads == 0,
+            f"config: d_model {self.d_model} is not a multiple of n_heads {self.n_heads}",
+        )
         require(self.n_heads % self.n_kv_heads == 0, f"config: n_heads {self.n_heads} is not a multiple of n_kv_heads")
-        require(self.activation in ("gelu", "gelu_tanh", "relu", "silu"), f"config: unknown activation '{self.activation}'")
+        require(
+            self.activation in ("gelu", "gelu_tanh", "relu", "silu"), f"config: unknown activation '{self.activation}'"
+        )
         require(self.norm_eps > 0, f"config: norm_eps = {self.norm_eps} must be positive")
 
     @property

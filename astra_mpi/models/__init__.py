@@ -1,0 +1,11 @@
+"""Model families. A family is one file: config, weights, embedding, block recipe, pooling and head."""
+
+from __future__ import annotations
+
+from astra_mpi.models.bert import Bert
+from astra_mpi.models.vit import ViT
+
+#: family name (as in a model file and in a Hugging Face `model_type`) -> family
+FAMILIES: dict[str, type[ViT] | type[Bert]] = {family.Config.family: family for family in (ViT, Bert)}
+
+__all__ = ["FAMILIES", "Bert", "ViT"]

@@ -1,0 +1,168 @@
+"""BERT (Devlin et al., arXiv 1810.04805) as a sentence encoder: post-LayerNorm blocks, pooled embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from astra_mpi.config import ModelConfig, require
+from astra_mpi.models.batch import Batch, pack_ids
+from astra_mpi.models.block import Recipe, Shapes, Weights, block_shapes
+from astra_mpi.models.hf import activation, map_names
+from astra_mpi.partition import Layout
+
+POOLINGS = ("mean", "cls", "pooler")
+
+
+@dataclass(frozen=True)
+class BertConfig(ModelConfig):
+    """`ModelConfig` plus what a text encoder needs."""
+
+    vocab_size: int
+    max_positions: int  # longest sequence
+    type_vocab: int = 2  # segment types; every token is of type 0
+    pooling: str = "mean"  # mean over content tokens, first token, or tanh layer over the first token
+    normalize: bool = False  # scale embeddings to length 1
+    has_pooler: bool = False  # the checkpoint has the tanh layer
+
+    family: ClassVar[str] = "bert"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("vocab_size", "max_positions", "type_vocab"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, f"config: {name} = {value!r} must be a positive integer")
+        require(
+            self.pooling in POOLINGS, f"config: pooling '{self.pooling}' is unknown; use one of {', '.join(POOLINGS)}"
+        )
+        require(
+            self.pooling != "pooler" or self.has_pooler,
+            "config: pooling 'pooler' needs a checkpoint with pooler weights",
+        )
+
+    @property
+    def n_class(self) -> int:
+        """A pooled first token is replicated on every rank; otherwise it is an ordinary content token."""
+        return 0 if self.pooling == "mean" else 1
+
+
+class Bert:
+    """Embedding, pooling and head; the blocks are shared (`Block`)."""
+
+    Config = BertConfig
+    recipe = Recipe(norm_first=False)
+    causal = False
+
+    def __init__(self, config: BertConfig, weights: Weights, kernels: ModuleType) -> None:
+        self.config, self.w, self.kernels = config, weights, kernels
+
+    def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:
+        """Token ids (B, T) and mask (B, T), 0 = drop -> packed batch. InputError on ids out of range or too long."""
+        return pack_ids(inputs, mask, self.config.vocab_size, self.config.max_positions, self.config.n_class)
+
+    def embed(self, batch: Batch, layout: Layout) -> np.ndarray:
+        """-> rows (n, D) of this rank: word, position and type embedding, normalised."""
+        assert batch.positions is not None
+        starts = np.concatenate([[0], np.cumsum(batch.lengths + layout.n_class)[:-1]])
+        token = starts[layout.row_sequence] + layout.row_token  # (n,) index into the packed batch
+        x = self.w["embed.word"][batch.values[token]] + self.w["embed.position"][batch.positions[token]]
+        x += self.w["embed.type"][0]
+        return self.kernels.layer_norm(x, self.w["embed.norm.weight"], self.w["embed.norm.bias"], self.config.norm_eps)
+
+    def pool(self, x: np.ndarray, layout: Layout) -> np.ndarray:
+        """Rows (n, D) -> this rank's share (B, D): sum of its content tokens, or of the averaged first token."""
+        return layout.content_sums(x) if self.config.pooling == "mean" else layout.class_share(x)
+
+    def final(self, x: np.ndarray) -> np.ndarray:
+        """Post-LayerNorm blocks end normalised."""
+        return x
+
+    def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Shares summed over ranks (B, D) -> embeddings (B, D)."""
+        if self.config.pooling == "mean":
+            pooled = pooled / np.maximum(lengths, 1)[:, None].astype(np.float32)
+        elif self.config.pooling == "pooler":
+            pooled = np.tanh(pooled @ self.w["pooler.weight"] + self.w["pooler.bias"])
+        if self.config.normalize:
+            pooled = pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
+        return pooled
+
+    @staticmethod
+    def weight_shapes(config: BertConfig) -> Shapes:
+        d = config.d_model
+        shapes: Shapes = {
+            "embed.word": (config.vocab_size, d),
+            "embed.position": (config.max_positions, d),
+            "embed.type": (config.type_vocab, d),
+            "embed.norm.weight": (d,),
+            "embed.norm.bias": (d,),
+        }
+        if config.has_pooler:
+            shapes |= {"pooler.weight": (d, d), "pooler.bias": (d,)}
+        return shapes | block_shapes(config)
+
+    @staticmethod
+    def from_hf(hf: dict[str, Any]) -> BertConfig:
+        """Hugging Face BERT config.json -> config. KeyError on a missing key."""
+        require(
+            hf.get("position_embedding_type", "absolute") == "absolute",
+            f"position_embedding_type '{hf.get('position_embedding_type')}' is not supported; only absolute positions are",
+        )
+        require(not hf.get("is_decoder", False), "a BERT decoder is not supported; only encoders are")
+        return BertConfig(
+            d_model=hf["hidden_size"],
+            n_heads=hf["num_attention_heads"],
+            n_kv_heads=hf["num_attention_heads"],
+            n_layers=hf["num_hidden_layers"],
+            d_ff=hf["intermediate_size"],
+            activation=activation(hf["hidden_act"]),
+            norm_eps=hf["layer_norm_eps"],
+            vocab_size=hf["vocab_size"],
+            max_positions=hf["max_position_embeddings"],
+            type_vocab=hf.get("type_vocab_size", 2),
+        )
+
+    hf_prefix = "bert."
+
+    @staticmethod
+    def hf_weights(config: BertConfig) -> dict[str, str]:
+        """Canonical name -> Hugging Face name without `hf_prefix`."""
+        names = {
+            "embed.word": "embeddings.word_embeddings.weight",
+            "embed.position": "embeddings.position_embeddings.weight",
+            "embed.type": "embeddings.token_type_embeddings.weight",
+            "embed.norm": "embeddings.LayerNorm",
+            "pooler": "pooler.dense",
+        }
+        block = {
+            "q": "attention.self.query",
+            "k": "attention.self.key",
+            "v": "attention.self.value",
+            "o": "attention.output.dense",
+            "fc1": "intermediate.dense",
+            "fc2": "output.dense",
+            "norm1": "attention.output.LayerNorm",
+            "norm2": "output.LayerNorm",
+        }
+        return map_names(Bert.weight_shapes(config), names, block, "encoder.layer.{}")
+
+    PRESETS: ClassVar[dict[str, Callable[[int | None], BertConfig]]] = {}
+
+
+def _preset(n_tokens: int | None, *, d_model: int, n_heads: int, n_layers: int) -> BertConfig:
+    positions = 512 if n_tokens is None else n_tokens
+    require(positions >= 1, f"--tokens {positions}: at least one")
+    return BertConfig(d_model, n_heads, n_heads, n_layers, 4 * d_model, "gelu", 1e-12, 30522, max(512, positions))
+
+
+Bert.PRESETS.update(
+    {
+        "bert-tiny": partial(_preset, d_model=128, n_heads=2, n_layers=2),
+        "bert-base": partial(_preset, d_model=768, n_heads=12, n_layers=12),
+    }
+)

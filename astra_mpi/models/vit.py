@@ -1,0 +1,196 @@
+"""ViT (Dosovitskiy et al., arXiv 2010.11929): patches, a class token, pre-LayerNorm blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from astra_mpi.config import ModelConfig, require
+from astra_mpi.models.batch import Batch
+from astra_mpi.models.block import Recipe, Shapes, Weights, block_shapes
+from astra_mpi.models.hf import activation, map_names
+from astra_mpi.partition import Layout
+
+
+@dataclass(frozen=True)
+class ViTConfig(ModelConfig):
+    """`ModelConfig` plus what an image model needs."""
+
+    image_size: tuple[int, int]  # height, width in pixels
+    patch_size: int  # pixels
+    channels: int = 3
+    n_classes: int = 0  # 0: no classifier; the answer is then the normalised class token
+    qkv_bias: bool = True
+    labels: tuple[str, ...] = ()  # class names, or none
+
+    family: ClassVar[str] = "vit"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        h, w = self.image_size
+        require(
+            self.patch_size >= 1 and h >= 1 and w >= 1 and h % self.patch_size == 0 and w % self.patch_size == 0,
+            f"config: image_size {h} x {w} is not a multiple of patch_size {self.patch_size}",
+        )
+        require(self.channels >= 1 and self.n_classes >= 0, "config: channels must be positive, n_classes not negative")
+        require(
+            len(self.labels) in (0, self.n_classes), f"config: {len(self.labels)} labels for {self.n_classes} classes"
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and per row."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def n_class(self) -> int:
+        return 1
+
+
+class ViT:
+    """Embedding and head; the blocks are shared (`Block`)."""
+
+    Config = ViTConfig
+    recipe = Recipe(norm_first=True)
+    causal = False
+
+    def __init__(self, config: ViTConfig, weights: Weights, kernels: ModuleType) -> None:
+        self.config, self.w, self.kernels = config, weights, kernels
+
+    def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:
+        """Normalised float32 images (B, channels, height, width) -> batch of patches. InputError on another shape."""
+        require(mask is None, "ViT takes no mask: every patch of an image counts")
+        want = (self.config.channels, *self.config.image_size)
+        images = np.asarray(inputs)
+        require(
+            images.ndim == 4 and images.shape[1:] == want,
+            f"images have shape {images.shape}, but this model takes (batch, channels, height, width) = (B, {', '.join(map(str, want))})",
+        )
+        require(
+            images.dtype.kind == "f",
+            f"images are {images.dtype}; give float32 already normalised, or uint8 (B, height, width, channels)",
+        )
+        gh, gw = self.config.grid
+        return Batch(np.full(len(images), gh * gw, dtype=np.int64), np.ascontiguousarray(images, dtype=np.float32))
+
+    def embed(self, batch: Batch, layout: Layout) -> np.ndarray:
+        """-> rows (n, D) of this rank: patch projection plus position; class token in the class rows."""
+        c, p = self.config.channels, self.config.patch_size
+        gh, gw = self.config.grid
+        patches = batch.values.reshape(len(batch.values), c, gh, p, gw, p)
+        token = layout.row_token  # (n,), 0 is the class token
+        patch = np.maximum(token - 1, 0)
+        pixels = patches[layout.row_sequence, :, patch // gw, :, patch % gw, :].reshape(len(token), c * p * p)
+        x = pixels @ self.w["embed.patch.weight"] + self.w["embed.patch.bias"]  # (n, D)
+        x[layout.class_rows] = self.w["embed.class"]
+        return x + self.w["embed.position"][token]
+
+    def pool(self, x: np.ndarray, layout: Layout) -> np.ndarray:
+        """Rows (n, D) -> this rank's share (B, D) of the class token averaged over its replicas."""
+        return layout.class_share(x)
+
+    def final(self, x: np.ndarray) -> np.ndarray:
+        """The norm after the last block, (n, D) -> (n, D)."""
+        return self.kernels.layer_norm(x, self.w["norm.weight"], self.w["norm.bias"], self.config.norm_eps)
+
+    def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Averaged class token (B, D) -> logits (B, classes), or the normalised token without a classifier."""
+        features = self.final(pooled)
+        return features @ self.w["head.weight"] + self.w["head.bias"] if self.config.n_classes else features
+
+    @staticmethod
+    def weight_shapes(config: ViTConfig) -> Shapes:
+        d, (gh, gw) = config.d_model, config.grid
+        shapes: Shapes = {
+            "embed.patch.weight": (config.channels * config.patch_size**2, d),
+            "embed.patch.bias": (d,),
+            "embed.class": (d,),
+            "embed.position": (1 + gh * gw, d),
+            "norm.weight": (d,),
+            "norm.bias": (d,),
+        }
+        if config.n_classes:
+            shapes |= {"head.weight": (d, config.n_classes), "head.bias": (config.n_classes,)}
+        return shapes | block_shapes(config, config.qkv_bias)
+
+    @staticmethod
+    def from_hf(hf: dict[str, Any]) -> ViTConfig:
+        """Hugging Face ViT config.json -> config. KeyError on a missing key."""
+        size = hf["image_size"]
+        classifier = "ViTForImageClassification" in hf.get("architectures", [])
+        labels = {int(i): str(name) for i, name in hf.get("id2label", {}).items()} or {0: "LABEL_0", 1: "LABEL_1"}
+        return ViTConfig(
+            d_model=hf["hidden_size"],
+            n_heads=hf["num_attention_heads"],
+            n_kv_heads=hf["num_attention_heads"],
+            n_layers=hf["num_hidden_layers"],
+            d_ff=hf["intermediate_size"],
+            activation=activation(hf["hidden_act"]),
+            norm_eps=hf["layer_norm_eps"],
+            image_size=(size, size) if isinstance(size, int) else tuple(size),
+            patch_size=hf["patch_size"],
+            channels=hf.get("num_channels", 3),
+            n_classes=len(labels) if classifier else 0,
+            qkv_bias=hf.get("qkv_bias", True),
+            labels=tuple(labels[i] for i in sorted(labels)) if classifier else (),
+        )
+
+    hf_prefix = "vit."
+
+    @staticmethod
+    def hf_weights(config: ViTConfig) -> dict[str, str]:
+        """Canonical name -> Hugging Face name without `hf_prefix`."""
+        names = {
+            "embed.patch.weight": "embeddings.patch_embeddings.projection.weight",
+            "embed.patch.bias": "embeddings.patch_embeddings.projection.bias",
+            "embed.class": "embeddings.cls_token",
+            "embed.position": "embeddings.position_embeddings",
+            "norm": "layernorm",
+            "head": "classifier",
+        }
+        block = {
+            "q": "attention.attention.query",
+            "k": "attention.attention.key",
+            "v": "attention.attention.value",
+            "o": "attention.output.dense",
+            "fc1": "intermediate.dense",
+            "fc2": "output.dense",
+            "norm1": "layernorm_before",
+            "norm2": "layernorm_after",
+        }
+        return map_names(ViT.weight_shapes(config), names, block, "encoder.layer.{}")
+
+    PRESETS: ClassVar[dict[str, Callable[[int | None], ViTConfig]]] = {}
+
+
+def _preset(n_tokens: int | None, *, d_model: int, n_heads: int, n_layers: int, grid: int, n_classes: int) -> ViTConfig:
+    """Patches of 16 pixels; `n_tokens` patches, one row of them when their number is no square."""
+    tokens = grid * grid if n_tokens is None else n_tokens
+    require(tokens >= 1, f"--tokens {tokens}: at least one")
+    side = round(tokens**0.5)
+    rows = side if side * side == tokens else 1
+    return ViTConfig(
+        d_model,
+        n_heads,
+        n_heads,
+        n_layers,
+        4 * d_model,
+        "gelu",
+        1e-12,
+        (16 * rows, 16 * tokens // rows),
+        16,
+        n_classes=n_classes,
+    )
+
+
+ViT.PRESETS.update(
+    {
+        "vit-tiny": partial(_preset, d_model=192, n_heads=3, n_layers=12, grid=14, n_classes=1000),
+        "vit-base": partial(_preset, d_model=768, n_heads=12, n_layers=12, grid=14, n_classes=1000),
+    }
+)

@@ -1,0 +1,161 @@
+"""The cut: which tokens a rank owns. Integers only, no communication."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from astra_mpi.config import require
+
+
+def even(n_tokens: int, size: int) -> np.ndarray:
+    """Counts (size,) that differ by at most one, the larger first."""
+    return np.diff(np.arange(size + 1) * n_tokens // size)[::-1].copy()
+
+
+def weighted(n_tokens: int, weights: Sequence[float]) -> np.ndarray:
+    """Counts (size,) in proportion to `weights`: largest remainders, lowest rank first on a tie."""
+    w = np.asarray(weights, dtype=np.float64)
+    require(
+        w.ndim == 1 and w.size > 0 and bool(np.isfinite(w).all() and (w >= 0).all()) and w.sum() > 0,
+        f"weights {weights} must be numbers >= 0, not all 0",
+    )
+    share = n_tokens * (w / w.sum())
+    counts = np.floor(share).astype(np.int64)
+    order = np.argsort(counts - share, kind="stable")
+    counts[order[: n_tokens - counts.sum()]] += 1
+    return counts
+
+
+def causal_balanced(n_tokens: int, size: int) -> np.ndarray:
+    """Counts (size,) that share the triangle of a causal score matrix evenly: boundaries at T sqrt(r / P)."""
+    bounds = np.rint(n_tokens * np.sqrt(np.arange(size + 1) / size)).astype(np.int64)
+    return np.diff(bounds)
+
+
+def displs(counts: np.ndarray) -> np.ndarray:
+    """Start of each part, and the end of the last: (n + 1,)."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The integers starts[i] .. starts[i] + counts[i] - 1, one range after another."""
+    first = displs(counts)
+    return np.arange(first[-1]) + np.repeat(starts - first[:-1], counts)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What one rank holds of a batch of B sequences, and where the far tokens lie.
+
+    Rows of a rank: sequence after sequence, each its class-token replica (if the family has one), then its content
+    tokens. Gathered tokens: rank after rank, each its content tokens in the same order.
+    """
+
+    counts: np.ndarray  # (B, P) content tokens of each sequence on each rank
+    rank: int
+    n_class: int = 0  # class tokens per sequence, 0 or 1
+    causal: bool = False  # far tokens of later ranks are not seen
+    replicas: int = 1  # ranks that hold the class tokens: 0 .. replicas - 1
+
+    @property
+    def size(self) -> int:
+        return self.counts.shape[1]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(B,) content tokens per sequence."""
+        return self.counts.sum(axis=1)
+
+    @cached_property
+    def token_counts(self) -> np.ndarray:
+        """(P,) content tokens per rank over the whole batch."""
+        return self.counts.sum(axis=0)
+
+    @cached_property
+    def own_class(self) -> int:
+        """Class rows per sequence on this rank."""
+        return self.n_class if self.rank < self.replicas else 0
+
+    @cached_property
+    def row_offsets(self) -> np.ndarray:
+        """(B + 1,) first row of each sequence on this rank."""
+        return displs(self.counts[:, self.rank] + self.own_class)
+
+    @cached_property
+    def class_rows(self) -> np.ndarray:
+        """Rows of the class-token replicas, in sequence order."""
+        return self.row_offsets[:-1] if self.own_class else np.empty(0, np.int64)
+
+    @cached_property
+    def _content_rows(self) -> np.ndarray | slice:
+        if not self.own_class:
+            return slice(None)
+        if len(self.counts) == 1:
+            return slice(1, None)
+        return ranges(self.row_offsets[:-1] + 1, self.counts[:, self.rank])
+
+    def content(self, x: np.ndarray) -> np.ndarray:
+        """Rows (n, ...) -> content tokens only, a view where possible."""
+        return x[self._content_rows]
+
+    @cached_property
+    def row_sequence(self) -> np.ndarray:
+        """(n,) sequence of each row."""
+        return np.repeat(np.arange(len(self.counts)), np.diff(self.row_offsets))
+
+    @cached_property
+    def row_token(self) -> np.ndarray:
+        """(n,) index of each row in its whole sequence, class token included (it is token 0)."""
+        before = self.counts[:, : self.rank].sum(axis=1)
+        within = np.arange(self.row_offsets[-1]) - self.row_offsets[self.row_sequence]
+        return within + self.n_class - self.own_class + np.where(within < self.own_class, 0, before[self.row_sequence])
+
+    def _gathered(self, ranks: np.ndarray) -> np.ndarray:
+        """Indices into the gathered tokens: sequence by sequence, the tokens of `ranks` in order."""
+        starts = displs(self.token_counts)[:-1] + np.cumsum(self.counts, axis=0) - self.counts  # (B, P)
+        return ranges(starts[:, ranks].ravel(), self.counts[:, ranks].ravel())
+
+    @cached_property
+    def far_ranks(self) -> np.ndarray:
+        """Ranks whose tokens this rank attends to through the exchange."""
+        ranks = np.arange(self.rank if self.causal else self.size)
+        return ranks[ranks != self.rank]
+
+    @cached_property
+    def far_index(self) -> np.ndarray:
+        """Where the far tokens lie in the gathered ones, sequence by sequence."""
+        return self._gathered(self.far_ranks)
+
+    @cached_property
+    def far_offsets(self) -> np.ndarray:
+        """(B + 1,) first far token of each sequence in `far_index`."""
+        return displs(self.counts[:, self.far_ranks].sum(axis=1))
+
+    @cached_property
+    def sequence_order(self) -> np.ndarray:
+        """Gathered tokens -> sequence by sequence in order of position."""
+        return self._gathered(np.arange(self.size))
+
+    def class_share(self, x: np.ndarray) -> np.ndarray:
+        """Rows (n, D) -> (B, D): this rank's class tokens over the number of replicas; summed over ranks, the mean."""
+        if not self.own_class:
+            return np.zeros((len(self.counts), x.shape[1]), x.dtype)
+        return x[self.class_rows] / np.float32(self.replicas)
+
+    def content_sums(self, x: np.ndarray) -> np.ndarray:
+        """Rows (n, D) -> (B, D): sum of this rank's content tokens of each sequence."""
+        sums = np.zeros((len(self.counts), x.shape[1]), x.dtype)
+        for s, (first, last) in enumerate(zip(self.row_offsets[:-1], self.row_offsets[1:], strict=True)):
+            x[first + self.own_class : last].sum(axis=0, out=sums[s])
+        return sums
+
+
+def cut(lengths: np.ndarray, size: int, weights: Sequence[float] | None = None) -> np.ndarray:
+    """Counts (B, size): every sequence is cut by its own length, evenly or by `weights`."""
+    distinct, which = np.unique(lengths, return_inverse=True)
+    parts = [even(int(t), size) if weights is None else weighted(int(t), weights) for t in distinct]
+    return np.array(parts, dtype=np.int64).reshape(len(parts), size)[which]
