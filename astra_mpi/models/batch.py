@@ -48,7 +48,8 @@ def pack_ids(ids: np.ndarray, mask: np.ndarray | None, vocab_size: int, max_posi
         )
     require(
         positions.size == 0 or int(positions.max()) < max_positions,
-        f"a sequence reaches position {int(positions.max(initial=0)) + 1}, but this model has {max_positions}; shorten it (max_tokens)",
+        f"a sequence reaches position {int(positions.max(initial=0)) + 1}, but this model has {max_positions};"
+        " shorten it (max_tokens)",
     )
     lengths = keep.sum(axis=1, dtype=np.int64) - n_class
     require(

@@ -109,10 +109,8 @@ class Bert:
     @staticmethod
     def from_hf(hf: dict[str, Any]) -> BertConfig:
         """Hugging Face BERT config.json -> config. KeyError on a missing key."""
-        require(
-            hf.get("position_embedding_type", "absolute") == "absolute",
-            f"position_embedding_type '{hf.get('position_embedding_type')}' is not supported; only absolute positions are",
-        )
+        positions = hf.get("position_embedding_type", "absolute")
+        require(positions == "absolute", f"position_embedding_type '{positions}' is not supported; only absolute is")
         require(not hf.get("is_decoder", False), "a BERT decoder is not supported; only encoders are")
         return BertConfig(
             d_model=hf["hidden_size"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from astra_mpi.models.block import Shapes
 
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -23,3 +25,15 @@ def map_names(shapes: Shapes, names: dict[str, str], block: dict[str, str], pref
         else:
             mapped[name] = names[name] if name in names else f"{names[layer]}.{part}"
     return mapped
+
+
+def to_canonical(name: str, array: np.ndarray) -> np.ndarray:
+    """A Hugging Face tensor in our layout: linear layers (and patch projections) become (in, out), leading 1s go.
+
+    Linear layers are the two-dimensional tensors whose canonical name ends in ".weight"; embeddings do not.
+    """
+    if name.endswith(".weight") and array.ndim >= 2:
+        return array.reshape(array.shape[0], -1).T
+    while array.ndim > 1 and array.shape[0] == 1:
+        array = array[0]
+    return array

@@ -69,7 +69,8 @@ class ViT:
         images = np.asarray(inputs)
         require(
             images.ndim == 4 and images.shape[1:] == want,
-            f"images have shape {images.shape}, but this model takes (batch, channels, height, width) = (B, {', '.join(map(str, want))})",
+            f"images have shape {images.shape}, but this model takes (B, channels, height, width)"
+            f" = (B, {', '.join(map(str, want))})",
         )
         require(
             images.dtype.kind == "f",
