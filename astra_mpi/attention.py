@@ -1,0 +1,71 @@
+"""Mixed-precision attention (arXiv 2505.19342, Eq. 1) over packed rows: a local part, a far part, and their merge.
+
+Each part is one step of an online softmax per sequence, so that adding the far part to the local one is the exact
+log-sum-exp merge, whatever arrives when.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+
+from astra_mpi.partition import Layout
+
+
+class Attention:
+    """The running softmax of one block for the queries (n, H d) of this rank."""
+
+    def __init__(self, queries: np.ndarray, layout: Layout, n_heads: int, n_kv_heads: int, kernels: ModuleType) -> None:
+        self.layout, self.kernels = layout, kernels
+        self.n_kv_heads = n_kv_heads
+        self.heads = _split(queries, n_heads)  # (H, n, d), a view
+        n, d = queries.shape[0], queries.shape[1] // n_heads
+        self.acc = np.zeros((n_heads * n * d,), np.float32)
+        self.row_max = np.full((n_heads * n,), -np.inf, np.float32)
+        self.row_sum = np.zeros((n_heads * n,), np.float32)
+
+    def local(self, kv: np.ndarray) -> None:
+        """Attend to this rank's own rows, kv (n, 2 d_kv) in full precision."""
+        self._attend(kv, self.layout.row_offsets, None, 0 if self.layout.causal else None)
+
+    def far(self, kv: np.ndarray, offsets: np.ndarray, key_bias: np.ndarray | None) -> None:
+        """Attend to far keys kv (m, 2 d_kv), those of sequence s at offsets[s]:offsets[s + 1]; key_bias (m,)."""
+        self._attend(kv, offsets, key_bias, None)
+
+    def result(self) -> np.ndarray:
+        """(n, H d)."""
+        heads, n, d = self.heads.shape
+        out = np.empty((n, heads * d), np.float32)
+        for _, rows, acc, _, row_sum in self._sequences():
+            self.kernels.finish(acc, row_sum, out[rows])
+        return out
+
+    def _attend(self, kv: np.ndarray, offsets: np.ndarray, key_bias: np.ndarray | None, causal: int | None) -> None:
+        width = kv.shape[1] // 2
+        keys, values = _split(kv[:, :width], self.n_kv_heads), _split(kv[:, width:], self.n_kv_heads)
+        for s, rows, acc, row_max, row_sum in self._sequences():
+            far = slice(offsets[s], offsets[s + 1])
+            bias = None if key_bias is None else key_bias[far]
+            self.kernels.attend(self.heads[:, rows], keys[:, far], values[:, far], bias, causal, acc, row_max, row_sum)
+
+    def _sequences(self):
+        """Per sequence with rows here: its index, its rows, and its contiguous part of the running state."""
+        heads, _, d = self.heads.shape
+        offsets = self.layout.row_offsets
+        for s, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+            if a < b:
+                part = slice(a * heads, b * heads)
+                acc = self.acc[a * heads * d : b * heads * d].reshape(heads, b - a, d)
+                yield (
+                    s,
+                    slice(a, b),
+                    acc,
+                    self.row_max[part].reshape(heads, b - a),
+                    self.row_sum[part].reshape(heads, b - a),
+                )
+
+
+def _split(x: np.ndarray, n_heads: int) -> np.ndarray:
+    """(n, heads * d) -> (heads, n, d), a view."""
+    return x.reshape(len(x), n_heads, -1 if len(x) else x.shape[1] // n_heads).transpose(1, 0, 2)

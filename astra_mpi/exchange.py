@@ -1,0 +1,97 @@
+"""The only file that talks MPI in the forward pass.
+
+Messages are uint8. Counts and buffers are planned once per shape; bytes and seconds are counted at the call. An
+exchange starts early and is waited for late, so that compute runs in between.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from mpi4py import MPI
+
+from astra_mpi.partition import displs
+from astra_mpi.report import Laps
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Exchange:
+    """All-gathers of one model over one communicator."""
+
+    def __init__(self, comm: MPI.Comm, laps: Laps) -> None:
+        self.comm, self.laps = comm, laps
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self._pending: Pending | None = None
+        self._buffers: dict[tuple[int, ...], np.ndarray] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Start counting a new forward pass."""
+        self.n_started = 0
+        self.contributed_bytes = 0  # what this rank put into the block exchanges
+        self.other_bytes = 0  # class tokens and pooling
+
+    def start(self, message: np.ndarray, counts: Sequence[int]) -> Pending:
+        """Begin the all-gather of `message`, uint8 (counts[rank],); `counts` (P,) are bytes, the same on all ranks.
+
+        One exchange is under way at a time; its receive buffer is valid until the next one starts.
+        """
+        counts = tuple(int(n) for n in counts)
+        if message.nbytes != counts[self.rank]:
+            raise ValueError(f"message of {message.nbytes} bytes, planned {counts[self.rank]}")
+        if counts not in self._buffers:
+            self._buffers = {counts: np.empty(sum(counts), dtype=np.uint8)}
+        received = self._buffers[counts]
+        starts = displs(np.array(counts))
+        request = self.comm.Iallgatherv(message, [received, counts, starts[:-1], MPI.BYTE])
+        self.n_started += 1
+        self.contributed_bytes += message.nbytes
+        self._pending = Pending(self, request, message, received, starts)
+        self.laps.mark("exchange")
+        return self._pending
+
+    def sum(self, share: np.ndarray, failed: bool) -> tuple[np.ndarray, bool]:
+        """Sum `share` (B, D) float32 over ranks; the second answer says whether any rank passed `failed`.
+
+        Every forward pass ends here, so a failure on one rank reaches the others without a collective of its own.
+        """
+        sent = np.append(share.ravel(), np.float32(failed))
+        total = np.empty_like(sent)
+        self.comm.Allreduce(sent, total)
+        self.other_bytes += share.nbytes if self.size > 1 else 0
+        self.laps.mark("exchange")
+        return total[:-1].reshape(share.shape), total[-1] > 0
+
+    def drain(self, counts: Sequence[int], n_exchanges: int) -> None:
+        """After a failure on this rank: take part in the rest of the forward's exchanges, so that no other rank hangs."""
+        if self._pending is not None:
+            self._pending.wait()
+        while self.n_started < n_exchanges:
+            self.start(np.zeros(counts[self.rank], dtype=np.uint8), counts).wait()
+
+    def gather_rows(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
+        """Rows (n_r, D) float32 of every rank, rank after rank, on rank 0; None elsewhere. Outside the timed forward."""
+        width = rows.shape[1]
+        every = np.empty((int(counts.sum()), width), rows.dtype) if self.rank == 0 else None
+        self.comm.Gatherv(np.ascontiguousarray(rows), [every, counts * width, displs(counts * width)[:-1], MPI.FLOAT])
+        return every
+
+
+class Pending:
+    """An all-gather under way; holds its buffers alive."""
+
+    def __init__(
+        self, exchange: Exchange, request: MPI.Request, message: np.ndarray, received: np.ndarray, starts: np.ndarray
+    ) -> None:
+        self._exchange, self._request, self._message = exchange, request, message
+        self._received, self._starts = received, starts
+
+    def wait(self) -> list[np.ndarray]:
+        """The messages of all ranks, uint8 views into the receive buffer."""
+        self._request.Wait()
+        self._exchange._pending = None
+        self._exchange.laps.mark("exchange")
+        return [self._received[a:b] for a, b in zip(self._starts[:-1], self._starts[1:], strict=True)]

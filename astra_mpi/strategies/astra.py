@@ -1,0 +1,114 @@
+"""ASTRA (arXiv 2505.19342): remote tokens travel as vector-quantised codes, local attention keeps full precision.
+
+Per block: encode own content tokens, start the all-gather of the packed codes, project and attend locally, then wait,
+look the far keys and values up in the projected codebooks, and merge their attention.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.tables import distinct
+from astra_mpi.errors import AstraError
+from astra_mpi.exchange import Exchange, Pending
+from astra_mpi.models.block import Block
+from astra_mpi.partition import Layout, displs
+from astra_mpi.strategies.base import FarKeys, TokenParallel
+from astra_mpi.strategies.remote import RemoteTables
+
+
+class Astra(TokenParallel):
+    """Codes of C * b bits per token and block. Every rank holds the same codebooks."""
+
+    name = "astra"
+
+    def __init__(
+        self,
+        blocks: list[Block],
+        exchange: Exchange,
+        kernels: ModuleType,
+        codec: Codec,
+        remote: RemoteTables,
+        counted_keys: bool = True,
+    ) -> None:
+        super().__init__(blocks, exchange, kernels)
+        self.codec, self.remote = codec, remote
+        # one code fixes a far token's key and value only where the finished table row does
+        self.counted_keys = counted_keys and all(table.finished for table in remote.tables)
+        self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(blocks)
+
+    @property
+    def site(self) -> str:
+        return self.codec.config.site
+
+    def message_bytes(self, layout: Layout) -> list[int]:
+        return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in layout.token_counts]
+
+    def send(self, i: int, payload: np.ndarray) -> Pending:
+        codes = self.codec.blocks[i].encode(payload, self.kernels)  # (n_r, C)
+        message = self.kernels.pack(codes, self.codec.config.bits)
+        self.laps.mark("encode")
+        return self.exchange.start(message, self.counts)
+
+    def receive(self, i: int, pending: Pending) -> FarKeys:
+        self.codes[i] = self._unpack(pending.wait())
+        far = self.codes[i][self.planned.far_index]  # (m, C)
+        if self.counted_keys:
+            return self._counted(i, far)
+        return FarKeys(self.remote.tables[i].far_kv(far, self.kernels), self.planned.far_offsets)
+
+    def _unpack(self, messages: list[np.ndarray]) -> np.ndarray:
+        """The messages of all ranks -> codes of all tokens (sum n_r, C), rank after rank."""
+        config = self.codec.config
+        counts = self.planned.token_counts
+        parts = [
+            self.kernels.unpack(message, int(n), config.codes_per_token, config.bits)
+            for message, n in zip(messages, counts, strict=True)
+        ]
+        codes = np.concatenate(parts)
+        if codes.size and codes.max() >= config.codebook_size:
+            rank = (
+                int(np.searchsorted(displs(counts), (codes >= config.codebook_size).any(axis=1).argmax(), "right")) - 1
+            )
+            raise AstraError(
+                f"a code from rank {rank} is not below codebook size {config.codebook_size}: corrupt message"
+            )
+        return codes
+
+    def _counted(self, i: int, far: np.ndarray) -> FarKeys:
+        """Far codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
+        offsets = self.planned.far_offsets
+        pairs = [
+            distinct(far[a:b, 0], self.codec.config.codebook_size, self.kernels)
+            for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+        ]
+        values = np.concatenate([value for value, _ in pairs])
+        return FarKeys(
+            self.remote.tables[i].rows[values],
+            displs(np.array([len(value) for value, _ in pairs])),
+            np.concatenate([bias for _, bias in pairs]),
+        )
+
+    def distinct_keys(self) -> float:
+        """Mean number of distinct far codes per block and sequence in the last forward pass (0 without an exchange)."""
+        if not self.sends:
+            return 0.0
+        offsets, index = self.planned.far_offsets, self.planned.far_index
+        found = [
+            len(np.unique(codes[index[a:b]], axis=0))
+            for codes in self.codes
+            for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+        ]
+        return float(np.mean(found)) if found else 0.0
+
+    def describe(self) -> dict[str, Any]:
+        config = self.codec.config
+        return {
+            "codec": config.as_dict(),
+            "bits_per_token_per_block": config.bits_per_token,
+            "choices": {"remote": self.remote.how, "counted_keys": self.counted_keys},
+        }

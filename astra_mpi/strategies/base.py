@@ -1,0 +1,104 @@
+"""Token parallelism: what `single`, `sp` and `astra` share.
+
+A rank owns whole weights and its slice of every sequence. A block has at most one exchange. It starts as soon as
+its payload exists, and is waited for after the local attention, so that projection and local attention hide it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from astra_mpi.attention import Attention
+from astra_mpi.exchange import Exchange, Pending
+from astra_mpi.models.block import Block
+from astra_mpi.partition import Layout, cut
+
+
+class FarKeys(NamedTuple):
+    """Keys and values of other ranks' tokens."""
+
+    kv: np.ndarray  # (m, 2 d_kv)
+    offsets: np.ndarray  # (B + 1,) where each sequence's begin
+    bias: np.ndarray | None = None  # (m,) added to the scores
+
+
+class TokenParallel(ABC):
+    """One strategy at work on one model and communicator."""
+
+    name: ClassVar[str]
+
+    def __init__(self, blocks: list[Block], exchange: Exchange, kernels: ModuleType) -> None:
+        self.blocks, self.exchange, self.kernels = blocks, exchange, kernels
+        self.laps = exchange.laps
+
+    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Sequence[float] | None) -> Layout:
+        """The cut of a batch of sequences with these content lengths (B,)."""
+        size = self.exchange.size
+        return Layout(cut(lengths, size, weights), self.exchange.rank, n_class, causal, replicas=size)
+
+    @property
+    @abstractmethod
+    def site(self) -> str | None:
+        """What is sent: "hidden" block inputs, "normed" attention inputs, "kv" keys and values, or nothing."""
+
+    @abstractmethod
+    def message_bytes(self, layout: Layout) -> list[int]:
+        """Per rank, the bytes it puts into one exchange: the formula the measured bytes are held against."""
+
+    @abstractmethod
+    def send(self, i: int, payload: np.ndarray) -> Pending:
+        """Start the exchange of block i; payload: this rank's content tokens at `site`, (n_r, width)."""
+
+    @abstractmethod
+    def receive(self, i: int, pending: Pending) -> FarKeys:
+        """Wait for block i's exchange and turn what came into far keys and values."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """`codec`, `bits_per_token_per_block` and the choices made, for the summary."""
+
+    def n_exchanges(self, layout: Layout) -> int:
+        return len(self.blocks) if self.exchange.size > 1 and self.site else 0
+
+    def begin(self, layout: Layout) -> None:
+        """Plan a forward pass."""
+        self.planned = layout
+        self.counts = self.message_bytes(layout)
+        self.sends = self.n_exchanges(layout) > 0
+
+    def abandon(self) -> None:
+        """After a failure on this rank: let the other ranks finish their forward pass."""
+        self.exchange.drain(self.counts, self.n_exchanges(self.planned))
+
+    def block(self, i: int, x: np.ndarray) -> np.ndarray:
+        """Block i on this rank's rows, (n, D) -> (n, D)."""
+        block, pending = self.blocks[i], None
+        if self.site == "hidden":
+            pending = self._start(i, x)
+        h = block.attention_input(x)
+        if self.site == "normed":
+            pending = self._start(i, h)
+        q, kv = block.queries_keys_values(h)
+        self.laps.mark("project")
+        if self.site == "kv":
+            pending = self._start(i, kv)
+        attention = Attention(q, self.planned, block.config.n_heads, block.config.n_kv_heads, self.kernels)
+        attention.local(kv)
+        self.laps.mark("attention")
+        if pending is not None:
+            far = self.receive(i, pending)
+            self.laps.mark("decode")
+            attention.far(*far)
+        attended = attention.result()
+        self.laps.mark("attention")
+        x = block.output(x, attended)
+        self.laps.mark("mlp")
+        return x
+
+    def _start(self, i: int, rows: np.ndarray) -> Pending | None:
+        return self.send(i, self.planned.content(rows)) if self.sends else None

@@ -1,0 +1,68 @@
+"""How far keys and values come from codes: projected tables or the projection GEMM. Decided once, at load."""
+
+from __future__ import annotations
+
+import time
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.tables import FarTable, make_far
+from astra_mpi.config import require
+from astra_mpi.models.block import Block
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+WAYS = ("gemm", "table")
+#: tables larger than this over all blocks are not built unless asked for
+TABLE_LIMIT_BYTES = 2 << 30
+_PROBE_TOKENS = 256
+
+
+class RemoteTables:
+    """One `FarTable` per block, all of the same way (`how`)."""
+
+    def __init__(self, blocks: list[Block], codec: Codec, how: str) -> None:
+        self.how = how
+        self.tables = [_far_table(block, codec, i, how) for i, block in enumerate(blocks)]
+
+
+def choose_remote(comm: MPI.Comm, blocks: list[Block], codec: Codec, kernels: ModuleType, how: str) -> RemoteTables:
+    """Collective: `how` = "table", "gemm", or "auto": rank 0 times both on block 0 and decides for all ranks."""
+    require(how in ("auto", *WAYS), f"remote = '{how}' is unknown; use auto, table or gemm")
+    if how == "auto":
+        choice = np.array([_faster(blocks, codec, kernels) if comm.Get_rank() == 0 else 0], dtype=np.int32)
+        comm.Bcast(choice, root=0)
+        how = WAYS[choice[0]]
+    return RemoteTables(blocks, codec, how)
+
+
+def _faster(blocks: list[Block], codec: Codec, kernels: ModuleType) -> int:
+    """Index into WAYS of the faster way for `_PROBE_TOKENS` far tokens."""
+    config = codec.config
+    entries = sum(book.entries.shape[0] * book.entries.shape[1] for book in codec.blocks[0].codebooks)
+    if config.site != "kv" and entries * 2 * blocks[0].config.d_kv * 4 * len(blocks) > TABLE_LIMIT_BYTES:
+        return WAYS.index("gemm")
+    draw = np.random.default_rng(0).integers(0, config.codebook_size, (_PROBE_TOKENS, config.codes_per_token))
+    codes = draw.astype(np.uint8 if config.codebook_size <= 256 else np.uint16)
+    return int(np.argmin([_time_s(_far_table(blocks[0], codec, 0, how), codes, kernels) for how in WAYS]))
+
+
+def _time_s(table: FarTable, codes: np.ndarray, kernels: ModuleType) -> float:
+    table.far_kv(codes, kernels)
+    laps = []
+    for _ in range(5):
+        start = time.perf_counter()
+        table.far_kv(codes, kernels)
+        laps.append(time.perf_counter() - start)
+    return float(np.median(laps))
+
+
+def _far_table(block: Block, codec: Codec, i: int, how: str) -> FarTable:
+    norm = None
+    if codec.config.site == "hidden" and block.recipe.norm_first:
+        norm = ("layer", block.w["norm1.weight"], block.w["norm1.bias"], block.config.norm_eps)
+    return make_far(how, codec.blocks[i], codec.config.site, block.w_kv, block.b_kv, norm)
