@@ -6,6 +6,8 @@ log-sum-exp merge, whatever arrives when.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from types import ModuleType
 
 import numpy as np
@@ -49,11 +51,11 @@ class Attention:
             bias = None if key_bias is None else key_bias[far]
             self.kernels.attend(self.heads[:, rows], keys[:, far], values[:, far], bias, causal, acc, row_max, row_sum)
 
-    def _sequences(self):
+    def _sequences(self) -> Iterator[tuple[int, slice, np.ndarray, np.ndarray, np.ndarray]]:
         """Per sequence with rows here: its index, its rows, and its contiguous part of the running state."""
         heads, _, d = self.heads.shape
         offsets = self.layout.row_offsets
-        for s, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        for s, (a, b) in enumerate(pairwise(offsets)):
             if a < b:
                 part = slice(a * heads, b * heads)
                 acc = self.acc[a * heads * d : b * heads * d].reshape(heads, b - a, d)

@@ -13,13 +13,13 @@ from astra_mpi import codecfile, modelfile
 from astra_mpi.backend import Backend, get_backend
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import require
-from astra_mpi.errors import InputError, collective, raise_together
+from astra_mpi.errors import InputError, collective, raise_together, same_on_all
 from astra_mpi.exchange import Exchange
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Block
 from astra_mpi.partition import Layout
-from astra_mpi.report import Laps, collect_latency
+from astra_mpi.report import Laps, collect
 from astra_mpi.strategies import STRATEGIES, Astra, SequenceParallel, Single
 from astra_mpi.strategies.base import TokenParallel
 from astra_mpi.strategies.remote import choose_remote
@@ -76,9 +76,7 @@ def _same_everywhere(comm: MPI.Comm, message: str, digest: str) -> None:
     comm.Allgather(mine, every)
     other = np.flatnonzero((every != every[0]).any(axis=1))
     if other.size:
-        error = InputError(f"{message} (rank {other[0]} has another than rank 0)")
-        error.collective = True
-        raise error
+        raise same_on_all(InputError(f"{message} (rank {other[0]} has another than rank 0)"))
 
 
 class Model:
@@ -159,10 +157,20 @@ class Model:
 
     def _prepare(self, inputs: np.ndarray, mask: np.ndarray | None) -> Batch:
         """Validate on every rank, and check that all ranks were given the same."""
-        with collective(self.comm):
+        failure: Exception | None = None
+        mine = np.zeros(2, dtype=np.int64)  # failed, checksum of the batch
+        try:
             batch = self.family.prepare(inputs, mask)
-        check = zlib.crc32(batch.values.tobytes(), zlib.crc32(batch.lengths.tobytes()))
-        _same_everywhere(self.comm, "the inputs differ between ranks; give every rank the same batch", str(check))
+            mine[1] = zlib.crc32(batch.values.tobytes(), zlib.crc32(batch.lengths.tobytes()))
+        except Exception as exc:
+            failure = exc
+            mine[0] = 1
+        every = np.empty((self.comm.Get_size(), 2), dtype=np.int64)
+        self.comm.Allgather(mine, every)
+        if every[:, 0].any():
+            raise_together(self.comm, failure)
+        if (every[:, 1] != every[0, 1]).any():
+            raise same_on_all(InputError("the inputs differ between ranks; give every rank the same batch"))
         return batch
 
     def _layout(self, lengths: np.ndarray) -> Layout:
@@ -191,19 +199,18 @@ class Model:
 
     def _report(self, layout: Layout) -> dict[str, Any]:
         size = self.exchange.size
-        mine = np.array([self.exchange.contributed_bytes, self.exchange.other_bytes], dtype=np.int64)
-        every = np.empty((size, 2), dtype=np.int64)
-        latency = collect_latency(self.comm, self.laps.seconds)
-        self.comm.Allgather(mine, every)
-        n_exchanges = self.strategy.n_exchanges(layout)
+        latency, contributed, other = collect(
+            self.comm, self.laps.seconds, self.exchange.contributed_bytes, self.exchange.other_bytes
+        )
+        n_exchanges = self.strategy.n_exchanges
         return {
             "family": self.config.family,
             "strategy": self.strategy.name,
             "ranks": size,
             "tokens": [int(t) for t in layout.lengths],
-            "contributed_bytes": [int(n) for n in every[:, 0]],
+            "contributed_bytes": contributed,
             "formula_bytes": [n_exchanges * n for n in self.strategy.message_bytes(layout)],
-            "other_bytes": int(every[:, 1].sum()),
+            "other_bytes": other,
             "distinct_keys": self.strategy.distinct_keys() if isinstance(self.strategy, Astra) else None,
             "latency_s": latency,
             **self.strategy.describe(),

@@ -64,6 +64,12 @@ def raise_together(comm: MPI.Comm, failure: Exception | None) -> None:
     raise error from failure
 
 
+def same_on_all(error: AstraError) -> AstraError:
+    """Mark an error that every rank raises because all saw the same evidence."""
+    error.collective = True
+    return error
+
+
 def _broadcast_error(comm: MPI.Comm, root: int, failure: Exception | None) -> AstraError:
     header = np.zeros(2, dtype=np.int32)
     text = b""

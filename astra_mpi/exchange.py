@@ -66,14 +66,14 @@ class Exchange:
         return total[:-1].reshape(share.shape), total[-1] > 0
 
     def drain(self, counts: Sequence[int], n_exchanges: int) -> None:
-        """After a failure on this rank: take part in the rest of the forward's exchanges, so that no other rank hangs."""
+        """After a failure on this rank: take part in the remaining exchanges, so that no other rank hangs."""
         if self._pending is not None:
             self._pending.wait()
         while self.n_started < n_exchanges:
             self.start(np.zeros(counts[self.rank], dtype=np.uint8), counts).wait()
 
     def gather_rows(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
-        """Rows (n_r, D) float32 of every rank, rank after rank, on rank 0; None elsewhere. Outside the timed forward."""
+        """Rows (n_r, D) float32 of every rank, rank after rank, on rank 0; None elsewhere. Not timed."""
         width = rows.shape[1]
         every = np.empty((int(counts.sum()), width), rows.dtype) if self.rank == 0 else None
         self.comm.Gatherv(np.ascontiguousarray(rows), [every, counts * width, displs(counts * width)[:-1], MPI.FLOAT])

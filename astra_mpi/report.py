@@ -31,13 +31,19 @@ class Laps:
         self._last = now
 
 
-def collect_latency(comm: MPI.Comm, seconds: dict[str, float]) -> dict[str, Any]:
-    """Collective: the phases of the slowest rank, in seconds; total = compute + exchange_wait."""
-    mine = np.array([seconds[phase] for phase in PHASES])
-    every = np.empty((comm.Get_size(), len(PHASES)))
+def collect(
+    comm: MPI.Comm, seconds: dict[str, float], contributed_bytes: int, other_bytes: int
+) -> tuple[dict[str, Any], list[int], int]:
+    """Collective: latency of the slowest rank (total = compute + exchange_wait, seconds), and bytes.
+
+    Returns the latency, the bytes each rank contributed to block exchanges, and the other bytes of all ranks.
+    """
+    mine = np.array([*(seconds[phase] for phase in PHASES), contributed_bytes, other_bytes], dtype=np.float64)
+    every = np.empty((comm.Get_size(), len(mine)))
     comm.Allgather(mine, every)
-    slowest = every[every.sum(axis=1).argmax()]
-    phases = {phase: float(s) for phase, s in zip(PHASES, slowest, strict=True)}
+    times = every[:, :-2]
+    phases = {phase: float(s) for phase, s in zip(PHASES, times[times.sum(axis=1).argmax()], strict=True)}
     wait = phases["exchange"]
     total = sum(phases.values())
-    return {"total": total, "compute": total - wait, "exchange_wait": wait, "phases": phases}
+    latency = {"total": total, "compute": total - wait, "exchange_wait": wait, "phases": phases}
+    return latency, [int(n) for n in every[:, -2]], int(every[:, -1].sum())

@@ -6,6 +6,7 @@ look the far keys and values up in the projected codebooks, and merge their atte
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -82,10 +83,7 @@ class Astra(TokenParallel):
     def _counted(self, i: int, far: np.ndarray) -> FarKeys:
         """Far codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
         offsets = self.planned.far_offsets
-        pairs = [
-            distinct(far[a:b, 0], self.codec.config.codebook_size, self.kernels)
-            for a, b in zip(offsets[:-1], offsets[1:], strict=True)
-        ]
+        pairs = [distinct(far[a:b, 0], self.codec.config.codebook_size, self.kernels) for a, b in pairwise(offsets)]
         values = np.concatenate([value for value, _ in pairs])
         return FarKeys(
             self.remote.tables[i].rows[values],
@@ -98,11 +96,7 @@ class Astra(TokenParallel):
         if not self.sends:
             return 0.0
         offsets, index = self.planned.far_offsets, self.planned.far_index
-        found = [
-            len(np.unique(codes[index[a:b]], axis=0))
-            for codes in self.codes
-            for a, b in zip(offsets[:-1], offsets[1:], strict=True)
-        ]
+        found = [len(np.unique(_as_items(codes[index])[a:b])) for codes in self.codes for a, b in pairwise(offsets)]
         return float(np.mean(found)) if found else 0.0
 
     def describe(self) -> dict[str, Any]:
@@ -112,3 +106,8 @@ class Astra(TokenParallel):
             "bits_per_token_per_block": config.bits_per_token,
             "choices": {"remote": self.remote.how, "counted_keys": self.counted_keys},
         }
+
+
+def _as_items(codes: np.ndarray) -> np.ndarray:
+    """Codes (n, C) -> (n,) opaque items, equal where all C codes are."""
+    return np.ascontiguousarray(codes).view(f"V{codes.shape[1] * codes.itemsize}").reshape(len(codes))

@@ -62,18 +62,20 @@ class TokenParallel(ABC):
     def describe(self) -> dict[str, Any]:
         """`codec`, `bits_per_token_per_block` and the choices made, for the summary."""
 
-    def n_exchanges(self, layout: Layout) -> int:
+    @property
+    def n_exchanges(self) -> int:
+        """Block exchanges of one forward pass."""
         return len(self.blocks) if self.exchange.size > 1 and self.site else 0
 
     def begin(self, layout: Layout) -> None:
         """Plan a forward pass."""
         self.planned = layout
         self.counts = self.message_bytes(layout)
-        self.sends = self.n_exchanges(layout) > 0
+        self.sends = self.n_exchanges > 0
 
     def abandon(self) -> None:
         """After a failure on this rank: let the other ranks finish their forward pass."""
-        self.exchange.drain(self.counts, self.n_exchanges(self.planned))
+        self.exchange.drain(self.counts, self.n_exchanges)
 
     def block(self, i: int, x: np.ndarray) -> np.ndarray:
         """Block i on this rank's rows, (n, D) -> (n, D)."""
