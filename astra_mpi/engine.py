@@ -211,7 +211,7 @@ class Model:
             "contributed_bytes": contributed,
             "formula_bytes": [n_exchanges * n for n in self.strategy.message_bytes(layout)],
             "other_bytes": other,
-            "distinct_keys": self.strategy.distinct_keys() if isinstance(self.strategy, Astra) else None,
+            "distinct_keys": self.strategy.distinct_keys(),
             "latency_s": latency,
             **self.strategy.describe(),
         }

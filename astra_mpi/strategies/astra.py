@@ -38,13 +38,10 @@ class Astra(TokenParallel):
     ) -> None:
         super().__init__(blocks, exchange, kernels)
         self.codec, self.remote = codec, remote
+        self.site = codec.config.site
         # one code fixes a far token's key and value only where the finished table row does
         self.counted_keys = counted_keys and all(table.finished for table in remote.tables)
         self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(blocks)
-
-    @property
-    def site(self) -> str:
-        return self.codec.config.site
 
     def message_bytes(self, layout: Layout) -> list[int]:
         return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in layout.token_counts]
@@ -92,7 +89,6 @@ class Astra(TokenParallel):
         )
 
     def distinct_keys(self) -> float:
-        """Mean number of distinct far codes per block and sequence in the last forward pass (0 without an exchange)."""
         if not self.sends:
             return 0.0
         offsets, index = self.planned.far_offsets, self.planned.far_index

@@ -6,7 +6,6 @@ its payload exists, and is waited for after the local attention, so that project
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -27,10 +26,12 @@ class FarKeys(NamedTuple):
     bias: np.ndarray | None = None  # (m,) added to the scores
 
 
-class TokenParallel(ABC):
-    """One strategy at work on one model and communicator."""
+class TokenParallel:
+    """One strategy at work on one model and communicator; as it stands, it sends nothing."""
 
     name: ClassVar[str]
+    #: what is sent: "hidden" block inputs, "normed" attention inputs, "kv" keys and values, or nothing
+    site: str | None = None
 
     def __init__(self, blocks: list[Block], exchange: Exchange, kernels: ModuleType) -> None:
         self.blocks, self.exchange, self.kernels = blocks, exchange, kernels
@@ -41,26 +42,25 @@ class TokenParallel(ABC):
         size = self.exchange.size
         return Layout(cut(lengths, size, weights), self.exchange.rank, n_class, causal, replicas=size)
 
-    @property
-    @abstractmethod
-    def site(self) -> str | None:
-        """What is sent: "hidden" block inputs, "normed" attention inputs, "kv" keys and values, or nothing."""
-
-    @abstractmethod
     def message_bytes(self, layout: Layout) -> list[int]:
         """Per rank, the bytes it puts into one exchange: the formula the measured bytes are held against."""
+        return [0] * layout.size
 
-    @abstractmethod
-    def send(self, i: int, payload: np.ndarray) -> Pending:
+    def send(self, i: int, payload: np.ndarray) -> Pending | None:
         """Start the exchange of block i; payload: this rank's content tokens at `site`, (n_r, width)."""
+        return None
 
-    @abstractmethod
     def receive(self, i: int, pending: Pending) -> FarKeys:
         """Wait for block i's exchange and turn what came into far keys and values."""
+        raise NotImplementedError(f"strategy {self.name} receives nothing")
 
-    @abstractmethod
+    def distinct_keys(self) -> float | None:
+        """Mean number of distinct far keys per block and sequence in the last forward pass, where codes have them."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """`codec`, `bits_per_token_per_block` and the choices made, for the summary."""
+        return {"codec": None, "bits_per_token_per_block": 0, "choices": {}}
 
     @property
     def n_exchanges(self) -> int:

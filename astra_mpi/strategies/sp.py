@@ -23,12 +23,9 @@ class SequenceParallel(TokenParallel):
         super().__init__(blocks, exchange, kernels)
         require(gather in ("x", "kv"), f"gather = '{gather}' is unknown; use x or kv")
         self.gather = gather
+        self.site = "hidden" if gather == "x" else "kv"
         config = blocks[0].config
         self.width = config.d_model if gather == "x" else 2 * config.d_kv
-
-    @property
-    def site(self) -> str:
-        return "hidden" if self.gather == "x" else "kv"
 
     def message_bytes(self, layout: Layout) -> list[int]:
         return [int(n) * self.width * 4 for n in layout.token_counts]

@@ -1,0 +1,79 @@
+"""Codebooks from activations, without training: run the model, keep what its blocks would send, and fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from mpi4py import MPI
+
+from astra_mpi.backend import get_backend
+from astra_mpi.codec.codebook import BlockCodec, Codec
+from astra_mpi.codec.fit import fit_codebook
+from astra_mpi.config import CodecConfig, require
+from astra_mpi.engine import Model
+from astra_mpi.exchange import Pending
+from astra_mpi.modelfile import ModelFile
+from astra_mpi.partition import Layout
+from astra_mpi.strategies.base import TokenParallel
+
+Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]
+
+
+class Recorder(TokenParallel):
+    """Runs alone and keeps the content tokens at `site` of every block instead of sending them."""
+
+    name = "record"
+
+    def __init__(self, model: Model, site: str) -> None:
+        super().__init__(model.blocks, model.exchange, model.backend.kernels)
+        self.site = site
+        self.samples: list[list[np.ndarray]] = [[] for _ in self.blocks]
+
+    def begin(self, layout: Layout) -> None:
+        super().begin(layout)
+        self.sends = True
+
+    def send(self, i: int, payload: np.ndarray) -> Pending | None:
+        self.samples[i].append(payload.copy())
+        return super().send(i, payload)
+
+
+def activations(file: ModelFile, batches: Batches, site: str, n_samples: int) -> list[np.ndarray]:
+    """Per block, up to `n_samples` activations (n, width) float32 at `site`, from as many batches as that takes."""
+    model = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
+    model.strategy = recorder = Recorder(model, site)
+    seen = 0
+    for inputs, mask in batches:
+        model(inputs, mask)
+        seen = sum(len(part) for part in recorder.samples[0])
+        if seen >= n_samples:
+            break
+    require(seen > 0, "there are no tokens to calibrate on; give more data")
+    return [np.concatenate(parts)[:n_samples] for parts in recorder.samples]
+
+
+def fit_codec(
+    file: ModelFile,
+    batches: Batches,
+    config: CodecConfig,
+    *,
+    seed: int = 0,
+    n_samples: int = 32768,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Codec:
+    """Codebooks for every block of a model, deterministic by `seed`; `progress(done, total)` counts codebooks.
+
+    Runs in one process, whatever launched it.
+    """
+    kernels = get_backend("numpy", MPI.COMM_SELF).kernels
+    samples = activations(file, batches, config.site, n_samples)
+    parts = 2 if config.site == "kv" else 1
+    blocks = []
+    for i, x in enumerate(samples):
+        books = []
+        for part, piece in enumerate(np.split(x, parts, axis=1)):
+            books.append(fit_codebook(np.ascontiguousarray(piece), config, seed + i * parts + part, kernels))
+            progress(i * parts + part + 1, len(samples) * parts)
+        blocks.append(BlockCodec(tuple(books)))
+    return Codec(config, tuple(blocks))
