@@ -1,0 +1,138 @@
+"""The input deck: a TOML file of settings -> frozen dataclasses. All sections and keys are on this page."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from astra_mpi.errors import InputError
+from astra_mpi.settings import Given, Positive, build, check_name
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    path: Path  # required: the model file
+    codebooks: Path | None = None  # default none: a codebook file, instead of the codebooks in the model file
+
+
+@dataclass(frozen=True)
+class InputSection:
+    path: Path  # required: .txt .jsonl .tsv (text), .npy .npz .h5 (tokens, images)
+    kind: Literal["images", "text", "tokens"]  # required: what the file holds
+    # default "text" for text, else `kind`: HDF5 dataset, .npz key, JSONL field, TSV column or columns (each an item)
+    dataset: str | tuple[str, ...] | None = None
+    labels: str | None = None  # default none: name of the integer classes of the items, in the same file
+    mask: str | None = None  # default none: dataset (N, T) of a tokens file, 0 = leave the token out
+    max_tokens: Positive | None = None  # default all the model takes: longer items are cut to this
+
+
+@dataclass(frozen=True)
+class TaskSection:
+    name: Literal["classify", "embed"]  # required: class logits, or one vector per item
+    pooling: Literal["mean", "cls", "pooler"] | None = None  # default the model's own: from tokens to one vector
+    normalize: bool | None = None  # default the model's own: scale vectors to length 1
+
+
+@dataclass(frozen=True)
+class ParallelSection:
+    strategy: Literal["single", "sp", "astra"] = "astra"  # what ranks own and exchange
+    weights: Literal["even"] | tuple[float, ...] = "even"  # "even", or one relative speed per rank: the cut
+    backend: Literal["numpy", "reference"] = "numpy"  # which kernels
+    counted_keys: bool = True  # remote tokens of equal code share a key (exact)
+    remote: Literal["auto", "table", "gemm"] = "auto"  # remote keys from projected codebooks or by GEMM; auto is timed
+    gather: Literal["x", "kv"] = "x"  # what sp sends: block inputs, or keys and values
+
+
+@dataclass(frozen=True)
+class RunSection:
+    batch: Positive = 8  # items per forward pass and per part file
+    resume: bool = True  # go on with unfinished results; false: discard them and start anew
+    seed: int = 0  # of all that is drawn at random; classify and embed draw nothing
+    threads: Positive | None = None  # default SLURM_CPUS_PER_TASK, else 1: threads per rank
+
+
+@dataclass(frozen=True)
+class OutputSection:
+    path: Path  # required: the HDF5 results; the summary goes beside it as <stem>.json
+
+
+@dataclass(frozen=True)
+class Deck:
+    model: ModelSection
+    input: InputSection
+    task: TaskSection
+    parallel: ParallelSection
+    run: RunSection
+    output: OutputSection
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings with their defaults, as JSON types; `Deck.from_dict` reads it back."""
+        settings: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return settings
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Mapping[str, Any]]) -> Deck:
+        return _deck(_given(settings, Path(), "settings"), "settings")
+
+
+#: named here so that the answer is not "unknown"
+_LATER = {
+    "task.name": ("perplexity", "generate"),
+    "parallel.strategy": ("tp", "bp", "segment_means"),
+    "parallel.weights": ("auto",),
+    "parallel.backend": ("cuda",),
+}
+
+
+def load_deck(path: str | Path, overrides: Iterable[str] = ()) -> Deck:
+    """Read and check a deck.
+
+    overrides: `section.key=value`, values in TOML, or bare words as strings. Relative paths start at the deck's folder
+    in the deck, at the current folder in overrides. InputError names the key, the file and the cure.
+    """
+    path = Path(path)
+    given = _given(_read(path), path.absolute().parent, str(path))
+    for text in overrides:
+        given |= _override(text)
+    return _deck(given, str(path))
+
+
+def _deck(given: Mapping[tuple[str, str], Given], source: str) -> Deck:
+    deck: Deck = build(Deck, given, source, _LATER)
+    return deck
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise InputError(f"{path}: the deck cannot be read ({exc.strerror}); check the path") from exc
+    except UnicodeDecodeError as exc:
+        raise InputError(f"{path}: not UTF-8 at byte {exc.start}; a deck is a TOML text file") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise InputError(f"{path}: not valid TOML: {exc}") from exc
+    for section, keys in tables.items():
+        check_name("section", section, Deck.__annotations__, str(path))
+        if not isinstance(keys, dict):
+            raise InputError(f"{path}: {section} is not a section; write [{section}] with its keys below")
+    return tables
+
+
+def _given(tables: Mapping[str, Mapping[str, Any]], folder: Path, origin: str) -> dict[tuple[str, str], Given]:
+    return {(s, k): Given(value, folder, origin) for s, keys in tables.items() for k, value in keys.items()}
+
+
+def _override(text: str) -> dict[tuple[str, str], Given]:
+    name, equals, value_text = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and key):
+        raise InputError(f"command line: '{text}' is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {value_text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = value_text
+    return {(section, key): Given(value, Path.cwd(), "command line", value_text)}

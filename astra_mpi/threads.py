@@ -1,0 +1,30 @@
+"""Threads per rank, set once before work starts."""
+
+from __future__ import annotations
+
+import os
+
+from astra_mpi.errors import InputError
+
+
+def set_threads(n_threads: int | None = None) -> int:
+    """Limit BLAS and Numba to `n_threads` threads of this process and return the number in force.
+
+    None: SLURM_CPUS_PER_TASK, else 1. Numba cannot exceed what it started with (the cores, or NUMBA_NUM_THREADS);
+    the smaller number then holds for both. InputError if SLURM_CPUS_PER_TASK is no positive integer.
+    """
+    import numba
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    wanted = _slurm_threads() if n_threads is None else n_threads
+    in_force = min(wanted, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    numba.set_num_threads(in_force)
+    threadpool_limits(in_force)
+    return in_force
+
+
+def _slurm_threads() -> int:
+    text = os.environ.get("SLURM_CPUS_PER_TASK", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"SLURM_CPUS_PER_TASK = '{text}' is not a positive integer; give --threads")
+    return int(text)
