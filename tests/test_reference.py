@@ -428,3 +428,13 @@ def test_near_ties_are_flips_with_a_gap_of_rounding_size():
     assert (tied.codes[0] % 2 == 0).all()  # the lowest index
     result = oracle(config, weights, ids, owner, 2, codec=codec, codes=[tied.codes[0] + 1])
     assert (result.flips, result.worst_gap) == (4, 0.0)
+
+
+def test_codes_of_an_all_zero_row_tie_without_a_warning():
+    _, config, weights = make_bert(n_layers=1)
+    weights = weights | {name: 0 * weights[name] for name in ("embed.norm.weight", "embed.norm.bias")}
+    codec = random_codec("hidden", "residual", 1, 2, 1, scale=0.0)
+    codes = np.ones((3, 1), np.uint8)
+    with np.errstate(all="raise"):
+        result = oracle(config, weights, np.arange(3), [0, 0, 1], 2, codec=codec, codes=[codes])
+    assert (result.flips, result.worst_gap) == (3, 0.0)
