@@ -1,0 +1,135 @@
+"""These ranks against the serial oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from astra_mpi.engine import Model
+from astra_mpi.partition import displs
+from astra_mpi.reference import OracleResult, oracle
+from astra_mpi.strategies import Astra
+
+if TYPE_CHECKING:
+    from astra_mpi.partition import Layout
+
+#: largest accepted difference over the largest magnitude of the answer: float32 sums over a few thousand terms
+TOLERANCE = 2e-4
+#: largest accepted excess of a code's squared distance over the best one's, relative to the squared norm
+GAP_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one strategy's comparison found, over all sequences and ranks."""
+
+    strategy: str
+    max_difference: float  # of answers and hidden states, over the largest magnitude
+    mean_difference: float
+    flips: int  # codes that are not the oracle's choice: near-ties unless the gap is large
+    worst_gap: float
+    contributed_bytes: int
+    formula_bytes: int
+    passed: bool
+    reason: str  # why it failed or was skipped, else empty
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verify(
+    model: Model, weights: dict[str, np.ndarray], inputs: np.ndarray, mask: np.ndarray | None, strategies: Sequence[str]
+) -> list[Check]:
+    """Collective: run every strategy on these ranks and hold it against the oracle on rank 0.
+
+    weights: the model file's, by canonical names. Returns one check per strategy on rank 0, an empty list elsewhere.
+    """
+    checks = [_check(model, weights, inputs, mask, name) for name in strategies]
+    return [check for check in checks if check is not None]
+
+
+def _check(
+    model: Model, weights: dict[str, np.ndarray], inputs: np.ndarray, mask: np.ndarray | None, name: str
+) -> Check | None:
+    on_root = model.comm.Get_rank() == 0
+    if name == "astra" and model.codec is None:
+        return Check(name, 0, 0, 0, 0, 0, 0, True, "skipped: the model has no codebooks") if on_root else None
+    model.use(name)
+    answer, hidden = model(inputs, mask, gather=True)
+    answers = _all_answers(model, answer)
+    layout = model.strategy.planned
+    codes = model.strategy.codes if isinstance(model.strategy, Astra) and model.strategy.sends else None
+    if not on_root:
+        return None
+    expected = _oracle_results(model, weights, inputs, mask, layout, codes)
+    return _judge(name, model.report, expected, answers, hidden)
+
+
+def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:
+    """The answers of all ranks, (P, B, width), on every rank."""
+    every = np.empty((model.comm.Get_size(), *answer.shape), answer.dtype)
+    model.comm.Allgather(np.ascontiguousarray(answer), every)
+    return every
+
+
+def _oracle_results(
+    model: Model,
+    weights: dict[str, np.ndarray],
+    inputs: np.ndarray,
+    mask: np.ndarray | None,
+    layout: Layout,
+    codes: list[np.ndarray] | None,
+) -> list[OracleResult]:
+    """Per sequence; with `codes` per block (all tokens, C) in gathered order, the oracle uses and judges them."""
+    first = displs(layout.lengths)
+    results = []
+    for s, counts in enumerate(layout.counts):
+        owner = np.repeat(np.arange(layout.size), counts)
+        tokens, positions = inputs[s], None
+        if mask is not None:
+            positions = np.flatnonzero(mask[s])
+            tokens = tokens[positions]
+        given = None
+        if codes is not None:
+            given = [block[layout.sequence_order][first[s] : first[s + 1]] for block in codes]
+        codec = model.codec if codes is not None else None
+        results.append(
+            oracle(model.config, weights, tokens, owner, layout.size, codec=codec, codes=given, positions=positions)
+        )
+    return results
+
+
+def _judge(
+    name: str, report: dict[str, Any], expected: list[OracleResult], answers: np.ndarray, hidden: np.ndarray
+) -> Check:
+    differences, means = [], []
+    for s, want in enumerate(expected):
+        for got, ref in ((answers[:, s], want.output), (hidden[s, : len(want.hidden)], want.hidden)):
+            if ref.size:
+                off = np.abs(got - ref) / np.abs(ref).max()
+                differences.append(float(off.max()))
+                means.append(float(off.mean()))
+    worst_gap = max((r.worst_gap for r in expected), default=0.0)
+    contributed, formula = sum(report["contributed_bytes"]), sum(report["formula_bytes"])
+    reasons = []
+    # written so that NaN fails
+    if not max(differences, default=0.0) <= TOLERANCE:
+        reasons.append(f"differs from the oracle by {max(differences):.1e} (tolerance {TOLERANCE:.0e})")
+    if not worst_gap <= GAP_TOLERANCE:
+        reasons.append(f"a code is not the nearest entry (gap {worst_gap:.1e}, tolerance {GAP_TOLERANCE:.0e})")
+    if report["contributed_bytes"] != report["formula_bytes"]:
+        reasons.append(f"contributed {contributed} bytes, formula {formula}")
+    return Check(
+        name,
+        max(differences, default=0.0),
+        float(np.mean(means)) if means else 0.0,
+        sum(r.flips for r in expected),
+        worst_gap,
+        contributed,
+        formula,
+        not reasons,
+        "; ".join(reasons),
+    )

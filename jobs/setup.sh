@@ -1,0 +1,19 @@
+# Sourced by quickstart.sh and tests/run.sh: make or reuse .venv and install the package into it.
+#   setup_venv EXTRAS   e.g. setup_venv mpich,text
+# PYTHON chooses the interpreter for a new .venv.
+setup_venv() {
+  local stamp
+  if [ ! -x .venv/bin/python ]; then
+    "${PYTHON:-python3}" -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON to one" if sys.version_info < (3, 11) else 0)'
+    "${PYTHON:-python3}" -m venv .venv
+  fi
+  stamp=".venv/installed-$(printf '%s' "$1" | cat - pyproject.toml | sha256sum | cut -c1-16)"
+  if [ ! -e "$stamp" ]; then
+    echo "installing astra-mpi[$1] into .venv"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$1]"
+    touch "$stamp"
+  fi
+  export PATH="$PWD/.venv/bin:$PATH"
+  # one thread per rank; Numba does not read the first
+  export OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+}

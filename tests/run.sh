@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# All checks, from nothing: makes or reuses .venv, installs what is needed, runs ruff, mypy and the tests, serially and
+# under mpirun at 1, 2, 3, 4 and 8 ranks, each under a hard time limit. More arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source jobs/setup.sh
+setup_venv mpich,test
+export MPI_PYTEST_LOGDIR=${MPI_PYTEST_LOGDIR:-mpi-logs}
+
+ruff check .
+ruff format --check .
+mypy
+
+timeout -k 10 600 python -m pytest -q "$@" tests
+for ranks in ${RANKS:-1 2 3 4 8}; do
+  echo "== mpirun -n $ranks"
+  log=$(mktemp)
+  timeout -k 10 300 mpirun -n "$ranks" python -m pytest -q --only-mpi "$@" tests | tee "$log"
+  # without pytest-mpi the tests would skip silently
+  grep -Eq '(^|[^0-9])[1-9][0-9]* passed' "$log" || { echo "no MPI test ran at $ranks ranks"; exit 1; }
+  rm -f "$log"
+done
