@@ -1,0 +1,93 @@
+"""Online softmax attention: BLAS for both products, one Numba pass over the scores between them."""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from astra_mpi.kernels._cpu_math import FASTMATH, exp, f32, from_ordered_bits, ordered_bits
+
+Array = np.ndarray
+
+#: Queries and keys of a tile, and scores of a batch of tiles (512 KiB), so that the scores stay in the cache.
+TILE_QUERIES, TILE_KEYS, TILE = 256, 512, 1 << 17
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    key_bias: Array | None,
+    causal: int | None,
+    acc: Array,
+    row_max: Array,
+    row_sum: Array,
+) -> None:
+    """One step of online softmax over keys k, v (Hkv, m, d), in place; see reference.attend."""
+    n_heads, n_queries, d_head = q.shape
+    n_kv_heads, n_keys, _ = k.shape
+    if q.size == 0 or n_keys == 0:
+        return
+    repeat = n_heads // n_kv_heads
+    key_bias = np.zeros(n_keys, np.float32) if key_bias is None else np.ascontiguousarray(key_bias)
+    reach = n_keys if causal is None else causal  # query i sees key j when j <= i + reach
+    tile_queries = min(n_queries, max(16, TILE_QUERIES // repeat))
+    tile_keys = min(n_keys, max(TILE_KEYS, TILE // (tile_queries * repeat)))
+    tile_heads = min(n_kv_heads, max(1, TILE // (repeat * tile_queries * tile_keys)))
+    scratch = np.empty(tile_heads * repeat * tile_queries * tile_keys, np.float32)
+    q_grouped = q.reshape(n_kv_heads, repeat, n_queries, d_head)
+    acc_grouped = acc.reshape(n_kv_heads, repeat, n_queries, d_head)
+    for heads in _slices(n_kv_heads, tile_heads):
+        for rows in _slices(n_queries, tile_queries):
+            for keys in _slices(min(n_keys, rows.stop + reach), tile_keys):
+                q_tile = q_grouped[heads, :, rows]  # (h, repeat, a, d)
+                scores = _view(scratch, (*q_tile.shape[:3], keys.stop - keys.start))
+                np.matmul(q_tile, k[heads, None, keys].swapaxes(2, 3), out=scores)  # (h, repeat, a, m)
+                flat = scores.reshape(-1, *scores.shape[2:])  # (h * repeat, a, m)
+                first = (heads.start * repeat, rows.start, keys.start)
+                _softmax_step(flat, key_bias, rows.start + reach - keys.start, first, acc, row_max, row_sum)
+                acc_grouped[heads, :, rows] += np.matmul(scores, v[heads, None, keys])
+
+
+def _slices(n, size):
+    """Consecutive slices of range(n), `size` long but for the last."""
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _view(scratch, shape):
+    return scratch[: math.prod(shape)].reshape(shape)
+
+
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+def _softmax_step(scores, key_bias, reach, first, acc, row_max, row_sum):
+    """scores (h, a, m) -> exp(scores + key_bias - new maximum); acc, row_max and row_sum follow the new maximum.
+
+    Query i of the tile sees key j of the tile when j <= i + reach. first: head, query and key of the tile's corner.
+    """
+    n_heads, n_queries, n_keys = scores.shape
+    for h in range(n_heads):
+        for i in range(n_queries):
+            s = scores[h, i]
+            head, query = first[0] + h, first[1] + i
+            n_seen = min(n_keys, max(0, i + reach + 1))
+            highest = ordered_bits(-np.inf)
+            for j in range(n_seen):
+                s[j] += key_bias[first[2] + j]
+                highest = max(highest, ordered_bits(s[j]))
+            old_max = row_max[head, query]
+            new_max = max(old_max, from_ordered_bits(highest))
+            if new_max == -np.inf:
+                s[:] = 0
+                continue
+            total = f32(0)
+            for j in range(n_seen):
+                s[j] = exp(s[j] - new_max) if s[j] - new_max > f32(-87) else f32(0)
+                total += s[j]
+            s[n_seen:] = 0
+            if new_max > old_max:
+                decay = exp(old_max - new_max) if old_max > -np.inf else f32(0)
+                row_sum[head, query] *= decay
+                for e in range(acc.shape[2]):
+                    acc[head, query, e] *= decay
+            row_sum[head, query] += total
+            row_max[head, query] = new_max

@@ -1,0 +1,131 @@
+"""What is done with codes: wire packing, decoding, table sums."""
+
+import numpy as np
+from numba import njit
+
+from astra_mpi.kernels._cpu_math import FASTMATH
+from astra_mpi.kernels.reference import check_message, code_dtype
+
+Array = np.ndarray
+
+
+def pack(codes: Array, bits: int) -> Array:
+    """Message uint8 (ceil(n*C*bits/8),) of codes (n, C); see reference.pack."""
+    message = np.empty((codes.size * bits + 7) // 8, np.uint8)
+    _pack(_wide(codes), bits, message)
+    return message
+
+
+def unpack(message: Array, n: int, C: int, bits: int) -> Array:
+    """Codes (n, C) from pack's message; see reference.unpack."""
+    check_message(message, n * C, bits)
+    codes = np.empty((n, C), np.uint16)
+    _unpack(message, bits, codes)
+    return codes.astype(code_dtype(1 << bits), copy=False)
+
+
+def decode_grouped(codes: Array, entries: Array) -> Array:
+    """(n, G*W) from codes (n, G) and entries (G, K, W); see reference.decode_grouped."""
+    n_groups, _, width = entries.shape
+    out = np.empty((len(codes), n_groups * width), np.float32)
+    _gather(_wide(codes), entries, out)
+    return out
+
+
+def decode_residual(codes: Array, entries: Array) -> Array:
+    """(n, W) from codes (n, M) and entries (M, K, W); see reference.decode_residual."""
+    return table_sum(codes, entries, None, None)
+
+
+def table_sum(codes: Array, tables: Array, scale: Array | None, bias: Array | None) -> Array:
+    """(n, E): scale[i] * sum_c tables[c, codes[i, c]] + bias; see reference.table_sum."""
+    n, width = len(codes), tables.shape[2]
+    plain = scale is None and bias is None
+    scale = np.ones(n, np.float32) if scale is None else np.ascontiguousarray(scale)
+    bias = np.zeros(width, np.float32) if bias is None else np.ascontiguousarray(bias)
+    out = np.empty((n, width), np.float32)
+    _table_sum(_wide(codes), tables, plain, scale, bias, out)
+    return out
+
+
+def gram_sum(codes: Array, gram: Array) -> Array:
+    """(n,) float64: sum_ij gram[i, j, codes[:, i], codes[:, j]]; see reference.gram_sum."""
+    out = np.empty(len(codes), np.float64)
+    _gram_sum(_wide(codes), gram, out)
+    return out
+
+
+def _wide(codes):
+    """The codes as contiguous uint16, so that every kernel is compiled once; they are few beside what they select."""
+    return np.ascontiguousarray(codes, np.uint16)
+
+
+@njit(cache=True)
+def _pack(codes, bits, message):
+    mask = np.uint64((1 << bits) - 1)
+    pending, n_pending, position = np.uint64(0), 0, 0
+    for code in codes.flat:
+        pending |= (np.uint64(code) & mask) << np.uint64(n_pending)
+        n_pending += bits
+        while n_pending >= 8:
+            message[position] = pending & np.uint64(0xFF)
+            pending >>= np.uint64(8)
+            n_pending -= 8
+            position += 1
+    if n_pending > 0:
+        message[position] = pending
+
+
+@njit(cache=True)
+def _unpack(message, bits, codes):
+    mask = np.uint64((1 << bits) - 1)
+    pending, n_pending, position = np.uint64(0), 0, 0
+    flat = codes.ravel()  # a view: codes is contiguous
+    for i in range(flat.size):
+        while n_pending < bits:
+            pending |= np.uint64(message[position]) << np.uint64(n_pending)
+            n_pending += 8
+            position += 1
+        flat[i] = pending & mask
+        pending >>= np.uint64(bits)
+        n_pending -= bits
+
+
+@njit(cache=True)
+def _gather(codes, entries, out):
+    n_groups, _, width = entries.shape
+    for i in range(codes.shape[0]):
+        for g in range(n_groups):
+            entry = entries[g, codes[i, g]]
+            for w in range(width):
+                out[i, g * width + w] = entry[w]
+
+
+@njit(cache=True)
+def _table_sum(codes, tables, plain, scale, bias, out):
+    n, n_tables = codes.shape
+    width = out.shape[1]
+    for i in range(n):
+        row = out[i]
+        row[:] = 0
+        if n_tables % 2 == 1:
+            row[:] = tables[0, codes[i, 0]]
+        for c in range(n_tables % 2, n_tables, 2):  # two at a time: half the traffic of the running sum
+            first, second = tables[c, codes[i, c]], tables[c + 1, codes[i, c + 1]]
+            for e in range(width):
+                row[e] = row[e] + first[e] + second[e]
+        if not plain:
+            for e in range(width):
+                row[e] = row[e] * scale[i] + bias[e]
+
+
+@njit(cache=True, fastmath=FASTMATH)
+def _gram_sum(codes, gram, out):
+    n, n_stages = codes.shape
+    for i in range(n):
+        total = 0.0
+        for a in range(n_stages):
+            total += gram[a, a, codes[i, a], codes[i, a]]
+            for b in range(a):  # gram is symmetric
+                total += 2.0 * gram[a, b, codes[i, a], codes[i, b]]
+        out[i] = total

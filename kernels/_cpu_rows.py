@@ -1,0 +1,85 @@
+"""Normalisation and activation: one pass over rows that stay in the first-level cache."""
+
+import numpy as np
+from numba import njit
+
+from astra_mpi.kernels._cpu_math import FASTMATH, erf, exp, f32
+
+Array = np.ndarray
+
+ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3}
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float, out: Array | None = None) -> Array:
+    """(n, D): x (n, D) normalised; see reference.layer_norm."""
+    out = np.empty(x.shape, np.float32) if out is None else out
+    _layer_norm(np.ascontiguousarray(x), weight, bias, f32(eps), out)
+    return out
+
+
+def rms_norm(x: Array, weight: Array, eps: float, out: Array | None = None) -> Array:
+    """(n, D): x (n, D) over its root mean square; see reference.rms_norm."""
+    out = np.empty(x.shape, np.float32) if out is None else out
+    _rms_norm(np.ascontiguousarray(x), weight, f32(eps), out)
+    return out
+
+
+def activate(x: Array, bias: Array | None, name: str) -> Array:
+    """x = act(x + bias) in place; see reference.activate."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}")
+    _activate(x, np.zeros(x.shape[1], np.float32) if bias is None else bias, ACTIVATIONS[name])
+    return x
+
+
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+def _layer_norm(x, weight, bias, eps, out):
+    n, width = x.shape
+    for i in range(n):
+        row, result = x[i], out[i]
+        total = f32(0)
+        for j in range(width):
+            total += row[j]
+        mean = total / f32(width)
+        squares = f32(0)
+        for j in range(width):
+            squares += (row[j] - mean) * (row[j] - mean)
+        factor = f32(1) / np.sqrt(squares / f32(width) + eps)
+        for j in range(width):
+            result[j] = (row[j] - mean) * factor * weight[j] + bias[j]
+
+
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+def _rms_norm(x, weight, eps, out):
+    n, width = x.shape
+    for i in range(n):
+        row, result = x[i], out[i]
+        squares = f32(0)
+        for j in range(width):
+            squares += row[j] * row[j]
+        factor = f32(1) / np.sqrt(squares / f32(width) + eps)
+        for j in range(width):
+            result[j] = row[j] * factor * weight[j]
+
+
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+def _activate(x, bias, kind):
+    n, width = x.shape
+    for i in range(n):
+        row = x[i]
+        if kind == 0:
+            for j in range(width):
+                y = row[j] + bias[j]
+                row[j] = f32(0.5) * y * (f32(1) + erf(y * f32(0.7071067811865476)))
+        elif kind == 1:
+            for j in range(width):  # 0.5 (1 + tanh u) = 1 / (1 + exp(-2u)), u = sqrt(2/pi) (y + 0.044715 y^3)
+                y = row[j] + bias[j]
+                u = f32(0.7978845608028654) * (y + f32(0.044715) * y * y * y)
+                row[j] = y / (f32(1) + exp(f32(-2) * u))
+        elif kind == 2:
+            for j in range(width):
+                row[j] = max(row[j] + bias[j], f32(0))
+        else:
+            for j in range(width):
+                y = row[j] + bias[j]
+                row[j] = y / (f32(1) + exp(-y))

@@ -1,0 +1,50 @@
+"""The kernels on a CPU: BLAS (NumPy's) for the products, Numba for what is between. Signatures as in `reference`.
+
+Every compiled function sees float32 and uint16 contiguous arrays only, so each is compiled once. The array arguments
+must be writeable: Numba compiles a read-only array's kernel anew.
+"""
+
+import numpy as np
+
+from astra_mpi.kernels._cpu_attention import attend
+from astra_mpi.kernels._cpu_codes import decode_grouped, decode_residual, gram_sum, pack, table_sum, unpack
+from astra_mpi.kernels._cpu_encode import encode_grouped, encode_residual
+from astra_mpi.kernels._cpu_rows import activate, layer_norm, rms_norm
+from astra_mpi.kernels.reference import count_codes, finish
+
+__all__ = [
+    "activate",
+    "attend",
+    "count_codes",
+    "decode_grouped",
+    "decode_residual",
+    "encode_grouped",
+    "encode_residual",
+    "finish",
+    "gram_sum",
+    "layer_norm",
+    "pack",
+    "rms_norm",
+    "table_sum",
+    "unpack",
+    "warm_up",
+]
+
+
+def warm_up() -> None:
+    """Compile every kernel, or load it from Numba's cache on disk: one rank does it first, then the others load."""
+    n, width = 2, 4
+    x, line = np.ones((n, width), np.float32), np.ones(width, np.float32)
+    entries = np.ones((2, 2, 2), np.float32)  # (C, K, W)
+    codes = encode_grouped(x, entries, np.ones((2, 2), np.float32))
+    encode_residual(x[:, :2], entries, np.ones((2, 2), np.float32))
+    decode_grouped(codes, entries)
+    decode_residual(codes, entries)
+    gram_sum(codes, np.ones((2, 2, 2, 2), np.float32))
+    unpack(pack(codes, 1), n, 2, 1)
+    layer_norm(x, line, line, 1e-5)
+    rms_norm(x, line, 1e-5)
+    activate(x, line, "gelu")
+    heads = np.ones((1, n, width), np.float32)  # (H, a, d)
+    row_max, row_sum = np.zeros((2, 1, n), np.float32)
+    attend(heads, heads, heads, None, None, heads.copy(), row_max, row_sum)

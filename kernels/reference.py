@@ -1,0 +1,217 @@
+"""Every kernel in plain NumPy: the specification the other backends are tested against.
+
+Symbols: n tokens, D model width, C codes per token (G groups or M stages), K codes per codebook, W width of an entry,
+E width of a table row, H query heads, Hkv key/value heads, a queries, m keys, d head width.
+"""
+
+import math
+
+import numpy as np
+
+Array = np.ndarray
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def code_dtype(n_codes: int) -> type[np.unsignedinteger]:
+    """The integer type that holds a code of a codebook of `n_codes` entries."""
+    return np.uint8 if n_codes <= 256 else np.uint16
+
+
+def _nearest(vector: Array, entries: Array) -> np.intp:
+    """Index of the entry (K, W) nearest to the vector (W,); argmin takes the first, so the lowest index on a tie."""
+    return np.argmin(((entries.astype(np.float64) - vector.astype(np.float64)) ** 2).sum(axis=1))
+
+
+def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
+    """Codes (n, G) of x (n, G*W): code[i, g] = argmin_k ||entries[g, k] - x[i, g*W:(g+1)*W]||^2, lowest on a tie.
+
+    entries (G, K, W) float32; half_norms (G, K) = ||entry||^2 / 2, from which the fast backends start and which the
+    definition does not need. Codes are uint8 when K <= 256, else uint16.
+    """
+    n_groups, n_codes, width = entries.shape
+    codes = np.empty((len(x), n_groups), code_dtype(n_codes))
+    for i, row in enumerate(x):
+        for g in range(n_groups):
+            codes[i, g] = _nearest(row[g * width : (g + 1) * width], entries[g])
+    return codes
+
+
+def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
+    """Codes (n, M) of x (n, W): stage m quantises what stages 0..m-1 left, in float32.
+
+    r_0 = x; code[i, m] = argmin_k ||entries[m, k] - r_m[i]||^2; r_{m+1} = r_m - entries[m, code]. entries (M, K, W),
+    half_norms (M, K) as in encode_grouped.
+    """
+    n_stages, n_codes, _ = entries.shape
+    codes = np.empty((len(x), n_stages), code_dtype(n_codes))
+    for i, row in enumerate(x):
+        residual = row
+        for m in range(n_stages):
+            codes[i, m] = _nearest(residual, entries[m])
+            residual = residual - entries[m, codes[i, m]]
+    return codes
+
+
+def decode_grouped(codes: Array, entries: Array) -> Array:
+    """The (n, G*W) vectors that codes (n, G) stand for: the entries (G, K, W) of a token, side by side."""
+    n_groups, _, width = entries.shape
+    return entries[np.arange(n_groups), codes].reshape(len(codes), n_groups * width)
+
+
+def decode_residual(codes: Array, entries: Array) -> Array:
+    """The (n, W) vectors that codes (n, M) stand for: the sum of a token's entries (M, K, W), in stage order."""
+    return table_sum(codes, entries, None, None)
+
+
+def pack(codes: Array, bits: int) -> Array:
+    """Message uint8 (ceil(n*C*bits/8),): the low `bits` (0..16) of every code (n, C), least significant bit first.
+
+    Code i occupies bits i*bits to (i+1)*bits - 1 of the message; bit j of the message is bit j % 8 of byte j // 8.
+    """
+    octets = codes.astype("<u2").reshape(-1, 1).view(np.uint8)  # (n*C, 2)
+    return np.packbits(np.unpackbits(octets, axis=1, bitorder="little")[:, :bits], bitorder="little")
+
+
+def unpack(message: Array, n: int, C: int, bits: int) -> Array:
+    """Codes (n, C) from pack's message: uint8 when bits <= 8, else uint16. ValueError if the length is wrong."""
+    n_codes = n * C
+    check_message(message, n_codes, bits)
+    flags = np.zeros((n_codes, 16), np.uint8)
+    flags[:, :bits] = np.unpackbits(message, bitorder="little")[: n_codes * bits].reshape(n_codes, bits)
+    codes = np.packbits(flags, axis=1, bitorder="little").view("<u2")  # (n*C, 1)
+    return codes.reshape(n, C).astype(code_dtype(1 << bits))
+
+
+def check_message(message: Array, n_codes: int, bits: int) -> None:
+    """ValueError unless the message has the length of `n_codes` codes of `bits` bits."""
+    expected = (n_codes * bits + 7) // 8
+    if message.size != expected:
+        raise ValueError(f"a message of {n_codes} codes of {bits} bits has {expected} bytes, not {message.size}")
+
+
+def table_sum(codes: Array, tables: Array, scale: Array | None, bias: Array | None) -> Array:
+    """(n, E): scale[i] * sum_c tables[c, codes[i, c]] + bias.
+
+    codes (n, C), tables (C, K, E) float32, scale (n,) or None (1), bias (E,) or None (0).
+    """
+    total = np.zeros((len(codes), tables.shape[2]), np.float32)
+    for c, table in enumerate(tables):
+        total += table[codes[:, c]]
+    if scale is not None:
+        total *= scale[:, None]
+    if bias is not None:
+        total += bias
+    return total
+
+
+def gram_sum(codes: Array, gram: Array) -> Array:
+    """(n,) float64: sum_ij gram[i, j, codes[:, i], codes[:, j]], the squared norm of a sum of entries.
+
+    codes (n, C), gram (C, C, K, K) float32 with gram[i, j, k, l] = gram[j, i, l, k].
+    """
+    stages = np.arange(codes.shape[1])
+    pairs = gram[stages[:, None], stages, codes[:, :, None], codes[:, None, :]]  # (n, C, C)
+    return pairs.astype(np.float64).sum(axis=(1, 2))
+
+
+def count_codes(codes: Array, K: int) -> Array:
+    """counts (K,) int64: how many of the codes (n, 1) are k."""
+    return np.bincount(codes.ravel(), minlength=K).astype(np.int64)
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float, out: Array | None = None) -> Array:
+    """(n, D): (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias, means over the last axis of x (n, D)."""
+    x64 = x.astype(np.float64)
+    centred = x64 - x64.mean(axis=1, keepdims=True)
+    variance = (centred**2).mean(axis=1, keepdims=True)
+    return _into(out, centred / np.sqrt(variance + eps) * weight + bias)
+
+
+def rms_norm(x: Array, weight: Array, eps: float, out: Array | None = None) -> Array:
+    """(n, D): x / sqrt(mean(x^2) + eps) * weight, the mean over the last axis of x (n, D)."""
+    x64 = x.astype(np.float64)
+    return _into(out, x64 / np.sqrt((x64**2).mean(axis=1, keepdims=True) + eps) * weight)
+
+
+def _into(out: Array | None, values: Array) -> Array:
+    if out is None:
+        return values.astype(np.float32)
+    out[...] = values
+    return out
+
+
+def activate(x: Array, bias: Array | None, name: str) -> Array:
+    """x = act(x + bias), in place and returned; x (n, F), bias (F,) or None.
+
+    gelu: x * Phi(x), Phi the normal distribution function; gelu_tanh: its tanh form (arXiv 1606.08415);
+    relu: max(x, 0); silu: x / (1 + exp(-x)). ValueError for another name.
+    """
+    y = x.astype(np.float64) if bias is None else x.astype(np.float64) + bias
+    if name == "gelu":
+        x[...] = 0.5 * y * (1 + _erf(y / math.sqrt(2))) if y.size else y
+    elif name == "gelu_tanh":
+        x[...] = 0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+    elif name == "relu":
+        x[...] = np.maximum(y, 0)
+    elif name == "silu":
+        x[...] = y * 0.5 * (1 + np.tanh(y / 2))
+    else:
+        raise ValueError(f"unknown activation {name!r}")
+    return x
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    key_bias: Array | None,
+    causal: int | None,
+    acc: Array,
+    row_max: Array,
+    row_sum: Array,
+) -> None:
+    """One step of online softmax over the keys k, v (Hkv, m, d), in place.
+
+    With s = q k^T + key_bias and M = max(row_max, max_j s_j):
+        acc     <- exp(row_max - M) * acc     + sum_j exp(s_j - M) v_j
+        row_sum <- exp(row_max - M) * row_sum + sum_j exp(s_j - M)
+        row_max <- M
+    so any split of the keys into steps, in any order, gives the softmax over all of them (the log-sum-exp merge).
+
+    q (H, a, d) is already scaled by 1 / sqrt(d); query head h reads key head h // (H // Hkv). key_bias (m,) or None;
+    -inf hides a key. With `causal`, query i sees key j when j <= i + causal. acc (H, a, d), row_max and row_sum (H, a)
+    start as 0, -inf and 0; rows that see no key are left as they are.
+    """
+    n_heads, n_queries, _ = q.shape
+    n_keys = k.shape[1]
+    if n_keys == 0:
+        return
+    repeat = n_heads // k.shape[0]
+    scores = q @ np.repeat(k, repeat, axis=0).swapaxes(1, 2)  # (H, a, m)
+    if key_bias is not None:
+        scores = scores + key_bias
+    if causal is not None:
+        visible = np.arange(n_keys) <= np.arange(n_queries)[:, None] + causal
+        scores = np.where(visible, scores, np.float32(-np.inf))
+    new_max = np.maximum(row_max, scores.max(axis=2))
+    finite_max = np.where(np.isneginf(new_max), np.float32(0), new_max)  # -inf - -inf would be NaN
+    decay = np.exp(row_max - finite_max)
+    weights = np.exp(scores - finite_max[:, :, None])
+    acc *= decay[:, :, None]
+    acc += weights @ np.repeat(v, repeat, axis=0)
+    row_sum *= decay
+    row_sum += weights.sum(axis=2)
+    row_max[...] = new_max
+
+
+def finish(acc: Array, row_sum: Array, out: Array) -> None:
+    """out (a, H*d) = acc (H, a, d) / row_sum (H, a), heads side by side; 0 where row_sum is 0. out may be strided."""
+    n_heads, n_queries, d_head = acc.shape
+    inverse = np.divide(1, row_sum, out=np.zeros_like(row_sum), where=row_sum > 0)  # (H, a)
+    heads = out.reshape(n_queries, n_heads, d_head)  # a view: only the contiguous last axis is split
+    np.multiply(acc.swapaxes(0, 1), inverse.T[:, :, None], out=heads)
+
+
+def warm_up() -> None:
+    """Nothing: plain NumPy has nothing to compile."""
