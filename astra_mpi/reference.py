@@ -176,7 +176,7 @@ class _Quantiser:
 
     def __call__(self, i: int, *parts: Array) -> list[Array]:
         """What other ranks see of each part (T, width) of block i: one codebook per part, the codes side by side."""
-        books = self.codec.blocks[i]
+        books = self.codec.blocks[i].codebooks
         n_codes = [len(book.entries) for book in books]
         used = np.empty((len(parts[0]), sum(n_codes)), np.int64)  # (T, C)
         if self.given is not None:

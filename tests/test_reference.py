@@ -166,6 +166,10 @@ def test_owners_must_fit_tokens_and_ranks(owner, size):
         oracle(config, weights, np.arange(4), owner, size, codec=random_codec("hidden", "grouped", 2, 3, 2))
 
 
+def block_of(books):
+    return SimpleNamespace(codebooks=tuple(books))
+
+
 def random_codec(site, kind, n_codebooks, n_entries, n_layers, seed=0, scale=1.0):
     rng = np.random.default_rng(seed)
     width = math.ceil(D / n_codebooks) if kind == "grouped" else D
@@ -174,7 +178,7 @@ def random_codec(site, kind, n_codebooks, n_entries, n_layers, seed=0, scale=1.0
         entries = (scale * rng.normal(size=(n_codebooks, n_entries, width))).astype(np.float32)
         return SimpleNamespace(kind=kind, width=D, entries=entries)
 
-    blocks = tuple(tuple(book() for _ in range(1 + (site == "kv"))) for _ in range(n_layers))
+    blocks = tuple(block_of(book() for _ in range(1 + (site == "kv"))) for _ in range(n_layers))
     return SimpleNamespace(config=SimpleNamespace(site=site, kind=kind, codebook_size=n_entries), blocks=blocks)
 
 
@@ -188,7 +192,7 @@ def lossless_codec(site, kind, module, family, tokens, n_layers):
         attention = layer.attention if family == "vit" else layer.attention.self
         projections = [attention.k_proj, attention.v_proj] if family == "vit" else [attention.key, attention.value]
         parts = {"hidden": [x], "normed": [normed], "kv": [project(normed) for project in projections]}[site]
-        blocks.append(tuple(lossless_book(kind, part[0].detach().numpy()) for part in parts))
+        blocks.append(block_of(lossless_book(kind, part[0].detach().numpy()) for part in parts))
     return SimpleNamespace(config=SimpleNamespace(site=site, kind=kind, codebook_size=len(x[0])), blocks=tuple(blocks))
 
 
@@ -260,7 +264,7 @@ class Block:
     """One block on one row at a time."""
 
     def __init__(self, config, weights, i, codec):
-        self.config, self.site, self.books = config, codec.config.site, codec.blocks[i]
+        self.config, self.site, self.books = config, codec.config.site, codec.blocks[i].codebooks
         self.w = {n.removeprefix(f"blocks.{i}."): a.astype(float) for n, a in weights.items()}
         self.pre = config.family == "vit"
 
@@ -386,7 +390,8 @@ def test_wrong_codes_are_used_counted_and_measured():
     x = torch_embedding(ids)
     gaps = []
     for t, g in [(1, 0), (4, 1)]:
-        distances = np.sum((codec.blocks[0][0].entries[g].astype(float) - x[t, 12 * g : 12 * g + 12]) ** 2, axis=1)
+        entries = codec.blocks[0].codebooks[0].entries[g].astype(float)
+        distances = np.sum((entries - x[t, 12 * g : 12 * g + 12]) ** 2, axis=1)
         gaps.append((distances[codes[t, g]] - distances.min()) / (distances[codes[t, g]] + x[t] @ x[t]))
     np.testing.assert_allclose(result.worst_gap, max(gaps), rtol=1e-9)
     assert result.worst_gap > 0.01
@@ -404,7 +409,7 @@ def test_residual_stages_are_judged_on_what_the_given_codes_left():
     own = oracle(config, weights, ids, owner, 2, codec=codec).codes[0]
     codes = own.copy()
     codes[:, 0] = (codes[:, 0] + 1) % 4
-    entries = codec.blocks[0][0].entries.astype(float)
+    entries = codec.blocks[0].codebooks[0].entries.astype(float)
     left = torch_embedding(ids) - entries[0, codes[:, 0]]  # (3, D)
     codes[:, 1] = [np.argmin(np.sum((entries[1] - row) ** 2, axis=1)) for row in left]
     assert (codes[:, 1] != own[:, 1]).any()
@@ -415,10 +420,10 @@ def test_residual_stages_are_judged_on_what_the_given_codes_left():
 def test_near_ties_are_flips_with_a_gap_of_rounding_size():
     _, config, weights = make_bert(n_layers=1)
     ids, owner, codec = random_tokens("mean", 4), [0, 1, 0, 1], random_codec("hidden", "grouped", 1, 4, 1)
-    book = codec.blocks[0][0]
+    book = codec.blocks[0].codebooks[0]
     nudged = book.entries * np.float32(1 + 1e-6)
     twins = SimpleNamespace(kind="grouped", width=D, entries=np.stack([book.entries, nudged], axis=2).reshape(1, 8, D))
-    codec.blocks = ((twins,),)
+    codec.blocks = (block_of([twins]),)
     own = oracle(config, weights, ids, owner, 2, codec=codec)
     result = oracle(config, weights, ids, owner, 2, codec=codec, codes=[own.codes[0] ^ 1])
     assert result.flips == 4
