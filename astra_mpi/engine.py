@@ -85,10 +85,10 @@ class Model:
     def __init__(
         self, file: modelfile.ModelFile, comm: MPI.Comm, backend: Backend, weights: Sequence[float] | None = None
     ) -> None:
-        self.comm, self.backend, self.weights = comm, backend, weights
+        self.comm, self.backend, self.cut_weights = comm, backend, weights
         self.config, self.codec = file.config, file.codec
         self.tokenizer, self.preprocess = file.tokenizer, file.preprocess
-        self.digest = file.digest
+        self.weights, self.digest = file.weights, file.digest
         self.codec_digest = file.codec.digest if file.codec else ""
         family = FAMILIES[file.config.family]
         self.family = family(file.config, file.weights, backend.kernels)
@@ -179,7 +179,7 @@ class Model:
             if len(self._layouts) >= 64:
                 self._layouts.clear()
             n_class = self.config.n_class
-            self._layouts[key] = self.strategy.layout(lengths, n_class, self.family.causal, self.weights)
+            self._layouts[key] = self.strategy.layout(lengths, n_class, self.family.causal, self.cut_weights)
         return self._layouts[key]
 
     def _gather(self, rows: np.ndarray, layout: Layout) -> np.ndarray | None:

@@ -40,20 +40,16 @@ class Check:
         return asdict(self)
 
 
-def verify(
-    model: Model, weights: dict[str, np.ndarray], inputs: np.ndarray, mask: np.ndarray | None, strategies: Sequence[str]
-) -> list[Check]:
+def verify(model: Model, inputs: np.ndarray, mask: np.ndarray | None, strategies: Sequence[str]) -> list[Check]:
     """Collective: run every strategy on these ranks and hold it against the oracle on rank 0.
 
-    weights: the model file's, by canonical names. Returns one check per strategy on rank 0, an empty list elsewhere.
+    Returns one check per strategy on rank 0, an empty list elsewhere.
     """
-    checks = [_check(model, weights, inputs, mask, name) for name in strategies]
+    checks = [_check(model, inputs, mask, name) for name in strategies]
     return [check for check in checks if check is not None]
 
 
-def _check(
-    model: Model, weights: dict[str, np.ndarray], inputs: np.ndarray, mask: np.ndarray | None, name: str
-) -> Check | None:
+def _check(model: Model, inputs: np.ndarray, mask: np.ndarray | None, name: str) -> Check | None:
     on_root = model.comm.Get_rank() == 0
     if name == "astra" and model.codec is None:
         return Check(name, 0, 0, 0, 0, 0, 0, True, "skipped: the model has no codebooks") if on_root else None
@@ -64,7 +60,7 @@ def _check(
     codes = model.strategy.codes if isinstance(model.strategy, Astra) and model.strategy.sends else None
     if not on_root:
         return None
-    expected = _oracle_results(model, weights, inputs, mask, layout, codes)
+    expected = _oracle_results(model, inputs, mask, layout, codes)
     return _judge(name, model.report, expected, answers, hidden)
 
 
@@ -77,7 +73,6 @@ def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:
 
 def _oracle_results(
     model: Model,
-    weights: dict[str, np.ndarray],
     inputs: np.ndarray,
     mask: np.ndarray | None,
     layout: Layout,
@@ -97,7 +92,9 @@ def _oracle_results(
             given = [block[layout.sequence_order][first[s] : first[s + 1]] for block in codes]
         codec = model.codec if codes is not None else None
         results.append(
-            oracle(model.config, weights, tokens, owner, layout.size, codec=codec, codes=given, positions=positions)
+            oracle(
+                model.config, model.weights, tokens, owner, layout.size, codec=codec, codes=given, positions=positions
+            )
         )
     return results
 

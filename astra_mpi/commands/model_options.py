@@ -1,0 +1,68 @@
+"""Options of the commands that run a model on these ranks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from astra_mpi.engine import Model
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="model file")
+    parser.add_argument("--strategies", type=_names, metavar="A,B", help="default: every one that applies")
+    parser.add_argument("--codebooks", metavar="FILE", help="codebook file, instead of the codebooks in the model")
+    parser.add_argument("--tokens", type=int, metavar="T", help="content tokens of the longest sequence")
+    parser.add_argument("--batch", type=int, default=4, metavar="B", help="sequences (default %(default)s)")
+    parser.add_argument("--backend", default="numpy", help="numpy or reference (default %(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="per rank (default SLURM_CPUS_PER_TASK, else 1)")
+    parser.add_argument("--weights", type=_numbers, metavar="W,..", help="relative speeds of the ranks, for the cut")
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default %(default)s)")
+    parser.add_argument("--counted-keys", choices=("on", "off"), default="on", help="default %(default)s")
+    parser.add_argument("--json", metavar="PATH", help="write the figures as JSON; - for stdout")
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str) -> Model:
+    """Collective: the model as the options say."""
+    from astra_mpi.config import require
+    from astra_mpi.engine import load
+    from astra_mpi.errors import collective
+    from astra_mpi.strategies import STRATEGIES
+    from astra_mpi.threads import set_threads
+
+    with collective(comm):
+        unknown = [name for name in args.strategies or [] if name not in STRATEGIES]
+        require(not unknown, f"--strategies {','.join(unknown)}: unknown; use {', '.join(STRATEGIES)}")
+        set_threads(args.threads)
+    return load(
+        args.model,
+        comm=comm,
+        strategy=strategy,
+        backend=args.backend,
+        codebooks=args.codebooks,
+        weights=args.weights,
+        counted_keys=args.counted_keys == "on",
+    )
+
+
+def write_json(path: str, values: Any) -> None:
+    """To `path`, or to stdout when it is "-"."""
+    text = json.dumps(values, indent=2)
+    if path == "-":
+        sys.stdout.write(text + "\n")
+    else:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text + "\n")

@@ -1,0 +1,50 @@
+"""Small random models and codecs in memory, for tests that need no file."""
+
+import numpy as np
+
+from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.config import CodecConfig
+from astra_mpi.modelfile import ModelFile
+from astra_mpi.models import FAMILIES
+from astra_mpi.models.bert import BertConfig
+from astra_mpi.models.vit import ViTConfig
+
+
+def vit_config(grid=(3, 5), **changes):
+    settings = dict(d_model=24, n_heads=3, n_kv_heads=3, n_layers=2, d_ff=40, activation="gelu", norm_eps=1e-12)
+    settings |= dict(image_size=(4 * grid[0], 4 * grid[1]), patch_size=4, channels=3, n_classes=7)
+    return ViTConfig(**settings | changes)
+
+
+def bert_config(**changes):
+    settings = dict(d_model=24, n_heads=3, n_kv_heads=3, n_layers=2, d_ff=40, activation="gelu", norm_eps=1e-12)
+    return BertConfig(**settings | dict(vocab_size=50, max_positions=40) | changes)
+
+
+def random_weights(config, seed=0):
+    """N(0, 0.2): large enough that attention is not uniform and every weight matters."""
+    rng = np.random.default_rng(seed)
+    shapes = FAMILIES[config.family].weight_shapes(config)
+    return {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def random_codec(config, codec_config, seed=0):
+    """Entries of about the activations' size; a code is some nearest entry, which is all the arithmetic asks for."""
+    rng = np.random.default_rng(seed)
+    kv = codec_config.site == "kv"
+    width = config.d_kv if kv else config.d_model
+    n = codec_config.n_codebooks
+    entry_width = -(-width // n) if codec_config.kind == "grouped" else width
+    shape = (n, codec_config.codebook_size, entry_width)
+    scale = 1.0 / (1 + np.arange(n))[:, None, None] if codec_config.kind == "residual" else 1.0
+
+    def book():
+        return Codebook(codec_config.kind, (rng.normal(0, 0.7, shape) * scale).astype(np.float32), width)
+
+    blocks = tuple(BlockCodec(tuple(book() for _ in range(2 if kv else 1))) for _ in range(config.n_layers))
+    return Codec(codec_config, blocks)
+
+
+def model_file(config, codec_config=None, seed=0):
+    codec = random_codec(config, codec_config or CodecConfig(stages=2, codebook_size=16), seed)
+    return ModelFile(config, random_weights(config, seed), codec, None, None, {}, f"{seed:064d}")
