@@ -13,7 +13,7 @@ from astra_mpi.config import require
 
 def even(n_tokens: int, size: int) -> np.ndarray:
     """Counts (size,) that differ by at most one, the larger first."""
-    return np.diff(np.arange(size + 1) * n_tokens // size)[::-1].copy()
+    return n_tokens // size + (np.arange(size) < n_tokens % size).astype(np.int64)
 
 
 def weighted(n_tokens: int, weights: Sequence[float]) -> np.ndarray:

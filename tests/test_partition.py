@@ -1,0 +1,93 @@
+"""The cut and the layout, without MPI."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astra_mpi.errors import InputError
+from astra_mpi.partition import Layout, causal_balanced, cut, displs, even, ranges, weighted
+
+SIZES = st.integers(1, 9)
+TOKENS = st.integers(0, 200)
+
+
+@given(TOKENS, SIZES)
+def test_even_covers_all_and_differs_by_one(n_tokens, size):
+    counts = even(n_tokens, size)
+    assert counts.sum() == n_tokens
+    assert counts.max() - counts.min() <= 1
+    assert (np.diff(counts) <= 0).all()
+
+
+@given(TOKENS, st.lists(st.floats(0, 1e6), min_size=1, max_size=9).filter(lambda w: sum(w) > 0))
+def test_weighted_is_within_one_of_its_share(n_tokens, weights):
+    counts = weighted(n_tokens, weights)
+    share = n_tokens * np.array(weights) / sum(weights)
+    assert counts.sum() == n_tokens
+    assert (counts >= 0).all()
+    assert (np.abs(counts - share) < 1 + 1e-6).all()
+
+
+@given(TOKENS, SIZES)
+def test_equal_weights_are_even(n_tokens, size):
+    assert weighted(n_tokens, [2.5] * size).tolist() == even(n_tokens, size).tolist()
+
+
+@given(TOKENS, SIZES)
+def test_causal_balanced_shares_the_triangle(n_tokens, size):
+    counts = causal_balanced(n_tokens, size)
+    assert counts.sum() == n_tokens
+    assert (counts >= 0).all()
+    end = np.cumsum(counts)
+    area = (end**2 - (end - counts) ** 2) / 2
+    assert np.abs(area - n_tokens**2 / (2 * size)).max() <= n_tokens + 1  # a boundary moves by half a token
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [np.nan, 1.0], [np.inf, 1.0], []])
+def test_weights_that_mean_nothing(weights):
+    with pytest.raises(InputError, match="weights"):
+        weighted(5, weights)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5)), max_size=8))
+def test_ranges(parts):
+    starts = np.array([start for start, _ in parts], dtype=np.int64)
+    counts = np.array([n for _, n in parts], dtype=np.int64)
+    assert ranges(starts, counts).tolist() == [start + i for start, n in parts for i in range(n)]
+
+
+LENGTHS = st.lists(st.integers(0, 20), max_size=6).map(lambda lengths: np.array(lengths, dtype=np.int64))
+
+
+@given(LENGTHS, SIZES, st.integers(0, 1), st.booleans())
+def test_layouts_of_all_ranks_fit_together(lengths, size, n_class, causal):
+    """Against the plain definition: a list of (sequence, token, rank), walked through in loops."""
+    counts = cut(lengths, size)
+    layouts = [Layout(counts, rank, n_class, causal, size) for rank in range(size)]
+    owner = [np.repeat(np.arange(size), counts[s]) for s in range(len(lengths))]
+    gathered = [(s, t) for r in range(size) for s in range(len(lengths)) for t in np.flatnonzero(owner[s] == r)]
+    everything = [(s, t) for s, length in enumerate(lengths) for t in range(length)]
+    for rank, layout in enumerate(layouts):
+        assert [gathered[i] for i in layout.sequence_order] == everything
+        rows = []
+        for s in range(len(lengths)):
+            rows += [(s, 0)] * n_class + [(s, n_class + t) for t in np.flatnonzero(owner[s] == rank)]
+        assert list(zip(layout.row_sequence, layout.row_token, strict=True)) == rows
+        far = [[(s, t) for t in range(n) if owner[s][t] != rank and not (causal and owner[s][t] > rank)]
+               for s, n in enumerate(lengths)]  # fmt: skip
+        assert [gathered[i] for i in layout.far_index] == [item for part in far for item in part]
+        assert layout.far_offsets.tolist() == displs(np.array([len(part) for part in far], dtype=np.int64)).tolist()
+        x = np.arange(len(rows) * 2, dtype=np.float32).reshape(len(rows), 2)
+        content = [i for i, (_, t) in enumerate(rows) if t >= n_class]
+        np.testing.assert_array_equal(layout.content(x), x[content])
+        for s in range(len(lengths)):
+            mine = [i for i in content if rows[i][0] == s]
+            np.testing.assert_allclose(layout.content_sums(x)[s], x[mine].sum(axis=0))
+
+
+def test_class_shares_add_up_to_the_mean():
+    counts = cut(np.array([3, 1]), 2)
+    x = [np.full((int(counts[:, r].sum()) + 2, 1), float(r + 1), np.float32) for r in range(2)]
+    shares = [Layout(counts, r, 1, False, 2).class_share(x[r]) for r in range(2)]
+    np.testing.assert_allclose(sum(shares), [[1.5], [1.5]])
