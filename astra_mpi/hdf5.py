@@ -1,0 +1,150 @@
+"""HDF5 with care: read files are checked before they are trusted, written ones appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from astra_mpi.config import require
+from astra_mpi.errors import AstraError, InputError
+
+MODEL, CODEBOOKS, RESULTS = "astra-mpi", "astra-mpi-codebooks", "astra-mpi-results"
+FORMATS = {MODEL: "a model file", CODEBOOKS: "a codebook file", RESULTS: "a results file"}
+VERSION = 1
+
+#: what h5py raises on damaged files, depending on where the damage is
+_H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading. InputError if it is missing, no HDF5 file, truncated or damaged."""
+    path = Path(path)
+    _check_file(path)
+    try:
+        # finished files never change, and locks fail on many network file systems
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except _H5_ERRORS as exc:
+        state = "truncated" if "truncated" in str(exc) else "damaged"
+        raise InputError(f"{path} is {state} ({exc}); copy it again or make it anew") from exc
+
+
+def _check_file(path: Path) -> None:
+    require(not path.is_dir(), f"{path} is a folder; give an HDF5 file (`astra-mpi convert` makes one of a folder)")
+    try:
+        with path.open("rb") as raw:
+            empty = not raw.read(1)
+    except FileNotFoundError as exc:
+        raise InputError(f"{path} does not exist; check the path") from exc
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read ({exc.strerror}); check its permissions") from exc
+    require(not empty, f"{path} is empty; copy it again or make it anew")
+    require(h5py.is_hdf5(path), f"{path} is not an HDF5 file; give a file made by astra-mpi")
+
+
+def check_format(file: h5py.File, wanted: str) -> None:
+    """InputError unless the file says that it is of format `wanted` and of a version that this program reads."""
+    found = file.attrs.get("format")
+    if not isinstance(found, str) or found not in FORMATS:
+        raise InputError(f"{file.filename} is HDF5, but no file of astra-mpi; `astra-mpi convert` or `init` makes one")
+    require(found == wanted, f"{file.filename} is {FORMATS.get(found)}; give {FORMATS[wanted]}")
+    version = integer(file, "version")
+    require(
+        version <= VERSION,
+        f"{file.filename} has format version {version}, this program reads up to {VERSION}; upgrade astra-mpi",
+    )
+
+
+def text(item: Any, name: str) -> str:
+    """The string attribute `name` of a file, group or dataset; InputError if there is none."""
+    value = item.attrs.get(name)
+    if not isinstance(value, str):
+        raise InputError(f"{item.file.filename}: {item.name} has no text attribute '{name}'; make the file anew")
+    return value
+
+
+def integer(item: Any, name: str) -> int:
+    """The integer attribute `name`; InputError if there is none."""
+    value = item.attrs.get(name)
+    if not isinstance(value, int | np.integer):
+        raise InputError(f"{item.file.filename}: {item.name} has no integer attribute '{name}'; make the file anew")
+    return int(value)
+
+
+def _member(parent: h5py.Group, name: str) -> Any:
+    """The object `name` of a group; InputError if it is missing or a link to another place or file."""
+    where = f"{parent.file.filename}: {parent.name.rstrip('/')}/{name}"
+    link = parent.get(name, getlink=True)
+    require(link is not None, f"{where} is missing; make the file anew")
+    require(isinstance(link, h5py.HardLink), f"{where} is a link to another place; copy the data itself into the file")
+    return parent[name]
+
+
+def group(parent: h5py.Group, name: str) -> h5py.Group:
+    """A sub-group; InputError if it is missing, a link or no group."""
+    item = _member(parent, name)
+    require(isinstance(item, h5py.Group), f"{parent.file.filename}: {item.name} is not a group; make the file anew")
+    return item
+
+
+def dataset(parent: h5py.Group, name: str, dtypes: tuple[str, ...]) -> h5py.Dataset:
+    """A dataset, not read yet, of one of `dtypes`, whose data lies in this file byte for byte.
+
+    Its memory is therefore bounded by the size of the file. InputError on links, external storage, virtual,
+    chunked, compressed or unwritten datasets and on other dtypes.
+    """
+    item = _member(parent, name)
+    where = f"{parent.file.filename}: {item.name}"
+    require(isinstance(item, h5py.Dataset), f"{where} is not a dataset; make the file anew")
+    allowed = " or ".join(dtypes)
+    require(item.dtype in [np.dtype(d) for d in dtypes], f"{where} is {item.dtype}; it must be {allowed}")
+    require(not item.external and not item.is_virtual, f"{where} keeps its data in other files; copy it into this one")
+    require(item.chunks is None, f"{where} is stored in chunks; rewrite the file with `h5repack -l CONTI -f NONE`")
+    require(item.shape is not None and item.id.get_storage_size() == item.nbytes, f"{where} has no data; make it anew")
+    return item
+
+
+def read(item: h5py.Dataset, dtype: str) -> np.ndarray:
+    """The whole of a checked dataset as `dtype`, C-contiguous."""
+    array = np.empty(item.shape, dtype)
+    if array.size:
+        item.read_direct(array)
+    return array
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[h5py.File]:
+    """Create an HDF5 file under a temporary name; flushed to disk and renamed to `path` when the body succeeds.
+
+    After a failure nothing is left and an older file at `path` is untouched. InputError if the folder is missing.
+    """
+    path = Path(path)
+    require(path.parent.is_dir(), f"the folder {path.parent} does not exist; create it or choose another output")
+    require(not path.is_dir(), f"{path} is a folder; choose another name for the output")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # the 1.8 layout allows attributes over 64 KB (long lists of labels); any HDF5 since 2008 reads it
+        with h5py.File(temporary, "w", libver=("v108", "v108")) as file:
+            yield file
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as exc:
+        raise AstraError(f"{path} cannot be written ({exc.strerror or exc}); check space and permissions") from exc
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
