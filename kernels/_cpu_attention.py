@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numba import njit
 
-from astra_mpi.kernels._cpu_math import FASTMATH, exp, f32, from_ordered_bits, ordered_bits
+from astra_mpi.kernels._cpu_math import FASTMATH, exp, f32, from_ordered_bits, i32, ordered_bits
 
 Array = np.ndarray
 
@@ -65,29 +65,36 @@ def _softmax_step(scores, key_bias, reach, first, acc, row_max, row_sum):
     Query i of the tile sees key j of the tile when j <= i + reach. first: head, query and key of the tile's corner.
     """
     n_heads, n_queries, n_keys = scores.shape
+    bias = key_bias[first[2] : first[2] + n_keys]
     for h in range(n_heads):
         for i in range(n_queries):
-            s = scores[h, i]
             head, query = first[0] + h, first[1] + i
             n_seen = min(n_keys, max(0, i + reach + 1))
+            seen = scores[h, i, :n_seen]
             highest = ordered_bits(-np.inf)
             for j in range(n_seen):
-                s[j] += key_bias[first[2] + j]
-                highest = max(highest, ordered_bits(s[j]))
+                seen[j] += bias[j]
+                highest = i32(max(highest, ordered_bits(seen[j])))
+            scores[h, i, n_seen:] = 0
             old_max = row_max[head, query]
             new_max = max(old_max, from_ordered_bits(highest))
             if new_max == -np.inf:
-                s[:] = 0
+                seen[:] = 0
                 continue
             total = f32(0)
             for j in range(n_seen):
-                s[j] = exp(s[j] - new_max) if s[j] - new_max > f32(-87) else f32(0)
-                total += s[j]
-            s[n_seen:] = 0
+                seen[j] = _weight(seen[j] - new_max)
+                total += seen[j]
             if new_max > old_max:
-                decay = exp(old_max - new_max) if old_max > -np.inf else f32(0)
+                decay = _weight(old_max - new_max)
                 row_sum[head, query] *= decay
                 for e in range(acc.shape[2]):
                     acc[head, query, e] *= decay
             row_sum[head, query] += total
             row_max[head, query] = new_max
+
+
+@njit(fastmath=FASTMATH)
+def _weight(x):
+    """e^x for x <= 0, and exactly 0 for -inf: a hidden key weighs nothing."""
+    return exp(x) if x > f32(-87) else f32(0)

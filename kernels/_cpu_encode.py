@@ -62,14 +62,14 @@ def _pick(scores, half_norms, x, first_row, first_column, entries, codes, column
         vector = x[first_row + i, first_column : first_column + width]
         lowest = i32(0x7FFFFFFF)
         for k in range(n_codes):
-            lowest = min(lowest, ordered_bits(half_norms[k] - s[k]))
+            lowest = i32(min(lowest, ordered_bits(half_norms[k] - s[k])))
         best = from_ordered_bits(lowest)
         limit = best + _rounding(vector, best)
         first, n_close = i32(n_codes), i32(0)
         for k in range(n_codes):
             close = half_norms[k] - s[k] <= limit
-            first = min(first, i32(k) if close else i32(n_codes))
-            n_close += i32(close)
+            first = i32(min(first, i32(k) if close else i32(n_codes)))
+            n_close = i32(n_close + i32(close))
         if n_close > 1:
             first = _nearest_of_close(vector, entries, half_norms, s, limit)
         codes[first_row + i, column] = first if first < n_codes else 0  # no score is finite: NaN in, code 0 out

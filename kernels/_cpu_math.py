@@ -52,11 +52,16 @@ def erf(x):
 @njit(fastmath=FASTMATH)
 def ordered_bits(x):
     """An int32 that sorts as the float32 does: LLVM vectorises integer minima, but not those of floats with NaN."""
-    bits = f32(x).view(i32)
-    return bits ^ ((bits >> i32(31)) & i32(0x7FFFFFFF))
+    return _flip(f32(x).view(i32))
 
 
 @njit(fastmath=FASTMATH)
 def from_ordered_bits(bits):
     """The float32 that `ordered_bits` came from."""
-    return i32(bits ^ ((bits >> i32(31)) & i32(0x7FFFFFFF))).view(f32)
+    return i32(_flip(i32(bits))).view(f32)
+
+
+@njit
+def _flip(bits):
+    """Reverse the order of the negative numbers; its own inverse. Numba widens each result, hence the casts."""
+    return i32(bits ^ i32(i32(bits >> i32(31)) & i32(0x7FFFFFFF)))
