@@ -33,8 +33,8 @@ class ModelFile:
     tokenizer: str | None = None  # contents of a tokenizer.json
     preprocess: dict[str, Any] | None = None  # `max_tokens` of text; size, mean, std, ... of images
     provenance: dict[str, str] = field(default_factory=dict)
+    digest: str = ""  # identity: sha256 over family, config and weights; `read_model` fills it in
     stored_dtype: str = "float32"  # storage of the weights
-    digest: str = ""  # identity: sha256 over family, config and weights; set by reading, or by `write_model`
 
 
 def read_model(path: str | Path) -> ModelFile:
@@ -57,8 +57,8 @@ def read_model(path: str | Path) -> ModelFile:
             _read_tokenizer(file),
             read_preprocess(file),
             read_provenance(file),
-            stored_dtype,
             digest,
+            stored_dtype,
         )
 
 
