@@ -1,0 +1,54 @@
+"""From rank 0 to all ranks: text, and the inputs of a batch. Buffers only, no pickle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+def broadcast_text(comm: MPI.Comm, text: str) -> str:
+    """Collective: rank 0's `text` on every rank."""
+    data = np.frombuffer(text.encode(), dtype=np.uint8).copy()
+    size = np.array([data.size], dtype=np.int64)
+    comm.Bcast(size, root=0)
+    if comm.Get_rank() != 0:
+        data = np.empty(size[0], dtype=np.uint8)
+    comm.Bcast(data, root=0)
+    return data.tobytes().decode()
+
+
+def broadcast_batch(
+    comm: MPI.Comm, inputs: np.ndarray | None, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Collective: rank 0's batch on every rank (None elsewhere).
+
+    Token ids int32 (B, T) with mask bool (B, T), of which only the kept ids and one bit per position travel (dropped
+    ids arrive as 0); or float32 images (B, C, H, W) without a mask.
+    """
+    header = np.zeros(4, dtype=np.int64)
+    if inputs is not None:
+        header[: inputs.ndim] = inputs.shape
+    comm.Bcast(header, root=0)
+    if header[2] == 0:  # two axes: tokens
+        return _broadcast_tokens(comm, header[:2], inputs, mask)
+    images = np.empty(header, dtype=np.float32) if inputs is None else np.ascontiguousarray(inputs, dtype=np.float32)
+    comm.Bcast(images, root=0)
+    return images, None
+
+
+def _broadcast_tokens(
+    comm: MPI.Comm, shape: np.ndarray, inputs: np.ndarray | None, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    n = int(shape.prod())
+    bits = np.empty(-(-n // 8), dtype=np.uint8) if mask is None else np.packbits(mask)
+    comm.Bcast(bits, root=0)
+    keep = np.unpackbits(bits, count=n).astype(bool).reshape(shape)  # (B, T)
+    kept = np.empty(int(keep.sum()), dtype=np.int32) if inputs is None else inputs[keep].astype(np.int32)
+    comm.Bcast(kept, root=0)
+    ids = np.zeros(shape, dtype=np.int32)
+    ids[keep] = kept
+    return ids, keep

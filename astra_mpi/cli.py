@@ -1,0 +1,128 @@
+"""The command line. MPI and NumPy are imported only once a command runs, so that `--help` is quick and safe anywhere.
+
+A command is a module of `astra_mpi.commands` with `add_parser(subparsers)`, which sets the default `run`: fn(args) ->
+exit code, or with `spmd=True` fn(args, comm) on every rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pkgutil
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from astra_mpi import __version__, commands
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+#: how long a failing rank waits for the others to fail in the same way, before it ends them
+MEETING_S = 2.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        code = _together(args) if args.spmd else _alone(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output is gone: `astra-mpi info model.h5 | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="astra-mpi", description="Fast Transformer inference on several machines joined by a slow network."
+    )
+    parser.add_argument("--version", action="version", version=f"astra-mpi {__version__}")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    parser.set_defaults(spmd=False)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in pkgutil.iter_modules(commands.__path__):
+        add_parser = getattr(import_module(f"astra_mpi.commands.{module.name}"), "add_parser", None)
+        if add_parser is not None:
+            add_parser(subparsers)
+    for command in subparsers.choices.values():
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def _alone(args: argparse.Namespace) -> int:
+    from astra_mpi.launch import check_alone, launched_rank
+
+    try:
+        check_alone(args.command)
+        return int(args.run(args))
+    except BrokenPipeError:
+        raise
+    except (Exception, KeyboardInterrupt) as exc:
+        if launched_rank() == 0:
+            _say(exc, args.debug)
+        return _exit_code(exc)
+
+
+def _together(args: argparse.Namespace) -> int:
+    from astra_mpi.launch import check_together, launched_rank
+
+    try:
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
+        check_together(comm.Get_size())
+    except Exception as exc:
+        if launched_rank() == 0:
+            _say(exc, args.debug)
+        return _exit_code(exc)
+    meeting = comm.Dup()
+    try:
+        return int(args.run(args, comm))
+    except (Exception, KeyboardInterrupt) as exc:
+        return _fail(exc, args.debug, meeting)
+
+
+def _fail(exc: BaseException, debug: bool, meeting: MPI.Comm) -> int:
+    """The exit code if every rank fails, told once by rank 0; otherwise this rank tells and ends all."""
+    rank = meeting.Get_rank()
+    if _meet(meeting):
+        if rank == 0 or debug:
+            _say(exc, debug)
+        return _exit_code(exc)
+    _say(exc, debug, where=f"rank {rank}: ")
+    meeting.Abort(_exit_code(exc))
+    raise AssertionError("Abort returned")
+
+
+def _meet(meeting: MPI.Comm) -> bool:
+    """True if all ranks come here within MEETING_S."""
+    arrived = meeting.Ibarrier()
+    end_s = time.monotonic() + MEETING_S
+    while not arrived.Test():
+        if time.monotonic() > end_s:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _say(exc: BaseException, debug: bool, where: str = "") -> None:
+    from astra_mpi.errors import AstraError
+
+    if debug:
+        traceback.print_exception(exc)
+    if isinstance(exc, KeyboardInterrupt):
+        text = "interrupted"
+    elif isinstance(exc, AstraError):
+        text = str(exc)
+    else:
+        text = f"{type(exc).__name__}: {exc}" + ("" if debug else "; --debug shows where")
+    print(f"astra-mpi: error: {where}{text}", file=sys.stderr, flush=True)
+
+
+def _exit_code(exc: BaseException) -> int:
+    return 130 if isinstance(exc, KeyboardInterrupt) else getattr(exc, "exit_code", 3)

@@ -1,0 +1,60 @@
+"""astra-mpi run: the batch job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "run",
+        help="the batch job of a deck: embed or classify",
+        description="Runs a deck on these ranks. Start with mpirun or srun. A stopped run goes on where it was.",
+    )
+    parser.add_argument("deck", help="TOML file with [model] [input] [task] [parallel] [run] [output]")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="instead of the deck's value")
+    parser.set_defaults(run=run, spmd=True)
+
+
+def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
+    from astra_mpi import runner
+    from astra_mpi.broadcast import broadcast_text
+    from astra_mpi.deck import Deck, load_deck
+    from astra_mpi.engine import load
+    from astra_mpi.errors import collective
+    from astra_mpi.results import recorded_choices
+    from astra_mpi.threads import set_threads
+
+    text = ""
+    with collective(comm):
+        if comm.Get_rank() == 0:
+            deck = load_deck(args.deck, args.overrides)
+            choices = recorded_choices(deck.output.path) if deck.run.resume else {}
+            text = json.dumps([deck.as_dict(), choices])
+    settings, choices = json.loads(broadcast_text(comm, text))
+    deck = Deck.from_dict(settings)
+    with collective(comm):
+        threads = set_threads(deck.run.threads)
+    parallel, task = deck.parallel, deck.task
+    model = load(
+        str(deck.model.path),
+        comm=comm,
+        strategy=parallel.strategy,
+        backend=parallel.backend,
+        codebooks=str(deck.model.codebooks) if deck.model.codebooks else None,
+        weights=None if isinstance(parallel.weights, str) else parallel.weights,
+        counted_keys=parallel.counted_keys,
+        remote=choices.get("remote", parallel.remote),  # what was timed once holds for the whole job
+        gather=parallel.gather,
+        pooling=task.pooling,
+        normalize=task.normalize,
+    )
+    summary = runner.run(deck, model, comm, threads=threads)
+    if comm.Get_rank() == 0:
+        print(json.dumps(summary))
+    return 0

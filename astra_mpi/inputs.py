@@ -1,0 +1,153 @@
+"""[input] of a deck -> items in input order. One rank reads; nobody else needs the file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.arrays import ArrayFile
+from astra_mpi.config import require
+from astra_mpi.deck import InputSection
+from astra_mpi.errors import InputError
+from astra_mpi.images import Preprocess
+from astra_mpi.records import read_records
+from astra_mpi.sources import ImageSource, Source, TokenSource
+from astra_mpi.text import Tokenizer
+
+
+def open_input(section: InputSection, tokenizer: str | None, preprocess: dict[str, Any] | None, config: Any) -> Source:
+    """The items of [input] for a model of this (family's) config, tokenizer and image preprocessing.
+
+    InputError, naming file and cure, on what the model cannot take.
+    """
+    takes = ("images",) if hasattr(config, "image_size") else ("text", "tokens")
+    require(
+        section.kind in takes,
+        f"input.kind = '{section.kind}' does not fit a {config.family} model; give {' or '.join(takes)}",
+    )
+    require(section.mask is None or section.kind == "tokens", "input.mask is for input.kind = 'tokens' only")
+    require(section.path.is_file(), f"{section.path} does not exist or is no file; check input.path")
+    open_kind = {"text": _open_text, "tokens": _open_tokens, "images": _open_images}[section.kind]
+    source = open_kind(section, tokenizer, preprocess, config)
+    require(source.n_items > 0, f"{section.path} holds no items")
+    _check_labels(source, section, config)
+    return source
+
+
+def _open_text(section: InputSection, tokenizer: str | None, _: Any, config: Any) -> Source:
+    if tokenizer is None:
+        raise InputError("the model file holds no tokenizer; convert a folder with tokenizer.json, or give token ids")
+    columns = section.dataset or ("text",)
+    columns = (columns,) if isinstance(columns, str) else columns
+    texts, labels = read_records(section.path, columns, section.labels)
+    ids = Tokenizer(tokenizer).encode(texts, _max_tokens(section, config))
+    return TokenSource(ids, [np.ones(len(row), dtype=bool) for row in ids], labels, _sha256(section.path))
+
+
+def _open_tokens(section: InputSection, _: Any, __: Any, config: Any) -> Source:
+    file = ArrayFile(section.path)
+    ids = file.get(_dataset(section))
+    require(
+        ids.ndim == 2 and ids.dtype.kind in "iu",
+        f"{section.path}: token ids are {ids.dtype} of shape {ids.shape}; give integers (items, tokens)",
+    )
+    n_items, n_tokens = ids.shape
+    cut = min(n_tokens, _max_tokens(section, config))
+    ids = np.asarray(ids[:, :cut])
+    keep = np.ones(ids.shape, dtype=bool)
+    if section.mask is not None:
+        mask = np.asarray(file.get(section.mask))
+        require(mask.shape in ((n_items, n_tokens), (n_items,)), _mask_words(section, mask, n_items, n_tokens))
+        keep = mask[:, :cut] != 0 if mask.ndim == 2 else np.arange(cut) < mask[:, None]
+    bad = np.argwhere(keep & ((ids < 0) | (ids >= config.vocab_size)))
+    if bad.size:
+        i, t = bad[0]
+        raise InputError(
+            f"{section.path}: token id {ids[i, t]} (item {i}, position {t}) is outside 0..{config.vocab_size - 1}; "
+            "was another tokenizer used?"
+        )
+    return TokenSource(list(ids), list(keep), _labels(file, section, n_items), _sha256(section.path))
+
+
+def _mask_words(section: InputSection, mask: np.ndarray, n_items: int, n_tokens: int) -> str:
+    return (
+        f"{section.path}: '{section.mask}' has shape {mask.shape}; give ({n_items}, {n_tokens}), 0 = leave the token "
+        f"out, or ({n_items},) lengths"
+    )
+
+
+def _open_images(section: InputSection, _: Any, preprocess: dict[str, Any] | None, config: Any) -> Source:
+    file = ArrayFile(section.path)
+    images = file.get(_dataset(section))
+    shape, height_width = images.shape, tuple(config.image_size)
+    if images.dtype == np.uint8 and len(shape) in (3, 4):
+        channels = shape[3] if len(shape) == 4 else 1
+        require(
+            preprocess is not None,
+            f"{section.path}: uint8 images need the model's preprocessing, and its file has none; give float32 "
+            f"(items, {config.channels}, {height_width[0]}, {height_width[1]}) already normalised",
+        )
+        prepare = Preprocess(**(preprocess or {}))
+    else:
+        require(
+            images.dtype.kind == "f" and len(shape) == 4,
+            f"{section.path}: images are {images.dtype} of shape {shape}; give uint8 (items, height, width, channels) "
+            "or grey (items, height, width), or float32 (items, channels, height, width) already normalised",
+        )
+        channels, prepare = shape[1], None
+        require(
+            shape[2:] == height_width,
+            f"{section.path}: float images are {shape[2]} x {shape[3]}, the model takes {height_width[0]} x "
+            f"{height_width[1]}; give uint8 images, which are resized",
+        )
+    require(
+        channels == config.channels,
+        f"{section.path}: images have {channels} channels, the model takes {config.channels}; convert the images",
+    )
+    return ImageSource(images, prepare, section.path, _labels(file, section, shape[0]), _sha256(section.path))
+
+
+def _dataset(section: InputSection) -> str:
+    name = section.dataset or section.kind
+    if not isinstance(name, str):
+        raise InputError(f"input.dataset: a list of names is for .tsv and .jsonl text; {section.path} takes one name")
+    return name
+
+
+def _max_tokens(section: InputSection, config: Any) -> int:
+    limit: int = config.max_positions
+    wanted = section.max_tokens or limit
+    require(wanted <= limit, f"input.max_tokens = {wanted} is more than this model's {limit} positions; lower it")
+    return wanted
+
+
+def _labels(file: ArrayFile, section: InputSection, n_items: int) -> np.ndarray | None:
+    if section.labels is None:
+        return None
+    require(file.path.suffix != ".npy", f"{file.path}: a .npy file has no labels; use .npz or HDF5")
+    labels = np.asarray(file.get(section.labels))
+    require(
+        labels.shape == (n_items,) and labels.dtype.kind in "iu",
+        f"{file.path}: '{section.labels}' is {labels.dtype} of shape {labels.shape}; give integers ({n_items},)",
+    )
+    return labels.astype(np.int64)
+
+
+def _check_labels(source: Source, section: InputSection, config: Any) -> None:
+    n_classes = getattr(config, "n_classes", 0)
+    if source.labels is None or not n_classes:
+        return
+    bad = np.flatnonzero((source.labels < 0) | (source.labels >= n_classes))
+    if bad.size:
+        raise InputError(
+            f"{section.path}: label {source.labels[bad[0]]} (item {bad[0]}) is outside 0..{n_classes - 1}, this "
+            "model's classes"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

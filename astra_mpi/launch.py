@@ -1,0 +1,42 @@
+"""What the launcher (mpirun, srun) says, read from the environment without starting MPI."""
+
+from __future__ import annotations
+
+import os
+
+from astra_mpi.errors import InputError
+
+# variables of Hydra and SLURM's PMI-2, of Open MPI, and of a SLURM job step
+_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+
+
+def launched_rank() -> int:
+    """This process's number among those the launcher started; 0 without a launcher."""
+    return _first(_RANKS, 0)
+
+
+def launched_size() -> int:
+    """How many processes the launcher started; 1 without a launcher."""
+    return _first(_SIZES, 1)
+
+
+def check_alone(command: str) -> None:
+    """InputError if `command`, which one process does, was started as several."""
+    if launched_size() > 1:
+        raise InputError(f"{command} is done by one process; run it without mpirun or srun")
+
+
+def check_together(size: int) -> None:
+    """InputError if several processes were started, or were to be, but MPI joined none of them (`size` 1)."""
+    wanted = _first((*_SIZES, "SLURM_NTASKS"), 1)
+    if size == 1 < wanted:
+        raise InputError(
+            f"{wanted} processes were asked for, but MPI sees one; start with the mpirun of the MPI that mpi4py uses, "
+            "or with srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI)"
+        )
+
+
+def _first(names: tuple[str, ...], default: int) -> int:
+    values = (os.environ.get(name, "") for name in names)
+    return next((int(value) for value in values if value.isdecimal()), default)

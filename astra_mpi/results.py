@@ -1,0 +1,189 @@
+"""Results of a batch job: one HDF5 part per finished batch, joined at the end. Only one rank has a `Results`.
+
+`<output>.parts/` holds `lock`, `state.json` and `part-<batch>.h5`; a file is whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from astra_mpi import hdf5
+from astra_mpi.config import require
+from astra_mpi.errors import InputError
+from astra_mpi.lock import Lock
+
+
+def parts_folder(output: Path) -> Path:
+    return output.with_name(output.name + ".parts")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Whole or not at all, like the HDF5 files."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def finished_summary(output: Path, state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary inside `output` if it holds the finished results of this very job; None if there is no such file.
+
+    InputError if it holds results of other settings.
+    """
+    recorded = _recorded(output)
+    if recorded is None:
+        return None
+    _check_same(state, json.loads(recorded["state"]), output)
+    summary: dict[str, Any] = json.loads(recorded["summary"])
+    return summary
+
+
+def recorded_choices(output: Path) -> dict[str, Any]:
+    """Choices made by timing in the finished batches of an unfinished job; nothing if there are none."""
+    for part in sorted(parts_folder(output).glob("part-*.h5")):
+        report = _report(part)
+        if report is not None:
+            choices: dict[str, Any] = report.get("choices", {})
+            return choices
+    return {}
+
+
+class Results:
+    """The growing results of one job. It holds the lock of the parts folder until `close`.
+
+    output: the HDF5 file to make. state: all that must not change between a run and its resumption. A part holds
+    `batch` of the `n_items`. resume: keep finished parts. InputError if another run is at work, or if the parts are of
+    another state.
+    """
+
+    def __init__(self, output: Path, state: Mapping[str, Any], n_items: int, batch: int, resume: bool) -> None:
+        self.output, self.state, self.folder = output, state, parts_folder(output)
+        self.n_items, self.batch = n_items, batch
+        self.n_parts = -(-n_items // batch)
+        _recorded(output)  # refuse early what may not be replaced
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = Lock(self.folder / "lock")
+        except OSError as exc:
+            raise InputError(f"{self.folder} cannot be written ({exc.strerror}); give another output.path") from exc
+        try:
+            self._open(resume)
+            self.reports = {i: r for i in range(self.n_parts) if (r := _report(self._part(i))) is not None}
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def close(self) -> None:
+        """Let go of the parts folder."""
+        self.lock.release()
+
+    def span(self, part: int) -> tuple[int, int]:
+        """First item of a part, and the one after its last."""
+        return part * self.batch, min((part + 1) * self.batch, self.n_items)
+
+    def pending(self) -> list[int]:
+        """Parts not yet written, in order."""
+        return [i for i in range(self.n_parts) if i not in self.reports]
+
+    def write(self, part: int, outputs: Mapping[str, np.ndarray], report: Mapping[str, Any]) -> None:
+        """Keep the outputs of one part, name -> (items, ...), and the model's report on it."""
+        self.lock.beat()
+        with hdf5.writing(self._part(part)) as file:
+            file.attrs["report"] = json.dumps(report)
+            file["inputs/index"] = np.arange(*self.span(part))
+            for name, values in outputs.items():
+                file[f"outputs/{name}"] = values
+        self.reports[part] = dict(report)
+
+    def join(self, summary: Mapping[str, Any], deck: Mapping[str, Any]) -> None:
+        """All parts -> `output` in input order; removes the parts."""
+        self.lock.beat()
+        with hdf5.writing(self.output) as file:
+            file.attrs["format"] = hdf5.RESULTS
+            file.attrs["version"] = hdf5.VERSION
+            for name in ("model_digest", "codec_digest"):
+                file.attrs[name] = self.state[name]
+            for name in ("choices", "versions"):
+                file.attrs[name] = json.dumps(summary[name])
+            file.attrs["deck"] = json.dumps(deck)
+            file.attrs["state"] = json.dumps(self.state)
+            file.attrs["summary"] = json.dumps(summary)
+            for part in range(self.n_parts):
+                self._append(file, part)
+        for path in self.folder.glob("*.*"):  # all but the lock, which goes last
+            path.unlink(missing_ok=True)
+        self.lock.release()
+        with suppress(OSError):  # another run may have begun here
+            self.folder.rmdir()
+
+    def outputs(self, name: str) -> np.ndarray:
+        """One output of all items, (n_items, ...)."""
+        parts = []
+        for part in range(self.n_parts):
+            with hdf5.reading(self._part(part)) as file:
+                parts.append(file[f"outputs/{name}"][()])
+        return np.concatenate(parts)
+
+    def _append(self, file: h5py.File, part: int) -> None:
+        start, stop = self.span(part)
+        with hdf5.reading(self._part(part)) as piece:
+            for name in ["inputs/index", *(f"outputs/{output}" for output in piece["outputs"])]:
+                values = piece[name]
+                whole = file.require_dataset(name, (self.n_items, *values.shape[1:]), values.dtype)
+                whole[start:stop] = values[()]
+
+    def _part(self, part: int) -> Path:
+        return self.folder / f"part-{part:08d}.h5"
+
+    def _open(self, resume: bool) -> None:
+        """Check the state of the parts that are there, or start anew."""
+        path = self.folder / "state.json"
+        if resume and path.exists():
+            _check_same(self.state, json.loads(path.read_text()), self.folder)
+            return
+        for part in self.folder.glob("part-*"):
+            part.unlink()
+        write_json(path, self.state)
+
+
+def _recorded(output: Path) -> dict[str, str] | None:
+    """Attributes of finished results; None without a file. InputError if it is a file of another kind."""
+    if not output.exists():
+        return None
+    try:
+        with hdf5.reading(output) as file:
+            recorded = dict(file.attrs)
+    except InputError:
+        recorded = {}
+    require(
+        recorded.get("format") == hdf5.RESULTS,
+        f"{output} exists and holds no results of astra-mpi; give another output.path",
+    )
+    return recorded
+
+
+def _check_same(state: Mapping[str, Any], recorded: Mapping[str, Any], where: Path) -> None:
+    state = json.loads(json.dumps(state))
+    changed = sorted(key for key in {*state, *recorded} if state.get(key) != recorded.get(key))
+    if changed:
+        key = changed[0]
+        raise InputError(
+            f"{where} holds results with {key} = {recorded.get(key)!r}, now it is {state.get(key)!r}; "
+            "go back to that, give another output.path, or discard them with run.resume=false"
+        )
+
+
+def _report(part: Path) -> dict[str, Any] | None:
+    """The report in a part; None if the part is not there or cannot be read, and is to be made again."""
+    try:
+        with hdf5.reading(part) as file:
+            report: dict[str, Any] = json.loads(file.attrs["report"])
+            return report
+    except InputError:
+        return None

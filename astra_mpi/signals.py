@@ -1,0 +1,53 @@
+"""Ctrl-C and SIGTERM as a request that the ranks agree on, instead of an exception at any line of any rank."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from astra_mpi.errors import AstraError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+class Interrupted(AstraError):
+    """The user or the batch system asked for an end; all ranks raise it together. Exit code 128 + signal number."""
+
+    collective = True
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class StopRequests:
+    """Context in which the first SIGINT or SIGTERM is noted; a second one acts as it did before."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, signum: int, _: FrameType | None) -> None:
+        self.signum = signum
+        signal.signal(signum, self._before[signum])
+
+    def agreed(self, comm: MPI.Comm) -> int:
+        """Collective: the highest signal number any rank has received, 0 for none."""
+        from mpi4py import MPI
+
+        mine = np.array([self.signum], dtype=np.int32)
+        highest = np.empty_like(mine)
+        comm.Allreduce(mine, highest, op=MPI.MAX)
+        return int(highest[0])

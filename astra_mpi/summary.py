@@ -1,0 +1,73 @@
+"""One JSON object that says what a job was, what it cost and what came out."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from astra_mpi import __version__
+from astra_mpi.deck import Deck
+from astra_mpi.results import Results
+
+
+def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | None) -> dict[str, Any]:
+    """The summary of a finished job from the reports of its batches: bytes added up, latencies as medians."""
+    reports = [results.reports[part] for part in sorted(results.reports)]
+    first = reports[0]
+    return {
+        "astra_mpi": __version__,
+        "task": deck.task.name,
+        "model": str(deck.model.path),
+        **{name: first[name] for name in ("family", "strategy", "ranks")},
+        "items": results.n_items,
+        "tokens": sum(sum(report["tokens"]) for report in reports),
+        **{name: first[name] for name in ("codec", "bits_per_token_per_block")},
+        **{name: _added(reports, name) for name in ("contributed_bytes", "formula_bytes")},
+        "other_bytes": sum(report["other_bytes"] for report in reports),
+        "distinct_keys": _mean([report["distinct_keys"] for report in reports]),
+        "latency_s": _medians([report["latency_s"] for report in reports]),
+        "metrics": _metrics(reports, results, labels),
+        "choices": first["choices"],
+        "deck": deck.as_dict(),
+        "host": host(),
+        "versions": versions(),
+    }
+
+
+def host() -> dict[str, Any]:
+    return {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()}
+
+
+def versions() -> dict[str, str]:
+    from mpi4py import MPI
+
+    names = ("mpi4py", "numpy", "numba", "h5py")
+    mpi = MPI.Get_library_version().split("\n")[0].strip("\0 ")
+    return {"python": platform.python_version(), "mpi": mpi, **{name: version(name) for name in names}}
+
+
+def _added(reports: Sequence[dict[str, Any]], name: str) -> list[int]:
+    """A per-rank count, added up over batches."""
+    return [sum(counts) for counts in zip(*(report[name] for report in reports), strict=True)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _medians(latencies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The batch of median total; its phases belong together, so that they still add up."""
+    return sorted(latencies, key=lambda latency: latency["total"])[(len(latencies) - 1) // 2]
+
+
+def _metrics(reports: Sequence[dict[str, Any]], results: Results, labels: np.ndarray | None) -> dict[str, float]:
+    metrics = {"forward_s": sum(report["latency_s"]["total"] for report in reports)}
+    if labels is not None and results.state["task.name"] == "classify":
+        metrics["accuracy"] = float((results.outputs("class") == labels).mean())
+    return metrics
