@@ -1,0 +1,128 @@
+"""A Hugging Face folder -> a model file's contents."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from astra_mpi import hf_settings
+from astra_mpi.config import require
+from astra_mpi.errors import InputError
+from astra_mpi.hf_folder import Tensor, load_settings, open_weights, sha256
+from astra_mpi.modelfile import ModelFile, weight_shapes
+from astra_mpi.models import FAMILIES
+from astra_mpi.models.hf import to_canonical
+from astra_mpi.provenance import provenance
+
+
+def convert(source: str | Path, dtype: str = "float32", command: str = "convert") -> tuple[ModelFile, list[str]]:
+    """Read config.json, safetensors, tokenizer, pooling and image preprocessing of a Hugging Face folder.
+
+    dtype: how `write_model` will store the weights. Returns the model and notes for the user. InputError on a folder
+    that is incomplete, damaged or of an unknown family.
+    """
+    source = Path(source)
+    require(source.is_dir(), f"{source} is not a folder; give a Hugging Face folder with config.json and safetensors")
+    modules = hf_settings.sentence_modules(source)
+    folder = modules.get("Transformer", source)
+    tensors, files = open_weights(folder)
+    family, config = _config(folder / "config.json", tensors, modules)
+    weights, notes = _weights(folder, family, config, tensors)
+    tokenizer, preprocess, more_notes = _inputs(folder, config)
+    facts = {
+        "source": source.resolve().name,
+        "source_sha256": json.dumps({path.name: sha256(path) for path in files}),
+    }
+    model = ModelFile(
+        config,
+        weights,
+        tokenizer=tokenizer,
+        preprocess=preprocess,
+        provenance=provenance(command, **facts),
+        stored_dtype=dtype,
+    )
+    return model, notes + more_notes
+
+
+def _config(path: Path, tensors: dict[str, Tensor], modules: dict[str, Path]) -> tuple[Any, Any]:
+    """-> (family, config)."""
+    hf = load_settings(path)
+    name = hf.get("model_type")
+    if name not in FAMILIES:
+        raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(FAMILIES)}")
+    family: Any = FAMILIES[name]
+    try:
+        config = family.from_hf(hf)
+    except KeyError as exc:
+        raise InputError(f"{path} has no key {exc}; download it again") from exc
+    except (TypeError, ValueError, AttributeError) as exc:
+        raise InputError(f"{path} has a value of the wrong type ({exc}); download it again") from exc
+    except InputError as exc:
+        raise InputError(f"{path}: {exc}") from exc
+    if name == "bert":
+        has_pooler = _find(tensors, family, "pooler.dense.weight") is not None
+        config = dataclasses.replace(config, has_pooler=has_pooler, **hf_settings.pooling(modules))
+    return family, config
+
+
+def _weights(
+    folder: Path, family: Any, config: Any, tensors: dict[str, Tensor]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """-> (weights by canonical name, notes)."""
+    weights, unused = {}, dict(tensors)
+    hf_names = family.hf_weights(config)
+    for name, shape in weight_shapes(config).items():
+        tensor = _find(tensors, family, hf_names[name])
+        if tensor is None:
+            raise InputError(
+                f"{folder} has no tensor {hf_names[name]}, which its config.json asks for; download it again"
+            )
+        weights[name] = _canonical(name, shape, tensor)
+        unused.pop(tensor.name)
+    left = sorted(name for name in unused if not name.endswith("position_ids"))  # a constant, not a weight
+    if not left:
+        return weights, []
+    shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+    return weights, [f"{len(left)} tensors that this model does not use were left out: {shown}"]
+
+
+def _find(tensors: dict[str, Tensor], family: Any, name: str) -> Tensor | None:
+    """A tensor by its Hugging Face name, with or without the family's prefix, or as TensorFlow once called it."""
+    old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    for candidate in (family.hf_prefix + name, name, family.hf_prefix + old, old):
+        if candidate in tensors:
+            return tensors[candidate]
+    return None
+
+
+def _canonical(name: str, shape: tuple[int, ...], tensor: Tensor) -> np.ndarray:
+    """A tensor's values in the shape of weight `name`, float32, C-contiguous."""
+    wrong = f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, which config.json contradicts"
+    require(math.prod(tensor.shape) == math.prod(shape), wrong)
+    array = tensor.read()
+    if name.endswith(".weight") or array.shape != shape:
+        array = to_canonical(name, array)
+    require(array.shape == shape, wrong)
+    return np.ascontiguousarray(array)
+
+
+def _inputs(folder: Path, config: Any) -> tuple[str | None, dict[str, Any] | None, list[str]]:
+    """-> (tokenizer, preprocess, notes)."""
+    if config.family == "vit":
+        try:
+            return None, hf_settings.image_preprocessing(folder, config.image_size, config.channels).as_dict(), []
+        except InputError as exc:
+            return None, None, [f"{exc}; the model will take only float32 images that are already normalised"]
+    tokenizer = hf_settings.tokenizer(folder)
+    notes = []
+    if tokenizer is None:
+        notes.append(
+            f"{folder} has no tokenizer.json, so the model will take only token ids; "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...) makes one"
+        )
+    return tokenizer, {"max_tokens": hf_settings.max_tokens(folder, config.max_positions)}, notes

@@ -1,0 +1,89 @@
+"""How a Hugging Face folder says its model is used: pooling of sentence encoders, tokenizer, image preprocessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from astra_mpi.config import require
+from astra_mpi.errors import InputError
+from astra_mpi.hf_folder import load_json, load_settings
+from astra_mpi.images import Preprocess
+
+_POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+
+
+def sentence_modules(folder: Path) -> dict[str, Path]:
+    """The parts that modules.json of sentence-transformers names, by kind: Transformer, Pooling, Normalize, ..."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return {}
+    try:
+        modules = {str(m["type"]).rpartition(".")[2]: folder / str(m["path"]) for m in load_json(path)}
+    except (TypeError, KeyError) as exc:
+        raise InputError(f"{path} is damaged ({exc}); download it again") from exc
+    unknown = sorted(set(modules) - {"Transformer", "Pooling", "Normalize"})
+    require(not unknown, f"{path} has a module of type {', '.join(unknown)}, which is not supported")
+    return modules
+
+
+def pooling(modules: dict[str, Path]) -> dict[str, Any]:
+    """The config fields `pooling` and `normalize`; nothing for a folder that is no sentence encoder's."""
+    if "Pooling" not in modules:
+        return {}
+    path = modules["Pooling"] / "config.json"
+    settings = load_settings(path)
+    on = sorted(key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True)
+    modes: list[Any] = [_POOLINGS.get(key, key) for key in on] or [settings.get("pooling_mode")]
+    require(
+        modes in (["mean"], ["cls"]), f"{path} pools by {', '.join(map(str, modes))}; only mean and cls are supported"
+    )
+    return {"pooling": modes[0], "normalize": "Normalize" in modules}
+
+
+def max_tokens(folder: Path, max_positions: int) -> int:
+    """Longest text that the model is meant for: as its files say, and no longer than its positions."""
+    wanted = max_positions
+    for name, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
+        if (folder / name).is_file():
+            path = folder / name
+            limit = load_settings(path).get(key, wanted)
+            require(isinstance(limit, int) and limit > 0, f"{path}: {key} = {limit!r} must be a positive integer")
+            wanted = min(wanted, limit)
+    return wanted
+
+
+def tokenizer(folder: Path) -> str | None:
+    """Contents of tokenizer.json, or None if there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    load_settings(path)
+    return path.read_text(encoding="utf-8")
+
+
+def image_preprocessing(folder: Path, image_size: tuple[int, int], channels: int) -> Preprocess:
+    """preprocessor_config.json in our terms. InputError if it is missing or does what `Preprocess` does not."""
+    path = folder / "preprocessor_config.json"
+    hf = load_settings(path)
+    require(not hf.get("do_center_crop", False), f"{path}: cropping is not supported")
+    size = _size(hf["size"]) if hf.get("do_resize", True) and "size" in hf else image_size
+    require(size == image_size, f"{path} resizes to {size}, config.json says {image_size}")
+    normalize = hf.get("do_normalize", True)
+    preprocess = Preprocess(
+        size,
+        hf.get("image_mean", [0.5] * channels) if normalize else [0.0] * channels,
+        hf.get("image_std", [0.5] * channels) if normalize else [1.0] * channels,
+        hf.get("rescale_factor", 1 / 255) if hf.get("do_rescale", True) else 1.0,
+        hf.get("resample", 2),
+    )
+    require(
+        preprocess.channels == channels, f"{path} is for {preprocess.channels} channels, config.json says {channels}"
+    )
+    return preprocess
+
+
+def _size(size: Any) -> Any:
+    if isinstance(size, int):
+        return (size, size)
+    return (size["height"], size["width"]) if isinstance(size, dict) and {"height", "width"} <= set(size) else size
