@@ -1,0 +1,178 @@
+"""Parts, lock, resume and join of results, on one process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from astra_mpi import lock
+from astra_mpi.errors import AstraError, InputError
+from astra_mpi.lock import Lock
+from astra_mpi.results import Results, finished_summary, parts_folder, recorded_choices
+
+STATE = {"task.name": "embed", "model_digest": "m", "codec_digest": "c", "run.batch": 3, "parallel.weights": (1.0, 2.0)}
+SUMMARY = {"choices": {"remote": "table"}, "versions": {}}
+REPORT = {"choices": {"remote": "table"}}
+
+
+def open_results(output, state=STATE, n_items=8, batch=3, resume=True):
+    return Results(output, state, n_items, batch, resume)
+
+
+def values(start, stop):
+    return {"embedding": np.arange(start, stop, dtype=np.float32)[:, None] * [1, 10]}
+
+
+def write(results, part):
+    results.write(part, values(*results.span(part)), REPORT)
+
+
+def test_parts_are_joined_in_input_order(tmp_path):
+    output = tmp_path / "new" / "out.h5"
+    results = open_results(output)
+    assert results.pending() == [0, 1, 2]
+    for part in (2, 0, 1):
+        write(results, part)
+    np.testing.assert_array_equal(results.outputs("embedding"), values(0, 8)["embedding"])
+    results.join(SUMMARY, {"run": {}})
+    results.close()
+    assert os.listdir(output.parent) == ["out.h5"]
+    with h5py.File(output) as file:
+        np.testing.assert_array_equal(file["outputs/embedding"], values(0, 8)["embedding"])
+        np.testing.assert_array_equal(file["inputs/index"], np.arange(8))
+        assert file["outputs/embedding"].dtype == values(0, 1)["embedding"].dtype
+        assert file.attrs["format"] == "astra-mpi-results"
+        assert json.loads(file.attrs["deck"]) == {"run": {}}
+        assert file.attrs["model_digest"] == "m"
+        assert json.loads(file.attrs["choices"]) == {"remote": "table"}
+    assert finished_summary(output, STATE) == SUMMARY
+
+
+def test_resume_keeps_finished_parts(tmp_path):
+    output = tmp_path / "out.h5"
+    results = open_results(output)
+    write(results, 1)
+    results.close()
+    assert recorded_choices(output) == {"remote": "table"}
+    again = open_results(output)
+    assert again.pending() == [0, 2]
+    again.close()
+    anew = open_results(output, resume=False)
+    assert anew.pending() == [0, 1, 2]
+    anew.close()
+
+
+def test_a_damaged_part_is_made_again(tmp_path):
+    results = open_results(tmp_path / "out.h5")
+    for part in range(3):
+        write(results, part)
+    results.close()
+    part = results.folder / "part-00000001.h5"
+    part.write_bytes(part.read_bytes()[:500])
+    again = open_results(tmp_path / "out.h5")
+    assert again.pending() == [1]
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "change", [{"model_digest": "other"}, {"run.batch": 4}, {"parallel.weights": "even"}, {"ranks": 2}]
+)
+def test_other_settings_are_refused(tmp_path, change):
+    output = tmp_path / "out.h5"
+    results = open_results(output)
+    write(results, 0)
+    results.close()
+    key = next(iter(change))
+    with pytest.raises(InputError, match=rf"{key} = .*run\.resume=false"):
+        open_results(output, {**STATE, **change})
+    again = open_results(output)  # the refusal left no lock, and the parts are there
+    assert again.pending() == [1, 2]
+    for part in again.pending():
+        write(again, part)
+    again.join(SUMMARY, {})
+    with pytest.raises(InputError, match=rf"out\.h5 holds results with {key}"):
+        finished_summary(output, {**STATE, **change})
+
+
+def test_foreign_output_is_not_replaced(tmp_path):
+    output = tmp_path / "out.h5"
+    output.write_text("my thesis")
+    with pytest.raises(InputError, match=r"out\.h5 exists and holds no results"):
+        open_results(output, resume=False)
+    assert output.read_text() == "my thesis"
+
+
+def test_output_in_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written.*output\.path"):
+        open_results(tmp_path / "file" / "out.h5")
+
+
+def test_second_run_is_refused_and_first_goes_on(tmp_path):
+    output = tmp_path / "out.h5"
+    results = open_results(output)
+    write(results, 0)
+    with pytest.raises(InputError, match=rf"out\.h5\.parts is in use by process {os.getpid()} on .*output\.path"):
+        open_results(output, resume=False)
+    write(results, 1)
+    assert results.pending() == [2]
+    results.close()
+    open_results(output).close()
+
+
+def holder(folder, **changes):
+    folder.mkdir(exist_ok=True)
+    entry = {"host": socket.gethostname(), "pid": os.getpid(), "token": "theirs", "heartbeat": time.time()} | changes
+    (folder / "lock").write_text(json.dumps(entry))
+
+
+def ended_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_lock_of_an_ended_process_is_taken_over(tmp_path, capsys):
+    folder = parts_folder(tmp_path / "out.h5")
+    pid = ended_pid()
+    holder(folder, pid=pid)
+    open_results(tmp_path / "out.h5").close()
+    assert f"taking over {folder} from process {pid}" in capsys.readouterr().err
+
+
+def test_silent_lock_is_taken_over_fresh_one_is_not(tmp_path, capsys):
+    folder = parts_folder(tmp_path / "out.h5")
+    holder(folder, host="elsewhere", pid=ended_pid(), heartbeat=time.time() - lock.STALE_AFTER_S / 2)
+    with pytest.raises(InputError, match=r"in use by process \d+ on elsewhere \(last heard of 30 s ago\)"):
+        open_results(tmp_path / "out.h5")
+    holder(folder, host="elsewhere", heartbeat=time.time() - lock.STALE_AFTER_S - 5)
+    open_results(tmp_path / "out.h5").close()
+    assert "silent for 65 s" in capsys.readouterr().err
+    assert not (folder / "lock").exists()
+
+
+def test_run_that_lost_its_lock_stops(tmp_path):
+    results = open_results(tmp_path / "out.h5")
+    holder(results.folder, host="elsewhere")
+    with pytest.raises(AstraError, match="another run took over"):
+        write(results, 0)
+    results.close()
+    assert (results.folder / "lock").exists()  # it is theirs
+
+
+def test_lock_beats_while_a_batch_takes_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_EVERY_S", 0.02)
+    held = Lock(tmp_path / "lock")
+    first = json.loads((tmp_path / "lock").read_text())["heartbeat"]
+    end = time.monotonic() + 5
+    while json.loads((tmp_path / "lock").read_text())["heartbeat"] == first:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    held.release()
+    assert os.listdir(tmp_path) == []
