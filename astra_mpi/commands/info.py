@@ -1,0 +1,51 @@
+"""astra-mpi info: what a file holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from astra_mpi.commands.model_options import write_json
+
+LONGEST = 100  # characters of a value in the table; --json has it all
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "info",
+        help="what a file holds",
+        description="Shape, parameters, codebooks, bits per token and provenance of a model or codebook file;"
+        " datasets and settings of a results file. Weights are not read.",
+    )
+    parser.add_argument("file", metavar="FILE.h5", help="model, codebook or results file")
+    parser.add_argument("--json", metavar="PATH", help="write everything as JSON; - for stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from astra_mpi.info import describe
+
+    facts = describe(args.file)
+    if args.json != "-":
+        for name, value in _rows(facts):
+            print(f"{name:<34}{value}")
+    if args.json:
+        write_json(args.json, facts)
+    return 0
+
+
+def _rows(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in facts.items():
+        if isinstance(value, dict) and value:
+            yield from _rows(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

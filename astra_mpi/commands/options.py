@@ -1,0 +1,33 @@
+"""Codec options, the same for every command that makes codebooks."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from astra_mpi.config import CodecConfig
+
+
+def add_codec_options(parser: argparse.ArgumentParser) -> None:
+    """--kind, --groups, --stages, --codebook-size, --site."""
+    group = parser.add_argument_group("codec options")
+    group.add_argument("--kind", default="residual", help="residual or grouped codebooks (default %(default)s)")
+    group.add_argument("--groups", type=int, metavar="G", help="sub-vectors, for --kind grouped (default 1)")
+    group.add_argument("--stages", type=int, metavar="M", help="stages, for --kind residual (default 4)")
+    group.add_argument(
+        "--codebook-size", type=int, default=256, metavar="K", help="entries per codebook (default %(default)s)"
+    )
+    group.add_argument("--site", default="hidden", help="what is sent: hidden, normed or kv (default %(default)s)")
+
+
+def codec_config(args: argparse.Namespace) -> CodecConfig:
+    """The options as a config; InputError on values that do not exist or do not go together."""
+    from astra_mpi.config import CodecConfig, require
+
+    require(args.groups is None or args.kind == "grouped", "--groups is for --kind grouped; use --stages or that kind")
+    require(
+        args.stages is None or args.kind == "residual", "--stages is for --kind residual; use --groups or that kind"
+    )
+    counts = {name: value for name in ("groups", "stages") if (value := getattr(args, name)) is not None}
+    return CodecConfig(site=args.site, kind=args.kind, codebook_size=args.codebook_size, **counts)

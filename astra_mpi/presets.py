@@ -1,0 +1,75 @@
+"""Random models of a named shape: for latency work, where the weights' values do not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.calibrate import fit_codec
+from astra_mpi.config import CodecConfig, require
+from astra_mpi.errors import InputError
+from astra_mpi.images import Preprocess
+from astra_mpi.modelfile import ModelFile, weight_shapes
+from astra_mpi.models import FAMILIES
+from astra_mpi.synthetic import random_batch
+
+SCALE = 0.02  # standard deviation of the weights, as BERT and ViT are initialised
+SAMPLES_PER_ENTRY = 4  # activations that k-means sees: enough that entries differ, which is all that latency asks for
+BATCH = 4
+
+
+def presets() -> dict[str, Any]:
+    """Name -> function of the number of content tokens (None: the shape's own) that makes a config."""
+    return {name: make for family in FAMILIES.values() for name, make in family.PRESETS.items()}
+
+
+def preset_config(name: str, n_tokens: int | None = None) -> Any:
+    """The config of a preset; InputError on an unknown name or number of tokens."""
+    known = presets()
+    if name not in known:
+        raise InputError(f"preset '{name}' is unknown; use one of {', '.join(known)}")
+    return known[name](n_tokens)
+
+
+def random_weights(config: Any, seed: int) -> dict[str, np.ndarray]:
+    """Canonical name -> float32: N(0, 0.02), biases 0, norms 1 and 0. The same seed gives the same weights."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in sorted(weight_shapes(config).items()):
+        if name.endswith(".bias"):
+            weights[name] = np.zeros(shape, np.float32)
+        elif "norm" in name:
+            weights[name] = np.ones(shape, np.float32)
+        else:
+            weights[name] = rng.standard_normal(shape, np.float32) * np.float32(SCALE)
+    return weights
+
+
+def random_model(
+    config: Any,
+    codec: CodecConfig,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ModelFile:
+    """A model with random weights, and codebooks fitted to its activations on random input.
+
+    The same arguments give the same model. `progress(done, total)` counts codebooks. InputError on a negative seed.
+    """
+    require(seed >= 0, f"--seed {seed}: at least 0")
+    images = config.family == "vit"
+    grey = [0.5] * config.channels if images else []
+    preprocess = Preprocess(config.image_size, grey, grey).as_dict() if images else {"max_tokens": config.max_positions}
+    model = ModelFile(config, random_weights(config, seed), preprocess=preprocess)
+    n_samples = SAMPLES_PER_ENTRY * codec.codebook_size
+    batches = _random_batches(config, seed)
+    return replace(model, codec=fit_codec(model, batches, codec, seed=seed, n_samples=n_samples, progress=progress))
+
+
+def _random_batches(config: Any, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Without end."""
+    while True:
+        yield random_batch(config, BATCH, seed=seed)
+        seed += 1
