@@ -1,7 +1,5 @@
 """Online softmax attention: BLAS for both products, one Numba pass over the scores between them."""
 
-import math
-
 import numpy as np
 from numba import njit
 
@@ -29,33 +27,36 @@ def attend(
     if q.size == 0 or n_keys == 0:
         return
     repeat = n_heads // n_kv_heads
+    q = q.reshape(n_kv_heads, repeat, n_queries, d_head)
     key_bias = np.zeros(n_keys, np.float32) if key_bias is None else np.ascontiguousarray(key_bias)
     reach = n_keys if causal is None else causal  # query i sees key j when j <= i + reach
     tile_queries = min(n_queries, max(16, TILE_QUERIES // repeat))
     tile_keys = min(n_keys, max(TILE_KEYS, TILE // (tile_queries * repeat)))
-    tile_heads = min(n_kv_heads, max(1, TILE // (repeat * tile_queries * tile_keys)))
-    scratch = np.empty(tile_heads * repeat * tile_queries * tile_keys, np.float32)
-    q_grouped = q.reshape(n_kv_heads, repeat, n_queries, d_head)
-    acc_grouped = acc.reshape(n_kv_heads, repeat, n_queries, d_head)
-    for heads in _slices(n_kv_heads, tile_heads):
-        for rows in _slices(n_queries, tile_queries):
-            for keys in _slices(min(n_keys, rows.stop + reach), tile_keys):
-                q_tile = q_grouped[heads, :, rows]  # (h, repeat, a, d)
-                scores = _view(scratch, (*q_tile.shape[:3], keys.stop - keys.start))
-                np.matmul(q_tile, k[heads, None, keys].swapaxes(2, 3), out=scores)  # (h, repeat, a, m)
-                flat = scores.reshape(-1, *scores.shape[2:])  # (h * repeat, a, m)
-                first = (heads.start * repeat, rows.start, keys.start)
-                _softmax_step(flat, key_bias, rows.start + reach - keys.start, first, acc, row_max, row_sum)
-                acc_grouped[heads, :, rows] += np.matmul(scores, v[heads, None, keys])
+    tile_heads = max(1, TILE // (repeat * tile_queries * tile_keys))
+    for heads in _slices(n_kv_heads, tile_heads, 1):
+        for rows in _slices(n_queries, tile_queries, 16):
+            for keys in _slices(min(n_keys, rows.stop + reach), tile_keys, 16):
+                _attend_tile(q, k, v, key_bias, reach, acc, row_max, row_sum, heads, rows, keys)
 
 
-def _slices(n, size):
-    """Consecutive slices of range(n), `size` long but for the last."""
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+def _slices(n, size, unit):
+    """range(n) in slices of about `size` cut at multiples of `unit`; none is a mere remainder."""
+    if n <= 0:
+        return []
+    count = max(1, round(n / size))
+    bounds = [i * n // count // unit * unit for i in range(count)]
+    return [slice(start, stop) for start, stop in zip(bounds, [*bounds[1:], n], strict=True)]
 
 
-def _view(scratch, shape):
-    return scratch[: math.prod(shape)].reshape(shape)
+def _attend_tile(q, k, v, key_bias, reach, acc, row_max, row_sum, heads, rows, keys):
+    """`attend` for the key/value heads, queries and keys of three slices; q (Hkv, repeat, a, d)."""
+    repeat, d_head = q.shape[1], q.shape[3]
+    scores = q[heads, :, rows] @ k[heads, None, keys].swapaxes(2, 3)  # (h, repeat, a, m)
+    flat = scores.reshape(-1, *scores.shape[2:])  # (h * repeat, a, m)
+    first = (heads.start * repeat, rows.start, keys.start)
+    _softmax_step(flat, key_bias, rows.start + reach - keys.start, first, acc, row_max, row_sum)
+    sums = scores @ v[heads, None, keys]  # (h, repeat, a, d)
+    acc[heads.start * repeat : heads.stop * repeat, rows] += sums.reshape(-1, sums.shape[2], d_head)
 
 
 @njit(cache=True, fastmath=FASTMATH, error_model="numpy")

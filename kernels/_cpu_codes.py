@@ -105,18 +105,23 @@ def _gather(codes, entries, out):
 def _table_sum(codes, tables, plain, scale, bias, out):
     n, n_tables = codes.shape
     width = out.shape[1]
+    single = n_tables % 4
     for i in range(n):
-        row = out[i]
-        row[:] = 0
-        if n_tables % 2 == 1:
-            row[:] = tables[0, codes[i, 0]]
-        for c in range(n_tables % 2, n_tables, 2):  # two at a time: half the traffic of the running sum
-            first, second = tables[c, codes[i, c]], tables[c + 1, codes[i, c + 1]]
+        row, first, factor = out[i], tables[0, codes[i, 0]], scale[i]
+        for e in range(width):
+            row[e] = first[e] if single > 0 else np.float32(0)
+        for c in range(1, single):
+            other = tables[c, codes[i, c]]
             for e in range(width):
-                row[e] = row[e] + first[e] + second[e]
+                row[e] += other[e]
+        for c in range(single, n_tables, 4):  # four at a time: a quarter of the traffic of the running sum
+            t0, t1 = tables[c, codes[i, c]], tables[c + 1, codes[i, c + 1]]
+            t2, t3 = tables[c + 2, codes[i, c + 2]], tables[c + 3, codes[i, c + 3]]
+            for e in range(width):
+                row[e] = row[e] + t0[e] + t1[e] + t2[e] + t3[e]
         if not plain:
             for e in range(width):
-                row[e] = row[e] * scale[i] + bias[e]
+                row[e] = row[e] * factor + bias[e]
 
 
 @njit(cache=True, fastmath=FASTMATH)

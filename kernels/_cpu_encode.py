@@ -13,8 +13,8 @@ from astra_mpi.kernels.reference import code_dtype
 
 Array = np.ndarray
 
-#: Scores of one tile: 512 KiB, so that they are still in the cache when the pass reads them.
-TILE = 1 << 17
+#: Scores of one tile: 1 MiB, so that they are still in the cache when the pass reads them.
+TILE = 1 << 18
 
 
 def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
