@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
     from mpi4py import MPI
 
     names = ("mpi4py", "numpy", "numba", "h5py")
-    mpi = MPI.Get_library_version().split("\n")[0].strip("\0 ")
+    mpi = " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split())
     return {"python": platform.python_version(), "mpi": mpi, **{name: version(name) for name in names}}
 
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from astra_mpi.deck import Deck
+    from astra_mpi.engine import Model
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
@@ -25,7 +28,6 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     from astra_mpi import runner
     from astra_mpi.broadcast import broadcast_text
     from astra_mpi.deck import Deck, load_deck
-    from astra_mpi.engine import load
     from astra_mpi.errors import collective
     from astra_mpi.results import recorded_choices
     from astra_mpi.threads import set_threads
@@ -40,8 +42,18 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     deck = Deck.from_dict(settings)
     with collective(comm):
         threads = set_threads(deck.run.threads)
-    parallel, task = deck.parallel, deck.task
-    model = load(
+    summary = runner.run(deck, _load(deck, choices, comm), comm, threads=threads)
+    if comm.Get_rank() == 0:
+        print(json.dumps(summary))
+    return 0
+
+
+def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
+    """Collective: the model as the deck says, with the choices that an earlier part of this job made."""
+    from astra_mpi.engine import load
+
+    parallel = deck.parallel
+    return load(
         str(deck.model.path),
         comm=comm,
         strategy=parallel.strategy,
@@ -49,12 +61,8 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         codebooks=str(deck.model.codebooks) if deck.model.codebooks else None,
         weights=None if isinstance(parallel.weights, str) else parallel.weights,
         counted_keys=parallel.counted_keys,
-        remote=choices.get("remote", parallel.remote),  # what was timed once holds for the whole job
+        remote=choices.get("remote", parallel.remote),
         gather=parallel.gather,
-        pooling=task.pooling,
-        normalize=task.normalize,
+        pooling=deck.task.pooling,
+        normalize=deck.task.normalize,
     )
-    summary = runner.run(deck, model, comm, threads=threads)
-    if comm.Get_rank() == 0:
-        print(json.dumps(summary))
-    return 0

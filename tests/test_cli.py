@@ -1,0 +1,187 @@
+"""The command line as a user meets it: processes, exit codes, what is on stderr."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from astra_mpi import __version__, cli, launch, threads
+from astra_mpi.errors import InputError
+
+LAUNCHERS = ("PMI", "OMPI", "PRTE", "SLURM", "HYD", "MPI")
+BESIDE = shutil.which("mpirun", path=str(Path(sys.executable).parent))
+MPIRUN = BESIDE or shutil.which("mpirun")
+
+DECK = '[model]\npath="m.h5"\n[input]\npath="in.txt"\nkind="text"\n[task]\nname="embed"\n[output]\npath="out.h5"\n'
+
+
+def outside(**more):
+    """The environment without the launcher that may have started this test."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return plain | root | {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"} | more
+
+
+def start(*command, timeout=20, **environment):
+    return subprocess.run(command, env=outside(**environment), capture_output=True, text=True, timeout=timeout)
+
+
+def astra(*arguments, **environment):
+    return start(sys.executable, "-m", "astra_mpi", *arguments, **environment)
+
+
+def mpirun(size, code, *options):
+    """`code` defines run(args, comm), which the command line runs on `size` ranks."""
+    if MPIRUN is None:
+        pytest.skip("no mpirun")
+    script = "import argparse, sys\nfrom astra_mpi import cli\nfrom astra_mpi.errors import *\n"
+    script += code + "\nsys.exit(cli._together(argparse.Namespace(run=run, debug='--debug' in sys.argv)))"
+    begin = time.monotonic()
+    done = start(MPIRUN, "-n", str(size), sys.executable, "-c", script, *options)
+    return done, time.monotonic() - begin
+
+
+def own_lines(done):
+    return [line for line in done.stderr.splitlines() if line.startswith("astra-mpi:")]
+
+
+def test_help_imports_neither_mpi_nor_numpy():
+    code = (
+        "import sys\nfrom astra_mpi.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "print(sorted({'mpi4py', 'numpy', 'numba', 'h5py'} & set(sys.modules)))"
+    )
+    for arguments in (["--help"], ["run", "--help"]):
+        done = start(sys.executable, "-c", code, *arguments)
+        assert "usage: astra-mpi" in done.stdout
+        assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_version_and_wrong_use():
+    assert astra("--version").stdout == f"astra-mpi {__version__}\n"
+    wrong = astra("rnu")
+    assert wrong.returncode == 2 and "rnu" in wrong.stderr
+
+
+def test_input_errors_are_one_sentence_and_exit_code_2(tmp_path):
+    done = astra("run", str(tmp_path / "none.toml"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"astra-mpi: error: {tmp_path / 'none.toml'}: the deck cannot be read (No such file or directory); "
+        "check the path"
+    ]
+    (tmp_path / "deck.toml").write_text(DECK)
+    done = astra("run", str(tmp_path / "deck.toml"))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and str(tmp_path / "m.h5") in done.stderr
+    done = astra("run", str(tmp_path / "deck.toml"), "run.bathc=3", "--debug")
+    assert "did you mean 'batch'?" in done.stderr and "Traceback" in done.stderr
+
+
+def test_several_processes_asked_for_but_one_seen(tmp_path):
+    done = astra("run", "deck.toml", SLURM_NTASKS="4")
+    assert done.returncode == 2
+    assert "4 processes were asked for, but MPI sees one" in done.stderr and "--mpi=pmi2" in done.stderr
+    assert "the deck cannot be read" in astra("run", str(tmp_path / "deck.toml"), SLURM_NTASKS="1").stderr
+
+
+def test_mpirun_of_one_inside_a_larger_allocation(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("PMI_SIZE", "1")
+    launch.check_together(1)
+    monkeypatch.delenv("PMI_SIZE")
+    with pytest.raises(InputError):
+        launch.check_together(1)
+    launch.check_together(4)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_command_of_one_process_started_as_several(monkeypatch, capsys, rank):
+    for name in launch._SIZES + launch._RANKS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+    args = argparse.Namespace(command="info", debug=False, run=lambda args: pytest.fail("it ran"))
+    assert cli._alone(args) == 2
+    said = "astra-mpi: error: info is done by one process; run it without mpirun or srun\n"
+    assert capsys.readouterr().err == (said if rank == 0 else "")
+
+
+def test_unexpected_error_exits_3_and_names_its_kind(monkeypatch, capsys):
+    for name in launch._SIZES + launch._RANKS:
+        monkeypatch.delenv(name, raising=False)
+    args = argparse.Namespace(command="info", debug=False, run=lambda args: {}["x"])
+    assert cli._alone(args) == 3
+    assert capsys.readouterr().err == "astra-mpi: error: KeyError: 'x'; --debug shows where\n"
+
+
+def test_closed_pipe_is_no_error():
+    code = (
+        "from astra_mpi import cli\ncli._together = lambda args: print('x' * 10**6) or 0\nexit(cli.main(['run', 'd']))"
+    )
+    reader = subprocess.Popen([sys.executable, "-c", "pass"], stdin=subprocess.PIPE)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code], env=outside(), stdout=reader.stdin, stderr=subprocess.PIPE, text=True
+    )
+    assert reader.stdin
+    reader.stdin.close()
+    reader.wait()
+    assert writer.communicate(timeout=20)[1] == ""
+    assert writer.returncode == 141
+
+
+def test_exception_on_one_rank_ends_all():
+    code = "def run(args, comm):\n    if comm.rank == 1: raise ValueError('boom')\n    comm.Barrier()\n    return 0"
+    done, wall_s = mpirun(2, code)
+    assert done.returncode != 0
+    assert own_lines(done) == ["astra-mpi: error: rank 1: ValueError: boom; --debug shows where"]
+    assert "Traceback" not in done.stderr
+    assert wall_s < 10
+
+
+def test_traceback_with_debug():
+    code = "def run(args, comm):\n    if comm.rank == 1: raise ValueError('boom')\n    comm.Barrier()\n    return 0"
+    assert "line 5, in run" in mpirun(2, code, "--debug")[0].stderr
+
+
+@pytest.mark.parametrize(
+    ("raises", "code"), [("InputError('give less')", 2), ("AstraError('x')", 3), ("VerifyError('x')", 4)]
+)
+def test_the_same_error_on_all_ranks_is_said_once(raises, code):
+    done, _ = mpirun(3, f"def run(args, comm):\n    raise {raises}")
+    assert done.returncode == code
+    assert len(own_lines(done)) == 1 and "rank" not in own_lines(done)[0]
+
+
+def test_collective_error_of_one_rank():
+    code = (
+        "def run(args, comm):\n    with collective(comm):\n"
+        "        if comm.rank == 1: raise InputError('the file differs; copy it again')\n    return 0"
+    )
+    done, _ = mpirun(2, code)
+    assert done.returncode == 2
+    assert own_lines(done) == ["astra-mpi: error: rank 1: the file differs; copy it again"]
+
+
+def test_exit_code_of_a_command_is_that_of_mpirun():
+    assert mpirun(2, "def run(args, comm):\n    return 0")[0].returncode == 0
+
+
+def test_threads_in_force(monkeypatch):
+    code = (
+        "from astra_mpi.threads import set_threads\nimport json, numba, numpy, threadpoolctl\n"
+        "n = set_threads()\nblas = [p['num_threads'] for p in threadpoolctl.threadpool_info()]\n"
+        "print(json.dumps([n, numba.get_num_threads(), max(blas)]))"
+    )
+    for environment, n in (({}, 1), ({"SLURM_CPUS_PER_TASK": "2"}, 2), ({"SLURM_CPUS_PER_TASK": "64"}, 2)):
+        limits = {"NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+        assert json.loads(start(sys.executable, "-c", code, **limits, **environment).stdout) == [n, n, n]
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "two")
+    with pytest.raises(InputError, match="SLURM_CPUS_PER_TASK = 'two'"):
+        threads.set_threads()
