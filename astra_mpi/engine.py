@@ -61,6 +61,8 @@ def load(
         config = dataclasses.replace(file.config, **changes)
         if strategy == "astra" and codec is None:
             raise InputError(f"{path} holds no codebooks, which strategy astra needs; run `astra-mpi calibrate` first")
+        if codec is not None:
+            codecfile.check_codec(codec, config, codebooks or path)
     _same_everywhere(comm, f"{path} differs between ranks; copy the same file to every machine", file.digest)
     _same_everywhere(
         comm, "the codebooks differ between ranks; copy the same file to every machine", codec.digest if codec else ""

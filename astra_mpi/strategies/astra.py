@@ -40,7 +40,7 @@ class Astra(TokenParallel):
         self.codec, self.remote = codec, remote
         self.site = codec.config.site
         # one code fixes a far token's key and value only where the finished table row does
-        self.counted_keys = counted_keys and all(table.finished for table in remote.tables)
+        self.counted_keys = counted_keys and all(table.rows is not None for table in remote.tables)
         self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(blocks)
 
     def message_bytes(self, layout: Layout) -> list[int]:
@@ -80,7 +80,7 @@ class Astra(TokenParallel):
     def _counted(self, i: int, far: np.ndarray) -> FarKeys:
         """Far codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
         offsets = self.planned.far_offsets
-        pairs = [distinct(far[a:b, 0], self.codec.config.codebook_size, self.kernels) for a, b in pairwise(offsets)]
+        pairs = [distinct(far[a:b], self.codec.config.codebook_size, self.kernels) for a, b in pairwise(offsets)]
         values = np.concatenate([value for value, _ in pairs])
         return FarKeys(
             self.remote.tables[i].rows[values],

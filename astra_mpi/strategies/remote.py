@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from astra_mpi.codec.codebook import Codec
-from astra_mpi.codec.tables import FarTable, make_far
+from astra_mpi.codec.tables import FarTable, Norm, Projection, make_far
 from astra_mpi.config import require
 from astra_mpi.models.block import Block
 
@@ -64,5 +64,5 @@ def _time_s(table: FarTable, codes: np.ndarray, kernels: ModuleType) -> float:
 def _far_table(block: Block, codec: Codec, i: int, how: str) -> FarTable:
     norm = None
     if codec.config.site == "hidden" and block.recipe.norm_first:
-        norm = ("layer", block.w["norm1.weight"], block.w["norm1.bias"], block.config.norm_eps)
-    return make_far(how, codec.blocks[i], codec.config.site, block.w_kv, block.b_kv, norm)
+        norm = Norm(True, block.w["norm1.weight"], block.w["norm1.bias"], block.config.norm_eps)
+    return make_far(how, codec.blocks[i], codec.config.site, Projection(norm, block.w_kv, block.b_kv))

@@ -1,0 +1,181 @@
+"""Projected codebooks: far keys and values from codes, without the projection of far tokens.
+
+A far token's [K^ | V^] depends on its codes alone, so the projection is applied to the codebooks once, at load. With a
+LayerNorm in between, entries are made mean-free first, so that the mean vanishes exactly:
+[K^ | V^] = (sum_c table_c[code_c]) / sigma + (beta W + b), where sigma comes from look-ups too.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from astra_mpi.codec.codebook import BlockCodec, Codebook
+from astra_mpi.config import require
+
+#: residual stages look sigma up in Gram tables of up to this size per block; beyond it x^ is rebuilt
+GRAM_LIMIT_BYTES = 16 << 20
+
+
+class Norm(NamedTuple):
+    """The normalisation between what is quantised and what is projected."""
+
+    centred: bool  # LayerNorm, else RMSNorm
+    weight: np.ndarray  # (D,)
+    bias: np.ndarray | None  # (D,)
+    eps: float
+
+
+class Projection(NamedTuple):
+    """From quantised vectors to [K | V]: optional normalisation, then a linear layer."""
+
+    norm: Norm | None
+    weight: np.ndarray  # (D, 2 d_kv)
+    bias: np.ndarray  # (2 d_kv,)
+
+
+class FarTable:
+    """Turns codes (n, C) into far keys and values; here for site "kv", where decoding them is all there is to do."""
+
+    #: (K, 2 d_kv) where one code fixes a far token's key and value: what counted keys need
+    rows: np.ndarray | None = None
+
+    def __init__(self, codec: BlockCodec) -> None:
+        self.codec = codec
+
+    def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
+        """Codes (n, C) -> [K^ | V^] (n, 2 d_kv) float32."""
+        return self.codec.decode(codes, kernels)
+
+
+class FarGemm(FarTable):
+    """Rebuild the far tokens, normalise and project them: the paper's way."""
+
+    def __init__(self, codec: BlockCodec, projection: Projection) -> None:
+        super().__init__(codec)
+        self.projection = projection
+
+    def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
+        x = self.codec.decode(codes, kernels)  # (n, D)
+        norm, weight, bias = self.projection
+        if norm is not None and norm.centred:
+            x = kernels.layer_norm(x, norm.weight, norm.bias, norm.eps)
+        elif norm is not None:
+            x = kernels.rms_norm(x, norm.weight, norm.eps)
+        kv = x @ weight
+        kv += bias
+        return kv
+
+
+class FarRow(FarTable):
+    """One code per token: its finished row."""
+
+    def __init__(self, codec: BlockCodec, projection: Projection) -> None:
+        super().__init__(codec)
+        x = codec.codebooks[0].entries[0].astype(np.float64)[:, : codec.width]  # (K, D)
+        norm, weight, bias = projection
+        if norm is not None:
+            x = x - x.mean(axis=1, keepdims=True) if norm.centred else x
+            x = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + norm.eps) * norm.weight
+            x = x if norm.bias is None else x + norm.bias
+        self.rows = (x @ weight + bias).astype(np.float32)
+
+    def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
+        return self.rows[codes[:, 0]]
+
+
+class FarSum(FarTable):
+    """A sum of projected table rows, over sigma."""
+
+    def __init__(self, codec: BlockCodec, projection: Projection) -> None:
+        super().__init__(codec)
+        (book,) = codec.codebooks
+        norm, weight, bias = projection
+        self.norm = norm
+        gain = weight.astype(np.float64) if norm is None else norm.weight[:, None].astype(np.float64) * weight
+        shift = norm.bias @ weight.astype(np.float64) if norm is not None and norm.bias is not None else 0.0
+        self.bias = (bias + shift).astype(np.float32)
+        self.tables = _tables(book, gain, norm is not None and norm.centred)
+        self._sigma2 = None if norm is None else _sigma2(book, norm.centred)
+
+    def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
+        scale = None
+        if self.norm is not None:
+            scale = (1.0 / np.sqrt(self._sigma2(codes, kernels) + self.norm.eps)).astype(np.float32)
+        return kernels.table_sum(codes, self.tables, scale, self.bias)
+
+
+def make_far(how: str, codec: BlockCodec, site: str, projection: Projection) -> FarTable:
+    """`how` = "table" or "gemm", for a block's codebooks at `site`."""
+    require(how in ("table", "gemm"), f"remote = '{how}' is unknown; use table or gemm")
+    if site == "kv":
+        return FarTable(codec)
+    if how == "gemm":
+        return FarGemm(codec, projection)
+    return FarRow(codec, projection) if codec.n_codes == 1 else FarSum(codec, projection)
+
+
+def _tables(book: Codebook, gain: np.ndarray, centred: bool) -> np.ndarray:
+    """(C, K, 2 d_kv): entries (mean-free if `centred`) times gain (D, 2 d_kv), in float64 until the end."""
+    n_codes, size, width = book.entries.shape
+    tables = np.empty((n_codes, size, gain.shape[1]), np.float32)
+    means, columns = [], gain.sum(axis=0)
+    for c, entries in enumerate(_entries(book)):
+        part = gain if book.kind == "residual" else gain[c * width : (c + 1) * width]
+        row = entries[:, : len(part)] @ part  # (K, 2 d_kv)
+        if centred:
+            row -= entries.sum(axis=1, keepdims=True) / book.width * columns
+        means.append(row.mean(axis=0))
+        tables[c] = row - means[-1]
+    # Groups share an offset of the activations and would cancel it only in their sum: the sum's mean is spread instead.
+    tables += (np.sum(means, axis=0) / n_codes).astype(np.float32)
+    return tables
+
+
+def _entries(book: Codebook) -> np.ndarray:
+    """(C, K, W) float64, zero where the last group reaches beyond the vector's width."""
+    entries = book.entries.astype(np.float64)
+    if book.kind == "grouped":
+        entries[-1, :, book.width - (book.n_codes - 1) * entries.shape[2] :] = 0
+    return entries
+
+
+def _sigma2(book: Codebook, centred: bool):
+    """-> function codes (n, C) -> (n,) float64: variance of x^, or mean square if not `centred`."""
+    if book.kind == "grouped":
+        return _GroupSums(book, centred)
+    entries = book.entries - book.entries.mean(axis=2, keepdims=True) if centred else book.entries
+    n_codes, size, _ = entries.shape
+    if (n_codes * size) ** 2 * 4 <= GRAM_LIMIT_BYTES:
+        gram = np.einsum("ikd,jld->ijkl", entries, entries, optimize=True)
+        gram = np.ascontiguousarray(gram, np.float32)
+        return lambda codes, kernels: kernels.gram_sum(codes, gram) / book.width
+
+    def rebuilt(codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
+        x = kernels.decode_residual(codes, entries)
+        return np.einsum("nd,nd->n", x, x).astype(np.float64) / book.width
+
+    return rebuilt
+
+
+class _GroupSums:
+    """Variance of x^ from two scalars per group and code, in float64 because a common offset cancels here."""
+
+    def __init__(self, book: Codebook, centred: bool) -> None:
+        entries = _entries(book)
+        self.squares = (entries * entries).sum(axis=2) / book.width  # (C, K)
+        self.sums = entries.sum(axis=2) / book.width if centred else None
+
+    def __call__(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
+        group = np.arange(codes.shape[1])
+        mean_square = self.squares[group, codes].sum(axis=1)
+        return mean_square if self.sums is None else mean_square - self.sums[group, codes].sum(axis=1) ** 2
+
+
+def distinct(codes: np.ndarray, codebook_size: int, kernels: ModuleType) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (n, 1) -> the distinct ones (u,), ascending, and the logarithm of their counts (u,) float32."""
+    counts = kernels.count_codes(codes, codebook_size)
+    values = np.flatnonzero(counts)
+    return values, np.log(counts[values]).astype(np.float32)
