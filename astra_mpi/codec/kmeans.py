@@ -1,0 +1,74 @@
+"""Lloyd's k-means in float32: how codebooks are initialised from activations (arXiv 2505.19342, section on training)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+MIN_GAIN = 1e-3  # stop when an iteration lowers the squared error by less than this share
+
+
+def kmeans(
+    x: np.ndarray, n_entries: int, seed: int | np.random.Generator, kernels: Any, max_iterations: int = 25
+) -> np.ndarray:
+    """Entries (K, W) float32 that minimise the squared error of x (n, W) float32, K = n_entries; n >= 1.
+
+    Starts from K random samples; an entry that loses all its samples moves to the sample with the largest error. With
+    fewer samples than entries, the samples are repeated: the repeats are never chosen, as ties go to the lowest index.
+    The same seed, data and threads give the same entries.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(x)
+    if n <= n_entries:
+        return x[np.arange(n_entries) % n].astype(np.float32)
+    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    x = x - mean  # a common offset would cost the float32 distances their precision
+    energy = np.einsum("nw,nw->", x, x, dtype=np.float64)
+    entries = x[rng.choice(n, n_entries, replace=False)]
+    previous = np.inf
+    for _ in range(max_iterations):
+        codes = assign(x, entries, kernels)
+        entries, counts = means(x, codes, entries)
+        error = energy - counts @ np.einsum("kw,kw->k", entries, entries, dtype=np.float64)
+        empty = np.flatnonzero(counts == 0)
+        if len(empty):
+            repair(x, codes, entries, empty)
+        elif error >= (1 - MIN_GAIN) * previous:
+            break
+        previous = error
+    return entries + mean
+
+
+def assign(x: np.ndarray, entries: np.ndarray, kernels: Any) -> np.ndarray:
+    """Code (n,) of the entry (K, W) nearest to each row of x (n, W)."""
+    half_norms = np.einsum("kw,kw->k", entries, entries) / 2
+    return kernels.encode_grouped(x, entries[None], half_norms[None])[:, 0]
+
+
+def means(x: np.ndarray, codes: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(entries, counts): the mean (K, W) of the rows of x (n, W) with each code (n,), and how many there are (K,).
+
+    A code that no row has keeps its entry.
+    """
+    counts = np.bincount(codes, minlength=len(entries))
+    stops = np.cumsum(counts)
+    rows = x[np.argsort(codes, kind="stable")]  # (n, W), the rows of a code side by side
+    entries = entries.copy()
+    for k in np.flatnonzero(counts):
+        np.mean(rows[stops[k] - counts[k] : stops[k]], axis=0, out=entries[k])
+    return entries, counts
+
+
+def repair(x: np.ndarray, codes: np.ndarray, entries: np.ndarray, empty: np.ndarray) -> None:
+    """Move the `empty` entries, in place, into the codes with the largest errors: to the farthest row of each.
+
+    One row per code, because activations hold exact repeats: the rows farthest of all may be a single point.
+    """
+    rest = x - entries[codes]
+    errors = np.einsum("nw,nw->n", rest, rest)
+    total = np.bincount(codes, weights=errors, minlength=len(entries))  # (K,)
+    crowded = np.argsort(-total, kind="stable")[: min(len(empty), np.count_nonzero(total))]
+    order = np.lexsort((-errors, codes))
+    first = np.searchsorted(codes[order], crowded)
+    entries[empty[: len(crowded)]] = x[order[first]]
