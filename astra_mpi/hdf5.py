@@ -24,13 +24,20 @@ _H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryErro
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading. InputError if it is missing, no HDF5 file, truncated or damaged."""
+    """Open an HDF5 file for reading. InputError if it is missing, no HDF5 file, truncated or damaged.
+
+    An InputError of the body is given the file's name if it lacks it.
+    """
     path = Path(path)
     _check_file(path)
     try:
         # finished files never change, and locks fail on many network file systems
         with h5py.File(path, "r", locking=False) as file:
             yield file
+    except InputError as exc:
+        if str(path) in str(exc):
+            raise
+        raise InputError(f"{path}: {exc}") from exc
     except _H5_ERRORS as exc:
         state = "truncated" if "truncated" in str(exc) else "damaged"
         raise InputError(f"{path} is {state} ({exc}); copy it again or make it anew") from exc

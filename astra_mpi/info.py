@@ -55,8 +55,6 @@ def _codec(file: h5py.File) -> dict[str, Any]:
             "blocks": len(codec.blocks),
             "codes_per_token": config.codes_per_token,
             "bits_per_token_per_block": config.bits_per_token,
-            # float32 activations of the same site
-            "compression": 32 * codec.blocks[0].width / config.bits_per_token if config.bits_per_token else None,
             "bytes": sum(book.entries.nbytes for book in books),
             "digest": codec.digest,
         }
