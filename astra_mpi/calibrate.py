@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from mpi4py import MPI
@@ -15,6 +15,7 @@ from astra_mpi.engine import Model
 from astra_mpi.exchange import Pending
 from astra_mpi.modelfile import ModelFile
 from astra_mpi.partition import Layout
+from astra_mpi.sources import Source
 from astra_mpi.strategies.base import TokenParallel
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]
@@ -37,6 +38,14 @@ class Recorder(TokenParallel):
     def send(self, i: int, payload: np.ndarray) -> Pending | None:
         self.samples[i].append(payload.copy())
         return super().send(i, payload)
+
+
+def shuffled_batches(source: Source, seed: int, batch: int = 8) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """All items of `source` once, batches in random order."""
+    starts = np.arange(0, source.n_items, batch)
+    np.random.default_rng(seed).shuffle(starts)
+    for start in starts:
+        yield source.batch(int(start), min(int(start) + batch, source.n_items))
 
 
 def activations(file: ModelFile, batches: Batches, site: str, n_samples: int) -> list[np.ndarray]:

@@ -1,0 +1,87 @@
+"""astra-mpi calibrate: k-means codebooks from a model's activations, no training."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from astra_mpi.commands.options import add_codec_options, codec_config
+
+if TYPE_CHECKING:
+    from astra_mpi.modelfile import ModelFile
+    from astra_mpi.sources import Source
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "calibrate",
+        help="k-means codebooks from activations",
+        description="Runs the model on a sample of DATA, keeps what its blocks would send, and fits codebooks to it."
+        " DATA: .txt (an item per line), .jsonl, .tsv; token ids or images in .npy, .npz or .h5.",
+    )
+    parser.add_argument("model", metavar="MODEL.h5", help="model file")
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="items like those of later runs")
+    parser.add_argument("--dataset", metavar="A,B", help="field, column(s) or dataset of FILE (default as in decks)")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT.h5", help="model file with codebooks to write")
+    parser.add_argument("--codebook-only", action="store_true", help="write a codebook file for this model instead")
+    parser.add_argument(
+        "--samples", type=int, default=32768, metavar="N", help="tokens to fit to (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the sample and of k-means (default %(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="default SLURM_CPUS_PER_TASK, else 1")
+    add_codec_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from astra_mpi.calibrate import fit_codec, shuffled_batches
+    from astra_mpi.codecfile import write_codebooks
+    from astra_mpi.config import require
+    from astra_mpi.modelfile import read_model, write_model
+    from astra_mpi.progress import Progress
+    from astra_mpi.provenance import provenance
+    from astra_mpi.threads import set_threads
+
+    require(args.samples >= 1, f"--samples {args.samples}: at least one")
+    require(args.seed >= 0, f"--seed {args.seed}: at least 0")
+    set_threads(args.threads)
+    config = codec_config(args)
+    model = read_model(args.model)
+    source = _open(args, model)
+    bar = Progress(model.config.n_layers * (2 if config.site == "kv" else 1))
+    batches = shuffled_batches(source, args.seed)
+    codec = fit_codec(
+        model, batches, config, seed=args.seed, n_samples=args.samples, progress=lambda done, total: bar.advance(1)
+    )
+    bar.close()
+    made = provenance(_command(args), source=args.data.name)
+    if args.codebook_only:
+        write_codebooks(args.output, codec, model.digest, made)
+    else:
+        write_model(
+            args.output, replace(model, codec=codec, provenance=model.provenance | {"calibrate": made["command"]})
+        )
+    print(f"{args.output}: {config.bits_per_token} bits per token and block, codebooks {codec.digest[:12]}")
+    return 0
+
+
+def _open(args: argparse.Namespace, model: ModelFile) -> Source:
+    from astra_mpi.deck import InputSection
+    from astra_mpi.inputs import open_input
+
+    text = args.data.suffix in (".txt", ".jsonl", ".tsv")
+    kind: Any = "images" if model.config.family == "vit" else "text" if text else "tokens"
+    names = tuple(args.dataset.split(",")) if args.dataset else None
+    dataset = names[0] if names and len(names) == 1 else names
+    return open_input(InputSection(args.data, kind, dataset), model.tokenizer, model.preprocess, model.config)
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command as typed, files without their folders."""
+    names = ("dataset", "samples", "seed", "kind", "groups", "stages", "codebook_size", "site")
+    given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) is not None]
+    options = [f"--{name} {value}" for name, value in given]
+    return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])
