@@ -372,6 +372,14 @@ def test_hidden_keys_leave_the_state_as_it_was(kernels):
 
 
 @BACKENDS
+def test_a_hidden_key_weighs_exactly_nothing(kernels):
+    q, k, v = normal(1, 3, 8), normal(1, 2, 8, seed=1), normal(1, 2, 8, seed=2)
+    v[0, 1] = 1e38  # e^-87 of it would show
+    bias = np.array([0, -np.inf], np.float32)
+    close(attention(kernels, q, [(k, v, bias)]), truth(q, k[:, :1], v[:, :1]))
+
+
+@BACKENDS
 def test_finish_fills_a_strided_view(kernels):
     acc, row_sum = normal(2, 5, 4), np.ones((2, 5), np.float32)
     row_sum[1, 3] = 0

@@ -57,6 +57,12 @@ def test_one_code_needs_no_bits(kernels):
 
 
 @BACKENDS
+def test_only_the_low_bits_are_sent(kernels):
+    codes = np.random.default_rng(0).integers(0, 65536, (7, 3)).astype(np.uint16)
+    assert np.array_equal(kernels.pack(codes, 5), kernels.pack(codes % 32, 5))
+
+
+@BACKENDS
 def test_strided_codes(kernels):
     codes = np.random.default_rng(0).integers(0, 1000, (9, 6)).astype(np.uint16)
     assert np.array_equal(kernels.pack(codes[:, ::2], 10), kernels.pack(codes[:, ::2].copy(), 10))
