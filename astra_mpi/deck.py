@@ -27,7 +27,7 @@ class InputSection:
     dataset: str | tuple[str, ...] | None = None
     labels: str | None = None  # default none: name of the integer classes of the items, in the same file
     mask: str | None = None  # default none: dataset (N, T) of a tokens file, 0 = leave the token out
-    max_tokens: Positive | None = None  # default all the model takes: longer items are cut to this
+    max_tokens: Positive | None = None  # default the model's own: longer items are cut to this
 
 
 @dataclass(frozen=True)

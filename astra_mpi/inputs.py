@@ -37,17 +37,17 @@ def open_input(section: InputSection, tokenizer: str | None, preprocess: dict[st
     return source
 
 
-def _open_text(section: InputSection, tokenizer: str | None, _: Any, config: Any) -> Source:
+def _open_text(section: InputSection, tokenizer: str | None, preprocess: dict[str, Any] | None, config: Any) -> Source:
     if tokenizer is None:
         raise InputError("the model file holds no tokenizer; convert a folder with tokenizer.json, or give token ids")
     columns = section.dataset or ("text",)
     columns = (columns,) if isinstance(columns, str) else columns
     texts, labels = read_records(section.path, columns, section.labels)
-    ids = Tokenizer(tokenizer).encode(texts, _max_tokens(section, config))
+    ids = Tokenizer(tokenizer).encode(texts, _max_tokens(section, preprocess, config))
     return TokenSource(ids, [np.ones(len(row), dtype=bool) for row in ids], labels, _sha256(section.path))
 
 
-def _open_tokens(section: InputSection, _: Any, __: Any, config: Any) -> Source:
+def _open_tokens(section: InputSection, _: Any, preprocess: dict[str, Any] | None, config: Any) -> Source:
     file = ArrayFile(section.path)
     ids = file.get(_dataset(section))
     require(
@@ -55,7 +55,7 @@ def _open_tokens(section: InputSection, _: Any, __: Any, config: Any) -> Source:
         f"{section.path}: token ids are {ids.dtype} of shape {ids.shape}; give integers (items, tokens)",
     )
     n_items, n_tokens = ids.shape
-    cut = min(n_tokens, _max_tokens(section, config))
+    cut = min(n_tokens, _max_tokens(section, preprocess, config))
     ids = np.asarray(ids[:, :cut])
     keep = np.ones(ids.shape, dtype=bool)
     if section.mask is not None:
@@ -117,9 +117,12 @@ def _dataset(section: InputSection) -> str:
     return name
 
 
-def _max_tokens(section: InputSection, config: Any) -> int:
+def _max_tokens(section: InputSection, preprocess: dict[str, Any] | None, config: Any) -> int:
+    """The deck's, else what the model is meant for, else all its positions."""
     limit: int = config.max_positions
-    wanted = section.max_tokens or limit
+    if section.max_tokens is None:
+        return min(limit, (preprocess or {}).get("max_tokens", limit))
+    wanted = section.max_tokens
     require(wanted <= limit, f"input.max_tokens = {wanted} is more than this model's {limit} positions; lower it")
     return wanted
 

@@ -87,7 +87,8 @@ def main(comm: MPI.Comm) -> None:
     if comm.Get_rank() != 0:
         return
     results = {strategy: read_results(args.folder, strategy) for strategy in asked}
-    passages = [json.loads(line) for line in (args.folder / "passages.jsonl").read_text("utf-8").splitlines()]
+    lines = (args.folder / "passages.jsonl").read_text("utf-8").rstrip("\n").split("\n")  # U+2028 ends no JSON line
+    passages = [json.loads(line) for line in lines]
     hits = {s: [nearest(q, results[s][0]) for q in asked[s]] for s in asked}
     agreement = np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(hits["sp"], hits["astra"], strict=True)])
     exact, coded = results["sp"][0], results["astra"][0]

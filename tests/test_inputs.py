@@ -92,6 +92,17 @@ def test_tokens(tmp_path, form):
         assert sequences(read(path, "tokens", mask="lengths")) == [[1, 2], [5, 6, 7, 8], []]
 
 
+def test_max_tokens_default_is_the_model_s_own(tmp_path):
+    """As MiniLM: trained for fewer tokens than it has positions; a deck may still ask for more."""
+    text, tokens = write(tmp_path / "in.txt", "a b c d e a b c"), tmp_path / "in.npy"
+    np.save(tokens, [[1, 2, 3, 4, 5, 1, 2, 3]])
+    for path, kind in ((text, "text"), (tokens, "tokens")):
+        for own, asked, length in ((4, None, 4), (4, 5, 5), (9, None, 6)):
+            source = read(path, kind, preprocess={"max_tokens": own}, max_tokens=asked)
+            assert [len(row) for row in sequences(source)] == [length]
+        assert [len(row) for row in sequences(read(path, kind, preprocess=None))] == [6]
+
+
 def test_dropped_tokens_may_hold_anything(tmp_path):
     path = hdf5(tmp_path / "in.h5", tokens=[[1, -1], [999, 3]], mask=[[1, 0], [0, 1]])
     assert sequences(read(path, "tokens", mask="mask")) == [[1], [3]]
