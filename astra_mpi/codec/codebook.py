@@ -139,7 +139,9 @@ class Codec:
             for book in block.codebooks:
                 found = (book.kind, book.n_codes, book.size)
                 stated = (self.config.kind, self.config.n_codebooks, self.config.codebook_size)
-                require(found == stated, f"codec block {i} has (kind, codes, entries) {found}; its config says {stated}")
+                require(
+                    found == stated, f"codec block {i} has (kind, codes, entries) {found}; its config says {stated}"
+                )
 
     @cached_property
     def digest(self) -> str:
@@ -148,5 +150,5 @@ class Codec:
         for block in self.blocks:
             for book in block.codebooks:
                 sha.update(repr((book.entries.shape, book.width)).encode())
-                sha.update(book.entries)
+                sha.update(book.entries.data)
         return sha.hexdigest()

@@ -1,4 +1,4 @@
-"""Lloyd's k-means in float32: how codebooks are initialised from activations (arXiv 2505.19342, section on training)."""
+"""Lloyd's k-means in float32: how codebooks start from activations (arXiv 2505.19342, codebook initialisation)."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ LayerNorm in between, entries are made mean-free first, so that the mean vanishe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from astra_mpi.config import require
 
 #: residual stages look sigma up in Gram tables of up to this size per block; beyond it x^ is rebuilt
 GRAM_LIMIT_BYTES = 16 << 20
+
+Sigma2 = Callable[[np.ndarray, ModuleType], np.ndarray]
 
 
 class Norm(NamedTuple):
@@ -72,6 +75,8 @@ class FarGemm(FarTable):
 class FarRow(FarTable):
     """One code per token: its finished row."""
 
+    rows: np.ndarray
+
     def __init__(self, codec: BlockCodec, projection: Projection) -> None:
         super().__init__(codec)
         x = codec.codebooks[0].entries[0].astype(np.float64)[:, : codec.width]  # (K, D)
@@ -93,17 +98,17 @@ class FarSum(FarTable):
         super().__init__(codec)
         (book,) = codec.codebooks
         norm, weight, bias = projection
-        self.norm = norm
         gain = weight.astype(np.float64) if norm is None else norm.weight[:, None].astype(np.float64) * weight
         shift = norm.bias @ weight.astype(np.float64) if norm is not None and norm.bias is not None else 0.0
         self.bias = (bias + shift).astype(np.float32)
         self.tables = _tables(book, gain, norm is not None and norm.centred)
-        self._sigma2 = None if norm is None else _sigma2(book, norm.centred)
+        self.eps = 0.0 if norm is None else norm.eps
+        self.sigma2 = None if norm is None else _sigma2(book, norm.centred)
 
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
         scale = None
-        if self.norm is not None:
-            scale = (1.0 / np.sqrt(self._sigma2(codes, kernels) + self.norm.eps)).astype(np.float32)
+        if self.sigma2 is not None:
+            scale = (1.0 / np.sqrt(self.sigma2(codes, kernels) + self.eps)).astype(np.float32)
         return kernels.table_sum(codes, self.tables, scale, self.bias)
 
 
@@ -135,15 +140,16 @@ def _tables(book: Codebook, gain: np.ndarray, centred: bool) -> np.ndarray:
 
 
 def _entries(book: Codebook) -> np.ndarray:
-    """(C, K, W) float64, zero where the last group reaches beyond the vector's width."""
+    """(C, K, W) float64, zero where groups reach beyond the vector's width."""
     entries = book.entries.astype(np.float64)
     if book.kind == "grouped":
-        entries[-1, :, book.width - (book.n_codes - 1) * entries.shape[2] :] = 0
+        n_codes, _, width = entries.shape
+        entries *= (np.arange(n_codes * width) < book.width).reshape(n_codes, 1, width)
     return entries
 
 
-def _sigma2(book: Codebook, centred: bool):
-    """-> function codes (n, C) -> (n,) float64: variance of x^, or mean square if not `centred`."""
+def _sigma2(book: Codebook, centred: bool) -> Sigma2:
+    """Function of codes (n, C) and kernels -> (n,) float64: variance of x^, or mean square if not `centred`."""
     if book.kind == "grouped":
         return _GroupSums(book, centred)
     entries = book.entries - book.entries.mean(axis=2, keepdims=True) if centred else book.entries
