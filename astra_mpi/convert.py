@@ -104,11 +104,10 @@ def _canonical(name: str, shape: tuple[int, ...], tensor: Tensor) -> np.ndarray:
     """A tensor's values in the shape of weight `name`, float32, C-contiguous."""
     wrong = f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, which config.json contradicts"
     require(math.prod(tensor.shape) == math.prod(shape), wrong)
-    array = tensor.read()
-    if name.endswith(".weight") or array.shape != shape:
-        array = to_canonical(name, array)
-    require(array.shape == shape, wrong)
-    return np.ascontiguousarray(array)
+    try:
+        return to_canonical(name, tensor.read(), shape)
+    except ValueError as exc:
+        raise InputError(wrong) from exc
 
 
 def _inputs(folder: Path, config: Any) -> tuple[str | None, dict[str, Any] | None, list[str]]:

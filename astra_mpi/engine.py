@@ -18,7 +18,7 @@ from astra_mpi.exchange import Exchange
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Block
-from astra_mpi.partition import Layout
+from astra_mpi.partition import Layout, cut
 from astra_mpi.report import Laps, collect
 from astra_mpi.strategies import STRATEGIES, Astra, SequenceParallel, Single
 from astra_mpi.strategies.base import TokenParallel
@@ -53,6 +53,7 @@ def load(
     """
     require(strategy in STRATEGIES, f"strategy '{strategy}' is unknown; use one of {', '.join(STRATEGIES)}")
     with collective(comm):
+        cut(np.zeros(1, np.int64), comm.Get_size(), weights)  # checks `weights` before any work
         file = modelfile.read_model(path)
         codec = codecfile.read_codebooks(codebooks, file.digest) if codebooks else file.codec
         changes = {name: value for name, value in (("pooling", pooling), ("normalize", normalize)) if value is not None}

@@ -1,14 +1,9 @@
-"""Files of a Hugging Face folder: JSON, and weights in model.safetensors or the shards that its index names.
-
-The safetensors format (an 8-byte length, a JSON header, raw tensors) is read here because the library's NumPy
-interface has no bfloat16. Tensors stay on disk until they are asked for.
-"""
+"""Files of a Hugging Face folder: JSON, and weights in model.safetensors or the shards that its index names."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,27 +14,36 @@ from astra_mpi.config import require
 from astra_mpi.errors import InputError
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies."""
+    """Where a tensor lies; it stays on disk until it is read."""
 
     path: Path
     name: str
     dtype: str  # as the file calls it
     shape: tuple[int, ...]
-    offset: int  # bytes from the start of the file
 
     def read(self) -> np.ndarray:
         """Its values as float32. InputError on integers and exotic floats."""
-        if self.dtype not in _DTYPES:
+        if self.dtype not in _FLOATS:
             raise InputError(f"{self.path}: tensor {self.name} is {self.dtype}; save the model as float32 or bfloat16")
-        raw = np.memmap(self.path, _DTYPES[self.dtype], "r", self.offset, self.shape or (1,))
-        if self.dtype == "BF16":  # bfloat16 is the upper half of a float32
-            return (raw.astype("<u4") << 16).view("<f4").reshape(self.shape)
-        return np.array(raw, np.float32).reshape(self.shape)
+        with _safe_open(self.path) as file:
+            return np.asarray(file.get_tensor(self.name), np.float32)
+
+
+def _safe_open(path: Path) -> Any:
+    try:
+        import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
+        from safetensors import SafetensorError, safe_open
+    except ImportError as exc:
+        raise InputError(f"reading {path} needs {exc.name}; pip install 'astra-mpi[text]'") from exc
+    try:
+        return safe_open(path, "np")
+    except (SafetensorError, OSError) as exc:
+        raise InputError(f"{path} is truncated or no safetensors file ({exc}); download it again") from exc
 
 
 def open_weights(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
@@ -69,30 +73,9 @@ def _no_weights(folder: Path) -> str:
 
 
 def _read_header(path: Path) -> dict[str, Tensor]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        require(8 + length <= size, f"{path} is truncated or no safetensors file; download it again")
-        raw = file.read(length)
-    try:
-        header: dict[str, Any] = json.loads(raw)
-        header.pop("__metadata__", None)
-        tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
-        raise InputError(f"{path} has a damaged header ({exc}); download it again") from exc
-    ends = [8 + length + header[name]["data_offsets"][1] for name in tensors]
-    require(max(ends, default=0) <= size, f"{path} is truncated; download it again")
-    return tensors
-
-
-def _tensor(path: Path, name: str, entry: dict[str, Any], start: int) -> Tensor:
-    begin, end = map(int, entry["data_offsets"])
-    shape = tuple(map(int, entry["shape"]))
-    dtype = str(entry["dtype"])
-    n_bytes = math.prod(shape) * np.dtype(_DTYPES.get(dtype, "u1")).itemsize
-    if min(shape, default=0) < 0 or begin < 0 or (dtype in _DTYPES and end - begin != n_bytes):
-        raise ValueError(f"tensor {name} of shape {shape} cannot lie in bytes {begin} to {end}")
-    return Tensor(path, name, dtype, shape, start + begin)
+    with _safe_open(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        return {name: Tensor(path, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 
 def load_json(path: Path) -> Any:

@@ -156,6 +156,7 @@ class Layout:
 
 def cut(lengths: np.ndarray, size: int, weights: Sequence[float] | None = None) -> np.ndarray:
     """Counts (B, size): every sequence is cut by its own length, evenly or by `weights`."""
+    require(weights is None or len(weights) == size, f"{len(weights or ())} weights for {size} ranks; give one each")
     distinct, which = np.unique(lengths, return_inverse=True)
     parts = [even(int(t), size) if weights is None else weighted(int(t), weights) for t in distinct]
     return np.array(parts, dtype=np.int64).reshape(len(parts), size)[which]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from fakes import bert_config, model_file, random_weights, vit_config
 
 from astra_mpi.backend import get_backend
 from astra_mpi.config import CodecConfig
@@ -10,6 +9,7 @@ from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
 from astra_mpi.synthetic import random_batch
 from astra_mpi.verify import verify
+from fakes import bert_config, model_file, random_weights, vit_config
 
 pytestmark = pytest.mark.mpi
 

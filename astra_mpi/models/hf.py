@@ -27,13 +27,14 @@ def map_names(shapes: Shapes, names: dict[str, str], block: dict[str, str], pref
     return mapped
 
 
-def to_canonical(name: str, array: np.ndarray) -> np.ndarray:
-    """A Hugging Face tensor in our layout: linear layers (and patch projections) become (in, out), leading 1s go.
+def to_canonical(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A Hugging Face tensor as weight `name` of this shape: linear layers and patch projections become (in, out).
 
-    Linear layers are the two-dimensional tensors whose canonical name ends in ".weight"; embeddings do not.
+    Linear layers are those whose canonical name ends in ".weight"; embeddings and class tokens lose leading 1s.
+    ValueError if the sizes do not fit.
     """
     if name.endswith(".weight") and array.ndim >= 2:
-        return array.reshape(array.shape[0], -1).T
-    while array.ndim > 1 and array.shape[0] == 1:
-        array = array[0]
-    return array
+        array = array.reshape(array.shape[0], -1).T
+        if array.shape != shape:
+            raise ValueError(f"{array.shape} is not {shape}")
+    return np.ascontiguousarray(array.reshape(shape))

@@ -1,0 +1,145 @@
+"""Loading on several ranks: what is wrong on one is told by all."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import astra_mpi
+from astra_mpi.codecfile import write_codebooks
+from astra_mpi.config import CodecConfig
+from astra_mpi.errors import AstraError, InputError
+from astra_mpi.modelfile import write_model
+from astra_mpi.synthetic import random_batch
+from fakes import bert_config, model_file, random_codec, vit_config
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture
+def folder(comm, tmp_path):
+    """One folder that every rank sees."""
+    path = bytearray(str(tmp_path).encode().ljust(1024))
+    comm.Bcast(path, root=0)
+    return type(tmp_path)(path.decode().rstrip())
+
+
+def write_on_root(comm, path, file):
+    if comm.rank == 0:
+        write_model(path, file)
+    comm.Barrier()
+    return path
+
+
+def assert_raised_everywhere(comm, error, message, **options):
+    with pytest.raises(error, match=message) as caught:
+        astra_mpi.load(comm=comm, **options)
+    assert caught.value.collective
+    return str(caught.value)
+
+
+def test_loaded_model_answers_alike_on_all_ranks(comm, folder):
+    config = bert_config(normalize=True)
+    path = write_on_root(comm, folder / "model.h5", model_file(config))
+    model = astra_mpi.load(str(path), comm=comm)
+    inputs, mask = random_batch(config, 2, 11, ragged=True)
+    answer = model(inputs, mask)
+    assert answer.shape == (2, config.d_model)
+    np.testing.assert_allclose(np.linalg.norm(answer, axis=1), 1, atol=1e-5)
+    every = np.empty((comm.size, *answer.shape), answer.dtype)
+    comm.Allgather(answer, every)
+    assert (every == every[0]).all()
+
+
+def test_pooling_can_be_chosen(comm, folder):
+    path = write_on_root(comm, folder / "model.h5", model_file(bert_config()))
+    inputs, mask = random_batch(bert_config(), 1, 5)
+    mean = astra_mpi.load(str(path), comm=comm, strategy="sp")(inputs, mask)
+    first = astra_mpi.load(str(path), comm=comm, strategy="sp", pooling="cls", normalize=True)(inputs, mask)
+    assert not np.allclose(mean / np.linalg.norm(mean), first)
+    assert_raised_everywhere(comm, InputError, "pooler weights", path=str(path), pooling="pooler")
+
+
+def test_model_files_that_differ(comm, folder):
+    mine = folder / f"model{comm.rank}.h5"
+    write_model(mine, model_file(vit_config(), seed=int(comm.rank == comm.size - 1)))
+    if comm.size == 1:
+        astra_mpi.load(str(mine), comm=comm)
+    else:
+        message = assert_raised_everywhere(comm, InputError, "differs between ranks; copy", path=str(mine))
+        assert f"rank {comm.size - 1} has another" in message
+
+
+def test_codebooks_that_differ(comm, folder):
+    """The same model everywhere, but one rank's file has other codebooks inside."""
+    mine = folder / f"model{comm.rank}.h5"
+    file = model_file(vit_config())
+    other = random_codec(vit_config(), file.codec.config, seed=7)
+    write_model(mine, dataclasses.replace(file, codec=other) if comm.rank == comm.size - 1 else file)
+    if comm.size == 1:
+        astra_mpi.load(str(mine), comm=comm)
+    else:
+        assert_raised_everywhere(comm, InputError, "codebooks differ between ranks", path=str(mine))
+
+
+def test_file_missing_on_one_rank(comm, folder):
+    path = write_on_root(comm, folder / "model.h5", model_file(vit_config()))
+    mine = str(path) if comm.rank < comm.size - 1 else str(folder / "nothing.h5")
+    message = assert_raised_everywhere(comm, InputError, "nothing.h5", path=mine)
+    assert message.startswith(f"rank {comm.size - 1}: ") or comm.size == 1
+
+
+def test_codebook_file_in_place_of_the_models_own(comm, folder):
+    config = bert_config()
+    file = model_file(config)
+    path = write_on_root(comm, folder / "model.h5", dataclasses.replace(file, codec=None))
+    assert_raised_everywhere(comm, InputError, "holds no codebooks.*calibrate", path=str(path))
+    digest = astra_mpi.load(str(path), comm=comm, strategy="single").digest
+    codec = random_codec(config, CodecConfig(stages=1, codebook_size=4))
+    if comm.rank == 0:
+        write_codebooks(folder / "books.h5", codec, digest, {})
+        write_codebooks(folder / "foreign.h5", codec, "0" * 64, {})
+    comm.Barrier()
+    model = astra_mpi.load(str(path), comm=comm, codebooks=str(folder / "books.h5"))
+    inputs, mask = random_batch(config, 1, 9)
+    model(inputs, mask)
+    assert model.report["bits_per_token_per_block"] == 2
+    foreign = str(folder / "foreign.h5")
+    assert_raised_everywhere(
+        comm, InputError, "foreign.h5 holds codebooks of another model", path=str(path), codebooks=foreign
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "spp"}, "strategy 'spp' is unknown"),
+        ({"backend": "tpu"}, "backend 'tpu' is not available"),
+        ({"remote": "guess"}, "remote = 'guess'"),
+        ({"strategy": "sp", "gather": "q"}, "gather = 'q'"),
+        ({"normalize": True}, "vit model has no option normalize"),
+        ({"weights": [1.0] * 9}, "9 weights for"),
+        ({"weights": [-1.0]}, "weights"),
+    ],
+)
+def test_options_that_do_not_fit(comm, folder, options, message):
+    path = write_on_root(comm, folder / "model.h5", model_file(vit_config()))
+    with pytest.raises(InputError, match=message):
+        astra_mpi.load(str(path), comm=comm, **options)
+
+
+def test_a_received_code_out_of_range_fails_all(comm, folder):
+    """The sender does not see its own corrupt message; the end of the forward pass tells it."""
+    config = bert_config()
+    path = write_on_root(comm, folder / "model.h5", model_file(config, CodecConfig(stages=1, codebook_size=9)))
+    model = astra_mpi.load(str(path), comm=comm)
+    inputs, mask = random_batch(config, 1, 2 * comm.size)
+    if comm.rank == comm.size - 1:
+        pack = model.strategy.kernels.pack
+        model.strategy.kernels = type("Corrupt", (), dict(vars(model.strategy.kernels)))
+        model.strategy.kernels.pack = staticmethod(lambda codes, bits: pack(codes, bits) | 0xFF)
+    if comm.size == 1:
+        model(inputs, mask)
+    else:
+        with pytest.raises(AstraError, match="corrupt message"):
+            model(inputs, mask)
