@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source jobs/setup.sh
 setup_venv mpich,test
+setup_minilm
 export MPI_PYTEST_LOGDIR=${MPI_PYTEST_LOGDIR:-mpi-logs}
 
 ruff check .
@@ -12,10 +13,11 @@ ruff format --check .
 mypy
 
 timeout -k 10 600 python -m pytest -q "$@" tests
+mpi_tests=$(grep -l 'pytest\.mark\.mpi' tests/test_*.py) # the others need not be imported once per rank
 for ranks in ${RANKS:-1 2 3 4 8}; do
   echo "== mpirun -n $ranks"
   log=$(mktemp)
-  timeout -k 10 300 mpirun -n "$ranks" python -m pytest -q --only-mpi "$@" tests | tee "$log"
+  timeout -k 10 300 mpirun -n "$ranks" python -m pytest -q --only-mpi "$@" $mpi_tests | tee "$log"
   # without pytest-mpi the tests would skip silently
   grep -Eq '(^|[^0-9])[1-9][0-9]* passed' "$log" || { echo "no MPI test ran at $ranks ranks"; exit 1; }
   rm -f "$log"
