@@ -77,11 +77,11 @@ def test_table_equals_gemm_equals_float64(kind, width, n_codes, size, norm, kern
 
 
 @pytest.mark.parametrize("kind", ["grouped", "residual"])
-@pytest.mark.parametrize("n_codes", [1, 4])
+@pytest.mark.parametrize("n_codes", [1, 4, 16])
 def test_layer_norm_tables_remove_a_common_offset(kind, n_codes):
-    """Offset 100 times the spread: the tables must not pay for it with 100 times the rounding."""
-    book, projection, codes = problem(kind, 30, n_codes, 50, "layer", offset=100.0)
-    check("table", book, projection, codes, cpu, headroom=2.0)
+    """Offset 100 times the spread: measured 0.1 eps times the scale; by GEMM on the same codes 2 to 4."""
+    book, projection, codes = problem(kind, 384, n_codes, 50, "layer", offset=100.0)
+    check("table", book, projection, codes, cpu, headroom=1 / 32)
 
 
 def test_residual_sigma_without_gram_tables(monkeypatch):
