@@ -1,6 +1,6 @@
 """The classify job's data, a model for it, and its results side by side.
 
-python jobs/digits.py make FOLDER     scikit-learn's 1,797 digits as digits.npz, a random ViT in Hugging Face style as vit/
+python jobs/digits.py make FOLDER     scikit-learn's 1,797 digits as digits.npz, a random Hugging Face ViT as vit/
 python jobs/digits.py compare FOLDER  accuracy of sp.out.h5 and astra.out.h5, and how often their classes agree
 """
 
