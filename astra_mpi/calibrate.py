@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 from mpi4py import MPI
+from threadpoolctl import threadpool_limits
 
 from astra_mpi.backend import get_backend
 from astra_mpi.codec.codebook import BlockCodec, Codec
@@ -69,20 +71,24 @@ def fit_codec(
     *,
     seed: int = 0,
     n_samples: int = 32768,
+    threads: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Codec:
     """Codebooks for every block of a model, deterministic by `seed`; `progress(done, total)` counts codebooks.
 
-    Runs in one process, whatever launched it.
+    Runs in one process, whatever launched it, and fits as many codebooks at once as there are `threads`: k-means has
+    too many serial passes for threads within one to pay.
     """
     kernels = get_backend("numpy", MPI.COMM_SELF).kernels
-    samples = activations(file, batches, config.site, n_samples)
     parts = 2 if config.site == "kv" else 1
-    blocks = []
-    for i, x in enumerate(samples):
-        books = []
-        for part, piece in enumerate(np.split(x, parts, axis=1)):
-            books.append(fit_codebook(np.ascontiguousarray(piece), config, seed + i * parts + part, kernels))
-            progress(i * parts + part + 1, len(samples) * parts)
-        blocks.append(BlockCodec(tuple(books)))
-    return Codec(config, tuple(blocks))
+    samples = [
+        piece for x in activations(file, batches, config.site, n_samples) for piece in np.split(x, parts, axis=1)
+    ]
+    with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
+        fits = [
+            pool.submit(fit_codebook, np.ascontiguousarray(x), config, seed + i, kernels) for i, x in enumerate(samples)
+        ]
+        for done, _ in enumerate(as_completed(fits), start=1):
+            progress(done, len(fits))
+    books = [fit.result() for fit in fits]
+    return Codec(config, tuple(BlockCodec(tuple(books[i : i + parts])) for i in range(0, len(books), parts)))

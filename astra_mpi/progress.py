@@ -10,17 +10,21 @@ LINE_EVERY_S = 5.0
 
 
 class Progress:
-    """Counts finished items, `n_done` of `n_items` at the start. One rank has one; the others have none."""
+    """Counts finished items, `n_done` of `n_items` at the start. One rank has one; the others have none.
 
-    def __init__(self, n_items: int, n_done: int = 0, stream: TextIO | None = None) -> None:
+    `unit`: what an item is called.
+    """
+
+    def __init__(self, n_items: int, n_done: int = 0, stream: TextIO | None = None, unit: str = "item") -> None:
         self.stream = sys.stderr if stream is None else stream
+        self.unit = unit
         self.n_items, self.n_done, self.n_first = n_items, n_done, n_done
         self.start_s = self.last_s = time.monotonic()
         self.bar = None
         if self.stream.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=n_items, initial=n_done, unit="item", file=self.stream)
+            self.bar = tqdm(total=n_items, initial=n_done, unit=unit, file=self.stream)
 
     def advance(self, n: int) -> None:
         """`n` more items are finished."""
@@ -33,7 +37,8 @@ class Progress:
             self.last_s = now_s
             rate = (self.n_done - self.n_first) / max(now_s - self.start_s, 1e-9)
             left = f"{(self.n_items - self.n_done) / rate:.0f} s left" if rate else "time left unknown"
-            print(f"{self.n_done}/{self.n_items} items, {rate:.1f} items/s, {left}", file=self.stream, flush=True)
+            speed = f"{rate:.1f}/s, " if rate >= 1 else ""
+            print(f"{self.n_done}/{self.n_items} {self.unit}s, {speed}{left}", file=self.stream, flush=True)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 
+from astra_mpi.config import require
 from astra_mpi.errors import InputError
 
 
 def set_threads(n_threads: int | None = None) -> int:
     """Limit BLAS and Numba to `n_threads` threads of this process and return the number in force.
 
-    None: SLURM_CPUS_PER_TASK, else 1. Numba cannot exceed what it started with (the cores, or NUMBA_NUM_THREADS);
-    the smaller number then holds for both. InputError if SLURM_CPUS_PER_TASK is no positive integer.
+    None: SLURM_CPUS_PER_TASK, else 1. Numba cannot exceed what it started with (the cores, or NUMBA_NUM_THREADS) and
+    keeps to that; no kernel depends on it. InputError if the number is not positive.
     """
     import numba
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     wanted = _slurm_threads() if n_threads is None else n_threads
-    in_force = min(wanted, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(in_force)
-    threadpool_limits(in_force)
-    return in_force
+    require(wanted >= 1, f"--threads {wanted}: at least one")
+    numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    threadpool_limits(wanted)
+    return wanted
 
 
 def _slurm_threads() -> int:

@@ -59,7 +59,7 @@ def _attend_tile(q, k, v, key_bias, reach, acc, row_max, row_sum, heads, rows, k
     acc[heads.start * repeat : heads.stop * repeat, rows] += sums.reshape(-1, sums.shape[2], d_head)
 
 
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
 def _softmax_step(scores, key_bias, reach, first, acc, row_max, row_sum):
     """scores (h, a, m) -> exp(scores + key_bias - new maximum); acc, row_max and row_sum follow the new maximum.
 

@@ -32,7 +32,7 @@ def activate(x: Array, bias: Array | None, name: str) -> Array:
     return x
 
 
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
 def _layer_norm(x, weight, bias, eps, out):
     n, width = x.shape
     for i in range(n):
@@ -49,7 +49,7 @@ def _layer_norm(x, weight, bias, eps, out):
             result[j] = (row[j] - mean) * factor * weight[j] + bias[j]
 
 
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
 def _rms_norm(x, weight, eps, out):
     n, width = x.shape
     for i in range(n):
@@ -62,7 +62,7 @@ def _rms_norm(x, weight, eps, out):
             result[j] = row[j] * factor * weight[j]
 
 
-@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
 def _activate(x, bias, kind):
     n, width = x.shape
     for i in range(n):

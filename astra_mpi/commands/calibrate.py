@@ -47,14 +47,20 @@ def run(args: argparse.Namespace) -> int:
 
     require(args.samples >= 1, f"--samples {args.samples}: at least one")
     require(args.seed >= 0, f"--seed {args.seed}: at least 0")
-    set_threads(args.threads)
+    threads = set_threads(args.threads)
     config = codec_config(args)
     model = read_model(args.model)
     source = _open(args, model)
-    bar = Progress(model.config.n_layers * (2 if config.site == "kv" else 1))
+    bar = Progress(model.config.n_layers * (2 if config.site == "kv" else 1), unit="codebook")
     batches = shuffled_batches(source, args.seed)
     codec = fit_codec(
-        model, batches, config, seed=args.seed, n_samples=args.samples, progress=lambda done, total: bar.advance(1)
+        model,
+        batches,
+        config,
+        seed=args.seed,
+        n_samples=args.samples,
+        threads=threads,
+        progress=lambda done, total: bar.advance(1),
     )
     bar.close()
     made = provenance(_command(args), source=args.data.name)

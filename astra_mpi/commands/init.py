@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     set_threads()
     codec = codec_config(args)
     config = preset_config(args.preset, args.tokens)
-    bar = Progress(config.n_layers * (2 if codec.site == "kv" else 1))
+    bar = Progress(config.n_layers * (2 if codec.site == "kv" else 1), unit="codebook")
     model = random_model(config, codec, args.seed, lambda done, total: bar.advance(1))
     bar.close()
     model = dataclasses.replace(model, provenance=provenance(_command(args), source="random weights"))
