@@ -28,7 +28,7 @@ if [ -z "${MODEL:-}" ]; then
 fi
 astra-mpi convert "$MODEL" "$work/model.h5"
 python jobs/passages.py "$work/model.h5" "$work/passages.jsonl" ${corpus[@]+"${corpus[@]}"}
-astra-mpi calibrate "$work/model.h5" --data "$work/passages.jsonl" -o "$work/astra.h5" --threads "$(nproc)"
+astra-mpi calibrate "$work/model.h5" --data "$work/passages.jsonl" -o "$work/astra.h5" --threads "$CORES"
 for strategy in sp astra; do
   mpirun -n "$ranks" astra-mpi run jobs/passages.toml "model.path=$work/astra.h5" "input.path=$work/passages.jsonl" \
     "parallel.strategy=$strategy" "output.path=$work/$strategy.out.h5" run.resume=false >"$work/$strategy.log"

@@ -1,5 +1,5 @@
 # Sourced by quickstart.sh and tests/run.sh: make or reuse .venv and install the package into it.
-#   setup_venv EXTRAS   e.g. setup_venv mpich,text
+#   setup_venv EXTRAS   e.g. setup_venv mpich,text; sets CORES
 # PYTHON chooses the interpreter for a new .venv.
 setup_venv() {
   local stamp
@@ -14,6 +14,7 @@ setup_venv() {
     touch "$stamp"
   fi
   export PATH="$PWD/.venv/bin:$PATH"
+  CORES=$(env -u OMP_NUM_THREADS nproc)  # for work that one process does
   # one thread per rank; Numba does not read the first
   export OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 }
