@@ -11,7 +11,7 @@ work=${WORK:-work/digits}
 
 python jobs/digits.py make "$work"
 astra-mpi convert "$work/vit" "$work/model.h5"
-astra-mpi calibrate "$work/model.h5" --data "$work/digits.npz" -o "$work/astra.h5"
+astra-mpi calibrate "$work/model.h5" --data "$work/digits.npz" -o "$work/astra.h5" --threads "$CORES"
 for strategy in sp astra; do
   mpirun -n "${RANKS:-4}" astra-mpi run jobs/digits.toml "model.path=$work/astra.h5" "input.path=$work/digits.npz" \
     "parallel.strategy=$strategy" "output.path=$work/$strategy.out.h5" run.resume=false >"$work/$strategy.log"
