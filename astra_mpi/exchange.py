@@ -6,6 +6,7 @@ exchange starts early and is waited for late, so that compute runs in between.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,11 +88,13 @@ class Pending:
         self, exchange: Exchange, request: MPI.Request, message: np.ndarray, received: np.ndarray, starts: np.ndarray
     ) -> None:
         self._exchange, self._request, self._message = exchange, request, message
+        self._start_s = time.perf_counter()
         self._received, self._starts = received, starts
 
     def wait(self) -> list[np.ndarray]:
         """The messages of all ranks, uint8 views into the receive buffer."""
         self._request.Wait()
         self._exchange._pending = None
+        self._exchange.laps.in_flight(self._start_s)
         self._exchange.laps.mark("exchange")
         return [self._received[a:b] for a, b in zip(self._starts[:-1], self._starts[1:], strict=True)]

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from astra_mpi.engine import Model
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, batch: int = 4) -> None:
     parser.add_argument("model", help="model file")
     parser.add_argument("--strategies", type=_names, metavar="A,B", help="default: every one that applies")
     parser.add_argument("--codebooks", metavar="FILE", help="codebook file, instead of the codebooks in the model")
     parser.add_argument("--tokens", type=int, metavar="T", help="content tokens of the longest sequence")
-    parser.add_argument("--batch", type=int, default=4, metavar="B", help="sequences (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=batch, metavar="B", help="sequences (default %(default)s)")
     parser.add_argument("--backend", default="numpy", help="numpy or reference (default %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="per rank (default SLURM_CPUS_PER_TASK, else 1)")
     parser.add_argument("--weights", type=_numbers, metavar="W,..", help="relative speeds of the ranks, for the cut")
@@ -60,9 +60,18 @@ def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str) -> Model
 
 def write_json(path: str, values: Any) -> None:
     """To `path`, or to stdout when it is "-"."""
-    text = json.dumps(values, indent=2)
+    write_text(path, json.dumps(values, indent=2))
+
+
+def write_text(path: str, text: str) -> None:
+    """To `path`, or to stdout when it is "-". InputError if it cannot be written."""
+    from astra_mpi.errors import InputError
+
     if path == "-":
         sys.stdout.write(text + "\n")
-    else:
+        return
+    try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text + "\n")
+    except OSError as exc:
+        raise InputError(f"{path} cannot be written ({exc.strerror}); check the folder") from exc

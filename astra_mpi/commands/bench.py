@@ -1,0 +1,76 @@
+"""astra-mpi bench: measured latency, breakdown and bytes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from astra_mpi.commands.model_options import add_model_options, load_model, write_json, write_text
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "bench",
+        help="measured latency, breakdown, bytes",
+        description="Times forward passes on random inputs: per strategy the median over repeats of the slowest rank,"
+        " where the time goes, and the bytes sent. Start with mpirun or srun; one rank measures what one machine does.",
+    )
+    add_model_options(parser, batch=1)
+    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="timed passes (default %(default)s)")
+    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="passes before them (default %(default)s)")
+    parser.add_argument("--trace", metavar="PATH", help="write one pass of the last strategy as a Chrome trace")
+    parser.set_defaults(run=run, spmd=True)
+
+
+def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
+    from astra_mpi.bench import measure, trace
+    from astra_mpi.config import require
+    from astra_mpi.errors import collective
+    from astra_mpi.strategies import STRATEGIES
+    from astra_mpi.summary import host, versions
+    from astra_mpi.synthetic import random_batch
+
+    model = load_model(args, comm, "single")
+    names = args.strategies or [name for name in STRATEGIES if name != "astra" or model.codec is not None]
+    with collective(comm):
+        require(args.repeats >= 1 and args.warmup >= 0, "--repeats must be at least 1 and --warmup at least 0")
+        inputs, mask = random_batch(model.config, args.batch, args.tokens, seed=args.seed)
+    runs = []
+    for name in names:
+        model.use(name, counted_keys=args.counted_keys == "on")
+        runs.append(measure(model, inputs, mask, args.repeats, args.warmup))
+    text = trace(model, inputs, mask) if args.trace else None
+    with collective(comm):
+        if comm.Get_rank() == 0:
+            print(_table(args.model, runs))
+            result = {"runs": [{"model": args.model, **one} for one in runs], "host": host(), "versions": versions()}
+            if args.json:
+                write_json(args.json, result)
+            if text is not None:
+                write_text(args.trace, text)
+    return 0
+
+
+def _table(model: str, runs: list[dict[str, Any]]) -> str:
+    first = runs[0]
+    phases = [phase for phase in first["latency_s"]["phases"] if phase != "exchange"]
+    lines = [
+        f"{model} on {first['ranks']} ranks, {len(first['tokens'])} x {max(first['tokens'])} tokens; milliseconds,"
+        f" median of {first['spread']['repeats']}, slowest rank",
+        f"{'strategy':<9}{'total':>9}{'quartiles':>17}{'wait':>8}"
+        + "".join(f"{phase:>10}" for phase in phases)
+        + f"{'sent bytes':>12}{'keys':>7}",
+    ]
+    for one in runs:
+        latency, spread = one["latency_s"], one["spread"]
+        quartiles = "{:.1f}..{:.1f}".format(*(1e3 * q for q in spread["quartiles"]))
+        keys = "-" if one["distinct_keys"] is None else f"{one['distinct_keys']:.0f}"
+        lines.append(
+            f"{one['strategy']:<9}{1e3 * latency['total']:>9.1f}{quartiles:>17}{1e3 * latency['exchange_wait']:>8.1f}"
+            + "".join(f"{1e3 * latency['phases'][phase]:>10.1f}" for phase in phases)
+            + f"{sum(one['contributed_bytes']):>12}{keys:>7}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+"""bench, verify and calibrate as commands, on small models."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from astra_mpi.backend import get_backend
+from astra_mpi.bench import measure, trace
+from astra_mpi.calibrate import activations
+from astra_mpi.engine import Model
+from astra_mpi.modelfile import read_model, write_model
+from astra_mpi.report import PHASES, collect
+from astra_mpi.synthetic import random_batch
+from fakes import bert_config, model_file, vit_config
+
+
+def astra(*arguments, ranks=None, code=0):
+    """Run astra-mpi, under mpirun with `ranks`; (stdout, stderr) after a check of the exit code."""
+    launcher = [] if ranks is None else [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks)]
+    command = [*launcher, sys.executable, "-m", "astra_mpi", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture
+def vit(tmp_path):
+    write_model(tmp_path / "vit.h5", model_file(vit_config()))
+    return tmp_path / "vit.h5"
+
+
+def test_bench_command(vit, tmp_path):
+    out, _ = astra("bench", vit, "--repeats", 3, "--json", tmp_path / "b.json", "--trace", tmp_path / "t.json", ranks=2)
+    runs = json.loads((tmp_path / "b.json").read_text())["runs"]
+    assert [run["strategy"] for run in runs] == ["single", "sp", "astra"]
+    for run in runs:
+        latency, spread = run["latency_s"], run["spread"]
+        assert latency["total"] == pytest.approx(latency["compute"] + latency["exchange_wait"])
+        assert latency["total"] == pytest.approx(sum(latency["phases"].values()))
+        assert spread["min"] <= latency["total"] <= spread["max"]
+        assert run["contributed_bytes"] == run["formula_bytes"]
+        assert run["strategy"] in out
+    spans = [e for e in json.loads((tmp_path / "t.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    assert {e["pid"] for e in spans} == {0, 1}
+    flights = [e for e in spans if e["name"] == "in flight"]
+    assert len(flights) == 2 * 2  # ranks * blocks
+    for flight in flights:  # the local attention lies inside the flight: the exchange overlaps it
+        inside = [e["name"] for e in spans if e["pid"] == flight["pid"] and e is not flight
+                  and flight["ts"] <= e["ts"] and e["ts"] + e["dur"] <= flight["ts"] + flight["dur"] + 1]  # fmt: skip
+        assert "attention" in inside
+
+
+def test_bench_refuses(vit):
+    _, err = astra("bench", vit, "--repeats", 0, ranks=2, code=2)
+    assert err.count("astra-mpi: error:") == 1
+    assert "--repeats must be at least 1" in err
+
+
+def test_verify_command(vit, tmp_path):
+    out, _ = astra("verify", vit, "--json", tmp_path / "v.json", ranks=3)
+    checks = json.loads((tmp_path / "v.json").read_text())["checks"]
+    assert {check["strategy"].split()[0] for check in checks} == {"single", "sp", "astra"}
+    assert all(check["passed"] for check in checks)
+    assert out.count("agrees") == len(checks)
+
+
+def test_calibrate_command(tmp_path):
+    """Codebooks fitted to data quantise it better than those fitted to nothing, and the command repeats itself."""
+    config = bert_config()
+    write_model(tmp_path / "m.h5", model_file(config))
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (40, 12))
+    np.save(tmp_path / "ids.npy", ids)
+    arguments = ("calibrate", tmp_path / "m.h5", "--data", tmp_path / "ids.npy", "--stages", 2, "--codebook-size", 32)
+    for name in ("a.h5", "b.h5"):
+        astra(*arguments, "-o", tmp_path / name, "--threads", 2)
+    first, second = read_model(tmp_path / "a.h5").codec, read_model(tmp_path / "b.h5").codec
+    assert first.digest == second.digest
+    assert first.config.bits_per_token == 10
+    errors = {}
+    kernels = get_backend("reference", MPI.COMM_SELF).kernels
+    for name in ("m.h5", "a.h5"):
+        file = read_model(tmp_path / name)
+        x = activations(file, [(ids, None)], "hidden", 10**6)[0]
+        book = file.codec.blocks[0].codebooks[0]
+        errors[name] = np.square(x - book.decode(book.encode(x, kernels), kernels)).mean()
+    assert errors["a.h5"] < 0.5 * errors["m.h5"]
+
+
+@pytest.mark.mpi
+def test_measure_and_trace_in_process(comm):
+    model = Model(model_file(vit_config()), comm, get_backend("numpy", comm))
+    model.use("astra")
+    inputs, mask = random_batch(model.config, 1)
+    report = measure(model, inputs, mask, repeats=3, warmup=1)
+    assert report["spread"]["repeats"] == 3
+    text = trace(model, inputs, mask)
+    assert (text is None) == (comm.rank != 0)
+    assert model.laps.events is None
+
+
+@pytest.mark.mpi
+def test_latency_is_that_of_the_rank_the_others_wait_for(comm):
+    seconds = dict.fromkeys(PHASES, 0.0)
+    busiest = comm.size - 1
+    seconds["mlp"] = 1.0 + (comm.rank == busiest)
+    seconds["exchange"] = 1.25 - (comm.rank == busiest)
+    latency, contributed, other = collect(comm, seconds, 10 + comm.rank, 1)
+    assert latency["total"] == 2.25
+    assert latency["compute"] == latency["phases"]["mlp"] == 2.0
+    assert latency["exchange_wait"] == 0.25
+    assert contributed == [10 + rank for rank in range(comm.size)]
+    assert other == comm.size
