@@ -40,20 +40,28 @@ class Check:
         return asdict(self)
 
 
-def verify(model: Model, inputs: np.ndarray, mask: np.ndarray | None, strategies: Sequence[str]) -> list[Check]:
+def verify(
+    model: Model, inputs: np.ndarray, mask: np.ndarray | None, strategies: Sequence[str], counted_keys: bool = True
+) -> list[Check]:
     """Collective: run every strategy on these ranks and hold it against the oracle on rank 0.
 
-    Returns one check per strategy on rank 0, an empty list elsewhere.
+    Returns one check per strategy on rank 0 (two for sp, which has two forms), an empty list elsewhere.
     """
-    checks = [_check(model, inputs, mask, name) for name in strategies]
+    checks = [
+        _check(model, inputs, mask, name, counted_keys, gather)
+        for name in strategies
+        for gather in (("x", "kv") if name == "sp" else ("",))
+    ]
     return [check for check in checks if check is not None]
 
 
-def _check(model: Model, inputs: np.ndarray, mask: np.ndarray | None, name: str) -> Check | None:
+def _check(
+    model: Model, inputs: np.ndarray, mask: np.ndarray | None, name: str, counted_keys: bool, gather: str
+) -> Check | None:
     on_root = model.comm.Get_rank() == 0
     if name == "astra" and model.codec is None:
         return Check(name, 0, 0, 0, 0, 0, 0, True, "skipped: the model has no codebooks") if on_root else None
-    model.use(name)
+    model.use(name, counted_keys=counted_keys, gather=gather)
     answer, hidden = model(inputs, mask, gather=True)
     answers = _all_answers(model, answer)
     layout = model.strategy.planned
@@ -61,7 +69,7 @@ def _check(model: Model, inputs: np.ndarray, mask: np.ndarray | None, name: str)
     if not on_root:
         return None
     expected = _oracle_results(model, inputs, mask, layout, codes)
-    return _judge(name, model.report, expected, answers, hidden)
+    return _judge(f"{name} {gather}".strip(), model.report, expected, answers, hidden)
 
 
 def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:

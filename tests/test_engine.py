@@ -166,9 +166,11 @@ def test_wrong_rank_is_found(comm):
     inputs, mask = random_batch(config, 2, n_tokens, seed=10)
     checks = verify(model, inputs, mask, ["sp", "astra"])
     if comm.rank == 0:
+        assert [check.strategy for check in checks] == ["sp x", "sp kv", "astra"]
         assert checks[0].passed
-        assert checks[1].passed == (comm.size == 1)
-        assert comm.size == 1 or "nearest" in checks[1].reason
+        assert checks[1].passed
+        assert checks[2].passed == (comm.size == 1)
+        assert comm.size == 1 or "nearest" in checks[2].reason
 
 
 @pytest.mark.parametrize("bad_rank", [0, 1])

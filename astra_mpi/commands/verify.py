@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     model = load_model(args, comm, names[0] if args.strategies else "single")
     with collective(comm):
         inputs, mask = random_batch(model.config, args.batch, args.tokens, seed=args.seed, ragged=True)
-    checks = verify(model, inputs, mask, names)
+    checks = verify(model, inputs, mask, names, args.counted_keys == "on")
     with collective(comm):
         if comm.Get_rank() == 0:
             print(f"{args.model} on {comm.Get_size()} ranks, {args.batch} sequences, lengths {model.report['tokens']}")
