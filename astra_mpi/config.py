@@ -10,6 +10,7 @@ from astra_mpi.errors import InputError
 
 KINDS = ("residual", "grouped")
 SITES = ("hidden", "normed", "kv")
+ENCODERS = ("auto", "exact", "subspace")
 MAX_CODEBOOK_SIZE = 65536
 
 
@@ -28,6 +29,7 @@ class CodecConfig:
     codebook_size: int = 256  # K, entries per codebook
     groups: int = 1  # G, for kind = "grouped"
     stages: int = 4  # M, for kind = "residual"
+    encoder: str = "auto"  # where entries are searched: all of the space, a subspace, or the cheaper one that will do
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"codec kind '{self.kind}' is unknown; use one of {', '.join(KINDS)}")
@@ -38,11 +40,23 @@ class CodecConfig:
         )
         require(1 <= self.groups <= 4096, f"groups = {self.groups} is outside 1..4096")
         require(1 <= self.stages <= 64, f"stages = {self.stages} is outside 1..64")
+        require(
+            self.encoder in ENCODERS, f"codec encoder '{self.encoder}' is unknown; use one of {', '.join(ENCODERS)}"
+        )
+        require(
+            self.encoder != "subspace" or self.full_width,
+            f"encoder 'subspace' needs codebooks of full width, not {self.groups} groups; use auto or exact",
+        )
 
     @property
     def n_codebooks(self) -> int:
         """Codebooks per quantised vector (G or M)."""
         return self.groups if self.kind == "grouped" else self.stages
+
+    @property
+    def full_width(self) -> bool:
+        """Whether entries are as wide as the quantised vector."""
+        return self.kind == "residual" or self.groups == 1
 
     @property
     def codes_per_token(self) -> int:
@@ -111,6 +125,7 @@ class ModelConfig:
         missing = sorted(set(needed) - set(values))
         require(not missing, f"config: missing keys {', '.join(missing)}")
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return cls(**settings)
         except TypeError as exc:
             raise InputError(f"config: a value has the wrong type ({exc})") from exc

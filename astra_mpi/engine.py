@@ -11,7 +11,6 @@ import numpy as np
 
 from astra_mpi import codecfile, modelfile
 from astra_mpi.backend import Backend, get_backend
-from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import require
 from astra_mpi.errors import InputError, collective, raise_together, same_on_all
 from astra_mpi.exchange import Exchange
@@ -108,9 +107,12 @@ class Model:
         parts = (self.blocks, self.exchange, self.backend.kernels)
         self.strategy: TokenParallel
         if strategy == "astra":
-            codec: Codec = self.codec
-            tables = choose_remote(self.comm, self.blocks, codec, self.backend.kernels, remote)
-            self.strategy = Astra(*parts, codec, tables, counted_keys)
+            if self.codec is None:
+                raise InputError(
+                    "the model has no codebooks, which strategy astra needs; run `astra-mpi calibrate` first"
+                )
+            tables = choose_remote(self.comm, self.blocks, self.codec, self.backend.kernels, remote)
+            self.strategy = Astra(*parts, self.codec, tables, counted_keys)
         elif strategy == "sp":
             self.strategy = SequenceParallel(*parts, gather)
         else:

@@ -15,7 +15,7 @@ def set_threads(n_threads: int | None = None) -> int:
     keeps to that; no kernel depends on it. InputError if the number is not positive.
     """
     import numba
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     wanted = _slurm_threads() if n_threads is None else n_threads
     require(wanted >= 1, f"--threads {wanted}: at least one")

@@ -146,9 +146,10 @@ def test_masked_tokens_are_dropped_and_keep_positions(comm):
     assert_verified(comm, model, inputs, mask, "astra")
 
 
-def test_empty_batch_and_empty_sequence(comm):
+@pytest.mark.parametrize("codec", ["residual", "one-code"])
+def test_empty_batch_and_empty_sequence(comm, codec):
     config, _ = FAMILIES["bert"]
-    model = make_model(comm, config)
+    model = make_model(comm, config, CODECS[codec])
     model.use("astra")
     assert model(np.zeros((0, 5), np.int64)).shape == (0, config.d_model)
     answer = model(np.ones((2, 5), np.int64), np.array([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0]]))

@@ -40,12 +40,10 @@ class Block:
 
     def __init__(self, config: ModelConfig, recipe: Recipe, weights: Weights, i: int, kernels: ModuleType) -> None:
         self.config, self.recipe, self.kernels = config, recipe, kernels
-        w = {name: weights.get(f"blocks.{i}.{name}") for name in _NAMES}
-        d, kv = config.d_model, config.d_kv
-        bias = {
-            n: np.zeros(m, np.float32) if w[f"{n}.bias"] is None else w[f"{n}.bias"]
-            for n, m in zip("qkv", (d, kv, kv), strict=True)
-        }
+        prefix = f"blocks.{i}."
+        w = {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
+        widths = {"q": config.d_model, "k": config.d_kv, "v": config.d_kv}
+        bias = {name: w.get(f"{name}.bias", np.zeros(width, np.float32)) for name, width in widths.items()}
         # 1/sqrt(d_head) is applied to the queries once, here, instead of to every score
         scale = np.float32(config.d_head**-0.5)
         self.w_qkv = np.concatenate([w["q.weight"] * scale, w["k.weight"], w["v.weight"]], axis=1)  # (D, D + 2 d_kv)
@@ -92,6 +90,3 @@ class Block:
         y = x @ self.w[f"{name}.weight"]
         y += self.w[f"{name}.bias"]
         return y
-
-
-_NAMES = [f"{n}.{part}" for n in ("q", "k", "v", "o", "fc1", "fc2", "norm1", "norm2") for part in ("weight", "bias")]

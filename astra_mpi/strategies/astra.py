@@ -81,18 +81,18 @@ class Astra(TokenParallel):
         """Far codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
         offsets = self.planned.far_offsets
         pairs = [distinct(far[a:b], self.codec.config.codebook_size, self.kernels) for a, b in pairwise(offsets)]
-        values = np.concatenate([value for value, _ in pairs])
-        return FarKeys(
-            self.remote.tables[i].rows[values],
-            displs(np.array([len(value) for value, _ in pairs])),
-            np.concatenate([bias for _, bias in pairs]),
-        )
+        values = np.concatenate([np.empty(0, np.int64), *(value for value, _ in pairs)])
+        bias = np.concatenate([np.empty(0, np.float32), *(bias for _, bias in pairs)])
+        rows = self.remote.tables[i].rows
+        assert rows is not None
+        return FarKeys(rows[values], displs(np.array([len(value) for value, _ in pairs], dtype=np.int64)), bias)
 
     def distinct_keys(self) -> float:
         if not self.sends:
             return 0.0
-        offsets, index = self.planned.far_offsets, self.planned.far_index
-        found = [len(np.unique(_as_items(codes[index])[a:b])) for codes in self.codes for a, b in pairwise(offsets)]
+        spans = list(pairwise(self.planned.far_offsets))
+        items = [_as_items(codes[self.planned.far_index]) for codes in self.codes]
+        found = [len(np.unique(block[a:b])) for block in items for a, b in spans]
         return float(np.mean(found)) if found else 0.0
 
     def describe(self) -> dict[str, Any]:
