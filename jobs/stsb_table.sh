@@ -2,7 +2,7 @@
 # STS-B Spearman of all-MiniLM-L6-v2 for kinds of codebooks and numbers of ranks, k-means only (about 15 minutes, 2 cores):
 #   bash jobs/stsb_table.sh TRAIN.tsv TEST.tsv
 # The TSV files have a header with columns score, s1, s2. Codebooks come from the train sentences, seed 0.
-# WORK (work/stsb) keeps model, codebooks and results; what is there is not made again.
+# The table goes to stdout, progress to stderr. WORK (work/stsb) keeps model, codebooks and results; what is there is not made again.
 set -euo pipefail
 [ $# -eq 2 ] || { sed -n '2,5p' "$0"; exit 2; }
 train=$(realpath "$1") test=$(realpath "$2")
@@ -28,7 +28,7 @@ while read -r name bits options; do
   books="$work/$name.h5"
   # shellcheck disable=SC2086  # options are words
   [ -e "$books" ] || astra-mpi calibrate "$work/model.h5" --data "$train" --dataset s1,s2 -o "$books" --codebook-only \
-    --seed 0 --threads "$CORES" $options 2>/dev/null >&2
+    --seed 0 --threads "$CORES" $options >&2
   line=$(printf '%-14s%8s' "$name" "$bits")
   for ranks in 2 4 8; do line+=$(printf '%8s' "$(score "$name" "$ranks" --strategy astra --codebooks "$books")"); done
   echo "$line"
