@@ -10,7 +10,7 @@ setup_venv() {
   stamp=".venv/installed-$(printf '%s' "$1" | cat - pyproject.toml | sha256sum | cut -c1-16)"
   if [ ! -e "$stamp" ]; then
     echo "installing astra-mpi[$1] into .venv"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$1]"
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -e ".[$1]"
     touch "$stamp"
   fi
   export PATH="$PWD/.venv/bin:$PATH"
