@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load(path: str, **options: Any) -> Model:
-    """Load a model file for inference, collective over `comm`; see `astra_mpi.engine.load`."""
-    from astra_mpi.engine import load as _load
+    """Load a model file for inference, collective over `comm`; see `astra_mpi.loading.load`."""
+    from astra_mpi.loading import load as _load
 
     return _load(path, **options)

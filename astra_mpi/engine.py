@@ -1,25 +1,24 @@
-"""Load a model and run its forward pass over the ranks of a communicator."""
+"""A model's forward pass over the ranks of a communicator."""
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from astra_mpi import codecfile, modelfile
-from astra_mpi.backend import Backend, get_backend
-from astra_mpi.config import require
-from astra_mpi.errors import InputError, collective, raise_together, same_on_all
+from astra_mpi.backend import Backend
+from astra_mpi.errors import InputError, raise_together, same_on_all
 from astra_mpi.exchange import Exchange
+from astra_mpi.images import Preprocess
+from astra_mpi.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Block
-from astra_mpi.partition import Layout, cut
+from astra_mpi.partition import Layout
 from astra_mpi.report import Laps, collect
-from astra_mpi.strategies import STRATEGIES, Astra, SequenceParallel, Single
+from astra_mpi.strategies import Astra, SequenceParallel, Single
 from astra_mpi.strategies.base import TokenParallel
 from astra_mpi.strategies.remote import choose_remote
 
@@ -27,65 +26,11 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-def load(
-    path: str,
-    *,
-    comm: MPI.Comm,
-    strategy: str = "astra",
-    backend: str = "numpy",
-    codebooks: str | None = None,
-    weights: Sequence[float] | None = None,
-    counted_keys: bool = True,
-    remote: str = "auto",
-    gather: str = "x",
-    pooling: str | None = None,
-    normalize: bool | None = None,
-) -> Model:
-    """Load the model file at `path` on every rank of `comm`. Collective.
-
-    strategy: "single", "sp" or "astra". backend: "numpy" or "reference". codebooks: a codebook file for this model,
-    instead of the codebooks inside it. weights: relative speeds of the ranks, for an uneven cut. counted_keys: let
-    far tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from
-    codes. gather: "x" or "kv", what `sp` sends. pooling, normalize: instead of the model's own (BERT).
-
-    Raises InputError on all ranks alike: files that cannot be read or differ between ranks, or options that do not fit.
-    """
-    require(strategy in STRATEGIES, f"strategy '{strategy}' is unknown; use one of {', '.join(STRATEGIES)}")
-    with collective(comm):
-        cut(np.zeros(1, np.int64), comm.Get_size(), weights)  # checks `weights` before any work
-        file = modelfile.read_model(path)
-        codec = codecfile.read_codebooks(codebooks, file.digest) if codebooks else file.codec
-        changes = {name: value for name, value in (("pooling", pooling), ("normalize", normalize)) if value is not None}
-        unknown = [name for name in changes if not hasattr(file.config, name)]
-        require(not unknown, f"{path}: a {file.config.family} model has no option {', '.join(unknown)}")
-        config = dataclasses.replace(file.config, **changes)
-        if strategy == "astra" and codec is None:
-            raise InputError(f"{path} holds no codebooks, which strategy astra needs; run `astra-mpi calibrate` first")
-        if codec is not None:
-            codecfile.check_codec(codec, config, codebooks or path)
-    _same_everywhere(comm, f"{path} differs between ranks; copy the same file to every machine", file.digest)
-    _same_everywhere(
-        comm, "the codebooks differ between ranks; copy the same file to every machine", codec.digest if codec else ""
-    )
-    model = Model(dataclasses.replace(file, config=config, codec=codec), comm, get_backend(backend, comm), weights)
-    model.use(strategy, counted_keys=counted_keys, remote=remote, gather=gather)
-    return model
-
-
-def _same_everywhere(comm: MPI.Comm, message: str, digest: str) -> None:
-    mine = np.frombuffer(digest.ljust(64).encode(), dtype=np.uint8)
-    every = np.empty((comm.Get_size(), 64), dtype=np.uint8)
-    comm.Allgather(mine, every)
-    other = np.flatnonzero((every != every[0]).any(axis=1))
-    if other.size:
-        raise same_on_all(InputError(f"{message} (rank {other[0]} has another than rank 0)"))
-
-
 class Model:
     """A model at work on the ranks of one communicator. Call it with inputs; `report` describes the last call."""
 
     def __init__(
-        self, file: modelfile.ModelFile, comm: MPI.Comm, backend: Backend, weights: Sequence[float] | None = None
+        self, file: ModelFile, comm: MPI.Comm, backend: Backend, weights: Sequence[float] | None = None
     ) -> None:
         self.comm, self.backend, self.cut_weights = comm, backend, weights
         self.config, self.codec = file.config, file.codec
@@ -103,7 +48,7 @@ class Model:
         self._layouts: dict[bytes, Layout] = {}
 
     def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto", gather: str = "x") -> None:
-        """Choose the strategy (see `load`). Collective."""
+        """Choose the strategy (see `astra_mpi.load`). Collective."""
         parts = (self.blocks, self.exchange, self.backend.kernels)
         self.strategy: TokenParallel
         if strategy == "astra":
@@ -122,7 +67,8 @@ class Model:
     def __call__(self, inputs: np.ndarray, mask: np.ndarray | None = None, gather: bool = False) -> Any:
         """Run the forward pass; collective, with the same inputs on every rank.
 
-        ViT: float32 images (B, channels, height, width) -> logits (B, classes). BERT: token ids (B, T) and an optional
+        ViT: float32 images already normalised (B, channels, height, width), or uint8 (B, height, width, channels) to be
+        resized and normalised as the model file says -> logits (B, classes). BERT: token ids (B, T) and an optional
         mask (B, T), 0 = drop -> embeddings (B, D). With `gather`, rank 0 gets (answer, hidden) and the others
         (answer, None): hidden states (B, n_class + T, D) after the last norm, zero beyond a sequence's end.
         """
@@ -165,7 +111,7 @@ class Model:
         failure: Exception | None = None
         mine = np.zeros(2, dtype=np.int64)  # failed, checksum of the batch
         try:
-            batch = self.family.prepare(inputs, mask)
+            batch = self.family.prepare(self._normalised(inputs), mask)
             mine[1] = zlib.crc32(batch.values.tobytes(), zlib.crc32(batch.lengths.tobytes()))
         except Exception as exc:
             failure = exc
@@ -177,6 +123,12 @@ class Model:
         if (every[:, 1] != every[0, 1]).any():
             raise same_on_all(InputError("the inputs differ between ranks; give every rank the same batch"))
         return batch
+
+    def _normalised(self, inputs: np.ndarray) -> np.ndarray:
+        """uint8 images (B, height, width, channels) -> float32 (B, channels, height, width); else the inputs."""
+        if self.config.family == "vit" and self.preprocess and np.asarray(inputs).dtype == np.uint8:
+            return Preprocess(**self.preprocess)(np.asarray(inputs))
+        return inputs
 
     def _layout(self, lengths: np.ndarray) -> Layout:
         key = lengths.tobytes()

@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 import astra_mpi
 from astra_mpi.codecfile import write_codebooks
 from astra_mpi.config import CodecConfig
 from astra_mpi.errors import AstraError, InputError
+from astra_mpi.images import Preprocess
 from astra_mpi.modelfile import write_model
 from astra_mpi.synthetic import random_batch
 from fakes import bert_config, model_file, random_codec, vit_config
@@ -143,3 +145,23 @@ def test_a_received_code_out_of_range_fails_all(comm, folder):
     else:
         with pytest.raises(AstraError, match="corrupt message"):
             model(inputs, mask)
+
+
+def test_uint8_images_are_normalised_by_the_model(comm, folder):
+    config = vit_config()
+    preprocess = Preprocess(config.image_size, [0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
+    file = dataclasses.replace(model_file(config), preprocess=preprocess.as_dict())
+    model = astra_mpi.load(str(write_on_root(comm, folder / "model.h5", file)), comm=comm, strategy="sp")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *config.image_size, 3), dtype=np.uint8)
+    by_hand = (pixels / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.4]
+    np.testing.assert_allclose(model(pixels), model(by_hand.transpose(0, 3, 1, 2).astype(np.float32)), atol=1e-5)
+    with pytest.raises(InputError, match="channels"):
+        model(pixels[..., :2])
+
+
+def test_threads(comm, folder):
+    path = write_on_root(comm, folder / "model.h5", model_file(vit_config()))
+    astra_mpi.load(str(path), comm=comm, threads=1)
+    assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+    with pytest.raises(InputError, match="at least one"):
+        astra_mpi.load(str(path), comm=comm, threads=0)

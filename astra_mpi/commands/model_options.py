@@ -38,8 +38,8 @@ def _numbers(text: str) -> list[float]:
 def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str) -> Model:
     """Collective: the model as the options say."""
     from astra_mpi.config import require
-    from astra_mpi.engine import load
     from astra_mpi.errors import collective
+    from astra_mpi.loading import load
     from astra_mpi.strategies import STRATEGIES
     from astra_mpi.threads import set_threads
 

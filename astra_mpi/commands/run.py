@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
 
 def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
     """Collective: the model as the deck says, with the choices that an earlier part of this job made."""
-    from astra_mpi.engine import load
+    from astra_mpi.loading import load
 
     parallel = deck.parallel
     return load(

@@ -1,0 +1,79 @@
+"""Load a model file on every rank of a communicator, and refuse what is not the same everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from astra_mpi import codecfile, modelfile
+from astra_mpi.backend import get_backend
+from astra_mpi.config import require
+from astra_mpi.engine import Model
+from astra_mpi.errors import InputError, collective, same_on_all
+from astra_mpi.partition import cut
+from astra_mpi.strategies import STRATEGIES
+from astra_mpi.threads import set_threads
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+def load(
+    path: str,
+    *,
+    comm: MPI.Comm,
+    strategy: str = "astra",
+    backend: str = "numpy",
+    codebooks: str | None = None,
+    weights: Sequence[float] | None = None,
+    counted_keys: bool = True,
+    remote: str = "auto",
+    gather: str = "x",
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    threads: int | None = None,
+) -> Model:
+    """Load the model file at `path` on every rank of `comm`. Collective.
+
+    strategy: "single", "sp" or "astra". backend: "numpy" or "reference". codebooks: a codebook file for this model,
+    instead of the codebooks inside it. weights: relative speeds of the ranks, for an uneven cut. counted_keys: let
+    far tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from
+    codes. gather: "x" or "kv", what `sp` sends. pooling, normalize: instead of the model's own (BERT). threads:
+    of BLAS and Numba in this process; None leaves them as they are.
+
+    Raises InputError on all ranks alike: files that cannot be read or differ between ranks, or options that do not fit.
+    """
+    require(strategy in STRATEGIES, f"strategy '{strategy}' is unknown; use one of {', '.join(STRATEGIES)}")
+    with collective(comm):
+        cut(np.zeros(1, np.int64), comm.Get_size(), weights)  # checks `weights` before any work
+        if threads is not None:
+            set_threads(threads)
+        file = modelfile.read_model(path)
+        codec = codecfile.read_codebooks(codebooks, file.digest) if codebooks else file.codec
+        changes = {name: value for name, value in (("pooling", pooling), ("normalize", normalize)) if value is not None}
+        unknown = [name for name in changes if not hasattr(file.config, name)]
+        require(not unknown, f"{path}: a {file.config.family} model has no option {', '.join(unknown)}")
+        config = dataclasses.replace(file.config, **changes)
+        if strategy == "astra" and codec is None:
+            raise InputError(f"{path} holds no codebooks, which strategy astra needs; run `astra-mpi calibrate` first")
+        if codec is not None:
+            codecfile.check_codec(codec, config, codebooks or path)
+    _same_everywhere(comm, f"{path} differs between ranks; copy the same file to every machine", file.digest)
+    _same_everywhere(
+        comm, "the codebooks differ between ranks; copy the same file to every machine", codec.digest if codec else ""
+    )
+    model = Model(dataclasses.replace(file, config=config, codec=codec), comm, get_backend(backend, comm), weights)
+    model.use(strategy, counted_keys=counted_keys, remote=remote, gather=gather)
+    return model
+
+
+def _same_everywhere(comm: MPI.Comm, message: str, digest: str) -> None:
+    mine = np.frombuffer(digest.ljust(64).encode(), dtype=np.uint8)
+    every = np.empty((comm.Get_size(), 64), dtype=np.uint8)
+    comm.Allgather(mine, every)
+    other = np.flatnonzero((every != every[0]).any(axis=1))
+    if other.size:
+        raise same_on_all(InputError(f"{message} (rank {other[0]} has another than rank 0)"))
