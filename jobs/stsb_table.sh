@@ -18,7 +18,7 @@ fi
 
 score() { # NAME RANKS OPTIONS...
   local out="$work/$1-$2.json"
-  [ -s "$out" ] || mpirun -n "$2" python jobs/stsb.py "$work/model.h5" "$test" "${@:3}" >"$out"
+  [ -s "$out" ] || mpirun -n "$2" python jobs/stsb.py "$work/model.h5" "$test" "${@:3}" >"$out" </dev/null
   python -c 'import json, sys; print(format(json.load(open(sys.argv[1]))["spearman"], ".4f"))' "$out"
 }
 
