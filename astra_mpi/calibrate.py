@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from types import ModuleType
 
 import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
 from astra_mpi.backend import get_backend
-from astra_mpi.codec.codebook import BlockCodec, Codec
+from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.codec.fit import fit_codebook
+from astra_mpi.codec.subspace import with_subspace
 from astra_mpi.config import CodecConfig, require
 from astra_mpi.engine import Model
 from astra_mpi.exchange import Pending
@@ -76,19 +78,30 @@ def fit_codec(
 ) -> Codec:
     """Codebooks for every block of a model, deterministic by `seed`; `progress(done, total)` counts codebooks.
 
+    Fitted to `n_samples` tokens; an eighth as many more are held out where a subspace is to be chosen.
     Runs in one process, whatever launched it, and fits as many codebooks at once as there are `threads`: k-means has
     too many serial passes for threads within one to pay.
     """
     kernels = get_backend("numpy", MPI.COMM_SELF).kernels
     parts = 2 if config.site == "kv" else 1
-    samples = [
-        piece for x in activations(file, batches, config.site, n_samples) for piece in np.split(x, parts, axis=1)
-    ]
+    n_held_out = n_samples // 8 if _may_project(config) else 0
+    blocks = activations(file, batches, config.site, n_samples + n_held_out)
+    samples = [np.ascontiguousarray(piece) for x in blocks for piece in np.split(x, parts, axis=1)]
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
-        fits = [
-            pool.submit(fit_codebook, np.ascontiguousarray(x), config, seed + i, kernels) for i, x in enumerate(samples)
-        ]
+        fits = [pool.submit(_fit, x, config, seed + i, kernels) for i, x in enumerate(samples)]
         for done, _ in enumerate(as_completed(fits), start=1):
             progress(done, len(fits))
     books = [fit.result() for fit in fits]
     return Codec(config, tuple(BlockCodec(tuple(books[i : i + parts])) for i in range(0, len(books), parts)))
+
+
+def _may_project(config: CodecConfig) -> bool:
+    return config.encoder != "exact" and config.full_width
+
+
+def _fit(x: np.ndarray, config: CodecConfig, seed: int, kernels: ModuleType) -> Codebook:
+    """Codebook of samples x (n, D), of which the last ninth is held out where a subspace is to be chosen."""
+    if not _may_project(config):
+        return fit_codebook(x, config, seed, kernels)
+    fitted, held_out = np.split(x, [len(x) - len(x) // 9])
+    return with_subspace(fit_codebook(fitted, config, seed, kernels), fitted, held_out, config.encoder, kernels)

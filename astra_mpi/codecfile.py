@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from astra_mpi import hdf5
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
@@ -16,14 +17,17 @@ _TEXTS, _NUMBERS = ("site", "kind"), ("codebook_size", "groups", "stages")
 
 
 def write_codec(file: h5py.File, codec: Codec) -> None:
-    """Create /codec: settings and checksum as attributes, the entries of every block as datasets."""
+    """Create /codec: settings and checksum as attributes, entries and bases of every block as datasets."""
     group = file.create_group("codec")
-    group.attrs.update(codec.config.as_dict())
+    group.attrs.update({name: getattr(codec.config, name) for name in _TEXTS + _NUMBERS})
     group.attrs["width"] = codec.blocks[0].codebooks[0].width
     for i, block in enumerate(codec.blocks):
         names = _datasets(codec.config.site)
-        for name, book in zip(names, block.codebooks, strict=True):
+        for (name, subspace), book in zip(names, block.codebooks, strict=True):
             group.create_dataset(f"{i}/{name}", data=book.entries)
+            if book.basis is not None:
+                item = group.create_dataset(f"{i}/{subspace}", data=book.basis)
+                item.attrs["error_growth"] = book.error_growth
     group.attrs["checksum"] = _checksum(codec)
 
 
@@ -48,18 +52,28 @@ def _read_block(group: h5py.Group, config: CodecConfig, width: int) -> BlockCode
     entry_width = -(-width // config.groups) if config.kind == "grouped" else width
     wanted = (config.n_codebooks, config.codebook_size, entry_width)
     books = []
-    for name in _datasets(config.site):
+    for name, subspace in _datasets(config.site):
         item = hdf5.dataset(group, name, ("float32",))
         require(
             item.shape == wanted,
             f"{group.file.filename}: {item.name} has shape {item.shape}, its settings say {wanted}; calibrate again",
         )
-        books.append(Codebook(config.kind, hdf5.read(item, "float32"), width))
+        entries = hdf5.read(item, "float32")
+        books.append(Codebook(config.kind, entries, width, *_read_subspace(group, subspace)))
     return BlockCodec(tuple(books))
 
 
-def _datasets(site: str) -> tuple[str, ...]:
-    return ("keys", "values") if site == "kv" else ("codebook",)
+def _read_subspace(group: h5py.Group, name: str) -> tuple[np.ndarray | None, float]:
+    """Basis and error growth; (None, 0) where the codebook is searched exactly."""
+    if name not in group:
+        return None, 0.0
+    item = hdf5.dataset(group, name, ("float32",))
+    return hdf5.read(item, "float32"), hdf5.number(item, "error_growth")
+
+
+def _datasets(site: str) -> tuple[tuple[str, str], ...]:
+    """Per codebook, the names of its entries and of its subspace."""
+    return (("keys", "keys_subspace"), ("values", "values_subspace")) if site == "kv" else (("codebook", "subspace"),)
 
 
 def _checksum(codec: Codec) -> str:
@@ -68,7 +82,8 @@ def _checksum(codec: Codec) -> str:
     sha = hashlib.sha256(f"{[getattr(config, name) for name in _TEXTS + _NUMBERS]} {first.width}".encode())
     for block in codec.blocks:
         for book in block.codebooks:
-            sha.update(book.entries.astype("<f4", copy=False).data)
+            for array in (book.entries, book.basis):
+                sha.update(b"" if array is None else array.astype("<f4", copy=False).data)
     return sha.hexdigest()
 
 

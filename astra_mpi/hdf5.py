@@ -85,6 +85,14 @@ def integer(item: Any, name: str) -> int:
     return int(value)
 
 
+def number(item: Any, name: str) -> float:
+    """The floating-point attribute `name`; InputError if there is none."""
+    value = item.attrs.get(name)
+    if not isinstance(value, float):  # np.float64 is one
+        raise InputError(f"{item.file.filename}: {item.name} has no number attribute '{name}'; make the file anew")
+    return float(value)
+
+
 def _member(parent: h5py.Group, name: str) -> Any:
     """The object `name` of a group; InputError if it is missing or a link to another place or file."""
     where = f"{parent.file.filename}: {parent.name.rstrip('/')}/{name}"

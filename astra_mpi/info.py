@@ -56,6 +56,8 @@ def _codec(file: h5py.File) -> dict[str, Any]:
             "codes_per_token": config.codes_per_token,
             "bits_per_token_per_block": config.bits_per_token,
             "bytes": sum(book.entries.nbytes for book in books),
+            "subspace_widths": [None if book.basis is None else book.basis.shape[1] for book in books],
+            "subspace_error_growth": max(book.error_growth for book in books),
             "digest": codec.digest,
         }
     }

@@ -32,6 +32,7 @@ def load(
     counted_keys: bool = True,
     remote: str = "auto",
     gather: str = "x",
+    encoder: str = "auto",
     pooling: str | None = None,
     normalize: bool | None = None,
     threads: int | None = None,
@@ -41,12 +42,14 @@ def load(
     strategy: "single", "sp" or "astra". backend: "numpy" or "reference". codebooks: a codebook file for this model,
     instead of the codebooks inside it. weights: relative speeds of the ranks, for an uneven cut. counted_keys: let
     far tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from
-    codes. gather: "x" or "kv", what `sp` sends. pooling, normalize: instead of the model's own (BERT). threads:
+    codes. gather: "x" or "kv", what `sp` sends. encoder: "auto" searches codebooks in their subspace where they have
+    one, "exact" in all of the space. pooling, normalize: instead of the model's own (BERT). threads:
     of BLAS and Numba in this process; None leaves them as they are.
 
     Raises InputError on all ranks alike: files that cannot be read or differ between ranks, or options that do not fit.
     """
     require(strategy in STRATEGIES, f"strategy '{strategy}' is unknown; use one of {', '.join(STRATEGIES)}")
+    require(encoder in ("auto", "exact"), f"encoder '{encoder}' is unknown; use auto or exact")
     with collective(comm):
         cut(np.zeros(1, np.int64), comm.Get_size(), weights)  # checks `weights` before any work
         if threads is not None:
@@ -61,6 +64,7 @@ def load(
             raise InputError(f"{path} holds no codebooks, which strategy astra needs; run `astra-mpi calibrate` first")
         if codec is not None:
             codecfile.check_codec(codec, config, codebooks or path)
+            codec = codec.exact() if encoder == "exact" else codec
     _same_everywhere(comm, f"{path} differs between ranks; copy the same file to every machine", file.digest)
     _same_everywhere(
         comm, "the codebooks differ between ranks; copy the same file to every machine", codec.digest if codec else ""

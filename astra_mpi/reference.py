@@ -183,15 +183,18 @@ class _Quantiser:
             used[:] = self.given[i]
         seen = []
         for book, part, codes in zip(books, parts, np.split(used, np.cumsum(n_codes)[:-1], axis=1), strict=True):
+            basis = None if book.basis is None else book.basis.astype(np.float64)
             entries = book.entries.astype(np.float64)
-            rows = [self._row(book.kind, entries, row, codes[t]) for t, row in enumerate(part)]
+            searched = entries if basis is None else entries @ basis  # (C, K, W or d)
+            rows = [self._row(book.kind, entries, searched, basis, row, codes[t]) for t, row in enumerate(part)]
             seen.append(np.reshape(rows, part.shape))
         self.codes.append(used)
         return seen
 
-    def _row(self, kind: str, entries: Array, row: Array, codes: Array) -> Array:
+    def _row(self, kind: str, entries: Array, searched: Array, basis: Array | None, row: Array, codes: Array) -> Array:
         """Quantise one row (D,) with entries (C, K, W); fills or checks `codes` (C,), returns the approximation (D,).
 
+        With a basis (W, d), distances are those of the projections, `searched` (C, K, d) of the entries.
         The gap of a given code is (its distance - the best distance) / (its distance + ||row||^2), between 0 and 1: a
         float32 row and search err in proportion to the norm of the whole row. A residual stage is judged on what the
         codes used before it have left.
@@ -203,7 +206,8 @@ class _Quantiser:
         for c in range(n_codes):
             span = slice(c * width, (c + 1) * width) if kind == "grouped" else slice(None)
             target = whole[span] - approximation[span]
-            distances = ((entries[c] - target) ** 2).sum(axis=1)  # (K,)
+            sought = target if basis is None else target @ basis
+            distances = ((searched[c] - sought) ** 2).sum(axis=1)  # (K,)
             best = int(distances.argmin())
             if self.given is None:
                 codes[c] = best

@@ -46,9 +46,12 @@ def main(comm: MPI.Comm) -> None:
     parser.add_argument("tsv")
     parser.add_argument("--strategy", default="sp")
     parser.add_argument("--codebooks")
+    parser.add_argument("--encoder", default="auto", help="exact: without the codebooks' subspace")
     parser.add_argument("--max-tokens", type=int, default=256)
     args = parser.parse_args()
-    model = astra_mpi.load(args.model, comm=comm, strategy=args.strategy, codebooks=args.codebooks)
+    model = astra_mpi.load(
+        args.model, comm=comm, strategy=args.strategy, codebooks=args.codebooks, encoder=args.encoder
+    )
     scores, first, second = read_pairs(args.tsv)
     start = time.perf_counter()
     both = embed_all(model, Tokenizer(model.tokenizer), first + second, args.max_tokens)

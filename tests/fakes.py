@@ -28,8 +28,15 @@ def random_weights(config, seed=0):
     return {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+def random_basis(rng, width, n_columns):
+    return np.linalg.qr(rng.normal(size=(width, n_columns)))[0].astype(np.float32)
+
+
 def random_codec(config, codec_config, seed=0):
-    """Entries of about the activations' size; a code is some nearest entry, which is all the arithmetic asks for."""
+    """Entries of about the activations' size; a code is some nearest entry, which is all the arithmetic asks for.
+
+    With encoder "subspace" each codebook has a random one, of 5/8 of the width.
+    """
     rng = np.random.default_rng(seed)
     kv = codec_config.site == "kv"
     width = config.d_kv if kv else config.d_model
@@ -39,7 +46,9 @@ def random_codec(config, codec_config, seed=0):
     scale = 1.0 / (1 + np.arange(n))[:, None, None] if codec_config.kind == "residual" else 1.0
 
     def book():
-        return Codebook(codec_config.kind, (rng.normal(0, 0.7, shape) * scale).astype(np.float32), width)
+        entries = (rng.normal(0, 0.7, shape) * scale).astype(np.float32)
+        basis = random_basis(rng, width, width * 5 // 8) if codec_config.encoder == "subspace" else None
+        return Codebook(codec_config.kind, entries, width, basis)
 
     blocks = tuple(BlockCodec(tuple(book() for _ in range(2 if kv else 1))) for _ in range(config.n_layers))
     return Codec(codec_config, blocks)

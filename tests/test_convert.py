@@ -411,7 +411,7 @@ def test_init_command(tmp_path, capsys):
     a, b = read_model(tmp_path / "a.h5"), read_model(tmp_path / "b.h5")
     assert (a.digest, a.codec.digest) == (b.digest, b.codec.digest)
     assert a.config.grid == (1, 6)
-    assert a.codec.config == CodecConfig(site="normed", stages=2, codebook_size=4)
+    assert a.codec.config == CodecConfig(site="normed", stages=2, codebook_size=4, encoder="exact")
     assert len(np.unique(a.codec.blocks[0].codebooks[0].entries[0], axis=0)) == 4
     assert a.preprocess["size"] == [16, 96]
     assert "4 bits per token" in capsys.readouterr().out

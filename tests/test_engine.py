@@ -29,6 +29,9 @@ CODECS = {
     "kv": CodecConfig(site="kv", kind="grouped", groups=2, codebook_size=16),
     "kv-residual": CodecConfig(site="kv", stages=2, codebook_size=8),
     "one-entry": CodecConfig(stages=1, codebook_size=1),
+    "subspace": CodecConfig(stages=3, codebook_size=16, encoder="subspace"),
+    "subspace-one-code": CodecConfig(kind="grouped", codebook_size=300, encoder="subspace"),
+    "subspace-kv": CodecConfig(site="kv", stages=2, codebook_size=8, encoder="subspace"),
 }
 
 

@@ -112,6 +112,19 @@ def test_codebook_file_in_place_of_the_models_own(comm, folder):
     )
 
 
+def test_exact_search_of_codebooks_that_have_a_subspace(comm, folder):
+    file = model_file(bert_config(), CodecConfig(stages=2, codebook_size=64, encoder="subspace"))
+    path = write_on_root(comm, folder / "model.h5", file)
+    inputs, mask = random_batch(file.config, 1, 9)
+    found = {}
+    for encoder in ("auto", "exact"):
+        model = astra_mpi.load(str(path), comm=comm, encoder=encoder)
+        model(inputs, mask)
+        found[model.report["codec"]["encoder"]] = np.concatenate(model.strategy.codes)
+    assert set(found) == {"subspace", "exact"}
+    assert comm.size == 1 or (found["subspace"] != found["exact"]).any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -119,6 +132,7 @@ def test_codebook_file_in_place_of_the_models_own(comm, folder):
         ({"backend": "tpu"}, "backend 'tpu' is not available"),
         ({"remote": "guess"}, "remote = 'guess'"),
         ({"strategy": "sp", "gather": "q"}, "gather = 'q'"),
+        ({"encoder": "subspace"}, "encoder 'subspace' is unknown; use auto or exact"),
         ({"normalize": True}, "vit model has no option normalize"),
         ({"weights": [1.0] * 9}, "9 weights for"),
         ({"weights": [-1.0]}, "weights"),

@@ -330,6 +330,8 @@ CODECS = [
     CodecConfig(kind="grouped", groups=5, codebook_size=1),  # 24 / 5: padded
     CodecConfig(kind="grouped", groups=2, codebook_size=300, site="normed"),
     CodecConfig(stages=2, codebook_size=7, site="kv"),
+    CodecConfig(stages=2, codebook_size=7, encoder="subspace"),
+    CodecConfig(kind="grouped", codebook_size=7, site="kv", encoder="subspace"),
 ]
 
 

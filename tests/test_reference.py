@@ -176,7 +176,7 @@ def random_codec(site, kind, n_codebooks, n_entries, n_layers, seed=0, scale=1.0
 
     def book():
         entries = (scale * rng.normal(size=(n_codebooks, n_entries, width))).astype(np.float32)
-        return SimpleNamespace(kind=kind, width=D, entries=entries)
+        return SimpleNamespace(kind=kind, width=D, basis=None, entries=entries)
 
     blocks = tuple(block_of(book() for _ in range(1 + (site == "kv"))) for _ in range(n_layers))
     return SimpleNamespace(config=SimpleNamespace(site=site, kind=kind, codebook_size=n_entries), blocks=blocks)
@@ -198,7 +198,7 @@ def lossless_codec(site, kind, module, family, tokens, n_layers):
 
 def lossless_book(kind, rows):
     entries = [rows, 0 * rows] if kind == "residual" else [rows[:, :12], rows[::-1, 12:]]
-    return SimpleNamespace(kind=kind, width=D, entries=np.stack(entries))
+    return SimpleNamespace(kind=kind, width=D, basis=None, entries=np.stack(entries))
 
 
 FAMILIES = ["mean", "cls", "vit"]  # "mean" and "cls" are BERT without and with a class token
@@ -422,7 +422,9 @@ def test_near_ties_are_flips_with_a_gap_of_rounding_size():
     ids, owner, codec = random_tokens("mean", 4), [0, 1, 0, 1], random_codec("hidden", "grouped", 1, 4, 1)
     book = codec.blocks[0].codebooks[0]
     nudged = book.entries * np.float32(1 + 1e-6)
-    twins = SimpleNamespace(kind="grouped", width=D, entries=np.stack([book.entries, nudged], axis=2).reshape(1, 8, D))
+    twins = SimpleNamespace(
+        kind="grouped", width=D, basis=None, entries=np.stack([book.entries, nudged], axis=2).reshape(1, 8, D)
+    )
     codec.blocks = (block_of([twins]),)
     own = oracle(config, weights, ids, owner, 2, codec=codec)
     result = oracle(config, weights, ids, owner, 2, codec=codec, codes=[own.codes[0] ^ 1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,19 +12,27 @@ import numpy as np
 
 from astra_mpi.config import KINDS, MAX_CODEBOOK_SIZE, CodecConfig, require
 
+#: largest accepted entry of |B^T B - I|: float32 rounding of a basis is a hundred times smaller
+ORTHONORMAL_TOLERANCE = 1e-4
+
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
     """One vector quantiser of D-vectors: C codes per vector, each the index of one of K entries.
 
     grouped: the vector, zero-padded to C*W, is cut into C sub-vectors of W = ceil(D / C), each with its own entries.
-    residual: W = D, and stage m quantises what stages 0..m-1 left. Raises InputError on entries that do not fit.
+    residual: W = D, and stage m quantises what stages 0..m-1 left.
+    With a basis (one group or stages), nearest means nearest after projection onto the d-dimensional subspace that it
+    spans (method.md, Subspace encoder). Raises InputError on entries or a basis that do not fit.
     """
 
     kind: str  # "grouped" or "residual"
     entries: np.ndarray  # (C, K, W) float32
     width: int  # D, before padding
-    half_norms: np.ndarray = field(init=False, repr=False)  # (C, K) float32, ||entry||^2 / 2
+    basis: np.ndarray | None = None  # (D, d) float32, orthonormal columns
+    error_growth: float = 0.0  # of the squared error on held-out vectors, relative, due to the basis
+    searched: np.ndarray = field(init=False, repr=False)  # (C, K, W or d) float32, entries as they are searched
+    half_norms: np.ndarray = field(init=False, repr=False)  # (C, K) float32, ||searched entry||^2 / 2
 
     def __post_init__(self) -> None:
         entries = np.ascontiguousarray(self.entries, dtype=np.float32)
@@ -43,8 +51,28 @@ class Codebook:
         )
         require(bool(np.isfinite(entries).all()), "codebook has NaN or infinite entries; calibrate it again")
         object.__setattr__(self, "entries", entries)
-        half_norms = np.einsum("ckw,ckw->ck", entries, entries, dtype=np.float64) / 2
+        self._check_basis()
+        searched = entries if self.basis is None else entries @ self.basis
+        half_norms = np.einsum("ckw,ckw->ck", searched, searched, dtype=np.float64) / 2
+        object.__setattr__(self, "searched", searched)
         object.__setattr__(self, "half_norms", half_norms.astype(np.float32))
+
+    def _check_basis(self) -> None:
+        if self.basis is None:
+            return
+        basis = np.ascontiguousarray(self.basis, dtype=np.float32)
+        require(self.entries.shape[2] == self.width, "a codebook of several groups cannot be searched in a subspace")
+        require(
+            basis.ndim == 2 and basis.shape[0] == self.width and 1 <= basis.shape[1] <= self.width,
+            f"a codebook's subspace has shape {basis.shape}, not ({self.width}, d) with d up to {self.width}; "
+            "calibrate it again",
+        )
+        require(bool(np.isfinite(basis).all()), "a codebook's subspace has NaN or infinite values; calibrate it again")
+        off = np.abs(basis.T @ basis - np.eye(basis.shape[1], dtype=np.float32)).max()
+        require(
+            off <= ORTHONORMAL_TOLERANCE, "the columns of a codebook's subspace are not orthonormal; calibrate again"
+        )
+        object.__setattr__(self, "basis", basis)
 
     @property
     def n_codes(self) -> int:
@@ -61,9 +89,11 @@ class Codebook:
 
         Each code is argmin_k ||e_k - x||^2, the lowest index on an exact tie; stages are chosen greedily.
         """
+        if self.basis is not None:
+            x = x @ self.basis  # (n, D) (D, d) -> (n, d)
         if self.kind == "residual":
-            return kernels.encode_residual(x, self.entries, self.half_norms)
-        return kernels.encode_grouped(pad(x, self.n_codes), self.entries, self.half_norms)
+            return kernels.encode_residual(x, self.searched, self.half_norms)
+        return kernels.encode_grouped(pad(x, self.n_codes), self.searched, self.half_norms)
 
     def decode(self, codes: np.ndarray, kernels: Any) -> np.ndarray:
         """x^ (n, D) float32 of codes (n, C)."""
@@ -124,12 +154,18 @@ class BlockCodec:
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """How a model's activations become codes, block by block. Raises InputError if a block contradicts the config."""
+    """How a model's activations become codes, block by block. Raises InputError if a block contradicts the config.
+
+    `config.encoder` becomes what the codebooks are: "subspace" if any has a basis, else "exact".
+    """
 
     config: CodecConfig
     blocks: tuple[BlockCodec, ...]
 
     def __post_init__(self) -> None:
+        books = [book for block in self.blocks for book in block.codebooks]
+        encoder = "exact" if all(book.basis is None for book in books) else "subspace"
+        object.__setattr__(self, "config", replace(self.config, encoder=encoder))
         n_books = 2 if self.config.site == "kv" else 1
         for i, block in enumerate(self.blocks):
             require(
@@ -143,12 +179,20 @@ class Codec:
                     found == stated, f"codec block {i} has (kind, codes, entries) {found}; its config says {stated}"
                 )
 
+    def exact(self) -> Codec:
+        """The same codebooks, searched in all of the space."""
+        blocks = [
+            BlockCodec(tuple(Codebook(b.kind, b.entries, b.width) for b in block.codebooks)) for block in self.blocks
+        ]
+        return Codec(self.config, tuple(blocks))
+
     @cached_property
     def digest(self) -> str:
-        """sha256 over the config and every entry: what ranks compare before they exchange codes."""
+        """sha256 over the config, every entry and every basis: what ranks compare before they exchange codes."""
         sha = hashlib.sha256(json.dumps(self.config.as_dict(), sort_keys=True).encode())
         for block in self.blocks:
             for book in block.codebooks:
                 sha.update(repr((book.entries.shape, book.width)).encode())
                 sha.update(book.entries.data)
+                sha.update(b"" if book.basis is None else book.basis.data)
         return sha.hexdigest()

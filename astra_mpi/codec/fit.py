@@ -36,10 +36,11 @@ def fit_codebook(
 def squared_error(codebook: Codebook, x: np.ndarray, kernels: Any) -> float:
     """||x - x^||^2 / ||x - mean(x)||^2 over the samples x (n, D); 0 when the samples are all equal and exact."""
     rest = x - codebook.decode(codebook.encode(x, kernels), kernels)
-    return _energy(rest) / max(_energy(x - x.mean(axis=0, dtype=np.float64)), np.finfo(np.float64).tiny)
+    return energy(rest) / max(energy(x - x.mean(axis=0, dtype=np.float64)), np.finfo(np.float64).tiny)
 
 
-def _energy(x: np.ndarray) -> float:
+def energy(x: np.ndarray) -> float:
+    """||x||^2 of x (n, D), summed in float64."""
     return float(np.einsum("nd,nd->", x, x, dtype=np.float64))
 
 
@@ -76,12 +77,12 @@ def _refine(codebook: Codebook, x: np.ndarray, kernels: Any) -> Codebook:
     """
     codes = codebook.encode(x, kernels)
     rest = x - codebook.decode(codes, kernels)
-    error = _energy(rest)
+    error = energy(rest)
     for _ in range(SWEEPS):
         candidate = Codebook("residual", _sweep(codebook.entries, codes, rest), codebook.width)
         codes = candidate.encode(x, kernels)
         rest = x - candidate.decode(codes, kernels)
-        previous, error = error, _energy(rest)
+        previous, error = error, energy(rest)
         if error < previous:
             codebook = candidate
         if error >= (1 - MIN_GAIN) * previous:

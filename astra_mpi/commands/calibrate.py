@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
         write_model(
             args.output, replace(model, codec=codec, provenance=model.provenance | {"calibrate": made["command"]})
         )
-    print(f"{args.output}: {config.bits_per_token} bits per token and block, codebooks {codec.digest[:12]}")
+    bits, encoder = config.bits_per_token, codec.config.encoder
+    print(f"{args.output}: {bits} bits per token and block, encoder {encoder}, codebooks {codec.digest[:12]}")
     return 0
 
 
@@ -87,7 +88,7 @@ def _open(args: argparse.Namespace, model: ModelFile) -> Source:
 
 def _command(args: argparse.Namespace) -> str:
     """The command as typed, files without their folders."""
-    names = ("dataset", "samples", "seed", "kind", "groups", "stages", "codebook_size", "site")
+    names = ("dataset", "samples", "seed", "kind", "groups", "stages", "codebook_size", "site", "encoder")
     given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) is not None]
     options = [f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

@@ -10,13 +10,16 @@ if TYPE_CHECKING:
 
 
 def add_codec_options(parser: argparse.ArgumentParser) -> None:
-    """--kind, --groups, --stages, --codebook-size, --site."""
+    """--kind, --groups, --stages, --codebook-size, --site, --encoder."""
     group = parser.add_argument_group("codec options")
     group.add_argument("--kind", default="residual", help="residual or grouped codebooks (default %(default)s)")
     group.add_argument("--groups", type=int, metavar="G", help="sub-vectors, for --kind grouped (default 1)")
     group.add_argument("--stages", type=int, metavar="M", help="stages, for --kind residual (default 4)")
     group.add_argument(
         "--codebook-size", type=int, default=256, metavar="K", help="entries per codebook (default %(default)s)"
+    )
+    group.add_argument(
+        "--encoder", default="auto", help="exact, subspace, or auto: a subspace where it saves at most 1%% in error"
     )
     group.add_argument("--site", default="hidden", help="what is sent: hidden, normed or kv (default %(default)s)")
 
@@ -30,4 +33,4 @@ def codec_config(args: argparse.Namespace) -> CodecConfig:
         args.stages is None or args.kind == "residual", "--stages is for --kind residual; use --groups or that kind"
     )
     counts = {name: value for name in ("groups", "stages") if (value := getattr(args, name)) is not None}
-    return CodecConfig(site=args.site, kind=args.kind, codebook_size=args.codebook_size, **counts)
+    return CodecConfig(site=args.site, kind=args.kind, codebook_size=args.codebook_size, encoder=args.encoder, **counts)
