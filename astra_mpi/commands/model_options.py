@@ -32,7 +32,10 @@ def _names(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers such as 2,1,1") from exc
 
 
 def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str) -> Model:
