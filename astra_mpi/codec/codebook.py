@@ -30,7 +30,7 @@ class Codebook:
     entries: np.ndarray  # (C, K, W) float32
     width: int  # D, before padding
     basis: np.ndarray | None = None  # (D, d) float32, orthonormal columns
-    error_growth: float = 0.0  # of the squared error on held-out vectors, relative, due to the basis
+    error_growth: float = 0.0  # of the squared error on held-out vectors, relative to the codebook without a basis
     searched: np.ndarray = field(init=False, repr=False)  # (C, K, W or d) float32, entries as they are searched
     half_norms: np.ndarray = field(init=False, repr=False)  # (C, K) float32, ||searched entry||^2 / 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def fit_codebook(
     report = progress or (lambda done, total: None)
     if config.kind == "grouped":
         return _fit_grouped(x, config, rng, kernels, report)
-    return _refine(_fit_residual(x, config, rng, kernels, report), x, kernels)
+    return refine(_fit_residual(x, config, rng, kernels, report), x, kernels)
 
 
 def squared_error(codebook: Codebook, x: np.ndarray, kernels: Any) -> float:
@@ -69,8 +70,8 @@ def _fit_residual(
     return Codebook("residual", np.stack(entries), x.shape[1])
 
 
-def _refine(codebook: Codebook, x: np.ndarray, kernels: Any) -> Codebook:
-    """Sweeps over all stages of a residual codebook, each followed by a new encoding, while they lower the error.
+def refine(codebook: Codebook, x: np.ndarray, kernels: Any) -> Codebook:
+    """Sweeps over all stages of a codebook of full width, each followed by a new encoding, while they lower the error.
 
     Greedy stages know nothing of the later ones. On all-MiniLM-L6-v2 activations (8 stages of 256 entries, 32768
     samples) five sweeps lower the error by 6 to 11 percent, of held-out samples by 5 to 7.
@@ -79,7 +80,7 @@ def _refine(codebook: Codebook, x: np.ndarray, kernels: Any) -> Codebook:
     rest = x - codebook.decode(codes, kernels)
     error = energy(rest)
     for _ in range(SWEEPS):
-        candidate = Codebook("residual", _sweep(codebook.entries, codes, rest), codebook.width)
+        candidate = replace(codebook, entries=_sweep(codebook.entries, codes, rest))
         codes = candidate.encode(x, kernels)
         rest = x - candidate.decode(codes, kernels)
         previous, error = error, energy(rest)

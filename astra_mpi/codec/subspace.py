@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.codec.codebook import Codebook
-from astra_mpi.codec.fit import energy
+from astra_mpi.codec.fit import energy, refine
 from astra_mpi.config import require
 
 #: largest accepted growth of the squared error on held-out vectors
@@ -25,6 +25,7 @@ STEP = 16  # widths tried are multiples of this: whole vector registers
 def with_subspace(codebook: Codebook, x: np.ndarray, held_out: np.ndarray, encoder: str, kernels: Any) -> Codebook:
     """The codebook with the narrowest principal subspace of x (n, D) that costs at most MAX_GROWTH on held_out (m, D).
 
+    Its entries are then refitted to the codes that this search gives, which wins back about what the search costs.
     encoder: "auto" leaves the codebook exact where no subspace saves enough; "subspace" takes one at any width, and
     raises InputError without held-out vectors to choose it by.
     """
@@ -39,13 +40,17 @@ def with_subspace(codebook: Codebook, x: np.ndarray, held_out: np.ndarray, encod
     error = _error(codebook, held_out, kernels)
 
     def projected(width: int) -> Codebook:
-        basis = np.ascontiguousarray(directions[:, :width])
-        grown = _error(replace(codebook, basis=basis), held_out, kernels) / error - 1
-        return replace(codebook, basis=basis, error_growth=grown)
+        return replace(codebook, basis=directions[:, :width])
+
+    def growth(book: Codebook) -> float:
+        return _error(book, held_out, kernels) / error - 1
 
     # the error falls with the width but for noise, and the width that is found has been tried
-    best = bisect_left(widths, True, key=lambda width: projected(width).error_growth <= MAX_GROWTH)
-    return projected(widths[best]) if best < len(widths) else codebook
+    best = bisect_left(widths, True, key=lambda width: growth(projected(width)) <= MAX_GROWTH)
+    if best == len(widths):
+        return codebook
+    book = refine(projected(widths[best]), x, kernels)
+    return replace(book, error_growth=growth(book))
 
 
 def principal_directions(x: np.ndarray) -> np.ndarray:
