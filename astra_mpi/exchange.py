@@ -7,6 +7,7 @@ exchange starts early and is waited for late, so that compute runs in between.
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,15 +19,19 @@ from astra_mpi.report import Laps
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_TAG = 1
+#: the attribute of a communicator that holds this package's duplicate of it
+_KEY = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, private: private.Free())
+
 
 class Exchange:
-    """All-gathers of one model over one communicator."""
+    """All-gathers of one model over a private duplicate of its communicator."""
 
     def __init__(self, comm: MPI.Comm, laps: Laps) -> None:
-        self.comm, self.laps = comm, laps
+        self.comm, self.laps = _private(comm), laps
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self._pending: Pending | None = None
-        self._buffers: dict[tuple[int, ...], np.ndarray] = {}
+        self._plans: dict[tuple[int, ...], Plan] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -43,16 +48,21 @@ class Exchange:
         counts = tuple(int(n) for n in counts)
         if message.nbytes != counts[self.rank]:
             raise ValueError(f"message of {message.nbytes} bytes, planned {counts[self.rank]}")
-        if counts not in self._buffers:
-            self._buffers = {counts: np.empty(sum(counts), dtype=np.uint8)}
-        received = self._buffers[counts]
-        starts = displs(np.array(counts))
-        request = self.comm.Iallgatherv(message, [received, counts, starts[:-1], MPI.BYTE])
+        if counts not in self._plans:
+            for plan in self._plans.values():
+                plan.free()
+            self._plans = {counts: self._plan(counts)}
+        plan = self._plans[counts]
+        plan.parts[self.rank][:] = message
+        plan.start()
         self.n_started += 1
         self.contributed_bytes += message.nbytes
-        self._pending = Pending(self, request, message, received, starts)
+        self._pending = Pending(self, plan)
         self.laps.mark("exchange")
         return self._pending
+
+    def _plan(self, counts: tuple[int, ...]) -> Plan:
+        return Plan(self.comm, counts)
 
     def sum(self, share: np.ndarray, failed: bool) -> tuple[np.ndarray, bool]:
         """Sum `share` (B, D) float32 over ranks; the second answer says whether any rank passed `failed`.
@@ -81,20 +91,56 @@ class Exchange:
         return every
 
 
-class Pending:
-    """An all-gather under way; holds its buffers alive."""
+class Plan:
+    """Buffers of an all-gather and its persistent requests: one message to and one from every other rank.
 
-    def __init__(
-        self, exchange: Exchange, request: MPI.Request, message: np.ndarray, received: np.ndarray, starts: np.ndarray
-    ) -> None:
-        self._exchange, self._request, self._message = exchange, request, message
+    Messages of codes are small enough to leave at once and to be received by the operating system while this rank
+    computes. A collective in rounds would go on only inside MPI calls (docs/log.md has the comparison).
+    """
+
+    def __init__(self, comm: MPI.Comm, counts: Sequence[int]) -> None:
+        rank, size = comm.Get_rank(), comm.Get_size()
+        starts = displs(np.array(counts))
+        self.received = np.empty(starts[-1], dtype=np.uint8)
+        self.parts = [self.received[a:b] for a, b in pairwise(starts)]
+        # nearest neighbours first, so that not all ranks send to the same one
+        away = range(1, size)
+        self.requests = [
+            *(comm.Recv_init(self.parts[rank - i], (rank - i) % size, _TAG) for i in away),
+            *(comm.Send_init(self.parts[rank], (rank + i) % size, _TAG) for i in away),
+        ]
+
+    def start(self) -> None:
+        MPI.Prequest.Startall(self.requests)
+
+    def wait(self) -> None:
+        MPI.Prequest.Waitall(self.requests)
+
+    def free(self) -> None:
+        for request in self.requests:
+            request.Free()
+
+
+class Pending:
+    """An all-gather under way."""
+
+    def __init__(self, exchange: Exchange, plan: Plan) -> None:
+        self._exchange, self._plan = exchange, plan
         self._start_s = time.perf_counter()
-        self._received, self._starts = received, starts
 
     def wait(self) -> list[np.ndarray]:
         """The messages of all ranks, uint8 views into the receive buffer."""
-        self._request.Wait()
+        self._plan.wait()
         self._exchange._pending = None
         self._exchange.laps.in_flight(self._start_s)
         self._exchange.laps.mark("exchange")
-        return [self._received[a:b] for a, b in zip(self._starts[:-1], self._starts[1:], strict=True)]
+        return self._plan.parts
+
+
+def _private(comm: MPI.Comm) -> MPI.Comm:
+    """The duplicate of `comm` that this package talks on, made once and kept with it. Collective."""
+    private = comm.Get_attr(_KEY)
+    if private is None:
+        private = comm.Dup()
+        comm.Set_attr(_KEY, private)
+    return private
