@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from astra_mpi.engine import Model
 from astra_mpi.report import PHASES
+from astra_mpi.strategies.base import TokenParallel
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -19,33 +20,42 @@ _TRACE_NAMES = (*PHASES, "in flight")
 
 def measure(
     model: Model,
+    strategies: Sequence[TokenParallel],
     inputs: np.ndarray,
     mask: np.ndarray | None,
     repeats: int,
     warmup: int,
     progress: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Collective: the report of the repeat with the median total, plus "spread" of the totals in seconds.
+) -> list[dict[str, Any]]:
+    """Collective: per strategy the report of the repeat with the median total, plus "spread" of the totals in seconds.
 
-    Ranks meet at a barrier before each repeat, outside the timed part, so that no rank pays for another's lateness.
+    Strategies take turns, A B A B, so that a slow spell of the machine meets all of them; "over_first" is the median
+    over repeats of the first strategy's total over this one's. Ranks meet at a barrier before each pass, outside the
+    timed part, so that no rank pays for another's lateness.
     """
-    reports = []
+    reports: list[list[dict[str, Any]]] = [[] for _ in strategies]
     for i in range(warmup + repeats):
-        model.comm.Barrier()
-        model(inputs, mask)
-        if i >= warmup:
-            reports.append(model.report)
+        for strategy, mine in zip(strategies, reports, strict=True):
+            model.strategy = strategy
+            model.comm.Barrier()
+            model(inputs, mask)
+            if i >= warmup:
+                mine.append(model.report)
         progress()
-    reports.sort(key=lambda report: report["latency_s"]["total"])
-    totals = [report["latency_s"]["total"] for report in reports]
-    median = reports[(len(reports) - 1) // 2]
+    totals = np.array([[report["latency_s"]["total"] for report in mine] for mine in reports])  # (strategies, repeats)
+    speedups = np.median(totals[0] / totals, axis=1)
+    return [_median(*each) for each in zip(reports, totals, speedups, strict=True)]
+
+
+def _median(reports: list[dict[str, Any]], totals: np.ndarray, over_first: float) -> dict[str, Any]:
     return {
-        **median,
+        **reports[int(totals.argsort()[(len(totals) - 1) // 2])],
         "spread": {
-            "min": totals[0],
+            "min": float(totals.min()),
             "quartiles": [float(q) for q in np.quantile(totals, (0.25, 0.75))],
-            "max": totals[-1],
-            "repeats": repeats,
+            "max": float(totals.max()),
+            "repeats": len(totals),
+            "over_first": float(over_first),
         },
     }
 

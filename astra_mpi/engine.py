@@ -45,10 +45,10 @@ class Model:
         self.laps = Laps()
         self.exchange = Exchange(comm, self.laps)
         self.report: dict[str, Any] = {}
-        self._layouts: dict[bytes, Layout] = {}
+        self._layouts: dict[tuple[TokenParallel, bytes], Layout] = {}
 
     def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto", gather: str = "x") -> None:
-        """Choose the strategy (see `astra_mpi.load`). Collective."""
+        """Choose the strategy (see `astra_mpi.load`). Collective. It stays in `strategy` and can be put back there."""
         parts = (self.blocks, self.exchange, self.backend.kernels)
         self.strategy: TokenParallel
         if strategy == "astra":
@@ -62,7 +62,6 @@ class Model:
             self.strategy = SequenceParallel(*parts, gather)
         else:
             self.strategy = Single(*parts)
-        self._layouts.clear()
 
     def __call__(self, inputs: np.ndarray, mask: np.ndarray | None = None, gather: bool = False) -> Any:
         """Run the forward pass; collective, with the same inputs on every rank.
@@ -131,7 +130,7 @@ class Model:
         return inputs
 
     def _layout(self, lengths: np.ndarray) -> Layout:
-        key = lengths.tobytes()
+        key = self.strategy, lengths.tobytes()
         if key not in self._layouts:
             if len(self._layouts) >= 64:
                 self._layouts.clear()

@@ -96,8 +96,14 @@ def test_measure_and_trace_in_process(comm):
     model = Model(model_file(vit_config()), comm, get_backend("numpy", comm))
     model.use("astra")
     inputs, mask = random_batch(model.config, 1)
-    report = measure(model, inputs, mask, repeats=3, warmup=1)
+    astra = model.strategy
+    model.use("single")
+    single, report = measure(model, [model.strategy, astra], inputs, mask, repeats=3, warmup=1)
+    assert (single["strategy"], report["strategy"]) == ("single", "astra")
     assert report["spread"]["repeats"] == 3
+    assert single["spread"]["over_first"] == 1
+    assert single["spread"]["min"] / report["spread"]["max"] <= report["spread"]["over_first"]
+    assert report["spread"]["over_first"] <= single["spread"]["max"] / report["spread"]["min"]
     text = trace(model, inputs, mask)
     assert (text is None) == (comm.rank != 0)
     assert model.laps.events is None

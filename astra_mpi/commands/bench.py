@@ -16,7 +16,7 @@ def add_parser(subparsers: Any) -> None:
         "bench",
         help="measured latency, breakdown, bytes",
         description="Times forward passes on random inputs: per strategy the median over repeats of the slowest rank,"
-        " where the time goes, and the bytes sent. Start with mpirun or srun; one rank measures what one machine does.",
+        " where the time goes, and the bytes sent. Strategies take turns. Start with mpirun or srun; one rank measures what one machine does.",
     )
     add_model_options(parser, batch=1)
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="timed passes (default %(default)s)")
@@ -29,6 +29,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     from astra_mpi.bench import measure, trace
     from astra_mpi.config import require
     from astra_mpi.errors import collective
+    from astra_mpi.progress import Progress
     from astra_mpi.strategies import STRATEGIES
     from astra_mpi.summary import host, versions
     from astra_mpi.synthetic import random_batch
@@ -38,10 +39,14 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     with collective(comm):
         require(args.repeats >= 1 and args.warmup >= 0, "--repeats must be at least 1 and --warmup at least 0")
         inputs, mask = random_batch(model.config, args.batch, args.tokens, seed=args.seed)
-    runs = []
+    strategies = []
     for name in names:
         model.use(name, counted_keys=args.counted_keys == "on")
-        runs.append(measure(model, inputs, mask, args.repeats, args.warmup))
+        strategies.append(model.strategy)
+    bar = Progress(args.warmup + args.repeats, unit="repeat") if comm.Get_rank() == 0 else None
+    runs = measure(model, strategies, inputs, mask, args.repeats, args.warmup, lambda: bar.advance(1) if bar else None)
+    if bar:
+        bar.close()
     text = trace(model, inputs, mask) if args.trace else None
     with collective(comm):
         if comm.Get_rank() == 0:
@@ -60,7 +65,7 @@ def _table(model: str, runs: list[dict[str, Any]]) -> str:
     lines = [
         f"{model} on {first['ranks']} ranks, {len(first['tokens'])} x {max(first['tokens'])} tokens; milliseconds,"
         f" median of {first['spread']['repeats']}, slowest rank",
-        f"{'strategy':<9}{'total':>9}{'quartiles':>17}{'wait':>8}"
+        f"{'strategy':<9}{'total':>9}{'quartiles':>17}{'speed-up':>9}{'wait':>8}"
         + "".join(f"{phase:>10}" for phase in phases)
         + f"{'sent bytes':>12}{'keys':>7}",
     ]
@@ -69,7 +74,8 @@ def _table(model: str, runs: list[dict[str, Any]]) -> str:
         quartiles = "{:.1f}..{:.1f}".format(*(1e3 * q for q in spread["quartiles"]))
         keys = "-" if one["distinct_keys"] is None else f"{one['distinct_keys']:.0f}"
         lines.append(
-            f"{one['strategy']:<9}{1e3 * latency['total']:>9.1f}{quartiles:>17}{1e3 * latency['exchange_wait']:>8.1f}"
+            f"{one['strategy']:<9}{1e3 * latency['total']:>9.1f}{quartiles:>17}{spread['over_first']:>8.2f}x"
+            f"{1e3 * latency['exchange_wait']:>8.1f}"
             + "".join(f"{1e3 * latency['phases'][phase]:>10.1f}" for phase in phases)
             + f"{sum(one['contributed_bytes']):>12}{keys:>7}"
         )
