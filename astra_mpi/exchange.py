@@ -140,7 +140,7 @@ class Pending:
 def _private(comm: MPI.Comm) -> MPI.Comm:
     """The duplicate of `comm` that this package talks on, made once and kept with it. Collective."""
     private = comm.Get_attr(_KEY)
-    if private is None:
+    if not isinstance(private, MPI.Comm):
         private = comm.Dup()
         comm.Set_attr(_KEY, private)
     return private

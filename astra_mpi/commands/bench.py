@@ -15,8 +15,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "bench",
         help="measured latency, breakdown, bytes",
-        description="Times forward passes on random inputs: per strategy the median over repeats of the slowest rank,"
-        " where the time goes, and the bytes sent. Strategies take turns. Start with mpirun or srun; one rank measures what one machine does.",
+        description="Times forward passes on random inputs, strategies in turn: per strategy the median over repeats of"
+        " the slowest rank, where the time goes, and the bytes sent. Start with mpirun or srun; one rank measures what"
+        " one machine does.",
     )
     add_model_options(parser, batch=1)
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="timed passes (default %(default)s)")
