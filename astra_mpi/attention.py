@@ -13,19 +13,28 @@ from types import ModuleType
 import numpy as np
 
 from astra_mpi.partition import Layout
+from astra_mpi.scratch import Scratch
 
 
 class Attention:
     """The running softmax of one block for the queries (n, H d) of this rank."""
 
-    def __init__(self, queries: np.ndarray, layout: Layout, n_heads: int, n_kv_heads: int, kernels: ModuleType) -> None:
-        self.layout, self.kernels = layout, kernels
+    def __init__(
+        self,
+        queries: np.ndarray,
+        layout: Layout,
+        n_heads: int,
+        n_kv_heads: int,
+        kernels: ModuleType,
+        scratch: Scratch,
+    ) -> None:
+        self.layout, self.kernels, self.scratch = layout, kernels, scratch
         self.n_kv_heads = n_kv_heads
         self.heads = _split(queries, n_heads)  # (H, n, d), a view
         n, d = queries.shape[0], queries.shape[1] // n_heads
-        self.acc = np.zeros((n_heads * n * d,), np.float32)
-        self.row_max = np.full((n_heads * n,), -np.inf, np.float32)
-        self.row_sum = np.zeros((n_heads * n,), np.float32)
+        self.acc = scratch("attention sums", n_heads * n * d)
+        self.row_max, self.row_sum = scratch("attention maxima", 2, n_heads * n)
+        self.acc[:], self.row_max[:], self.row_sum[:] = 0, -np.inf, 0
 
     def local(self, kv: np.ndarray) -> None:
         """Attend to this rank's own rows, kv (n, 2 d_kv) in full precision."""
@@ -38,7 +47,7 @@ class Attention:
     def result(self) -> np.ndarray:
         """(n, H d)."""
         heads, n, d = self.heads.shape
-        out = np.empty((n, heads * d), np.float32)
+        out = self.scratch("attended", n, heads * d)
         for _, rows, acc, _, row_sum in self._sequences():
             self.kernels.finish(acc, row_sum, out[rows])
         return out

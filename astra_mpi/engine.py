@@ -18,6 +18,7 @@ from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Block
 from astra_mpi.partition import Layout
 from astra_mpi.report import Laps, collect
+from astra_mpi.scratch import Scratch
 from astra_mpi.strategies import Astra, SequenceParallel, Single
 from astra_mpi.strategies.base import TokenParallel
 from astra_mpi.strategies.remote import choose_remote
@@ -39,9 +40,9 @@ class Model:
         self.codec_digest = file.codec.digest if file.codec else ""
         family = FAMILIES[file.config.family]
         self.family = family(file.config, file.weights, backend.kernels)
-        self.blocks = [
-            Block(file.config, family.recipe, file.weights, i, backend.kernels) for i in range(file.config.n_layers)
-        ]
+        self.scratch = Scratch()
+        parts = file.config, family.recipe, file.weights
+        self.blocks = [Block(*parts, i, backend.kernels, self.scratch) for i in range(file.config.n_layers)]
         self.laps = Laps()
         self.exchange = Exchange(comm, self.laps)
         self.report: dict[str, Any] = {}

@@ -24,11 +24,29 @@ def rms_norm(x: Array, weight: Array, eps: float, out: Array | None = None) -> A
     return out
 
 
+def add_residual(x: Array, y: Array, bias: Array | None) -> Array:
+    """x (n, D) += y + bias, in place; see reference.add_residual."""
+    _add_residual(x, y, _bias(bias, x))
+    return x
+
+
+def add_layer_norm(
+    x: Array, y: Array, bias: Array | None, weight: Array, norm_bias: Array, eps: float, out: Array
+) -> Array:
+    """x (n, D) += y + bias, in place; out = layer_norm(x), may be y; see reference.add_layer_norm."""
+    _add_layer_norm(x, y, _bias(bias, x), weight, norm_bias, f32(eps), out)
+    return out
+
+
+def _bias(bias, x):
+    return np.zeros(x.shape[1], np.float32) if bias is None else bias
+
+
 def activate(x: Array, bias: Array | None, name: str) -> Array:
     """x = act(x + bias) in place; see reference.activate."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}")
-    _activate(x, np.zeros(x.shape[1], np.float32) if bias is None else bias, ACTIVATIONS[name])
+    _activate(x, _bias(bias, x), ACTIVATIONS[name])
     return x
 
 
@@ -47,6 +65,23 @@ def _layer_norm(x, weight, bias, eps, out):
         factor = f32(1) / np.sqrt(squares / f32(width) + eps)
         for j in range(width):
             result[j] = (row[j] - mean) * factor * weight[j] + bias[j]
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+def _add_residual(x, y, bias):
+    n, width = x.shape
+    for i in range(n):
+        row, other = x[i], y[i]
+        for j in range(width):
+            row[j] += other[j] + bias[j]
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+def _add_layer_norm(x, y, bias, weight, norm_bias, eps, out):
+    for i in range(x.shape[0]):
+        rows = slice(i, i + 1)
+        _add_residual(x[rows], y[rows], bias)
+        _layer_norm(x[rows], weight, norm_bias, eps, out[rows])
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")

@@ -9,11 +9,13 @@ import numpy as np
 from astra_mpi.kernels._cpu_attention import attend
 from astra_mpi.kernels._cpu_codes import decode_grouped, decode_residual, gram_sum, pack, table_sum, unpack
 from astra_mpi.kernels._cpu_encode import encode_grouped, encode_residual
-from astra_mpi.kernels._cpu_rows import activate, layer_norm, rms_norm
+from astra_mpi.kernels._cpu_rows import activate, add_layer_norm, add_residual, layer_norm, rms_norm
 from astra_mpi.kernels.reference import count_codes, finish
 
 __all__ = [
     "activate",
+    "add_layer_norm",
+    "add_residual",
     "attend",
     "count_codes",
     "decode_grouped",
@@ -45,6 +47,8 @@ def warm_up() -> None:
     layer_norm(x, line, line, 1e-5)
     rms_norm(x, line, 1e-5)
     activate(x, line, "gelu")
+    add_residual(x, x.copy(), line)
+    add_layer_norm(x, x.copy(), line, line, line, 1e-5, x.copy())
     heads = np.ones((1, n, width), np.float32)  # (H, a, d)
     row_max, row_sum = np.zeros((2, 1, n), np.float32)
     attend(heads, heads, heads, None, None, heads.copy(), row_max, row_sum)

@@ -141,6 +141,19 @@ def _into(out: Array | None, values: Array) -> Array:
     return out
 
 
+def add_residual(x: Array, y: Array, bias: Array | None) -> Array:
+    """x (n, D) += y (n, D) + bias (D,), in place and returned."""
+    x[...] = x.astype(np.float64) + y + (0 if bias is None else bias)
+    return x
+
+
+def add_layer_norm(
+    x: Array, y: Array, bias: Array | None, weight: Array, norm_bias: Array, eps: float, out: Array
+) -> Array:
+    """x (n, D) += y + bias in place; out = layer_norm(x), returned. `out` may be y, not x."""
+    return layer_norm(add_residual(x, y, bias), weight, norm_bias, eps, out)
+
+
 def activate(x: Array, bias: Array | None, name: str) -> Array:
     """x = act(x + bias), in place and returned; x (n, F), bias (F,) or None.
 

@@ -221,6 +221,25 @@ def test_norms_take_row_strides_and_fill_out(kernels):
         assert np.array_equal(out, norm(wide[:, 5:38].copy(), *arguments))
 
 
+@BACKENDS
+@SIZES
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("in_y", [True, False])
+def test_residual_sums(kernels, n, biased, in_y):
+    x, y = normal(n, 65), normal(n, 65, seed=1)
+    bias, weight, norm_bias = (normal(65, seed=seed) for seed in (2, 3, 4))
+    total = x.astype(np.float64) + y + (bias if biased else 0)
+    alone = x.copy()
+    assert kernels.add_residual(alone, y, bias if biased else None) is alone
+    close(alone, total)
+    tensors = [torch.from_numpy(a).double() for a in (total, weight, norm_bias)]
+    expected = torch.nn.functional.layer_norm(tensors[0], (65,), tensors[1], tensors[2], 1e-6)
+    out = y if in_y else np.empty_like(x)
+    assert kernels.add_layer_norm(x, y, bias if biased else None, weight, norm_bias, 1e-6, out) is out
+    close(x, total)
+    close(out, expected.numpy(), 4)
+
+
 ACTIVATIONS = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
@@ -410,5 +429,7 @@ def test_warm_up_leaves_nothing_to_compile():
         cpu.decode_grouped(codes[:, ::1], entries)
         cpu.table_sum(codes[::2], entries, x[::2, 0], x[0, :3])
     cpu.layer_norm(x[:, :5], x[0, :5], x[1, :5], 1e-6)
+    cpu.add_residual(x, x[::-1].copy(), None)
+    cpu.add_layer_norm(x, x[::-1].copy(), x[0], x[1], x[2], 1e-6, x.copy())
     attention(cpu, x[:, None, :], [(x[:, None, :], x[:, None, :], x[0, :1])], 0)
     assert compiled() == before

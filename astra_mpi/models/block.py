@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 
 from astra_mpi.config import ModelConfig
+from astra_mpi.scratch import Scratch
 
 Weights = dict[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
@@ -36,10 +37,15 @@ def block_shapes(config: ModelConfig, qkv_bias: bool = True) -> Shapes:
 
 
 class Block:
-    """One block's weights and the four steps of its forward pass. n is the number of rows a rank holds."""
+    """One block's weights and the four steps of its forward pass. n is the number of rows a rank holds.
 
-    def __init__(self, config: ModelConfig, recipe: Recipe, weights: Weights, i: int, kernels: ModuleType) -> None:
-        self.config, self.recipe, self.kernels = config, recipe, kernels
+    Results lie in `scratch`, which all blocks share, and are valid until the same step is taken again.
+    """
+
+    def __init__(
+        self, config: ModelConfig, recipe: Recipe, weights: Weights, i: int, kernels: ModuleType, scratch: Scratch
+    ) -> None:
+        self.config, self.recipe, self.kernels, self.scratch = config, recipe, kernels, scratch
         prefix = f"blocks.{i}."
         w = {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
         widths = {"q": config.d_model, "k": config.d_kv, "v": config.d_kv}
@@ -60,7 +66,8 @@ class Block:
         return self.b_qkv[self.config.d_model :]
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        return self.kernels.layer_norm(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"], self.config.norm_eps)
+        out = self.scratch("normed", *x.shape)
+        return self.kernels.layer_norm(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"], self.config.norm_eps, out)
 
     def attention_input(self, x: np.ndarray) -> np.ndarray:
         """x (n, D) -> what the attention projects (n, D)."""
@@ -68,25 +75,33 @@ class Block:
 
     def queries_keys_values(self, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """h (n, D) -> scaled queries (n, D) and [K | V] (n, 2 d_kv), two views of one array."""
-        qkv = h @ self.w_qkv
+        qkv = self._product(h, self.w_qkv, "qkv")
         qkv += self.b_qkv
         return qkv[:, : self.config.d_model], qkv[:, self.config.d_model :]
 
     def keys_values(self, h: np.ndarray) -> np.ndarray:
-        """h (n, D) -> [K | V] (n, 2 d_kv)."""
+        """h (n, D) -> [K | V] (n, 2 d_kv), a new array."""
         return h @ self.w_kv + self.b_kv
 
     def output(self, x: np.ndarray, attended: np.ndarray) -> np.ndarray:
-        """Block input x (n, D) and attention result (n, D) -> block output (n, D)."""
-        x = x + self._linear(attended, "o")
-        if not self.recipe.norm_first:
-            x = self.norm(x, "norm1")
-        inner = (self.norm(x, "norm2") if self.recipe.norm_first else x) @ self.w["fc1.weight"]
+        """Block input x (n, D) and attention result (n, D) -> block output, in x."""
+        norm_first = self.recipe.norm_first
+        h = self._add_norm(x, attended, "o", "norm2" if norm_first else "norm1")
+        inner = self._product(h, self.w["fc1.weight"], "inner")
         self.kernels.activate(inner, self.w["fc1.bias"], self.config.activation)  # (n, d_ff), in place
-        x += self._linear(inner, "fc2")
-        return x if self.recipe.norm_first else self.norm(x, "norm2")
+        if not norm_first:
+            return self._add_norm(x, inner, "fc2", "norm2")
+        y = self._product(inner, self.w["fc2.weight"], "product")
+        return self.kernels.add_residual(x, y, self.w["fc2.bias"])
 
-    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
-        y = x @ self.w[f"{name}.weight"]
-        y += self.w[f"{name}.bias"]
-        return y
+    def _add_norm(self, x: np.ndarray, inner: np.ndarray, linear: str, norm: str) -> np.ndarray:
+        """x (n, D) + linear(inner), normalised. The sum itself is kept, in x, only when blocks normalise first."""
+        y = self._product(inner, self.w[f"{linear}.weight"], "product")
+        total, other, out = (x, y, self.scratch("normed", *x.shape)) if self.recipe.norm_first else (y, x, x)
+        weight, bias = self.w[f"{norm}.weight"], self.w[f"{norm}.bias"]
+        add_norm = self.kernels.add_layer_norm
+        return add_norm(total, other, self.w[f"{linear}.bias"], weight, bias, self.config.norm_eps, out)
+
+    def _product(self, x: np.ndarray, weight: np.ndarray, name: str) -> np.ndarray:
+        """x @ weight, in the scratch buffer of this name."""
+        return np.matmul(x, weight, out=self.scratch(name, len(x), weight.shape[1]))

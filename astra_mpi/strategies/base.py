@@ -89,7 +89,9 @@ class TokenParallel:
         self.laps.mark("project")
         if self.site == "kv":
             pending = self._start(i, kv)
-        attention = Attention(q, self.planned, block.config.n_heads, block.config.n_kv_heads, self.kernels)
+        attention = Attention(
+            q, self.planned, block.config.n_heads, block.config.n_kv_heads, self.kernels, block.scratch
+        )
         attention.local(kv)
         self.laps.mark("attention")
         if pending is not None:
