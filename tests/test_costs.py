@@ -1,0 +1,61 @@
+"""The cost model against counts and bytes worked out by hand."""
+
+import pytest
+
+from astra_mpi.config import CodecConfig, ModelConfig
+from astra_mpi.costs import Coding, astra, encode_madds, single
+from astra_mpi.partition import even
+from astra_mpi.work import Job, shape_of
+
+D, L, T = 768, 12, 1024
+VIT_BASE = ModelConfig(D, 12, 12, L, 4 * D, "gelu", 1e-12)
+G1_1024 = CodecConfig(kind="grouped", groups=1, codebook_size=1024)
+G1_256 = CodecConfig(kind="grouped", groups=1, codebook_size=256)
+M8_256 = CodecConfig(stages=8)
+FREE = CodecConfig(kind="grouped", groups=1, codebook_size=1)
+
+
+def job(size, tokens=T, config=VIT_BASE, batch=1):
+    return Job(shape_of(config), tuple(map(int, even(tokens, size))), batch)
+
+
+def speedup(size, coding, tokens=T):
+    """Multiply-adds on one rank over those of the busiest of `size`."""
+    alone = single(job(size, tokens)).work()[0].multiply_adds
+    return alone / max(work.multiply_adds for work in astra(job(size, tokens), coding).work())
+
+
+def test_a_block_is_12_T_D2_plus_2_T2_D():
+    assert single(job(1)).work()[0].multiply_adds == L * (12 * T * D**2 + 2 * T**2 * D)
+    assert [work.multiply_adds for work in single(job(3)).work()[1:]] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "size, coding, limit",
+    [
+        (2, Coding(G1_1024), 1.83),
+        (2, Coding(G1_256), 1.96),
+        (4, Coding(G1_1024), 3.67),
+        (4, Coding(G1_256), 3.91),
+        (4, Coding(M8_256), 3.38),
+        (4, Coding(G1_1024, subspaces=(128,)), 3.90),
+        (4, Coding(G1_256, distinct=256), 4.29),
+    ],
+)
+def test_what_limits_the_speedup(size, coding, limit):
+    assert speedup(size, coding) == pytest.approx(limit, abs=0.005)
+
+
+def test_limits_with_a_free_encoder():
+    """K = 1 leaves n_r D multiply-adds of search, which is 0.01 percent."""
+    assert speedup(4, Coding(FREE)) == pytest.approx(4, abs=0.002)
+    assert speedup(4, Coding(FREE, remote="gemm")) == pytest.approx(2.84, abs=0.005)
+
+
+def test_encoder():
+    assert encode_madds(CodecConfig(kind="grouped", groups=16, codebook_size=1024), D) == D * 1024
+    assert encode_madds(M8_256, D) == D * 256 * 8
+    assert encode_madds(G1_1024, D, (128,)) == 128 * D + 128 * 1024
+    assert encode_madds(M8_256, D, (128, None)) == (128 * (D + 256 * 8) + D * 256 * 8) / 2
+    exact, subspace = (encode_madds(G1_1024, D, (d,)) for d in (None, 128))
+    assert exact / subspace == pytest.approx(3.4, abs=0.05)
