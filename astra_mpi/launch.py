@@ -6,6 +6,8 @@ import os
 
 from astra_mpi.errors import InputError
 
+#: what the names of launchers' variables begin with: a process without them is one of its own
+LAUNCHER_PREFIXES = ("PMI", "OMPI_COMM_WORLD", "PRTE", "PMIX", "HYD", "MPI_LOCAL", "SLURM_PROCID", "SLURM_STEP")
 # variables of Hydra and SLURM's PMI-2, of Open MPI, and of a SLURM job step
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
@@ -19,6 +21,12 @@ def launched_rank() -> int:
 def launched_size() -> int:
     """How many processes the launcher started; 1 without a launcher."""
     return _first(_SIZES, 1)
+
+
+def task_counts() -> dict[str, int]:
+    """Variable -> number of processes, of every launcher and scheduler that says one."""
+    texts = {name: os.environ.get(name, "") for name in (*_SIZES, "SLURM_NTASKS")}
+    return {name: int(text) for name, text in texts.items() if text.isdecimal()}
 
 
 def check_alone(command: str) -> None:
