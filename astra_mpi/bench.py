@@ -10,7 +10,7 @@ import numpy as np
 
 from astra_mpi.engine import Model
 from astra_mpi.report import PHASES
-from astra_mpi.strategies.base import TokenParallel
+from astra_mpi.strategies import Strategy
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -20,7 +20,7 @@ _TRACE_NAMES = (*PHASES, "in flight")
 
 def measure(
     model: Model,
-    strategies: Sequence[TokenParallel],
+    strategies: Sequence[Strategy],
     inputs: np.ndarray,
     mask: np.ndarray | None,
     repeats: int,

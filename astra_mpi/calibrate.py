@@ -18,9 +18,9 @@ from astra_mpi.config import CodecConfig, require
 from astra_mpi.engine import Model
 from astra_mpi.exchange import Pending
 from astra_mpi.modelfile import ModelFile
-from astra_mpi.partition import Layout
 from astra_mpi.sources import Source
-from astra_mpi.strategies.base import TokenParallel
+from astra_mpi.strategies import Spec
+from astra_mpi.strategies.token_parallel import TokenParallel
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]
 
@@ -29,15 +29,12 @@ class Recorder(TokenParallel):
     """Runs alone and keeps the content tokens at `site` of every block instead of sending them."""
 
     name = "record"
+    sends = True
 
     def __init__(self, model: Model, site: str) -> None:
-        super().__init__(model.blocks, model.exchange, model.backend.kernels)
+        super().__init__(model.parts(), Spec(self.name))
         self.site = site
         self.samples: list[list[np.ndarray]] = [[] for _ in self.blocks]
-
-    def begin(self, layout: Layout) -> None:
-        super().begin(layout)
-        self.sends = True
 
     def send(self, i: int, payload: np.ndarray) -> Pending | None:
         self.samples[i].append(payload.copy())

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.settings import Given, Positive, build, check_name
 
@@ -39,12 +40,25 @@ class TaskSection:
 
 @dataclass(frozen=True)
 class ParallelSection:
-    strategy: Literal["single", "sp", "astra"] = "astra"  # what ranks own and exchange
+    # what ranks own and exchange: single, sp, tp, segment_means or astra; options may follow, as in "sp:kv:int8"
+    strategy: str = "astra"
     weights: Literal["even"] | tuple[float, ...] = "even"  # "even", or one relative speed per rank: the cut
     backend: Literal["numpy", "reference"] = "numpy"  # which kernels
     counted_keys: bool = True  # remote tokens of equal code share a key (exact)
     remote: Literal["auto", "table", "gemm"] = "auto"  # remote keys from projected codebooks or by GEMM; auto is timed
-    gather: Literal["x", "kv"] = "x"  # what sp sends: block inputs, or keys and values
+    gather: Literal["x", "kv"] | None = None  # default "x": what sp sends, block inputs or keys and values
+    wire: Literal["float32", "float16", "int8"] | None = None  # default "float32": how sp sends it
+    ratio: Positive | None = None  # default 8: tokens per mean that segment_means sends
+
+    @property
+    def spec(self) -> str:
+        """`strategy` with the keys beside it, as one word. InputError on what does not exist or gives no answers."""
+        from astra_mpi.strategies import STRATEGIES, parse  # MPI starts with them; other decks are read without
+
+        spec = parse(self.strategy, gather=self.gather, wire=self.wire, ratio=self.ratio)
+        reason = STRATEGIES[spec.name].latency_only
+        require(not reason, f"strategy '{spec}' is for `astra-mpi bench`, {reason}")
+        return str(spec)
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,6 @@ class Deck:
 #: named here so that the answer is not "unknown"
 _LATER = {
     "task.name": ("perplexity", "generate"),
-    "parallel.strategy": ("tp", "bp", "segment_means"),
     "parallel.weights": ("auto",),
     "parallel.backend": ("cuda",),
 }
@@ -103,6 +116,11 @@ def load_deck(path: str | Path, overrides: Iterable[str] = ()) -> Deck:
 
 def _deck(given: Mapping[tuple[str, str], Given], source: str) -> Deck:
     deck: Deck = build(Deck, given, source, _LATER)
+    try:
+        deck.parallel.spec  # noqa: B018 - a check
+    except InputError as exc:
+        named = given.get(("parallel", "strategy"))
+        raise InputError(f"{named.origin if named else source}: parallel.strategy: {exc}") from exc
     return deck
 
 

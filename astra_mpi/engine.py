@@ -19,9 +19,7 @@ from astra_mpi.models.block import Block
 from astra_mpi.partition import Layout
 from astra_mpi.report import Laps, collect
 from astra_mpi.scratch import Scratch
-from astra_mpi.strategies import Astra, SequenceParallel, Single
-from astra_mpi.strategies.base import TokenParallel
-from astra_mpi.strategies.remote import choose_remote
+from astra_mpi.strategies import STRATEGIES, Parts, Strategy, parse
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -46,23 +44,22 @@ class Model:
         self.laps = Laps()
         self.exchange = Exchange(comm, self.laps)
         self.report: dict[str, Any] = {}
-        self._layouts: dict[tuple[TokenParallel, bytes], Layout] = {}
+        self._layouts: dict[tuple[Strategy, bytes], Layout] = {}
 
-    def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto", gather: str = "x") -> None:
+    def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto") -> None:
         """Choose the strategy (see `astra_mpi.load`). Collective. It stays in `strategy` and can be put back there."""
-        parts = (self.blocks, self.exchange, self.backend.kernels)
-        self.strategy: TokenParallel
-        if strategy == "astra":
-            if self.codec is None:
-                raise InputError(
-                    "the model has no codebooks, which strategy astra needs; run `astra-mpi calibrate` first"
-                )
-            tables = choose_remote(self.comm, self.blocks, self.codec, self.backend.kernels, remote)
-            self.strategy = Astra(*parts, self.codec, tables, counted_keys)
-        elif strategy == "sp":
-            self.strategy = SequenceParallel(*parts, gather)
-        else:
-            self.strategy = Single(*parts)
+        spec = parse(strategy)
+        self.strategy: Strategy = STRATEGIES[spec.name](self.parts(counted_keys, remote), spec)
+
+    def parts(self, counted_keys: bool = True, remote: str = "auto") -> Parts:
+        """What a strategy at work on this model is made from."""
+        own = self.config, self.blocks, self.exchange, self.backend.kernels, self.codec, self.cut_weights
+        return Parts(*own, counted_keys, remote)
+
+    def obstacle(self, strategy: str) -> str | None:
+        """Why this strategy cannot be used on this model and these ranks, or None."""
+        spec = parse(strategy)
+        return STRATEGIES[spec.name].obstacle(spec, self.config, self.codec, self.comm.Get_size())
 
     def __call__(self, inputs: np.ndarray, mask: np.ndarray | None = None, gather: bool = False) -> Any:
         """Run the forward pass; collective, with the same inputs on every rank.
@@ -81,7 +78,7 @@ class Model:
         self.laps.start()
         share = np.zeros((len(batch.lengths), self.config.d_model), np.float32)
         try:
-            rows = self._forward(batch, layout)
+            rows = self._forward(batch)
             share = self.family.pool(rows, layout)
             self.laps.mark("head")
         except Exception as exc:
@@ -98,13 +95,13 @@ class Model:
             return answer, hidden
         return answer
 
-    def _forward(self, batch: Batch, layout: Layout) -> np.ndarray:
-        """-> this rank's rows (n, D) after the last block."""
-        x = self.family.embed(batch, layout)
+    def _forward(self, batch: Batch) -> np.ndarray:
+        """-> the rows (n, D) that this rank answers for, after the last block."""
+        x = self.family.embed(batch, self.strategy.held)
         self.laps.mark("embed")
         for i in range(len(self.blocks)):
             x = self.strategy.block(i, x)
-        return x
+        return self.strategy.answered(x)
 
     def _prepare(self, inputs: np.ndarray, mask: np.ndarray | None) -> Batch:
         """Validate on every rank, and check that all ranks were given the same."""
@@ -159,14 +156,13 @@ class Model:
         latency, contributed, other = collect(
             self.comm, self.laps.seconds, self.exchange.contributed_bytes, self.exchange.other_bytes
         )
-        n_exchanges = self.strategy.n_exchanges
         return {
             "family": self.config.family,
-            "strategy": self.strategy.name,
+            "strategy": str(self.strategy.spec),
             "ranks": size,
             "tokens": [int(t) for t in layout.lengths],
             "contributed_bytes": contributed,
-            "formula_bytes": [n_exchanges * n for n in self.strategy.message_bytes(layout)],
+            "formula_bytes": self.strategy.formula_bytes(layout),
             "other_bytes": other,
             "distinct_keys": self.strategy.distinct_keys(),
             "latency_s": latency,

@@ -14,7 +14,7 @@ from astra_mpi.config import require
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError, collective, same_on_all
 from astra_mpi.partition import cut
-from astra_mpi.strategies import STRATEGIES
+from astra_mpi.strategies import STRATEGIES, parse
 from astra_mpi.threads import set_threads
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ def load(
     weights: Sequence[float] | None = None,
     counted_keys: bool = True,
     remote: str = "auto",
-    gather: str = "x",
     encoder: str = "auto",
     pooling: str | None = None,
     normalize: bool | None = None,
@@ -39,16 +38,16 @@ def load(
 ) -> Model:
     """Load the model file at `path` on every rank of `comm`. Collective.
 
-    strategy: "single", "sp" or "astra". backend: "numpy" or "reference". codebooks: a codebook file for this model,
-    instead of the codebooks inside it. weights: relative speeds of the ranks, for an uneven cut. counted_keys: let
-    far tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from
-    codes. gather: "x" or "kv", what `sp` sends. encoder: "auto" searches codebooks in their subspace where they have
-    one, "exact" in all of the space. pooling, normalize: instead of the model's own (BERT). threads:
-    of BLAS and Numba in this process; None leaves them as they are.
+    strategy: a name with options, such as "astra", "sp", "sp:kv:int8", "segment_means:8". backend: "numpy" or
+    "reference". codebooks: a codebook file for this model, instead of the codebooks inside it. weights: relative
+    speeds of the ranks, for an uneven cut. counted_keys: let far tokens of equal code share a key (exact). remote:
+    "table", "gemm" or "auto" (timed), how far keys come from codes. encoder: "auto" searches codebooks in their
+    subspace where they have one, "exact" in all of the space. pooling, normalize: instead of the model's own (BERT).
+    threads: of BLAS and Numba in this process; None leaves them as they are.
 
     Raises InputError on all ranks alike: files that cannot be read or differ between ranks, or options that do not fit.
     """
-    require(strategy in STRATEGIES, f"strategy '{strategy}' is unknown; use one of {', '.join(STRATEGIES)}")
+    spec = parse(strategy)
     require(encoder in ("auto", "exact"), f"encoder '{encoder}' is unknown; use auto or exact")
     with collective(comm):
         cut(np.zeros(1, np.int64), comm.Get_size(), weights)  # checks `weights` before any work
@@ -60,8 +59,8 @@ def load(
         unknown = [name for name in changes if not hasattr(file.config, name)]
         require(not unknown, f"{path}: a {file.config.family} model has no option {', '.join(unknown)}")
         config = dataclasses.replace(file.config, **changes)
-        if strategy == "astra" and codec is None:
-            raise InputError(f"{path} holds no codebooks, which strategy astra needs; run `astra-mpi calibrate` first")
+        reason = STRATEGIES[spec.name].obstacle(spec, config, codec, comm.Get_size())
+        require(reason is None, f"{path} with strategy {spec}: {reason}")
         if codec is not None:
             codecfile.check_codec(codec, config, codebooks or path)
             codec = codec.exact() if encoder == "exact" else codec
@@ -70,7 +69,7 @@ def load(
         comm, "the codebooks differ between ranks; copy the same file to every machine", codec.digest if codec else ""
     )
     model = Model(dataclasses.replace(file, config=config, codec=codec), comm, get_backend(backend, comm), weights)
-    model.use(strategy, counted_keys=counted_keys, remote=remote, gather=gather)
+    model.use(strategy, counted_keys=counted_keys, remote=remote)
     return model
 
 

@@ -2,7 +2,8 @@
 
 Written for reading and independently of the engine: the ranks are masks over one set of rows. The rows are P replicas
 of the class token (families that have one), then the T content tokens. A query sees the exact keys of its own rank's
-rows and the keys made from codes of every other rank's content tokens (arXiv 2505.19342, Eq. 1).
+rows and the keys made from what it is sent of every other rank's content tokens (arXiv 2505.19342, Eq. 1):
+`reference_far.py`. Exact strategies are one rank; the decoupled architecture has blocks of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from astra_mpi.reference_far import Far, Means, Quantised, Rounded
+
 Weights = Mapping[str, NDArray[Any]]
 Array = NDArray[Any]
 
@@ -26,8 +29,8 @@ class OracleResult:
     output: Array  # (n_classes,) logits, or (D,) class row or pooled embedding
     hidden: Array  # (n_class + T, D) after the last block (and the final norm, if any), replicas averaged before it
     codes: list[Array]  # per block (T, C), the codes used; empty without a codec
-    flips: int  # given codes that are not the oracle's own choice
-    worst_gap: float  # largest excess of a given code's squared distance over the best one's, see `_Quantiser._row`
+    flips: int  # given codes, or rounded numbers, that are not the oracle's own choice
+    worst_gap: float  # largest excess of a given code's or number's error over the best one's, see `reference_far.py`
 
 
 def oracle(
@@ -39,37 +42,67 @@ def oracle(
     *,
     codec: Any = None,
     codes: Sequence[ArrayLike] | None = None,
+    missing: Sequence[Array] | None = None,
+    stand_in: Sequence[Array] | None = None,
+    wire: str = "float32",
+    gather: str = "x",
+    seen: Sequence[ArrayLike] | None = None,
+    ratio: int = 0,
+    parts: Sequence[Sequence[Weights] | None] | None = None,
     positions: ArrayLike | None = None,
 ) -> OracleResult:
-    """Forward pass of one sequence as `size` ranks would compute it.
+    """Forward pass of one sequence as `size` ranks would compute it; without options, the exact one of one rank.
 
-    config, weights: a model's, by the canonical names; codec: its codebooks, or None for the exact answer, which is
-    that of one rank and for which `owner` and `size` do not matter.
+    config, weights: a model's, by the canonical names.
     tokens: ViT: image (channels, height, width); BERT: ids (n_class + T,), placed at `positions` (default 0, 1, ..).
     owner: (T,) the rank, below `size`, that holds each content token; the class token is not counted.
-    codes: per block (T, C), to be used instead of the oracle's own and checked against them.
+    codec: far tokens are seen through its codebooks. codes: per block (T, C), to be used instead of the oracle's own
+    and checked against them.
+    missing: per block (P, P), receiver by sender, codes that did not come. They are left out, or the block's codes
+    `stand_in` (C,) take their place.
+    wire: "float16" or "int8": far tokens are seen rounded, their block inputs (gather "x") or keys and values ("kv").
+    seen: per block (T, D or 2 D), what came of that, to be used and checked.
+    ratio: far slices are seen as means of so many consecutive tokens. An owner's tokens must then be consecutive.
+    parts: per block None, or the weights of the `size` sub-blocks of width D / size that take its place.
     Raises ValueError if `owner` does not fit `tokens` or `size`.
     """
-    owner = np.asarray(owner, np.int64)
-    if codec is None:
-        owner, size = np.zeros_like(owner), 1
+    exact = codec is None and wire == "float32" and not ratio
+    owner, n_ranks = np.asarray(owner, np.int64), 1 if exact else size
+    owner = np.zeros_like(owner) if exact else owner
     embedded = _embed(config, weights, tokens, positions)
     n_class = int(config.family == "vit" or config.pooling in ("cls", "pooler"))
-    if len(owner) != len(embedded) - n_class or not np.isin(owner, np.arange(size)).all():
-        raise ValueError(f"owner must name one of {size} ranks for each of {len(embedded) - n_class} content tokens")
-    n_replicas = n_class * size
-    x = np.concatenate([np.repeat(embedded[:n_class], size, axis=0), embedded[n_class:]])  # (n_replicas + T, D)
-    rank = np.concatenate([np.arange(n_replicas), owner])
-    near = rank[:, None] == rank[None, :]  # (rows, rows): same rank, exact keys
-    far = rank[:, None] != owner[None, :]  # (rows, T): other ranks' content tokens, keys from codes
-    quantise = _Quantiser(codec, codes)
+    if len(owner) != len(embedded) - n_class or not np.isin(owner, np.arange(n_ranks)).all():
+        raise ValueError(f"owner must name one of {n_ranks} ranks for each of {len(embedded) - n_class} content tokens")
+    far: Far | None = None
+    if codec is not None:
+        far = Quantised(owner, codec, codes, missing, stand_in)
+    elif not exact:
+        far = Means(owner, ratio) if ratio else Rounded(owner, wire, gather, seen)
+    n_replicas = n_class * n_ranks
+    x = np.concatenate([np.repeat(embedded[:n_class], n_ranks, axis=0), embedded[n_class:]])  # (n_replicas + T, D)
+    rank = np.concatenate([np.tile(np.arange(n_ranks), n_class), owner])
     for i in range(config.n_layers):
-        x = _block(config, weights, i, x, near, far, quantise)
-    averaged = x[:n_replicas].reshape(n_class, size, x.shape[1]).mean(axis=1)  # (n_class, D)
+        sub_blocks = parts[i] if parts else None
+        if sub_blocks is None:
+            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, far, i)
+        else:
+            columns = np.split(x, size, axis=1)
+            heads = config.n_heads // size
+            pairs = zip(sub_blocks, columns, strict=True)
+            x = np.concatenate([_block(config, w, heads, part, rank, None, i) for w, part in pairs], axis=1)
+    averaged = x[:n_replicas].reshape(n_class, n_ranks, x.shape[1]).mean(axis=1)  # (n_class, D)
     hidden = np.concatenate([averaged, x[n_replicas:]])
     if config.family == "vit":
         hidden = _norm(hidden, weights, "norm", config.norm_eps)
-    return OracleResult(_head(config, weights, hidden), hidden, quantise.codes, quantise.flips, quantise.worst_gap)
+    codes_used = far.codes if isinstance(far, Quantised) else []
+    flips, worst_gap = (far.flips, far.worst_gap) if far else (0, 0.0)
+    return OracleResult(_head(config, weights, hidden), hidden, codes_used, flips, worst_gap)
+
+
+def _of_block(weights: Weights, i: int) -> Weights:
+    """Weights of block i by their names inside it."""
+    prefix = f"blocks.{i}."
+    return {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
 
 
 def _embed(config: Any, weights: Weights, tokens: ArrayLike, positions: ArrayLike | None) -> Array:
@@ -100,44 +133,45 @@ def _head(config: Any, weights: Weights, hidden: Array) -> Array:
     return output / np.linalg.norm(output) if config.normalize else output
 
 
-def _block(config: Any, weights: Weights, i: int, x: Array, near: Array, far: Array, quantise: _Quantiser) -> Array:
-    """Pre-norm (ViT): x + f(norm(x)); post-norm (BERT): norm(x + f(x)). x: (rows, D)."""
+def _block(config: Any, w: Weights, n_heads: int, x: Array, rank: Array, far: Far | None, i: int) -> Array:
+    """Pre-norm (ViT): x + f(norm(x)); post-norm (BERT): norm(x + f(x)). x: (rows, D) on the ranks `rank` (rows,)."""
     pre_norm = config.family == "vit"
-    name = f"blocks.{i}."
 
     def norm(x: Array, which: str) -> Array:
-        return _norm(x, weights, name + which, config.norm_eps)
-
-    def linear(x: Array, which: str) -> Array:
-        return _linear(x, weights, name + which)
+        return _norm(x, w, which, config.norm_eps)
 
     normed = norm(x, "norm1") if pre_norm else x
-    q, k, v = linear(normed, "q"), linear(normed, "k"), linear(normed, "v")
-    content = slice(len(x) - far.shape[1], None)  # class tokens are never coded
-    site = quantise.site
-    if site == "kv":
-        k_far, v_far = quantise(i, k[content], v[content])
-    elif site is None:
-        k_far, v_far = k[content], v[content]  # one rank: `far` hides them all
-    else:
-        (seen,) = quantise(i, x[content] if site == "hidden" else normed[content])
-        seen = norm(seen, "norm1") if pre_norm and site == "hidden" else seen
-        k_far, v_far = linear(seen, "k"), linear(seen, "v")
-    keys, values = np.concatenate([k, k_far]), np.concatenate([v, v_far])
-    x = x + linear(_attention(q, keys, values, np.concatenate([near, far], axis=1), config.n_heads), "o")
+    q, keys, values = (_linear(normed, w, name) for name in "qkv")
+    visible = rank[:, None] == rank[None, :]  # (rows, rows): same rank, exact keys
+    bias = np.zeros(len(x))
+    if far is not None:
+        content = slice(len(x) - far.n_tokens, None)  # class tokens are never sent
+        if far.site == "kv":
+            k_far, v_far = far(i, keys[content], values[content])
+        else:
+            (seen,) = far(i, x[content] if far.site == "hidden" else normed[content])
+            seen = norm(seen, "norm1") if pre_norm and far.site == "hidden" else seen
+            k_far, v_far = _linear(seen, w, "k"), _linear(seen, w, "v")
+        keys, values = np.concatenate([keys, k_far]), np.concatenate([values, v_far])
+        visible = np.concatenate([visible, far.visible(i, rank)], axis=1)
+        bias = np.concatenate([bias, far.bias])
+    x = x + _linear(_attention(q, keys, values, visible, bias, n_heads), w, "o")
     x = x if pre_norm else norm(x, "norm1")
-    inner = _activate(linear(norm(x, "norm2") if pre_norm else x, "fc1"), config.activation)
-    x = x + linear(inner, "fc2")
+    inner = _activate(_linear(norm(x, "norm2") if pre_norm else x, w, "fc1"), config.activation)
+    x = x + _linear(inner, w, "fc2")
     return x if pre_norm else norm(x, "norm2")
 
 
-def _attention(q: Array, keys: Array, values: Array, visible: Array, n_heads: int) -> Array:
-    """softmax(q k^T / sqrt(d) + mask) v, head by head; q (rows, D), keys and values (m, D), visible (rows, m)."""
+def _attention(q: Array, keys: Array, values: Array, visible: Array, bias: Array, n_heads: int) -> Array:
+    """softmax(q k^T / sqrt(d) + bias + mask) v, head by head.
+
+    q (rows, D), keys and values (m, D), visible (rows, m), bias (m,).
+    """
     d_head = q.shape[1] // n_heads
     out = np.empty_like(q)
     for h in range(n_heads):
         head = slice(h * d_head, (h + 1) * d_head)
-        scores = np.where(visible, q[:, head] @ keys[:, head].T / math.sqrt(d_head), -np.inf)  # (rows, m)
+        scores = np.where(visible, q[:, head] @ keys[:, head].T / math.sqrt(d_head) + bias, -np.inf)  # (rows, m)
         shares = np.exp(scores - scores.max(axis=1, keepdims=True))
         out[:, head] = shares @ values[:, head] / shares.sum(axis=1, keepdims=True)
     return out
@@ -162,59 +196,3 @@ def _activate(x: Array, name: str) -> Array:
     if name == "silu":
         return x / (1 + np.exp(-x))
     return np.maximum(x, 0)
-
-
-class _Quantiser:
-    """Quantises block after block, with the oracle's codes or with given ones, and keeps the score of those."""
-
-    def __init__(self, codec: Any, given: Sequence[ArrayLike] | None) -> None:
-        self.codec, self.given = codec, given
-        self.site = None if codec is None else codec.config.site
-        self.codes: list[Array] = []
-        self.flips = 0
-        self.worst_gap = 0.0
-
-    def __call__(self, i: int, *parts: Array) -> list[Array]:
-        """What other ranks see of each part (T, width) of block i: one codebook per part, the codes side by side."""
-        books = self.codec.blocks[i].codebooks
-        n_codes = [len(book.entries) for book in books]
-        used = np.empty((len(parts[0]), sum(n_codes)), np.int64)  # (T, C)
-        if self.given is not None:
-            used[:] = self.given[i]
-        seen = []
-        for book, part, codes in zip(books, parts, np.split(used, np.cumsum(n_codes)[:-1], axis=1), strict=True):
-            basis = None if book.basis is None else book.basis.astype(np.float64)
-            entries = book.entries.astype(np.float64)
-            searched = entries if basis is None else entries @ basis  # (C, K, W or d)
-            rows = [self._row(book.kind, entries, searched, basis, row, codes[t]) for t, row in enumerate(part)]
-            seen.append(np.reshape(rows, part.shape))
-        self.codes.append(used)
-        return seen
-
-    def _row(self, kind: str, entries: Array, searched: Array, basis: Array | None, row: Array, codes: Array) -> Array:
-        """Quantise one row (D,) with entries (C, K, W); fills or checks `codes` (C,), returns the approximation (D,).
-
-        With a basis (W, d), distances are those of the projections, `searched` (C, K, d) of the entries.
-        The gap of a given code is (its distance - the best distance) / (its distance + ||row||^2), between 0 and 1: a
-        float32 row and search err in proportion to the norm of the whole row. A residual stage is judged on what the
-        codes used before it have left.
-        """
-        n_codes, _, width = entries.shape
-        whole = np.zeros(n_codes * width if kind == "grouped" else width)
-        whole[: len(row)] = row
-        approximation = np.zeros_like(whole)
-        for c in range(n_codes):
-            span = slice(c * width, (c + 1) * width) if kind == "grouped" else slice(None)
-            target = whole[span] - approximation[span]
-            sought = target if basis is None else target @ basis
-            distances = ((searched[c] - sought) ** 2).sum(axis=1)  # (K,)
-            best = int(distances.argmin())
-            if self.given is None:
-                codes[c] = best
-            elif codes[c] != best:
-                excess = distances[codes[c]] - distances[best]
-                self.flips += 1
-                if excess > 0:
-                    self.worst_gap = max(self.worst_gap, float(excess / (distances[codes[c]] + row @ row)))
-            approximation[span] += entries[c, codes[c]]
-        return approximation[: len(row)]

@@ -11,7 +11,7 @@ import numpy as np
 from astra_mpi.engine import Model
 from astra_mpi.partition import displs
 from astra_mpi.reference import OracleResult, oracle
-from astra_mpi.strategies import Astra
+from astra_mpi.strategies import forms
 
 if TYPE_CHECKING:
     from astra_mpi.partition import Layout
@@ -29,12 +29,13 @@ class Check:
     strategy: str
     max_difference: float  # of answers and hidden states, over the largest magnitude
     mean_difference: float
-    flips: int  # codes that are not the oracle's choice: near-ties unless the gap is large
+    flips: int  # codes or rounded numbers that are not the oracle's choice: near-ties unless the gap is large
     worst_gap: float
     contributed_bytes: int
     formula_bytes: int
     passed: bool
     reason: str  # why it failed or was skipped, else empty
+    note: str = ""  # what its answers are good for, where that is not everything
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,31 +46,26 @@ def verify(
 ) -> list[Check]:
     """Collective: run every strategy on these ranks and hold it against the oracle on rank 0.
 
-    Returns one check per strategy on rank 0 (two for sp, which has two forms), an empty list elsewhere.
+    strategies: specs; a name without options stands for all its forms. Returns one check per form on rank 0, an empty
+    list elsewhere. A form that cannot be used here is skipped: passed, with the reason.
     """
-    checks = [
-        _check(model, inputs, mask, name, counted_keys, gather)
-        for name in strategies
-        for gather in (("x", "kv") if name == "sp" else ("",))
-    ]
+    checks = [_check(model, inputs, mask, spec, counted_keys) for text in strategies for spec in forms(text)]
     return [check for check in checks if check is not None]
 
 
-def _check(
-    model: Model, inputs: np.ndarray, mask: np.ndarray | None, name: str, counted_keys: bool, gather: str
-) -> Check | None:
+def _check(model: Model, inputs: np.ndarray, mask: np.ndarray | None, spec: str, counted_keys: bool) -> Check | None:
     on_root = model.comm.Get_rank() == 0
-    if name == "astra" and model.codec is None:
-        return Check(name, 0, 0, 0, 0, 0, 0, True, "skipped: the model has no codebooks") if on_root else None
-    model.use(name, counted_keys=counted_keys, gather=gather)
+    if reason := model.obstacle(spec):
+        return Check(spec, 0, 0, 0, 0, 0, 0, True, f"skipped: {reason}") if on_root else None
+    model.use(spec, counted_keys=counted_keys)
+    strategy = model.strategy
+    strategy.record()
     answer, hidden = model(inputs, mask, gather=True)
-    answers = _all_answers(model, answer)
-    layout = model.strategy.planned
-    codes = model.strategy.codes if isinstance(model.strategy, Astra) and model.strategy.sends else None
+    answers, terms = _all_answers(model, answer), strategy.oracle_terms()
     if not on_root:
         return None
-    expected = _oracle_results(model, inputs, mask, layout, codes)
-    return _judge(f"{name} {gather}".strip(), model.report, expected, answers, hidden)
+    expected = _oracle_results(model, inputs, mask, strategy.planned, terms)
+    return _judge(spec, strategy.latency_only, model.report, expected, answers, hidden)
 
 
 def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:
@@ -80,35 +76,33 @@ def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:
 
 
 def _oracle_results(
-    model: Model,
-    inputs: np.ndarray,
-    mask: np.ndarray | None,
-    layout: Layout,
-    codes: list[np.ndarray] | None,
+    model: Model, inputs: np.ndarray, mask: np.ndarray | None, layout: Layout, terms: dict[str, Any]
 ) -> list[OracleResult]:
-    """Per sequence; with `codes` per block (all tokens, C) in gathered order, the oracle uses and judges them."""
+    """Per sequence. Codes and rounded rows are the engine's own: the oracle uses and judges them."""
+    per_token: dict[str, Any] = {name: terms.pop(name) for name in ("codes", "seen") if name in terms}
     first = displs(layout.lengths)
     results = []
     for s, counts in enumerate(layout.counts):
-        owner = np.repeat(np.arange(layout.size), counts)
         tokens, positions = inputs[s], None
         if mask is not None:
             positions = np.flatnonzero(mask[s])
             tokens = tokens[positions]
-        given = None
-        if codes is not None:
-            given = [block[layout.sequence_order][first[s] : first[s + 1]] for block in codes]
-        codec = model.codec if codes is not None else None
+        mine = layout.sequence_order[first[s] : first[s + 1]]
+        given: dict[str, Any] = {name: [block[mine] for block in blocks] for name, blocks in per_token.items()}
+        owner = np.repeat(np.arange(layout.size), counts)
         results.append(
-            oracle(
-                model.config, model.weights, tokens, owner, layout.size, codec=codec, codes=given, positions=positions
-            )
+            oracle(model.config, model.weights, tokens, owner, layout.size, positions=positions, **terms, **given)
         )
     return results
 
 
 def _judge(
-    name: str, report: dict[str, Any], expected: list[OracleResult], answers: np.ndarray, hidden: np.ndarray
+    spec: str,
+    note: str,
+    report: dict[str, Any],
+    expected: list[OracleResult],
+    answers: np.ndarray,
+    hidden: np.ndarray,
 ) -> Check:
     differences, means = [], []
     for s, want in enumerate(expected):
@@ -124,11 +118,13 @@ def _judge(
     if not max(differences, default=0.0) <= TOLERANCE:
         reasons.append(f"differs from the oracle by {max(differences):.1e} (tolerance {TOLERANCE:.0e})")
     if not worst_gap <= GAP_TOLERANCE:
-        reasons.append(f"a code is not the nearest entry (gap {worst_gap:.1e}, tolerance {GAP_TOLERANCE:.0e})")
+        reasons.append(
+            f"a code or a rounded number is not the nearest (gap {worst_gap:.1e}, tolerance {GAP_TOLERANCE:.0e})"
+        )
     if report["contributed_bytes"] != report["formula_bytes"]:
         reasons.append(f"contributed {contributed} bytes, formula {formula}")
     return Check(
-        name,
+        spec,
         max(differences, default=0.0),
         float(np.mean(means)) if means else 0.0,
         sum(r.flips for r in expected),
@@ -137,4 +133,5 @@ def _judge(
         formula,
         not reasons,
         "; ".join(reasons),
+        note,
     )

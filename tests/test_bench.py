@@ -64,7 +64,7 @@ def test_bench_refuses(vit):
 def test_verify_command(vit, tmp_path):
     out, _ = astra("verify", vit, "--json", tmp_path / "v.json", ranks=3)
     checks = json.loads((tmp_path / "v.json").read_text())["checks"]
-    assert {check["strategy"].split()[0] for check in checks} == {"single", "sp", "astra"}
+    assert {check["strategy"].split(":")[0] for check in checks} == {"single", "sp", "astra"}
     assert all(check["passed"] for check in checks)
     assert out.count("agrees") == len(checks)
 

@@ -66,6 +66,28 @@ def test_overrides(tmp_path, monkeypatch):
     assert (deck.run.batch, deck.run.resume, deck.task.pooling) == (3, False, "cls")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "spec"),
+    [
+        ([], "astra"),
+        (["parallel.strategy=sp"], "sp"),
+        (["parallel.strategy=sp:int8:kv"], "sp:kv:int8"),
+        (["parallel.strategy=sp", "parallel.gather=kv", "parallel.wire=float16"], "sp:kv:float16"),
+        (["parallel.strategy=sp:kv", "parallel.gather=kv"], "sp:kv"),
+        (["parallel.gather=kv"], "astra"),  # of another strategy: left aside
+    ],
+)
+def test_strategy_and_the_keys_beside_it(tmp_path, overrides, spec):
+    assert load_deck(write(tmp_path), overrides).parallel.spec == spec
+
+
+def test_strategy_and_keys_that_contradict_it(tmp_path):
+    path = write(tmp_path, DECK + '[parallel]\nstrategy = "sp:kv"\n')
+    assert load_deck(path).parallel.spec == "sp:kv"
+    with pytest.raises(InputError, match=r"deck\.toml: parallel\.strategy: .*gather = 'x' contradict each other"):
+        load_deck(path, ["parallel.gather=x"])
+
+
 def test_override_completes_a_deck(tmp_path):
     path = write(tmp_path, DECK.replace('name = "embed"', ""))
     assert load_deck(path, ["task.name=classify"]).task.name == "classify"
@@ -85,8 +107,10 @@ def test_override_completes_a_deck(tmp_path):
         ("parallel.weights=[1, 'a']", ["parallel.weights", '"even"', "a list of numbers"]),
         ("parallel.weights=[]", ["parallel.weights", "a list of numbers"]),
         ("parallel.weights=auto", ["parallel.weights", "not available in this version"]),
-        ("parallel.strategy=tp", ["parallel.strategy", "not available in this version"]),
-        ("parallel.strategy=astro", ["parallel.strategy", "'astro'", '"astra"']),
+        ("parallel.strategy=astro", ["command line: parallel.strategy", "'astro'", "astra", "sp[:x|kv]"]),
+        ("parallel.strategy=sp:int9", ["command line: parallel.strategy", "'int9'", "float32|float16|int8"]),
+        ("parallel.strategy=[1]", ["parallel.strategy", "'[1]'"]),
+        ("parallel.wire=int4", ["parallel.wire", "'int4'", '"int8"']),
         ("task.name=generate", ["task.name", "not available in this version", '"classify"']),
         ("task.name=[1]", ["task.name", '"classify"']),
     ],

@@ -93,8 +93,8 @@ def test_sp_sends_activations_or_keys_and_values(comm):
     exact = answers(model, inputs, mask, "single")
     counts = [int(n) for n in model.strategy.planned.lengths]
     assert counts == [17, 9, 1]
-    for gather, width in (("x", config.d_model), ("kv", 2 * config.d_kv)):
-        got = answers(model, inputs, mask, "sp", gather=gather)
+    for spec, width in (("sp", config.d_model), ("sp:kv", 2 * config.d_kv)):
+        got = answers(model, inputs, mask, spec)
         np.testing.assert_allclose(got, exact, atol=1e-5 * np.abs(exact).max())
         sent = sum(model.report["contributed_bytes"])
         assert sent == (config.n_layers * sum(counts) * width * 4 if comm.size > 1 else 0)
@@ -168,9 +168,9 @@ def test_wrong_rank_is_found(comm):
     same = make_model(comm, config, seed=0)
     model.family.w, model.blocks, model.weights = same.family.w, same.blocks, same.weights  # codebooks differ
     inputs, mask = random_batch(config, 2, n_tokens, seed=10)
-    checks = verify(model, inputs, mask, ["sp", "astra"])
+    checks = verify(model, inputs, mask, ["sp:x", "sp:kv", "astra"])
     if comm.rank == 0:
-        assert [check.strategy for check in checks] == ["sp x", "sp kv", "astra"]
+        assert [check.strategy for check in checks] == ["sp", "sp:kv", "astra"]
         assert checks[0].passed
         assert checks[1].passed
         assert checks[2].passed == (comm.size == 1)

@@ -95,7 +95,7 @@ def test_codebook_file_in_place_of_the_models_own(comm, folder):
     config = bert_config()
     file = model_file(config)
     path = write_on_root(comm, folder / "model.h5", dataclasses.replace(file, codec=None))
-    assert_raised_everywhere(comm, InputError, "holds no codebooks.*calibrate", path=str(path))
+    assert_raised_everywhere(comm, InputError, r"model\.h5 with strategy astra.*no codebooks.*calibrate", path=str(path))
     digest = astra_mpi.load(str(path), comm=comm, strategy="single").digest
     codec = random_codec(config, CodecConfig(stages=1, codebook_size=4))
     if comm.rank == 0:
@@ -131,7 +131,7 @@ def test_exact_search_of_codebooks_that_have_a_subspace(comm, folder):
         ({"strategy": "spp"}, "strategy 'spp' is unknown"),
         ({"backend": "tpu"}, "backend 'tpu' is not available"),
         ({"remote": "guess"}, "remote = 'guess'"),
-        ({"strategy": "sp", "gather": "q"}, "gather = 'q'"),
+        ({"strategy": "sp:q"}, "'q' does not fit; use one of single, sp"),
         ({"encoder": "subspace"}, "encoder 'subspace' is unknown; use auto or exact"),
         ({"normalize": True}, "vit model has no option normalize"),
         ({"weights": [1.0] * 9}, "9 weights for"),

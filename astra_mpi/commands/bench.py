@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     from astra_mpi.synthetic import random_batch
 
     model = load_model(args, comm, "single")
-    names = args.strategies or [name for name in STRATEGIES if name != "astra" or model.codec is not None]
+    names = args.strategies or [name for name in STRATEGIES if not model.obstacle(name)]
     with collective(comm):
         require(args.repeats >= 1 and args.warmup >= 0, "--repeats must be at least 1 and --warmup at least 0")
         inputs, mask = random_batch(model.config, args.batch, args.tokens, seed=args.seed)

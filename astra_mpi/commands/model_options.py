@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def add_model_options(parser: argparse.ArgumentParser, batch: int = 4) -> None:
     parser.add_argument("model", help="model file")
-    parser.add_argument("--strategies", type=_names, metavar="A,B", help="default: every one that applies")
+    parser.add_argument(
+        "--strategies", type=_names, metavar="A,B", help="such as single,sp:int8; default: every one that applies"
+    )
     parser.add_argument("--codebooks", metavar="FILE", help="codebook file, instead of the codebooks in the model")
     parser.add_argument("--tokens", type=int, metavar="T", help="content tokens of the longest sequence")
     parser.add_argument("--batch", type=int, default=batch, metavar="B", help="sequences (default %(default)s)")
@@ -40,15 +42,14 @@ def _numbers(text: str) -> list[float]:
 
 def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str) -> Model:
     """Collective: the model as the options say."""
-    from astra_mpi.config import require
     from astra_mpi.errors import collective
     from astra_mpi.loading import load
-    from astra_mpi.strategies import STRATEGIES
+    from astra_mpi.strategies import parse
     from astra_mpi.threads import set_threads
 
     with collective(comm):
-        unknown = [name for name in args.strategies or [] if name not in STRATEGIES]
-        require(not unknown, f"--strategies {','.join(unknown)}: unknown; use {', '.join(STRATEGIES)}")
+        for text in args.strategies or []:
+            parse(text)
         set_threads(args.threads)
     return load(
         args.model,

@@ -56,13 +56,12 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
     return load(
         str(deck.model.path),
         comm=comm,
-        strategy=parallel.strategy,
+        strategy=parallel.spec,
         backend=parallel.backend,
         codebooks=str(deck.model.codebooks) if deck.model.codebooks else None,
         weights=None if isinstance(parallel.weights, str) else parallel.weights,
         counted_keys=parallel.counted_keys,
         remote=choices.get("remote", parallel.remote),
-        gather=parallel.gather,
         pooling=deck.task.pooling,
         normalize=deck.task.normalize,
     )

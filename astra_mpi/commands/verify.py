@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     from astra_mpi.verify import verify
 
     names = args.strategies or list(STRATEGIES)
-    model = load_model(args, comm, names[0] if args.strategies else "single")
+    model = load_model(args, comm, "single")
     with collective(comm):
         inputs, mask = random_batch(model.config, args.batch, args.tokens, seed=args.seed, ragged=True)
     checks = verify(model, inputs, mask, names, args.counted_keys == "on")
@@ -48,10 +48,10 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
 
 def _table(checks: list[Any]) -> str:
     lines = [
-        f"{'strategy':<10}{'max diff':>10}{'mean diff':>11}{'flips':>7}{'worst gap':>11}{'bytes':>10}{'formula':>10}"
+        f"{'strategy':<16}{'max diff':>10}{'mean diff':>11}{'flips':>7}{'worst gap':>11}{'bytes':>10}{'formula':>10}"
     ]
     for c in checks:
         figures = f"{c.max_difference:>10.1e}{c.mean_difference:>11.1e}{c.flips:>7}{c.worst_gap:>11.1e}"
-        verdict = c.reason or "agrees"
-        lines.append(f"{c.strategy:<10}{figures}{c.contributed_bytes:>10}{c.formula_bytes:>10}  {verdict}")
+        verdict = c.reason or "agrees" + (f", {c.note}" if c.note else "")
+        lines.append(f"{c.strategy:<16}{figures}{c.contributed_bytes:>10}{c.formula_bytes:>10}  {verdict}")
     return "\n".join(lines)

@@ -1,9 +1,25 @@
-"""Strategies: what a rank owns and what it exchanges. One file each."""
+"""Strategies: what a rank owns and what it exchanges. One file each, and its line in the table below."""
 
+from astra_mpi.strategies import spec as _spec
 from astra_mpi.strategies.astra import Astra
+from astra_mpi.strategies.base import Parts, Strategy
 from astra_mpi.strategies.single import Single
 from astra_mpi.strategies.sp import SequenceParallel
+from astra_mpi.strategies.spec import Spec, Value
 
-STRATEGIES = {strategy.name: strategy for strategy in (Single, SequenceParallel, Astra)}
+STRATEGIES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in (Single, SequenceParallel, Astra)}
 
-__all__ = ["STRATEGIES", "Astra", "SequenceParallel", "Single"]
+_KNOWN = {name: strategy.options for name, strategy in STRATEGIES.items()}
+
+
+def parse(text: str, **keys: Value | None) -> Spec:
+    """name[:option[:option]] -> spec; `keys`: options given beside it. InputError lists what is possible."""
+    return _spec.parse_spec(text, _KNOWN, keys)
+
+
+def forms(text: str) -> list[str]:
+    """A strategy's name -> the specs of all its forms; a spec with options -> itself."""
+    return _spec.forms(text, _KNOWN) if text in _KNOWN else [str(parse(text))]
+
+
+__all__ = ["STRATEGIES", "Parts", "Spec", "Strategy", "forms", "parse"]

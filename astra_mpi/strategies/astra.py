@@ -7,19 +7,20 @@ look the far keys and values up in the projected codebooks, and merge their atte
 from __future__ import annotations
 
 from itertools import pairwise
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.codec.tables import distinct
+from astra_mpi.config import ModelConfig
 from astra_mpi.errors import AstraError
-from astra_mpi.exchange import Exchange, Pending
-from astra_mpi.models.block import Block
+from astra_mpi.exchange import Pending
 from astra_mpi.partition import Layout, displs
-from astra_mpi.strategies.base import FarKeys, TokenParallel
-from astra_mpi.strategies.remote import RemoteTables
+from astra_mpi.strategies.base import Parts
+from astra_mpi.strategies.remote import choose_remote
+from astra_mpi.strategies.spec import Spec
+from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
 
 
 class Astra(TokenParallel):
@@ -27,21 +28,19 @@ class Astra(TokenParallel):
 
     name = "astra"
 
-    def __init__(
-        self,
-        blocks: list[Block],
-        exchange: Exchange,
-        kernels: ModuleType,
-        codec: Codec,
-        remote: RemoteTables,
-        counted_keys: bool = True,
-    ) -> None:
-        super().__init__(blocks, exchange, kernels)
-        self.codec, self.remote = codec, remote
-        self.site = codec.config.site
+    def __init__(self, parts: Parts, spec: Spec) -> None:
+        super().__init__(parts, spec)
+        assert parts.codec is not None
+        self.codec = parts.codec
+        self.site = self.codec.config.site
+        self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, parts.remote)
         # one code fixes a far token's key and value only where the finished table row does
-        self.counted_keys = counted_keys and all(table.rows is not None for table in remote.tables)
-        self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(blocks)
+        self.counted_keys = parts.counted_keys and all(table.rows is not None for table in self.remote.tables)
+        self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(self.blocks)
+
+    @classmethod
+    def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
+        return "the model has no codebooks; run `astra-mpi calibrate` first" if codec is None else None
 
     def message_bytes(self, layout: Layout) -> list[int]:
         return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in layout.token_counts]
@@ -102,6 +101,9 @@ class Astra(TokenParallel):
             "bits_per_token_per_block": config.bits_per_token,
             "choices": {"remote": self.remote.how, "counted_keys": self.counted_keys},
         }
+
+    def oracle_terms(self) -> dict[str, Any]:
+        return {"codec": self.codec, "codes": self.codes} if self.sends else {}
 
 
 def _as_items(codes: np.ndarray) -> np.ndarray:

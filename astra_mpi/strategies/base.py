@@ -1,58 +1,91 @@
-"""Token parallelism: what `single`, `sp` and `astra` share.
-
-A rank owns whole weights and its slice of every sequence. A block has at most one exchange. It starts as soon as
-its payload exists, and is waited for after the local attention, so that projection and local attention hide it.
-"""
+"""What the engine asks of every strategy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
-from astra_mpi.attention import Attention
-from astra_mpi.exchange import Exchange, Pending
+from astra_mpi.codec.codebook import Codec
+from astra_mpi.config import ModelConfig, require
+from astra_mpi.exchange import Exchange
 from astra_mpi.models.block import Block
 from astra_mpi.partition import Layout, cut
+from astra_mpi.strategies.spec import Option, Spec
 
 
-class FarKeys(NamedTuple):
-    """Keys and values of other ranks' tokens."""
+@dataclass(frozen=True)
+class Parts:
+    """What a strategy is made from: a model on one communicator, and how its remote keys are to be made."""
 
-    kv: np.ndarray  # (m, 2 d_kv)
-    offsets: np.ndarray  # (B + 1,) where each sequence's begin
-    bias: np.ndarray | None = None  # (m,) added to the scores
+    config: ModelConfig
+    blocks: list[Block]
+    exchange: Exchange
+    kernels: ModuleType
+    codec: Codec | None = None
+    weights: Sequence[float] | None = None  # relative speeds of the ranks
+    counted_keys: bool = True
+    remote: str = "auto"
 
 
-class TokenParallel:
-    """One strategy at work on one model and communicator; as it stands, it sends nothing."""
+class Strategy:
+    """What a rank owns and what it exchanges, at work on one model and communicator."""
 
     name: ClassVar[str]
-    #: what is sent: "hidden" block inputs, "normed" attention inputs, "kv" keys and values, or nothing
-    site: str | None = None
+    options: ClassVar[tuple[Option, ...]] = ()
+    #: why answers mean nothing, where only the time and the bytes do
+    latency_only: ClassVar[str] = ""
+    #: which rows each rank answers for, in the forward pass under way
+    planned: Layout
 
-    def __init__(self, blocks: list[Block], exchange: Exchange, kernels: ModuleType) -> None:
-        self.blocks, self.exchange, self.kernels = blocks, exchange, kernels
-        self.laps = exchange.laps
+    def __init__(self, parts: Parts, spec: Spec) -> None:
+        """Collective; the same arguments on all ranks. InputError where `obstacle` has a reason."""
+        reason = self.obstacle(spec, parts.config, parts.codec, parts.exchange.size)
+        require(reason is None, f"strategy {spec}: {reason}")
+        self.spec = spec
+        self.config, self.blocks, self.exchange, self.kernels = (
+            parts.config,
+            parts.blocks,
+            parts.exchange,
+            parts.kernels,
+        )
+        self.laps = parts.exchange.laps
 
-    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Sequence[float] | None) -> Layout:
-        """The cut of a batch of sequences with these content lengths (B,)."""
-        size = self.exchange.size
-        return Layout(cut(lengths, size, weights), self.exchange.rank, n_class, causal, replicas=size)
-
-    def message_bytes(self, layout: Layout) -> list[int]:
-        """Per rank, the bytes it puts into one exchange: the formula the measured bytes are held against."""
-        return [0] * layout.size
-
-    def send(self, i: int, payload: np.ndarray) -> Pending | None:
-        """Start the exchange of block i; payload: this rank's content tokens at `site`, (n_r, width)."""
+    @classmethod
+    def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
+        """Why this strategy cannot be used on this model and number of ranks, or None."""
         return None
 
-    def receive(self, i: int, pending: Pending) -> FarKeys:
-        """Wait for block i's exchange and turn what came into far keys and values."""
-        raise NotImplementedError(f"strategy {self.name} receives nothing")
+    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Sequence[float] | None) -> Layout:
+        """Which rows each rank answers for, of sequences with these content lengths (B,)."""
+        raise NotImplementedError
+
+    def begin(self, layout: Layout) -> None:
+        """Plan a forward pass."""
+        self.planned = layout
+
+    @property
+    def held(self) -> Layout:
+        """The rows that this rank computes; those it answers for unless a strategy says otherwise."""
+        return self.planned
+
+    def block(self, i: int, x: np.ndarray) -> np.ndarray:
+        """Block i on the rows held here, (n, D) -> (n, D)."""
+        raise NotImplementedError
+
+    def answered(self, x: np.ndarray) -> np.ndarray:
+        """Rows held here after the last block -> those that this rank answers for."""
+        return x
+
+    def abandon(self) -> None:
+        """After a failure on this rank: let the other ranks finish their forward pass."""
+
+    def formula_bytes(self, layout: Layout) -> list[int]:
+        """Per rank, what it contributes in one forward pass: the formula the measured bytes are held against."""
+        return [0] * layout.size
 
     def distinct_keys(self) -> float | None:
         """Mean number of distinct far keys per block and sequence in the last forward pass, where codes have them."""
@@ -60,49 +93,20 @@ class TokenParallel:
 
     def describe(self) -> dict[str, Any]:
         """`codec`, `bits_per_token_per_block` and the choices made, for the summary."""
-        return {"codec": None, "bits_per_token_per_block": 0, "choices": {}}
+        return {"codec": None, "bits_per_token_per_block": 0, "choices": dict(self.spec.values)}
 
-    @property
-    def n_exchanges(self) -> int:
-        """Block exchanges of one forward pass."""
-        return len(self.blocks) if self.exchange.size > 1 and self.site else 0
+    def record(self) -> None:
+        """Keep what far ranks see in the next passes, where `oracle_terms` needs it."""
 
-    def begin(self, layout: Layout) -> None:
-        """Plan a forward pass."""
-        self.planned = layout
-        self.counts = self.message_bytes(layout)
-        self.sends = self.n_exchanges > 0
+    def oracle_terms(self) -> dict[str, Any]:
+        """Collective: how the serial oracle is told what this strategy does; none for exact ones.
 
-    def abandon(self) -> None:
-        """After a failure on this rank: let the other ranks finish their forward pass."""
-        self.exchange.drain(self.counts, self.n_exchanges)
+        "codes" and "seen" are of the last pass: per block, a row for each content token of all ranks, rank after rank.
+        """
+        return {}
 
-    def block(self, i: int, x: np.ndarray) -> np.ndarray:
-        """Block i on this rank's rows, (n, D) -> (n, D)."""
-        block, pending = self.blocks[i], None
-        if self.site == "hidden":
-            pending = self._start(i, x)
-        h = block.attention_input(x)
-        if self.site == "normed":
-            pending = self._start(i, h)
-        q, kv = block.queries_keys_values(h)
-        self.laps.mark("project")
-        if self.site == "kv":
-            pending = self._start(i, kv)
-        attention = Attention(
-            q, self.planned, block.config.n_heads, block.config.n_kv_heads, self.kernels, block.scratch
-        )
-        attention.local(kv)
-        self.laps.mark("attention")
-        if pending is not None:
-            far = self.receive(i, pending)
-            self.laps.mark("decode")
-            attention.far(*far)
-        attended = attention.result()
-        self.laps.mark("attention")
-        x = block.output(x, attended)
-        self.laps.mark("mlp")
-        return x
 
-    def _start(self, i: int, rows: np.ndarray) -> Pending | None:
-        return self.send(i, self.planned.content(rows)) if self.sends else None
+def on_rank_0(lengths: np.ndarray, exchange: Exchange, n_class: int, causal: bool) -> Layout:
+    """The layout in which rank 0 answers for all rows."""
+    alone = [1.0] + [0.0] * (exchange.size - 1)
+    return Layout(cut(lengths, exchange.size, alone), exchange.rank, n_class, causal, replicas=1)

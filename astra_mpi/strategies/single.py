@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from astra_mpi.partition import Layout, cut
-from astra_mpi.strategies.base import TokenParallel
+from astra_mpi.partition import Layout
+from astra_mpi.strategies.base import on_rank_0
+from astra_mpi.strategies.token_parallel import TokenParallel
 
 
 class Single(TokenParallel):
@@ -17,6 +18,4 @@ class Single(TokenParallel):
 
     def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Sequence[float] | None) -> Layout:
         """All content tokens on rank 0, whatever `weights` say."""
-        size = self.exchange.size
-        alone = [1.0] + [0.0] * (size - 1)
-        return Layout(cut(lengths, size, alone), self.exchange.rank, n_class, causal, replicas=1)
+        return on_rank_0(lengths, self.exchange, n_class, causal)

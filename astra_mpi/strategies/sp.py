@@ -1,44 +1,59 @@
-"""Sequence parallelism in full precision (Voltage): activations, or keys and values, are all-gathered as float32."""
+"""Sequence parallelism (Voltage): activations, or keys and values, are all-gathered."""
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from astra_mpi.config import require
-from astra_mpi.exchange import Exchange, Pending
-from astra_mpi.models.block import Block
+from astra_mpi.exchange import Pending
 from astra_mpi.partition import Layout
-from astra_mpi.strategies.base import FarKeys, TokenParallel
+from astra_mpi.strategies.base import Parts
+from astra_mpi.strategies.spec import Option, Spec
+from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
+from astra_mpi.strategies.wire import WIRES, pack_rows, row_bytes, unpack_rows
 
 
 class SequenceParallel(TokenParallel):
-    """Exact. `gather` = "x": block inputs travel and far keys and values are recomputed; "kv": they travel."""
+    """gather = "x": block inputs travel and far keys and values are recomputed; "kv": keys and values travel.
+
+    Exact with float32 on the wire; float16 and int8 round what travels.
+    """
 
     name = "sp"
+    options = (Option("gather", "x", ("x", "kv")), Option("wire", "float32", WIRES))
 
-    def __init__(self, blocks: list[Block], exchange: Exchange, kernels: ModuleType, gather: str = "x") -> None:
-        super().__init__(blocks, exchange, kernels)
-        require(gather in ("x", "kv"), f"gather = '{gather}' is unknown; use x or kv")
-        self.gather = gather
-        self.site = "hidden" if gather == "x" else "kv"
-        config = blocks[0].config
-        self.width = config.d_model if gather == "x" else 2 * config.d_kv
+    def __init__(self, parts: Parts, spec: Spec) -> None:
+        super().__init__(parts, spec)
+        self.gather, self.wire = spec.word("gather"), spec.word("wire")
+        self.site = "hidden" if self.gather == "x" else "kv"
+        self.row_bytes = row_bytes(self.config.d_model if self.gather == "x" else 2 * self.config.d_kv, self.wire)
+        self.seen: list[np.ndarray] | None = None
 
     def message_bytes(self, layout: Layout) -> list[int]:
-        return [int(n) * self.width * 4 for n in layout.token_counts]
+        return [int(n) * self.row_bytes for n in layout.token_counts]
 
     def send(self, i: int, payload: np.ndarray) -> Pending:
-        return self.exchange.start(np.ascontiguousarray(payload).reshape(-1).view(np.uint8), self.counts)
+        message = pack_rows(payload, self.wire)
+        self.laps.mark("encode")
+        return self.exchange.start(message, self.counts)
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
-        messages = np.concatenate(pending.wait()).view(np.float32).reshape(-1, self.width)
-        far = messages[self.planned.far_index]  # (m, width)
+        rows = np.concatenate(pending.wait()).reshape(-1, self.row_bytes)
+        if self.seen is not None:
+            self.seen[i] = unpack_rows(rows, self.wire)
+        far = unpack_rows(rows[self.planned.far_index], self.wire)  # (m, width)
         if self.gather == "x":
             far = self.blocks[i].keys_values(self.blocks[i].attention_input(far))
         return FarKeys(far, self.planned.far_offsets)
 
     def describe(self) -> dict[str, Any]:
-        return {"codec": None, "bits_per_token_per_block": 32 * self.width, "choices": {"gather": self.gather}}
+        return super().describe() | {"bits_per_token_per_block": 8 * self.row_bytes}
+
+    def record(self) -> None:
+        self.seen = [np.empty((0, 0), np.float32)] * len(self.blocks)
+
+    def oracle_terms(self) -> dict[str, Any]:
+        if self.wire == "float32" or not self.sends:
+            return {}
+        return {"wire": self.wire, "gather": self.gather, "seen": self.seen}

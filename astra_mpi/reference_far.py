@@ -1,0 +1,158 @@
+"""What far ranks see of a slice, in the serial oracle: entries of codebooks, rounded numbers, or means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[Any]
+
+
+class Far:
+    """One way to see far tokens. Called with block i and the tokens (T, width) at `site`, it says what is seen."""
+
+    def __init__(self, owner: Array, site: str) -> None:
+        self.site = site  # "hidden", "normed", or "kv": called with keys and values
+        self.n_tokens = len(owner)
+        self.owner = owner  # (m,) the rank that holds each row seen
+        self.bias = np.zeros(len(owner))  # (m,) added to the scores of its key
+        self.flips = 0
+        self.worst_gap = 0.0
+
+    def __call__(self, i: int, *parts: Array) -> list[Array]:
+        """Each part (T, width) of block i as other ranks see it, (m, width)."""
+        raise NotImplementedError
+
+    def visible(self, i: int, rank: Array) -> Array:
+        """(rows, m): what rows on the ranks `rank` (rows,) see in block i, which is what is not their own."""
+        return rank[:, None] != self.owner[None, :]
+
+
+class Means(Far):
+    """A slice as the means of runs of `ratio` tokens, the last run shorter; a mean of n tokens counts n times."""
+
+    def __init__(self, owner: Array, ratio: int) -> None:
+        super().__init__(owner, "hidden")
+        slices = [np.flatnonzero(owner == rank) for rank in np.unique(owner)]
+        self.runs = [tokens[a : a + ratio] for tokens in slices for a in range(0, len(tokens), ratio)]
+        self.owner = np.array([owner[run[0]] for run in self.runs], np.int64)
+        self.bias = np.log([len(run) for run in self.runs])
+
+    def __call__(self, i: int, *parts: Array) -> list[Array]:
+        return [np.reshape([part[run].mean(axis=0) for run in self.runs], (-1, part.shape[1])) for part in parts]
+
+
+class Rounded(Far):
+    """Rows rounded to float16, or to multiples of 1/127 of their largest magnitude: the oracle's own, or given ones.
+
+    The gap of a given number is the excess of its error over the best one's, relative to the row's largest magnitude.
+    """
+
+    def __init__(self, owner: Array, wire: str, gather: str, given: Sequence[ArrayLike] | None) -> None:
+        super().__init__(owner, "hidden" if gather == "x" else "kv")
+        self.wire, self.given = wire, given
+
+    def __call__(self, i: int, *parts: Array) -> list[Array]:
+        rows = np.concatenate(parts, axis=1)
+        largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)  # (T, 1)
+        if self.wire == "float16":
+            step = np.spacing(np.abs(rows).astype(np.float16)).astype(np.float64)
+            used = rows.astype(np.float16).astype(np.float64)
+        else:
+            step = np.where(largest > 0, largest, 1) / 127
+            used = np.rint(rows / step) * step
+        if self.given is not None:
+            own, used = used, np.asarray(self.given[i], np.float64)
+            self.flips += int((np.abs(used - own) > step / 2).sum())
+            excess = np.abs(used - rows) - np.abs(own - rows)
+            gaps = excess / np.where(largest > 0, largest, 1)
+            self.worst_gap = max(self.worst_gap, float(gaps.max(initial=0)))
+        return np.split(used, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
+
+
+class Quantised(Far):
+    """Codebooks: entries in place of rows, with the oracle's codes or with given ones, and the score of those.
+
+    missing: per block (P, P), what the rank of a row did not get of the rank of a column. stand_in: per block the codes
+    (C,) that it sees in place of each missing token, or None: it sees nothing there.
+    """
+
+    def __init__(
+        self,
+        owner: Array,
+        codec: Any,
+        given: Sequence[ArrayLike] | None,
+        missing: Sequence[Array] | None = None,
+        stand_in: Sequence[Array] | None = None,
+    ) -> None:
+        super().__init__(owner if stand_in is None else np.tile(owner, 2), codec.config.site)
+        self.n_tokens = len(owner)
+        self.codec, self.given, self.missing, self.stand_in = codec, given, missing, stand_in
+        self.codes: list[Array] = []
+
+    def visible(self, i: int, rank: Array) -> Array:
+        """Tokens as they are, then as their stand-in."""
+        away = super().visible(i, rank)
+        if self.missing is None:
+            return away
+        gone = np.asarray(self.missing[i])[rank[:, None], self.owner[None, :]]
+        stands_in = np.arange(len(self.owner)) >= self.n_tokens
+        return away & (gone == stands_in)
+
+    def __call__(self, i: int, *parts: Array) -> list[Array]:
+        """One codebook per part, the codes side by side."""
+        books = self.codec.blocks[i].codebooks
+        n_codes = [len(book.entries) for book in books]
+        used = np.empty((len(parts[0]), sum(n_codes)), np.int64)  # (T, C)
+        if self.given is not None:
+            used[:] = self.given[i]
+        seen = []
+        for book, part, codes in zip(books, parts, np.split(used, np.cumsum(n_codes)[:-1], axis=1), strict=True):
+            basis = None if book.basis is None else book.basis.astype(np.float64)
+            entries = book.entries.astype(np.float64)
+            searched = entries if basis is None else entries @ basis  # (C, K, W or d)
+            rows = [self._row(book.kind, entries, searched, basis, row, codes[t]) for t, row in enumerate(part)]
+            seen.append(np.reshape(rows, part.shape))
+        self.codes.append(used)
+        if self.stand_in is not None:
+            stand_ins = np.split(self.stand_in[i], np.cumsum(n_codes)[:-1])
+            pairs = zip(seen, books, stand_ins, strict=True)
+            seen = [np.concatenate([rows, np.tile(_entry(book, codes), (len(rows), 1))]) for rows, book, codes in pairs]
+        return seen
+
+    def _row(self, kind: str, entries: Array, searched: Array, basis: Array | None, row: Array, codes: Array) -> Array:
+        """Quantise one row (D,) with entries (C, K, W); fills or checks `codes` (C,), returns the approximation (D,).
+
+        With a basis (W, d), distances are those of the projections, `searched` (C, K, d) of the entries.
+        The gap of a given code is (its distance - the best distance) / (its distance + ||row||^2), between 0 and 1: a
+        float32 row and search err in proportion to the norm of the whole row. A residual stage is judged on what the
+        codes used before it have left.
+        """
+        n_codes, _, width = entries.shape
+        whole = np.zeros(n_codes * width if kind == "grouped" else width)
+        whole[: len(row)] = row
+        approximation = np.zeros_like(whole)
+        for c in range(n_codes):
+            span = slice(c * width, (c + 1) * width) if kind == "grouped" else slice(None)
+            target = whole[span] - approximation[span]
+            sought = target if basis is None else target @ basis
+            distances = ((searched[c] - sought) ** 2).sum(axis=1)  # (K,)
+            best = int(distances.argmin())
+            if self.given is None:
+                codes[c] = best
+            elif codes[c] != best:
+                excess = distances[codes[c]] - distances[best]
+                self.flips += 1
+                if excess > 0:
+                    self.worst_gap = max(self.worst_gap, float(excess / (distances[codes[c]] + row @ row)))
+            approximation[span] += entries[c, codes[c]]
+        return approximation[: len(row)]
+
+
+def _entry(book: Any, codes: Array) -> Array:
+    """What the codes (C,) stand for, (D,)."""
+    entries = [book.entries[c, code].astype(np.float64) for c, code in enumerate(codes)]
+    return np.sum(entries, axis=0) if book.kind == "residual" else np.concatenate(entries)[: book.width]
