@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from astra_mpi.work import Cost, RankWork, Stage, Transfer, Work
+from astra_mpi.work import Cost, RankWork, Transfer, Work
 
 #: which bytes an exchange is charged for
 ACCOUNTINGS = ("contributed", "port", "paper")
@@ -58,33 +58,69 @@ class Latency(NamedTuple):
     wait: float  # for exchanges, beyond what local work hides
 
 
+class _Lap(NamedTuple):
+    """A stage in seconds: per rank before, during and after the exchange."""
+
+    repeats: int
+    times: list[tuple[float, float, float]]
+    transfer: Transfer | None
+
+
 def latency(cost: Cost, speeds: Sequence[Speeds], network: Network, accounting: str = "port") -> Latency:
     """Predicted latency of a strategy on ranks of these speeds (P,).
 
     port, contributed: the exchange runs while a rank does what needs nothing of the others, and only the excess is
     waited for. paper: compute, then the exchange.
     """
-    total = compute = 0.0
-    for stage in cost.stages:
-        total += stage.repeats * _stage_s(stage, speeds, network, accounting)
-        compute += stage.repeats * max(s.seconds(rank.total) for s, rank in zip(speeds, stage.ranks, strict=True))
-    if cost.closing_bytes and accounting != "paper":
-        closing = Transfer("reduce", (cost.closing_bytes,) * len(speeds), 0)
-        total += transfer_s(closing, network, accounting)
+    laps = _laps(cost, speeds)
+    compute = sum(lap.repeats * max(map(sum, lap.times)) for lap in laps)
+    total = _total_s(laps, network, accounting)
     return Latency(total, compute, total - compute)
 
 
-def _stage_s(stage: Stage, speeds: Sequence[Speeds], network: Network, accounting: str) -> float:
-    exchange_s = transfer_s(stage.transfer, network, accounting) if stage.transfer else 0.0
-    times = [_seconds(s, rank) for s, rank in zip(speeds, stage.ranks, strict=True)]
-    if accounting == "paper" or stage.transfer is None:
-        return max(map(sum, times)) + exchange_s
-    arrived_s = max(before for before, _, _ in times) + exchange_s
-    return max(max(before + during, arrived_s) + after for before, during, after in times)
+def break_even_bps(cost: Cost, speeds: Sequence[Speeds], rtt_s: float, accounting: str, limit_s: float) -> float | None:
+    """Bandwidth above which a strategy takes less than `limit_s`; 0: any bandwidth; None: none."""
+    laps = _laps(cost, speeds)
+
+    def below(bandwidth_bps: float) -> bool:
+        return _total_s(laps, Network(bandwidth_bps, rtt_s), accounting) < limit_s
+
+    low, high = _LOWEST_BPS, _HIGHEST_BPS
+    if not below(high):
+        return None
+    if below(low):
+        return 0.0
+    for _ in range(40):  # to 10^-10
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if below(middle) else (middle, high)
+    return high
+
+
+def _laps(cost: Cost, speeds: Sequence[Speeds]) -> list[_Lap]:
+    laps = [
+        _Lap(stage.repeats, [_seconds(s, rank) for s, rank in zip(speeds, stage.ranks, strict=True)], stage.transfer)
+        for stage in cost.stages
+    ]
+    if cost.closing_bytes:
+        closing = Transfer("reduce", (cost.closing_bytes,) * len(speeds), 0.0)
+        laps.append(_Lap(1, [(0.0, 0.0, 0.0)] * len(speeds), closing))
+    return laps
 
 
 def _seconds(speeds: Speeds, rank: RankWork) -> tuple[float, float, float]:
     return speeds.seconds(rank.before), speeds.seconds(rank.during), speeds.seconds(rank.after)
+
+
+def _total_s(laps: Sequence[_Lap], network: Network, accounting: str) -> float:
+    return sum(lap.repeats * _lap_s(lap, network, accounting) for lap in laps)
+
+
+def _lap_s(lap: _Lap, network: Network, accounting: str) -> float:
+    exchange_s = transfer_s(lap.transfer, network, accounting) if lap.transfer else 0.0
+    if accounting == "paper" or lap.transfer is None:
+        return max(map(sum, lap.times)) + exchange_s
+    arrived_s = max(before for before, _, _ in lap.times) + exchange_s
+    return max(max(before + during, arrived_s) + after for before, during, after in lap.times)
 
 
 def transfer_s(transfer: Transfer, network: Network, accounting: str) -> float:
@@ -109,16 +145,3 @@ def transfer_s(transfer: Transfer, network: Network, accounting: str) -> float:
         return 0.0
     steps = 1 if gathers else 2 * (size - 1)
     return 8 * n_bytes / network.bandwidth_bps + steps * network.rtt_s / 2
-
-
-def break_even_bps(latency_s: Callable[[float], float], limit_s: float) -> float | None:
-    """Bandwidth above which `latency_s` (bandwidth -> seconds, falling) is below `limit_s`; 0: any; None: none is."""
-    low, high = _LOWEST_BPS, _HIGHEST_BPS
-    if latency_s(high) >= limit_s:
-        return None
-    if latency_s(low) < limit_s:
-        return 0.0
-    for _ in range(100):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if latency_s(middle) < limit_s else (middle, high)
-    return high

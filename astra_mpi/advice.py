@@ -1,0 +1,83 @@
+"""A plan in words: what to use, what it gains, from which bandwidth on. Judged under port accounting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: a gain smaller than this is not worth a second machine
+WORTH = 1.05
+
+
+def advice(plan: dict[str, Any]) -> list[str]:
+    """Sentences; `plan` as `planner.plan` gives it, with "size"."""
+    single_ms = 1e3 * plan["single_s"]
+    others = [row for row in plan["strategies"] if _eligible(row)]
+    if not others:
+        return [f"Stay on one rank: nothing else can be used here; it takes {single_ms:.1f} ms."]
+    best = min(others, key=_port_s)
+    if plan["single_s"] < WORTH * _port_s(best):
+        return [_stay(plan, best)]
+    sentences = [
+        f"Use {best['strategy']}: {1e3 * _port_s(best):.1f} ms against {single_ms:.1f} ms on one rank"
+        f" ({best['speedup']['port']:.2f}x), of which {1e3 * best['wait_s']['port']:.1f} ms waits for the network.",
+        f"It beats one rank {above(best['break_even_bps']['port'])}.",
+    ]
+    if max(best["cut"]) - min(best["cut"]) > 1:
+        sentences.append(f"Ranks are uneven: cut by --weights {','.join(map(str, best['cut']))}.")
+    if not best["exact"]:
+        sentences.append(_exact(others))
+    return sentences
+
+
+def above(bandwidth_bps: float | None) -> str:
+    """A break-even bandwidth in words."""
+    if bandwidth_bps is None:
+        return "at no bandwidth"
+    return f"above {bandwidth_bps / 1e6:.3g} Mbps" if bandwidth_bps else "at any bandwidth"
+
+
+def _eligible(row: dict[str, Any]) -> bool:
+    """`bp` computes another model: it is shown, never advised."""
+    return "skipped" not in row and row["strategy"].split(":")[0] not in ("single", "bp")
+
+
+def _port_s(row: dict[str, Any]) -> float:
+    return float(row["latency_s"]["port"])
+
+
+def _stay(plan: dict[str, Any], best: dict[str, Any]) -> str:
+    return (
+        f"Stay on one rank (rank {plan['single_rank']}, {1e3 * plan['single_s']:.1f} ms): the fastest alternative,"
+        f" {best['strategy']}, takes {1e3 * _port_s(best):.1f} ms; it beats one rank"
+        f" {above(best['break_even_bps']['port'])}."
+    )
+
+
+def _exact(others: list[dict[str, Any]]) -> str:
+    exact = [row for row in others if row["exact"]]
+    if not exact:
+        return "It is approximate, and no exact strategy can be used here."
+    best = min(exact, key=_port_s)
+    return (
+        f"It is approximate; the fastest exact one, {best['strategy']}, takes {1e3 * _port_s(best):.1f} ms"
+        f" ({best['speedup']['port']:.2f}x) and beats one rank {above(best['break_even_bps']['port'])}."
+    )
+
+
+def codec_name(codec: dict[str, Any]) -> str:
+    """residual M=4 K=256 hidden."""
+    count = f"G={codec['groups']}" if codec["kind"] == "grouped" else f"M={codec['stages']}"
+    return f"{codec['kind']} {count} K={codec['codebook_size']} {codec['site']}"
+
+
+def codec_advice(codecs: list[dict[str, Any]], budget_bits: float | None) -> str:
+    """The most accurate of the measured codecs, within a budget of bits; rows of `planner.compare_codecs`."""
+    best = next(row for row in codecs if row["best"])
+    codec, bits = best["codec"], best["bits_per_token_per_block"]
+    where = "Of the codecs measured" if budget_bits is None else f"Within {budget_bits:g} bits"
+    option = f"--groups {codec['groups']}" if codec["kind"] == "grouped" else f"--stages {codec['stages']}"
+    how = f"calibrate --kind {codec['kind']} {option} --codebook-size {codec['codebook_size']}"
+    return (
+        f"{where}, {codec_name(codec)} ({bits} bits per token and block) is the most accurate on STS-B"
+        f" ({1e3 * best['latency_s']:.1f} ms): {how}."
+    )

@@ -1,0 +1,132 @@
+"""astra-mpi plan: predicted latency of every strategy, break-even bandwidths, and what to use."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from astra_mpi.commands.model_options import _numbers, write_json
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "plan",
+        help="which strategy would be fastest",
+        description="Predicts the latency of every strategy from counted operations and bytes, measured or assumed"
+        " speeds, and a link; no MPI needed. docs/planner.md has the model and its limits.",
+    )
+    parser.add_argument("model", help="model file")
+    parser.add_argument("-n", "--ranks", type=int, metavar="P", help="default: those of the profile")
+    parser.add_argument("--bandwidth", metavar="B", help="of a port, such as 10Mbps (default: the profile's worst)")
+    parser.add_argument("--rtt", metavar="T", help="round trip, such as 2ms (default: the profile's worst, else 1ms)")
+    parser.add_argument("--profile", metavar="FILE", help="what `astra-mpi doctor --json FILE` measured")
+    parser.add_argument("--speed", type=float, metavar="GFLOPS", help="float32 GEMM of a rank (default 50)")
+    parser.add_argument(
+        "--speeds-of-ranks", type=_numbers, metavar="S,..", help="relative speeds, one per rank, such as 1,1,0.5"
+    )
+    parser.add_argument("--tokens", type=int, metavar="T", help="content tokens of a sequence (default: as bench)")
+    parser.add_argument("--batch", type=int, default=1, metavar="B", help="sequences (default %(default)s)")
+    parser.add_argument("--budget", type=float, metavar="BITS", help="most bits per token and block for the codec")
+    parser.add_argument("--codebooks", metavar="FILE", help="codebook file, instead of the codebooks in the model")
+    parser.add_argument(
+        "--distinct-keys", type=int, metavar="U", help="distinct far codes, as bench prints them: counted keys are on"
+    )
+    parser.add_argument("--json", metavar="PATH", help="write the figures as JSON; - for stdout")
+    parser.add_argument("--plot", metavar="PATH", help="draw predicted latency over bandwidth (.png, .svg, .pdf)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from astra_mpi.advice import advice, codec_advice
+    from astra_mpi.curves import draw, require_matplotlib
+    from astra_mpi.planner import compare_codecs, plan
+
+    if args.plot:
+        require_matplotlib()
+    setting, source = _setting(args)
+    answer: dict[str, Any] = {
+        "model": args.model,
+        "ranks": setting.size,
+        "tokens": setting.tokens,
+        "batch": setting.batch,
+        "network": setting.network._asdict(),
+        "speeds": source,
+        "codec": setting.coding.codec.as_dict(),
+        "remote": setting.coding.remote,
+        "distinct_keys": setting.coding.distinct,
+        **plan(setting),
+        "codecs": compare_codecs(setting, args.budget),
+    }
+    answer["verdict"] = [*advice(answer), codec_advice(answer["codecs"], args.budget)]
+    if args.json != "-":
+        print(_table(answer))
+    if args.json:
+        write_json(args.json, answer)
+    if args.plot:
+        draw(args.plot, setting, f"{setting.size} ranks, {setting.batch} x {setting.tokens} tokens")
+    return 0
+
+
+def _setting(args: argparse.Namespace) -> Any:
+    from astra_mpi.planner_inputs import make_setting, read_outline, read_profile
+
+    config, own = read_outline(args.model, args.codebooks)
+    return make_setting(
+        config,
+        own,
+        ranks=args.ranks,
+        bandwidth=args.bandwidth,
+        rtt=args.rtt,
+        profile=read_profile(args.profile) if args.profile else None,
+        speed=args.speed,
+        factors=args.speeds_of_ranks,
+        tokens=args.tokens,
+        batch=args.batch,
+        budget_bits=args.budget,
+        distinct=args.distinct_keys,
+    )
+
+
+def _table(answer: dict[str, Any]) -> str:
+    network = answer["network"]
+    lines = [
+        f"{answer['model']} on {answer['ranks']} ranks, {answer['batch']} x {answer['tokens']} tokens, ports of"
+        f" {network['bandwidth_bps'] / 1e6:g} Mbps, round trip {1e3 * network['rtt_s']:g} ms",
+        f"speeds {answer['speeds']}; predicted, not measured; milliseconds per forward pass",
+        "",
+        f"{'':<17}{'-- latency by accounting --':^30}{'':>25}{'-- beats one rank above --':^30}",
+        f"{'strategy':<17}{'contributed':>12}{'port':>9}{'paper':>9}{'wait':>9}{'speed-up':>9}{'exact':>7}"
+        f"{'contributed':>12}{'port':>9}{'paper':>9}{'sent kB':>10}{'MiB a rank':>11}",
+    ]
+    lines += [_row(row) for row in answer["strategies"]]
+    lines += ["", f"{'codecs of astra, most accurate first':<39}{'bits':>6}{'port ms':>9}"]
+    lines += [_codec(row) for row in answer["codecs"]]
+    return "\n".join([*lines, "", *answer["verdict"]])
+
+
+def _row(row: dict[str, Any]) -> str:
+    if "skipped" in row:
+        return f"{row['strategy']:<17}skipped: {row['skipped']}"
+    seconds, needed = row["latency_s"], row["break_even_bps"]
+    kinds = ("contributed", "port", "paper")
+    return (
+        f"{row['strategy']:<17}"
+        + "".join(f"{1e3 * seconds[kind]:>{12 if kind == 'contributed' else 9}.1f}" for kind in kinds)
+        + f"{1e3 * row['wait_s']['port']:>9.1f}{row['speedup']['port']:>8.2f}x{'yes' if row['exact'] else 'no':>7}"
+        + "".join(f"{_mbps(row, needed[kind]):>{12 if kind == 'contributed' else 9}}" for kind in kinds)
+        + f"{sum(row['contributed_bytes']) / 1e3:>10.1f}{row['memory_bytes'] / 2**20:>11.0f}"
+    )
+
+
+def _mbps(row: dict[str, Any], bandwidth_bps: float | None) -> str:
+    if row["strategy"] == "single":
+        return "-"
+    return "never" if bandwidth_bps is None else f"{bandwidth_bps / 1e6:.3g}"
+
+
+def _codec(row: dict[str, Any]) -> str:
+    from astra_mpi.advice import codec_name
+
+    marks = [name for name in ("used", "best") if row[name]] + (["beyond the budget"] if not row["fits"] else [])
+    bits, total_ms = row["bits_per_token_per_block"], 1e3 * row["latency_s"]
+    return f"{codec_name(row['codec']):<39}{bits:>6}{total_ms:>9.1f}  {', '.join(marks)}".rstrip()
