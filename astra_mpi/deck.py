@@ -49,6 +49,12 @@ class ParallelSection:
     gather: Literal["x", "kv"] | None = None  # default "x": what sp sends, block inputs or keys and values
     wire: Literal["float32", "float16", "int8"] | None = None  # default "float32": how sp sends it
     ratio: Positive | None = None  # default 8: tokens per mean that segment_means sends
+    network: str = "real"  # or one to emulate, such as "10Mbps,rtt=2ms,loss=1%" (docs/network.md)
+    accounting: Literal["port", "contributed", "paper"] = "port"  # which bytes the emulated network charges
+    clock: Literal["wall", "virtual"] = "wall"  # virtual: CPU time plus the emulated network
+    speed: float | tuple[float, ...] = 1.0  # virtual CPU seconds per real one, for all ranks or one per rank
+    deadline: str | None = None  # default none: such as "5ms", how long astra waits at an exchange
+    missing: Literal["drop", "mean"] = "drop"  # what becomes of codes that do not come
 
     @property
     def spec(self) -> str:
@@ -65,7 +71,7 @@ class ParallelSection:
 class RunSection:
     batch: Positive = 8  # items per forward pass and per part file
     resume: bool = True  # go on with unfinished results; false: discard them and start anew
-    seed: int = 0  # of all that is drawn at random; classify and embed draw nothing
+    seed: int = 0  # of what the emulated network loses, at random
     threads: Positive | None = None  # default SLURM_CPUS_PER_TASK, else 1: threads per rank
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from astra_mpi.backend import Backend
+from astra_mpi.conditions import Conditions
 from astra_mpi.errors import InputError, raise_together, same_on_all
 from astra_mpi.exchange import Exchange
 from astra_mpi.images import Preprocess
@@ -29,7 +30,12 @@ class Model:
     """A model at work on the ranks of one communicator. Call it with inputs; `report` describes the last call."""
 
     def __init__(
-        self, file: ModelFile, comm: MPI.Comm, backend: Backend, weights: Sequence[float] | None = None
+        self,
+        file: ModelFile,
+        comm: MPI.Comm,
+        backend: Backend,
+        weights: Sequence[float] | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         self.comm, self.backend, self.cut_weights = comm, backend, weights
         self.config, self.codec = file.config, file.codec
@@ -41,8 +47,11 @@ class Model:
         self.scratch = Scratch()
         parts = file.config, family.recipe, file.weights
         self.blocks = [Block(*parts, i, backend.kernels, self.scratch) for i in range(file.config.n_layers)]
-        self.laps = Laps()
-        self.exchange = Exchange(comm, self.laps)
+        conditions = conditions or Conditions()
+        self.clock = conditions.make_clock(comm)
+        self.laps = Laps(self.clock)
+        self.exchange = Exchange(comm, self.laps, conditions.missing)
+        self.exchange.connect(conditions.network)
         self.report: dict[str, Any] = {}
         self._layouts: dict[tuple[Strategy, bytes], Layout] = {}
 
@@ -71,29 +80,32 @@ class Model:
         """
         batch = self._prepare(inputs, mask)
         layout = self._layout(batch.lengths)
-        failure: Exception | None = None
-        answer = hidden = None
-        self.exchange.reset()
+        self.exchange.reset(self._checksum)
         self.strategy.begin(layout)
-        self.laps.start()
+        with self.clock.running():
+            self.laps.start()
+            rows, share, failure = self._share(batch, layout)
+            pooled, failed = self.exchange.sum(share, failure is not None)
+        if failed:
+            raise_together(self.comm, failure)
+        with self.clock.running():
+            answer = self.family.head(pooled, batch.lengths)
+            self.laps.mark("head")
+        self.exchange.settle()
+        self.report = self._report(layout)
+        return (answer, self._gather(rows, layout)) if gather else answer
+
+    def _share(self, batch: Batch, layout: Layout) -> tuple[np.ndarray, np.ndarray, Exception | None]:
+        """-> the rows (n, D) that this rank answers for, its share (B, D) of the pooled ones, and what failed if so."""
         share = np.zeros((len(batch.lengths), self.config.d_model), np.float32)
         try:
             rows = self._forward(batch)
             share = self.family.pool(rows, layout)
             self.laps.mark("head")
         except Exception as exc:
-            failure = exc
             self.strategy.abandon()
-        pooled, failed = self.exchange.sum(share, failure is not None)
-        if failed:
-            raise_together(self.comm, failure)
-        answer = self.family.head(pooled, batch.lengths)
-        self.laps.mark("head")
-        self.report = self._report(layout)
-        if gather:
-            hidden = self._gather(rows, layout)
-            return answer, hidden
-        return answer
+            return share, share, exc
+        return rows, share, None
 
     def _forward(self, batch: Batch) -> np.ndarray:
         """-> the rows (n, D) that this rank answers for, after the last block."""
@@ -117,6 +129,7 @@ class Model:
         self.comm.Allgather(mine, every)
         if every[:, 0].any():
             raise_together(self.comm, failure)
+        self._checksum = int(every[0, 1])
         if (every[:, 1] != every[0, 1]).any():
             raise same_on_all(InputError("the inputs differ between ranks; give every rank the same batch"))
         return batch
@@ -152,18 +165,14 @@ class Model:
         return hidden
 
     def _report(self, layout: Layout) -> dict[str, Any]:
-        size = self.exchange.size
-        latency, contributed, other = collect(
-            self.comm, self.laps.seconds, self.exchange.contributed_bytes, self.exchange.other_bytes
-        )
+        latency, counted = collect(self.comm, self.laps.seconds, self.exchange.counted())
         return {
             "family": self.config.family,
             "strategy": str(self.strategy.spec),
-            "ranks": size,
+            "ranks": self.exchange.size,
             "tokens": [int(t) for t in layout.lengths],
-            "contributed_bytes": contributed,
             "formula_bytes": self.strategy.formula_bytes(layout),
-            "other_bytes": other,
+            **self.exchange.report(counted),
             "distinct_keys": self.strategy.distinct_keys(),
             "latency_s": latency,
             **self.strategy.describe(),

@@ -1,4 +1,4 @@
-"""The only file that talks MPI in the forward pass.
+"""The only file that talks MPI in the forward pass, with `mailbox.py` for exchanges that do not wait for everybody.
 
 Messages are uint8. Counts and buffers are planned once per shape; bytes and seconds are counted at the call. An
 exchange starts early and is waited for late, so that compute runs in between.
@@ -6,82 +6,183 @@ exchange starts early and is waited for late, so that compute runs in between.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
+from astra_mpi.link import Link, make_link
+from astra_mpi.mailbox import Mailbox
+from astra_mpi.missing import Missing
+from astra_mpi.network import REAL, Network
 from astra_mpi.partition import displs
 from astra_mpi.report import Laps
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-_TAG = 1
+_TAG, _STAMP_TAG = 1, 2
 #: the attribute of a communicator that holds this package's duplicate of it
 _KEY = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, private: private.Free())
 
 
 class Exchange:
-    """All-gathers of one model over a private duplicate of its communicator."""
+    """All-gathers and sums of one model over a private duplicate of its communicator."""
 
-    def __init__(self, comm: MPI.Comm, laps: Laps) -> None:
-        self.comm, self.laps = _private(comm), laps
+    def __init__(self, comm: MPI.Comm, laps: Laps, missing: Missing | None = None) -> None:
+        self.comm, self.laps, self.clock = _private(comm), laps, laps.clock
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self.missing = missing or Missing()
         self._pending: Pending | None = None
-        self._plans: dict[tuple[int, ...], Plan] = {}
-        self.reset()
+        self._plans: dict[tuple[int, ...], Plan | Mailbox] = {}
+        self.connect(REAL)
+        self._zero()
 
-    def reset(self) -> None:
-        """Start counting a new forward pass."""
+    def connect(self, network: Network) -> None:
+        """Collective: from now on, exchanges go over `network`, whose trace begins now."""
+        self._forget()
+        self.network = network
+        self.link: Link | None = make_link(network, self.rank, self.size)
+        if self.link is not None:
+            self.link.origin_s = self.clock.latest(self.comm)
+
+    def reset(self, key: int = 0) -> None:
+        """Start counting a new forward pass; collective. key: of the batch, what is lost at random depends on it."""
+        self.settle()
+        self.clock.meet(self.comm)
+        self.missing.reset(key, self.network.loss, self.rank, self.size)
+        self._zero()
+
+    def _zero(self) -> None:
         self.n_started = 0
         self.contributed_bytes = 0  # what this rank put into the block exchanges
+        self.port_bytes = 0  # what its port received of them, every payload coming to every rank
+        self.paper_bytes = 0.0  # one rank's share of each
         self.other_bytes = 0  # class tokens and pooling
 
-    def start(self, message: np.ndarray, counts: Sequence[int]) -> Pending:
+    def counted(self) -> list[float]:
+        """This rank's counts of the pass, one row of what `report` takes."""
+        sent = self.contributed_bytes, self.port_bytes, self.paper_bytes, self.other_bytes
+        return [*sent, self.clock.speed, *self.missing.counted()]
+
+    def report(self, every: np.ndarray) -> dict[str, Any]:
+        """The counts (P, n) of all ranks, and what they were counted on."""
+        contributed, port, paper, other, speed, *missed = every.T
+        return {
+            "contributed_bytes": [int(n) for n in contributed],
+            "port_bytes": [int(n) for n in port],
+            "paper_bytes": round(float(paper.max())),
+            "other_bytes": int(other.sum()),
+            "network": self.network.text,
+            "accounting": self.network.accounting if self.link else None,  # of what the emulated link charges
+            "clock": self.clock.name,
+            "speed": [float(factor) for factor in speed],
+            "missing": self.missing.report(np.array(missed)),
+        }
+
+    def start(self, message: np.ndarray, counts: Sequence[int], may_miss: bool = False) -> Pending:
         """Begin the all-gather of `message`, uint8 (counts[rank],); `counts` (P,) are bytes, the same on all ranks.
 
-        One exchange is under way at a time; its receive buffer is valid until the next one starts.
+        One exchange is under way at a time; its receive buffer is valid until the next one starts. may_miss: its end
+        need not wait for what is lost or late.
         """
+        if self.link is not None:
+            self.link.check(self.clock.now())
+        return self._start(message, counts, may_miss)
+
+    def _start(self, message: np.ndarray, counts: Sequence[int], may_miss: bool) -> Pending:
         counts = tuple(int(n) for n in counts)
         if message.nbytes != counts[self.rank]:
             raise ValueError(f"message of {message.nbytes} bytes, planned {counts[self.rank]}")
-        if counts not in self._plans:
-            for plan in self._plans.values():
-                plan.free()
-            self._plans = {counts: self._plan(counts)}
-        plan = self._plans[counts]
+        plan = self._planned(counts, may_miss and self._leaves_early)
         plan.parts[self.rank][:] = message
+        if self.link is not None:
+            plan.stamps[self.rank] = self.link.depart(self.clock.now(), counts)
         plan.start()
+        self._pending = Pending(self, plan, counts, may_miss)
         self.n_started += 1
         self.contributed_bytes += message.nbytes
-        self._pending = Pending(self, plan)
+        self.port_bytes += sum(counts) - message.nbytes
+        self.paper_bytes += sum(counts) / self.size
         self.laps.mark("exchange")
         return self._pending
 
+    @property
+    def _leaves_early(self) -> bool:
+        """A rank goes on while messages are on their way. A virtual clock decides by times, with all messages here."""
+        return self.missing.deadline_s is not None and self.clock.name == "wall"
+
+    def _planned(self, counts: tuple[int, ...], leaves_early: bool) -> Plan | Mailbox:
+        if counts not in self._plans or isinstance(self._plans[counts], Mailbox) != leaves_early:
+            self._forget()
+            self._plans[counts] = Mailbox(self.comm, counts) if leaves_early else self._plan(counts)
+        return self._plans[counts]
+
     def _plan(self, counts: tuple[int, ...]) -> Plan:
-        return Plan(self.comm, counts)
+        return Plan(self.comm, counts, stamped=self.link is not None)
+
+    def _forget(self) -> None:
+        for plan in self._plans.values():
+            plan.free()
+        self._plans = {}
+
+    @property
+    def loses(self) -> bool:
+        """Whether messages can be missed at all."""
+        return self.network.loss > 0 or self.missing.deadline_s is not None
+
+    def settle(self) -> None:
+        """Receive what came too late; every rank has started the same exchanges."""
+        for plan in self._plans.values():
+            plan.settle()
 
     def sum(self, share: np.ndarray, failed: bool) -> tuple[np.ndarray, bool]:
         """Sum `share` (B, D) float32 over ranks; the second answer says whether any rank passed `failed`.
 
         Every forward pass ends here, so a failure on one rank reaches the others without a collective of its own.
         """
-        sent = np.append(share.ravel(), np.float32(failed))
-        total = np.empty_like(sent)
-        self.comm.Allreduce(sent, total)
+        total = self._reduce(np.append(share.ravel(), np.float32(failed)))
         self.other_bytes += share.nbytes if self.size > 1 else 0
-        self.laps.mark("exchange")
         return total[:-1].reshape(share.shape), total[-1] > 0
 
-    def drain(self, counts: Sequence[int], n_exchanges: int) -> None:
+    def _reduce(self, part: np.ndarray) -> np.ndarray:
+        """The sum of `part` over ranks, on every rank."""
+        total = np.empty_like(part)
+        if self.link is None:
+            self.comm.Allreduce(part, total)
+        else:
+            begin_s, last_s = np.array([self.link.ready(self.clock.now())]), np.empty(1)
+            requests = [self.comm.Iallreduce(begin_s, last_s, op=MPI.MAX), self.comm.Iallreduce(part, total)]
+            self.clock.wait(Requests(requests))
+            self.clock.wait_until(self.link.reduced(float(last_s[0]), part.nbytes))
+        self.laps.mark("exchange")
+        return total
+
+    def all_reduce(self, share: np.ndarray, class_bytes: int = 0) -> np.ndarray:
+        """Sum `share` (n, D) float32 over ranks: a block exchange, but for the `class_bytes` of class tokens in it.
+
+        A port receives what a ring moves, 2 (P - 1) / P of the payload.
+        """
+        if self.size == 1:
+            return share
+        self.n_started += 1
+        payload = share.nbytes - class_bytes
+        self.contributed_bytes += payload
+        self.other_bytes += class_bytes
+        self.port_bytes += 2 * (self.size - 1) * payload // self.size
+        self.paper_bytes += payload / self.size
+        return self._reduce(share)
+
+    def as_class_bytes(self, n_bytes: int) -> None:
+        """Of what this rank contributed last, so many bytes are class tokens': they are counted apart."""
+        self.contributed_bytes -= n_bytes
+        self.other_bytes += n_bytes
+
+    def drain(self, counts: Sequence[int], n_exchanges: int, may_miss: bool = False) -> None:
         """After a failure on this rank: take part in the remaining exchanges, so that no other rank hangs."""
         if self._pending is not None:
             self._pending.wait()
         while self.n_started < n_exchanges:
-            self.start(np.zeros(counts[self.rank], dtype=np.uint8), counts).wait()
+            self._start(np.zeros(counts[self.rank], dtype=np.uint8), counts, may_miss).wait()
 
     def gather_rows(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
         """Rows (n_r, D) float32 of every rank, rank after rank, on rank 0; None elsewhere. Not timed."""
@@ -91,30 +192,48 @@ class Exchange:
         return every
 
 
-class Plan:
+class Requests:
+    """MPI requests that end together."""
+
+    def __init__(self, requests: Sequence[MPI.Request]) -> None:
+        self.requests = requests
+
+    def wait(self) -> None:
+        MPI.Request.Waitall(self.requests)
+
+    def test(self) -> bool:
+        return MPI.Request.Testall(self.requests)
+
+
+class Plan(Requests):
     """Buffers of an all-gather and its persistent requests: one message to and one from every other rank.
 
     Messages of codes are small enough to leave at once and to be received by the operating system while this rank
     computes. A collective in rounds would go on only inside MPI calls (docs/log.md has the comparison).
     """
 
-    def __init__(self, comm: MPI.Comm, counts: Sequence[int]) -> None:
+    def __init__(self, comm: MPI.Comm, counts: Sequence[int], stamped: bool = False) -> None:
         rank, size = comm.Get_rank(), comm.Get_size()
         starts = displs(np.array(counts))
         self.received = np.empty(starts[-1], dtype=np.uint8)
         self.parts = [self.received[a:b] for a, b in pairwise(starts)]
+        self.stamps = np.full(size, -np.inf)  # when each rank began to send, for the emulated network
         # nearest neighbours first, so that not all ranks send to the same one
-        away = range(1, size)
-        self.requests = [
-            *(comm.Recv_init(self.parts[rank - i], (rank - i) % size, _TAG) for i in away),
-            *(comm.Send_init(self.parts[rank], (rank + i) % size, _TAG) for i in away),
-        ]
+        sources, targets = ([(rank + i * step) % size for i in range(1, size)] for step in (-1, 1))
+        mine = slice(rank, rank + 1)
+        requests = [comm.Recv_init(self.parts[s], s, _TAG) for s in sources]
+        requests += [comm.Send_init(self.parts[rank], t, _TAG) for t in targets]
+        if stamped:
+            requests += [comm.Recv_init(self.stamps[s : s + 1], s, _STAMP_TAG) for s in sources]
+            requests += [comm.Send_init(self.stamps[mine], t, _STAMP_TAG) for t in targets]
+        super().__init__(requests)
+        self._persistent = requests
 
     def start(self) -> None:
-        MPI.Prequest.Startall(self.requests)
+        MPI.Prequest.Startall(self._persistent)
 
-    def wait(self) -> None:
-        MPI.Prequest.Waitall(self.requests)
+    def settle(self) -> None:
+        """All that was started has been waited for."""
 
     def free(self) -> None:
         for request in self.requests:
@@ -124,17 +243,31 @@ class Plan:
 class Pending:
     """An all-gather under way."""
 
-    def __init__(self, exchange: Exchange, plan: Plan) -> None:
-        self._exchange, self._plan = exchange, plan
-        self._start_s = time.perf_counter()
+    def __init__(self, exchange: Exchange, plan: Plan | Mailbox, counts: tuple[int, ...], may_miss: bool) -> None:
+        self._exchange, self._plan, self._counts = exchange, plan, counts
+        self.may_miss = may_miss
+        self._block = exchange.n_started
+        self._start_s = exchange.clock.now()
+        #: (P,) ranks whose messages did not come, or not in time; known after `wait`
+        self.missing = np.zeros(exchange.size, dtype=bool)
 
     def wait(self) -> list[np.ndarray]:
-        """The messages of all ranks, uint8 views into the receive buffer."""
-        self._plan.wait()
-        self._exchange._pending = None
-        self._exchange.laps.in_flight(self._start_s)
-        self._exchange.laps.mark("exchange")
-        return self._plan.parts
+        """The messages of all ranks, uint8 views into the receive buffer; undefined where `missing`."""
+        exchange, plan, clock = self._exchange, self._plan, self._exchange.clock
+        limit_s = exchange.missing.limit(clock.now()) if self.may_miss else np.inf
+        if isinstance(plan, Mailbox):
+            plan.limit_s, plan.now = limit_s, clock.now
+        clock.wait(plan)
+        arrivals_s = plan.stamps if exchange.link is None else exchange.link.arrivals(plan.stamps, self._counts)
+        if self.may_miss:
+            self.missing, ready_s = exchange.missing.judge(self._block, arrivals_s, limit_s)
+        else:
+            ready_s = float(arrivals_s.max())
+        clock.wait_until(ready_s)
+        exchange._pending = None
+        exchange.laps.in_flight(self._start_s)
+        exchange.laps.mark("exchange")
+        return plan.parts
 
 
 def _private(comm: MPI.Comm) -> MPI.Comm:

@@ -10,6 +10,7 @@ import numpy as np
 
 from astra_mpi import codecfile, modelfile
 from astra_mpi.backend import get_backend
+from astra_mpi.conditions import parse_conditions
 from astra_mpi.config import require
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError, collective, same_on_all
@@ -35,6 +36,13 @@ def load(
     pooling: str | None = None,
     normalize: bool | None = None,
     threads: int | None = None,
+    network: str = "real",
+    accounting: str = "port",
+    clock: str = "wall",
+    speed: float | Sequence[float] = 1.0,
+    deadline: str | None = None,
+    missing: str = "drop",
+    seed: int = 0,
 ) -> Model:
     """Load the model file at `path` on every rank of `comm`. Collective.
 
@@ -43,7 +51,11 @@ def load(
     speeds of the ranks, for an uneven cut. counted_keys: let far tokens of equal code share a key (exact). remote:
     "table", "gemm" or "auto" (timed), how far keys come from codes. encoder: "auto" searches codebooks in their
     subspace where they have one, "exact" in all of the space. pooling, normalize: instead of the model's own (BERT).
-    threads: of BLAS and Numba in this process; None leaves them as they are.
+    threads: of BLAS and Numba in this process; None leaves them as they are. network: "real", or one to emulate such as
+    "10Mbps,rtt=2ms,loss=1%"; accounting: which bytes it charges, "port", "contributed" or "paper". clock: "wall", or
+    "virtual", which counts CPU seconds `speed` times, one factor or one per rank. deadline: such as "5ms", how long
+    astra waits at one exchange; missing: codes are dropped ("drop") or replaced ("mean"). seed: of what is lost.
+    docs/network.md has them all.
 
     Raises InputError on all ranks alike: files that cannot be read or differ between ranks, or options that do not fit.
     """
@@ -51,6 +63,16 @@ def load(
     require(encoder in ("auto", "exact"), f"encoder '{encoder}' is unknown; use auto or exact")
     with collective(comm):
         cut(np.zeros(1, np.int64), comm.Get_size(), weights)  # checks `weights` before any work
+        conditions = parse_conditions(
+            comm.Get_size(),
+            network=network,
+            accounting=accounting,
+            clock=clock,
+            speed=speed,
+            deadline=deadline,
+            missing=missing,
+            seed=seed,
+        )
         if threads is not None:
             set_threads(threads)
         file = modelfile.read_model(path)
@@ -68,7 +90,13 @@ def load(
     _same_everywhere(
         comm, "the codebooks differ between ranks; copy the same file to every machine", codec.digest if codec else ""
     )
-    model = Model(dataclasses.replace(file, config=config, codec=codec), comm, get_backend(backend, comm), weights)
+    _same_everywhere(
+        comm,
+        f"network '{network}' differs between ranks; copy the same trace to every machine",
+        conditions.network.digest,
+    )
+    file = dataclasses.replace(file, config=config, codec=codec)
+    model = Model(file, comm, get_backend(backend, comm), weights, conditions)
     model.use(strategy, counted_keys=counted_keys, remote=remote)
     return model
 

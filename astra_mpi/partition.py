@@ -135,6 +135,10 @@ class Layout:
         """(B + 1,) first far token of each sequence in `far_index`."""
         return displs(self.counts[:, self.far_ranks].sum(axis=1))
 
+    def far_from(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`far_index` and `far_offsets` with nothing but the tokens of `ranks`."""
+        return self._gathered(ranks), displs(self.counts[:, ranks].sum(axis=1))
+
     @cached_property
     def sequence_order(self) -> np.ndarray:
         """Gathered tokens -> sequence by sequence in order of position."""

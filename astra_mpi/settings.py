@@ -101,5 +101,6 @@ def describe(hint: Any) -> str:
         return " or ".join(f'"{word}"' for word in members)
     if kind is tuple:
         return {float: "a list of numbers", str: "a list of strings"}[members[0]]
-    words = {Path: "a path", str: "a string", bool: "true or false", int: "an integer", Positive: "a positive integer"}
+    words = {Path: "a path", str: "a string", bool: "true or false", int: "an integer", float: "a number"}
+    words[Positive] = "a positive integer"
     return words.get(hint, str(hint))

@@ -27,9 +27,12 @@ def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | Non
         "items": results.n_items,
         "tokens": sum(sum(report["tokens"]) for report in reports),
         **{name: first[name] for name in ("codec", "bits_per_token_per_block")},
-        **{name: _added(reports, name) for name in ("contributed_bytes", "formula_bytes")},
+        **{name: _added(reports, name) for name in ("contributed_bytes", "formula_bytes", "port_bytes")},
+        "paper_bytes": sum(report["paper_bytes"] for report in reports),
         "other_bytes": sum(report["other_bytes"] for report in reports),
         "distinct_keys": _mean([report["distinct_keys"] for report in reports]),
+        **{name: first[name] for name in ("network", "accounting", "clock", "speed")},
+        "missing": _missing([report["missing"] for report in reports]),
         "latency_s": _medians([report["latency_s"] for report in reports]),
         "metrics": _metrics(reports, results, labels),
         "choices": first["choices"],
@@ -59,6 +62,13 @@ def _added(reports: Sequence[dict[str, Any]], name: str) -> list[int]:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
+
+
+def _missing(parts: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Counts added up over batches."""
+    known = [part for part in parts if part is not None]
+    sums = {name: sum(part[name] for part in known) for name in ("messages", "lost", "late")}
+    return {**known[0], **sums} if known else None
 
 
 def _medians(latencies: Sequence[dict[str, Any]]) -> dict[str, Any]:

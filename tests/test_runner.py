@@ -46,7 +46,14 @@ class StandIn:
             "bits_per_token_per_block": 8,
             "contributed_bytes": [self.calls] * size,
             "formula_bytes": [self.calls] * size,
+            "port_bytes": [self.calls] * size,
+            "paper_bytes": self.calls,
             "other_bytes": 10,
+            "network": "real",
+            "accounting": None,
+            "clock": "wall",
+            "speed": [1.0] * size,
+            "missing": {"treatment": "drop", "messages": 4, "lost": self.calls, "late": 0},
             "distinct_keys": None,
             "latency_s": {**seconds, "phases": {}},
             "choices": {"remote": "gemm"},
@@ -107,6 +114,8 @@ def test_embed(comm, folder):
     assert summary["tokens"] == sum(LENGTHS) and summary["items"] == N_ITEMS
     assert summary["contributed_bytes"] == [1 + 2 + 3 + 4] * comm.Get_size()
     assert summary["other_bytes"] == 40
+    assert summary["paper_bytes"] == 1 + 2 + 3 + 4
+    assert summary["missing"] == {"treatment": "drop", "messages": 16, "lost": 10, "late": 0}
     assert summary["latency_s"]["total"] == 2.0  # the lower of the two middle batches
     assert summary["metrics"] == {"forward_s": 10.0}
     assert summary["deck"]["run"] == {"batch": BATCH, "resume": True, "seed": 0, "threads": None}

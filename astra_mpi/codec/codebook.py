@@ -84,6 +84,12 @@ class Codebook:
         """K: entries per code."""
         return self.entries.shape[1]
 
+    @property
+    def mean(self) -> np.ndarray:
+        """(D,) float32: the vector whose codes stand for unknown ones, the mean of the entries."""
+        means = self.entries.mean(axis=1)  # (C, W)
+        return means.sum(axis=0) if self.kind == "residual" else means.reshape(-1)[: self.width]
+
     def encode(self, x: np.ndarray, kernels: Any) -> np.ndarray:
         """Codes (n, C), uint8 when K <= 256 else uint16, of x (n, D) float32 (rows may be strided).
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from astra_mpi.engine import Model
 
 
-def add_model_options(parser: argparse.ArgumentParser, batch: int = 4) -> None:
+def add_model_options(parser: argparse.ArgumentParser, batch: int = 4, several_networks: bool = False) -> None:
     parser.add_argument("model", help="model file")
     parser.add_argument(
         "--strategies", type=_names, metavar="A,B", help="such as single,sp:int8; default: every one that applies"
@@ -24,9 +24,35 @@ def add_model_options(parser: argparse.ArgumentParser, batch: int = 4) -> None:
     parser.add_argument("--backend", default="numpy", help="numpy or reference (default %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="per rank (default SLURM_CPUS_PER_TASK, else 1)")
     parser.add_argument("--weights", type=_numbers, metavar="W,..", help="relative speeds of the ranks, for the cut")
-    parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of inputs and of what is lost (default %(default)s)")
     parser.add_argument("--counted-keys", choices=("on", "off"), default="on", help="default %(default)s")
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON; - for stdout")
+    add_condition_options(parser, several_networks)
+
+
+def add_condition_options(parser: argparse.ArgumentParser, several_networks: bool = False) -> None:
+    """--network, --accounting, --clock, --speed, --deadline, --missing; docs/network.md explains them."""
+    group = parser.add_argument_group("network and clock")
+    group.add_argument(
+        "--network",
+        action="append",
+        metavar="SPEC",
+        help="real (default), or to be emulated: 10Mbps, trace:FILE, with ,rtt=2ms ,loss=1%% ,shared"
+        + ("; again for further ones" if several_networks else ""),
+    )
+    group.add_argument("--accounting", default="port", help="bytes that it charges: port (default), contributed, paper")
+    group.add_argument("--clock", default="wall", help="wall (default), or virtual: CPU time plus the emulated network")
+    group.add_argument("--speed", type=_numbers, default=[1.0], metavar="F,..", help="virtual CPU seconds per real one")
+    group.add_argument("--deadline", metavar="TIME", help="such as 5ms: how long astra waits at an exchange")
+    group.add_argument("--missing", default="drop", help="codes that do not come: drop (default) or mean")
+
+
+def condition_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """These options as keywords of `astra_mpi.load`; of several networks the first that is not the real one."""
+    networks = args.network or ["real"]
+    names = ("accounting", "clock", "speed", "deadline", "missing")
+    given = {name: getattr(args, name) for name in names}
+    return {"network": next((n for n in networks if n != "real"), "real"), **given}
 
 
 def _names(text: str) -> list[str]:
@@ -59,6 +85,8 @@ def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str) -> Model
         codebooks=args.codebooks,
         weights=args.weights,
         counted_keys=args.counted_keys == "on",
+        seed=args.seed,
+        **condition_arguments(args),
     )
 
 

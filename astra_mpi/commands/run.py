@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from astra_mpi.deck import Deck
     from astra_mpi.engine import Model
 
+_CONDITIONS = ("network", "accounting", "clock", "speed", "deadline", "missing")
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
@@ -64,4 +66,6 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
         remote=choices.get("remote", parallel.remote),
         pooling=deck.task.pooling,
         normalize=deck.task.normalize,
+        **{name: getattr(parallel, name) for name in _CONDITIONS},
+        seed=deck.run.seed,
     )

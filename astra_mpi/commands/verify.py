@@ -24,6 +24,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
+    from astra_mpi.config import require
     from astra_mpi.errors import VerifyError, collective
     from astra_mpi.strategies import STRATEGIES
     from astra_mpi.synthetic import random_batch
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     names = args.strategies or list(STRATEGIES)
     model = load_model(args, comm, "single")
     with collective(comm):
+        require(len(args.network or []) <= 1, "--network is given twice; verify takes one")
         inputs, mask = random_batch(model.config, args.batch, args.tokens, seed=args.seed, ragged=True)
     checks = verify(model, inputs, mask, names, args.counted_keys == "on")
     with collective(comm):

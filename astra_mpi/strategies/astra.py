@@ -27,6 +27,7 @@ class Astra(TokenParallel):
     """Codes of C * b bits per token and block. Every rank holds the same codebooks."""
 
     name = "astra"
+    may_miss = True
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
         super().__init__(parts, spec)
@@ -37,6 +38,8 @@ class Astra(TokenParallel):
         # one code fixes a far token's key and value only where the finished table row does
         self.counted_keys = parts.counted_keys and all(table.rows is not None for table in self.remote.tables)
         self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(self.blocks)
+        self.missing = np.zeros((len(self.blocks), self.exchange.size), dtype=bool)  # (L, P): did not come from P
+        self.mean_codes = [self._mean_codes(i) for i in range(len(self.blocks))]  # (1, C) each
 
     @classmethod
     def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
@@ -49,22 +52,34 @@ class Astra(TokenParallel):
         codes = self.codec.blocks[i].encode(payload, self.kernels)  # (n_r, C)
         message = self.kernels.pack(codes, self.codec.config.bits)
         self.laps.mark("encode")
-        return self.exchange.start(message, self.counts)
+        return self.exchange.start(message, self.counts, self.may_miss)
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
-        self.codes[i] = self._unpack(pending.wait())
-        far = self.codes[i][self.planned.far_index]  # (m, C)
+        messages = pending.wait()
+        self.missing[i] = pending.missing
+        self.codes[i] = self._unpack(i, messages)
+        index, offsets = self._far(i)
+        far = self.codes[i][index]  # (m, C)
         if self.counted_keys:
-            return self._counted(i, far)
-        return FarKeys(self.remote.tables[i].far_kv(far, self.kernels), self.planned.far_offsets)
+            return self._counted(i, far, offsets)
+        return FarKeys(self.remote.tables[i].far_kv(far, self.kernels), offsets)
 
-    def _unpack(self, messages: list[np.ndarray]) -> np.ndarray:
-        """The messages of all ranks -> codes of all tokens (sum n_r, C), rank after rank."""
+    def _far(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the far tokens of block i lie in the gathered ones, and where each sequence's begin among them."""
+        planned, ranks = self.planned, self.planned.far_ranks
+        if self.exchange.missing.treatment == "drop" and self.missing[i].any():
+            return planned.far_from(ranks[~self.missing[i, ranks]])
+        return planned.far_index, planned.far_offsets
+
+    def _unpack(self, i: int, messages: list[np.ndarray]) -> np.ndarray:
+        """The messages of all ranks -> codes of all tokens (sum n_r, C), rank after rank; missing ones the mean's."""
         config = self.codec.config
         counts = self.planned.token_counts
         parts = [
-            self.kernels.unpack(message, int(n), config.codes_per_token, config.bits)
-            for message, n in zip(messages, counts, strict=True)
+            self.mean_codes[i].repeat(int(n), axis=0)
+            if missed
+            else self.kernels.unpack(message, int(n), config.codes_per_token, config.bits)
+            for message, n, missed in zip(messages, counts, self.missing[i], strict=True)
         ]
         codes = np.concatenate(parts)
         if codes.size and codes.max() >= config.codebook_size:
@@ -76,9 +91,12 @@ class Astra(TokenParallel):
             )
         return codes
 
-    def _counted(self, i: int, far: np.ndarray) -> FarKeys:
+    def _mean_codes(self, i: int) -> np.ndarray:
+        books = self.codec.blocks[i].codebooks
+        return self.codec.blocks[i].encode(np.concatenate([book.mean for book in books])[None], self.kernels)
+
+    def _counted(self, i: int, far: np.ndarray, offsets: np.ndarray) -> FarKeys:
         """Far codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
-        offsets = self.planned.far_offsets
         pairs = [distinct(far[a:b], self.codec.config.codebook_size, self.kernels) for a, b in pairwise(offsets)]
         values = np.concatenate([np.empty(0, np.int64), *(value for value, _ in pairs)])
         bias = np.concatenate([np.empty(0, np.float32), *(bias for _, bias in pairs)])
@@ -89,9 +107,11 @@ class Astra(TokenParallel):
     def distinct_keys(self) -> float:
         if not self.sends:
             return 0.0
-        spans = list(pairwise(self.planned.far_offsets))
-        items = [_as_items(codes[self.planned.far_index]) for codes in self.codes]
-        found = [len(np.unique(block[a:b])) for block in items for a, b in spans]
+        found = []
+        for i, codes in enumerate(self.codes):
+            index, offsets = self._far(i)
+            items = _as_items(codes[index])
+            found += [len(np.unique(items[a:b])) for a, b in pairwise(offsets)]
         return float(np.mean(found)) if found else 0.0
 
     def describe(self) -> dict[str, Any]:
@@ -103,7 +123,24 @@ class Astra(TokenParallel):
         }
 
     def oracle_terms(self) -> dict[str, Any]:
-        return {"codec": self.codec, "codes": self.codes} if self.sends else {}
+        if not self.sends:
+            return {}
+        terms = {"codec": self.codec, "codes": self.codes}
+        return terms | self._missing_terms() if self.exchange.loses else terms
+
+    def _missing_terms(self) -> dict[str, Any]:
+        """Collective: what was sent, wherever it arrived; which messages did not; what stood for them."""
+        comm, planned = self.exchange.comm, self.planned
+        missing = np.empty((planned.size, *self.missing.shape), bool)  # (P, L, P)
+        comm.Allgather(self.missing, missing)
+        ends, counts, sent = displs(planned.token_counts), planned.token_counts, []
+        for codes in self.codes:
+            every, n_bytes = np.empty_like(codes), codes.shape[1] * codes.itemsize
+            own = np.ascontiguousarray(codes[ends[planned.rank] : ends[planned.rank + 1]])
+            comm.Allgatherv(own.view(np.uint8), [every.view(np.uint8), counts * n_bytes])
+            sent.append(every)
+        means = [codes[0] for codes in self.mean_codes] if self.exchange.missing.treatment == "mean" else None
+        return {"codes": sent, "missing": missing.transpose(1, 0, 2), "stand_in": means}
 
 
 def _as_items(codes: np.ndarray) -> np.ndarray:

@@ -30,6 +30,8 @@ class TokenParallel(Strategy):
 
     #: what is sent: "hidden" block inputs, "normed" attention inputs, "kv" keys and values, or nothing
     site: str | None = None
+    #: its answer bears messages that do not come
+    may_miss: bool = False
 
     def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Sequence[float] | None) -> Layout:
         size = self.exchange.size
@@ -65,7 +67,7 @@ class TokenParallel(Strategy):
         self.counts = self.message_bytes(layout)
 
     def abandon(self) -> None:
-        self.exchange.drain(self.counts, self.n_exchanges)
+        self.exchange.drain(self.counts, self.n_exchanges, self.may_miss)
 
     def block(self, i: int, x: np.ndarray) -> np.ndarray:
         block, pending = self.blocks[i], None
