@@ -25,7 +25,7 @@ STEP = 16  # widths tried are multiples of this: whole vector registers
 def with_subspace(codebook: Codebook, x: np.ndarray, held_out: np.ndarray, encoder: str, kernels: Any) -> Codebook:
     """The codebook with the narrowest principal subspace of x (n, D) that costs at most MAX_GROWTH on held_out (m, D).
 
-    Its entries are then refitted to the codes that this search gives, which wins back about what the search costs.
+    Its entries are then refitted to the codes that this search gives, where that lowers the error further.
     encoder: "auto" leaves the codebook exact where no subspace saves enough; "subspace" takes one at any width, and
     raises InputError without held-out vectors to choose it by.
     """
@@ -49,8 +49,11 @@ def with_subspace(codebook: Codebook, x: np.ndarray, held_out: np.ndarray, encod
     best = bisect_left(widths, True, key=lambda width: growth(projected(width)) <= MAX_GROWTH)
     if best == len(widths):
         return codebook
-    book = refine(projected(widths[best]), x, kernels)
-    return replace(book, error_growth=growth(book))
+    narrow = projected(widths[best])
+    # entries fitted to few samples may suit held-out vectors less
+    growths = {growth(book): book for book in (refine(narrow, x, kernels), narrow)}
+    least = min(growths)
+    return replace(growths[least], error_growth=least)
 
 
 def principal_directions(x: np.ndarray) -> np.ndarray:
