@@ -42,6 +42,25 @@ def assert_verified(comm, model, inputs, mask, spec):
         assert check.passed and not check.reason, check
 
 
+@pytest.mark.parametrize("spec", ["tp", "segment_means:1", "segment_means:3", "segment_means:8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_oracle(comm, family, spec):
+    assert_verified(comm, *make_model(comm, family), spec)
+
+
+@pytest.mark.parametrize("spec", ["bp", "bp:sp", "bp:2", "bp:sp:2"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoupled_blocks_equal_their_oracle(comm, family, spec):
+    model, inputs, mask = make_model(comm, family)
+    config, groups = model.config, 2 if spec.endswith("2") else 1
+    fits = config.n_heads % comm.size == 0 and config.n_layers >= 2 * groups
+    assert (model.obstacle(spec) is None) == fits
+    for check in checks_of(comm, model, inputs, mask, spec):
+        assert check.passed, check
+        assert check.reason.startswith("skipped: ") == (not fits)
+        assert not fits or check.note.startswith("latency only")
+
+
 SP_ROUNDED = ["sp:float16", "sp:int8", "sp:kv:float16", "sp:kv:int8"]
 
 

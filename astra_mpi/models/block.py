@@ -95,8 +95,13 @@ class Block:
         return self.kernels.add_residual(x, y, self.w["fc2.bias"])
 
     def _add_norm(self, x: np.ndarray, inner: np.ndarray, linear: str, norm: str) -> np.ndarray:
-        """x (n, D) + linear(inner), normalised. The sum itself is kept, in x, only when blocks normalise first."""
-        y = self._product(inner, self.w[f"{linear}.weight"], "product")
+        return self.add_norm(x, self._product(inner, self.w[f"{linear}.weight"], "product"), linear, norm)
+
+    def add_norm(self, x: np.ndarray, y: np.ndarray, linear: str, norm: str) -> np.ndarray:
+        """x + (y + bias of `linear`), normalised; y (n, D) is that layer's product, and is overwritten.
+
+        The sum itself is kept, in x, only when blocks normalise first.
+        """
         total, other, out = (x, y, self.scratch("normed", *x.shape)) if self.recipe.norm_first else (y, x, x)
         weight, bias = self.w[f"{norm}.weight"], self.w[f"{norm}.bias"]
         add_norm = self.kernels.add_layer_norm

@@ -3,11 +3,15 @@
 from astra_mpi.strategies import spec as _spec
 from astra_mpi.strategies.astra import Astra
 from astra_mpi.strategies.base import Parts, Strategy
+from astra_mpi.strategies.bp import BlockParallel
+from astra_mpi.strategies.segment_means import SegmentMeans
 from astra_mpi.strategies.single import Single
 from astra_mpi.strategies.sp import SequenceParallel
 from astra_mpi.strategies.spec import Spec, Value
+from astra_mpi.strategies.tp import TensorParallel
 
-STRATEGIES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in (Single, SequenceParallel, Astra)}
+_ALL: tuple[type[Strategy], ...] = (Single, SequenceParallel, TensorParallel, BlockParallel, SegmentMeans, Astra)
+STRATEGIES = {strategy.name: strategy for strategy in _ALL}
 
 _KNOWN = {name: strategy.options for name, strategy in STRATEGIES.items()}
 

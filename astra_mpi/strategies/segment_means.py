@@ -1,0 +1,66 @@
+"""Segment means (PRISM, arXiv 2507.12145): a slice is seen by other ranks as means of a few consecutive tokens.
+
+Far keys and values are made from the means of block inputs. A mean of n tokens counts n times: log n is added to its
+score. No training is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.exchange import Pending
+from astra_mpi.partition import Layout, displs
+from astra_mpi.strategies.base import Parts
+from astra_mpi.strategies.spec import Option, Spec
+from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
+
+
+class SegmentMeans(TokenParallel):
+    """`ratio` tokens per mean, the last mean of a slice of fewer. Approximate; exact with ratio 1."""
+
+    name = "segment_means"
+    options = (Option("ratio", 8, always=True),)
+    site = "hidden"
+
+    def __init__(self, parts: Parts, spec: Spec) -> None:
+        super().__init__(parts, spec)
+        self.ratio = spec.number("ratio")
+
+    def message_bytes(self, layout: Layout) -> list[int]:
+        return [int(n) * self.config.d_model * 4 for n in -(-layout.counts // self.ratio).sum(axis=0)]
+
+    def begin(self, layout: Layout) -> None:
+        super().begin(layout)
+        self.means = Layout(-(-layout.counts // self.ratio), layout.rank, causal=layout.causal)
+        self.own_sizes = run_lengths(layout.counts[:, layout.rank], self.ratio)
+        sizes = run_lengths(layout.counts.T.ravel(), self.ratio)  # of the gathered means, rank after rank
+        self.bias = np.log(sizes[self.means.far_index]).astype(np.float32)
+
+    def send(self, i: int, payload: np.ndarray) -> Pending:
+        means = np.add.reduceat(payload, displs(self.own_sizes)[:-1], axis=0) if len(payload) else payload
+        means /= self.own_sizes[:, None].astype(np.float32)
+        self.laps.mark("encode")
+        return self.exchange.start(means.reshape(-1).view(np.uint8), self.counts)
+
+    def receive(self, i: int, pending: Pending) -> FarKeys:
+        means = np.concatenate(pending.wait()).view(np.float32).reshape(-1, self.config.d_model)
+        far = means[self.means.far_index]
+        block = self.blocks[i]
+        return FarKeys(block.keys_values(block.attention_input(far)), self.means.far_offsets, self.bias)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"bits_per_token_per_block": 32 * self.config.d_model / self.ratio}
+
+    def oracle_terms(self) -> dict[str, Any]:
+        return {"ratio": self.ratio} if self.sends else {}
+
+
+def run_lengths(counts: np.ndarray, ratio: int) -> np.ndarray:
+    """Slices of `counts` tokens in runs of `ratio`, the last run of a slice of what is left: lengths of all runs."""
+    n_runs = -(-counts // ratio)
+    lengths = np.full(int(n_runs.sum()), ratio, np.int64)
+    slices = n_runs > 0
+    lengths[np.cumsum(n_runs)[slices] - 1] = (counts - (n_runs - 1) * ratio)[slices]
+    return lengths
