@@ -20,8 +20,8 @@ def tensor_parallel(job: Job) -> Cost:
     mlp = Work(gemm=rows * shape.mlp, elements=rows * config.d_ff)  # all columns
     between = Work(elements=2 * rows * d)  # norm and residual sum, on every rank
     half = Work(blocks=0.5)
-    heads = [n / config.n_kv_heads for n in even(config.n_kv_heads, size)]
-    columns = [n / config.d_ff for n in even(config.d_ff, size)]
+    heads = [int(n) / config.n_kv_heads for n in even(config.n_kv_heads, size)]
+    columns = [int(n) / config.d_ff for n in even(config.d_ff, size)]
     sent = job.batch * job.tokens * d * 4
     transfer = Transfer("reduce", (sent,) * size, job.batch * job.tokens / size * 32 * d) if size > 1 else None
     stages = tuple(
