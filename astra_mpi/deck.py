@@ -42,7 +42,8 @@ class TaskSection:
 class ParallelSection:
     # what ranks own and exchange: single, sp, tp, segment_means or astra; options may follow, as in "sp:kv:int8"
     strategy: str = "astra"
-    weights: Literal["even"] | tuple[float, ...] = "even"  # "even", or one relative speed per rank: the cut
+    # the cut: "even", "auto" (the ranks' speeds are measured), or one relative speed per rank
+    weights: Literal["even", "auto"] | tuple[float, ...] = "even"
     backend: Literal["numpy", "reference"] = "numpy"  # which kernels
     counted_keys: bool = True  # remote tokens of equal code share a key (exact)
     remote: Literal["auto", "table", "gemm"] = "auto"  # remote keys from projected codebooks or by GEMM; auto is timed
@@ -102,7 +103,6 @@ class Deck:
 #: named here so that the answer is not "unknown"
 _LATER = {
     "task.name": ("perplexity", "generate"),
-    "parallel.weights": ("auto",),
     "parallel.backend": ("cuda",),
 }
 

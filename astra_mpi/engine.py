@@ -166,6 +166,8 @@ class Model:
 
     def _report(self, layout: Layout) -> dict[str, Any]:
         latency, counted = collect(self.comm, self.laps.seconds, self.exchange.counted())
+        described = self.strategy.describe()
+        weights = "even" if self.cut_weights is None else [float(weight) for weight in self.cut_weights]
         return {
             "family": self.config.family,
             "strategy": str(self.strategy.spec),
@@ -175,5 +177,6 @@ class Model:
             **self.exchange.report(counted),
             "distinct_keys": self.strategy.distinct_keys(),
             "latency_s": latency,
-            **self.strategy.describe(),
+            **described,
+            "choices": {**described["choices"], "weights": weights},
         }

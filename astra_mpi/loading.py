@@ -10,6 +10,7 @@ import numpy as np
 
 from astra_mpi import codecfile, modelfile
 from astra_mpi.backend import get_backend
+from astra_mpi.balance import rank_speeds
 from astra_mpi.conditions import parse_conditions
 from astra_mpi.config import require
 from astra_mpi.engine import Model
@@ -29,7 +30,7 @@ def load(
     strategy: str = "astra",
     backend: str = "numpy",
     codebooks: str | None = None,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | str | None = None,
     counted_keys: bool = True,
     remote: str = "auto",
     encoder: str = "auto",
@@ -48,21 +49,23 @@ def load(
 
     strategy: a name with options, such as "astra", "sp", "sp:kv:int8", "segment_means:8". backend: "numpy" or
     "reference". codebooks: a codebook file for this model, instead of the codebooks inside it. weights: relative
-    speeds of the ranks, for an uneven cut. counted_keys: let far tokens of equal code share a key (exact). remote:
-    "table", "gemm" or "auto" (timed), how far keys come from codes. encoder: "auto" searches codebooks in their
-    subspace where they have one, "exact" in all of the space. pooling, normalize: instead of the model's own (BERT).
-    threads: of BLAS and Numba in this process; None leaves them as they are. network: "real", or one to emulate such as
-    "10Mbps,rtt=2ms,loss=1%"; accounting: which bytes it charges, "port", "contributed" or "paper". clock: "wall", or
-    "virtual", which counts CPU seconds `speed` times, one factor or one per rank. deadline: such as "5ms", how long
-    astra waits at one exchange; missing: codes are dropped ("drop") or replaced ("mean"). seed: of what is lost.
-    docs/network.md has them all.
+    speeds of the ranks, for an uneven cut; "auto" measures them, "even" and None cut evenly. counted_keys: let far
+    tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from
+    codes. encoder: "auto" searches codebooks in their subspace where they have one, "exact" in all of the space.
+    pooling, normalize: instead of the model's own (BERT). threads: of BLAS and Numba in this process; None leaves
+    them as they are. network: "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%"; accounting: which bytes
+    it charges, "port", "contributed" or "paper". clock: "wall", or "virtual", which counts CPU seconds `speed`
+    times, one factor or one per rank. deadline: such as "5ms", how long astra waits at one exchange; missing: codes
+    are dropped ("drop") or replaced ("mean"). seed: of what is lost. docs/network.md has them all.
 
     Raises InputError on all ranks alike: files that cannot be read or differ between ranks, or options that do not fit.
     """
     spec = parse(strategy)
     require(encoder in ("auto", "exact"), f"encoder '{encoder}' is unknown; use auto or exact")
     with collective(comm):
-        cut(np.zeros(1, np.int64), comm.Get_size(), weights)  # checks `weights` before any work
+        require(not isinstance(weights, str) or weights in ("auto", "even"), f"weights '{weights}': use even or auto")
+        speeds = None if isinstance(weights, str) else weights
+        cut(np.zeros(1, np.int64), comm.Get_size(), speeds)  # checks them before any work
         conditions = parse_conditions(
             comm.Get_size(),
             network=network,
@@ -96,7 +99,9 @@ def load(
         conditions.network.digest,
     )
     file = dataclasses.replace(file, config=config, codec=codec)
-    model = Model(file, comm, get_backend(backend, comm), weights, conditions)
+    model = Model(file, comm, get_backend(backend, comm), speeds, conditions)
+    if weights == "auto":
+        model.cut_weights = rank_speeds(model)
     model.use(strategy, counted_keys=counted_keys, remote=remote)
     return model
 

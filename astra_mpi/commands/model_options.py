@@ -23,7 +23,9 @@ def add_model_options(parser: argparse.ArgumentParser, batch: int = 4, several_n
     parser.add_argument("--batch", type=int, default=batch, metavar="B", help="sequences (default %(default)s)")
     parser.add_argument("--backend", default="numpy", help="numpy or reference (default %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="per rank (default SLURM_CPUS_PER_TASK, else 1)")
-    parser.add_argument("--weights", type=_numbers, metavar="W,..", help="relative speeds of the ranks, for the cut")
+    parser.add_argument(
+        "--weights", type=_weights, metavar="W,..", help="relative speeds of the ranks, for the cut; auto measures them"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of inputs and of what is lost (default %(default)s)")
     parser.add_argument("--counted-keys", choices=("on", "off"), default="on", help="default %(default)s")
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON; - for stdout")
@@ -57,6 +59,10 @@ def condition_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def _names(text: str) -> list[str]:
     return text.split(",")
+
+
+def _weights(text: str) -> str | list[float]:
+    return text if text in ("auto", "even") else _numbers(text)
 
 
 def _numbers(text: str) -> list[float]:

@@ -61,7 +61,7 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
         strategy=parallel.spec,
         backend=parallel.backend,
         codebooks=str(deck.model.codebooks) if deck.model.codebooks else None,
-        weights=None if isinstance(parallel.weights, str) else parallel.weights,
+        weights=choices.get("weights", parallel.weights),
         counted_keys=parallel.counted_keys,
         remote=choices.get("remote", parallel.remote),
         pooling=deck.task.pooling,

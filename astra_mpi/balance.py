@@ -1,0 +1,44 @@
+"""How fast the ranks are: measured, so that a cut in proportion lets all of them finish together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from astra_mpi.errors import collective
+
+if TYPE_CHECKING:
+    from astra_mpi.engine import Model
+
+_ROWS = 128
+#: long enough for CPU quotas, which are handed out in periods of up to 100 ms, to show
+_LEAST_S = 0.5
+
+
+def rank_speeds(model: Model) -> list[float]:
+    """Collective: the speed of every rank relative to the fastest, three decimals, the same on all ranks.
+
+    All ranks at once pass the same rows through the first block again and again, for `_LEAST_S` seconds of the model's
+    clock. A token costs every rank as much as any other, so time is in proportion to tokens (docs/equations.md).
+    """
+    clock, comm = model.clock, model.comm
+    every = np.empty(comm.Get_size())
+    with collective(comm):
+        x = np.random.default_rng(0).standard_normal((_ROWS, model.config.d_model), dtype=np.float32)
+        _one_pass(model, x)
+    comm.Barrier()
+    with collective(comm), clock.running():
+        n_passes, start_s = 0, clock.now()
+        while clock.now() - start_s < _LEAST_S:
+            _one_pass(model, x)
+            n_passes += 1
+        passes_per_s = n_passes / (clock.now() - start_s)
+    comm.Allgather(np.array([passes_per_s]), every)
+    return [float(speed) for speed in np.round(every / every.max(), 3)]
+
+
+def _one_pass(model: Model, x: np.ndarray) -> None:
+    block = model.blocks[0]
+    queries, _ = block.queries_keys_values(block.attention_input(x))
+    block.output(x.copy(), np.ascontiguousarray(queries))
