@@ -15,6 +15,7 @@ from astra_mpi.calibrate import activations
 from astra_mpi.engine import Model
 from astra_mpi.modelfile import read_model, write_model
 from astra_mpi.report import PHASES, collect
+from astra_mpi.strategies import STRATEGIES
 from astra_mpi.synthetic import random_batch
 from fakes import bert_config, model_file, vit_config
 
@@ -37,7 +38,7 @@ def vit(tmp_path):
 def test_bench_command(vit, tmp_path):
     out, _ = astra("bench", vit, "--repeats", 3, "--json", tmp_path / "b.json", "--trace", tmp_path / "t.json", ranks=2)
     runs = json.loads((tmp_path / "b.json").read_text())["runs"]
-    assert [run["strategy"] for run in runs] == ["single", "sp", "astra"]
+    assert [run["strategy"] for run in runs] == ["single", "sp", "tp", "segment_means:8", "astra"]
     for run in runs:
         latency, spread = run["latency_s"], run["spread"]
         assert latency["total"] == pytest.approx(latency["compute"] + latency["exchange_wait"])
@@ -55,6 +56,23 @@ def test_bench_command(vit, tmp_path):
         assert "attention" in inside
 
 
+def test_bench_says_what_is_latency_only(vit, tmp_path):
+    arguments = ("--strategies", "single,bp:sp,sp:int8", "--repeats", 1, "--warmup", 0, "--json", tmp_path / "b.json")
+    out, _ = astra("bench", vit, *arguments, ranks=3)
+    assert [line.split()[0] for line in out.splitlines()[3:6]] == ["single", "bp:sp", "sp:int8"]
+    assert "bp:sp: latency only" in out
+    notes = [run.get("note") for run in json.loads((tmp_path / "b.json").read_text())["runs"]]
+    assert notes[0] is None and notes[1].startswith("latency only") and notes[2] is None
+
+
+def test_bench_refuses_a_strategy_that_cannot_be_used(vit):
+    _, err = astra("bench", vit, "--strategies", "single,bp", ranks=2, code=2)
+    assert err.count("astra-mpi: error:") == 1
+    assert "strategy bp: heads 3 cannot be cut into 2 equal parts" in err
+    _, err = astra("bench", vit, "--strategies", "sp:int4", ranks=2, code=2)
+    assert "strategy 'sp:int4': 'int4' does not fit; use one of single, sp[:x|kv]" in err
+
+
 def test_bench_refuses(vit):
     _, err = astra("bench", vit, "--repeats", 0, ranks=2, code=2)
     assert err.count("astra-mpi: error:") == 1
@@ -64,9 +82,13 @@ def test_bench_refuses(vit):
 def test_verify_command(vit, tmp_path):
     out, _ = astra("verify", vit, "--json", tmp_path / "v.json", ranks=3)
     checks = json.loads((tmp_path / "v.json").read_text())["checks"]
-    assert {check["strategy"].split(":")[0] for check in checks} == {"single", "sp", "astra"}
+    assert {check["strategy"].split(":")[0] for check in checks} == set(STRATEGIES)
     assert all(check["passed"] for check in checks)
     assert out.count("agrees") == len(checks)
+    assert out.count("agrees, latency only") == 2
+    out, _ = astra("verify", vit, "--strategies", "bp,tp", ranks=2)
+    assert out.count("skipped: heads 3 cannot be cut into 2 equal parts") == 2
+    assert out.count("agrees") == 1
 
 
 def test_calibrate_command(tmp_path):

@@ -74,6 +74,9 @@ def test_overrides(tmp_path, monkeypatch):
         (["parallel.strategy=sp:int8:kv"], "sp:kv:int8"),
         (["parallel.strategy=sp", "parallel.gather=kv", "parallel.wire=float16"], "sp:kv:float16"),
         (["parallel.strategy=sp:kv", "parallel.gather=kv"], "sp:kv"),
+        (["parallel.strategy=tp"], "tp"),
+        (["parallel.strategy=segment_means"], "segment_means:8"),
+        (["parallel.strategy=segment_means", "parallel.ratio=4"], "segment_means:4"),
         (["parallel.gather=kv"], "astra"),  # of another strategy: left aside
     ],
 )
@@ -106,10 +109,12 @@ def test_override_completes_a_deck(tmp_path):
         ("run.seed=x", ["run.seed", "'x'", "an integer"]),
         ("parallel.weights=[1, 'a']", ["parallel.weights", '"even"', "a list of numbers"]),
         ("parallel.weights=[]", ["parallel.weights", "a list of numbers"]),
-        ("parallel.weights=fair", ["parallel.weights", '"auto"', "a list of numbers"]),
+        ("parallel.weights=auto", ["parallel.weights", "not available in this version"]),
         ("parallel.strategy=astro", ["command line: parallel.strategy", "'astro'", "astra", "sp[:x|kv]"]),
         ("parallel.strategy=sp:int9", ["command line: parallel.strategy", "'int9'", "float32|float16|int8"]),
         ("parallel.strategy=[1]", ["parallel.strategy", "'[1]'"]),
+        ("parallel.strategy=bp:sp", ["parallel.strategy", "'bp:sp'", "astra-mpi bench", "latency only"]),
+        ("parallel.ratio=0", ["parallel.ratio", "a positive integer"]),
         ("parallel.wire=int4", ["parallel.wire", "'int4'", '"int8"']),
         ("task.name=generate", ["task.name", "not available in this version", '"classify"']),
         ("task.name=[1]", ["task.name", '"classify"']),

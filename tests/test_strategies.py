@@ -1,5 +1,7 @@
 """The rivals on P real ranks against the serial oracle, and their bytes against their formulas."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from astra_mpi.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import AstraError
 from astra_mpi.partition import even
+from astra_mpi.strategies import STRATEGIES, Parts, parse
 from astra_mpi.synthetic import random_batch
 from astra_mpi.verify import verify
 from fakes import bert_config, model_file, vit_config
@@ -115,6 +118,157 @@ def test_sp_bytes(comm, spec, row):
     assert model.report["contributed_bytes"] == model.report["formula_bytes"] == want
     assert model.report["bits_per_token_per_block"] == 8 * row
     assert model.report["strategy"] == spec
+
+
+def lengths_and_cuts(comm, inputs, mask):
+    """Content tokens per sequence, and (B, P) of them on each rank."""
+    lengths = mask.sum(axis=1) if mask is not None else [15] * len(inputs)
+    return [int(t) for t in lengths], np.array([even(int(t), comm.size) for t in lengths])
+
+
+@pytest.mark.parametrize("family", ["vit", "bert"])
+def test_tp_bytes(comm, family):
+    """2 L all-reduces of T * D * 4; class tokens are counted apart."""
+    model, inputs, mask = make_model(comm, family)
+    model.use("tp")
+    model(inputs, mask)
+    lengths, _ = lengths_and_cuts(comm, inputs, mask)
+    want = 2 * 2 * sum(lengths) * 24 * 4 if comm.size > 1 else 0
+    assert model.report["contributed_bytes"] == model.report["formula_bytes"] == [want] * comm.size
+    classes = 2 * 2 * len(inputs) * 24 * 4 if family == "vit" else 0
+    pooled = len(inputs) * 24 * 4
+    assert model.report["other_bytes"] == ((classes + pooled) * comm.size if comm.size > 1 else 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "groups", "split"), [("bp", 1, 0), ("bp:2", 2, 0), ("bp:sp", 1, 1), ("bp:sp:2", 2, 1)]
+)
+@pytest.mark.parametrize("family", ["vit", "bert-heads"])
+def test_bp_bytes(comm, family, spec, groups, split):
+    """Nb times T * (D / P) * 4, and n_r * D * 4 with `sp`."""
+    model, inputs, mask = make_model(comm, family)
+    if model.obstacle(spec):
+        pytest.skip("cannot be used here")
+    model.use(spec)
+    model(inputs, mask)
+    lengths, cuts = lengths_and_cuts(comm, inputs, mask)
+    d = model.config.d_model
+    want = [groups * (sum(lengths) * d // comm.size * 4 + split * int(n) * d * 4) for n in cuts.sum(axis=0)]
+    want = want if comm.size > 1 else [0]
+    assert model.report["contributed_bytes"] == model.report["formula_bytes"] == want
+    assert model.report["note"].startswith("latency only")
+    assert model.report["choices"] == {"form": "sp" if split else "ag", "groups": groups}
+
+
+@pytest.mark.parametrize("ratio", [1, 3, 50])
+def test_segment_means_bytes(comm, ratio):
+    """L times ceil(n_r / ratio) * D * 4, sequence by sequence."""
+    model, inputs, mask = make_model(comm, "bert")
+    model.use(f"segment_means:{ratio}")
+    model(inputs, mask)
+    _, cuts = lengths_and_cuts(comm, inputs, mask)
+    want = [2 * int(n) * 24 * 4 for n in np.ceil(cuts / ratio).sum(axis=0)] if comm.size > 1 else [0]
+    assert model.report["contributed_bytes"] == model.report["formula_bytes"] == want
+
+
+def test_segment_means_are_approximate_and_exact_with_ratio_1(comm):
+    model, inputs, mask = make_model(comm, "bert")
+    model.use("single")
+    exact = model(inputs, mask)
+    errors = []
+    for ratio in (1, 4):
+        model.use(f"segment_means:{ratio}")
+        errors.append(np.abs(model(inputs, mask) - exact).max() / np.abs(exact).max())
+    assert errors[0] < 1e-5
+    assert (errors[1] > 1e-3) == (comm.size > 1)
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+def test_tp_with_shared_key_and_value_heads(comm, n_kv_heads):
+    """Grouped queries: a rank's query heads are those that read its key and value heads."""
+    model, inputs, mask = make_gqa(comm, n_kv_heads)
+    model.use("single")
+    exact = model(inputs, mask)
+    model.use("tp")
+    np.testing.assert_allclose(model(inputs, mask), exact, atol=1e-5 * np.abs(exact).max())
+    assert (model.strategy.shares[0].n_heads == 0) == (comm.rank >= n_kv_heads)
+
+
+def make_gqa(comm, n_kv_heads):
+    config = bert_config(d_model=32, n_heads=8, n_kv_heads=n_kv_heads)
+    model = Model(model_file(config), comm, get_backend("numpy", comm))
+    return (model, *random_batch(config, 3, 9, seed=2, ragged=True))
+
+
+@pytest.mark.parametrize("spec", ["tp", "bp:sp", "segment_means:2", "sp:int8"])
+def test_uneven_speeds(comm, spec):
+    weights = [3.0] + [1.0] * (comm.size - 2) + [0.0] if comm.size > 1 else [1.0]
+    model, inputs, mask = make_model(comm, "bert-heads", weights=weights)
+    if not model.obstacle(spec):
+        for check in checks_of(comm, model, inputs, mask, spec):
+            assert check.passed, check
+    if spec == "tp" and comm.size > 1:
+        assert (model.strategy.shares[0].n_heads == 0) == (comm.rank == comm.size - 1)
+
+
+@pytest.mark.parametrize("spec", ["tp", "bp", "bp:sp", "bp:sp:2", "segment_means:2", "sp:int8"])
+@pytest.mark.parametrize("bad_block", [0, 3])
+@pytest.mark.parametrize("bad_rank", [0, 1])
+def test_a_failing_rank_ends_all_with_one_message(comm, spec, bad_block, bad_rank):
+    model, inputs, mask = make_model(comm, "bert-heads")
+    if model.obstacle(spec):
+        pytest.skip("cannot be used here")
+    model.use(spec)
+    want = model(inputs, mask)
+    block, laps = model.strategy.block, model.exchange.laps
+    if comm.rank == min(bad_rank, comm.size - 1):
+        mark = laps.mark
+
+        def fail(phase):
+            if phase == "attention":
+                raise FloatingPointError("of one rank")
+            mark(phase)
+
+        def failing(i, x):
+            laps.mark = fail if i == bad_block else mark
+            return block(i, x)
+
+        model.strategy.block = failing
+    with pytest.raises(AstraError, match="FloatingPointError: of one rank") as caught:
+        model(inputs, mask)
+    assert caught.value.collective
+    model.strategy.block = block
+    vars(laps).pop("mark", None)
+    np.testing.assert_array_equal(model(inputs, mask), want)
+
+
+@pytest.mark.parametrize("spec", ["tp", "bp:sp", "segment_means:2"])
+def test_a_rank_with_other_weights_is_found(comm, spec):
+    model, inputs, mask = make_model(comm, "bert-heads")
+    if model.obstacle(spec):
+        pytest.skip("cannot be used here")
+    if comm.rank == comm.size - 1:
+        for block in model.blocks:
+            block.w["fc1.bias"] = block.w["fc1.bias"] + np.float32(0.1)
+    for check in checks_of(comm, model, inputs, mask, spec):
+        assert not check.passed
+        assert "differs from the oracle" in check.reason
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_causal_segment_means_are_of_earlier_slices(comm, size):
+    lengths = np.array([7, 1, 4])
+    for rank in range(size):
+        exchange = SimpleNamespace(size=size, rank=rank, laps=None)
+        config = bert_config()
+        parts = Parts(config, [], exchange, None)
+        strategy = STRATEGIES["segment_means"](parts, parse("segment_means:2"))
+        layout = strategy.layout(lengths, 0, True, None)
+        strategy.begin(layout)
+        runs = [-(-layout.counts[s, r] // 2) for s in range(3) for r in range(rank)]
+        assert strategy.means.far_offsets[-1] == len(strategy.bias) == sum(runs)
+        counted = np.exp(strategy.bias).sum()
+        assert counted == pytest.approx(layout.counts[:, :rank].sum())
 
 
 def test_float16_overflow_on_one_rank_fails_all(comm):

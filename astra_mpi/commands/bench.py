@@ -85,7 +85,7 @@ def _table(model: str, runs: list[dict[str, Any]]) -> str:
         f"{model} on {first['ranks']} ranks, {len(first['tokens'])} x {max(first['tokens'])} tokens; milliseconds,"
         f" median of {first['spread']['repeats']}, slowest rank; bytes contributed by all ranks, at the busiest port,"
         " and as the paper counts",
-        f"{'strategy':<9}{'total':>9}{'quartiles':>17}{'speed-up':>9}{'wait':>8}"
+        f"{'strategy':<17}{'total':>9}{'quartiles':>17}{'speed-up':>9}{'wait':>8}"
         + "".join(f"{phase:>10}" for phase in phases)
         + f"{'contributed':>13}{'port':>12}{'paper':>12}{'keys':>7}",
     ]
@@ -94,11 +94,12 @@ def _table(model: str, runs: list[dict[str, Any]]) -> str:
         quartiles = "{:.1f}..{:.1f}".format(*(1e3 * q for q in spread["quartiles"]))
         keys = "-" if one["distinct_keys"] is None else f"{one['distinct_keys']:.0f}"
         lines.append(
-            f"{one['strategy']:<9}{1e3 * latency['total']:>9.1f}{quartiles:>17}{spread['over_first']:>8.2f}x"
+            f"{one['strategy']:<17}{1e3 * latency['total']:>9.1f}{quartiles:>17}{spread['over_first']:>8.2f}x"
             f"{1e3 * latency['exchange_wait']:>8.1f}"
             + "".join(f"{1e3 * latency['phases'][phase]:>10.1f}" for phase in phases)
             + f"{sum(one['contributed_bytes']):>13}{max(one['port_bytes']):>12}{one['paper_bytes']:>12}{keys:>7}"
         )
+    lines += [f"{one['strategy']}: {one['note']}" for one in runs if "note" in one]
     lines += [f"{one['strategy']}: {_missed(one['missing'])}" for one in runs if one["missing"]]
     return "\n".join(lines)
 
