@@ -49,6 +49,9 @@ class Exchange:
         """Start counting a new forward pass; collective. key: of the batch, what is lost at random depends on it."""
         self.settle()
         self.clock.meet(self.comm)
+        if self.link is not None and self.link.ends:
+            now_s = self.clock.latest(self.comm)
+            self.link.check(now_s, collective=True)
         self.missing.reset(key, self.network.loss, self.rank, self.size)
         self._zero()
 

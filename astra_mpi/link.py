@@ -24,12 +24,19 @@ class Link:
         self.origin_s = 0.0  # when a trace begins
         self.sent_s = self.received_s = -np.inf  # until when the port, or the medium, is taken
 
-    def check(self, now_s: float) -> None:
-        """InputError when a trace has come to its end."""
+    @property
+    def ends(self) -> bool:
+        """Whether this is a trace."""
+        return self.rate.end_s < np.inf
+
+    def check(self, now_s: float, collective: bool = False) -> None:
+        """InputError when a trace has come to its end. collective: all ranks ask with the same time."""
         if now_s - self.origin_s >= self.rate.end_s:
-            raise InputError(
+            error = InputError(
                 f"{self.rate.origin}: the trace ends at {self.rate.end_s:g} s, before the run does; give a longer one"
             )
+            error.collective = collective
+            raise error
 
     def depart(self, now_s: float, counts: Sequence[int]) -> float:
         """When this rank begins to send the exchange that it starts at `now_s`; counts (P,) are bytes."""

@@ -1,6 +1,6 @@
 """Semantic textual similarity: Spearman correlation of cosine similarities with human scores.
 
-mpirun -n 4 python jobs/stsb.py MODEL.h5 TEST.tsv [--strategy astra] [--codebooks FILE.h5]
+mpirun -n 4 python jobs/stsb.py MODEL.h5 TEST.tsv [--strategy astra] [--codebooks FILE.h5] [--network real,loss=5%]
 The TSV has a header with columns score, s1, s2 (STS-B's layout). Prints one JSON line on rank 0.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi.commands.model_options import add_condition_options, condition_arguments
 from astra_mpi.text import Tokenizer, read_text
 
 BATCH = 64
@@ -25,8 +26,9 @@ def read_pairs(path: str) -> tuple[list[float], list[str], list[str]]:
     return [float(r["score"]) for r in rows], [r["s1"] for r in rows], [r["s2"] for r in rows]
 
 
-def embed_all(model, tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> np.ndarray:
-    """(n, D), in batches of sentences of similar length."""
+def embed_all(model, tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> tuple[np.ndarray, dict[str, int]]:
+    """(n, D), in batches of sentences of similar length, and how many messages could be missed and were."""
+    missed = dict.fromkeys(("messages", "lost", "late"), 0)
     rows = tokenizer.encode(texts, max_tokens)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     out = np.empty((len(rows), model.config.d_model), np.float32)
@@ -37,7 +39,9 @@ def embed_all(model, tokenizer: Tokenizer, texts: list[str], max_tokens: int) ->
         ids = np.zeros(mask.shape, np.int64)
         ids[mask] = np.concatenate([rows[i] for i in chosen])
         out[chosen] = model(ids, mask)
-    return out
+        for name in missed:
+            missed[name] += (model.report["missing"] or {}).get(name, 0)
+    return out, missed
 
 
 def main(comm: MPI.Comm) -> None:
@@ -48,13 +52,21 @@ def main(comm: MPI.Comm) -> None:
     parser.add_argument("--codebooks")
     parser.add_argument("--encoder", default="auto", help="exact: without the codebooks' subspace")
     parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0, help="of what is lost")
+    add_condition_options(parser)
     args = parser.parse_args()
     model = astra_mpi.load(
-        args.model, comm=comm, strategy=args.strategy, codebooks=args.codebooks, encoder=args.encoder
+        args.model,
+        comm=comm,
+        strategy=args.strategy,
+        codebooks=args.codebooks,
+        encoder=args.encoder,
+        seed=args.seed,
+        **condition_arguments(args),
     )
     scores, first, second = read_pairs(args.tsv)
     start = time.perf_counter()
-    both = embed_all(model, Tokenizer(model.tokenizer), first + second, args.max_tokens)
+    both, missed = embed_all(model, Tokenizer(model.tokenizer), first + second, args.max_tokens)
     wall_s = time.perf_counter() - start
     if comm.Get_rank() == 0:
         from scipy.stats import spearmanr
@@ -67,6 +79,8 @@ def main(comm: MPI.Comm) -> None:
             "ranks": comm.Get_size(),
             "codec": model.report["codec"],
             "bits_per_token_per_block": model.report["bits_per_token_per_block"],
+            "network": model.report["network"],
+            "missing": {"treatment": args.missing, "seed": args.seed, **missed},
             "wall_s": round(wall_s, 1),
         }
         print(json.dumps(result))
