@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from astra_mpi.reference import oracle
+from astra_mpi.reference_far import Means, Rounded
 
 D = 24
 TOL = 1e-10  # float64 on both sides, activations of order 1
@@ -445,3 +446,101 @@ def test_codes_of_an_all_zero_row_tie_without_a_warning():
     with np.errstate(all="raise"):
         result = oracle(config, weights, np.arange(3), [0, 0, 1], 2, codec=codec, codes=[codes])
     assert (result.flips, result.worst_gap) == (3, 0.0)
+
+
+@pytest.mark.parametrize("wire", ["float16", "int8"])
+@pytest.mark.parametrize("gather", ["x", "kv"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rounded_rows_give_nearly_the_exact_answer(family, gather, wire):
+    options = {"image": image_of(7)} if family == "vit" else {}
+    _, config, weights = make(family, **options)
+    tokens, owner = random_tokens(family, 7), [0, 0, 1, 1, 1, 2, 2]
+    exact = oracle(config, weights, tokens, owner, 3)
+    rounded = oracle(config, weights, tokens, owner, 3, wire=wire, gather=gather)
+    off = abs(rounded.hidden - exact.hidden).max() / abs(exact.hidden).max()
+    assert 1e-6 < off < (0.1 if wire == "int8" else 5e-3)
+    alone = oracle(config, weights, tokens, [0] * 7, 1, wire=wire, gather=gather)
+    np.testing.assert_allclose(alone.hidden, exact.hidden, atol=TOL, rtol=0)
+
+
+def test_rounding_by_hand():
+    x = np.array([[127.0, 0.5, -1.5, 0.49], [0, 0, 0, 0], [1 / 3, -0.1, 0.2, 0]])
+    (rows,) = Rounded(np.zeros(3, int), "int8", "x", None)(0, x)
+    np.testing.assert_allclose(rows[:2], [[127, 0, -2, 0], [0, 0, 0, 0]])
+    assert abs(rows[2] - x[2]).max() <= 1 / 3 / 254
+    keys, values = Rounded(np.zeros(1, int), "float16", "kv", None)(0, x[2:, :2], x[2:, 2:])
+    np.testing.assert_array_equal(np.concatenate([keys, values], axis=1), x[2:].astype(np.float16))
+
+
+def test_given_rounded_rows_are_used_and_judged():
+    x = np.array([[127.0, 0.5 + 1e-7, -1.5, 0.2]])
+    right, near, wrong = ([[127.0, 1, -2, 0]], [[127.0, 0, -2, 0]], [[127.0, 1, -2, 1]])
+    found = []
+    for rows in (right, near, wrong):
+        rounded = Rounded(np.zeros(1, int), "int8", "x", [np.array(rows)])
+        np.testing.assert_array_equal(rounded(0, x)[0], rows)
+        found.append((rounded.flips, rounded.worst_gap))
+    assert found[0] == (0, 0)
+    assert found[1][0] == 1 and 0 < found[1][1] < 1e-8
+    assert found[2] == (1, pytest.approx(0.6 / 127))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_means_of_one_token_are_exact(family):
+    options = {"image": image_of(7)} if family == "vit" else {}
+    _, config, weights = make(family, **options)
+    tokens, owner = random_tokens(family, 7), [0, 0, 1, 1, 1, 3, 3]
+    exact = oracle(config, weights, tokens, owner, 4)
+    np.testing.assert_allclose(
+        oracle(config, weights, tokens, owner, 4, ratio=1).hidden, exact.hidden, atol=TOL, rtol=0
+    )
+    assert abs(oracle(config, weights, tokens, owner, 4, ratio=2).hidden - exact.hidden).max() > 1e-3
+
+
+def test_means_of_a_slice():
+    means = Means(np.array([0, 0, 0, 2, 2]), 2)
+    np.testing.assert_array_equal(means.owner, [0, 0, 2])
+    np.testing.assert_allclose(np.exp(means.bias), [2, 1, 2])
+    np.testing.assert_array_equal(means(0, np.arange(5.0)[:, None])[0].ravel(), [0.5, 2, 3.5])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equal_tokens_are_equal_to_their_mean(family):
+    """Far slices of one repeated id at one position: a mean counted n times is n equal keys."""
+    if family == "vit":
+        pytest.skip("patches have positions of their own")
+    _, config, weights = make(family, n_layers=1)
+    n_class = int(family == "cls")
+    ids, positions = np.array([3] * n_class + [1, 5, 5, 5, 5, 5]), np.array([0] * n_class + [1, 2, 2, 2, 2, 2])
+    owner = [0, 1, 1, 1, 1, 1]
+    exact = oracle(config, weights, ids, owner, 2, positions=positions)
+    for ratio in (2, 3, 5):
+        means = oracle(config, weights, ids, owner, 2, positions=positions, ratio=ratio)
+        np.testing.assert_allclose(means.hidden, exact.hidden, atol=TOL, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoupled_blocks(family):
+    """One sub-block with a block's own weights is that block; of several, none sees another's columns."""
+    options = {"image": image_of(5)} if family == "vit" else {}
+    _, config, weights = make(family, n_heads=4, **options)
+    tokens, owner = random_tokens(family, 5), np.zeros(5, int)
+    first = {name.removeprefix("blocks.0."): w for name, w in weights.items() if name.startswith("blocks.0.")}
+    exact = oracle(config, weights, tokens, owner, 1)
+    same = oracle(config, weights, tokens, owner, 1, parts=[[first], None])
+    np.testing.assert_array_equal(same.hidden, exact.hidden)
+
+    rng = np.random.default_rng(0)
+    half = {name: rng.normal(0, 0.3, [n // 2 if n == D else n for n in w.shape]) for name, w in first.items()}
+    other = {name: rng.normal(0, 0.3, w.shape) for name, w in half.items()}
+    narrow = SimpleNamespace(**vars(config) | {"n_layers": 1, "n_classes": 0, "pooling": "cls", "normalize": False})
+    last = {name: np.ones(D) if "weight" in name else np.zeros(D) for name in ("norm.weight", "norm.bias")}
+    (a, b), (c, d) = (
+        np.split(
+            oracle(narrow, weights | last, tokens, owner[: 5 - (family == "mean")], 2, parts=[pair]).hidden, 2, axis=1
+        )
+        for pair in ([half, half], [half, other])
+    )
+    if family != "vit":  # its final norm mixes columns
+        np.testing.assert_array_equal(a, c)
+    assert abs(b - d).max() > 0.1
