@@ -109,7 +109,7 @@ def test_override_completes_a_deck(tmp_path):
         ("run.seed=x", ["run.seed", "'x'", "an integer"]),
         ("parallel.weights=[1, 'a']", ["parallel.weights", '"even"', "a list of numbers"]),
         ("parallel.weights=[]", ["parallel.weights", "a list of numbers"]),
-        ("parallel.weights=auto", ["parallel.weights", "not available in this version"]),
+        ("parallel.weights=fair", ["parallel.weights", '"auto"', "a list of numbers"]),
         ("parallel.strategy=astro", ["command line: parallel.strategy", "'astro'", "astra", "sp[:x|kv]"]),
         ("parallel.strategy=sp:int9", ["command line: parallel.strategy", "'int9'", "float32|float16|int8"]),
         ("parallel.strategy=[1]", ["parallel.strategy", "'[1]'"]),
