@@ -22,8 +22,9 @@ BY_ACCURACY = (
     CodecConfig(kind="grouped", groups=16),
     CodecConfig(kind="grouped", groups=1, codebook_size=1024),
 )
-#: strategies that cut tokens, which can be cut unevenly
+#: strategies that cut tokens, and those that can be cut unevenly
 BY_TOKENS = ("sp", "segment_means", "astra")
+UNEVEN = (*BY_TOKENS, "tp")
 _ROUNDS = 30
 
 
@@ -79,9 +80,9 @@ def best_cut(setting: Setting, strategy: str) -> list[int]:
     """Tokens per rank that make `strategy` fastest: the even cut, or shares moved until ranks take equally long.
 
     Never worse than the even cut, by the prediction under port accounting. Even where ranks are equally fast, and for
-    strategies that do not cut tokens.
+    strategies whose parts are equal. `tp` cuts heads and columns in proportion.
     """
-    if len(set(setting.speeds)) == 1 or strategy.split(":")[0] not in BY_TOKENS:
+    if len(set(setting.speeds)) == 1 or strategy.split(":")[0] not in UNEVEN:
         return setting.even
     best = counts = setting.even
     shares = [max(n, 1) / setting.tokens for n in counts]

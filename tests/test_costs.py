@@ -3,7 +3,7 @@
 import pytest
 
 from astra_mpi.config import CodecConfig, ModelConfig
-from astra_mpi.costs import Coding, astra, encode_madds, single
+from astra_mpi.costs import STRATEGIES, Coding, astra, encode_madds, single
 from astra_mpi.partition import even
 from astra_mpi.work import Job, shape_of
 
@@ -59,3 +59,22 @@ def test_encoder():
     assert encode_madds(M8_256, D, (128, None)) == (128 * (D + 256 * 8) + D * 256 * 8) / 2
     exact, subspace = (encode_madds(G1_1024, D, (d,)) for d in (None, 128))
     assert exact / subspace == pytest.approx(3.4, abs=0.05)
+
+
+def test_rivals_of_four_ranks():
+    """tp: a quarter of a block each. bp: 11 decoupled blocks, 4 (D/4)^2 + 8 D^2 / 4 per token, and a whole one."""
+    whole = 12 * T * D**2 + 2 * T**2 * D
+    assert [w.multiply_adds for w in STRATEGIES["tp"](job(4), Coding()).work()] == [L * whole / 4] * 4
+    decoupled = T * (4 * (D // 4) ** 2 + 8 * D**2 // 4) + 2 * T**2 * (D // 4)
+    assert [w.multiply_adds for w in STRATEGIES["bp"](job(4), Coding()).work()] == [11 * decoupled + whole] * 4
+    shared = 2 * T * D**2 + 10 * T // 4 * D**2 + 2 * T * (T // 4) * D  # keys and values of all tokens, the rest of own
+    assert [w.multiply_adds for w in STRATEGIES["bp:sp"](job(4), Coding()).work()] == [11 * decoupled + shared] * 4
+
+
+def test_sequence_parallel_recomputes_far_keys_unless_they_travel():
+    quarter = 12 * T // 4 * D**2 + 2 * T * T // 4 * D
+    far = T * 3 // 4
+    for strategy, extra in (("sp", far), ("sp:int8", far), ("sp:kv", 0), ("segment_means:8", far / 8)):
+        attention = quarter - 2 * (far - extra) * T // 4 * D if strategy == "segment_means:8" else quarter
+        work = STRATEGIES[strategy](job(4), Coding()).work()[0]
+        assert work.multiply_adds == L * (attention + 2 * extra * D**2), strategy

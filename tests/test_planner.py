@@ -24,7 +24,6 @@ from astra_mpi.modelfile import write_model
 from astra_mpi.partition import even, weighted
 from astra_mpi.planner import BY_ACCURACY, Setting, best_codec, best_cut, compare_codecs, plan
 from astra_mpi.planner_inputs import make_setting, read_outline, read_profile
-from astra_mpi.strategies import STRATEGIES as REAL
 from astra_mpi.synthetic import random_batch
 from astra_mpi.work import Cost, Job, RankWork, Stage, Transfer, Work, shape_of
 from fakes import bert_config, model_file, vit_config
@@ -115,7 +114,9 @@ def test_uneven_ranks_get_tokens_by_their_speed():
     )
     cut = best_cut(setting, "astra")
     assert cut[0] == pytest.approx(2 * cut[2], rel=0.05) and cut[0] + cut[2] == pytest.approx(512, abs=2)
-    assert best_cut(setting, "tp") == [256] * 4
+    tensor = STRATEGIES["tp"](setting.job(best_cut(setting, "tp")), setting.coding)
+    assert [work.gemm / tensor.work()[0].gemm for work in tensor.work()] == pytest.approx([1, 1, 0.5, 0.5], abs=0.05)
+    assert best_cut(setting, "bp") == [256] * 4
 
 
 def test_exchange_hides_behind_local_work_and_only_the_excess_is_waited_for():
@@ -171,7 +172,7 @@ def test_segment_means_round_up_on_every_rank(tokens, per_mean):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("weights", [None, "uneven"])
-@pytest.mark.parametrize("spec", [name for name in STRATEGIES if name.split(":")[0] in REAL])
+@pytest.mark.parametrize("spec", list(STRATEGIES))
 @pytest.mark.parametrize(
     "config, codec",
     [
@@ -182,19 +183,17 @@ def test_segment_means_round_up_on_every_rank(tokens, per_mean):
     ids=["residual", "kv", "vit"],
 )
 def test_bytes_are_those_of_real_strategies(comm, config, codec, spec, weights):
-    if config.family == "vit" and spec.split(":")[0] not in ("single", "sp", "astra", "segment_means"):
-        pytest.skip("class tokens are counted with the content where all tokens travel")
     weights = weights and [float(r + 1) for r in range(comm.size)]
-    if weights and spec.split(":")[0] in ("tp", "bp"):
-        pytest.skip("does not cut tokens")
     model = Model(model_file(config, codec), comm, get_backend("reference", comm), weights)
-    if model.obstacle(spec):
-        pytest.skip(model.obstacle(spec))
-    model.use(spec)
     batch, n_tokens = 3, 15
-    model(*random_batch(config, batch, n_tokens))
     counts = even(n_tokens, comm.size) if weights is None else weighted(n_tokens, weights)
     job = Job(shape_of(config), tuple(map(int, counts)), batch)
+    if model.obstacle(spec):
+        with pytest.raises(InputError):
+            STRATEGIES[spec](job, Coding(codec))
+        return
+    model.use(spec)
+    model(*random_batch(config, batch, n_tokens))
     cost = STRATEGIES[spec](job, Coding(codec))
     assert cost.contributed_bytes() == model.report["formula_bytes"] == model.report["contributed_bytes"]
 
@@ -226,7 +225,7 @@ def test_strategies_that_these_ranks_cannot_use_are_skipped_with_a_reason():
     rows = {
         row["strategy"]: row for row in plan(Setting(vit_config(), 15, (ROUND,) * 5, Network(1e9, 0)))["strategies"]
     }
-    assert "3 key/value heads" in rows["tp"]["skipped"] and "skipped" in rows["bp"]
+    assert "cannot be cut into 5 equal parts" in rows["bp"]["skipped"] and "skipped" in rows["bp:sp"]
     assert rows["astra"]["latency_s"]["port"] > 0
 
 
