@@ -1,5 +1,9 @@
 """Descriptions of networks, and what transfers take on them: figures worked out by hand."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -87,6 +91,21 @@ def test_bandwidth_over_time(tmp_path):
     assert rate.finish(0.5, 2.5 * MBYTE) == pytest.approx(1.5)  # half a second at 1 Mbps, half at 4
     assert rate.finish(0.5, 4.5 * MBYTE) == pytest.approx(2.5)  # and the rest at 2, beyond the end
     assert rate.finish(1.75, 0) == 1.75
+
+
+def test_drawn_traces(tmp_path):
+    """They can be read, keep within their bandwidths, move by one level at a time, and repeat by seed."""
+    job = Path(__file__).parents[1] / "jobs" / "make_trace.py"
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        subprocess.run(
+            [sys.executable, job, tmp_path / name, "--seconds", "200", "--step", "0.5", "--seed", str(seed)],
+            check=True,
+        )
+    a, b, c = (read_trace(str(tmp_path / name)) for name in "abc")
+    assert (a.end_s, len(a.bps)) == (200.0, 400)
+    assert set(a.bps) <= {1e7 * level for level in range(2, 11)}
+    assert set(np.abs(np.diff(a.bps))) == {0.0, 1e7}
+    assert np.array_equal(a.bps, b.bps) and not np.array_equal(a.bps, c.bps)
 
 
 def test_a_trace_that_ends_early(tmp_path):
