@@ -30,8 +30,8 @@ COLUMNS = ("total_s", "outer_s", "wait_s", "counted_bytes")
 def strategies(model: Model, codebooks: list[str]) -> dict[str, Any]:
     """Prepared strategies by name."""
     found = {}
-    for name, gather in (("single", "x"), ("sp", "x"), ("sp kv", "kv")):
-        model.use(name.split()[0], gather=gather)
+    for name in ("single", "sp", "sp:kv"):
+        model.use(name)
         found[name] = model.strategy
     for path in codebooks:
         model.codec = read_codebooks(path, model.digest)

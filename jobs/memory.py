@@ -1,20 +1,20 @@
 """Peak memory of a rank beyond its weights, against the sum of the buffers it needs.
 
-mpirun -n 4 python jobs/memory.py MODEL.h5 [--codebooks FILE] [--strategies single,sp,astra]
-For each strategy: what a forward pass adds to the resident memory at its peak (Linux, /proc), the scratch buffers that
-the model keeps by name, and what astra's projected tables take. Largest rank.
+mpirun -n 4 python jobs/memory.py MODEL.h5 [--codebooks FILE] [--strategy astra]
+What the first forward pass adds to the resident memory at its peak (Linux, /proc), the scratch buffers that the model
+keeps by name, and what the strategy makes when it is chosen, such as astra's projected tables. Largest rank.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.scratch import Scratch
 from astra_mpi.synthetic import random_batch
 
 MIB = 1 << 20
@@ -27,6 +27,7 @@ def resident_bytes(field: str) -> int:
 
 
 def reset_peak() -> None:
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed earlier would hide what is taken now
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -34,36 +35,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="model file")
     parser.add_argument("--codebooks", help="codebook file, instead of the codebooks in the model")
-    parser.add_argument("--strategies", default="single,sp,astra", help="default %(default)s")
+    parser.add_argument("--strategy", default="single", help="default %(default)s")
     args = parser.parse_args()
     comm = MPI.COMM_WORLD
     model = astra_mpi.load(args.model, comm=comm, strategy="single", codebooks=args.codebooks)
     inputs, mask = random_batch(model.config, 1)
-    weights = sum(array.nbytes for array in model.weights.values())
+    reset_peak()
+    before = resident_bytes("VmRSS")
+    model.use(args.strategy, counted_keys=False)
+    reset_peak()
+    start = resident_bytes("VmRSS")
+    model(inputs, mask)
+    peak, buffers = resident_bytes("VmHWM") - start, sum(model.scratch.sizes.values())
+    row = np.array([start - before, peak, buffers], np.float64)
+    comm.Allreduce(MPI.IN_PLACE, row, op=MPI.MAX)
     if comm.rank == 0:
-        print(f"{comm.size} ranks; MiB of the largest; weights {weights / MIB:.0f}")
-        print(f"{'strategy':<12}{'tables':>9}{'peak beyond':>13}{'buffers':>9}{'ratio':>7}")
-    for name in args.strategies.split(","):
-        before = resident_bytes("VmRSS")
-        model.use(name, counted_keys=False)
-        tables = resident_bytes("VmRSS") - before if name == "astra" else 0
-        scratch = Scratch()  # as for a first pass
-        for block in model.blocks:
-            block.scratch = scratch
-        reset_peak()
-        start = resident_bytes("VmRSS")
-        model(inputs, mask)
-        peak, buffers = resident_bytes("VmHWM") - start, sum(scratch.sizes.values())
-        row = np.array([tables, peak, buffers], np.float64)
-        comm.Allreduce(MPI.IN_PLACE, row, op=MPI.MAX)
-        if comm.rank == 0:
-            sizes = " ".join(f"{key} {value / MIB:.1f}" for key, value in scratch.sizes.items())
-            tables_mib, peak_mib, buffers_mib = row / MIB
-            print(
-                f"{name:<12}{tables_mib:>9.1f}{peak_mib:>13.1f}{buffers_mib:>9.1f}{peak_mib / buffers_mib:>7.2f}",
-                end="",
-            )
-            print(f"  rank 0: {sizes}")
+        weights = sum(array.nbytes for array in model.weights.values())
+        tables_mib, peak_mib, buffers_mib = row / MIB
+        print(f"{args.strategy} on {comm.size} ranks; MiB of the largest; weights {weights / MIB:.0f}")
+        print(f"made by the strategy {tables_mib:.1f}, peak beyond {peak_mib:.1f}, buffers {buffers_mib:.1f},", end=" ")
+        print(f"ratio {peak_mib / buffers_mib:.2f}")
+        print("rank 0: " + ", ".join(f"{name} {size / MIB:.1f}" for name, size in model.scratch.sizes.items()))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How far it scales: P ranks of this machine timed as P machines by the virtual clock, one row of the table.
 
 mpirun -n 8 python jobs/scale.py FOLDER --tokens 16384 [--layers 2] [--network 100Mbps,rtt=1ms] [--repeats 3]
-ViT-Base shape, G = 1, K = 256, against `single` in the same run, counted keys on and off. Codes are spread uniformly over
-the codebook, the worst case for counted keys: they are drawn at random after the encoder has done its work.
+ViT-Base shape, G = 1, K = 256, against `single` in the same run, counted keys on and off. Codes are spread uniformly
+over the codebook, the worst case for counted keys: they are drawn at random after the encoder has done its work.
 Makes FOLDER/scale-TOKENS-LAYERS.h5 when it is not there. Prints one JSON line; jobs/scale.sh runs all of them.
 """
 
