@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 CLOCKS = ("wall", "virtual")
-#: between two looks at what a rank waits for, which must not take a core from the rank that computes
-_POLL_S = 3e-4
+#: between two looks at what a rank waits for, which must not take a core from the rank that computes: naps grow
+_POLL_S, _LONGEST_S = 3e-4, 1e-2
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -94,8 +94,10 @@ class VirtualClock(WallClock):
 
     def wait(self, transfer: Transfer) -> None:
         with self._paused():
+            nap_s = _POLL_S
             while not transfer.test():
-                time.sleep(_POLL_S)
+                time.sleep(nap_s)
+                nap_s = min(1.2 * nap_s, _LONGEST_S)
 
     def wait_until(self, time_s: float) -> None:
         self._time_s = max(self.now(), time_s)
