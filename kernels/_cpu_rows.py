@@ -1,4 +1,4 @@
-"""Normalisation and activation: one pass over rows that stay in the first-level cache."""
+"""Normalisation, rotation and activation: one pass over rows that stay in the first-level cache."""
 
 import numpy as np
 from numba import njit
@@ -36,6 +36,25 @@ def add_layer_norm(
     """x (n, D) += y + bias, in place; out = layer_norm(x), may be y; see reference.add_layer_norm."""
     _add_layer_norm(x, y, _bias(bias, x), weight, norm_bias, f32(eps), out)
     return out
+
+
+def add_rms_norm(x: Array, y: Array, bias: Array | None, weight: Array, eps: float, out: Array) -> Array:
+    """x (n, D) += y + bias, in place; out = rms_norm(x), may be y; see reference.add_rms_norm."""
+    _add_rms_norm(x, y, _bias(bias, x), weight, f32(eps), out)
+    return out
+
+
+def rotate(x: Array, turns: Array, n_heads: int) -> Array:
+    """Turn the first heads of x (n, W) by turns (n, d), in place; see reference.rotate."""
+    _rotate(x, turns, n_heads)
+    return x
+
+
+def activate_gated(x: Array, bias: Array | None, gate: Array, gate_bias: Array | None, name: str) -> Array:
+    """x = (x + bias) * act(gate + gate_bias), in place; `gate` is overwritten; see reference.activate_gated."""
+    activate(gate, gate_bias, name)
+    _multiply(x, _bias(bias, x), gate)
+    return x
 
 
 def _bias(bias, x):
@@ -95,6 +114,38 @@ def _rms_norm(x, weight, eps, out):
         factor = f32(1) / np.sqrt(squares / f32(width) + eps)
         for j in range(width):
             result[j] = row[j] * factor * weight[j]
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+def _add_rms_norm(x, y, bias, weight, eps, out):
+    for i in range(x.shape[0]):
+        rows = slice(i, i + 1)
+        _add_residual(x[rows], y[rows], bias)
+        _rms_norm(x[rows], weight, eps, out[rows])
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+def _rotate(x, turns, n_heads):
+    n, d_head = turns.shape
+    half = d_head // 2
+    for i in range(n):
+        cos, sin = turns[i, :half], turns[i, half:]
+        for h in range(n_heads):
+            first = x[i, h * d_head : h * d_head + half]
+            second = x[i, h * d_head + half : (h + 1) * d_head]
+            for a in range(half):
+                u, v = first[a], second[a]
+                first[a] = u * cos[a] - v * sin[a]
+                second[a] = v * cos[a] + u * sin[a]
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+def _multiply(x, bias, factor):
+    n, width = x.shape
+    for i in range(n):
+        row, other = x[i], factor[i]
+        for j in range(width):
+            row[j] = (row[j] + bias[j]) * other[j]
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")

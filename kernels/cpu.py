@@ -9,13 +9,24 @@ import numpy as np
 from astra_mpi.kernels._cpu_attention import attend
 from astra_mpi.kernels._cpu_codes import decode_grouped, decode_residual, gram_sum, pack, table_sum, unpack
 from astra_mpi.kernels._cpu_encode import encode_grouped, encode_residual
-from astra_mpi.kernels._cpu_rows import activate, add_layer_norm, add_residual, layer_norm, rms_norm
+from astra_mpi.kernels._cpu_rows import (
+    activate,
+    activate_gated,
+    add_layer_norm,
+    add_residual,
+    add_rms_norm,
+    layer_norm,
+    rms_norm,
+    rotate,
+)
 from astra_mpi.kernels.reference import count_codes, finish
 
 __all__ = [
     "activate",
+    "activate_gated",
     "add_layer_norm",
     "add_residual",
+    "add_rms_norm",
     "attend",
     "count_codes",
     "decode_grouped",
@@ -27,6 +38,7 @@ __all__ = [
     "layer_norm",
     "pack",
     "rms_norm",
+    "rotate",
     "table_sum",
     "unpack",
     "warm_up",
@@ -49,6 +61,9 @@ def warm_up() -> None:
     activate(x, line, "gelu")
     add_residual(x, x.copy(), line)
     add_layer_norm(x, x.copy(), line, line, line, 1e-5, x.copy())
+    add_rms_norm(x, x.copy(), line, line, 1e-5, x.copy())
+    rotate(x, x.copy(), 1)
+    activate_gated(x, line, x.copy(), line, "silu")
     heads = np.ones((1, n, width), np.float32)  # (H, a, d)
     row_max, row_sum = np.zeros((2, 1, n), np.float32)
     attend(heads, heads, heads, None, None, heads.copy(), row_max, row_sum)

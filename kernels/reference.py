@@ -154,6 +154,25 @@ def add_layer_norm(
     return layer_norm(add_residual(x, y, bias), weight, norm_bias, eps, out)
 
 
+def add_rms_norm(x: Array, y: Array, bias: Array | None, weight: Array, eps: float, out: Array) -> Array:
+    """x (n, D) += y + bias in place; out = rms_norm(x), returned. `out` may be y, not x."""
+    return rms_norm(add_residual(x, y, bias), weight, eps, out)
+
+
+def rotate(x: Array, turns: Array, n_heads: int) -> Array:
+    """Turn the first `n_heads` heads of x (n, W) by each row's angles, in place and returned (RoPE, arXiv 2104.09864).
+
+    turns (n, d): cosines of d / 2 angles, then their sines. A head's numbers a = 0 .. d/2 - 1 make a pair with those
+    d / 2 further: (u, v) -> (u cos - v sin, v cos + u sin).
+    """
+    d_half, width = turns.shape[1] // 2, n_heads * turns.shape[1]
+    heads = x[:, :width].reshape(len(x), n_heads, 2, d_half)
+    u, v = heads[:, :, 0].astype(np.float64), heads[:, :, 1].astype(np.float64)
+    cos, sin = turns[:, None, :d_half], turns[:, None, d_half:]
+    x[:, :width] = np.stack([u * cos - v * sin, v * cos + u * sin], axis=2).reshape(len(x), width)
+    return x
+
+
 def activate(x: Array, bias: Array | None, name: str) -> Array:
     """x = act(x + bias), in place and returned; x (n, F), bias (F,) or None.
 
@@ -171,6 +190,15 @@ def activate(x: Array, bias: Array | None, name: str) -> Array:
         x[...] = y * 0.5 * (1 + np.tanh(y / 2))
     else:
         raise ValueError(f"unknown activation {name!r}")
+    return x
+
+
+def activate_gated(x: Array, bias: Array | None, gate: Array, gate_bias: Array | None, name: str) -> Array:
+    """x = (x + bias) * act(gate + gate_bias), in place and returned; x, gate (n, F), biases (F,) or None.
+
+    What becomes of `gate` is not defined. With silu this is SwiGLU (arXiv 2002.05202).
+    """
+    x[...] = (x.astype(np.float64) + (0 if bias is None else bias)) * activate(gate.copy(), gate_bias, name)
     return x
 
 

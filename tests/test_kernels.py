@@ -240,6 +240,37 @@ def test_residual_sums(kernels, n, biased, in_y):
     close(out, expected.numpy(), 4)
 
 
+@BACKENDS
+@SIZES
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("in_y", [True, False])
+def test_residual_sum_and_rms_norm(kernels, n, biased, in_y):
+    x, y, bias, weight = normal(n, 65), normal(n, 65, seed=1), normal(65, seed=2), normal(65, seed=3)
+    total = x.astype(np.float64) + y + (bias if biased else 0)
+    expected = torch.nn.functional.rms_norm(torch.from_numpy(total), (65,), torch.from_numpy(weight).double(), 1e-5)
+    out = y if in_y else np.empty_like(x)
+    assert kernels.add_rms_norm(x, y, bias if biased else None, weight, 1e-5, out) is out
+    close(x, total)
+    close(out, expected.numpy(), 4)
+
+
+@BACKENDS
+@SIZES
+@pytest.mark.parametrize(("d_head", "n_heads", "width"), [(2, 1, 2), (6, 3, 25), (16, 2, 32)])
+def test_rotate(kernels, n, d_head, n_heads, width):
+    """As complex numbers: pair a of a head turned by its angle."""
+    x, angles = normal(n, width), 30 * normal(n, d_head // 2, seed=1).astype(np.float64)
+    turns = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    expected = x.astype(np.float64)
+    for h in range(n_heads):
+        u, v = (slice(h * d_head + a, h * d_head + a + d_head // 2) for a in (0, d_head // 2))
+        turned = (x[:, u] + 1j * x[:, v]) * np.exp(1j * angles)
+        expected[:, u], expected[:, v] = turned.real, turned.imag
+    assert kernels.rotate(x, turns, n_heads) is x
+    close(x, expected, 2)
+    assert np.array_equal(x[:, n_heads * d_head :], expected[:, n_heads * d_head :].astype(np.float32))
+
+
 ACTIVATIONS = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
@@ -257,6 +288,19 @@ def test_activate(kernels, n, biased, name):
     expected = ACTIVATIONS[name](torch.from_numpy(x.astype(np.float64) + (0 if bias is None else bias))).numpy()
     assert kernels.activate(x, bias, name) is x
     close(x, expected)
+
+
+@BACKENDS
+@SIZES
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activate_gated(kernels, n, biased, name):
+    x, gate = normal(n, 33), 3 * normal(n, 33, seed=1)
+    bias, gate_bias = (normal(33, seed=2), normal(33, seed=3)) if biased else (None, None)
+    wide = [a.astype(np.float64) + (0 if b is None else b) for a, b in ((x, bias), (gate, gate_bias))]
+    expected = wide[0] * ACTIVATIONS[name](torch.from_numpy(wide[1])).numpy()
+    assert kernels.activate_gated(x, bias, gate, gate_bias, name) is x
+    close(x, expected, 4)
 
 
 @BACKENDS
@@ -431,5 +475,8 @@ def test_warm_up_leaves_nothing_to_compile():
     cpu.layer_norm(x[:, :5], x[0, :5], x[1, :5], 1e-6)
     cpu.add_residual(x, x[::-1].copy(), None)
     cpu.add_layer_norm(x, x[::-1].copy(), x[0], x[1], x[2], 1e-6, x.copy())
+    cpu.add_rms_norm(x, x[::-1].copy(), None, x[1], 1e-6, x.copy())
+    cpu.rotate(x, x[:, :4].copy(), 2)
+    cpu.activate_gated(x, None, x.copy(), None, "relu")
     attention(cpu, x[:, None, :], [(x[:, None, :], x[:, None, :], x[0, :1])], 0)
     assert compiled() == before
