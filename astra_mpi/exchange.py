@@ -1,4 +1,4 @@
-"""The only file that talks MPI in the forward pass, with `mailbox.py` for exchanges that do not wait for everybody.
+"""All that a forward pass exchanges. With its messages (`messages.py`, `mailbox.py`) alone in talking MPI there.
 
 Messages are uint8. Counts and buffers are planned once per shape; bytes and seconds are counted at the call. An
 exchange starts early and is waited for late, so that compute runs in between.
@@ -7,7 +7,6 @@ exchange starts early and is waited for late, so that compute runs in between.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,13 @@ from mpi4py import MPI
 
 from astra_mpi.link import Link, make_link
 from astra_mpi.mailbox import Mailbox
+from astra_mpi.messages import Plan, Requests
 from astra_mpi.missing import Missing
 from astra_mpi.network import REAL, Network
 from astra_mpi.partition import displs
 from astra_mpi.report import Laps
+from astra_mpi.traffic import Traffic, traffic_report
 
-_TAG, _STAMP_TAG = 1, 2
 #: the attribute of a communicator that holds this package's duplicate of it
 _KEY = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, private: private.Free())
 
@@ -35,7 +35,7 @@ class Exchange:
         self._pending: Pending | None = None
         self._plans: dict[tuple[int, ...], Plan | Mailbox] = {}
         self.connect(REAL)
-        self._zero()
+        self.n_started, self.traffic = 0, Traffic()
 
     def connect(self, network: Network) -> None:
         """Collective: from now on, exchanges go over `network`, whose trace begins now."""
@@ -53,33 +53,22 @@ class Exchange:
             now_s = self.clock.latest(self.comm)
             self.link.check(now_s, collective=True)
         self.missing.reset(key, self.network.loss, self.rank, self.size)
-        self._zero()
-
-    def _zero(self) -> None:
-        self.n_started = 0
-        self.contributed_bytes = 0  # what this rank put into the block exchanges
-        self.port_bytes = 0  # what its port received of them, every payload coming to every rank
-        self.paper_bytes = 0.0  # one rank's share of each
-        self.other_bytes = 0  # class tokens and pooling
+        self.n_started, self.traffic = 0, Traffic()
 
     def counted(self) -> list[float]:
         """This rank's counts of the pass, one row of what `report` takes."""
-        sent = self.contributed_bytes, self.port_bytes, self.paper_bytes, self.other_bytes
-        return [*sent, self.clock.speed, *self.missing.counted()]
+        return [*self.traffic.counts(), self.clock.speed, *self.missing.counted()]
 
     def report(self, every: np.ndarray) -> dict[str, Any]:
         """The counts (P, n) of all ranks, and what they were counted on."""
-        contributed, port, paper, other, speed, *missed = every.T
+        sent, speed, missed = np.split(every.T, [4, 5])
         return {
-            "contributed_bytes": [int(n) for n in contributed],
-            "port_bytes": [int(n) for n in port],
-            "paper_bytes": round(float(paper.max())),
-            "other_bytes": int(other.sum()),
+            **traffic_report(sent),
             "network": self.network.text,
             "accounting": self.network.accounting if self.link else None,  # of what the emulated link charges
             "clock": self.clock.name,
-            "speed": [float(factor) for factor in speed],
-            "missing": self.missing.report(np.array(missed)),
+            "speed": [float(factor) for factor in speed[0]],
+            "missing": self.missing.report(missed),
         }
 
     def start(self, message: np.ndarray, counts: Sequence[int], may_miss: bool = False) -> Pending:
@@ -103,9 +92,7 @@ class Exchange:
         plan.start()
         self._pending = Pending(self, plan, counts, may_miss)
         self.n_started += 1
-        self.contributed_bytes += message.nbytes
-        self.port_bytes += sum(counts) - message.nbytes
-        self.paper_bytes += sum(counts) / self.size
+        self.traffic.gathered(counts, self.rank)
         self.laps.mark("exchange")
         return self._pending
 
@@ -144,7 +131,7 @@ class Exchange:
         Every forward pass ends here, so a failure on one rank reaches the others without a collective of its own.
         """
         total = self._reduce(np.append(share.ravel(), np.float32(failed)))
-        self.other_bytes += share.nbytes if self.size > 1 else 0
+        self.traffic.other_bytes += share.nbytes if self.size > 1 else 0
         return total[:-1].reshape(share.shape), total[-1] > 0
 
     def _reduce(self, part: np.ndarray) -> np.ndarray:
@@ -161,24 +148,18 @@ class Exchange:
         return total
 
     def all_reduce(self, share: np.ndarray, class_bytes: int = 0) -> np.ndarray:
-        """Sum `share` (n, D) float32 over ranks: a block exchange, but for the `class_bytes` of class tokens in it.
-
-        A port receives what a ring moves, 2 (P - 1) / P of the payload.
-        """
+        """Sum `share` (n, D) float32 over ranks: a block exchange, but for the `class_bytes` of class tokens in it."""
         if self.size == 1:
             return share
         self.n_started += 1
-        payload = share.nbytes - class_bytes
-        self.contributed_bytes += payload
-        self.other_bytes += class_bytes
-        self.port_bytes += 2 * (self.size - 1) * payload // self.size
-        self.paper_bytes += payload / self.size
+        self.traffic.reduced(share.nbytes - class_bytes, self.size)
+        self.traffic.other_bytes += class_bytes
         return self._reduce(share)
 
     def as_class_bytes(self, n_bytes: int) -> None:
         """Of what this rank contributed last, so many bytes are class tokens': they are counted apart."""
-        self.contributed_bytes -= n_bytes
-        self.other_bytes += n_bytes
+        self.traffic.contributed_bytes -= n_bytes
+        self.traffic.other_bytes += n_bytes
 
     def drain(self, counts: Sequence[int], n_exchanges: int, may_miss: bool = False) -> None:
         """After a failure on this rank: take part in the remaining exchanges, so that no other rank hangs."""
@@ -193,54 +174,6 @@ class Exchange:
         every = np.empty((int(counts.sum()), width), rows.dtype) if self.rank == 0 else None
         self.comm.Gatherv(np.ascontiguousarray(rows), [every, counts * width, displs(counts * width)[:-1], MPI.FLOAT])
         return every
-
-
-class Requests:
-    """MPI requests that end together."""
-
-    def __init__(self, requests: Sequence[MPI.Request]) -> None:
-        self.requests = requests
-
-    def wait(self) -> None:
-        MPI.Request.Waitall(self.requests)
-
-    def test(self) -> bool:
-        return MPI.Request.Testall(self.requests)
-
-
-class Plan(Requests):
-    """Buffers of an all-gather and its persistent requests: one message to and one from every other rank.
-
-    Messages of codes are small enough to leave at once and to be received by the operating system while this rank
-    computes. A collective in rounds would go on only inside MPI calls (docs/log.md has the comparison).
-    """
-
-    def __init__(self, comm: MPI.Comm, counts: Sequence[int], stamped: bool = False) -> None:
-        rank, size = comm.Get_rank(), comm.Get_size()
-        starts = displs(np.array(counts))
-        self.received = np.empty(starts[-1], dtype=np.uint8)
-        self.parts = [self.received[a:b] for a, b in pairwise(starts)]
-        self.stamps = np.full(size, -np.inf)  # when each rank began to send, for the emulated network
-        # nearest neighbours first, so that not all ranks send to the same one
-        sources, targets = ([(rank + i * step) % size for i in range(1, size)] for step in (-1, 1))
-        mine = slice(rank, rank + 1)
-        requests = [comm.Recv_init(self.parts[s], s, _TAG) for s in sources]
-        requests += [comm.Send_init(self.parts[rank], t, _TAG) for t in targets]
-        if stamped:
-            requests += [comm.Recv_init(self.stamps[s : s + 1], s, _STAMP_TAG) for s in sources]
-            requests += [comm.Send_init(self.stamps[mine], t, _STAMP_TAG) for t in targets]
-        super().__init__(requests)
-        self._persistent = requests
-
-    def start(self) -> None:
-        MPI.Prequest.Startall(self._persistent)
-
-    def settle(self) -> None:
-        """All that was started has been waited for."""
-
-    def free(self) -> None:
-        for request in self.requests:
-            request.Free()
 
 
 class Pending:

