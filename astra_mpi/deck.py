@@ -114,7 +114,7 @@ def load_deck(path: str | Path, overrides: Iterable[str] = ()) -> Deck:
     in the deck, at the current folder in overrides. InputError names the key, the file and the cure.
     """
     path = Path(path)
-    given = _given(_read(path), path.absolute().parent, str(path))
+    given = _given(read_tables(path, Deck.__annotations__), path.absolute().parent, str(path))
     for text in overrides:
         given |= _override(text)
     return _deck(given, str(path))
@@ -130,7 +130,8 @@ def _deck(given: Mapping[tuple[str, str], Given], source: str) -> Deck:
     return deck
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def read_tables(path: Path, sections: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The tables of a TOML file; InputError unless it has no others than `sections`."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
@@ -140,7 +141,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     except tomllib.TOMLDecodeError as exc:
         raise InputError(f"{path}: not valid TOML: {exc}") from exc
     for section, keys in tables.items():
-        check_name("section", section, Deck.__annotations__, str(path))
+        check_name("section", section, sections, str(path))
         if not isinstance(keys, dict):
             raise InputError(f"{path}: {section} is not a section; write [{section}] with its keys below")
     return tables

@@ -100,7 +100,7 @@ def describe(hint: Any) -> str:
     if kind is Literal:
         return " or ".join(f'"{word}"' for word in members)
     if kind is tuple:
-        return {float: "a list of numbers", str: "a list of strings"}[members[0]]
+        return {float: "a list of numbers", str: "a list of strings"}.get(members[0], "a list of positive integers")
     words = {Path: "a path", str: "a string", bool: "true or false", int: "an integer", float: "a number"}
     words[Positive] = "a positive integer"
     return words.get(hint, str(hint))

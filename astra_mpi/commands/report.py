@@ -1,0 +1,48 @@
+"""astra-mpi report: one self-contained HTML page about measured runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "report",
+        help="one HTML page with verdict, tables and plots",
+        description="Reads what `bench --json` and `sweep` wrote, and writes one HTML file that needs no network:"
+        " verdict, plots, tables, and what failed. Plots need matplotlib (extra `plot`).",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUNS.json", type=Path, help="of bench or sweep")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="default %(default)s")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also write the plots there, as PNG")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    write_report(args.runs, args.output, args.figures)
+    return 0
+
+
+def write_report(runs: Sequence[Path], output: Path, figures: Path | None = None) -> None:
+    """Without matplotlib the page has a sentence in place of the plots, and stderr has it too."""
+    from astra_mpi.errors import InputError
+    from astra_mpi.plots import draw_all, missing_matplotlib, save_pictures
+    from astra_mpi.report_html import page
+    from astra_mpi.runs import read_runs
+
+    measured = read_runs(runs)
+    lacking = missing_matplotlib()
+    pictures = [] if lacking else draw_all(measured)
+    try:
+        output.write_text(page(measured, pictures, lacking), encoding="utf-8")
+        if figures is not None and not lacking:
+            save_pictures(pictures, figures)
+    except OSError as exc:
+        raise InputError(f"{exc.filename or output} cannot be written ({exc.strerror}); check the folder") from exc
+    if lacking:
+        print(f"astra-mpi: no plots: {lacking}", file=sys.stderr)
+    print(f"{output}: {len(pictures)} plots, {len(measured.runs)} runs")
