@@ -11,8 +11,9 @@ from astra_mpi.work import Cost, RankWork, Transfer, Work
 #: which bytes an exchange is charged for
 ACCOUNTINGS = ("contributed", "port", "paper")
 _KINDS = ("gemm", "attention", "encode", "table", "elements")
-#: speeds of the other kernels over that of GEMM, in the units of `Speeds`; medians of `doctor` on x86-64 with AVX2
-_OVER_GEMM = {"attention": 0.66, "encode": 0.9, "table": 0.14, "elements": 0.02}
+#: speeds of the other kernels over that of GEMM, in the units of `Speeds`; from `doctor` on one core of an x86-64
+#: server CPU with AVX2, rounded
+_OVER_GEMM = {"attention": 0.75, "encode": 0.9, "table": 0.15, "elements": 0.08}
 _BLOCK_S = 1e-4
 #: bandwidths between which a break-even is looked for
 _LOWEST_BPS, _HIGHEST_BPS = 1.0, 1e15
