@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.planner import Setting, plan
+from astra_mpi.plots import missing_matplotlib
 
 LOWEST_BPS, HIGHEST_BPS, POINTS = 1e6, 1e9, 31
 
@@ -29,7 +29,8 @@ def sweep(setting: Setting) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def require_matplotlib() -> None:
     """InputError where it is not installed."""
-    require(find_spec("matplotlib") is not None, "--plot needs matplotlib; run pip install 'astra-mpi[plot]'")
+    missing = missing_matplotlib()
+    require(not missing, f"--plot: {missing}")
 
 
 def draw(path: str, setting: Setting, title: str) -> None:

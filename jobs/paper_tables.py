@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
-from paper_model import MODEL, SWEEPS, deviations, measured_speedups, table
+from paper_model import INPUTS, MODEL, deviations, measured_speedups, table
 
 from astra_mpi.errors import InputError
 from astra_mpi.published import PUBLISHED
@@ -39,21 +38,20 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as exc:
         print(f"paper_tables: error: {exc}", file=sys.stderr)
         return exc.exit_code
-    paper = tomllib.loads(Path(__file__).with_name("paper.toml").read_text(encoding="utf-8")) | PUBLISHED
-    tables = {sweep: table(sweep, paper, rtt_s, measured) for sweep in SWEEPS}
-    lines = [line for sweep in SWEEPS for line in render(sweep, paper[sweep], tables[sweep])]
+    tables = {sweep: table(sweep, rtt_s, measured) for sweep in PUBLISHED}
+    lines = [line for sweep in PUBLISHED for line in render(sweep, PUBLISHED[sweep], tables[sweep])]
     lines += summary(tables)
     print("\n".join(lines))
     if args.json:
-        answer = {"calibration": paper["calibration"], "rtt_s": rtt_s, "tables": tables}
+        answer = {"calibration": INPUTS, "rtt_s": rtt_s, "tables": tables}
         Path(args.json).write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
     if args.markdown:
-        text = "\n".join([*preamble(paper["calibration"], args.rtt), *lines])
+        text = "\n".join([*preamble(args.rtt), *lines])
         Path(args.markdown).write_text(text + "\n", encoding="utf-8")
     return 0
 
 
-def preamble(inputs: dict[str, Any], rtt: str) -> list[str]:
+def preamble(rtt: str) -> list[str]:
     """What the rows mean, and which figures are inputs."""
     return [
         "# Published speed-ups, from the cost model",
@@ -67,10 +65,10 @@ def preamble(inputs: dict[str, Any], rtt: str) -> list[str]:
         "| `published` | arXiv 2505.19342, approx., read off plots |",
         "| `counts` | `docs/planner.md` under the paper's accounting: compute from operation counts, then one local"
         " payload per exchange, no latency."
-        f" One input: one device takes {inputs['one_device_s']} s at 1024 tokens |",
+        f" One input: one device takes {INPUTS['one_device_s']} s at 1024 tokens |",
         "| `fitted` | the same with two more inputs: a multiply-add in attention takes"
-        f" {inputs['attention_factor']} times one in a linear layer, and quantising costs"
-        f" {1e3 * inputs['astra_block_s']:g} ms per block beside its multiply-adds. They were chosen by the published"
+        f" {INPUTS['attention_factor']} times one in a linear layer, and quantising costs"
+        f" {1e3 * INPUTS['astra_block_s']:g} ms per block beside its multiply-adds. They were chosen by the published"
         " curves over ranks and tokens, which no count explains: those two curves are a fit, not a prediction |",
         f"| `switch` | `fitted` with every port receiving P - 1 payloads and a round trip of {rtt}; nothing hidden |",
         "| `virtual clock` | measured: `astra-mpi bench --clock virtual --json FILE`, given as `--measured FILE` |",

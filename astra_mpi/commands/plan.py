@@ -38,10 +38,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from astra_mpi.advice import advice, codec_advice
-    from astra_mpi.curves import draw, require_matplotlib
     from astra_mpi.planner import compare_codecs, plan
 
     if args.plot:
+        from astra_mpi.curves import draw, require_matplotlib
+
         require_matplotlib()
     setting, source = _setting(args)
     answer: dict[str, Any] = {
