@@ -33,7 +33,7 @@ class Exchange:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.missing = missing or Missing()
         self._pending: Pending | None = None
-        self._plans: dict[tuple[int, ...], Plan | Mailbox] = {}
+        self._plans: dict[tuple[tuple[int, ...], bool], Plan | Mailbox] = {}
         self.connect(REAL)
         self.n_started, self.traffic = 0, Traffic()
 
@@ -71,28 +71,30 @@ class Exchange:
             "missing": self.missing.report(missed),
         }
 
-    def start(self, message: np.ndarray, counts: Sequence[int], may_miss: bool = False) -> Pending:
+    def start(
+        self, message: np.ndarray, counts: Sequence[int], may_miss: bool = False, forward: bool = False
+    ) -> Pending:
         """Begin the all-gather of `message`, uint8 (counts[rank],); `counts` (P,) are bytes, the same on all ranks.
 
         One exchange is under way at a time; its receive buffer is valid until the next one starts. may_miss: its end
-        need not wait for what is lost or late.
+        need not wait for what is lost or late. forward: messages go to the ranks behind their sender only.
         """
         if self.link is not None:
             self.link.check(self.clock.now())
-        return self._start(message, counts, may_miss)
+        return self._start(message, counts, may_miss, forward)
 
-    def _start(self, message: np.ndarray, counts: Sequence[int], may_miss: bool) -> Pending:
+    def _start(self, message: np.ndarray, counts: Sequence[int], may_miss: bool, forward: bool) -> Pending:
         counts = tuple(int(n) for n in counts)
         if message.nbytes != counts[self.rank]:
             raise ValueError(f"message of {message.nbytes} bytes, planned {counts[self.rank]}")
-        plan = self._planned(counts, may_miss and self._leaves_early)
+        plan = self._planned(counts, forward, may_miss and self._leaves_early)
         plan.parts[self.rank][:] = message
         if self.link is not None:
-            plan.stamps[self.rank] = self.link.depart(self.clock.now(), counts)
+            plan.stamps[self.rank] = self.link.depart(self.clock.now(), counts, forward)
         plan.start()
-        self._pending = Pending(self, plan, counts, may_miss)
+        self._pending = Pending(self, plan, counts, may_miss, forward)
         self.n_started += 1
-        self.traffic.gathered(counts, self.rank)
+        self.traffic.gathered(counts, self.rank, forward)
         self.laps.mark("exchange")
         return self._pending
 
@@ -101,14 +103,15 @@ class Exchange:
         """A rank goes on while messages are on their way. A virtual clock decides by times, with all messages here."""
         return self.missing.deadline_s is not None and self.clock.name == "wall"
 
-    def _planned(self, counts: tuple[int, ...], leaves_early: bool) -> Plan | Mailbox:
-        if counts not in self._plans or isinstance(self._plans[counts], Mailbox) != leaves_early:
+    def _planned(self, counts: tuple[int, ...], forward: bool, leaves_early: bool) -> Plan | Mailbox:
+        key = counts, forward
+        if key not in self._plans or isinstance(self._plans[key], Mailbox) != leaves_early:
             self._forget()
-            self._plans[counts] = Mailbox(self.comm, counts) if leaves_early else self._plan(counts)
-        return self._plans[counts]
+            self._plans[key] = Mailbox(self.comm, counts, forward) if leaves_early else self._plan(counts, forward)
+        return self._plans[key]
 
-    def _plan(self, counts: tuple[int, ...]) -> Plan:
-        return Plan(self.comm, counts, stamped=self.link is not None)
+    def _plan(self, counts: tuple[int, ...], forward: bool) -> Plan:
+        return Plan(self.comm, counts, stamped=self.link is not None, forward=forward)
 
     def _forget(self) -> None:
         for plan in self._plans.values():
@@ -161,12 +164,12 @@ class Exchange:
         self.traffic.contributed_bytes -= n_bytes
         self.traffic.other_bytes += n_bytes
 
-    def drain(self, counts: Sequence[int], n_exchanges: int, may_miss: bool = False) -> None:
+    def drain(self, counts: Sequence[int], n_exchanges: int, may_miss: bool = False, forward: bool = False) -> None:
         """After a failure on this rank: take part in the remaining exchanges, so that no other rank hangs."""
         if self._pending is not None:
             self._pending.wait()
         while self.n_started < n_exchanges:
-            self._start(np.zeros(counts[self.rank], dtype=np.uint8), counts, may_miss).wait()
+            self._start(np.zeros(counts[self.rank], dtype=np.uint8), counts, may_miss, forward).wait()
 
     def gather_rows(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
         """Rows (n_r, D) float32 of every rank, rank after rank, on rank 0; None elsewhere. Not timed."""
@@ -179,24 +182,27 @@ class Exchange:
 class Pending:
     """An all-gather under way."""
 
-    def __init__(self, exchange: Exchange, plan: Plan | Mailbox, counts: tuple[int, ...], may_miss: bool) -> None:
+    def __init__(
+        self, exchange: Exchange, plan: Plan | Mailbox, counts: tuple[int, ...], may_miss: bool, forward: bool
+    ) -> None:
         self._exchange, self._plan, self._counts = exchange, plan, counts
-        self.may_miss = may_miss
+        self.may_miss, self._forward = may_miss, forward
         self._block = exchange.n_started
         self._start_s = exchange.clock.now()
         #: (P,) ranks whose messages did not come, or not in time; known after `wait`
         self.missing = np.zeros(exchange.size, dtype=bool)
 
     def wait(self) -> list[np.ndarray]:
-        """The messages of all ranks, uint8 views into the receive buffer; undefined where `missing`."""
+        """The messages of all ranks, uint8 views into the receive buffer; undefined where `missing` or not heard."""
         exchange, plan, clock = self._exchange, self._plan, self._exchange.clock
         limit_s = exchange.missing.limit(clock.now()) if self.may_miss else np.inf
         if isinstance(plan, Mailbox):
             plan.limit_s, plan.now = limit_s, clock.now
         clock.wait(plan)
-        arrivals_s = plan.stamps if exchange.link is None else exchange.link.arrivals(plan.stamps, self._counts)
+        link, forward = exchange.link, self._forward
+        arrivals_s = plan.stamps if link is None else link.arrivals(plan.stamps, self._counts, forward)
         if self.may_miss:
-            self.missing, ready_s = exchange.missing.judge(self._block, arrivals_s, limit_s)
+            self.missing, ready_s = exchange.missing.judge(self._block, arrivals_s, limit_s, forward)
         else:
             ready_s = float(arrivals_s.max())
         clock.wait_until(ready_s)
