@@ -87,6 +87,7 @@ class Exchange:
         counts = tuple(int(n) for n in counts)
         if message.nbytes != counts[self.rank]:
             raise ValueError(f"message of {message.nbytes} bytes, planned {counts[self.rank]}")
+        may_miss = may_miss and self.loses
         plan = self._planned(counts, forward, may_miss and self._leaves_early)
         plan.parts[self.rank][:] = message
         if self.link is not None:
