@@ -16,7 +16,7 @@ from astra_mpi.errors import InputError
 from astra_mpi.hf_folder import Tensor, load_settings, open_weights, sha256
 from astra_mpi.modelfile import ModelFile, weight_shapes
 from astra_mpi.models import FAMILIES
-from astra_mpi.models.hf import to_canonical
+from astra_mpi.models.hf import Source, to_canonical
 from astra_mpi.provenance import provenance
 
 
@@ -74,21 +74,20 @@ def _weights(
     folder: Path, family: Any, config: Any, tensors: dict[str, Tensor]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """-> (weights by canonical name, notes)."""
-    weights, unused = {}, dict(tensors)
-    hf_names = family.hf_weights(config)
-    for name, shape in weight_shapes(config).items():
-        tensor = _find(tensors, family, hf_names[name])
-        if tensor is None:
-            raise InputError(
-                f"{folder} has no tensor {hf_names[name]}, which its config.json asks for; download it again"
-            )
-        weights[name] = _canonical(name, shape, tensor)
-        unused.pop(tensor.name)
-    left = sorted(name for name in unused if not name.endswith("position_ids"))  # a constant, not a weight
+    sources = family.hf_weights(config)
+    found = {name: _find(tensors, family, source.name) for name, source in sources.items()}
+    missing = sorted({sources[name].name for name, tensor in found.items() if tensor is None})
+    require(
+        not missing,
+        f"{folder} has no tensor {', '.join(missing)}, which its config.json asks for; download it again",
+    )
+    shapes = weight_shapes(config)
+    weights = {name: _canonical(name, shapes[name], sources[name], t) for name, t in found.items() if t is not None}
+    unused = set(tensors) - {tensor.name for tensor in found.values() if tensor is not None}
+    left = sorted(name for name in unused if not name.endswith(family.hf_constants))
     if not left:
         return weights, []
-    shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
-    return weights, [f"{len(left)} tensors that this model does not use were left out: {shown}"]
+    return weights, [f"{len(left)} tensors that this model does not use were left out: {', '.join(left)}"]
 
 
 def _find(tensors: dict[str, Tensor], family: Any, name: str) -> Tensor | None:
@@ -100,12 +99,12 @@ def _find(tensors: dict[str, Tensor], family: Any, name: str) -> Tensor | None:
     return None
 
 
-def _canonical(name: str, shape: tuple[int, ...], tensor: Tensor) -> np.ndarray:
+def _canonical(name: str, shape: tuple[int, ...], source: Source, tensor: Tensor) -> np.ndarray:
     """A tensor's values in the shape of weight `name`, float32, C-contiguous."""
     wrong = f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, which config.json contradicts"
-    require(math.prod(tensor.shape) == math.prod(shape), wrong)
+    require(math.prod(tensor.shape) == math.prod(shape) * source.n_parts, wrong)
     try:
-        return to_canonical(name, tensor.read(), shape)
+        return to_canonical(name, tensor.read(), shape, source)
     except ValueError as exc:
         raise InputError(wrong) from exc
 

@@ -88,7 +88,8 @@ def token_parallel(job: Job, wire: Wire, strategy: str, exact: bool = False) -> 
     ranks = tuple(_token_rank(job, wire, r) for r in range(job.size))
     transfer = None
     if wire.site and job.size > 1:
-        sent = tuple(-(-job.batch * wire.keys(n) * wire.bits // 8) for n in job.counts)
+        sending = [*job.counts[:-1], 0] if job.shape.causal else job.counts  # nobody sees the last rank's tokens
+        sent = tuple(-(-job.batch * wire.keys(n) * wire.bits // 8) for n in sending)
         paper_bits = job.batch * job.tokens / job.size * wire.bits / wire.tokens_per_key
         transfer = Transfer("gather", sent, paper_bits)
     stage = Stage(job.shape.config.n_layers, ranks, transfer)

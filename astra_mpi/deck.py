@@ -42,8 +42,9 @@ class TaskSection:
 class ParallelSection:
     # what ranks own and exchange: single, sp, tp, segment_means or astra; options may follow, as in "sp:kv:int8"
     strategy: str = "astra"
-    # the cut: "even", "auto" (the ranks' speeds are measured), or one relative speed per rank
-    weights: Literal["even", "auto"] | tuple[float, ...] = "even"
+    # the cut: "even", "auto" (the ranks' speeds are measured), "causal" (for decoders: even in scores), or one relative
+    # speed per rank
+    weights: Literal["even", "auto", "causal"] | tuple[float, ...] = "even"
     backend: Literal["numpy", "reference"] = "numpy"  # which kernels
     counted_keys: bool = True  # remote tokens of equal code share a key (exact)
     remote: Literal["auto", "table", "gemm"] = "auto"  # remote keys from projected codebooks or by GEMM; auto is timed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from astra_mpi.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Block
-from astra_mpi.partition import Layout
+from astra_mpi.partition import Cut, Layout
 from astra_mpi.report import Laps, collect
 from astra_mpi.scratch import Scratch
 from astra_mpi.strategies import STRATEGIES, Parts, Strategy, parse
@@ -34,7 +33,7 @@ class Model:
         file: ModelFile,
         comm: MPI.Comm,
         backend: Backend,
-        weights: Sequence[float] | None = None,
+        weights: Cut = None,
         conditions: Conditions | None = None,
     ) -> None:
         self.comm, self.backend, self.cut_weights = comm, backend, weights
@@ -62,7 +61,8 @@ class Model:
 
     def parts(self, counted_keys: bool = True, remote: str = "auto") -> Parts:
         """What a strategy at work on this model is made from."""
-        own = self.config, self.blocks, self.exchange, self.backend.kernels, self.codec, self.cut_weights
+        speeds = None if isinstance(self.cut_weights, str) else self.cut_weights
+        own = self.config, self.blocks, self.exchange, self.backend.kernels, self.codec, speeds
         return Parts(*own, counted_keys, remote)
 
     def obstacle(self, strategy: str) -> str | None:
@@ -74,13 +74,15 @@ class Model:
         """Run the forward pass; collective, with the same inputs on every rank.
 
         ViT: float32 images already normalised (B, channels, height, width), or uint8 (B, height, width, channels) to be
-        resized and normalised as the model file says -> logits (B, classes). BERT: token ids (B, T) and an optional
-        mask (B, T), 0 = drop -> embeddings (B, D). With `gather`, rank 0 gets (answer, hidden) and the others
-        (answer, None): hidden states (B, n_class + T, D) after the last norm, zero beyond a sequence's end.
+        resized and normalised as the model file says -> logits (B, classes). The others: token ids (B, T) and an
+        optional mask (B, T), 0 = drop -> BERT: embeddings (B, D), GPT-2 and Llama: logits (B, V) after the last token,
+        zeros where there is none. With `gather`, rank 0 gets (answer, hidden) and the others (answer, None): hidden
+        states (B, n_class + T, D) after the last norm, or logits (B, T, V), zero beyond a sequence's end.
         """
         batch = self._prepare(inputs, mask)
         layout = self._layout(batch.lengths)
         self.exchange.reset(self._checksum)
+        self.strategy.turns = self.family.turns(batch)
         self.strategy.begin(layout)
         with self.clock.running():
             self.laps.start()
@@ -96,8 +98,8 @@ class Model:
         return (answer, self._gather(rows, layout)) if gather else answer
 
     def _share(self, batch: Batch, layout: Layout) -> tuple[np.ndarray, np.ndarray, Exception | None]:
-        """-> the rows (n, D) that this rank answers for, its share (B, D) of the pooled ones, and what failed if so."""
-        share = np.zeros((len(batch.lengths), self.config.d_model), np.float32)
+        """-> the rows (n, D) that this rank answers for, its share (B, D or V) of the answer, and what failed if so."""
+        share = np.zeros((len(batch.lengths), self.family.share_width), np.float32)
         try:
             rows = self._forward(batch)
             share = self.family.pool(rows, layout)
@@ -150,16 +152,17 @@ class Model:
         return self._layouts[key]
 
     def _gather(self, rows: np.ndarray, layout: Layout) -> np.ndarray | None:
-        """Hidden states of all ranks on rank 0, (B, n_class + T, D) after the last norm."""
+        """Hidden states after the last norm, or logits, of all ranks on rank 0, (B, n_class + T, D or V)."""
         every = self.exchange.gather_rows(layout.content(rows), layout.token_counts)
         classes, _ = self.exchange.sum(layout.class_share(rows), False)
         if every is None:
             return None
         lengths = layout.lengths
         n_class = layout.n_class
-        hidden = np.zeros((len(lengths), n_class + int(lengths.max(initial=0)), rows.shape[1]), np.float32)
+        final = self.family.final(every[layout.sequence_order])
+        hidden = np.zeros((len(lengths), n_class + int(lengths.max(initial=0)), final.shape[1]), np.float32)
         present = np.arange(hidden.shape[1] - n_class) < lengths[:, None]  # (B, T)
-        hidden[:, n_class:][present] = self.family.final(every[layout.sequence_order])
+        hidden[:, n_class:][present] = final
         if n_class:
             hidden[:, 0] = self.family.final(classes)
         return hidden
@@ -167,7 +170,8 @@ class Model:
     def _report(self, layout: Layout) -> dict[str, Any]:
         latency, counted = collect(self.comm, self.laps.seconds, self.exchange.counted())
         described = self.strategy.describe()
-        weights = "even" if self.cut_weights is None else [float(weight) for weight in self.cut_weights]
+        weights = self.cut_weights or "even"
+        weights = weights if isinstance(weights, str) else [float(weight) for weight in weights]
         return {
             "family": self.config.family,
             "strategy": str(self.strategy.spec),

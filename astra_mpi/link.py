@@ -38,19 +38,25 @@ class Link:
             error.collective = collective
             raise error
 
-    def depart(self, now_s: float, counts: Sequence[int]) -> float:
-        """When this rank begins to send the exchange that it starts at `now_s`; counts (P,) are bytes."""
+    def depart(self, now_s: float, counts: Sequence[int], forward: bool = False) -> float:
+        """When this rank begins to send the exchange that it starts at `now_s`; counts (P,) are bytes.
+
+        forward: it sends to the ranks behind it only.
+        """
         begin = max(now_s, self.sent_s)
         self.sent_s = self._finish(begin, self._charged(counts)[self.rank])
         return begin
 
-    def arrivals(self, departures_s: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        """(P,) when each rank's payload is here, -inf for its own; departures_s (P,), inf: nothing heard of it yet."""
+    def arrivals(self, departures_s: np.ndarray, counts: Sequence[int], forward: bool = False) -> np.ndarray:
+        """(P,) when each rank's payload is here, -inf for its own; departures_s (P,), inf: nothing heard of it yet.
+
+        forward: payloads go to the ranks behind their senders only, and the departures of others are -inf.
+        """
         arrivals_s = np.array(departures_s, dtype=np.float64)
         arrivals_s[self.rank] = -np.inf
         charged = self._charged(counts)
         heard = [s for s in range(self.size) if np.isfinite(departures_s[s])]
-        for sender, crossed_s in self._crossings(heard, departures_s, charged):
+        for sender, crossed_s in self._crossings(heard, departures_s, charged, forward):
             if sender != self.rank:
                 arrivals_s[sender] = crossed_s + self.network.rtt_s / 2
         return arrivals_s
@@ -81,8 +87,12 @@ class Link:
     def _reduction(self, n_bytes: int) -> float:
         return n_bytes / self.size if self.network.accounting == "paper" else n_bytes
 
+    def _copies(self, sender: int, forward: bool) -> int:
+        """Ranks that a payload goes to."""
+        return self.size - 1 - (sender if forward else 0)
+
     def _crossings(
-        self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float]
+        self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float], forward: bool
     ) -> list[tuple[int, float]]:
         """Senders and when their payloads have crossed the network, latency apart."""
         return [(s, self._finish(float(departures_s[s]), charged[s])) for s in heard]
@@ -91,16 +101,16 @@ class Link:
 class Port(Link):
     """A port to a switch, full duplex, that sends a copy to every receiver, the nearest first."""
 
-    def depart(self, now_s: float, counts: Sequence[int]) -> float:
+    def depart(self, now_s: float, counts: Sequence[int], forward: bool = False) -> float:
         begin = max(now_s, self.sent_s)
-        self.sent_s = self._finish(begin, (self.size - 1) * counts[self.rank])
+        self.sent_s = self._finish(begin, self._copies(self.rank, forward) * counts[self.rank])
         return begin
 
     def _reduction(self, n_bytes: int) -> float:
         return 2 * (self.size - 1) * n_bytes / self.size
 
     def _crossings(
-        self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float]
+        self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float], forward: bool
     ) -> list[tuple[int, float]]:
         """Out through the senders' ports, and in through this one in the order in which copies begin to come."""
         copies = []
@@ -119,18 +129,18 @@ class Port(Link):
 class Medium(Link):
     """One medium that carries one message at a time, of ranks in the order in which they start."""
 
-    def depart(self, now_s: float, counts: Sequence[int]) -> float:
+    def depart(self, now_s: float, counts: Sequence[int], forward: bool = False) -> float:
         return now_s  # when it is served is settled by the departures of all
 
     def _crossings(
-        self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float]
+        self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float], forward: bool
     ) -> list[tuple[int, float]]:
         accounting = self.network.accounting
         share = 1 / self.size if accounting == "paper" else 1  # one payload in all
-        copies = self.size - 1 if accounting == "port" else 1
         crossed = []
         for s in sorted(heard, key=lambda s: (departures_s[s], s)):
             begin = max(float(departures_s[s]), self.sent_s)
+            copies = self._copies(s, forward) if accounting == "port" else 1
             mine = (self.rank - s) % self.size if copies > 1 else 1  # copies until this rank has its own
             crossed.append((s, self._finish(begin, mine * share * charged[s])))
             self.sent_s = self._finish(begin, copies * share * charged[s])

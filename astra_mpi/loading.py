@@ -15,6 +15,7 @@ from astra_mpi.conditions import parse_conditions
 from astra_mpi.config import require
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError, collective, same_on_all
+from astra_mpi.models import FAMILIES
 from astra_mpi.partition import cut
 from astra_mpi.strategies import STRATEGIES, parse
 from astra_mpi.threads import set_threads
@@ -49,7 +50,8 @@ def load(
 
     strategy: a name with options, such as "astra", "sp", "sp:kv:int8", "segment_means:8". backend: "numpy" or
     "reference". codebooks: a codebook file for this model, instead of the codebooks inside it. weights: relative
-    speeds of the ranks, for an uneven cut; "auto" measures them, "even" and None cut evenly. counted_keys: let far
+    speeds of the ranks, for an uneven cut; "auto" measures them, "causal" gives every rank the same number of causal
+    scores, "even" and None cut evenly. counted_keys: let far
     tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from
     codes. encoder: "auto" searches codebooks in their subspace where they have one, "exact" in all of the space.
     pooling, normalize: instead of the model's own (BERT). threads: of BLAS and Numba in this process; None leaves
@@ -63,8 +65,9 @@ def load(
     spec = parse(strategy)
     require(encoder in ("auto", "exact"), f"encoder '{encoder}' is unknown; use auto or exact")
     with collective(comm):
-        require(not isinstance(weights, str) or weights in ("auto", "even"), f"weights '{weights}': use even or auto")
-        speeds = None if isinstance(weights, str) else weights
+        known = not isinstance(weights, str) or weights in ("auto", "even", "causal")
+        require(known, f"weights '{weights}': use even, auto, causal, or one number per rank")
+        speeds = None if weights in ("auto", "even") else weights
         cut(np.zeros(1, np.int64), comm.Get_size(), speeds)  # checks them before any work
         conditions = parse_conditions(
             comm.Get_size(),
@@ -84,6 +87,8 @@ def load(
         unknown = [name for name in changes if not hasattr(file.config, name)]
         require(not unknown, f"{path}: a {file.config.family} model has no option {', '.join(unknown)}")
         config = dataclasses.replace(file.config, **changes)
+        causal = FAMILIES[config.family].causal
+        require(causal or weights != "causal", f"{path}: a {config.family} model attends both ways; use weights = even")
         reason = STRATEGIES[spec.name].obstacle(spec, config, codec, comm.Get_size())
         require(reason is None, f"{path} with strategy {spec}: {reason}")
         if codec is not None:

@@ -12,15 +12,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mpi4py import MPI
 
+from astra_mpi.messages import peers
+
 _TAG = 3
 _HEADER = np.dtype([("number", "i8"), ("departure_s", "f8")])
 _POLL_S = 2e-5
 
 
 class Mailbox:
-    """Buffers of an all-gather of `counts` (P,) bytes, and the receive that is posted for every other rank."""
+    """Buffers of an all-gather of `counts` (P,) bytes, and the receive that is posted for every rank that is heard."""
 
-    def __init__(self, comm: MPI.Comm, counts: Sequence[int]) -> None:
+    def __init__(self, comm: MPI.Comm, counts: Sequence[int], forward: bool = False) -> None:
         self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
         self._messages = [np.zeros(_HEADER.itemsize + n, np.uint8) for n in counts]
         self._headers = [message[: _HEADER.itemsize].view(_HEADER) for message in self._messages]
@@ -28,7 +30,7 @@ class Mailbox:
         self.stamps = np.full(self.size, -np.inf)  # when each rank began to send; inf: nothing has come
         self.number = -1  # of the exchange under way
         self.limit_s, self.now = np.inf, time.perf_counter
-        self._others = [r for r in range(self.size) if r != self.rank]
+        self._others, self._targets = peers(self.rank, self.size, forward)
         self._posted: dict[int, MPI.Request] = {}
         self._received = dict.fromkeys(self._others, -1)  # number of the last message of each
         self._sent: list[tuple[MPI.Request, np.ndarray]] = []
@@ -41,9 +43,9 @@ class Mailbox:
         self._headers[self.rank][0] = self.number, departure_s
         self.stamps[self._others] = np.inf
         self._sent = [(request, message) for request, message in self._sent if not request.Test()]
-        for i in range(1, self.size):
+        for target in self._targets:
             message = self._messages[self.rank].copy()  # may still leave when the next exchange starts
-            self._sent.append((self.comm.Isend(message, (self.rank + i) % self.size, _TAG), message))
+            self._sent.append((self.comm.Isend(message, target, _TAG), message))
         self._post()
 
     def test(self) -> bool:

@@ -26,21 +26,31 @@ class Requests:
         return MPI.Request.Testall(self.requests)
 
 
+def peers(rank: int, size: int, forward: bool) -> tuple[list[int], list[int]]:
+    """-> (ranks that this one hears, ranks that hear it), nearest first, so that not all send to the same one.
+
+    forward: only ranks behind the sender need its message, as under causal attention.
+    """
+    sources, targets = ([(rank + i * step) % size for i in range(1, size)] for step in (-1, 1))
+    if forward:
+        return [s for s in sources if s < rank], [t for t in targets if t > rank]
+    return sources, targets
+
+
 class Plan(Requests):
-    """Buffers of an all-gather and its persistent requests: one message to and one from every other rank.
+    """Buffers of an all-gather and its persistent requests: one message to and one from every peer.
 
     Messages of codes are small enough to leave at once and to be received by the operating system while this rank
     computes. A collective in rounds would go on only inside MPI calls (docs/log.md has the comparison).
     """
 
-    def __init__(self, comm: MPI.Comm, counts: Sequence[int], stamped: bool = False) -> None:
+    def __init__(self, comm: MPI.Comm, counts: Sequence[int], stamped: bool = False, forward: bool = False) -> None:
         rank, size = comm.Get_rank(), comm.Get_size()
         starts = displs(np.array(counts))
         self.received = np.empty(starts[-1], dtype=np.uint8)
         self.parts = [self.received[a:b] for a, b in pairwise(starts)]
         self.stamps = np.full(size, -np.inf)  # when each rank began to send, for the emulated network
-        # nearest neighbours first, so that not all ranks send to the same one
-        sources, targets = ([(rank + i * step) % size for i in range(1, size)] for step in (-1, 1))
+        sources, targets = peers(rank, size, forward)
         mine = slice(rank, rank + 1)
         requests = [comm.Recv_init(self.parts[s], s, _TAG) for s in sources]
         requests += [comm.Send_init(self.parts[rank], t, _TAG) for t in targets]

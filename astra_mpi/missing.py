@@ -59,14 +59,20 @@ class Missing:
         draw = np.random.default_rng([self.seed, self._key, block, self.rank]).random(self.size)
         return (draw < self.loss) & (np.arange(self.size) != self.rank)
 
-    def judge(self, block: int, arrivals_s: np.ndarray, limit_s: float) -> tuple[np.ndarray, float]:
+    def judge(
+        self, block: int, arrivals_s: np.ndarray, limit_s: float, forward: bool = False
+    ) -> tuple[np.ndarray, float]:
         """Senders that are missed (P,), and when this rank goes on: with everything it hopes for, or at the limit.
+
+        forward: only the messages of ranks before this one are hoped for.
 
         Without a deadline a loss is noticed at once: nothing is waited for that does not come.
         """
-        lost = self.lost(block)
-        late = ~lost & (arrivals_s > limit_s)
-        self.n_messages += self.size - 1
+        ranks = np.arange(self.size)
+        hoped_for = ranks < self.rank if forward else ranks != self.rank
+        lost = self.lost(block) & hoped_for
+        late = ~lost & hoped_for & (arrivals_s > limit_s)
+        self.n_messages += int(hoped_for.sum())
         self.n_lost += int(lost.sum())
         self.n_late += int(late.sum())
         missed = lost | late

@@ -10,6 +10,9 @@ import numpy as np
 
 from astra_mpi.config import require
 
+#: relative speeds of the ranks, "causal" (see `causal_balanced`), or None for an even cut
+Cut = Sequence[float] | str | None
+
 
 def even(n_tokens: int, size: int) -> np.ndarray:
     """Counts (size,) that differ by at most one, the larger first."""
@@ -120,6 +123,12 @@ class Layout:
         return ranges(starts[:, ranks].ravel(), self.counts[:, ranks].ravel())
 
     @cached_property
+    def last_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sequences whose last content token is on this rank, and its row in each."""
+        here = (self.counts[:, self.rank] > 0) & (self.counts[:, self.rank + 1 :].sum(axis=1) == 0)
+        return np.flatnonzero(here), self.row_offsets[1:][here] - 1
+
+    @cached_property
     def far_ranks(self) -> np.ndarray:
         """Ranks whose tokens this rank attends to through the exchange."""
         ranks = np.arange(self.rank if self.causal else self.size)
@@ -158,9 +167,19 @@ class Layout:
         return sums
 
 
-def cut(lengths: np.ndarray, size: int, weights: Sequence[float] | None = None) -> np.ndarray:
-    """Counts (B, size): every sequence is cut by its own length, evenly or by `weights`."""
-    require(weights is None or len(weights) == size, f"{len(weights or ())} weights for {size} ranks; give one each")
+def cut(lengths: np.ndarray, size: int, weights: Cut = None) -> np.ndarray:
+    """Counts (B, size): every sequence is cut by its own length, evenly, by `weights`, or "causal": causal_balanced."""
+    if isinstance(weights, str):
+        require(weights == "causal", f"weights '{weights}': use causal, or numbers")
+    else:
+        n = size if weights is None else len(weights)
+        require(n == size, f"{n} weights for {size} ranks; give one each")
     distinct, which = np.unique(lengths, return_inverse=True)
-    parts = [even(int(t), size) if weights is None else weighted(int(t), weights) for t in distinct]
+    parts = [_cut_one(int(t), size, weights) for t in distinct]
     return np.array(parts, dtype=np.int64).reshape(len(parts), size)[which]
+
+
+def _cut_one(n_tokens: int, size: int, weights: Cut) -> np.ndarray:
+    if weights is None:
+        return even(n_tokens, size)
+    return causal_balanced(n_tokens, size) if isinstance(weights, str) else weighted(n_tokens, weights)

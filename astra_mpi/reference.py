@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from astra_mpi.reference_far import Far, Means, Quantised, Rounded
 
 Weights = Mapping[str, NDArray[Any]]
+#: families in which a token sees itself and the tokens before it
+DECODERS = ("gpt2", "llama")
 Array = NDArray[Any]
 
 
@@ -26,8 +28,9 @@ Array = NDArray[Any]
 class OracleResult:
     """One sequence's answer. `n_class` is 1 for families or tasks with a class token, else 0."""
 
-    output: Array  # (n_classes,) logits, or (D,) class row or pooled embedding
-    hidden: Array  # (n_class + T, D) after the last block (and the final norm, if any), replicas averaged before it
+    output: Array  # (n_classes,) logits, (D,) class row or pooled embedding; decoders: (V,) logits after the last token
+    hidden: Array  # (n_class + T, D) after the last block (and the final norm, if any), replicas averaged before it;
+    # decoders: (T, V) logits
     codes: list[Array]  # per block (T, C), the codes used; empty without a codec
     flips: int  # given codes, or rounded numbers, that are not the oracle's own choice
     worst_gap: float  # largest excess of a given code's or number's error over the best one's, see `reference_far.py`
@@ -54,7 +57,7 @@ def oracle(
     """Forward pass of one sequence as `size` ranks would compute it; without options, the exact one of one rank.
 
     config, weights: a model's, by the canonical names.
-    tokens: ViT: image (channels, height, width); BERT: ids (n_class + T,), placed at `positions` (default 0, 1, ..).
+    tokens: ViT: image (channels, height, width); others: ids (n_class + T,), placed at `positions` (default 0, 1, ..).
     owner: (T,) the rank, below `size`, that holds each content token; the class token is not counted.
     codec: far tokens are seen through its codebooks. codes: per block (T, C), to be used instead of the oracle's own
     and checked against them.
@@ -70,7 +73,7 @@ def oracle(
     owner, n_ranks = np.asarray(owner, np.int64), 1 if exact else size
     owner = np.zeros_like(owner) if exact else owner
     embedded = _embed(config, weights, tokens, positions)
-    n_class = int(config.family == "vit" or config.pooling in ("cls", "pooler"))
+    n_class = int(config.family == "vit" or getattr(config, "pooling", "mean") in ("cls", "pooler"))
     if len(owner) != len(embedded) - n_class or not np.isin(owner, np.arange(n_ranks)).all():
         raise ValueError(f"owner must name one of {n_ranks} ranks for each of {len(embedded) - n_class} content tokens")
     far: Far | None = None
@@ -78,22 +81,28 @@ def oracle(
         far = Quantised(owner, codec, codes, missing, stand_in)
     elif not exact:
         far = Means(owner, ratio) if ratio else Rounded(owner, wire, gather, seen)
+    if far is not None and config.family in DECODERS:
+        far.look_back(size)
     n_replicas = n_class * n_ranks
     x = np.concatenate([np.repeat(embedded[:n_class], n_ranks, axis=0), embedded[n_class:]])  # (n_replicas + T, D)
     rank = np.concatenate([np.tile(np.arange(n_ranks), n_class), owner])
+    places = np.arange(len(x)) if positions is None else np.asarray(positions)
     for i in range(config.n_layers):
         sub_blocks = parts[i] if parts else None
         if sub_blocks is None:
-            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, far, i)
+            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, places, far, i)
         else:
             columns = np.split(x, size, axis=1)
             heads = config.n_heads // size
             pairs = zip(sub_blocks, columns, strict=True)
-            x = np.concatenate([_block(config, w, heads, part, rank, None, i) for w, part in pairs], axis=1)
+            x = np.concatenate([_block(config, w, heads, part, rank, places, None, i) for w, part in pairs], axis=1)
     averaged = x[:n_replicas].reshape(n_class, n_ranks, x.shape[1]).mean(axis=1)  # (n_class, D)
     hidden = np.concatenate([averaged, x[n_replicas:]])
-    if config.family == "vit":
+    if config.family != "bert":
         hidden = _norm(hidden, weights, "norm", config.norm_eps)
+    if config.family in DECODERS:
+        head = weights["embed.word"].T if config.tied else weights["head.weight"]
+        hidden = hidden @ head.astype(np.float64)
     codes_used = far.codes if isinstance(far, Quantised) else []
     flips, worst_gap = (far.flips, far.worst_gap) if far else (0, 0.0)
     return OracleResult(_head(config, weights, hidden), hidden, codes_used, flips, worst_gap)
@@ -117,13 +126,20 @@ def _embed(config: Any, weights: Weights, tokens: ArrayLike, positions: ArrayLik
         return np.concatenate([w["embed.class"][None], content]) + w["embed.position"]
     ids = np.asarray(tokens)
     places = np.arange(len(ids)) if positions is None else np.asarray(positions)
-    x = w["embed.word"][ids] + w["embed.position"][places] + w["embed.type"][0]
+    if config.family == "llama":
+        return w["embed.word"][ids]
+    x = w["embed.word"][ids] + w["embed.position"][places]
+    if config.family == "gpt2":
+        return x
+    x = x + w["embed.type"][0]
     return _norm(x, w, "embed.norm", config.norm_eps)
 
 
 def _head(config: Any, weights: Weights, hidden: Array) -> Array:
     if config.family == "vit":
         return _linear(hidden[0], weights, "head") if config.n_classes > 0 else hidden[0]
+    if config.family in DECODERS:
+        return hidden[-1] if len(hidden) else np.zeros(hidden.shape[1])
     if config.pooling == "mean":
         output = hidden.mean(axis=0)
     elif config.pooling == "cls":
@@ -133,9 +149,14 @@ def _head(config: Any, weights: Weights, hidden: Array) -> Array:
     return output / np.linalg.norm(output) if config.normalize else output
 
 
-def _block(config: Any, w: Weights, n_heads: int, x: Array, rank: Array, far: Far | None, i: int) -> Array:
-    """Pre-norm (ViT): x + f(norm(x)); post-norm (BERT): norm(x + f(x)). x: (rows, D) on the ranks `rank` (rows,)."""
-    pre_norm = config.family == "vit"
+def _block(
+    config: Any, w: Weights, n_heads: int, x: Array, rank: Array, places: Array, far: Far | None, i: int
+) -> Array:
+    """Pre-norm: x + f(norm(x)); post-norm (BERT): norm(x + f(x)).
+
+    x: (rows, D) on the ranks `rank` (rows,); places: (rows,) positions of a decoder's rows, in their order.
+    """
+    pre_norm = config.family != "bert"
 
     def norm(x: Array, which: str) -> Array:
         return _norm(x, w, which, config.norm_eps)
@@ -143,6 +164,8 @@ def _block(config: Any, w: Weights, n_heads: int, x: Array, rank: Array, far: Fa
     normed = norm(x, "norm1") if pre_norm else x
     q, keys, values = (_linear(normed, w, name) for name in "qkv")
     visible = rank[:, None] == rank[None, :]  # (rows, rows): same rank, exact keys
+    if config.family in DECODERS:
+        visible = np.tril(visible)
     bias = np.zeros(len(x))
     if far is not None:
         content = slice(len(x) - far.n_tokens, None)  # class tokens are never sent
@@ -155,9 +178,18 @@ def _block(config: Any, w: Weights, n_heads: int, x: Array, rank: Array, far: Fa
         keys, values = np.concatenate([keys, k_far]), np.concatenate([values, v_far])
         visible = np.concatenate([visible, far.visible(i, rank)], axis=1)
         bias = np.concatenate([bias, far.bias])
+    if config.family == "llama":
+        angles = frequencies(config, q.shape[1] // n_heads)
+        q = _turned(q, places, angles)
+        keys = _turned(keys, np.resize(places, len(keys)), angles)  # far rows are the same tokens, in the same order
     x = x + _linear(_attention(q, keys, values, visible, bias, n_heads), w, "o")
     x = x if pre_norm else norm(x, "norm1")
-    inner = _activate(_linear(norm(x, "norm2") if pre_norm else x, w, "fc1"), config.activation)
+    entering = norm(x, "norm2") if pre_norm else x
+    inner = _linear(entering, w, "fc1")
+    if config.family == "llama":
+        inner = inner * _activate(_linear(entering, w, "gate"), config.activation)
+    else:
+        inner = _activate(inner, config.activation)
     x = x + _linear(inner, w, "fc2")
     return x if pre_norm else norm(x, "norm2")
 
@@ -165,16 +197,44 @@ def _block(config: Any, w: Weights, n_heads: int, x: Array, rank: Array, far: Fa
 def _attention(q: Array, keys: Array, values: Array, visible: Array, bias: Array, n_heads: int) -> Array:
     """softmax(q k^T / sqrt(d) + bias + mask) v, head by head.
 
-    q (rows, D), keys and values (m, D), visible (rows, m), bias (m,).
+    q (rows, D), keys and values (m, d_kv), visible (rows, m), bias (m,). Several query heads may share a key head.
     """
     d_head = q.shape[1] // n_heads
+    sharers = q.shape[1] // max(keys.shape[1], 1)
     out = np.empty_like(q)
-    for h in range(n_heads):
+    for h in range(n_heads if len(q) else 0):
         head = slice(h * d_head, (h + 1) * d_head)
-        scores = np.where(visible, q[:, head] @ keys[:, head].T / math.sqrt(d_head) + bias, -np.inf)  # (rows, m)
+        read = slice(h // sharers * d_head, (h // sharers + 1) * d_head)
+        scores = np.where(visible, q[:, head] @ keys[:, read].T / math.sqrt(d_head) + bias, -np.inf)  # (rows, m)
         shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-        out[:, head] = shares @ values[:, head] / shares.sum(axis=1, keepdims=True)
+        out[:, head] = shares @ values[:, read] / shares.sum(axis=1, keepdims=True)
     return out
+
+
+def frequencies(config: Any, d_head: int) -> Array:
+    """(d_head / 2,): by how much a rotary model turns each pair from one position to the next."""
+    found = []
+    for pair in range(d_head // 2):
+        frequency = 1 / config.rope_theta ** (2 * pair / d_head)
+        if config.rope_type == "linear":
+            frequency /= config.rope_factor
+        elif config.rope_type == "llama3":
+            wavelength, trained = 2 * math.pi / frequency, config.rope_trained_positions
+            if wavelength > trained / config.rope_low_factor:
+                frequency /= config.rope_factor
+            elif wavelength > trained / config.rope_high_factor:
+                smooth = trained / wavelength - config.rope_low_factor
+                smooth /= config.rope_high_factor - config.rope_low_factor
+                frequency = (1 - smooth) * frequency / config.rope_factor + smooth * frequency
+        found.append(frequency)
+    return np.array(found)
+
+
+def _turned(x: Array, places: Array, angles: Array) -> Array:
+    """Heads of x (rows, ..) at `places` (rows,) as complex pairs (a, a + d/2), turned by angles (d / 2,) per place."""
+    heads = x.reshape(len(x), x.shape[1] // (2 * len(angles)), 2, len(angles))
+    turned = (heads[:, :, 0] + 1j * heads[:, :, 1]) * np.exp(1j * places[:, None] * angles)[:, None]
+    return np.stack([turned.real, turned.imag], axis=2).reshape(x.shape)
 
 
 def _linear(x: Array, weights: Weights, name: str) -> Array:
@@ -182,7 +242,9 @@ def _linear(x: Array, weights: Weights, name: str) -> Array:
 
 
 def _norm(x: Array, weights: Weights, name: str, eps: float) -> Array:
-    """LayerNorm over the last axis."""
+    """LayerNorm over the last axis, or where there is no bias RMSNorm."""
+    if name + ".bias" not in weights:
+        return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weights[name + ".weight"]
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = (centred**2).mean(axis=-1, keepdims=True)
     return centred / np.sqrt(variance + eps) * weights[name + ".weight"] + weights[name + ".bias"]

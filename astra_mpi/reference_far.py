@@ -16,11 +16,16 @@ class Far:
 
     def __init__(self, owner: Array, site: str) -> None:
         self.site = site  # "hidden", "normed", or "kv": called with keys and values
-        self.n_tokens = len(owner)
+        self.token_owner, self.n_tokens = owner, len(owner)
         self.owner = owner  # (m,) the rank that holds each row seen
         self.bias = np.zeros(len(owner))  # (m,) added to the scores of its key
         self.flips = 0
         self.worst_gap = 0.0
+        self.causal, self.heard = False, np.ones(len(owner), bool)
+
+    def look_back(self, size: int) -> None:
+        """From now on, rows see what lower ranks hold only. What the last of `size` ranks would send nobody judges."""
+        self.causal, self.heard = True, self.heard & (self.token_owner < size - 1)
 
     def __call__(self, i: int, *parts: Array) -> list[Array]:
         """Each part (T, width) of block i as other ranks see it, (m, width)."""
@@ -28,6 +33,8 @@ class Far:
 
     def visible(self, i: int, rank: Array) -> Array:
         """(rows, m): what rows on the ranks `rank` (rows,) see in block i, which is what is not their own."""
+        if self.causal:
+            return self.owner[None, :] < rank[:, None]
         return rank[:, None] != self.owner[None, :]
 
 
@@ -66,6 +73,7 @@ class Rounded(Far):
             used = np.rint(rows / step) * step
         if self.given is not None:
             own, used = used, np.asarray(self.given[i], np.float64)
+            used = np.where(self.heard[:, None], used, own)
             self.flips += int((np.abs(used - own) > step / 2).sum())
             excess = np.abs(used - rows) - np.abs(own - rows)
             gaps = excess / np.where(largest > 0, largest, 1)
@@ -88,8 +96,9 @@ class Quantised(Far):
         missing: Sequence[Array] | None = None,
         stand_in: Sequence[Array] | None = None,
     ) -> None:
-        super().__init__(owner if stand_in is None else np.tile(owner, 2), codec.config.site)
-        self.n_tokens = len(owner)
+        super().__init__(owner, codec.config.site)
+        self.owner = owner if stand_in is None else np.tile(owner, 2)
+        self.bias = np.zeros(len(self.owner))
         self.codec, self.given, self.missing, self.stand_in = codec, given, missing, stand_in
         self.codes: list[Array] = []
 
@@ -114,7 +123,10 @@ class Quantised(Far):
             basis = None if book.basis is None else book.basis.astype(np.float64)
             entries = book.entries.astype(np.float64)
             searched = entries if basis is None else entries @ basis  # (C, K, W or d)
-            rows = [self._row(book.kind, entries, searched, basis, row, codes[t]) for t, row in enumerate(part)]
+            rows = [
+                self._row(book.kind, entries, searched, basis, row, codes[t], self.given is not None and self.heard[t])
+                for t, row in enumerate(part)
+            ]
             seen.append(np.reshape(rows, part.shape))
         self.codes.append(used)
         if self.stand_in is not None:
@@ -123,8 +135,19 @@ class Quantised(Far):
             seen = [np.concatenate([rows, np.tile(_entry(book, codes), (len(rows), 1))]) for rows, book, codes in pairs]
         return seen
 
-    def _row(self, kind: str, entries: Array, searched: Array, basis: Array | None, row: Array, codes: Array) -> Array:
-        """Quantise one row (D,) with entries (C, K, W); fills or checks `codes` (C,), returns the approximation (D,).
+    def _row(
+        self,
+        kind: str,
+        entries: Array,
+        searched: Array,
+        basis: Array | None,
+        row: Array,
+        codes: Array,
+        given: bool,
+    ) -> Array:
+        """Quantise one row (D,) with entries (C, K, W); fills `codes` (C,), or checks given ones.
+
+        Returns the approximation (D,).
 
         With a basis (W, d), distances are those of the projections, `searched` (C, K, d) of the entries.
         The gap of a given code is (its distance - the best distance) / (its distance + ||row||^2), between 0 and 1: a
@@ -141,7 +164,7 @@ class Quantised(Far):
             sought = target if basis is None else target @ basis
             distances = ((searched[c] - sought) ** 2).sum(axis=1)  # (K,)
             best = int(distances.argmin())
-            if self.given is None:
+            if not given:
                 codes[c] = best
             elif codes[c] != best:
                 excess = distances[codes[c]] - distances[best]

@@ -15,6 +15,7 @@ from astra_mpi.config import require
 from astra_mpi.deck import Deck
 from astra_mpi.errors import collective
 from astra_mpi.inputs import open_input
+from astra_mpi.models import FAMILIES
 from astra_mpi.progress import Progress
 from astra_mpi.results import Results, finished_summary, write_json
 from astra_mpi.signals import Interrupted, StopRequests
@@ -58,6 +59,10 @@ def run(
 
 def check_task(deck: Deck, config: Any) -> None:
     """InputError if the model cannot do the task."""
+    require(
+        not FAMILIES[config.family].causal,
+        f"task.name = '{deck.task.name}' does not fit {deck.model.path}: a {config.family} model is a decoder",
+    )
     has_classes = bool(getattr(config, "n_classes", 0))
     require(
         has_classes == (deck.task.name == "classify"),

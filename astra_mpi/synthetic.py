@@ -12,7 +12,7 @@ from astra_mpi.config import require
 def random_batch(
     config: Any, batch: int, n_tokens: int | None = None, *, seed: int = 0, ragged: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Inputs and mask of `batch` sequences for a ViT or BERT config.
+    """Inputs and mask of `batch` sequences for a config.
 
     Images are N(0, 1) float32 (B, channels, height, width); ids are uniform (B, n_tokens). `ragged`: the lengths fall
     from n_tokens to 1, so that some sequences are shorter than the number of ranks.

@@ -72,7 +72,7 @@ class ChosenExchange(Exchange):
 
     way = "messages"
 
-    def _plan(self, counts: tuple[int, ...]) -> Plan:
+    def _plan(self, counts: tuple[int, ...], forward: bool) -> Plan:
         plan = WAYS[self.way](self.comm, counts)
         assert isinstance(self.laps, TestingLaps)
         self.laps.under_way = plan

@@ -46,8 +46,8 @@ def torch_twin(config, weights):
 
         path = Path(folder) / "model.safetensors"
         stored = load_file(path)
-        for name, hf_name in ViT.hf_weights(config).items():
-            key = hf_name if hf_name in stored else ViT.hf_prefix + hf_name
+        for name, source in ViT.hf_weights(config).items():
+            key = source.name if source.name in stored else ViT.hf_prefix + source.name
             array = weights[name].T if name.endswith(".weight") and weights[name].ndim == 2 else weights[name]
             stored[key] = np.ascontiguousarray(array.reshape(stored[key].shape))
         save_file(stored, path, metadata={"format": "pt"})

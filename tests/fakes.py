@@ -7,6 +7,8 @@ from astra_mpi.config import CodecConfig
 from astra_mpi.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.bert import BertConfig
+from astra_mpi.models.gpt2 import GPT2Config
+from astra_mpi.models.llama import LlamaConfig
 from astra_mpi.models.vit import ViTConfig
 
 
@@ -19,6 +21,17 @@ def vit_config(grid=(3, 5), **changes):
 def bert_config(**changes):
     settings = dict(d_model=24, n_heads=3, n_kv_heads=3, n_layers=2, d_ff=40, activation="gelu", norm_eps=1e-12)
     return BertConfig(**settings | dict(vocab_size=50, max_positions=40) | changes)
+
+
+def gpt2_config(**changes):
+    settings = dict(d_model=24, n_heads=3, n_kv_heads=3, n_layers=2, d_ff=40, activation="gelu_tanh", norm_eps=1e-5)
+    return GPT2Config(**settings | dict(vocab_size=53, max_positions=40) | changes)
+
+
+def llama_config(**changes):
+    """Three query heads per key head."""
+    settings = dict(d_model=24, n_heads=6, n_kv_heads=2, n_layers=2, d_ff=37, activation="silu", norm_eps=1e-5)
+    return LlamaConfig(**settings | dict(vocab_size=53, max_positions=40) | changes)
 
 
 def random_weights(config, seed=0):

@@ -31,7 +31,8 @@ def save_random(folder, kind, config, seed=0):
     import transformers
 
     torch.manual_seed(seed)
-    config_class = transformers.ViTConfig if kind.startswith("ViT") else transformers.BertConfig
+    family = next(name for name in ("ViT", "Bert", "GPT2", "Llama") if kind.startswith(name))
+    config_class = getattr(transformers, f"{family}Config")
     model = getattr(transformers, kind)(config_class(**config)).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # 0.3: attention is far from uniform
@@ -46,7 +47,7 @@ def outputs(model, **inputs):
 
     with torch.no_grad():
         given = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        return {name: value.numpy() for name, value in model(**given).items()}
+        return {name: value.numpy() for name, value in model(**given).items() if torch.is_tensor(value)}
 
 
 def on_rank_0(comm, make):
@@ -123,6 +124,33 @@ def check_bert(comm, folder, config, mask, pooling, strategy, seed=0):
         close(answer, {"mean": means, "cls": rows[:, 0], "pooler": want["pooler_output"]}[pooling])
 
 
+def check_decoder(comm, folder, kind, config, mask, strategy, seed=0):
+    """Collective: logits after the last kept token, and those of all, equal those of `transformers`."""
+    ids = np.random.default_rng(seed).integers(0, config["vocab_size"], mask.shape)
+
+    def make():
+        theirs = save_random(folder / "hf", kind, config, seed)
+        write_model(folder / "model.h5", convert(folder / "hf")[0])
+        return logits(theirs, ids, mask)
+
+    want = on_rank_0(comm, make)
+    model = astra_mpi.load(str(folder / "model.h5"), comm=comm, strategy=strategy)
+    answer, every = model(ids, mask, gather=True)
+    if comm.rank == 0:
+        for kept, theirs, ours, last in zip(mask, want, every, answer, strict=True):
+            close(ours[: kept.sum()], theirs[kept])
+            close(last, theirs[kept][-1])
+
+
+def logits(theirs, ids, mask):
+    """(B, T, V). Tokens keep their positions, whatever is masked; a bare model has its embedding for a head."""
+    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).copy()
+    out = outputs(theirs, input_ids=ids, attention_mask=mask.astype(np.int64), position_ids=positions)
+    if "logits" in out:
+        return out["logits"]
+    return out["last_hidden_state"] @ theirs.get_input_embeddings().weight.detach().numpy().T
+
+
 # --- at every number of ranks --------------------------------------------------------------------------------------
 
 VITS = {
@@ -155,6 +183,31 @@ def test_vit(comm, mpi_tmp_path, case, strategy):
 def test_bert(comm, mpi_tmp_path, case, strategy):
     pooling, mask, activation = BERTS[case]
     check_bert(comm, Path(mpi_tmp_path), BERT | dict(hidden_act=activation), mask, pooling, strategy)
+
+
+GPT2 = dict(bos_token_id=0, eos_token_id=0, n_embd=15, n_head=3, n_layer=2, n_positions=20, vocab_size=53)
+LLAMA = dict(hidden_size=24, num_attention_heads=6, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=37)
+LLAMA |= dict(vocab_size=53, max_position_embeddings=20, rms_norm_eps=1e-5)
+LLAMA3 = dict(rope_type="llama3", rope_theta=100.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
+LLAMA3 |= dict(original_max_position_embeddings=16)
+DECODERS = {
+    "gpt2": ("GPT2LMHeadModel", GPT2, RIGHT),
+    "gpt2-untied": ("GPT2LMHeadModel", GPT2 | dict(tie_word_embeddings=False, n_inner=11), HOLES),
+    "gpt2-bare": ("GPT2Model", GPT2 | dict(activation_function="gelu"), np.ones((2, 1), bool)),
+    "llama": ("LlamaForCausalLM", LLAMA, RIGHT),
+    "llama-tied": ("LlamaForCausalLM", LLAMA | dict(tie_word_embeddings=True, num_key_value_heads=6), LEFT),
+    "llama-3": ("LlamaForCausalLM", LLAMA | dict(rope_parameters=LLAMA3, num_key_value_heads=1), RIGHT),
+    "llama-biased": ("LlamaForCausalLM", LLAMA | dict(attention_bias=True, mlp_bias=True), HOLES),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("strategy", ["single", "sp"])
+@pytest.mark.parametrize("case", DECODERS)
+def test_decoder(comm, mpi_tmp_path, case, strategy):
+    kind, config, mask = DECODERS[case]
+    mask = mask | (np.arange(mask.shape[1]) == 0)  # transformers has no answer for a query that sees nothing
+    check_decoder(comm, Path(mpi_tmp_path), kind, config, mask, strategy)
 
 
 @pytest.mark.mpi
@@ -241,3 +294,31 @@ def test_random_bert(tmp_path_factory, shape, n_types, pooling, lengths, seed):
     mask[:, 1:] &= np.random.default_rng(seed).random((len(lengths), max(lengths) - 1)) < 0.8
     config = BERT | shape | dict(type_vocab_size=n_types)
     check_bert(MPI.COMM_SELF, tmp_path_factory.mktemp("bert"), config, mask, pooling, "single", seed)
+
+
+@st.composite
+def decoders(draw):
+    """(class, config)"""
+    tied, vocab, layers = draw(st.booleans()), draw(st.integers(2, 70)), draw(st.integers(1, 3))
+    positions = dict(vocab_size=vocab, tie_word_embeddings=tied)
+    n_heads = draw(st.integers(1, 4))
+    if draw(st.booleans()):
+        width = n_heads * draw(st.integers(1, 9))
+        act = draw(st.sampled_from(["gelu_new", "gelu", "relu"]))
+        sizes = dict(n_embd=width, n_head=n_heads, n_layer=layers, n_positions=20, n_inner=draw(st.integers(1, 40)))
+        return "GPT2LMHeadModel", positions | sizes | dict(activation_function=act)
+    sharers = draw(st.integers(1, 3))
+    rope = dict(rope_type="default", rope_theta=draw(st.sampled_from([50.0, 10000.0])))
+    if kind := draw(st.sampled_from(["", "linear", "llama3"])):
+        rope |= (LLAMA3 if kind == "llama3" else {}) | dict(rope_type=kind, factor=draw(st.floats(1, 9)))
+    config = LLAMA | positions | dict(num_hidden_layers=layers, rope_parameters=rope)
+    config |= dict(num_attention_heads=n_heads * sharers, num_key_value_heads=n_heads)
+    config |= dict(hidden_size=n_heads * sharers * 2 * draw(st.integers(1, 4)), attention_bias=draw(st.booleans()))
+    return "LlamaForCausalLM", config | dict(mlp_bias=draw(st.booleans()), intermediate_size=draw(st.integers(1, 40)))
+
+
+@FEW
+@given(decoder=decoders(), lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_random_decoder(tmp_path_factory, decoder, lengths, seed):
+    mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+    check_decoder(MPI.COMM_SELF, tmp_path_factory.mktemp("decoder"), *decoder, mask, "single", seed)

@@ -15,7 +15,8 @@ def add_parser(subparsers: Any) -> None:
         "init",
         help="a randomly initialised model of a named shape",
         description="Makes a model with random weights and codebooks fitted to its own activations on random input,"
-        " for latency work: vit-tiny, vit-base, bert-tiny, bert-base.",
+        " for latency work: vit-tiny, vit-base, bert-tiny, bert-base, gpt2-tiny, gpt2, gpt2-medium, llama-tiny,"
+        " llama-3.2-1b, llama-3-8b.",
     )
     parser.add_argument("preset", metavar="PRESET", help="name of a shape")
     parser.add_argument("output", metavar="OUT.h5", help="model file to write")
@@ -33,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     from astra_mpi.threads import set_threads
 
     set_threads()
-    codec = codec_config(args)
     config = preset_config(args.preset, args.tokens)
+    codec = codec_config(args, config.family)
     bar = Progress(config.n_layers * (2 if codec.site == "kv" else 1), unit="codebook")
     model = random_model(config, codec, args.seed, lambda done, total: bar.advance(1))
     bar.close()

@@ -62,7 +62,7 @@ def _names(text: str) -> list[str]:
 
 
 def _weights(text: str) -> str | list[float]:
-    return text if text in ("auto", "even") else _numbers(text)
+    return text if text in ("auto", "even", "causal") else _numbers(text)
 
 
 def _numbers(text: str) -> list[float]:

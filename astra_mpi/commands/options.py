@@ -21,16 +21,18 @@ def add_codec_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--encoder", default="auto", help="exact, subspace, or auto: a subspace where it saves at most 1%% in error"
     )
-    group.add_argument("--site", default="hidden", help="what is sent: hidden, normed or kv (default %(default)s)")
+    group.add_argument("--site", help="what is sent: hidden, normed or kv (default hidden, for Llama kv)")
 
 
-def codec_config(args: argparse.Namespace) -> CodecConfig:
-    """The options as a config; InputError on values that do not exist or do not go together."""
+def codec_config(args: argparse.Namespace, family: str) -> CodecConfig:
+    """The options as a config for a model of `family`; InputError on values that do not exist or go together."""
     from astra_mpi.config import CodecConfig, require
+    from astra_mpi.models import FAMILIES
 
     require(args.groups is None or args.kind == "grouped", "--groups is for --kind grouped; use --stages or that kind")
     require(
         args.stages is None or args.kind == "residual", "--stages is for --kind residual; use --groups or that kind"
     )
     counts = {name: value for name in ("groups", "stages") if (value := getattr(args, name)) is not None}
-    return CodecConfig(site=args.site, kind=args.kind, codebook_size=args.codebook_size, encoder=args.encoder, **counts)
+    site = args.site or FAMILIES[family].default_site
+    return CodecConfig(site=site, kind=args.kind, codebook_size=args.codebook_size, encoder=args.encoder, **counts)

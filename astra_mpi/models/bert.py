@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.models.batch import Batch, pack_ids
-from astra_mpi.models.block import Recipe, Shapes, Weights, block_shapes
-from astra_mpi.models.hf import activation, map_names
+from astra_mpi.models.block import Recipe, Shapes, block_shapes
+from astra_mpi.models.family import Family
+from astra_mpi.models.hf import Source, activation, map_names
 from astra_mpi.partition import Layout
 
 POOLINGS = ("mean", "cls", "pooler")
@@ -51,15 +51,12 @@ class BertConfig(ModelConfig):
         return 0 if self.pooling == "mean" else 1
 
 
-class Bert:
+class Bert(Family):
     """Embedding, pooling and head; the blocks are shared (`Block`)."""
 
     Config = BertConfig
     recipe = Recipe(norm_first=False)
-    causal = False
-
-    def __init__(self, config: BertConfig, weights: Weights, kernels: ModuleType) -> None:
-        self.config, self.w, self.kernels = config, weights, kernels
+    config: BertConfig
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:
         """Token ids (B, T) and mask (B, T), 0 = drop -> packed batch. InputError on ids out of range or too long."""
@@ -104,7 +101,7 @@ class Bert:
         }
         if config.has_pooler:
             shapes |= {"pooler.weight": (d, d), "pooler.bias": (d,)}
-        return shapes | block_shapes(config)
+        return shapes | block_shapes(config, Bert.recipe)
 
     @staticmethod
     def from_hf(hf: dict[str, Any]) -> BertConfig:
@@ -128,8 +125,8 @@ class Bert:
     hf_prefix = "bert."
 
     @staticmethod
-    def hf_weights(config: BertConfig) -> dict[str, str]:
-        """Canonical name -> Hugging Face name without `hf_prefix`."""
+    def hf_weights(config: BertConfig) -> dict[str, Source]:
+        """Canonical name -> Hugging Face tensor."""
         names = {
             "embed.word": "embeddings.word_embeddings.weight",
             "embed.position": "embeddings.position_embeddings.weight",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -16,23 +17,31 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where a block normalises: before attention and MLP (`norm_first`), or after each residual sum."""
+    """What blocks of a family are made of."""
 
-    norm_first: bool
+    norm_first: bool  # normalised before attention and MLP, or after each residual sum
+    rms: bool = False  # RMSNorm without a bias, else LayerNorm
+    gated: bool = False  # MLP: (x W_fc1) * act(x W_gate), else act(x W_fc1)
+    rotary: bool = False  # queries and keys are turned by their positions (RoPE)
 
 
-def block_shapes(config: ModelConfig, qkv_bias: bool = True) -> Shapes:
-    """Names and shapes of the weights of all blocks; linear layers are (in, out)."""
+def block_shapes(config: ModelConfig, recipe: Recipe | None = None, unbiased: Collection[str] = ()) -> Shapes:
+    """Names and shapes of the weights of all blocks; linear layers are (in, out), those `unbiased` have no bias."""
+    recipe = recipe or Recipe(norm_first=True)
     d, kv, f = config.d_model, config.d_kv, config.d_ff
     linears = {"q": (d, d), "k": (d, kv), "v": (d, kv), "o": (d, d), "fc1": (d, f), "fc2": (f, d)}
+    if recipe.gated:
+        linears["gate"] = (d, f)
     shapes: Shapes = {}
     for i in range(config.n_layers):
         for name, shape in linears.items():
             shapes[f"blocks.{i}.{name}.weight"] = shape
-            if qkv_bias or name not in "qkv":
+            if name not in unbiased:
                 shapes[f"blocks.{i}.{name}.bias"] = shape[1:]
         for name in ("norm1", "norm2"):
-            shapes[f"blocks.{i}.{name}.weight"] = shapes[f"blocks.{i}.{name}.bias"] = (d,)
+            shapes[f"blocks.{i}.{name}.weight"] = (d,)
+            if not recipe.rms:
+                shapes[f"blocks.{i}.{name}.bias"] = (d,)
     return shapes
 
 
@@ -66,8 +75,10 @@ class Block:
         return self.b_qkv[self.config.d_model :]
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        out = self.scratch("normed", *x.shape)
-        return self.kernels.layer_norm(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"], self.config.norm_eps, out)
+        out, weight, eps = self.scratch("normed", *x.shape), self.w[f"{name}.weight"], self.config.norm_eps
+        if self.recipe.rms:
+            return self.kernels.rms_norm(x, weight, eps, out)
+        return self.kernels.layer_norm(x, weight, self.w[f"{name}.bias"], eps, out)
 
     def attention_input(self, x: np.ndarray) -> np.ndarray:
         """x (n, D) -> what the attention projects (n, D)."""
@@ -79,6 +90,11 @@ class Block:
         qkv += self.b_qkv
         return qkv[:, : self.config.d_model], qkv[:, self.config.d_model :]
 
+    def turn(self, turns: np.ndarray) -> None:
+        """Turn the queries and keys that `queries_keys_values` gave last, in place: turns (n, d_head) of their rows."""
+        qkv = self.scratch("qkv", len(turns), self.w_qkv.shape[1])
+        self.kernels.rotate(qkv, turns, self.config.n_heads + self.config.n_kv_heads)
+
     def keys_values(self, h: np.ndarray) -> np.ndarray:
         """h (n, D) -> [K | V] (n, 2 d_kv), a new array."""
         return h @ self.w_kv + self.b_kv
@@ -87,12 +103,20 @@ class Block:
         """Block input x (n, D) and attention result (n, D) -> block output, in x."""
         norm_first = self.recipe.norm_first
         h = self._add_norm(x, attended, "o", "norm2" if norm_first else "norm1")
-        inner = self._product(h, self.w["fc1.weight"], "inner")
-        self.kernels.activate(inner, self.w["fc1.bias"], self.config.activation)  # (n, d_ff), in place
+        inner = self._mlp(h)
         if not norm_first:
             return self._add_norm(x, inner, "fc2", "norm2")
         y = self._product(inner, self.w["fc2.weight"], "product")
-        return self.kernels.add_residual(x, y, self.w["fc2.bias"])
+        return self.kernels.add_residual(x, y, self.w.get("fc2.bias"))
+
+    def _mlp(self, h: np.ndarray) -> np.ndarray:
+        """h (n, D) -> inner activations (n, d_ff)."""
+        inner = self._product(h, self.w["fc1.weight"], "inner")
+        bias, act = self.w.get("fc1.bias"), self.config.activation
+        if self.recipe.gated:
+            gate = self._product(h, self.w["gate.weight"], "gate")
+            return self.kernels.activate_gated(inner, bias, gate, self.w.get("gate.bias"), act)
+        return self.kernels.activate(inner, bias, act)
 
     def _add_norm(self, x: np.ndarray, inner: np.ndarray, linear: str, norm: str) -> np.ndarray:
         return self.add_norm(x, self._product(inner, self.w[f"{linear}.weight"], "product"), linear, norm)
@@ -103,9 +127,10 @@ class Block:
         The sum itself is kept, in x, only when blocks normalise first.
         """
         total, other, out = (x, y, self.scratch("normed", *x.shape)) if self.recipe.norm_first else (y, x, x)
-        weight, bias = self.w[f"{norm}.weight"], self.w[f"{norm}.bias"]
-        add_norm = self.kernels.add_layer_norm
-        return add_norm(total, other, self.w[f"{linear}.bias"], weight, bias, self.config.norm_eps, out)
+        bias, weight, eps = self.w.get(f"{linear}.bias"), self.w[f"{norm}.weight"], self.config.norm_eps
+        if self.recipe.rms:
+            return self.kernels.add_rms_norm(total, other, bias, weight, eps, out)
+        return self.kernels.add_layer_norm(total, other, bias, weight, self.w[f"{norm}.bias"], eps, out)
 
     def _product(self, x: np.ndarray, weight: np.ndarray, name: str) -> np.ndarray:
         """x @ weight, in the scratch buffer of this name."""

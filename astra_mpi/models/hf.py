@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import numpy as np
 
+from astra_mpi.config import require
 from astra_mpi.models.block import Shapes
 
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -14,27 +18,43 @@ def activation(name: str) -> str:
     return _ACTIVATIONS.get(name, name)
 
 
-def map_names(shapes: Shapes, names: dict[str, str], block: dict[str, str], prefix: str) -> dict[str, str]:
-    """Canonical -> foreign names: `names` for whole names or layers, `block` for layers of block i at `prefix`."""
+class Source(NamedTuple):
+    """Where a weight comes from: a Hugging Face tensor, or one of equal parts of its last axis."""
+
+    name: str  # without the family's prefix
+    part: int = 0
+    n_parts: int = 1
+    in_out: bool = False  # a linear layer stored (in, out); they are (out, in) as a rule
+
+
+def check_architecture(hf: dict[str, Any], supported: Sequence[str]) -> None:
+    """InputError where config.json names another architecture than those `supported`."""
+    for name in hf.get("architectures", []):
+        require(name in supported, f"architecture '{name}' is not supported; use one of {', '.join(supported)}")
+
+
+def map_names(shapes: Shapes, names: dict[str, str], block: dict[str, str], prefix: str) -> dict[str, Source]:
+    """Canonical names -> sources: `names` for whole names or layers, `block` for layers of block i at `prefix`."""
     mapped = {}
     for name in shapes:
         layer, _, part = name.rpartition(".")
         if name.startswith("blocks."):
             _, i, layer = layer.split(".", 2)
-            mapped[name] = f"{prefix.format(i)}.{block[layer]}.{part}"
+            mapped[name] = Source(f"{prefix.format(i)}.{block[layer]}.{part}")
         else:
-            mapped[name] = names[name] if name in names else f"{names[layer]}.{part}"
+            mapped[name] = Source(names[name] if name in names else f"{names[layer]}.{part}")
     return mapped
 
 
-def to_canonical(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A Hugging Face tensor as weight `name` of this shape: linear layers and patch projections become (in, out).
+def to_canonical(name: str, array: np.ndarray, shape: tuple[int, ...], source: Source) -> np.ndarray:
+    """The tensor of `source` as weight `name` of this shape: linear layers and patch projections become (in, out).
 
     Linear layers are those whose canonical name ends in ".weight"; embeddings and class tokens lose leading 1s.
     ValueError if the sizes do not fit.
     """
+    array = np.split(array, source.n_parts, axis=-1)[source.part]
     if name.endswith(".weight") and array.ndim >= 2:
-        array = array.reshape(array.shape[0], -1).T
+        array = array if source.in_out else array.reshape(array.shape[0], -1).T
         if array.shape != shape:
             raise ValueError(f"{array.shape} is not {shape}")
     return np.ascontiguousarray(array.reshape(shape))

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.models.batch import Batch
-from astra_mpi.models.block import Recipe, Shapes, Weights, block_shapes
-from astra_mpi.models.hf import activation, map_names
+from astra_mpi.models.block import Recipe, Shapes, block_shapes
+from astra_mpi.models.family import Family
+from astra_mpi.models.hf import Source, activation, map_names
 from astra_mpi.partition import Layout
 
 
@@ -52,15 +52,12 @@ class ViTConfig(ModelConfig):
         return 1
 
 
-class ViT:
+class ViT(Family):
     """Embedding and head; the blocks are shared (`Block`)."""
 
     Config = ViTConfig
     recipe = Recipe(norm_first=True)
-    causal = False
-
-    def __init__(self, config: ViTConfig, weights: Weights, kernels: ModuleType) -> None:
-        self.config, self.w, self.kernels = config, weights, kernels
+    config: ViTConfig
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:
         """Normalised float32 images (B, channels, height, width) -> batch of patches. InputError on another shape."""
@@ -117,7 +114,7 @@ class ViT:
         }
         if config.n_classes:
             shapes |= {"head.weight": (d, config.n_classes), "head.bias": (config.n_classes,)}
-        return shapes | block_shapes(config, config.qkv_bias)
+        return shapes | block_shapes(config, ViT.recipe, () if config.qkv_bias else "qkv")
 
     @staticmethod
     def from_hf(hf: dict[str, Any]) -> ViTConfig:
@@ -144,8 +141,8 @@ class ViT:
     hf_prefix = "vit."
 
     @staticmethod
-    def hf_weights(config: ViTConfig) -> dict[str, str]:
-        """Canonical name -> Hugging Face name without `hf_prefix`."""
+    def hf_weights(config: ViTConfig) -> dict[str, Source]:
+        """Canonical name -> Hugging Face tensor."""
         names = {
             "embed.patch.weight": "embeddings.patch_embeddings.projection.weight",
             "embed.patch.bias": "embeddings.patch_embeddings.projection.bias",

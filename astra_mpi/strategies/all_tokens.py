@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from astra_mpi.attention import Attention
 from astra_mpi.models.block import Block
-from astra_mpi.partition import Layout
+from astra_mpi.partition import Cut, Layout
 from astra_mpi.strategies.base import Strategy, on_rank_0
 
 
@@ -18,7 +17,7 @@ class AllTokens(Strategy):
 
     _whole: Layout
 
-    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Sequence[float] | None) -> Layout:
+    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut) -> Layout:
         return on_rank_0(lengths, self.exchange, n_class, causal)
 
     def begin(self, layout: Layout) -> None:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.codec.tables import distinct
@@ -17,7 +18,7 @@ from astra_mpi.config import ModelConfig
 from astra_mpi.errors import AstraError
 from astra_mpi.exchange import Pending
 from astra_mpi.partition import Layout, displs
-from astra_mpi.strategies.base import Parts
+from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
@@ -35,8 +36,9 @@ class Astra(TokenParallel):
         self.codec = parts.codec
         self.site = self.codec.config.site
         self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, parts.remote)
-        # one code fixes a far token's key and value only where the finished table row does
-        self.counted_keys = parts.counted_keys and all(table.rows is not None for table in self.remote.tables)
+        # one code fixes a far token's key and value only where the finished table row does, and positions do not
+        rows = all(table.rows is not None for table in self.remote.tables)
+        self.counted_keys = parts.counted_keys and rows and not recipe_of(self.config).rotary
         self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(self.blocks)
         self.missing = np.zeros((len(self.blocks), self.exchange.size), dtype=bool)  # (L, P): did not come from P
         self.mean_codes = [self._mean_codes(i) for i in range(len(self.blocks))]  # (1, C) each
@@ -52,7 +54,7 @@ class Astra(TokenParallel):
         codes = self.codec.blocks[i].encode(payload, self.kernels)  # (n_r, C)
         message = self.kernels.pack(codes, self.codec.config.bits)
         self.laps.mark("encode")
-        return self.exchange.start(message, self.counts, self.may_miss)
+        return self.start(message)
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
         messages = pending.wait()
@@ -62,7 +64,7 @@ class Astra(TokenParallel):
         far = self.codes[i][index]  # (m, C)
         if self.counted_keys:
             return self._counted(i, far, offsets)
-        return FarKeys(self.remote.tables[i].far_kv(far, self.kernels), offsets)
+        return FarKeys(self.remote.tables[i].far_kv(far, self.kernels), offsets, tokens=index)
 
     def _far(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the far tokens of block i lie in the gathered ones, and where each sequence's begin among them."""
@@ -72,15 +74,20 @@ class Astra(TokenParallel):
         return planned.far_index, planned.far_offsets
 
     def _unpack(self, i: int, messages: list[np.ndarray]) -> np.ndarray:
-        """The messages of all ranks -> codes of all tokens (sum n_r, C), rank after rank; missing ones the mean's."""
-        config = self.codec.config
-        counts = self.planned.token_counts
-        parts = [
-            self.mean_codes[i].repeat(int(n), axis=0)
-            if missed
-            else self.kernels.unpack(message, int(n), config.codes_per_token, config.bits)
-            for message, n, missed in zip(messages, counts, self.missing[i], strict=True)
-        ]
+        """The messages of all ranks -> codes of all tokens (sum n_r, C), rank after rank; missing ones the mean's.
+
+        Those that this rank does not hear of are zeros.
+        """
+        config, planned = self.codec.config, self.planned
+        counts = planned.token_counts
+        parts = []
+        for rank, (message, n) in enumerate(zip(messages, counts, strict=True)):
+            if self.missing[i, rank]:
+                parts.append(self.mean_codes[i].repeat(int(n), axis=0))
+            elif rank in planned.far_ranks or (rank == planned.rank and self.counts[rank]):
+                parts.append(self.kernels.unpack(message, int(n), config.codes_per_token, config.bits))
+            else:
+                parts.append(np.zeros((int(n), config.codes_per_token), self.mean_codes[i].dtype))
         codes = np.concatenate(parts)
         if codes.size and codes.max() >= config.codebook_size:
             rank = (
@@ -112,7 +119,10 @@ class Astra(TokenParallel):
             index, offsets = self._far(i)
             items = _as_items(codes[index])
             found += [len(np.unique(items[a:b])) for a, b in pairwise(offsets)]
-        return float(np.mean(found)) if found else 0.0
+        mean = np.array([np.mean(found) if found else 0.0])
+        if self.planned.causal:
+            self.exchange.comm.Allreduce(MPI.IN_PLACE, mean, op=MPI.MAX)
+        return float(mean[0])
 
     def describe(self) -> dict[str, Any]:
         config = self.codec.config
@@ -125,22 +135,23 @@ class Astra(TokenParallel):
     def oracle_terms(self) -> dict[str, Any]:
         if not self.sends:
             return {}
-        terms = {"codec": self.codec, "codes": self.codes}
+        terms: dict[str, Any] = {"codec": self.codec, "codes": self.codes}
+        if self.exchange.loses or self.planned.causal:  # what was sent, whoever heard it
+            terms["codes"] = [self.all_rows(codes[self._own]) for codes in self.codes]
         return terms | self._missing_terms() if self.exchange.loses else terms
 
+    @property
+    def _own(self) -> slice:
+        """This rank's tokens among the gathered ones."""
+        ends = displs(self.planned.token_counts)
+        return slice(ends[self.planned.rank], ends[self.planned.rank + 1])
+
     def _missing_terms(self) -> dict[str, Any]:
-        """Collective: what was sent, wherever it arrived; which messages did not; what stood for them."""
-        comm, planned = self.exchange.comm, self.planned
-        missing = np.empty((planned.size, *self.missing.shape), bool)  # (P, L, P)
-        comm.Allgather(self.missing, missing)
-        ends, counts, sent = displs(planned.token_counts), planned.token_counts, []
-        for codes in self.codes:
-            every, n_bytes = np.empty_like(codes), codes.shape[1] * codes.itemsize
-            own = np.ascontiguousarray(codes[ends[planned.rank] : ends[planned.rank + 1]])
-            comm.Allgatherv(own.view(np.uint8), [every.view(np.uint8), counts * n_bytes])
-            sent.append(every)
+        """Collective: which messages did not arrive, and what stood for them."""
+        missing = np.empty((self.planned.size, *self.missing.shape), bool)  # (P, L, P)
+        self.exchange.comm.Allgather(self.missing, missing)
         means = [codes[0] for codes in self.mean_codes] if self.exchange.missing.treatment == "mean" else None
-        return {"codes": sent, "missing": missing.transpose(1, 0, 2), "stand_in": means}
+        return {"missing": missing.transpose(1, 0, 2), "stand_in": means}
 
 
 def _as_items(codes: np.ndarray) -> np.ndarray:

@@ -12,8 +12,9 @@ import numpy as np
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.exchange import Exchange
-from astra_mpi.models.block import Block
-from astra_mpi.partition import Layout, cut
+from astra_mpi.models import FAMILIES
+from astra_mpi.models.block import Block, Recipe
+from astra_mpi.partition import Cut, Layout, cut
 from astra_mpi.strategies.spec import Option, Spec
 
 
@@ -40,6 +41,8 @@ class Strategy:
     latency_only: ClassVar[str] = ""
     #: which rows each rank answers for, in the forward pass under way
     planned: Layout
+    #: how far the packed tokens of the batch are turned (`Family.turns`), to be set before `begin`
+    turns: np.ndarray | None = None
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
         """Collective; the same arguments on all ranks. InputError where `obstacle` has a reason."""
@@ -59,7 +62,7 @@ class Strategy:
         """Why this strategy cannot be used on this model and number of ranks, or None."""
         return None
 
-    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Sequence[float] | None) -> Layout:
+    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut) -> Layout:
         """Which rows each rank answers for, of sequences with these content lengths (B,)."""
         raise NotImplementedError
 
@@ -88,7 +91,10 @@ class Strategy:
         return [0] * layout.size
 
     def distinct_keys(self) -> float | None:
-        """Mean number of distinct far keys per block and sequence in the last forward pass, where codes have them."""
+        """Collective: mean number of distinct far keys per block and sequence in the last pass, where codes have them.
+
+        Under causal attention, on the rank that sees most.
+        """
         return None
 
     def describe(self) -> dict[str, Any]:
@@ -104,6 +110,11 @@ class Strategy:
         "codes" and "seen" are of the last pass: per block, a row for each content token of all ranks, rank after rank.
         """
         return {}
+
+
+def recipe_of(config: ModelConfig) -> Recipe:
+    """What the blocks of this (family's) config are made of."""
+    return FAMILIES[getattr(config, "family", "")].recipe
 
 
 def on_rank_0(lengths: np.ndarray, exchange: Exchange, n_class: int, causal: bool) -> Layout:

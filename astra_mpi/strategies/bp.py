@@ -17,7 +17,7 @@ from astra_mpi.config import ModelConfig
 from astra_mpi.models.block import Block, block_shapes
 from astra_mpi.partition import Layout, cut, even, ranges
 from astra_mpi.strategies.all_tokens import AllTokens
-from astra_mpi.strategies.base import Parts
+from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.spec import Option, Spec
 
 
@@ -43,6 +43,8 @@ class BlockParallel(AllTokens):
 
     @classmethod
     def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
+        if recipe_of(config).gated:
+            return "decoupled blocks have no gated MLPs and rotary positions, as Llama has; use astra or sp"
         for what, n in (
             ("width", config.d_model),
             ("heads", config.n_heads),

@@ -64,5 +64,5 @@ def _time_s(table: FarTable, codes: np.ndarray, kernels: ModuleType) -> float:
 def _far_table(block: Block, codec: Codec, i: int, how: str) -> FarTable:
     norm = None
     if codec.config.site == "hidden" and block.recipe.norm_first:
-        norm = Norm(True, block.w["norm1.weight"], block.w["norm1.bias"], block.config.norm_eps)
+        norm = Norm(not block.recipe.rms, block.w["norm1.weight"], block.w.get("norm1.bias"), block.config.norm_eps)
     return make_far(how, codec.blocks[i], codec.config.site, Projection(norm, block.w_kv, block.b_kv))

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.codec.codebook import Codec
+from astra_mpi.config import ModelConfig
 from astra_mpi.exchange import Pending
 from astra_mpi.partition import Layout, displs
-from astra_mpi.strategies.base import Parts
+from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
 
@@ -28,6 +30,12 @@ class SegmentMeans(TokenParallel):
         super().__init__(parts, spec)
         self.ratio = spec.number("ratio")
 
+    @classmethod
+    def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
+        if recipe_of(config).rotary:
+            return "a mean of several tokens has no position, which rotary keys need; use astra or sp"
+        return None
+
     def message_bytes(self, layout: Layout) -> list[int]:
         return [int(n) * self.config.d_model * 4 for n in -(-layout.counts // self.ratio).sum(axis=0)]
 
@@ -39,10 +47,12 @@ class SegmentMeans(TokenParallel):
         self.bias = np.log(sizes[self.means.far_index]).astype(np.float32)
 
     def send(self, i: int, payload: np.ndarray) -> Pending:
-        means = np.add.reduceat(payload, displs(self.own_sizes)[:-1], axis=0) if len(payload) else payload
-        means /= self.own_sizes[:, None].astype(np.float32)
+        means = payload
+        if len(payload):
+            means = np.add.reduceat(payload, displs(self.own_sizes)[:-1], axis=0)
+            means /= self.own_sizes[:, None].astype(np.float32)
         self.laps.mark("encode")
-        return self.exchange.start(means.reshape(-1).view(np.uint8), self.counts)
+        return self.start(means.reshape(-1).view(np.uint8))
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
         means = np.concatenate(pending.wait()).view(np.float32).reshape(-1, self.config.d_model)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from astra_mpi.partition import Layout
+from astra_mpi.partition import Cut, Layout
 from astra_mpi.strategies.base import on_rank_0
 from astra_mpi.strategies.token_parallel import TokenParallel
 
@@ -16,6 +14,6 @@ class Single(TokenParallel):
 
     name = "single"
 
-    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Sequence[float] | None) -> Layout:
+    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut) -> Layout:
         """All content tokens on rank 0, whatever `weights` say."""
         return on_rank_0(lengths, self.exchange, n_class, causal)

@@ -28,7 +28,7 @@ class SequenceParallel(TokenParallel):
         self.gather, self.wire = spec.word("gather"), spec.word("wire")
         self.site = "hidden" if self.gather == "x" else "kv"
         self.row_bytes = row_bytes(self.config.d_model if self.gather == "x" else 2 * self.config.d_kv, self.wire)
-        self.seen: list[np.ndarray] | None = None
+        self.sent: list[np.ndarray] | None = None  # per block (n_r, row_bytes), kept where it is recorded
 
     def message_bytes(self, layout: Layout) -> list[int]:
         return [int(n) * self.row_bytes for n in layout.token_counts]
@@ -36,12 +36,12 @@ class SequenceParallel(TokenParallel):
     def send(self, i: int, payload: np.ndarray) -> Pending:
         message = pack_rows(payload, self.wire)
         self.laps.mark("encode")
-        return self.exchange.start(message, self.counts)
+        if self.sent is not None:
+            self.sent[i] = message.reshape(-1, self.row_bytes)
+        return self.start(message)
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
         rows = np.concatenate(pending.wait()).reshape(-1, self.row_bytes)
-        if self.seen is not None:
-            self.seen[i] = unpack_rows(rows, self.wire)
         far = unpack_rows(rows[self.planned.far_index], self.wire)  # (m, width)
         if self.gather == "x":
             far = self.blocks[i].keys_values(self.blocks[i].attention_input(far))
@@ -51,9 +51,14 @@ class SequenceParallel(TokenParallel):
         return super().describe() | {"bits_per_token_per_block": 8 * self.row_bytes}
 
     def record(self) -> None:
-        self.seen = [np.empty((0, 0), np.float32)] * len(self.blocks)
+        self.sent = [np.empty((0, 0), np.uint8)] * len(self.blocks)
 
     def oracle_terms(self) -> dict[str, Any]:
         if self.wire == "float32" or not self.sends:
             return {}
-        return {"wire": self.wire, "gather": self.gather, "seen": self.seen}
+        assert self.sent is not None
+        n_own = int(self.planned.token_counts[self.planned.rank])
+        blank = np.zeros((n_own, self.row_bytes), np.uint8)  # of the last rank, where nobody hears it
+        own = [rows if len(rows) else blank for rows in self.sent]
+        seen = [unpack_rows(self.all_rows(rows), self.wire) for rows in own]
+        return {"wire": self.wire, "gather": self.gather, "seen": seen}

@@ -6,14 +6,13 @@ its payload exists, and is waited for after the local attention, so that project
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from astra_mpi.attention import Attention
 from astra_mpi.exchange import Pending
-from astra_mpi.partition import Layout, cut
+from astra_mpi.partition import Cut, Layout, cut, displs
 from astra_mpi.strategies.base import Strategy
 
 
@@ -23,6 +22,7 @@ class FarKeys(NamedTuple):
     kv: np.ndarray  # (m, 2 d_kv)
     offsets: np.ndarray  # (B + 1,) where each sequence's begin
     bias: np.ndarray | None = None  # (m,) added to the scores
+    tokens: np.ndarray | None = None  # (m,) where they lie among the gathered tokens; None: as the layout's `far_index`
 
 
 class TokenParallel(Strategy):
@@ -33,7 +33,7 @@ class TokenParallel(Strategy):
     #: its answer bears messages that do not come
     may_miss: bool = False
 
-    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Sequence[float] | None) -> Layout:
+    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut) -> Layout:
         size = self.exchange.size
         return Layout(cut(lengths, size, weights), self.exchange.rank, n_class, causal, replicas=size)
 
@@ -41,8 +41,13 @@ class TokenParallel(Strategy):
         """Per rank, the bytes it puts into one exchange."""
         return [0] * layout.size
 
+    def sent_bytes(self, layout: Layout) -> list[int]:
+        """`message_bytes`, but that under causal attention the last rank has nobody to send to."""
+        counts = self.message_bytes(layout)
+        return [*counts[:-1], 0] if layout.causal else counts
+
     def formula_bytes(self, layout: Layout) -> list[int]:
-        return [self.n_exchanges * n for n in self.message_bytes(layout)]
+        return [self.n_exchanges * n for n in self.sent_bytes(layout)]
 
     def send(self, i: int, payload: np.ndarray) -> Pending | None:
         """Start the exchange of block i; payload: this rank's content tokens at `site`, (n_r, width)."""
@@ -64,10 +69,19 @@ class TokenParallel(Strategy):
 
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
-        self.counts = self.message_bytes(layout)
+        self.counts = self.sent_bytes(layout)
+        if self.turns is not None:
+            self.gathered_turns = np.empty_like(self.turns)
+            self.gathered_turns[layout.sequence_order] = self.turns
+            first = displs(layout.token_counts)[layout.rank]
+            self.own_turns = self.gathered_turns[first : first + layout.token_counts[layout.rank]]
+
+    def start(self, message: np.ndarray) -> Pending:
+        """Send a message of `counts[rank]` bytes to the ranks that need it."""
+        return self.exchange.start(message, self.counts, self.may_miss, forward=self.planned.causal)
 
     def abandon(self) -> None:
-        self.exchange.drain(self.counts, self.n_exchanges, self.may_miss)
+        self.exchange.drain(self.counts, self.n_exchanges, self.may_miss, forward=self.planned.causal)
 
     def block(self, i: int, x: np.ndarray) -> np.ndarray:
         block, pending = self.blocks[i], None
@@ -80,14 +94,19 @@ class TokenParallel(Strategy):
         self.laps.mark("project")
         if self.site == "kv":
             pending = self._start(i, kv)
+        if self.turns is not None:
+            block.turn(self.own_turns)
         heads = block.config.n_heads, block.config.n_kv_heads
         attention = Attention(q, self.planned, *heads, self.kernels, block.scratch)
         attention.local(kv)
         self.laps.mark("attention")
         if pending is not None:
             far = self.receive(i, pending)
+            if self.turns is not None:  # what travels, or is looked up, is not turned yet
+                tokens = self.planned.far_index if far.tokens is None else far.tokens
+                self.kernels.rotate(far.kv, self.gathered_turns[tokens], block.config.n_kv_heads)
             self.laps.mark("decode")
-            attention.far(*far)
+            attention.far(far.kv, far.offsets, far.bias)
         attended = attention.result()
         self.laps.mark("attention")
         x = block.output(x, attended)
@@ -95,4 +114,17 @@ class TokenParallel(Strategy):
         return x
 
     def _start(self, i: int, rows: np.ndarray) -> Pending | None:
-        return self.send(i, self.planned.content(rows)) if self.sends else None
+        if not self.sends:
+            return None
+        content = self.planned.content(rows)
+        nobody_behind = self.planned.causal and self.planned.rank == self.exchange.size - 1 > 0
+        return self.send(i, content[:0] if nobody_behind else content)
+
+    def all_rows(self, own: np.ndarray) -> np.ndarray:
+        """Collective: rows (n_r, ...) of every rank's content tokens -> those of all, rank after rank."""
+        counts = self.planned.token_counts
+        own = np.ascontiguousarray(own)
+        n_bytes = own.dtype.itemsize * int(np.prod(own.shape[1:]))
+        every = np.empty((int(counts.sum()), *own.shape[1:]), own.dtype)
+        self.exchange.comm.Allgatherv(own.view(np.uint8), [every.view(np.uint8), counts * n_bytes])
+        return every

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.codec.codebook import Codec
+from astra_mpi.config import ModelConfig
 from astra_mpi.models.block import Block
 from astra_mpi.partition import Layout, displs, even, weighted
 from astra_mpi.strategies.all_tokens import AllTokens
-from astra_mpi.strategies.base import Parts
+from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.spec import Spec
 
 
@@ -29,6 +31,12 @@ class TensorParallel(AllTokens):
         super().__init__(parts, spec)
         heads, columns = (_own(n, parts) for n in (self.config.n_kv_heads, self.config.d_ff))
         self.shares = [Share(block, heads, columns) for block in self.blocks]
+
+    @classmethod
+    def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
+        if recipe_of(config).gated:
+            return "gated MLPs and rotary positions, as in Llama, are not cut here; use astra or sp"
+        return None
 
     @property
     def n_exchanges(self) -> int:

@@ -1,0 +1,85 @@
+"""What decoders share: token ids in, logits of the next token out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from astra_mpi.config import ModelConfig, require
+from astra_mpi.models.batch import Batch, pack_ids
+from astra_mpi.models.block import Shapes
+from astra_mpi.models.family import Family
+from astra_mpi.partition import Layout
+
+
+@dataclass(frozen=True)
+class DecoderConfig(ModelConfig):
+    """`ModelConfig` plus what a language model needs."""
+
+    vocab_size: int
+    max_positions: int  # longest sequence
+    tied: bool = True  # the head is the word embedding, else a layer of its own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("vocab_size", "max_positions"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, f"config: {name} = {value!r} must be a positive integer")
+        require(isinstance(self.tied, bool), f"config: tied = {self.tied!r} must be true or false")
+
+    @property
+    def n_class(self) -> int:
+        return 0
+
+
+class Decoder(Family):
+    """Logits (B, V) of each sequence's last token; those of all tokens on demand."""
+
+    config: DecoderConfig
+    causal = True
+
+    def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:
+        """Token ids (B, T) and mask (B, T), 0 = drop -> packed batch. InputError on ids out of range or too long."""
+        return pack_ids(inputs, mask, self.config.vocab_size, self.config.max_positions, 0)
+
+    def tokens_here(self, batch: Batch, layout: Layout) -> np.ndarray:
+        """(n,) index into the packed batch of each row of this rank."""
+        starts = np.concatenate([[0], np.cumsum(batch.lengths)[:-1]])
+        return starts[layout.row_sequence] + layout.row_token
+
+    @property
+    def share_width(self) -> int:
+        return self.config.vocab_size
+
+    def pool(self, x: np.ndarray, layout: Layout) -> np.ndarray:
+        """Rows (n, D) -> this rank's share (B, V): logits of the last tokens that are here, 0 elsewhere."""
+        share = np.zeros((len(layout.counts), self.config.vocab_size), np.float32)
+        sequences, rows = layout.last_rows
+        if len(rows):
+            share[sequences] = self.final(x[rows])
+        return share
+
+    def final(self, x: np.ndarray) -> np.ndarray:
+        """Rows after the last block (n, D) -> logits (n, V)."""
+        normed = self.norm(x)
+        return normed @ (self.w["embed.word"].T if self.config.tied else self.w["head.weight"])
+
+    def norm(self, x: np.ndarray) -> np.ndarray:
+        """The norm after the last block, (n, D) -> (n, D)."""
+        weight, eps = self.w["norm.weight"], self.config.norm_eps
+        if self.recipe.rms:
+            return self.kernels.rms_norm(x, weight, eps)
+        return self.kernels.layer_norm(x, weight, self.w["norm.bias"], eps)
+
+    def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Shares summed over ranks (B, V) are the logits; a sequence without tokens has zeros."""
+        return pooled
+
+
+def embedding_shapes(config: DecoderConfig) -> Shapes:
+    """Word embedding and head."""
+    shapes: Shapes = {"embed.word": (config.vocab_size, config.d_model)}
+    if not config.tied:
+        shapes["head.weight"] = (config.d_model, config.vocab_size)
+    return shapes

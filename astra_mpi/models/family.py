@@ -1,0 +1,37 @@
+"""What the engine asks of every family, as most of them answer it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from astra_mpi.models.batch import Batch
+from astra_mpi.models.block import Recipe, Weights
+
+
+class Family:
+    """A config and weights at work: a family adds `prepare`, `embed`, `pool`, `final` and `head` (see `ViT`)."""
+
+    recipe: ClassVar[Recipe]
+    #: a token attends to itself and the tokens before it
+    causal: ClassVar[bool] = False
+    #: what codebooks quantise unless told otherwise
+    default_site: ClassVar[str] = "hidden"
+    #: prefix of tensor names in checkpoints with a head on top
+    hf_prefix: ClassVar[str] = ""
+    #: ends of the names of tensors that are no weights
+    hf_constants: ClassVar[tuple[str, ...]] = ("position_ids",)
+
+    def __init__(self, config: Any, weights: Weights, kernels: ModuleType) -> None:
+        self.config, self.w, self.kernels = config, weights, kernels
+
+    @property
+    def share_width(self) -> int:
+        """Width of a row of `pool`."""
+        return self.config.d_model
+
+    def turns(self, batch: Batch) -> np.ndarray | None:
+        """What turns the packed tokens' queries and keys, (N, d_head) as the kernel `rotate` takes it, or None."""
+        return None

@@ -1,0 +1,153 @@
+"""Llama (arXiv 2302.13971, 2407.21783): pre-RMSNorm blocks, rotary positions, grouped queries, SwiGLU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from astra_mpi.config import require
+from astra_mpi.models.batch import Batch
+from astra_mpi.models.block import Recipe, Shapes, block_shapes
+from astra_mpi.models.decoder import Decoder, DecoderConfig, embedding_shapes
+from astra_mpi.models.hf import Source, activation, check_architecture, map_names
+from astra_mpi.models.rope import Rope
+from astra_mpi.partition import Layout
+
+
+@dataclass(frozen=True)
+class LlamaConfig(DecoderConfig):
+    """`DecoderConfig` plus rotary positions (see `Rope`) and which layers have a bias."""
+
+    rope_theta: float = 10000.0
+    rope_type: str = "default"
+    rope_factor: float = 1.0
+    rope_low_factor: float = 1.0
+    rope_high_factor: float = 4.0
+    rope_trained_positions: int = 8192
+    attention_bias: bool = False  # q, k, v and o
+    mlp_bias: bool = False  # gate, fc1 and fc2
+
+    family: ClassVar[str] = "llama"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.d_head % 2 == 0, f"config: rotary positions need an even head width, not {self.d_head}")
+        self.rope  # noqa: B018 - a check
+
+    @property
+    def rope(self) -> Rope:
+        scaling = self.rope_factor, self.rope_low_factor, self.rope_high_factor, self.rope_trained_positions
+        return Rope(self.rope_theta, self.rope_type, *scaling)
+
+    @property
+    def unbiased(self) -> str | tuple[str, ...]:
+        """Linear layers without a bias."""
+        return ("q", "k", "v", "o") * (not self.attention_bias) + ("gate", "fc1", "fc2") * (not self.mlp_bias)
+
+
+Preset = Callable[[int | None], LlamaConfig]
+
+
+class Llama(Decoder):
+    """Embedding and head; the blocks are shared (`Block`)."""
+
+    Config = LlamaConfig
+    recipe = Recipe(norm_first=True, rms=True, gated=True, rotary=True)
+    default_site = "kv"
+    config: LlamaConfig
+
+    def embed(self, batch: Batch, layout: Layout) -> np.ndarray:
+        """-> rows (n, D) of this rank."""
+        return self.w["embed.word"][batch.values[self.tokens_here(batch, layout)]]
+
+    def turns(self, batch: Batch) -> np.ndarray:
+        assert batch.positions is not None
+        if self._turned is None or not np.array_equal(self._turned[0], batch.positions):
+            self._turned = batch.positions, self.config.rope.turns(batch.positions, self.config.d_head)
+        return self._turned[1]
+
+    _turned: tuple[np.ndarray, np.ndarray] | None = None  # positions of the last batch and their turns
+
+    @staticmethod
+    def weight_shapes(config: LlamaConfig) -> Shapes:
+        blocks = block_shapes(config, Llama.recipe, config.unbiased)
+        return embedding_shapes(config) | {"norm.weight": (config.d_model,)} | blocks
+
+    @staticmethod
+    def from_hf(hf: dict[str, Any]) -> LlamaConfig:
+        """Hugging Face Llama config.json -> config. KeyError on a missing key."""
+        check_architecture(hf, ("LlamaForCausalLM", "LlamaModel"))
+        d_model, n_heads = hf["hidden_size"], hf["num_attention_heads"]
+        d_head = hf.get("head_dim", d_model // n_heads)
+        require(
+            d_head * n_heads == d_model,
+            f"head_dim = {d_head} is not supported; only hidden_size / num_attention_heads = {d_model / n_heads:g} is",
+        )
+        return LlamaConfig(
+            d_model=d_model,
+            n_heads=n_heads,
+            n_kv_heads=hf.get("num_key_value_heads", n_heads),
+            n_layers=hf["num_hidden_layers"],
+            d_ff=hf["intermediate_size"],
+            activation=activation(hf["hidden_act"]),
+            norm_eps=hf["rms_norm_eps"],
+            vocab_size=hf["vocab_size"],
+            max_positions=hf["max_position_embeddings"],
+            tied=hf.get("tie_word_embeddings", False),
+            attention_bias=hf.get("attention_bias", False),
+            mlp_bias=hf.get("mlp_bias", False),
+            **_rope_settings(hf),
+        )
+
+    hf_prefix = "model."
+    hf_constants = (".rotary_emb.inv_freq", "lm_head.weight")
+
+    @staticmethod
+    def hf_weights(config: LlamaConfig) -> dict[str, Source]:
+        """Canonical name -> Hugging Face tensor."""
+        names = {"embed.word": "embed_tokens.weight", "norm": "norm", "head": "lm_head"}
+        block = {name: f"self_attn.{name}_proj" for name in "qkvo"}
+        block |= {"gate": "mlp.gate_proj", "fc1": "mlp.up_proj", "fc2": "mlp.down_proj"}
+        block |= {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+        return map_names(Llama.weight_shapes(config), names, block, "layers.{}")
+
+    PRESETS: ClassVar[dict[str, Preset]] = {}
+
+
+def _rope_settings(hf: dict[str, Any]) -> dict[str, Any]:
+    """Rotary positions as config fields; newer files have all of it in `rope_parameters`."""
+    settings = hf.get("rope_parameters") or {"rope_theta": hf.get("rope_theta", 10000.0)} | hf.get("rope_scaling", {})
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    found = {"rope_theta": float(settings["rope_theta"]), "rope_type": kind}
+    if kind in ("linear", "llama3"):
+        found["rope_factor"] = float(settings["factor"])
+    if kind == "llama3":
+        found["rope_low_factor"] = float(settings["low_freq_factor"])
+        found["rope_high_factor"] = float(settings["high_freq_factor"])
+        found["rope_trained_positions"] = settings["original_max_position_embeddings"]
+    return found
+
+
+def _preset(d_model: int, n_heads: int, n_layers: int, d_ff: int, positions: int, **settings: Any) -> Preset:
+    """Settings as those of Llama 3, unless given."""
+    shape: dict[str, Any] = dict(d_model=d_model, n_heads=n_heads, n_layers=n_layers, d_ff=d_ff)
+    shape |= dict(activation="silu", norm_eps=1e-5, n_kv_heads=8, vocab_size=128256, rope_theta=500000.0)
+
+    def make(n_tokens: int | None) -> LlamaConfig:
+        wanted = positions if n_tokens is None else n_tokens
+        require(wanted >= 1, f"--tokens {wanted}: at least one")
+        return LlamaConfig(**shape | settings, max_positions=max(positions, wanted))
+
+    return make
+
+
+Llama.PRESETS.update(
+    {
+        "llama-tiny": _preset(128, 4, 2, 344, 2048, n_kv_heads=2, vocab_size=32000),
+        "llama-3.2-1b": _preset(2048, 32, 16, 8192, 131072, rope_type="llama3", rope_factor=32.0),
+        "llama-3-8b": _preset(4096, 32, 32, 14336, 8192, tied=False),
+    }
+)
