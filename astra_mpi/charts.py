@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from astra_mpi.published import CONDITIONS, PUBLISHED, RANKS, TOKENS, scheme_of
 from astra_mpi.report import PHASES
-from astra_mpi.runs import Measured, Run, grouped
+from astra_mpi.runs import Condition, Measured, Run, grouped
 
 MOST_CHARTS = 3  # per axis; the tables have all runs
 AXES = {
@@ -63,11 +62,11 @@ def _x(axis: str, run: Run) -> float | None:
     return run.mbps if axis == "bandwidth" else float(getattr(run.at, axis))
 
 
-def _fixed(axis: str, run: Run) -> Any:
+def _fixed(axis: str, run: Run) -> Condition:
     """All of the condition but the axis."""
     if axis == "bandwidth":
-        return run.at._replace(network=run.link), "bandwidth"
-    return (run.at._replace(ranks=0) if axis == "ranks" else run.at._replace(tokens=0)), axis
+        return run.at._replace(network=run.link)
+    return run.at._replace(ranks=0) if axis == "ranks" else run.at._replace(tokens=0)
 
 
 def _chart(axis: str, runs: list[Run], hosts: Sequence[str]) -> Chart:

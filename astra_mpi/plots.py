@@ -71,7 +71,7 @@ def _figure(title: str, facts: str) -> tuple[Any, Any]:
 
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(_plain(title, 100), fontsize=11, loc="left")
+    figure.suptitle(_plain(title, 110), fontsize=11, x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
     note = _plain(textwrap.fill(facts, 150), len(facts) + 100)
     figure.supxlabel(note, fontsize=6.5, color="#555555", x=0.01, ha="left")
@@ -137,9 +137,9 @@ def _draw_bars(chart: Bars) -> Any:
                       textcoords="offset points", va="center", fontsize=8)  # fmt: skip
     for row, total in enumerate(left):
         if total > 1.001 * end:  # beyond the axis there is only its label
-            axes.barh(row, 0.2 * end, 0.8, end, color="white", zorder=2)
+            axes.barh(row, 0.3 * end, 0.8, end, color="white", zorder=2)
     axes.set_yticks(rows, labels=[_plain(name) for name in chart.names], fontsize=9)
-    axes.set(xlim=(0, 1.15 * end), xlabel=f"latency of one forward pass, {unit}")
+    axes.set(xlim=(0, 1.25 * end), xlabel=f"latency of one forward pass, {unit}")
     axes.invert_yaxis()
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure

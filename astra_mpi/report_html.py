@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from astra_mpi import __version__
-from astra_mpi.charts import facts
 from astra_mpi.runs import Measured, Run, grouped
 from astra_mpi.verdict import condition, verdict
 
@@ -72,7 +71,6 @@ def _tables(measured: Measured) -> Iterator[Element]:
                    " condition, medians of pairs measured in turns. Bytes are of one forward pass.")  # fmt: skip
     for runs in grouped(measured.runs, lambda run: run.at).values():
         yield _tag("h3", condition(runs[0]))
-        yield _tag("p", facts(runs, measured.hosts), "facts")
         yield _table(COLUMNS, [_row(run) for run in sorted(runs, key=lambda run: run.total_s)])
 
 

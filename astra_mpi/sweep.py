@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_mpi import __version__
 from astra_mpi.errors import InputError
 from astra_mpi.lock import Lock
 from astra_mpi.process import ProgramError, run_program
@@ -21,9 +20,9 @@ from astra_mpi.sweep_deck import SweepDeck
 from astra_mpi.sweep_models import Models, Prepared
 from astra_mpi.sweep_points import Point, Store, key_of, points, settings_of
 from astra_mpi.sweep_progress import SweepProgress
+from astra_mpi.sweep_result import Record, together
 from astra_mpi.units import duration_s
 
-Record = dict[str, Any]
 FINAL = 2  # the exit code of wrong use: a point that failed with it would fail again
 
 
@@ -64,7 +63,7 @@ def run_sweep(deck: SweepDeck, retry: bool = False) -> dict[str, Any]:
                 bar.done(f"{task.point}: {_outcome(record)}")
         finally:
             bar.close()
-    return _together(deck, tasks, known)
+    return together(deck, [(task.point, known[task.key]) for task in tasks])
 
 
 def _check_stop(stop: StopRequests, known: dict[str, Record]) -> None:
@@ -146,30 +145,3 @@ def _outcome(record: Record) -> str:
         return f"failed: {record['failure']}"
     run = record["runs"][-1]
     return f"{1e3 * run['latency_s']['total']:.4g} ms, {run['spread']['over_first']:.3g}x"
-
-
-def _together(deck: SweepDeck, tasks: list[Task], known: dict[str, Record]) -> dict[str, Any]:
-    """All points as one result. A run is the point's last one; those before it are what it was compared with."""
-    runs, failures, hosts = [], [], []
-    name = deck.model.preset or str(deck.model.path)
-    for task in tasks:
-        record, point = known[task.key], task.point
-        told = {"model_name": name, "codec_name": point.codec}
-        if "failure" in record:
-            failures.append({**vars(point), **told, "failure": record["failure"]})
-            continue
-        first, last = record["runs"][0], record["runs"][-1]
-        versus = {"speedup": last["spread"]["over_first"], "reference_s": first["latency_s"]["total"]}
-        runs.append({**last, **told, **versus, "network": point.network, "ranks": point.ranks})
-        where = {"host": record["host"], "versions": record["versions"]}
-        if where not in hosts:
-            hosts.append(where)
-    alone = hosts[0] if hosts else {}
-    return {
-        "astra_mpi": __version__,
-        "runs": runs,
-        "failures": failures,
-        "deck": deck.as_dict(),
-        "hosts": hosts,
-        **alone,
-    }

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from os.path import normpath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +106,7 @@ class SweepDeck:
 
     def beside(self, suffix: str) -> Path:
         """The output with `suffix` after its name."""
-        return self.output.path.with_name(self.output.path.name + suffix)
+        return Path(normpath(self.output.path) + suffix)
 
     def as_dict(self) -> dict[str, Any]:
         settings: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))

@@ -64,7 +64,8 @@ def _caveats(runs: tuple[Run, ...]) -> list[str]:
 def condition(run: Run) -> str:
     at = run.at
     ranks = f"{at.ranks} rank{'s' * (at.ranks > 1)}"
-    return f"{at.network}, {ranks}, {at.batch} x {at.tokens} tokens ({at.model}, {at.clock} clock)"
+    charged = f", {at.accounting} accounting" if at.accounting else ""
+    return f"{at.network}, {ranks}, {at.batch} x {at.tokens} tokens ({at.model}, {at.clock} clock{charged})"
 
 
 def time(seconds: float) -> str:

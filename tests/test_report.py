@@ -204,7 +204,8 @@ def test_bars_at_both_ends_of_the_bandwidth(tmp_path):
 def test_verdict(tmp_path):
     low, high = trio("10Mbps", 0.5), trio("100Mbps", 2.5)
     told = " ".join(verdict(read(tmp_path, low + high)))
-    assert "At 10Mbps, 4 ranks, 1 x 1024 tokens (vit.h5, virtual clock), one machine alone is fastest, 100 ms" in told
+    where = "At 10Mbps, 4 ranks, 1 x 1024 tokens (vit.h5, virtual clock, port accounting)"
+    assert f"{where}, one machine alone is fastest, 100 ms" in told
     assert "the best of the others, astra G=1 K=1024, takes 200 ms, 0.5 times as fast" in told
     assert "astra G=1 K=1024 is fastest: 40 ms, 2.5 times as fast as one machine (one machine: 100 ms); 25%" in told
     assert "The best rival, sp, takes 400 ms, 0.25 times as fast as one machine" in told
