@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from astra_mpi.config import CodecConfig
+from astra_mpi.config import CodecConfig, require
 from astra_mpi.rival_costs import block_parallel, tensor_parallel
 from astra_mpi.work import Cost, Job, RankWork, Shape, Stage, Transfer, Work, closing_bytes, output_work
 
@@ -78,6 +78,7 @@ def sp_wire(shape: Shape, gather: str, number: str) -> Wire:
 
 def segment_wire(shape: Shape, tokens_per_mean: int) -> Wire:
     """Means of consecutive tokens as float32; far keys and values are projected from them."""
+    require(not shape.rotary, "segment_means cannot be used: means of tokens have no position for rotary keys")
     d = shape.config.d_model
     decode = Work(gemm=shape.project_kv, elements=d)
     return Wire("hidden", 32 * d, Work(elements=d), decode, tokens_per_key=tokens_per_mean)

@@ -13,6 +13,7 @@ def tensor_parallel(job: Job) -> Cost:
     Where the job's tokens are cut unevenly, heads and columns are cut in the same proportion.
     """
     shape, config, size = job.shape, job.shape.config, job.size
+    require(not shape.rotary, "rotary positions and gated MLPs are not cut over ranks")
     rows, d = job.tokens + shape.n_class, config.d_model
     seen = rows / 2 if shape.causal else rows
     attention = Work(rows * (2 * shape.project_q + shape.project_kv), 2 * d * rows * seen)  # all heads
@@ -42,6 +43,7 @@ def block_parallel(job: Job, n_groups: int = 1, sequence: bool = False) -> Cost:
     InputError where the ranks cannot share the heads evenly, or a group would have fewer than two blocks.
     """
     shape, config, size = job.shape, job.shape.config, job.size
+    require(not shape.rotary, "rotary positions and gated MLPs are not cut over ranks")
     n_cut = config.n_kv_heads  # divides the query heads and the width
     require(n_cut % size == 0, f"{n_cut} key and value heads cannot be cut into {size} equal parts")
     require(

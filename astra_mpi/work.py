@@ -19,6 +19,7 @@ class Shape:
     mlp: int  # multiply-adds of the MLP per token and block
     n_class: int = 0  # class tokens per sequence, replicated on every rank
     causal: bool = False
+    rotary: bool = False  # keys carry a position, and MLPs a gate
     other_weights: int = 0  # parameters outside the blocks
 
     @property
@@ -43,6 +44,7 @@ def shape_of(config: ModelConfig) -> Shape:
         mlp=sum(map(prod, first.values())) - attention,
         n_class=getattr(config, "n_class", 0),
         causal=family is not None and family.causal,
+        rotary=family is not None and family.recipe.rotary,
         other_weights=sum(prod(shape) for name, shape in weights.items() if not name.startswith("blocks.")),
     )
 
@@ -149,5 +151,7 @@ def output_work(shape: Shape, rows: float) -> Work:
 
 
 def closing_bytes(job: Job) -> int:
-    """Of the all-reduce that ends a forward pass: class tokens or pooled embeddings as float32."""
-    return job.batch * job.shape.config.d_model * 4 if job.size > 1 else 0
+    """Of the all-reduce that ends a forward pass: class tokens, pooled embeddings or logits as float32."""
+    config = job.shape.config
+    width = getattr(config, "vocab_size", 0) if job.shape.causal else config.d_model
+    return job.batch * width * 4 if job.size > 1 else 0

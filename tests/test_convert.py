@@ -14,7 +14,7 @@ from astra_mpi.cli import main
 from astra_mpi.config import CodecConfig
 from astra_mpi.convert import convert
 from astra_mpi.errors import InputError
-from astra_mpi.modelfile import read_model, weight_shapes
+from astra_mpi.modelfile import read_model, weight_shapes, write_model
 from astra_mpi.presets import preset_config, presets, random_weights
 from fakes import bert_config
 
@@ -314,7 +314,7 @@ BROKEN = [
     pytest.param(drop_key, "config.json has no key 'hidden_size'", id="config-key"),
     pytest.param(edit(hidden_act="swish"), "config.json: .*unknown activation 'swish'", id="activation"),
     pytest.param(edit(vocab_size="many"), "config.json.*vocab_size", id="config-type"),
-    pytest.param(edit(num_hidden_layers=3), r"no tensor encoder\.layer\.2\.\S+, which its config", id="tensor"),
+    pytest.param(edit(num_hidden_layers=3), r"no tensor (encoder\.layer\.2\.\S+, ){16}which its config", id="tensor"),
     pytest.param(edit(vocab_size=51), r"word_embeddings.weight has shape \(50, 24\)", id="shape"),
     pytest.param(edit(vocab_size=24, hidden_size=50, num_attention_heads=5), "config.json contradicts", id="swapped"),
     pytest.param(remove("model.safetensors"), "has no model.safetensors", id="no-weights"),
@@ -432,3 +432,57 @@ def test_init_refuses(tmp_path, capsys, arguments, message):
     assert main(["init", "bert-tiny", str(tmp_path / "m.h5"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "m.h5").exists()
+
+
+def gpt2(**changes):
+    config = dict(n_embd=12, n_head=2, n_layer=1, n_positions=9, vocab_size=11, bos_token_id=0, eos_token_id=0)
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**config | changes))
+
+
+def llama(**changes):
+    config = dict(hidden_size=12, num_attention_heads=3, num_key_value_heads=1, num_hidden_layers=1, vocab_size=11)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**config | dict(intermediate_size=7) | changes))
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("tied", [True, False])
+def test_decoders(tmp_path, make, tied):
+    """All of the checkpoint is used, and comes back from the model file."""
+    make(tie_word_embeddings=tied).save_pretrained(tmp_path)
+    model, notes = convert(tmp_path)
+    assert model.config.tied is tied and ("head.weight" in model.weights) is not tied
+    assert notes == [note for note in notes if "tokenizer" in note]
+    write_model(tmp_path / "model.h5", model)
+    assert read_model(tmp_path / "model.h5").config == model.config
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (gpt2, dict(architectures=["GPT2ForTokenClassification"]), "GPT2ForTokenClassification.*GPT2LMHeadModel"),
+        (llama, dict(architectures=["LlamaForSequenceClassification"]), "use one of LlamaForCausalLM, LlamaModel"),
+        (gpt2, dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx = True"),
+        (llama, dict(head_dim=6), "head_dim = 6 is not supported"),
+        (llama, dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4)), "RoPE scaling 'yarn'.*llama3"),
+    ],
+)
+def test_decoders_of_another_kind_are_named(tmp_path, make, changes, message):
+    make().save_pretrained(tmp_path)
+    edit(**changes)(tmp_path)
+    with pytest.raises(InputError, match=message):
+        convert(tmp_path)
+
+
+def test_missing_and_unexpected_tensors_are_all_named(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    gpt2().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    extra = {f"transformer.h.0.extra.{i}": np.zeros(1, np.float32) for i in range(7)}
+    save_file(tensors | extra, tmp_path / "model.safetensors")
+    (note, *_) = convert(tmp_path)[1]
+    assert all(name in note for name in extra)
+    gone = {"transformer.h.0.attn.c_attn.weight", "transformer.ln_f.bias"}
+    save_file({name: a for name, a in tensors.items() if name not in gone}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"no tensor h\.0\.attn\.c_attn\.weight, ln_f\.bias, which"):
+        convert(tmp_path)
