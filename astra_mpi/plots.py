@@ -81,8 +81,8 @@ def _figure(title: str, facts: str) -> tuple[Any, Any]:
 def _draw_lines(chart: Chart, styles: dict[str, tuple[str, str]]) -> Any:
     figure, axes = _figure(chart.title, chart.facts)
     axes.axhline(1, color="#777777", linewidth=1, zorder=1)
-    axes.annotate("one machine", (0, 1), (3, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                  fontsize=8, color="#555555")  # fmt: skip
+    axes.annotate("one\nmachine", (1, 1), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                  va="center", fontsize=8, color="#555555")  # fmt: skip
     for line in chart.lines:
         axes.plot(*zip(*line.points, strict=True), label=_plain(line.name), **_style(line, styles))
     _log_axes(axes, chart)
