@@ -33,9 +33,11 @@ class InputSection:
 
 @dataclass(frozen=True)
 class TaskSection:
-    name: Literal["classify", "embed"]  # required: class logits, or one vector per item
+    name: Literal["classify", "embed", "perplexity"]  # required: class logits, one vector per item, or of a text
     pooling: Literal["mean", "cls", "pooler"] | None = None  # default the model's own: from tokens to one vector
     normalize: bool | None = None  # default the model's own: scale vectors to length 1
+    # perplexity: default half of input.max_tokens: windows of so many tokens begin that far apart
+    stride: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Deck:
 
 #: named here so that the answer is not "unknown"
 _LATER = {
-    "task.name": ("perplexity", "generate"),
+    "task.name": ("generate",),
     "parallel.backend": ("cuda",),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from astra_mpi.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Block
+from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Cut, Layout
 from astra_mpi.report import Laps, collect
 from astra_mpi.scratch import Scratch
@@ -23,6 +25,9 @@ from astra_mpi.strategies import STRATEGIES, Parts, Strategy, parse
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+
+Pool = Callable[[np.ndarray, Layout], np.ndarray]
 
 
 class Model:
@@ -81,15 +86,7 @@ class Model:
         """
         batch = self._prepare(inputs, mask)
         layout = self._layout(batch.lengths)
-        self.exchange.reset(self._checksum)
-        self.strategy.turns = self.family.turns(batch)
-        self.strategy.begin(layout)
-        with self.clock.running():
-            self.laps.start()
-            rows, share, failure = self._share(batch, layout)
-            pooled, failed = self.exchange.sum(share, failure is not None)
-        if failed:
-            raise_together(self.comm, failure)
+        rows, pooled = self._run(batch, layout, self.family.pool, self.family.share_width)
         with self.clock.running():
             answer = self.family.head(pooled, batch.lengths)
             self.laps.mark("head")
@@ -97,12 +94,43 @@ class Model:
         self.report = self._report(layout)
         return (answer, self._gather(rows, layout)) if gather else answer
 
-    def _share(self, batch: Batch, layout: Layout) -> tuple[np.ndarray, np.ndarray, Exception | None]:
-        """-> the rows (n, D) that this rank answers for, its share (B, D or V) of the answer, and what failed if so."""
-        share = np.zeros((len(batch.lengths), self.family.share_width), np.float32)
+    def nll(self, ids: np.ndarray, mask: np.ndarray | None, n_context: np.ndarray) -> np.ndarray:
+        """How well a decoder predicts; collective, with the same inputs on every rank.
+
+        Token ids (B, T) and mask (B, T) as in a call -> (B, 2) on every rank: negative log-likelihoods in nats, added
+        up over the tokens of a sequence but its first max(1, n_context (B,)), and the number of those tokens.
+        """
+        family = self.family
+        if not isinstance(family, Decoder):
+            raise InputError(f"a {self.config.family} model predicts no tokens; give GPT-2 or Llama")
+        batch = self._prepare(ids, mask)
+        layout = self._layout(batch.lengths)
+        _, sums = self._run(batch, layout, lambda rows, layout: family.nll(rows, layout, batch, n_context), 2)
+        self.exchange.settle()
+        self.report = self._report(layout)
+        return sums
+
+    def _run(self, batch: Batch, layout: Layout, pool: Pool, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """-> the rows (n, D) that this rank answers for, and what `pool` makes of them, (B, width), summed up."""
+        self.exchange.reset(self._checksum)
+        self.strategy.turns = self.family.turns(batch)
+        self.strategy.begin(layout)
+        with self.clock.running():
+            self.laps.start()
+            rows, share, failure = self._share(batch, layout, pool, width)
+            pooled, failed = self.exchange.sum(share, failure is not None)
+        if failed:
+            raise_together(self.comm, failure)
+        return rows, pooled
+
+    def _share(
+        self, batch: Batch, layout: Layout, pool: Pool, width: int
+    ) -> tuple[np.ndarray, np.ndarray, Exception | None]:
+        """-> the rows (n, D) that this rank answers for, its share (B, width) of the sum, and what failed if so."""
+        share = np.zeros((len(batch.lengths), width), np.float32)
         try:
             rows = self._forward(batch)
-            share = self.family.pool(rows, layout)
+            share = pool(rows, layout)
             self.laps.mark("head")
         except Exception as exc:
             self.strategy.abandon()

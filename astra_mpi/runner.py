@@ -16,6 +16,7 @@ from astra_mpi.deck import Deck
 from astra_mpi.errors import collective
 from astra_mpi.inputs import open_input
 from astra_mpi.models import FAMILIES
+from astra_mpi.perplexity import WindowSource, open_windows, window_scores
 from astra_mpi.progress import Progress
 from astra_mpi.results import Results, finished_summary, write_json
 from astra_mpi.signals import Interrupted, StopRequests
@@ -39,11 +40,15 @@ def run(
     Interrupted after SIGINT or SIGTERM, with the finished batches kept.
     """
     root = comm.Get_rank() == 0
-    source, state, summary = None, {}, None
+    source: Source | None = None
+    state, summary = {}, None
     with collective(comm):
         check_task(deck, model.config)
         if root:
-            source = open_source(deck.input, model.tokenizer, model.preprocess, model.config)
+            if deck.task.name == "perplexity":
+                source = open_windows(deck, model)
+            else:
+                source = open_source(deck.input, model.tokenizer, model.preprocess, model.config)
             state = _state(deck, model, source, comm.Get_size(), threads)
             summary = finished_summary(deck.output.path, state) if deck.run.resume else None
             if summary is not None:
@@ -59,16 +64,14 @@ def run(
 
 def check_task(deck: Deck, config: Any) -> None:
     """InputError if the model cannot do the task."""
-    require(
-        not FAMILIES[config.family].causal,
-        f"task.name = '{deck.task.name}' does not fit {deck.model.path}: a {config.family} model is a decoder",
-    )
-    has_classes = bool(getattr(config, "n_classes", 0))
-    require(
-        has_classes == (deck.task.name == "classify"),
-        f"task.name = '{deck.task.name}' does not fit {deck.model.path}: a {config.family} model "
-        + ("with a classifier; give classify" if has_classes else "without a classifier; give embed"),
-    )
+    if getattr(FAMILIES.get(config.family), "causal", False):
+        wanted, what = "perplexity", ""
+    elif getattr(config, "n_classes", 0):
+        wanted, what = "classify", " with a classifier"
+    else:
+        wanted, what = "embed", " without a classifier"
+    misfit = f"task.name = '{deck.task.name}' does not fit {deck.model.path}: a {config.family} model{what}"
+    require(deck.task.name == wanted, f"{misfit}; give {wanted}")
 
 
 def _run_batches(
@@ -104,11 +107,15 @@ def _loop(
         n_left = sum(b - a for a, b in map(results.span, pending))
         progress = Progress(source.n_items, source.n_items - n_left)
     for part in pending:
-        inputs = mask = None
+        inputs = mask = n_context = None
         with collective(comm):
             if source is not None and results is not None:
                 inputs, mask = source.batch(*results.span(part))
-        answer = model(*broadcast_batch(comm, inputs, mask))
+                if isinstance(source, WindowSource):
+                    n_context = source.n_context[slice(*results.span(part))]
+        batch = broadcast_batch(comm, inputs, mask)
+        perplexity = deck.task.name == "perplexity"
+        answer = window_scores(model, comm, *batch, n_context) if perplexity else model(*batch)
         with collective(comm):
             if results is not None and progress is not None:
                 results.write(part, _outputs(deck.task.name, answer), model.report)
@@ -126,6 +133,8 @@ def _loop(
 def _outputs(task: str, answer: np.ndarray) -> Mapping[str, np.ndarray]:
     if task == "classify":
         return {"logits": answer, "class": answer.argmax(axis=1).astype(np.int32)}
+    if task == "perplexity":
+        return {"nll": answer[:, 0], "scored": answer[:, 1].astype(np.int64)}
     return {"embedding": answer}
 
 

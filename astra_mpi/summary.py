@@ -80,4 +80,7 @@ def _metrics(reports: Sequence[dict[str, Any]], results: Results, labels: np.nda
     metrics = {"forward_s": sum(report["latency_s"]["total"] for report in reports)}
     if labels is not None and results.state["task.name"] == "classify":
         metrics["accuracy"] = float((results.outputs("class") == labels).mean())
+    if results.state["task.name"] == "perplexity":
+        nll, scored = results.outputs("nll").sum(dtype=np.float64), results.outputs("scored").sum()
+        metrics |= {"perplexity": float(np.exp(nll / scored)), "scored_tokens": int(scored)}
     return metrics

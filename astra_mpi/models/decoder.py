@@ -12,6 +12,9 @@ from astra_mpi.models.block import Shapes
 from astra_mpi.models.family import Family
 from astra_mpi.partition import Layout
 
+#: logits computed at a time where those of all tokens are needed: 32 MiB of float64
+_LOGITS = 1 << 22
+
 
 @dataclass(frozen=True)
 class DecoderConfig(ModelConfig):
@@ -59,6 +62,22 @@ class Decoder(Family):
         if len(rows):
             share[sequences] = self.final(x[rows])
         return share
+
+    def nll(self, x: np.ndarray, layout: Layout, batch: Batch, n_context: np.ndarray) -> np.ndarray:
+        """Rows (n, D) -> this rank's share (B, 2): summed negative log-likelihood (nats) of the tokens that its rows
+        predict, and their number. A sequence's first n_context (B,) tokens do not count, nor does its very first one.
+        """
+        share = np.zeros((len(batch.lengths), 2))
+        sequence, target = layout.row_sequence, layout.row_token + 1
+        rows = np.flatnonzero((target < batch.lengths[sequence]) & (target >= n_context[sequence]))
+        places = self.tokens_here(batch, layout) + 1
+        for part in np.array_split(rows, -(-len(rows) * self.config.vocab_size // _LOGITS) or 1):
+            logits = self.final(x[part]).astype(np.float64)
+            highest = logits.max(axis=1, initial=-np.inf)
+            log_sum = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))
+            lost = log_sum - logits[np.arange(len(part)), batch.values[places[part]]]
+            np.add.at(share, sequence[part], np.stack([lost, np.ones(len(part))], axis=1))
+        return share.astype(np.float32)
 
     def final(self, x: np.ndarray) -> np.ndarray:
         """Rows after the last block (n, D) -> logits (n, V)."""
