@@ -11,9 +11,11 @@ mkdir -p "$WORK"
 for tokens in ${TOKENS:-1024 4096 16384}; do
   for ranks in ${RANKS:-2 4 8 16 32 64}; do
     row="$WORK/$tokens-$ranks.json"
-    [ -s "$row" ] || mpirun -n "$ranks" python jobs/scale.py "$WORK" --tokens "$tokens" --layers "${LAYERS:-2}" \
-      --repeats "$((tokens > 4096 ? 1 : 3))" >"$row.new" </dev/null
-    [ -s "$row" ] || mv "$row.new" "$row"
+    if [ ! -s "$row" ]; then
+      mpirun -n "$ranks" python jobs/scale.py "$WORK" --tokens "$tokens" --layers "${LAYERS:-2}" \
+        --repeats "$((tokens > 4096 ? 1 : 3))" >"$row.new" </dev/null
+      mv "$row.new" "$row"
+    fi
     cat "$row"
   done
 done
