@@ -32,7 +32,7 @@ class Picture:
         """The same bytes for the same runs, text as shapes: it looks the same everywhere."""
         import matplotlib
 
-        settings = {"svg.fonttype": "path", "svg.hashsalt": self.name}
+        settings: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": self.name}
         buffer = io.BytesIO()
         with matplotlib.rc_context(settings):
             self.figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How far it scales: jobs/scale.py for P = 2..64 ranks and T = 1024, 4096, 16384 tokens, by the virtual clock.
 #   bash jobs/scale.sh     about 25 minutes on two cores; rows that exist are kept in WORK (default work/scale)
-# TOKENS, RANKS and LAYERS choose other rows. 64 ranks need about 16 GB of memory.
+# TOKENS, RANKS and LAYERS choose other rows. 64 ranks need 16 GB of memory up to 4096 tokens, and more than 24 at 16384.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source jobs/setup.sh
