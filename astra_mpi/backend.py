@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from astra_mpi.errors import InputError
+from astra_mpi.errors import InputError, collective, raise_together
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -40,10 +40,16 @@ def get_backend(name: str, comm: MPI.Comm) -> Backend:
         return Backend(name, np, reference)
     from astra_mpi.kernels import cpu
 
-    if comm.Get_rank() == 0:
-        cpu.warm_up()
+    failure: Exception | None = None
+    try:
+        if comm.Get_rank() == 0:
+            cpu.warm_up()
+    except Exception as exc:
+        failure = exc
     turn = comm.Ibarrier()
     while not turn.Test():
         time.sleep(0.001)
-    cpu.warm_up()
+    raise_together(comm, failure)
+    with collective(comm):
+        cpu.warm_up()
     return Backend(name, np, cpu)

@@ -165,8 +165,11 @@ def _offset_s(comm: MPI.Comm, rounds: int = 20) -> float:
     comm.Allgather(host, hosts)
     away = [r for r in range(len(hosts)) if (hosts[r] != hosts[0]).any()]
     offset_s = 0.0
-    for r in away:
-        offset_s += _round_trips(comm, r, rounds)
+    if away:
+        private = comm.Dup()  # the caller's messages are not ours to receive
+        for r in away:
+            offset_s += _round_trips(private, r, rounds)
+        private.Free()
     return offset_s
 
 

@@ -90,7 +90,6 @@ class Model:
         with self.clock.running():
             answer = self.family.head(pooled, batch.lengths)
             self.laps.mark("head")
-        self.exchange.settle()
         self.report = self._report(layout)
         return (answer, self._gather(rows, layout)) if gather else answer
 
@@ -106,7 +105,6 @@ class Model:
         batch = self._prepare(ids, mask)
         layout = self._layout(batch.lengths)
         _, sums = self._run(batch, layout, lambda rows, layout: family.nll(rows, layout, batch, n_context), 2)
-        self.exchange.settle()
         self.report = self._report(layout)
         return sums
 
@@ -119,6 +117,7 @@ class Model:
             self.laps.start()
             rows, share, failure = self._share(batch, layout, pool, width)
             pooled, failed = self.exchange.sum(share, failure is not None)
+        self.exchange.settle()  # every rank has started every exchange, a failed one too
         if failed:
             raise_together(self.comm, failure)
         return rows, pooled

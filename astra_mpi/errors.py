@@ -79,7 +79,7 @@ def _broadcast_error(comm: MPI.Comm, root: int, failure: Exception | None) -> As
         message = str(failure) if known else f"{type(failure).__name__}: {failure}"
         if root > 0 and not message.startswith("rank "):
             message = f"rank {root}: {message}"
-        text = message.encode()
+        text = message.encode(errors="backslashreplace")  # names of files may not be Unicode
         header[:] = _KINDS.index(type(failure)) if known else 0, len(text)
     comm.Bcast(header, root=root)
     buffer = np.frombuffer(text, dtype=np.uint8).copy() if text else np.empty(header[1], dtype=np.uint8)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from astra_mpi.errors import AstraError
 from astra_mpi.link import Link, make_link
 from astra_mpi.mailbox import Mailbox
 from astra_mpi.messages import Plan, Requests
@@ -47,6 +48,8 @@ class Exchange:
 
     def reset(self, key: int = 0) -> None:
         """Start counting a new forward pass; collective. key: of the batch, what is lost at random depends on it."""
+        if self._pending is not None:
+            raise AstraError("the last forward pass was interrupted in an exchange; load the model anew")
         self.settle()
         self.clock.meet(self.comm)
         if self.link is not None and self.link.ends:
@@ -85,6 +88,8 @@ class Exchange:
 
     def _start(self, message: np.ndarray, counts: Sequence[int], may_miss: bool, forward: bool) -> Pending:
         counts = tuple(int(n) for n in counts)
+        if self._pending is not None:
+            raise RuntimeError("an exchange is under way; wait for it first")
         if message.nbytes != counts[self.rank]:
             raise ValueError(f"message of {message.nbytes} bytes, planned {counts[self.rank]}")
         may_miss = may_miss and self.loses
@@ -155,10 +160,11 @@ class Exchange:
         """Sum `share` (n, D) float32 over ranks: a block exchange, but for the `class_bytes` of class tokens in it."""
         if self.size == 1:
             return share
+        total = self._reduce(share)
         self.n_started += 1
         self.traffic.reduced(share.nbytes - class_bytes, self.size)
         self.traffic.other_bytes += class_bytes
-        return self._reduce(share)
+        return total
 
     def as_class_bytes(self, n_bytes: int) -> None:
         """Of what this rank contributed last, so many bytes are class tokens': they are counted apart."""

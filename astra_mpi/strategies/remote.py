@@ -11,6 +11,7 @@ import numpy as np
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.codec.tables import FarTable, Norm, Projection, make_far
 from astra_mpi.config import require
+from astra_mpi.errors import collective
 from astra_mpi.models.block import Block
 
 if TYPE_CHECKING:
@@ -34,10 +35,15 @@ def choose_remote(comm: MPI.Comm, blocks: list[Block], codec: Codec, kernels: Mo
     """Collective: `how` = "table", "gemm", or "auto": rank 0 times both on block 0 and decides for all ranks."""
     require(how in ("auto", *WAYS), f"remote = '{how}' is unknown; use auto, table or gemm")
     if how == "auto":
-        choice = np.array([_faster(blocks, codec, kernels) if comm.Get_rank() == 0 else 0], dtype=np.int32)
+        choice = np.zeros(1, dtype=np.int32)
+        with collective(comm):
+            if comm.Get_rank() == 0:
+                choice[0] = _faster(blocks, codec, kernels)
         comm.Bcast(choice, root=0)
         how = WAYS[choice[0]]
-    return RemoteTables(blocks, codec, how)
+    with collective(comm):  # a rank may have too little memory for the tables
+        remote = RemoteTables(blocks, codec, how)
+    return remote  # noqa: RET504, what `with` may swallow
 
 
 def _faster(blocks: list[Block], codec: Codec, kernels: ModuleType) -> int:
