@@ -73,6 +73,13 @@ def test_bench_refuses_a_strategy_that_cannot_be_used(vit):
     assert "strategy 'sp:int4': 'int4' does not fit; use one of single, sp[:x|kv]" in err
 
 
+def test_a_model_is_not_overwritten(vit):
+    before = vit.read_bytes()
+    _, err = astra("bench", vit, "--strategies", "single", "--repeats", 1, "--warmup", 0, "--json", vit, code=2)
+    assert "is not overwritten" in err
+    assert vit.read_bytes() == before
+
+
 def test_bench_refuses(vit):
     _, err = astra("bench", vit, "--repeats", 0, ranks=2, code=2)
     assert err.count("astra-mpi: error:") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -102,13 +103,17 @@ def write_json(path: str, values: Any) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    """To `path`, or to stdout when it is "-". InputError if it cannot be written."""
+    """To `path`, or to stdout when it is "-". InputError if it cannot be written, or is an HDF5 file."""
     from astra_mpi.errors import InputError
 
     if path == "-":
         sys.stdout.write(text + "\n")
         return
     try:
+        if os.path.isfile(path):
+            with open(path, "rb") as old:
+                if old.read(4) == b"\x89HDF":
+                    raise InputError(f"{path} is a model or result file and is not overwritten; give another name")
         with open(path, "w", encoding="utf-8") as file:
             file.write(text + "\n")
     except OSError as exc:

@@ -34,6 +34,8 @@ def write_report(runs: Sequence[Path], output: Path, figures: Path | None = None
     from astra_mpi.report_html import page
     from astra_mpi.runs import read_runs
 
+    if output.resolve() in [path.resolve() for path in runs]:
+        raise InputError(f"{output} is one of the files to read; give the page another name")
     measured = read_runs(runs)
     lacking = missing_matplotlib()
     pictures = [] if lacking else draw_all(measured)

@@ -38,7 +38,8 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     checks = verify(model, inputs, mask, names, args.counted_keys == "on")
     with collective(comm):
         if comm.Get_rank() == 0:
-            print(f"{args.model} on {comm.Get_size()} ranks, {args.batch} sequences, lengths {model.report['tokens']}")
+            lengths = model.report.get("tokens", "-")  # none where every strategy is skipped
+            print(f"{args.model} on {comm.Get_size()} ranks, {args.batch} sequences, lengths {lengths}")
             print(_table(checks))
             if args.json:
                 write_json(args.json, {"ranks": comm.Get_size(), "checks": [check.as_dict() for check in checks]})
