@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from astra_mpi.conditions import parse_conditions
 from astra_mpi.config import require
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError, collective, same_on_all
+from astra_mpi.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
 from astra_mpi.partition import cut
 from astra_mpi.strategies import STRATEGIES, parse
@@ -51,8 +52,7 @@ def load(
     strategy: a name with options, such as "astra", "sp", "sp:kv:int8", "segment_means:8". backend: "numpy" or
     "reference". codebooks: a codebook file for this model, instead of the codebooks inside it. weights: relative
     speeds of the ranks, for an uneven cut; "auto" measures them, "causal" gives every rank the same number of causal
-    scores, "even" and None cut evenly. counted_keys: let far
-    tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from
+    scores, "even" and None cut evenly. counted_keys: let far tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from
     codes. encoder: "auto" searches codebooks in their subspace where they have one, "exact" in all of the space.
     pooling, normalize: instead of the model's own (BERT). threads: of BLAS and Numba in this process; None leaves
     them as they are. network: "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%"; accounting: which bytes
@@ -81,34 +81,40 @@ def load(
         )
         if threads is not None:
             set_threads(threads)
-        file = modelfile.read_model(path)
-        codec = codecfile.read_codebooks(codebooks, file.digest) if codebooks else file.codec
-        changes = {name: value for name, value in (("pooling", pooling), ("normalize", normalize)) if value is not None}
-        unknown = [name for name in changes if not hasattr(file.config, name)]
-        require(not unknown, f"{path}: a {file.config.family} model has no option {', '.join(unknown)}")
-        config = dataclasses.replace(file.config, **changes)
+        options = {"pooling": pooling, "normalize": normalize}
+        file = _read(path, codebooks, {name: value for name, value in options.items() if value is not None})
+        config, codec = file.config, file.codec
         causal = FAMILIES[config.family].causal
         require(causal or weights != "causal", f"{path}: a {config.family} model attends both ways; use weights = even")
         reason = STRATEGIES[spec.name].obstacle(spec, config, codec, comm.Get_size())
         require(reason is None, f"{path} with strategy {spec}: {reason}")
-        if codec is not None:
-            codecfile.check_codec(codec, config, codebooks or path)
-            codec = codec.exact() if encoder == "exact" else codec
+        if codec is not None and encoder == "exact":
+            file = dataclasses.replace(file, codec=codec.exact())
     _same_everywhere(comm, f"{path} differs between ranks; copy the same file to every machine", file.digest)
-    _same_everywhere(
-        comm, "the codebooks differ between ranks; copy the same file to every machine", codec.digest if codec else ""
-    )
+    digest = file.codec.digest if file.codec else ""
+    _same_everywhere(comm, "the codebooks differ between ranks; copy the same file to every machine", digest)
     _same_everywhere(
         comm,
         f"network '{network}' differs between ranks; copy the same trace to every machine",
         conditions.network.digest,
     )
-    file = dataclasses.replace(file, config=config, codec=codec)
     model = Model(file, comm, get_backend(backend, comm), speeds, conditions)
     if weights == "auto":
         model.cut_weights = rank_speeds(model)
     model.use(strategy, counted_keys=counted_keys, remote=remote)
     return model
+
+
+def _read(path: str, codebooks: str | None, changes: dict[str, Any]) -> ModelFile:
+    """The model file with these settings of its config and, if given, other codebooks. InputError."""
+    file = modelfile.read_model(path)
+    codec = codecfile.read_codebooks(codebooks, file.digest) if codebooks else file.codec
+    unknown = [name for name in changes if not hasattr(file.config, name)]
+    require(not unknown, f"{path}: a {file.config.family} model has no option {', '.join(unknown)}")
+    config = dataclasses.replace(file.config, **changes)
+    if codec is not None:
+        codecfile.check_codec(codec, config, codebooks or path)
+    return dataclasses.replace(file, config=config, codec=codec)
 
 
 def _same_everywhere(comm: MPI.Comm, message: str, digest: str) -> None:
