@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +48,17 @@ def main() -> None:
     start = resident_bytes("VmRSS")
     model(inputs, mask)
     peak, buffers = resident_bytes("VmHWM") - start, sum(model.scratch.sizes.values())
-    row = np.array([start - before, peak, buffers], np.float64)
+    faults = -resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    model(inputs, mask)
+    faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    row = np.array([start - before, peak, buffers, faults], np.float64)
     comm.Allreduce(MPI.IN_PLACE, row, op=MPI.MAX)
     if comm.rank == 0:
         weights = sum(array.nbytes for array in model.weights.values())
-        tables_mib, peak_mib, buffers_mib = row / MIB
+        tables_mib, peak_mib, buffers_mib = row[:3] / MIB
         print(f"{args.strategy} on {comm.size} ranks; MiB of the largest; weights {weights / MIB:.0f}")
         print(f"made by the strategy {tables_mib:.1f}, peak beyond {peak_mib:.1f}, buffers {buffers_mib:.1f},", end=" ")
-        print(f"ratio {peak_mib / buffers_mib:.2f}")
+        print(f"ratio {peak_mib / buffers_mib:.2f}; page faults of the next pass {row[3]:.0f}")
         print("rank 0: " + ", ".join(f"{name} {size / MIB:.1f}" for name, size in model.scratch.sizes.items()))
 
 
