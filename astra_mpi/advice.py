@@ -23,7 +23,8 @@ def advice(plan: dict[str, Any]) -> list[str]:
         f"It beats one rank {above(best['break_even_bps']['port'])}.",
     ]
     if max(best["cut"]) - min(best["cut"]) > 1:
-        sentences.append(f"Ranks are uneven: cut by --weights {','.join(map(str, best['cut']))}.")
+        why = "Later tokens see more" if plan["weights"] == "causal" else "Ranks are uneven"
+        sentences.append(f"{why}: cut by --weights {plan['weights']}, about {'/'.join(map(str, best['cut']))} tokens.")
     if not best["exact"]:
         sentences.append(_exact(others))
     return sentences

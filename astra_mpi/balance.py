@@ -1,4 +1,4 @@
-"""How fast the ranks are: measured, so that a cut in proportion lets all of them finish together."""
+"""How fast the ranks are, measured, and what tokens cost them, so that a cut lets all of them finish together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from astra_mpi.costs import Wire
 from astra_mpi.errors import collective
+from astra_mpi.latency import assumed_speeds
+from astra_mpi.partition import TokenCost
+from astra_mpi.work import Shape, Work
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model
@@ -20,7 +24,7 @@ def rank_speeds(model: Model) -> list[float]:
     """Collective: the speed of every rank relative to the fastest, three decimals, the same on all ranks.
 
     All ranks at once pass the same rows through the first block again and again, for `_LEAST_S` seconds of the model's
-    clock. A token costs every rank as much as any other, so time is in proportion to tokens (docs/equations.md).
+    clock. What a token costs is counted, not measured (`token_cost`, and docs/equations.md).
     """
     clock, comm = model.clock, model.comm
     every = np.empty(comm.Get_size())
@@ -36,6 +40,18 @@ def rank_speeds(model: Model) -> list[float]:
         passes_per_s = n_passes / (clock.now() - start_s)
     comm.Allgather(np.array([passes_per_s]), every)
     return [float(speed) for speed in np.round(every / every.max(), 3)]
+
+
+def token_cost(shape: Shape, wire: Wire) -> TokenCost:
+    """Of a causal model's token in one block: operations counted as `plan` counts them, at the speeds it assumes."""
+    config, speeds = shape.config, assumed_speeds(100.0)  # any: what counts is how the kinds of work compare
+    linear = 2 * shape.project_q + shape.project_kv + shape.mlp
+    return TokenCost(
+        own=speeds.seconds(Work(gemm=linear, elements=4 * config.d_model + config.d_ff)),
+        score=speeds.seconds(Work(attention=2 * config.d_model)),
+        far=speeds.seconds(wire.decode * (1 / wire.tokens_per_key)),
+        send=speeds.seconds(wire.encode),
+    )
 
 
 def _one_pass(model: Model, x: np.ndarray) -> None:

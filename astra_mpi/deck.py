@@ -44,8 +44,8 @@ class TaskSection:
 class ParallelSection:
     # what ranks own and exchange: single, sp, tp, segment_means or astra; options may follow, as in "sp:kv:int8"
     strategy: str = "astra"
-    # the cut: "even", "auto" (the ranks' speeds are measured), "causal" (for decoders: even in scores), or one relative
-    # speed per rank
+    # the cut: "even", or by speeds so that the ranks finish together: "auto" measures them, "causal" (decoders) takes
+    # them as equal, or one relative speed per rank
     weights: Literal["even", "auto", "causal"] | tuple[float, ...] = "even"
     backend: Literal["numpy", "reference"] = "numpy"  # which kernels
     counted_keys: bool = True  # remote tokens of equal code share a key (exact)

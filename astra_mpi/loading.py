@@ -51,15 +51,15 @@ def load(
 
     strategy: a name with options, such as "astra", "sp", "sp:kv:int8", "segment_means:8". backend: "numpy" or
     "reference". codebooks: a codebook file for this model, instead of the codebooks inside it. weights: relative
-    speeds of the ranks, for an uneven cut; "auto" measures them, "causal" gives every rank the same number of
-    causal scores, "even" and None cut evenly. counted_keys: let far tokens of equal code share a key (exact).
-    remote: "table", "gemm" or "auto" (timed), how far keys come from codes. encoder: "auto" searches codebooks in
-    their subspace where they have one, "exact" in all of the space. pooling, normalize: instead of the model's own
-    (BERT). threads: of BLAS and Numba in this process; None leaves them as they are. network: "real", or one to
-    emulate such as "10Mbps,rtt=2ms,loss=1%"; accounting: which bytes it charges, "port", "contributed" or "paper".
-    clock: "wall", or "virtual", which counts CPU seconds `speed` times, one factor or one per rank. deadline: such
-    as "5ms", how long astra waits at one exchange; missing: codes are dropped ("drop") or replaced ("mean"). seed:
-    of what is lost. docs/network.md has them all.
+    speeds of the ranks, for a cut with which they finish together; "auto" measures them, "causal" takes them as equal
+    where later tokens cost more (decoders), "even" and None cut evenly. counted_keys: let far tokens of equal code
+    share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from codes. encoder: "auto"
+    searches codebooks in their subspace where they have one, "exact" in all of the space. pooling, normalize: instead
+    of the model's own (BERT). threads: of BLAS and Numba in this process; None leaves them as they are. network:
+    "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%"; accounting: which bytes it charges, "port",
+    "contributed" or "paper". clock: "wall", or "virtual", which counts CPU seconds `speed` times, one factor or one
+    per rank. deadline: such as "5ms", how long astra waits at one exchange; missing: codes are dropped ("drop") or
+    replaced ("mean"). seed: of what is lost. docs/network.md has them all.
 
     Raises InputError on all ranks alike: files that cannot be read or differ between ranks, or options that do not fit.
     """
@@ -69,7 +69,8 @@ def load(
         known = not isinstance(weights, str) or weights in ("auto", "even", "causal")
         require(known, f"weights '{weights}': use even, auto, causal, or one number per rank")
         speeds = None if weights in ("auto", "even") else weights
-        cut(np.zeros(1, np.int64), comm.Get_size(), speeds)  # checks them before any work
+        if speeds != "causal":
+            cut(np.zeros(1, np.int64), comm.Get_size(), speeds)  # checks them before any work
         conditions = parse_conditions(
             comm.Get_size(),
             network=network,

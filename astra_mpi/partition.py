@@ -10,8 +10,18 @@ import numpy as np
 
 from astra_mpi.config import require
 
-#: relative speeds of the ranks, "causal" (see `causal_balanced`), or None for an even cut
+#: relative speeds of the ranks, "causal" (equal ones, see `finish_together`), or None for an even cut
 Cut = Sequence[float] | str | None
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """What a token costs its rank under causal attention, in any one unit of time."""
+
+    own: float  # all that does not depend on other tokens
+    score: float  # attending to one token
+    far: float = 0.0  # making the key and value of one token of another rank
+    send: float = 0.0  # making a token's message, which the last rank does not
 
 
 def even(n_tokens: int, size: int) -> np.ndarray:
@@ -33,10 +43,31 @@ def weighted(n_tokens: int, weights: Sequence[float]) -> np.ndarray:
     return counts
 
 
-def causal_balanced(n_tokens: int, size: int) -> np.ndarray:
-    """Counts (size,) that share the triangle of a causal score matrix evenly: boundaries at T sqrt(r / P)."""
-    bounds = np.rint(n_tokens * np.sqrt(np.arange(size + 1) / size)).astype(np.int64)
-    return np.diff(bounds)
+def finish_together(n_tokens: int, speeds: Sequence[float], cost: TokenCost) -> np.ndarray:
+    """Counts (size,) with which ranks of these relative speeds need equally long for a causal model.
+
+    A rank with tokens a .. a + n - 1 needs (n own + n send + a far + score sum(i + 1 for these i)) / speed; the last
+    rank sends nothing. The common time is found by bisection: what it lets the ranks own grows with it.
+    """
+    weighted(n_tokens, speeds)  # checks them
+    low, high = 0.0, n_tokens * (cost.own + cost.send + cost.far + cost.score * n_tokens) / max(speeds) + 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _ends(middle, speeds, cost)[-1] >= n_tokens else (middle, high)
+    ends = np.rint(np.minimum(_ends(high, speeds, cost), n_tokens)).astype(np.int64)
+    return np.diff(ends, prepend=0)
+
+
+def _ends(time: float, speeds: Sequence[float], cost: TokenCost) -> np.ndarray:
+    """Tokens (size,) that the ranks up to each one own together if each works for `time`."""
+    ends = np.zeros(len(speeds) + 1)
+    for rank, speed in enumerate(speeds):
+        start, last = ends[rank], rank == len(speeds) - 1
+        linear = cost.own + (0.0 if last else cost.send) + cost.score * (start + 0.5)
+        budget = max(time * speed - start * cost.far, 0.0)
+        # n linear + n^2 score / 2 = budget; written so that a score of 0 is an ordinary case
+        ends[rank + 1] = start + 2 * budget / (linear + np.sqrt(linear**2 + 2 * cost.score * budget))
+    return ends[1:]
 
 
 def displs(counts: np.ndarray) -> np.ndarray:
@@ -167,19 +198,24 @@ class Layout:
         return sums
 
 
-def cut(lengths: np.ndarray, size: int, weights: Cut = None) -> np.ndarray:
-    """Counts (B, size): every sequence is cut by its own length, evenly, by `weights`, or "causal": causal_balanced."""
+def cut(lengths: np.ndarray, size: int, weights: Cut = None, cost: TokenCost | None = None) -> np.ndarray:
+    """Counts (B, size): every sequence is cut by its own length, evenly or by `weights`.
+
+    With the cost of a causal model's tokens, weights are speeds and ranks finish together; else counts are in
+    proportion to them.
+    """
     if isinstance(weights, str):
-        require(weights == "causal", f"weights '{weights}': use causal, or numbers")
+        require(weights == "causal" and cost is not None, f"weights '{weights}' does not fit here; give numbers")
+        weights = [1.0] * size
     else:
         n = size if weights is None else len(weights)
         require(n == size, f"{n} weights for {size} ranks; give one each")
     distinct, which = np.unique(lengths, return_inverse=True)
-    parts = [_cut_one(int(t), size, weights) for t in distinct]
+    parts = [_cut_one(int(t), size, weights, cost) for t in distinct]
     return np.array(parts, dtype=np.int64).reshape(len(parts), size)[which]
 
 
-def _cut_one(n_tokens: int, size: int, weights: Cut) -> np.ndarray:
+def _cut_one(n_tokens: int, size: int, weights: Sequence[float] | None, cost: TokenCost | None) -> np.ndarray:
     if weights is None:
         return even(n_tokens, size)
-    return causal_balanced(n_tokens, size) if isinstance(weights, str) else weighted(n_tokens, weights)
+    return weighted(n_tokens, weights) if cost is None else finish_together(n_tokens, weights, cost)

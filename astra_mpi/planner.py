@@ -79,10 +79,12 @@ def cheaper_remote(setting: Setting, coding: Coding) -> Coding:
 def best_cut(setting: Setting, strategy: str) -> list[int]:
     """Tokens per rank that make `strategy` fastest: the even cut, or shares moved until ranks take equally long.
 
-    Never worse than the even cut, by the prediction under port accounting. Even where ranks are equally fast, and for
-    strategies whose parts are equal. `tp` cuts heads and columns in proportion.
+    Never worse than the even cut, by the prediction under port accounting. Even where ranks are equally fast and see
+    equally much, and for strategies whose parts are equal. `tp` cuts heads and columns in proportion.
     """
-    if len(set(setting.speeds)) == 1 or strategy.split(":")[0] not in UNEVEN:
+    alike = len(set(setting.speeds)) == 1
+    sees_more = setting.shape.causal and strategy.split(":")[0] in BY_TOKENS  # a later token
+    if strategy.split(":")[0] not in UNEVEN or (alike and not sees_more):
         return setting.even
     best = counts = setting.even
     shares = [max(n, 1) / setting.tokens for n in counts]
@@ -131,7 +133,9 @@ def plan(setting: Setting) -> dict[str, Any]:
             rows.append({"strategy": strategy, "skipped": str(exc)})
             continue
         rows.append(_row(setting, cost, counts, single_s))
-    return {"single_s": single_s, "single_rank": alone_rank, "strategies": rows}
+    cut = "causal" if setting.shape.causal else "even"
+    weights = cut if len(set(setting.speeds)) == 1 else "auto"  # of which the rows' cuts are a prediction
+    return {"single_s": single_s, "single_rank": alone_rank, "weights": weights, "strategies": rows}
 
 
 def _row(setting: Setting, cost: Cost, counts: Sequence[int], single_s: float) -> dict[str, Any]:

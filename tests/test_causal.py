@@ -5,13 +5,15 @@ import pytest
 from mpi4py import MPI
 
 from astra_mpi.backend import get_backend
+from astra_mpi.balance import token_cost
 from astra_mpi.config import CodecConfig
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
-from astra_mpi.partition import causal_balanced, even
+from astra_mpi.partition import even, finish_together
 from astra_mpi.strategies import STRATEGIES
 from astra_mpi.synthetic import random_batch
 from astra_mpi.verify import verify
+from astra_mpi.work import shape_of
 from fakes import gpt2_config, llama_config, model_file
 
 pytestmark = pytest.mark.mpi
@@ -106,10 +108,9 @@ def test_cuts(comm, family, weights):
     assert_verified(comm, model, inputs, mask, "astra")
     counts = model.strategy.planned.counts[0].tolist()
     assert model.report["choices"]["weights"] == (uneven if weights == "uneven" else "causal")
-    if weights == "causal":
-        assert counts == causal_balanced(17, comm.size).tolist()
-    else:
-        assert counts[0] == round(17 / (2 * comm.size - 1))
+    cost = token_cost(shape_of(config), model.strategy.wire_costs())
+    speeds = uneven if weights == "uneven" else [1.0] * comm.size
+    assert counts == finish_together(17, speeds, cost).tolist()
 
 
 @pytest.mark.parametrize("spec", ["astra", "sp", "sp:kv:int8"])

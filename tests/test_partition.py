@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_mpi.errors import InputError
-from astra_mpi.partition import Layout, causal_balanced, cut, displs, even, ranges, weighted
+from astra_mpi.partition import Layout, TokenCost, cut, displs, even, finish_together, ranges, weighted
 
 SIZES = st.integers(1, 9)
 TOKENS = st.integers(0, 200)
@@ -34,14 +34,40 @@ def test_equal_weights_are_even(n_tokens, size):
     assert weighted(n_tokens, [2.5] * size).tolist() == even(n_tokens, size).tolist()
 
 
-@given(TOKENS, SIZES)
-def test_causal_balanced_shares_the_triangle(n_tokens, size):
-    counts = causal_balanced(n_tokens, size)
+COSTS = st.builds(TokenCost, *[st.floats(0.01, 10)] * 2, *[st.floats(0, 10)] * 2)
+
+
+def time_of(start, n, cost, last):
+    """What a rank needs for tokens start .. start + n - 1, added up token by token."""
+    own = sum(cost.own + cost.score * (i + 1) for i in range(start, start + n))
+    return own + (0 if last else cost.send * n) + cost.far * start
+
+
+@given(TOKENS, st.lists(st.floats(0.05, 1), min_size=1, max_size=9), COSTS)
+def test_ranks_finish_together(n_tokens, speeds, cost):
+    """No rank needs longer than the best cut allows, found here token by token, but for rounding to whole tokens."""
+    counts = finish_together(n_tokens, speeds, cost)
     assert counts.sum() == n_tokens
     assert (counts >= 0).all()
-    end = np.cumsum(counts)
-    area = (end**2 - (end - counts) ** 2) / 2
-    assert np.abs(area - n_tokens**2 / (2 * size)).max() <= n_tokens + 1  # a boundary moves by half a token
+    starts, last = displs(counts), len(speeds) - 1
+    ranks = list(enumerate(zip(starts, counts, speeds, strict=False)))
+    longest = max(time_of(a, n, cost, r == last) / speed for r, (a, n, speed) in ranks if n) if n_tokens else 0
+    token = max((cost.own + cost.send + cost.far + cost.score * n_tokens) / speed for speed in speeds)
+    for r, (a, n, speed) in ranks:
+        behind = a + n < n_tokens  # a rank that could have taken one token more, and let the others finish earlier
+        assert not behind or time_of(a, n, cost, r == last) / speed > longest - 2 * token - 1e-6
+
+
+@given(TOKENS, SIZES)
+def test_tokens_that_see_nothing_are_cut_evenly(n_tokens, size):
+    counts = finish_together(n_tokens, [2.0] * size, TokenCost(own=1.0, score=0.0))
+    assert np.abs(counts - n_tokens / size).max() <= 1
+
+
+def test_a_triangle_is_shared_evenly():
+    """Scores alone: boundaries at T sqrt(r / P)."""
+    counts = finish_together(10000, [1.0] * 4, TokenCost(own=1e-9, score=1.0))
+    assert np.abs(np.cumsum(counts) - 10000 * np.sqrt([0.25, 0.5, 0.75, 1])).max() <= 1
 
 
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [np.nan, 1.0], [np.inf, 1.0], []])

@@ -13,15 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from astra_mpi.advice import advice
 from astra_mpi.backend import get_backend
+from astra_mpi.balance import token_cost
 from astra_mpi.cli import _parser
 from astra_mpi.config import CodecConfig, ModelConfig
-from astra_mpi.costs import STRATEGIES, Coding, segment_wire, token_parallel
+from astra_mpi.costs import STRATEGIES, Coding, astra_wire, segment_wire, token_parallel
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
 from astra_mpi.latency import ACCOUNTINGS, Network, Speeds, assumed_speeds, latency, transfer_s
 from astra_mpi.modelfile import write_model
-from astra_mpi.partition import even, weighted
+from astra_mpi.models import FAMILIES
+from astra_mpi.partition import even, finish_together, weighted
 from astra_mpi.planner import BY_ACCURACY, Setting, best_codec, best_cut, compare_codecs, plan
 from astra_mpi.planner_inputs import make_setting, read_outline, read_profile
 from astra_mpi.synthetic import random_batch
@@ -117,6 +120,18 @@ def test_uneven_ranks_get_tokens_by_their_speed():
     tensor = STRATEGIES["tp"](setting.job(best_cut(setting, "tp")), setting.coding)
     assert [work.gemm / tensor.work()[0].gemm for work in tensor.work()] == pytest.approx([1, 1, 0.5, 0.5], abs=0.05)
     assert best_cut(setting, "bp") == [256] * 4
+
+
+def test_causal_models_are_cut_so_that_later_ranks_own_less():
+    config = FAMILIES["gpt2"].PRESETS["gpt2"](4096)
+    setting = Setting(config, 4096, (assumed_speeds(100),) * 4, Network(1e9, 0.0))
+    counts = best_cut(setting, "astra")
+    assert counts == sorted(counts, reverse=True) and counts[0] > 1.2 * counts[-1]
+    together = finish_together(
+        4096, [1.0] * 4, token_cost(shape_of(config), astra_wire(shape_of(config), setting.coding))
+    )
+    assert np.abs(np.array(counts) - together).max() < 0.03 * 4096
+    assert "cut by --weights causal" in " ".join(advice(plan(setting)))
 
 
 def test_exchange_hides_behind_local_work_and_only_the_excess_is_waited_for():

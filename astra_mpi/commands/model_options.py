@@ -25,7 +25,10 @@ def add_model_options(parser: argparse.ArgumentParser, batch: int = 4, several_n
     parser.add_argument("--backend", default="numpy", help="numpy or reference (default %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="per rank (default SLURM_CPUS_PER_TASK, else 1)")
     parser.add_argument(
-        "--weights", type=_weights, metavar="W,..", help="relative speeds of the ranks, for the cut; auto measures them"
+        "--weights",
+        type=_weights,
+        metavar="W,..",
+        help="relative speeds of the ranks, for the cut; auto measures them, causal takes them as equal (decoders)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of inputs and of what is lost (default %(default)s)")
     parser.add_argument("--counted-keys", choices=("on", "off"), default="on", help="default %(default)s")

@@ -15,6 +15,7 @@ from mpi4py import MPI
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.codec.tables import distinct
 from astra_mpi.config import ModelConfig
+from astra_mpi.costs import Coding, Wire, astra_wire
 from astra_mpi.errors import AstraError
 from astra_mpi.exchange import Pending
 from astra_mpi.partition import Layout, displs
@@ -22,6 +23,7 @@ from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
+from astra_mpi.work import shape_of
 
 
 class Astra(TokenParallel):
@@ -49,6 +51,10 @@ class Astra(TokenParallel):
 
     def message_bytes(self, layout: Layout) -> list[int]:
         return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in layout.token_counts]
+
+    def wire_costs(self) -> Wire:
+        widths = tuple(None if book.basis is None else book.basis.shape[1] for book in self.codec.blocks[0].codebooks)
+        return astra_wire(shape_of(self.config), Coding(self.codec.config, widths, self.remote.how))
 
     def send(self, i: int, payload: np.ndarray) -> Pending:
         codes = self.codec.blocks[i].encode(payload, self.kernels)  # (n_r, C)

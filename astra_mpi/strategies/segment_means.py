@@ -12,11 +12,13 @@ import numpy as np
 
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import ModelConfig
+from astra_mpi.costs import Wire, segment_wire
 from astra_mpi.exchange import Pending
 from astra_mpi.partition import Layout, displs
 from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
+from astra_mpi.work import shape_of
 
 
 class SegmentMeans(TokenParallel):
@@ -38,6 +40,9 @@ class SegmentMeans(TokenParallel):
 
     def message_bytes(self, layout: Layout) -> list[int]:
         return [int(n) * self.config.d_model * 4 for n in -(-layout.counts // self.ratio).sum(axis=0)]
+
+    def wire_costs(self) -> Wire:
+        return segment_wire(shape_of(self.config), self.ratio)
 
     def begin(self, layout: Layout) -> None:
         super().begin(layout)

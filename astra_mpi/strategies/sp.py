@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.costs import Wire, sp_wire
 from astra_mpi.exchange import Pending
 from astra_mpi.partition import Layout
 from astra_mpi.strategies.base import Parts
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
 from astra_mpi.strategies.wire import WIRES, pack_rows, row_bytes, unpack_rows
+from astra_mpi.work import shape_of
 
 
 class SequenceParallel(TokenParallel):
@@ -32,6 +34,9 @@ class SequenceParallel(TokenParallel):
 
     def message_bytes(self, layout: Layout) -> list[int]:
         return [int(n) * self.row_bytes for n in layout.token_counts]
+
+    def wire_costs(self) -> Wire:
+        return sp_wire(shape_of(self.config), self.gather, self.wire)
 
     def send(self, i: int, payload: np.ndarray) -> Pending:
         message = pack_rows(payload, self.wire)

@@ -11,9 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from astra_mpi.attention import Attention
+from astra_mpi.balance import token_cost
+from astra_mpi.costs import Wire
 from astra_mpi.exchange import Pending
 from astra_mpi.partition import Cut, Layout, cut, displs
 from astra_mpi.strategies.base import Strategy
+from astra_mpi.work import shape_of
 
 
 class FarKeys(NamedTuple):
@@ -34,8 +37,12 @@ class TokenParallel(Strategy):
     may_miss: bool = False
 
     def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut) -> Layout:
-        size = self.exchange.size
-        return Layout(cut(lengths, size, weights), self.exchange.rank, n_class, causal, replicas=size)
+        size, cost = self.exchange.size, token_cost(shape_of(self.config), self.wire_costs()) if causal else None
+        return Layout(cut(lengths, size, weights, cost), self.exchange.rank, n_class, causal, replicas=size)
+
+    def wire_costs(self) -> Wire:
+        """What sending a token and using it elsewhere costs, for causal cuts."""
+        return Wire(None)
 
     def message_bytes(self, layout: Layout) -> list[int]:
         """Per rank, the bytes it puts into one exchange."""
