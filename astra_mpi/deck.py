@@ -22,13 +22,17 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class InputSection:
-    path: Path  # required: .txt .jsonl .tsv (text), .npy .npz .h5 (tokens, images)
+    path: Path  # required: .txt .jsonl .tsv (text), .npy .npz .h5 (tokens, images), a folder of PNG and JPEG (images)
     kind: Literal["images", "text", "tokens"]  # required: what the file holds
     # default "text" for text, else `kind`: HDF5 dataset, .npz key, JSONL field, TSV column or columns (each an item)
     dataset: str | tuple[str, ...] | None = None
-    labels: str | None = None  # default none: name of the integer classes of the items, in the same file
+    # default none: name of the integer classes in the same file; for a folder, of a file in it, lines NAME<TAB>CLASS
+    labels: str | None = None
     mask: str | None = None  # default none: dataset (N, T) of a tokens file, 0 = leave the token out
     max_tokens: Positive | None = None  # default the model's own: longer items are cut to this
+    # default all items: "I/N", or "array/N" in a SLURM job array; output.path gets the shard's number (docs/inputs.md)
+    shard: str | None = None
+    shard_by: Literal["contiguous", "strided"] = "contiguous"  # a shard's items: side by side, or every N-th
 
 
 @dataclass(frozen=True)

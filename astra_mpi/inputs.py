@@ -12,9 +12,10 @@ from astra_mpi.arrays import ArrayFile
 from astra_mpi.config import require
 from astra_mpi.deck import InputSection
 from astra_mpi.errors import InputError
+from astra_mpi.image_folder import decoder, folder_digest, image_files, read_labels
 from astra_mpi.images import Preprocess
-from astra_mpi.records import read_records
-from astra_mpi.sources import ImageSource, Source, TokenSource
+from astra_mpi.records import Records
+from astra_mpi.sources import ArraySource, FileSource, ImageSource, Source, TextSource
 from astra_mpi.text import Tokenizer
 
 
@@ -29,8 +30,11 @@ def open_input(section: InputSection, tokenizer: str | None, preprocess: dict[st
         f"input.kind = '{section.kind}' does not fit a {config.family} model; give {' or '.join(takes)}",
     )
     require(section.mask is None or section.kind == "tokens", "input.mask is for input.kind = 'tokens' only")
-    require(section.path.is_file(), f"{section.path} does not exist or is no file; check input.path")
-    open_kind = {"text": _open_text, "tokens": _open_tokens, "images": _open_images}[section.kind]
+    folder = section.kind == "images" and section.path.is_dir()
+    require(folder or section.path.is_file(), f"{section.path} does not exist or is no file; check input.path")
+    open_kind = {"text": _open_text, "tokens": _open_tokens, "images": _open_folder if folder else _open_images}[
+        section.kind
+    ]
     source = open_kind(section, tokenizer, preprocess, config)
     require(source.n_items > 0, f"{section.path} holds no items")
     _check_labels(source, section, config)
@@ -42,37 +46,29 @@ def _open_text(section: InputSection, tokenizer: str | None, preprocess: dict[st
         raise InputError("the model file holds no tokenizer; convert a folder with tokenizer.json, or give token ids")
     columns = section.dataset or ("text",)
     columns = (columns,) if isinstance(columns, str) else columns
-    texts, labels = read_records(section.path, columns, section.labels)
-    ids = Tokenizer(tokenizer).encode(texts, _max_tokens(section, preprocess, config))
-    return TokenSource(ids, [np.ones(len(row), dtype=bool) for row in ids], labels, _sha256(section.path))
+    max_tokens = _max_tokens(section, preprocess, config)
+    return TextSource(Records(section.path, columns, section.labels), Tokenizer(tokenizer), max_tokens)
 
 
 def _open_tokens(section: InputSection, _: Any, preprocess: dict[str, Any] | None, config: Any) -> Source:
     file = ArrayFile(section.path)
     ids = file.get(_dataset(section))
     require(
-        ids.ndim == 2 and ids.dtype.kind in "iu",
+        len(ids.shape) == 2 and ids.dtype.kind in "iu",
         f"{section.path}: token ids are {ids.dtype} of shape {ids.shape}; give integers (items, tokens)",
     )
     n_items, n_tokens = ids.shape
-    cut = min(n_tokens, _max_tokens(section, preprocess, config))
-    ids = np.asarray(ids[:, :cut])
-    keep = np.ones(ids.shape, dtype=bool)
+    mask = None
     if section.mask is not None:
-        mask = np.asarray(file.get(section.mask))
+        mask = file.get(section.mask)
         require(mask.shape in ((n_items, n_tokens), (n_items,)), _mask_words(section, mask, n_items, n_tokens))
-        keep = mask[:, :cut] != 0 if mask.ndim == 2 else np.arange(cut) < mask[:, None]
-    bad = np.argwhere(keep & ((ids < 0) | (ids >= config.vocab_size)))
-    if bad.size:
-        i, t = bad[0]
-        raise InputError(
-            f"{section.path}: token id {ids[i, t]} (item {i}, position {t}) is outside 0..{config.vocab_size - 1}; "
-            "was another tokenizer used?"
-        )
-    return TokenSource(list(ids), list(keep), _labels(file, section, n_items), _sha256(section.path))
+    cut = min(n_tokens, _max_tokens(section, preprocess, config))
+    source = ArraySource(ids, mask, cut, _labels(file, section, n_items), _sha256(section.path))
+    source.check(section.path, config.vocab_size)
+    return source
 
 
-def _mask_words(section: InputSection, mask: np.ndarray, n_items: int, n_tokens: int) -> str:
+def _mask_words(section: InputSection, mask: Any, n_items: int, n_tokens: int) -> str:
     return (
         f"{section.path}: '{section.mask}' has shape {mask.shape}; give ({n_items}, {n_tokens}), 0 = leave the token "
         f"out, or ({n_items},) lengths"
@@ -110,6 +106,20 @@ def _open_images(section: InputSection, _: Any, preprocess: dict[str, Any] | Non
     return ImageSource(images, prepare, section.path, _labels(file, section, shape[0]), _sha256(section.path))
 
 
+def _open_folder(section: InputSection, _: Any, preprocess: dict[str, Any] | None, config: Any) -> Source:
+    require(section.dataset is None, f"{section.path} is a folder of images, which have no dataset; drop input.dataset")
+    if preprocess is None:
+        raise InputError(
+            f"{section.path}: image files need the model's preprocessing, and its file has none; give arrays"
+        )
+    prepare, paths = Preprocess(**preprocess), image_files(section.path)
+    labels, files = None, paths
+    if section.labels is not None:
+        labels = read_labels(section.path, section.labels, paths)
+        files = [*paths, section.path / section.labels]
+    return FileSource(paths, decoder(config.channels), prepare, labels, folder_digest(section.path, files))
+
+
 def _dataset(section: InputSection) -> str:
     name = section.dataset or section.kind
     if not isinstance(name, str):
@@ -131,12 +141,12 @@ def _labels(file: ArrayFile, section: InputSection, n_items: int) -> np.ndarray 
     if section.labels is None:
         return None
     require(file.path.suffix != ".npy", f"{file.path}: a .npy file has no labels; use .npz or HDF5")
-    labels = np.asarray(file.get(section.labels))
+    labels = file.get(section.labels)
     require(
         labels.shape == (n_items,) and labels.dtype.kind in "iu",
         f"{file.path}: '{section.labels}' is {labels.dtype} of shape {labels.shape}; give integers ({n_items},)",
     )
-    return labels.astype(np.int64)
+    return np.asarray(labels[:]).astype(np.int64)
 
 
 def _check_labels(source: Source, section: InputSection, config: Any) -> None:

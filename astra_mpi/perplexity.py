@@ -5,6 +5,7 @@ A text's first token is not predicted, nor, where the stride is the window, is t
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,14 @@ class WindowSource(TokenSource):
         super().__init__(rows, [np.ones(len(row), bool) for row in rows], None, digest)
         #: (n_items,) tokens of a window that an earlier one has scored
         self.n_context = np.concatenate([[0], ends[:-1]]) - starts
+
+    def part(self, items: range) -> WindowSource:
+        """These windows only."""
+        some = copy.copy(self)
+        chosen = slice(items.start, items.stop, items.step)
+        some.ids, some.keep, some.n_context = self.ids[chosen], self.keep[chosen], self.n_context[chosen]
+        some.n_items = len(items)
+        return some
 
 
 def open_windows(deck: Deck, model: Any) -> WindowSource:

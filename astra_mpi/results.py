@@ -57,15 +57,15 @@ def recorded_choices(output: Path) -> dict[str, Any]:
 class Results:
     """The growing results of one job. It holds the lock of the parts folder until `close`.
 
-    output: the HDF5 file to make. state: all that must not change between a run and its resumption. A part holds
-    `batch` of the `n_items`. resume: keep finished parts. InputError if another run is at work, or if the parts are of
-    another state.
+    output: the HDF5 file to make. state: all that must not change between a run and its resumption. items: the numbers
+    of these items in the input; a part holds `batch` of them. resume: keep finished parts. InputError if another run is
+    at work, or if the parts are of another state.
     """
 
-    def __init__(self, output: Path, state: Mapping[str, Any], n_items: int, batch: int, resume: bool) -> None:
+    def __init__(self, output: Path, state: Mapping[str, Any], items: range, batch: int, resume: bool) -> None:
         self.output, self.state, self.folder = output, state, parts_folder(output)
-        self.n_items, self.batch = n_items, batch
-        self.n_parts = -(-n_items // batch)
+        self.items, self.n_items, self.batch = items, len(items), batch
+        self.n_parts = -(-self.n_items // batch)
         _recorded(output)  # refuse early what may not be replaced
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ class Results:
         self.lock.beat()
         with hdf5.writing(self._part(part)) as file:
             file.attrs["report"] = json.dumps(report)
-            file["inputs/index"] = np.arange(*self.span(part))
+            file["inputs/index"] = np.array(self.items[slice(*self.span(part))], dtype=np.int64)
             for name, values in outputs.items():
                 file[f"outputs/{name}"] = values
         self.reports[part] = dict(report)

@@ -19,6 +19,7 @@ from astra_mpi.models import FAMILIES
 from astra_mpi.perplexity import WindowSource, open_windows, window_scores
 from astra_mpi.progress import Progress
 from astra_mpi.results import Results, finished_summary, write_json
+from astra_mpi.shards import shard_items, take
 from astra_mpi.signals import Interrupted, StopRequests
 from astra_mpi.sources import Source
 from astra_mpi.summary import summarise
@@ -41,7 +42,7 @@ def run(
     """
     root = comm.Get_rank() == 0
     source: Source | None = None
-    state, summary = {}, None
+    state, summary, items = {}, None, range(0)
     with collective(comm):
         check_task(deck, model.config)
         if root:
@@ -50,12 +51,14 @@ def run(
             else:
                 source = open_source(deck.input, model.tokenizer, model.preprocess, model.config)
             state = _state(deck, model, source, comm.Get_size(), threads)
+            items = shard_items(source.n_items, deck.input.shard, deck.input.shard_by)
+            source = take(source, items)
             summary = finished_summary(deck.output.path, state) if deck.run.resume else None
             if summary is not None:
                 print(f"{deck.output.path} is complete; run.resume=false makes it anew", file=sys.stderr, flush=True)
     summary = json.loads(broadcast_text(comm, json.dumps(summary)))
     if summary is None:
-        summary = _run_batches(deck, model, comm, source, state)
+        summary = _run_batches(deck, model, comm, source, items, state)
     with collective(comm):
         if root:
             write_json(deck.output.path.with_suffix(".json"), summary)
@@ -75,7 +78,7 @@ def check_task(deck: Deck, config: Any) -> None:
 
 
 def _run_batches(
-    deck: Deck, model: Any, comm: MPI.Comm, source: Source | None, state: dict[str, Any]
+    deck: Deck, model: Any, comm: MPI.Comm, source: Source | None, items: range, state: dict[str, Any]
 ) -> dict[str, Any]:
     """All pending batches, then the joined results; returns the summary on every rank."""
     results: Results | None = None
@@ -83,7 +86,7 @@ def _run_batches(
     try:
         with collective(comm):
             if source is not None:
-                results = Results(deck.output.path, state, source.n_items, deck.run.batch, deck.run.resume)
+                results = Results(deck.output.path, state, items, deck.run.batch, deck.run.resume)
         with StopRequests() as stop:
             _loop(deck, model, comm, source, results, stop)
         with collective(comm):
@@ -148,4 +151,5 @@ def _state(deck: Deck, model: Any, source: Source, size: int, threads: int) -> d
         "model_digest": model.digest,
         "codec_digest": model.codec_digest,
         "input_digest": source.digest,
+        "input_items": source.n_items,
     }

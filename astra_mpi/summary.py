@@ -27,18 +27,25 @@ def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | Non
         "items": results.n_items,
         "tokens": sum(sum(report["tokens"]) for report in reports),
         **{name: first[name] for name in ("codec", "bits_per_token_per_block")},
-        **{name: _added(reports, name) for name in ("contributed_bytes", "formula_bytes", "port_bytes")},
-        "paper_bytes": sum(report["paper_bytes"] for report in reports),
-        "other_bytes": sum(report["other_bytes"] for report in reports),
-        "distinct_keys": _mean([report["distinct_keys"] for report in reports]),
         **{name: first[name] for name in ("network", "accounting", "clock", "speed")},
-        "missing": _missing([report["missing"] for report in reports]),
-        "latency_s": _medians([report["latency_s"] for report in reports]),
+        **costs(reports),
         "metrics": _metrics(reports, results, labels),
         "choices": first["choices"],
         "deck": deck.as_dict(),
         "host": host(),
         "versions": versions(),
+    }
+
+
+def costs(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What batches, or the shards of a job, cost together."""
+    return {
+        **{name: _added(reports, name) for name in ("contributed_bytes", "formula_bytes", "port_bytes")},
+        "paper_bytes": sum(report["paper_bytes"] for report in reports),
+        "other_bytes": sum(report["other_bytes"] for report in reports),
+        "distinct_keys": _mean([report["distinct_keys"] for report in reports]),
+        "missing": _missing([report["missing"] for report in reports]),
+        "latency_s": _medians([report["latency_s"] for report in reports]),
     }
 
 

@@ -22,7 +22,7 @@ REPORT = {"choices": {"remote": "table"}}
 
 
 def open_results(output, state=STATE, n_items=8, batch=3, resume=True):
-    return Results(output, state, n_items, batch, resume)
+    return Results(output, state, range(n_items), batch, resume)
 
 
 def values(start, stop):

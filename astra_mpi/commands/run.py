@@ -23,6 +23,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("deck", help="TOML file with [model] [input] [task] [parallel] [run] [output]")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="instead of the deck's value")
+    parser.add_argument(
+        "--shard", metavar="I/N", help="this run's share of the input, I from 0; array/N in a job array (input.shard)"
+    )
     parser.set_defaults(run=run, spmd=True)
 
 
@@ -32,12 +35,14 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     from astra_mpi.deck import Deck, load_deck
     from astra_mpi.errors import collective
     from astra_mpi.results import recorded_choices
+    from astra_mpi.shards import resolve
     from astra_mpi.threads import set_threads
 
     text = ""
     with collective(comm):
         if comm.Get_rank() == 0:
-            deck = load_deck(args.deck, args.overrides)
+            overrides = [*args.overrides, *([f"input.shard={args.shard}"] if args.shard else [])]
+            deck = resolve(load_deck(args.deck, overrides))
             choices = recorded_choices(deck.output.path) if deck.run.resume else {}
             text = json.dumps([deck.as_dict(), choices])
     settings, choices = json.loads(broadcast_text(comm, text))
