@@ -151,7 +151,5 @@ def output_work(shape: Shape, rows: float) -> Work:
 
 
 def closing_bytes(job: Job) -> int:
-    """Of the all-reduce that ends a forward pass: class tokens, pooled embeddings or logits as float32."""
-    config = job.shape.config
-    width = getattr(config, "vocab_size", 0) if job.shape.causal else config.d_model
-    return job.batch * width * 4 if job.size > 1 else 0
+    """Of the all-reduce that ends a forward pass: class tokens, pooled embeddings or last rows as float32."""
+    return job.batch * job.shape.config.d_model * 4 if job.size > 1 else 0

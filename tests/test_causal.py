@@ -127,6 +127,8 @@ def test_the_last_rank_sends_nothing(comm, family, spec):
     sent = [config.n_layers * -(-int(n) * bits // 8) for n in own[:-1]] + [0]
     assert model.report["contributed_bytes"] == model.report["formula_bytes"] == sent
     assert model.report["port_bytes"] == [sum(sent[:rank]) for rank in range(comm.size)]
+    last_rows = len(inputs) * config.d_model * 4
+    assert model.report["other_bytes"] == (last_rows * comm.size if comm.size > 1 else 0)
 
 
 def test_a_rank_needs_nothing_of_later_ones(comm):

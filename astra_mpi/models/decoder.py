@@ -51,16 +51,15 @@ class Decoder(Family):
         starts = np.concatenate([[0], np.cumsum(batch.lengths)[:-1]])
         return starts[layout.row_sequence] + layout.row_token
 
-    @property
-    def share_width(self) -> int:
-        return self.config.vocab_size
-
     def pool(self, x: np.ndarray, layout: Layout) -> np.ndarray:
-        """Rows (n, D) -> this rank's share (B, V): logits of the last tokens that are here, 0 elsewhere."""
-        share = np.zeros((len(layout.counts), self.config.vocab_size), np.float32)
+        """Rows (n, D) -> this rank's share (B, D): rows of the last tokens that are here, 0 elsewhere.
+
+        Rows travel, not logits: V is tens of times D, and a slow link takes longer for the difference than a rank for
+        the head.
+        """
+        share = np.zeros((len(layout.counts), self.config.d_model), np.float32)
         sequences, rows = layout.last_rows
-        if len(rows):
-            share[sequences] = self.final(x[rows])
+        share[sequences] = x[rows]
         return share
 
     def nll(self, x: np.ndarray, layout: Layout, batch: Batch, n_context: np.ndarray) -> np.ndarray:
@@ -92,8 +91,11 @@ class Decoder(Family):
         return self.kernels.layer_norm(x, weight, self.w["norm.bias"], eps)
 
     def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Shares summed over ranks (B, V) are the logits; a sequence without tokens has zeros."""
-        return pooled
+        """Shares summed over ranks (B, D), the last rows -> logits (B, V); a sequence without tokens has zeros."""
+        logits = np.zeros((len(lengths), self.config.vocab_size), np.float32)
+        if (lengths > 0).any():
+            logits[lengths > 0] = self.final(pooled[lengths > 0])
+        return logits
 
 
 def embedding_shapes(config: DecoderConfig) -> Shapes:
