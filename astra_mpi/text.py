@@ -24,10 +24,11 @@ _BOUNDARIES = (
 class Tokenizer:
     """A Hugging Face fast tokenizer, given as the contents of its tokenizer.json.
 
+    open_ended: what it puts after a text, as </s> or [SEP], is left out, because the text is to be gone on with.
     InputError if the `tokenizers` library is missing or cannot read it.
     """
 
-    def __init__(self, json: str) -> None:
+    def __init__(self, json: str, open_ended: bool = False) -> None:
         try:
             from tokenizers import Tokenizer as FastTokenizer
         except ImportError as exc:
@@ -38,17 +39,44 @@ class Tokenizer:
             raise InputError(f"the tokenizer cannot be read ({exc}); convert a folder with a tokenizer.json") from exc
         self._fast.no_padding()
         self._fast.no_truncation()
-        self.n_special: int = self._fast.num_special_tokens_to_add(False)  # around every text, as [CLS] and [SEP]
+        self._n_left_out = self._n_ending() if open_ended else 0
+        # around every text, as [CLS] and [SEP]
+        self.n_special: int = self._fast.num_special_tokens_to_add(False) - self._n_left_out
+
+    def check_fits(self, vocab_size: int) -> None:
+        """InputError if it gives ids that a model of this vocabulary does not have."""
+        highest = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1)
+        require(
+            highest < vocab_size,
+            f"the tokenizer does not fit the model: it has ids up to {highest} ('{self._fast.id_to_token(highest)}'),"
+            f" the vocabulary ends at {vocab_size - 1}; convert the model with its own tokenizer",
+        )
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
         """Token ids (T_i,) int32 per text, special tokens included, cut to at most `max_tokens`."""
         self.check_room(max_tokens)
-        self._fast.enable_truncation(max_tokens)
+        self._fast.enable_truncation(max_tokens + self._n_left_out)
         try:
             encodings = self._fast.encode_batch(list(texts))
         finally:
             self._fast.no_truncation()
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return [np.array(e.ids[: len(e.ids) - self._n_left_out], dtype=np.int32) for e in encodings]
+
+    def _n_ending(self) -> int:
+        """Special tokens that are put after every text."""
+        marks = self._fast.encode("a").special_tokens_mask
+        return next((i for i, mark in enumerate(reversed(marks)) if not mark), 0)
+
+    def ids_of(self, text: str) -> list[int]:
+        """The tokens that, alone, add exactly this text to another one, or are called so, as </s> is."""
+        named = self._fast.token_to_id(text)
+        if named is not None and self._fast.decode([named]) == "":
+            return [named]
+        before = self._fast.encode("a", add_special_tokens=False).ids
+        known = len(self._fast.decode(before))
+        every = sorted(self._fast.get_vocab(with_added_tokens=True).values())
+        joined = self._fast.decode_batch([[*before, i] for i in every])
+        return [i for i, whole in zip(every, joined, strict=True) if whole[known:] == text]
 
     def decode(self, ids: np.ndarray) -> str:
         """Token ids (T,) -> text without special tokens."""
@@ -64,6 +92,15 @@ class Tokenizer:
             max_tokens > self.n_special,
             f"max_tokens = {max_tokens} leaves no room beside {self.n_special} special tokens; raise it",
         )
+
+
+def tokenizer_of(json: str | None, vocab_size: int, open_ended: bool = False) -> Tokenizer:
+    """A model file's tokenizer. InputError if there is none, or if it is not for a vocabulary of this size."""
+    if json is None:
+        raise InputError("the model file holds no tokenizer; convert a folder with tokenizer.json, or give token ids")
+    tokenizer = Tokenizer(json, open_ended)
+    tokenizer.check_fits(vocab_size)
+    return tokenizer
 
 
 def passages(text: str, tokenizer: Tokenizer, max_tokens: int) -> list[str]:

@@ -155,3 +155,48 @@ def test_read_text_in_another_encoding(tmp_path):
 def test_read_missing_text(tmp_path):
     with pytest.raises(InputError, match=r"a\.txt cannot be read \(No such file"):
         read_text(tmp_path / "a.txt")
+
+
+def test_prompts_begin_as_texts_do_and_end_open():
+    """What the tokenizer puts before a text is kept, what it puts after one is not."""
+    bert, gpt = Tokenizer(wordpiece(), open_ended=True), Tokenizer(byte_pairs(), open_ended=True)
+    assert [ids.tolist() for ids in bert.encode(["The fox", ""], 9)] == [[2, 4, 7], [2]]
+    assert bert.encode(["The fox"], 2)[0].tolist() == [2, 4] and bert.n_special == 1
+    with pytest.raises(InputError, match="no room beside 1 special"):
+        bert.encode(["The fox"], 1)
+    text, nothing = gpt.encode([" ".join(WORDS), ""], 999)
+    assert gpt.decode(text) == " ".join(WORDS) and nothing.shape == (0,)
+
+
+def test_prompts_of_llama_keep_their_first_token():
+    """The layout of Llama 3: byte level, then a template with a begin token, here with an end token as well."""
+    fast = FastTokenizer.from_str(byte_pairs())
+    fast.add_special_tokens(["<begin>", "<end>"])
+    begin, end = fast.token_to_id("<begin>"), fast.token_to_id("<end>")
+    template = processors.TemplateProcessing("<begin> $A <end>", special_tokens=[("<begin>", begin), ("<end>", end)])
+    fast.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+    tokenizer = Tokenizer(fast.to_str(), open_ended=True)
+    (ids,) = tokenizer.encode(["the fox<end>"], 99)
+    assert ids[0] == begin and ids[-1] == end and (ids == end).sum() == 1  # the user's own
+    assert tokenizer.encode([""], 99)[0].tolist() == [begin]
+
+
+def test_tokens_by_their_text():
+    gpt = TOKENIZERS[1]
+    joined = gpt.encode([" ".join(WORDS)], 999)[0]
+    longest = max((gpt.decode(joined[i : i + 1]) for i in range(len(joined))), key=len)
+    assert len(longest) > 1
+    for text in ["\n", ".", longest]:
+        assert [gpt.decode(np.array([i])) for i in gpt.ids_of(text)] == [text]
+    assert gpt.ids_of("no such token") == []
+    fast = FastTokenizer.from_str(byte_pairs())
+    fast.add_special_tokens(["<end>"])
+    assert Tokenizer(fast.to_str()).ids_of("<end>") == [fast.token_to_id("<end>")]
+
+
+def test_tokenizer_with_ids_beyond_the_vocabulary():
+    n = len(FastTokenizer.from_str(byte_pairs()).get_vocab())
+    TOKENIZERS[1].check_fits(n)
+    TOKENIZERS[1].check_fits(n + 7)  # some models round their vocabulary up
+    with pytest.raises(InputError, match=rf"ids up to {n - 1} .* vocabulary ends at {n - 2}; convert"):
+        TOKENIZERS[1].check_fits(n - 1)
