@@ -116,11 +116,14 @@ def _inputs(folder: Path, config: Any) -> tuple[str | None, dict[str, Any] | Non
             return None, hf_settings.image_preprocessing(folder, config.image_size, config.channels).as_dict(), []
         except InputError as exc:
             return None, None, [f"{exc}; the model will take only float32 images that are already normalised"]
-    tokenizer = hf_settings.tokenizer(folder)
+    tokenizer = hf_settings.tokenizer(folder, config.vocab_size)
     notes = []
     if tokenizer is None:
         notes.append(
             f"{folder} has no tokenizer.json, so the model will take only token ids; "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...) makes one"
         )
-    return tokenizer, {"max_tokens": hf_settings.max_tokens(folder, config.max_positions)}, notes
+    preprocess: dict[str, Any] = {"max_tokens": hf_settings.max_tokens(folder, config.max_positions)}
+    if FAMILIES[config.family].causal:
+        preprocess["end_tokens"] = hf_settings.end_tokens(folder, config.vocab_size)
+    return tokenizer, preprocess, notes

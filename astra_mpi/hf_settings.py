@@ -9,6 +9,7 @@ from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.hf_folder import load_json, load_settings
 from astra_mpi.images import Preprocess
+from astra_mpi.text import Tokenizer
 
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
@@ -53,13 +54,28 @@ def max_tokens(folder: Path, max_positions: int) -> int:
     return wanted
 
 
-def tokenizer(folder: Path) -> str | None:
-    """Contents of tokenizer.json, or None if there is none."""
+def tokenizer(folder: Path, vocab_size: int) -> str | None:
+    """Contents of tokenizer.json, or None if there is none. InputError if it is not for a vocabulary of this size."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
     load_settings(path)
-    return path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    try:
+        Tokenizer(text).check_fits(vocab_size)
+    except InputError as exc:
+        raise InputError(f"{path}: {exc}") from exc
+    return text
+
+
+def end_tokens(folder: Path, vocab_size: int) -> list[int]:
+    """Tokens after which the model has no more to say: eos_token_id, one or several, as generation knows it."""
+    for name in ("generation_config.json", "config.json"):
+        given = load_settings(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+        if given is not None:
+            every = given if isinstance(given, list) else [given]
+            return [i for i in every if isinstance(i, int) and 0 <= i < vocab_size]
+    return []
 
 
 def image_preprocessing(folder: Path, image_size: tuple[int, int], channels: int) -> Preprocess:

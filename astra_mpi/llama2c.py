@@ -20,6 +20,7 @@ _HEADER = struct.Struct("<7i")
 #: what newer exports begin with
 _MAGIC = 0x616B3432
 _NORM_EPS, _THETA = 1e-5, 10000.0  # constants of run.c
+_ENDS = 1, 2  # <s>, where run.c stops, and </s>
 _SPACE = "\u2581"  # what stands for a space in a tokenizer.json
 
 
@@ -36,7 +37,7 @@ def convert_llama2c(
         vocabulary = json.dumps(tokenizer_json(read_pieces(Path(tokenizer), config.vocab_size)), ensure_ascii=False)
     facts = {"source": source.name, "source_sha256": json.dumps({source.name: sha256(source)})}
     made = provenance(command, **facts)
-    preprocess = {"max_tokens": config.max_positions}
+    preprocess = {"max_tokens": config.max_positions, "end_tokens": list(_ENDS)}
     return ModelFile(config, weights, None, vocabulary, preprocess, made, stored_dtype=dtype), notes
 
 

@@ -31,7 +31,7 @@ class ModelFile:
     weights: dict[str, np.ndarray]  # canonical name -> float32, shapes as the family's `weight_shapes`
     codec: Codec | None = None
     tokenizer: str | None = None  # contents of a tokenizer.json
-    preprocess: dict[str, Any] | None = None  # `max_tokens` of text; size, mean, std, ... of images
+    preprocess: dict[str, Any] | None = None  # `max_tokens` and `end_tokens` of text; size, mean, std, ... of images
     provenance: dict[str, str] = field(default_factory=dict)
     digest: str = ""  # identity: sha256 over family, config and weights; `read_model` fills it in
     stored_dtype: str = "float32"  # storage of the weights

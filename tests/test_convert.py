@@ -210,10 +210,42 @@ def test_unsupported_sentence_encoder(folder, pooling, more, message):
 
 
 def test_tokenizer_is_copied(folder):
-    (folder / "tokenizer.json").write_text('{"größe": 1}', encoding="utf-8")
+    text = word_tokenizer({"größe": 1})
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     model, notes = convert(folder)
-    assert model.tokenizer == '{"größe": 1}'
+    assert model.tokenizer == text
     assert not notes
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_tokenizer_that_does_not_fit_the_vocabulary(folder, added):
+    vocab = bert_config().vocab_size
+    words = {"a": 0} | {f"w{i}": i for i in range(1, vocab)}
+    words = word_tokenizer(words, {"last": vocab}) if added else word_tokenizer(words | {"last": vocab})
+    (folder / "tokenizer.json").write_text(words)
+    said = rf"tokenizer\.json: the tokenizer does not fit the model: it has ids up to {vocab} \('last'\)"
+    with pytest.raises(InputError, match=said):
+        convert(folder)
+
+
+def word_tokenizer(vocab, added=()):
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    extra = [{"id": i, "content": word, **flags} for word, i in dict(added).items()]
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "a"}
+    return json.dumps({"version": "1.0", "added_tokens": extra, "model": model}, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("in_config", "in_generation", "ends"),
+    [(None, None, []), (3, None, [3]), ([3, 4], None, [3, 4]), (3, [5, 6], [5, 6]), (50256, None, [])],
+)
+def test_end_tokens(tmp_path, in_config, in_generation, ends):
+    gpt2().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    set_json(tmp_path / "config.json", eos_token_id=in_config)
+    if in_generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": in_generation}))
+    assert convert(tmp_path)[0].preprocess["end_tokens"] == ends
 
 
 PREPROCESS = {"size": {"height": 8, "width": 12}, "image_mean": [0.4], "image_std": [0.2], "resample": 3}
