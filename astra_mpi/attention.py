@@ -29,30 +29,58 @@ class Attention:
         scratch: Scratch,
     ) -> None:
         self.layout, self.kernels, self.scratch = layout, kernels, scratch
-        self.n_kv_heads = n_kv_heads
+        self.queries, self.n_heads, self.n_kv_heads = queries, n_heads, n_kv_heads
+        #: all sequences in one launch, where a backend has it; the running state then lies row by row
+        self.packed = hasattr(kernels, "attend_packed")
         self.heads = _split(queries, n_heads)  # (H, n, d), a view
         n, d = queries.shape[0], queries.shape[1] // n_heads
-        self.acc = scratch("attention sums", n_heads * n * d)
-        self.row_max, self.row_sum = scratch("attention maxima", 2, n_heads * n)
+        self.acc = scratch("attention sums", n_heads * n * d, dtype=np.float32)
+        self.row_max, self.row_sum = scratch("attention maxima", 2, n_heads * n, dtype=np.float32)
         self.acc[:], self.row_max[:], self.row_sum[:] = 0, -np.inf, 0
 
     def local(self, kv: np.ndarray) -> None:
         """Attend to this rank's own rows, kv (n, 2 d_kv) in full precision."""
         self._attend(kv, self.layout.row_offsets, None, 0 if self.layout.causal else None)
 
-    def far(self, kv: np.ndarray, offsets: np.ndarray, key_bias: np.ndarray | None) -> None:
-        """Attend to far keys kv (m, 2 d_kv), those of sequence s at offsets[s]:offsets[s + 1]; key_bias (m,)."""
-        self._attend(kv, offsets, key_bias, None)
+    def far(
+        self,
+        kv: np.ndarray,
+        offsets: np.ndarray,
+        key_bias: np.ndarray | None,
+        rows: np.ndarray | None = None,
+        ends: np.ndarray | None = None,
+    ) -> None:
+        """Attend to far keys kv (m, 2 d_kv), those of sequence s at offsets[s]:offsets[s + 1]; key_bias (m,).
+
+        rows, ends: see `FarKeys`, for packed attention.
+        """
+        self._attend(kv, offsets, key_bias, None, rows, ends)
 
     def result(self) -> np.ndarray:
         """(n, H d)."""
         heads, n, d = self.heads.shape
         out = self.scratch("attended", n, heads * d)
+        if self.packed:
+            self.kernels.finish_packed(self.acc, self.row_sum, out, heads)
+            return out
         for _, rows, acc, _, row_sum in self._sequences():
             self.kernels.finish(acc, row_sum, out[rows])
         return out
 
-    def _attend(self, kv: np.ndarray, offsets: np.ndarray, key_bias: np.ndarray | None, causal: int | None) -> None:
+    def _attend(
+        self,
+        kv: np.ndarray,
+        offsets: np.ndarray,
+        key_bias: np.ndarray | None,
+        causal: int | None,
+        key_rows: np.ndarray | None = None,
+        ends: np.ndarray | None = None,
+    ) -> None:
+        if self.packed:
+            heads, spans = (self.n_heads, self.n_kv_heads), (self.layout.row_offsets, offsets, ends)
+            state = self.acc, self.row_max, self.row_sum
+            self.kernels.attend_packed(self.queries, kv, heads, spans, key_bias, key_rows, causal, *state)
+            return
         width = kv.shape[1] // 2
         keys, values = _split(kv[:, :width], self.n_kv_heads), _split(kv[:, width:], self.n_kv_heads)
         for s, rows, acc, row_max, row_sum in self._sequences():

@@ -11,6 +11,7 @@ from astra_mpi.errors import collective
 from astra_mpi.latency import assumed_speeds
 from astra_mpi.partition import TokenCost
 from astra_mpi.work import Shape, Work
+from astra_mpi.xp import settle
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model
@@ -29,7 +30,7 @@ def rank_speeds(model: Model) -> list[float]:
     clock, comm = model.clock, model.comm
     every = np.empty(comm.Get_size())
     with collective(comm):
-        x = np.random.default_rng(0).standard_normal((_ROWS, model.config.d_model), dtype=np.float32)
+        x = model.backend.put(np.random.default_rng(0).standard_normal((_ROWS, model.config.d_model), dtype=np.float32))
         _one_pass(model, x)
     comm.Barrier()
     with collective(comm), clock.running():
@@ -57,4 +58,5 @@ def token_cost(shape: Shape, wire: Wire) -> TokenCost:
 def _one_pass(model: Model, x: np.ndarray) -> None:
     block = model.blocks[0]
     queries, _ = block.queries_keys_values(block.attention_input(x))
-    block.output(x.copy(), np.ascontiguousarray(queries))
+    block.output(x.copy(), model.backend.xp.ascontiguousarray(queries))
+    settle(queries)

@@ -51,7 +51,9 @@ class ParallelSection:
     # the cut: "even", or by speeds so that the ranks finish together: "auto" measures them, "causal" (decoders) takes
     # them as equal, or one relative speed per rank
     weights: Literal["even", "auto", "causal"] | tuple[float, ...] = "even"
-    backend: Literal["numpy", "reference"] = "numpy"  # which kernels
+    backend: Literal["numpy", "reference", "cuda"] = "numpy"  # which kernels
+    transport: Literal["host", "cuda-aware"] = "host"  # backend cuda: MPI sees host memory, or the GPU's
+    precision: Literal["float32", "tf32", "float16"] = "float32"  # backend cuda
     counted_keys: bool = True  # remote tokens of equal code share a key (exact)
     remote: Literal["auto", "table", "gemm"] = "auto"  # remote keys from projected codebooks or by GEMM; auto is timed
     gather: Literal["x", "kv"] | None = None  # default "x": what sp sends, block inputs or keys and values
@@ -110,7 +112,6 @@ class Deck:
 #: named here so that the answer is not "unknown"
 _LATER = {
     "task.name": ("generate",),
-    "parallel.backend": ("cuda",),
 }
 
 

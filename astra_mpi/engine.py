@@ -47,14 +47,15 @@ class Model:
         self.weights, self.digest = file.weights, file.digest
         self.codec_digest = file.codec.digest if file.codec else ""
         family = FAMILIES[file.config.family]
-        self.family = family(file.config, file.weights, backend.kernels)
-        self.scratch = Scratch()
-        parts = file.config, family.recipe, file.weights
+        weights_there = backend.upload(file.weights)
+        self.family = family(file.config, weights_there, backend.kernels)
+        self.scratch = Scratch(backend.xp, backend.dtype)
+        parts = file.config, family.recipe, weights_there
         self.blocks = [Block(*parts, i, backend.kernels, self.scratch) for i in range(file.config.n_layers)]
         conditions = conditions or Conditions()
         self.clock = conditions.make_clock(comm)
         self.laps = Laps(self.clock)
-        self.exchange = Exchange(comm, self.laps, conditions.missing)
+        self.exchange = Exchange(comm, self.laps, conditions.missing, backend.staging)
         self.exchange.connect(conditions.network)
         self.report: dict[str, Any] = {}
         self._layouts: dict[tuple[Strategy, bytes], Layout] = {}
@@ -88,7 +89,7 @@ class Model:
         layout = self._layout(batch.lengths)
         rows, pooled = self._run(batch, layout, self.family.pool, self.family.share_width)
         with self.clock.running():
-            answer = self.family.head(pooled, batch.lengths)
+            answer = self.backend.fetch(self.family.head(self.backend.put(pooled), batch.lengths))
             self.laps.mark("head")
         self.report = self._report(layout)
         return (answer, self._gather(rows, layout)) if gather else answer
@@ -129,7 +130,7 @@ class Model:
         share = np.zeros((len(batch.lengths), width), np.float32)
         try:
             rows = self._forward(batch)
-            share = pool(rows, layout)
+            share = self.backend.fetch(pool(rows, layout))
             self.laps.mark("head")
         except Exception as exc:
             self.strategy.abandon()
@@ -180,18 +181,19 @@ class Model:
 
     def _gather(self, rows: np.ndarray, layout: Layout) -> np.ndarray | None:
         """Hidden states after the last norm, or logits, of all ranks on rank 0, (B, n_class + T, D or V)."""
-        every = self.exchange.gather_rows(layout.content(rows), layout.token_counts)
-        classes, _ = self.exchange.sum(layout.class_share(rows), False)
+        put, fetch = self.backend.put, self.backend.fetch
+        every = self.exchange.gather_rows(fetch(layout.content(rows)), layout.token_counts)
+        classes, _ = self.exchange.sum(fetch(layout.class_share(rows)), False)
         if every is None:
             return None
         lengths = layout.lengths
         n_class = layout.n_class
-        final = self.family.final(every[layout.sequence_order])
+        final = fetch(self.family.final(put(every[layout.sequence_order])))
         hidden = np.zeros((len(lengths), n_class + int(lengths.max(initial=0)), final.shape[1]), np.float32)
         present = np.arange(hidden.shape[1] - n_class) < lengths[:, None]  # (B, T)
         hidden[:, n_class:][present] = final
         if n_class:
-            hidden[:, 0] = self.family.final(classes)
+            hidden[:, 0] = fetch(self.family.final(put(classes)))
         return hidden
 
     def _report(self, layout: Layout) -> dict[str, Any]:
@@ -209,5 +211,5 @@ class Model:
             "distinct_keys": self.strategy.distinct_keys(),
             "latency_s": latency,
             **described,
-            "choices": {**described["choices"], "weights": weights},
+            "choices": {**described["choices"], "weights": weights, **self.backend.choices},
         }

@@ -20,7 +20,9 @@ from astra_mpi.missing import Missing
 from astra_mpi.network import REAL, Network
 from astra_mpi.partition import displs
 from astra_mpi.report import Laps
+from astra_mpi.staging import Staging
 from astra_mpi.traffic import Traffic, traffic_report
+from astra_mpi.xp import module_of
 
 #: the attribute of a communicator that holds this package's duplicate of it
 _KEY = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, private: private.Free())
@@ -29,7 +31,11 @@ _KEY = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, private: private.Free(
 class Exchange:
     """All-gathers and sums of one model over a private duplicate of its communicator."""
 
-    def __init__(self, comm: MPI.Comm, laps: Laps, missing: Missing | None = None) -> None:
+    def __init__(
+        self, comm: MPI.Comm, laps: Laps, missing: Missing | None = None, staging: Staging | None = None
+    ) -> None:
+        """staging: how messages in device memory get to MPI; None where arrays are the host's."""
+        self.staging = staging
         self.comm, self.laps, self.clock = _private(comm), laps, laps.clock
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.missing = missing or Missing()
@@ -94,14 +100,14 @@ class Exchange:
             raise ValueError(f"message of {message.nbytes} bytes, planned {counts[self.rank]}")
         may_miss = may_miss and self.loses
         plan = self._planned(counts, forward, may_miss and self._leaves_early)
-        plan.parts[self.rank][:] = message
-        if self.link is not None:
-            plan.stamps[self.rank] = self.link.depart(self.clock.now(), counts, forward)
-        plan.start()
         self._pending = Pending(self, plan, counts, may_miss, forward)
         self.n_started += 1
         self.traffic.gathered(counts, self.rank, forward)
-        self.laps.mark("exchange")
+        if self.staging is None:
+            plan.parts[self.rank][:] = message
+            self._pending.send()
+        else:
+            self.staging.take(message, plan.parts[self.rank])
         return self._pending
 
     @property
@@ -117,7 +123,8 @@ class Exchange:
         return self._plans[key]
 
     def _plan(self, counts: tuple[int, ...], forward: bool) -> Plan:
-        return Plan(self.comm, counts, stamped=self.link is not None, forward=forward)
+        empty = np.empty if self.staging is None else self.staging.message_buffer
+        return Plan(self.comm, counts, stamped=self.link is not None, forward=forward, empty=empty)
 
     def _forget(self) -> None:
         for plan in self._plans.values():
@@ -145,7 +152,7 @@ class Exchange:
 
     def _reduce(self, part: np.ndarray) -> np.ndarray:
         """The sum of `part` over ranks, on every rank."""
-        total = np.empty_like(part)
+        total = module_of(part).empty_like(part)
         if self.link is None:
             self.comm.Allreduce(part, total)
         else:
@@ -160,7 +167,7 @@ class Exchange:
         """Sum `share` (n, D) float32 over ranks: a block exchange, but for the `class_bytes` of class tokens in it."""
         if self.size == 1:
             return share
-        total = self._reduce(share)
+        total = self._reduce(share) if self.staging is None else self.staging.reduced(share, self._reduce)
         self.n_started += 1
         self.traffic.reduced(share.nbytes - class_bytes, self.size)
         self.traffic.other_bytes += class_bytes
@@ -194,14 +201,37 @@ class Pending:
     ) -> None:
         self._exchange, self._plan, self._counts = exchange, plan, counts
         self.may_miss, self._forward = may_miss, forward
-        self._block = exchange.n_started
+        self._block, self._sent = exchange.n_started, False
         self._start_s = exchange.clock.now()
         #: (P,) ranks whose messages did not come, or not in time; known after `wait`
         self.missing = np.zeros(exchange.size, dtype=bool)
 
+    def send(self) -> None:
+        """Let the message go, unless it has gone. One in device memory goes when what the rank computes meanwhile has
+        been queued there, so that neither waits for the other."""
+        exchange, plan = self._exchange, self._plan
+        if self._sent:
+            return
+        self._sent = True
+        if exchange.staging is not None:
+            exchange.staging.taken()
+            exchange.laps.mark("encode")
+        if exchange.link is not None:
+            departure_s = exchange.link.depart(exchange.clock.now(), self._counts, self._forward)
+            plan.stamps[exchange.rank] = departure_s
+        plan.start()
+        exchange.laps.mark("exchange")
+
     def wait(self) -> list[np.ndarray]:
-        """The messages of all ranks, uint8 views into the receive buffer; undefined where `missing` or not heard."""
+        """The messages of all ranks, uint8 views into the receive buffer; undefined where `missing` or not heard.
+
+        Where messages are made on a device, they are there again.
+        """
+        self.send()
         exchange, plan, clock = self._exchange, self._plan, self._exchange.clock
+        if exchange.staging is not None and clock.name == "virtual":
+            exchange.staging.settle()  # what is queued is this rank's work, not part of its wait
+            exchange.laps.mark("attention")
         limit_s = exchange.missing.limit(clock.now()) if self.may_miss else np.inf
         if isinstance(plan, Mailbox):
             plan.limit_s, plan.now = limit_s, clock.now
@@ -216,7 +246,7 @@ class Pending:
         exchange._pending = None
         exchange.laps.in_flight(self._start_s)
         exchange.laps.mark("exchange")
-        return plan.parts
+        return plan.parts if exchange.staging is None else exchange.staging.give(plan.parts)
 
 
 def _private(comm: MPI.Comm) -> MPI.Comm:

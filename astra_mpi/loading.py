@@ -31,6 +31,8 @@ def load(
     comm: MPI.Comm,
     strategy: str = "astra",
     backend: str = "numpy",
+    transport: str = "host",
+    precision: str = "float32",
     codebooks: str | None = None,
     weights: Sequence[float] | str | None = None,
     counted_keys: bool = True,
@@ -49,17 +51,19 @@ def load(
 ) -> Model:
     """Load the model file at `path` on every rank of `comm`. Collective.
 
-    strategy: a name with options, such as "astra", "sp", "sp:kv:int8", "segment_means:8". backend: "numpy" or
-    "reference". codebooks: a codebook file for this model, instead of the codebooks inside it. weights: relative
-    speeds of the ranks, for a cut with which they finish together; "auto" measures them, "causal" takes them as equal
-    where later tokens cost more (decoders), "even" and None cut evenly. counted_keys: let far tokens of equal code
-    share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from codes. encoder: "auto"
-    searches codebooks in their subspace where they have one, "exact" in all of the space. pooling, normalize: instead
-    of the model's own (BERT). threads: of BLAS and Numba in this process; None leaves them as they are. network:
-    "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%"; accounting: which bytes it charges, "port",
-    "contributed" or "paper". clock: "wall", or "virtual", which counts CPU seconds `speed` times, one factor or one
-    per rank. deadline: such as "5ms", how long astra waits at one exchange; missing: codes are dropped ("drop") or
-    replaced ("mean"). seed: of what is lost. docs/network.md has them all.
+    strategy: a name with options, such as "astra", "sp", "sp:kv:int8", "segment_means:8". backend: "numpy",
+    "reference" or "cuda"; of the latter, transport: "host" or "cuda-aware", how messages get to MPI, and precision:
+    "float32", "tf32" or "float16" (docs/gpu.md). codebooks: a codebook file for this model, instead of the
+    codebooks inside it. weights: relative speeds of the ranks, for a cut with which they finish together; "auto"
+    measures them, "causal" takes them as equal where later tokens cost more (decoders), "even" and None cut evenly.
+    counted_keys: let far tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how
+    far keys come from codes. encoder: "auto" searches codebooks in their subspace where they have one, "exact" in
+    all of the space. pooling, normalize: instead of the model's own (BERT). threads: of BLAS and Numba in this
+    process; None leaves them as they are. network: "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%";
+    accounting: which bytes it charges, "port", "contributed" or "paper". clock: "wall", or "virtual", which counts
+    CPU seconds `speed` times, one factor or one per rank. deadline: such as "5ms", how long astra waits at one
+    exchange; missing: codes are dropped ("drop") or replaced ("mean"). seed: of what is lost. docs/network.md has
+    them all.
 
     Raises InputError on all ranks alike: files that cannot be read or differ between ranks, or options that do not fit.
     """
@@ -81,6 +85,10 @@ def load(
             missing=missing,
             seed=seed,
         )
+        require(
+            transport == "host" or deadline is None,
+            f"a deadline with transport {transport}: messages that come late are received on the host; use host",
+        )
         if threads is not None:
             set_threads(threads)
         options = {"pooling": pooling, "normalize": normalize}
@@ -100,7 +108,7 @@ def load(
         f"network '{network}' differs between ranks; copy the same trace to every machine",
         conditions.network.digest,
     )
-    model = Model(file, comm, get_backend(backend, comm), speeds, conditions)
+    model = Model(file, comm, get_backend(backend, comm, transport, precision), speeds, conditions)
     if weights == "auto":
         model.cut_weights = rank_speeds(model)
     model.use(strategy, counted_keys=counted_keys, remote=remote)

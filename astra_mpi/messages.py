@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -44,10 +44,17 @@ class Plan(Requests):
     computes. A collective in rounds would go on only inside MPI calls (docs/log.md has the comparison).
     """
 
-    def __init__(self, comm: MPI.Comm, counts: Sequence[int], stamped: bool = False, forward: bool = False) -> None:
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        counts: Sequence[int],
+        stamped: bool = False,
+        forward: bool = False,
+        empty: Callable[..., np.ndarray] = np.empty,
+    ) -> None:
         rank, size = comm.Get_rank(), comm.Get_size()
         starts = displs(np.array(counts))
-        self.received = np.empty(starts[-1], dtype=np.uint8)
+        self.received = empty(int(starts[-1]), dtype=np.uint8)
         self.parts = [self.received[a:b] for a, b in pairwise(starts)]
         self.stamps = np.full(size, -np.inf)  # when each rank began to send, for the emulated network
         sources, targets = peers(rank, size, forward)

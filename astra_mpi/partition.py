@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from astra_mpi.config import require
+from astra_mpi.xp import module_of, take
 
 #: relative speeds of the ranks, "causal" (equal ones, see `finish_together`), or None for an even cut
 Cut = Sequence[float] | str | None
@@ -134,7 +135,7 @@ class Layout:
 
     def content(self, x: np.ndarray) -> np.ndarray:
         """Rows (n, ...) -> content tokens only, a view where possible."""
-        return x[self._content_rows]
+        return take(x, self._content_rows)
 
     @cached_property
     def row_sequence(self) -> np.ndarray:
@@ -187,14 +188,15 @@ class Layout:
     def class_share(self, x: np.ndarray) -> np.ndarray:
         """Rows (n, D) -> (B, D): this rank's class tokens over the number of replicas; summed over ranks, the mean."""
         if not self.own_class:
-            return np.zeros((len(self.counts), x.shape[1]), x.dtype)
-        return x[self.class_rows] / np.float32(self.replicas)
+            return module_of(x).zeros((len(self.counts), x.shape[1]), x.dtype)
+        return take(x, self.class_rows) / x.dtype.type(self.replicas)
 
     def content_sums(self, x: np.ndarray) -> np.ndarray:
         """Rows (n, D) -> (B, D): sum of this rank's content tokens of each sequence."""
-        sums = np.zeros((len(self.counts), x.shape[1]), x.dtype)
+        dtype = np.result_type(x.dtype, np.float32)
+        sums = module_of(x).zeros((len(self.counts), x.shape[1]), dtype)
         for s, (first, last) in enumerate(zip(self.row_offsets[:-1], self.row_offsets[1:], strict=True)):
-            x[first + self.own_class : last].sum(axis=0, out=sums[s])
+            x[first + self.own_class : last].sum(axis=0, dtype=dtype, out=sums[s])
         return sums
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 
 
 class Scratch:
-    """Float32 buffers by name, as large as the largest shape asked for. What is asked for again is overwritten."""
+    """Buffers by name, as large as the largest shape asked for. What is asked for again is overwritten."""
 
-    def __init__(self) -> None:
+    def __init__(self, xp: Any = np, dtype: type = np.float32) -> None:
+        """xp: the module whose arrays they are; dtype: of activations."""
+        self.xp, self.dtype = xp, dtype
         self._buffers: dict[str, np.ndarray] = {}
 
-    def __call__(self, name: str, *shape: int) -> np.ndarray:
+    def __call__(self, name: str, *shape: int, dtype: type | None = None) -> np.ndarray:
         """A C-contiguous array of this shape with whatever the buffer holds."""
         size = prod(shape)
         if name not in self._buffers or self._buffers[name].size < size:
-            self._buffers[name] = np.empty(size, np.float32)
+            self._buffers[name] = self.xp.empty(size, dtype or self.dtype)
         return self._buffers[name][:size].reshape(shape)
 
     @property

@@ -19,7 +19,7 @@ from astra_mpi.kernels._cpu_rows import (
     rms_norm,
     rotate,
 )
-from astra_mpi.kernels.reference import count_codes, finish
+from astra_mpi.kernels.reference import count_codes, finish, segment_sum
 
 __all__ = [
     "activate",
@@ -39,6 +39,7 @@ __all__ = [
     "pack",
     "rms_norm",
     "rotate",
+    "segment_sum",
     "table_sum",
     "unpack",
     "warm_up",

@@ -120,6 +120,14 @@ def count_codes(codes: Array, K: int) -> Array:
     return np.bincount(codes.ravel(), minlength=K).astype(np.int64)
 
 
+def segment_sum(x: Array, starts: Array) -> Array:
+    """(m, D) float32: sums of the rows starts[i] .. starts[i + 1] - 1 of x (n, D), of the last one to the end.
+
+    starts (m,) int64, ascending without repeats, from 0; n >= 1.
+    """
+    return np.add.reduceat(x, starts, axis=0, dtype=np.float32)
+
+
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float, out: Array | None = None) -> Array:
     """(n, D): (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias, means over the last axis of x (n, D)."""
     x64 = x.astype(np.float64)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.config import KINDS, MAX_CODEBOOK_SIZE, CodecConfig, require
+from astra_mpi.xp import beside, module_of
 
 #: largest accepted entry of |B^T B - I|: float32 rounding of a basis is a hundred times smaller
 ORTHONORMAL_TOLERANCE = 1e-4
@@ -96,7 +97,7 @@ class Codebook:
         Each code is argmin_k ||e_k - x||^2, the lowest index on an exact tie; stages are chosen greedily.
         """
         if self.basis is not None:
-            x = x @ self.basis  # (n, D) (D, d) -> (n, d)
+            x = x @ beside(x, self.basis)  # (n, D) (D, d) -> (n, d)
         if self.kind == "residual":
             return kernels.encode_residual(x, self.searched, self.half_norms)
         return kernels.encode_grouped(pad(x, self.n_codes), self.searched, self.half_norms)
@@ -106,13 +107,13 @@ class Codebook:
         if self.kind == "residual":
             return kernels.decode_residual(codes, self.entries)
         x = kernels.decode_grouped(codes, self.entries)  # (n, C*W)
-        return np.ascontiguousarray(x[:, : self.width])
+        return module_of(x).ascontiguousarray(x[:, : self.width])
 
 
 def pad(x: np.ndarray, n_groups: int) -> np.ndarray:
     """x (n, D) with zero columns added until `n_groups` divides the width; x itself if it does already."""
     missing = -x.shape[1] % n_groups
-    return np.pad(x, ((0, 0), (0, missing))) if missing else x
+    return module_of(x).pad(x, ((0, 0), (0, missing))) if missing else x
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,15 +148,17 @@ class BlockCodec:
 
     def encode(self, x: np.ndarray, kernels: Any) -> np.ndarray:
         """Codes (n, C) of x (n, width)."""
-        parts = np.split(x, len(self.codebooks), axis=1)
+        xp = module_of(x)
+        parts = xp.split(x, len(self.codebooks), axis=1)
         codes = [book.encode(part, kernels) for book, part in zip(self.codebooks, parts, strict=True)]
-        return codes[0] if len(codes) == 1 else np.concatenate(codes, axis=1)
+        return codes[0] if len(codes) == 1 else xp.concatenate(codes, axis=1)
 
     def decode(self, codes: np.ndarray, kernels: Any) -> np.ndarray:
         """x^ (n, width) float32 of codes (n, C)."""
-        parts = np.split(codes, len(self.codebooks), axis=1)
-        x = [book.decode(np.ascontiguousarray(c), kernels) for book, c in zip(self.codebooks, parts, strict=True)]
-        return x[0] if len(x) == 1 else np.concatenate(x, axis=1)
+        xp = module_of(codes)
+        parts = xp.split(codes, len(self.codebooks), axis=1)
+        x = [book.decode(xp.ascontiguousarray(c), kernels) for book, c in zip(self.codebooks, parts, strict=True)]
+        return x[0] if len(x) == 1 else xp.concatenate(x, axis=1)
 
 
 @dataclass(frozen=True, eq=False)

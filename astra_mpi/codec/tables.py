@@ -15,6 +15,7 @@ import numpy as np
 
 from astra_mpi.codec.codebook import BlockCodec, Codebook
 from astra_mpi.config import require
+from astra_mpi.xp import beside, module_of, to_host
 
 #: residual stages look sigma up in Gram tables of up to this size per block; beyond it x^ is rebuilt
 GRAM_LIMIT_BYTES = 16 << 20
@@ -38,6 +39,14 @@ class Projection(NamedTuple):
     weight: np.ndarray  # (D, 2 d_kv)
     bias: np.ndarray  # (2 d_kv,)
 
+    def on_host(self) -> Projection:
+        """The same as NumPy arrays, to build tables from."""
+        norm = self.norm
+        if norm is not None:
+            bias = None if norm.bias is None else to_host(norm.bias)
+            norm = norm._replace(weight=to_host(norm.weight), bias=bias)
+        return Projection(norm, to_host(self.weight), to_host(self.bias))
+
 
 class FarTable:
     """Turns codes (n, C) into far keys and values; here for site "kv", where decoding them is all there is to do."""
@@ -48,8 +57,11 @@ class FarTable:
     def __init__(self, codec: BlockCodec) -> None:
         self.codec = codec
 
+    def round_to(self, dtype: type) -> None:
+        """Store tables in the precision of the model."""
+
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
-        """Codes (n, C) -> [K^ | V^] (n, 2 d_kv) float32."""
+        """Codes (n, C) -> [K^ | V^] (n, 2 d_kv)."""
         return self.codec.decode(codes, kernels)
 
 
@@ -61,8 +73,8 @@ class FarGemm(FarTable):
         self.projection = projection
 
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
-        x = self.codec.decode(codes, kernels)  # (n, D)
         norm, weight, bias = self.projection
+        x = self.codec.decode(codes, kernels).astype(weight.dtype, copy=False)  # (n, D)
         if norm is not None and norm.centred:
             x = kernels.layer_norm(x, norm.weight, norm.bias, norm.eps)
         elif norm is not None:
@@ -87,8 +99,11 @@ class FarRow(FarTable):
             x = x if norm.bias is None else x + norm.bias
         self.rows = (x @ weight + bias).astype(np.float32)
 
+    def round_to(self, dtype: type) -> None:
+        self.rows = self.rows.astype(dtype, copy=False)
+
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
-        return self.rows[codes[:, 0]]
+        return beside(codes, self.rows)[codes[:, 0]]
 
 
 class FarSum(FarTable):
@@ -105,10 +120,14 @@ class FarSum(FarTable):
         self.eps = 0.0 if norm is None else norm.eps
         self.sigma2 = None if norm is None else _sigma2(book, norm.centred)
 
+    def round_to(self, dtype: type) -> None:
+        self.tables = self.tables.astype(dtype, copy=False)
+
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
         scale = None
         if self.sigma2 is not None:
-            scale = (1.0 / np.sqrt(self.sigma2(codes, kernels) + self.eps)).astype(np.float32)
+            sigma = module_of(codes).sqrt(self.sigma2(codes, kernels) + self.eps)
+            scale = (1.0 / sigma).astype(np.float32)
         return kernels.table_sum(codes, self.tables, scale, self.bias)
 
 
@@ -161,7 +180,7 @@ def _sigma2(book: Codebook, centred: bool) -> Sigma2:
 
     def rebuilt(codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
         x = kernels.decode_residual(codes, entries)
-        return np.einsum("nd,nd->n", x, x).astype(np.float64) / book.width
+        return module_of(x).einsum("nd,nd->n", x, x).astype(np.float64) / book.width
 
     return rebuilt
 
@@ -175,9 +194,11 @@ class _GroupSums:
         self.sums = entries.sum(axis=2) / book.width if centred else None
 
     def __call__(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
-        group = np.arange(codes.shape[1])
-        mean_square = self.squares[group, codes].sum(axis=1)
-        return mean_square if self.sums is None else mean_square - self.sums[group, codes].sum(axis=1) ** 2
+        group = module_of(codes).arange(codes.shape[1])
+        mean_square = beside(codes, self.squares)[group, codes].sum(axis=1)
+        if self.sums is None:
+            return mean_square
+        return mean_square - beside(codes, self.sums)[group, codes].sum(axis=1) ** 2
 
 
 def distinct(codes: np.ndarray, codebook_size: int, kernels: ModuleType) -> tuple[np.ndarray, np.ndarray]:

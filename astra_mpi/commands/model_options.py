@@ -22,7 +22,9 @@ def add_model_options(parser: argparse.ArgumentParser, batch: int = 4, several_n
     parser.add_argument("--codebooks", metavar="FILE", help="codebook file, instead of the codebooks in the model")
     parser.add_argument("--tokens", type=int, metavar="T", help="content tokens of the longest sequence")
     parser.add_argument("--batch", type=int, default=batch, metavar="B", help="sequences (default %(default)s)")
-    parser.add_argument("--backend", default="numpy", help="numpy or reference (default %(default)s)")
+    parser.add_argument("--backend", default="numpy", help="numpy (default), reference or cuda")
+    parser.add_argument("--transport", default="host", help="with cuda: host (default) or cuda-aware")
+    parser.add_argument("--precision", default="float32", help="with cuda: float32 (default), tf32 or float16")
     parser.add_argument("--threads", type=int, metavar="N", help="per rank (default SLURM_CPUS_PER_TASK, else 1)")
     parser.add_argument(
         "--weights",
@@ -92,6 +94,8 @@ def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str) -> Model
         comm=comm,
         strategy=strategy,
         backend=args.backend,
+        transport=args.transport,
+        precision=args.precision,
         codebooks=args.codebooks,
         weights=args.weights,
         counted_keys=args.counted_keys == "on",

@@ -65,6 +65,8 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
         comm=comm,
         strategy=parallel.spec,
         backend=parallel.backend,
+        transport=parallel.transport,
+        precision=parallel.precision,
         codebooks=str(deck.model.codebooks) if deck.model.codebooks else None,
         weights=choices.get("weights", parallel.weights),
         counted_keys=parallel.counted_keys,

@@ -15,6 +15,7 @@ from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.family import Family
 from astra_mpi.models.hf import Source, activation, map_names
 from astra_mpi.partition import Layout
+from astra_mpi.xp import module_of, take
 
 POOLINGS = ("mean", "cls", "pooler")
 
@@ -67,7 +68,7 @@ class Bert(Family):
         assert batch.positions is not None
         starts = np.concatenate([[0], np.cumsum(batch.lengths + layout.n_class)[:-1]])
         token = starts[layout.row_sequence] + layout.row_token  # (n,) index into the packed batch
-        x = self.w["embed.word"][batch.values[token]] + self.w["embed.position"][batch.positions[token]]
+        x = take(self.w["embed.word"], batch.values[token]) + take(self.w["embed.position"], batch.positions[token])
         x += self.w["embed.type"][0]
         return self.kernels.layer_norm(x, self.w["embed.norm.weight"], self.w["embed.norm.bias"], self.config.norm_eps)
 
@@ -81,12 +82,13 @@ class Bert(Family):
 
     def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Shares summed over ranks (B, D) -> embeddings (B, D)."""
+        xp = module_of(pooled)
         if self.config.pooling == "mean":
-            pooled = pooled / np.maximum(lengths, 1)[:, None].astype(np.float32)
+            pooled = pooled / xp.asarray(np.maximum(lengths, 1)[:, None].astype(np.float32))
         elif self.config.pooling == "pooler":
-            pooled = np.tanh(pooled @ self.w["pooler.weight"] + self.w["pooler.bias"])
+            pooled = xp.tanh(pooled @ self.w["pooler.weight"] + self.w["pooler.bias"])
         if self.config.normalize:
-            pooled = pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
+            pooled = pooled / xp.maximum(xp.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
         return pooled
 
     @staticmethod

@@ -10,6 +10,7 @@ import numpy as np
 
 from astra_mpi.config import ModelConfig
 from astra_mpi.scratch import Scratch
+from astra_mpi.xp import module_of
 
 Weights = dict[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
@@ -58,11 +59,12 @@ class Block:
         prefix = f"blocks.{i}."
         w = {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
         widths = {"q": config.d_model, "k": config.d_kv, "v": config.d_kv}
-        bias = {name: w.get(f"{name}.bias", np.zeros(width, np.float32)) for name, width in widths.items()}
+        xp, dtype = scratch.xp, scratch.dtype
+        bias = {name: w.get(f"{name}.bias", xp.zeros(width, dtype)) for name, width in widths.items()}
         # 1/sqrt(d_head) is applied to the queries once, here, instead of to every score
-        scale = np.float32(config.d_head**-0.5)
-        self.w_qkv = np.concatenate([w["q.weight"] * scale, w["k.weight"], w["v.weight"]], axis=1)  # (D, D + 2 d_kv)
-        self.b_qkv = np.concatenate([bias["q"] * scale, bias["k"], bias["v"]])
+        scale = config.d_head**-0.5
+        self.w_qkv = xp.concatenate([w["q.weight"] * scale, w["k.weight"], w["v.weight"]], axis=1)  # (D, D + 2 d_kv)
+        self.b_qkv = xp.concatenate([bias["q"] * scale, bias["k"], bias["v"]])
         self.w = w
 
     @property
@@ -134,4 +136,4 @@ class Block:
 
     def _product(self, x: np.ndarray, weight: np.ndarray, name: str) -> np.ndarray:
         """x @ weight, in the scratch buffer of this name."""
-        return np.matmul(x, weight, out=self.scratch(name, len(x), weight.shape[1]))
+        return module_of(x).matmul(x, weight, out=self.scratch(name, len(x), weight.shape[1]))

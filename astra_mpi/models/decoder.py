@@ -11,6 +11,7 @@ from astra_mpi.models.batch import Batch, pack_ids
 from astra_mpi.models.block import Shapes
 from astra_mpi.models.family import Family
 from astra_mpi.partition import Layout
+from astra_mpi.xp import module_of, take, to_host
 
 #: logits computed at a time where those of all tokens are needed: 32 MiB of float64
 _LOGITS = 1 << 22
@@ -59,23 +60,25 @@ class Decoder(Family):
         """
         share = np.zeros((len(layout.counts), self.config.d_model), np.float32)
         sequences, rows = layout.last_rows
-        share[sequences] = x[rows]
+        if len(rows):
+            share[sequences] = to_host(take(x, rows))
         return share
 
     def nll(self, x: np.ndarray, layout: Layout, batch: Batch, n_context: np.ndarray) -> np.ndarray:
         """Rows (n, D) -> this rank's share (B, 2): summed negative log-likelihood (nats) of the tokens that its rows
         predict, and their number. A sequence's first n_context (B,) tokens do not count, nor does its very first one.
         """
-        share = np.zeros((len(batch.lengths), 2))
+        xp, share = module_of(x), np.zeros((len(batch.lengths), 2))
         sequence, target = layout.row_sequence, layout.row_token + 1
         rows = np.flatnonzero((target < batch.lengths[sequence]) & (target >= n_context[sequence]))
         places = self.tokens_here(batch, layout) + 1
         for part in np.array_split(rows, -(-len(rows) * self.config.vocab_size // _LOGITS) or 1):
-            logits = self.final(x[part]).astype(np.float64)
-            highest = logits.max(axis=1, initial=-np.inf)
-            log_sum = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))
-            lost = log_sum - logits[np.arange(len(part)), batch.values[places[part]]]
-            np.add.at(share, sequence[part], np.stack([lost, np.ones(len(part))], axis=1))
+            if len(part):
+                logits = self.final(take(x, part)).astype(np.float64)
+                highest = logits.max(axis=1)
+                log_sum = highest + xp.log(xp.exp(logits - highest[:, None]).sum(axis=1))
+                lost = log_sum - logits[xp.arange(len(part)), xp.asarray(batch.values[places[part]])]
+                np.add.at(share, sequence[part], np.stack([to_host(lost), np.ones(len(part))], axis=1))
         return share.astype(np.float32)
 
     def final(self, x: np.ndarray) -> np.ndarray:
@@ -93,8 +96,9 @@ class Decoder(Family):
     def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Shares summed over ranks (B, D), the last rows -> logits (B, V); a sequence without tokens has zeros."""
         logits = np.zeros((len(lengths), self.config.vocab_size), np.float32)
-        if (lengths > 0).any():
-            logits[lengths > 0] = self.final(pooled[lengths > 0])
+        rows = np.flatnonzero(lengths > 0)
+        if len(rows):
+            logits[rows] = to_host(self.final(take(pooled, rows)))
         return logits
 
 

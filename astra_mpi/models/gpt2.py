@@ -14,6 +14,7 @@ from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.decoder import Decoder, DecoderConfig, embedding_shapes
 from astra_mpi.models.hf import Source, activation, check_architecture, map_names
 from astra_mpi.partition import Layout
+from astra_mpi.xp import take
 
 
 class GPT2Config(DecoderConfig):
@@ -32,7 +33,8 @@ class GPT2(Decoder):
         """-> rows (n, D) of this rank: word and position embedding."""
         assert batch.positions is not None
         token = self.tokens_here(batch, layout)
-        return self.w["embed.word"][batch.values[token]] + self.w["embed.position"][batch.positions[token]]
+        words = take(self.w["embed.word"], batch.values[token])
+        return words + take(self.w["embed.position"], batch.positions[token])
 
     @staticmethod
     def weight_shapes(config: GPT2Config) -> Shapes:

@@ -15,6 +15,7 @@ from astra_mpi.models.decoder import Decoder, DecoderConfig, embedding_shapes
 from astra_mpi.models.hf import Source, activation, check_architecture, map_names
 from astra_mpi.models.rope import Rope
 from astra_mpi.partition import Layout
+from astra_mpi.xp import take
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Llama(Decoder):
 
     def embed(self, batch: Batch, layout: Layout) -> np.ndarray:
         """-> rows (n, D) of this rank."""
-        return self.w["embed.word"][batch.values[self.tokens_here(batch, layout)]]
+        return take(self.w["embed.word"], batch.values[self.tokens_here(batch, layout)])
 
     def turns(self, batch: Batch) -> np.ndarray:
         assert batch.positions is not None

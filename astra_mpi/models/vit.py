@@ -15,6 +15,7 @@ from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.family import Family
 from astra_mpi.models.hf import Source, activation, map_names
 from astra_mpi.partition import Layout
+from astra_mpi.xp import beside, module_of, take
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,10 @@ class ViT(Family):
         token = layout.row_token  # (n,), 0 is the class token
         patch = np.maximum(token - 1, 0)
         pixels = patches[layout.row_sequence, :, patch // gw, :, patch % gw, :].reshape(len(token), c * p * p)
-        x = pixels @ self.w["embed.patch.weight"] + self.w["embed.patch.bias"]  # (n, D)
-        x[layout.class_rows] = self.w["embed.class"]
-        return x + self.w["embed.position"][token]
+        weight = self.w["embed.patch.weight"]
+        x = module_of(weight).asarray(pixels, weight.dtype) @ weight + self.w["embed.patch.bias"]  # (n, D)
+        x[beside(x, layout.class_rows)] = self.w["embed.class"]
+        return x + take(self.w["embed.position"], token)
 
     def pool(self, x: np.ndarray, layout: Layout) -> np.ndarray:
         """Rows (n, D) -> this rank's share (B, D) of the class token averaged over its replicas."""

@@ -24,6 +24,7 @@ from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
 from astra_mpi.work import shape_of
+from astra_mpi.xp import beside, take, to_host
 
 
 class Astra(TokenParallel):
@@ -40,6 +41,7 @@ class Astra(TokenParallel):
         self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, parts.remote)
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
         rows = all(table.rows is not None for table in self.remote.tables)
+        self.packed = hasattr(self.kernels, "attend_packed")
         self.counted_keys = parts.counted_keys and rows and not recipe_of(self.config).rotary
         self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(self.blocks)
         self.missing = np.zeros((len(self.blocks), self.exchange.size), dtype=bool)  # (L, P): did not come from P
@@ -67,10 +69,13 @@ class Astra(TokenParallel):
         self.missing[i] = pending.missing
         self.codes[i] = self._unpack(i, messages)
         index, offsets = self._far(i)
-        far = self.codes[i][index]  # (m, C)
+        far = take(self.codes[i], index)  # (m, C)
         if self.counted_keys:
             return self._counted(i, far, offsets)
-        return FarKeys(self.remote.tables[i].far_kv(far, self.kernels), offsets, tokens=index)
+        table = self.remote.tables[i]
+        if self.packed and table.rows is not None and self.turns is None:  # read where they are, in the table
+            return FarKeys(beside(far, table.rows), offsets, rows=far[:, 0].astype(np.int32))
+        return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=index)
 
     def _far(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the far tokens of block i lie in the gathered ones, and where each sequence's begin among them."""
@@ -93,29 +98,50 @@ class Astra(TokenParallel):
             elif rank in planned.far_ranks or (rank == planned.rank and self.counts[rank]):
                 parts.append(self.kernels.unpack(message, int(n), config.codes_per_token, config.bits))
             else:
-                parts.append(np.zeros((int(n), config.codes_per_token), self.mean_codes[i].dtype))
-        codes = np.concatenate(parts)
-        if codes.size and codes.max() >= config.codebook_size:
-            rank = (
-                int(np.searchsorted(displs(counts), (codes >= config.codebook_size).any(axis=1).argmax(), "right")) - 1
-            )
-            raise AstraError(
-                f"a code from rank {rank} is not below codebook size {config.codebook_size}: corrupt message"
-            )
+                parts.append(self.xp.zeros((int(n), config.codes_per_token), self.mean_codes[i].dtype))
+        codes = self.xp.concatenate(parts)
+        if codes.size and config.codebook_size < 1 << config.bits:  # else every code is one of an entry
+            if self.xp is np:
+                self._check(codes)
+            else:  # looked at after the last block, so that no block waits for the device
+                self._unchecked.append(codes)
+                codes = self.xp.minimum(codes, codes.dtype.type(config.codebook_size - 1))
         return codes
+
+    def _check(self, codes: np.ndarray) -> None:
+        """Raise AstraError where a code (sum n_r, C) is not one of an entry."""
+        size = self.codec.config.codebook_size
+        if codes.max() >= size:
+            ends = displs(self.planned.token_counts)
+            rank = int(np.searchsorted(ends, (codes >= size).any(axis=1).argmax(), "right")) - 1
+            raise AstraError(f"a code from rank {rank} is not below codebook size {size}: corrupt message")
+
+    def begin(self, layout: Layout) -> None:
+        super().begin(layout)
+        self._unchecked: list[np.ndarray] = []
+
+    def answered(self, x: np.ndarray) -> np.ndarray:
+        for codes in self._unchecked:
+            self._check(to_host(codes))
+        return x
 
     def _mean_codes(self, i: int) -> np.ndarray:
         books = self.codec.blocks[i].codebooks
-        return self.codec.blocks[i].encode(np.concatenate([book.mean for book in books])[None], self.kernels)
+        mean = self.xp.asarray(np.concatenate([book.mean for book in books])[None])
+        return self.codec.blocks[i].encode(mean, self.kernels)
 
     def _counted(self, i: int, far: np.ndarray, offsets: np.ndarray) -> FarKeys:
         """Far codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
-        pairs = [distinct(far[a:b], self.codec.config.codebook_size, self.kernels) for a, b in pairwise(offsets)]
+        size, table = self.codec.config.codebook_size, self.remote.tables[i]
+        if self.packed:
+            values, bias, ends = self.kernels.distinct(far, beside(far, offsets), size)
+            starts = np.arange(len(offsets), dtype=np.int64) * size
+            return FarKeys(beside(far, table.rows), starts, bias, rows=values, ends=ends)
+        pairs = [distinct(far[a:b], size, self.kernels) for a, b in pairwise(offsets)]
         values = np.concatenate([np.empty(0, np.int64), *(value for value, _ in pairs)])
         bias = np.concatenate([np.empty(0, np.float32), *(bias for _, bias in pairs)])
-        rows = self.remote.tables[i].rows
-        assert rows is not None
-        return FarKeys(rows[values], displs(np.array([len(value) for value, _ in pairs], dtype=np.int64)), bias)
+        assert table.rows is not None
+        return FarKeys(table.rows[values], displs(np.array([len(value) for value, _ in pairs], dtype=np.int64)), bias)
 
     def distinct_keys(self) -> float:
         if not self.sends:
@@ -123,7 +149,7 @@ class Astra(TokenParallel):
         found = []
         for i, codes in enumerate(self.codes):
             index, offsets = self._far(i)
-            items = _as_items(codes[index])
+            items = _as_items(to_host(codes)[index])
             found += [len(np.unique(items[a:b])) for a, b in pairwise(offsets)]
         mean = np.array([np.mean(found) if found else 0.0])
         if self.planned.causal:
@@ -141,7 +167,7 @@ class Astra(TokenParallel):
     def oracle_terms(self) -> dict[str, Any]:
         if not self.sends:
             return {}
-        terms: dict[str, Any] = {"codec": self.codec, "codes": self.codes}
+        terms: dict[str, Any] = {"codec": self.codec, "codes": [to_host(codes) for codes in self.codes]}
         if self.exchange.loses or self.planned.causal:  # what was sent, whoever heard it
             terms["codes"] = [self.all_rows(codes[self._own]) for codes in self.codes]
         return terms | self._missing_terms() if self.exchange.loses else terms
@@ -156,7 +182,7 @@ class Astra(TokenParallel):
         """Collective: which messages did not arrive, and what stood for them."""
         missing = np.empty((self.planned.size, *self.missing.shape), bool)  # (P, L, P)
         self.exchange.comm.Allgather(self.missing, missing)
-        means = [codes[0] for codes in self.mean_codes] if self.exchange.missing.treatment == "mean" else None
+        means = [to_host(codes)[0] for codes in self.mean_codes] if self.exchange.missing.treatment == "mean" else None
         return {"missing": missing.transpose(1, 0, 2), "stand_in": means}
 
 

@@ -57,6 +57,16 @@ class Strategy:
         )
         self.laps = parts.exchange.laps
 
+    @property
+    def xp(self) -> Any:
+        """numpy or cupy: the module of all arrays that the model computes with."""
+        return self.blocks[0].scratch.xp
+
+    @property
+    def dtype(self) -> type:
+        """Of activations."""
+        return self.blocks[0].scratch.dtype
+
     @classmethod
     def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
         """Why this strategy cannot be used on this model and number of ranks, or None."""

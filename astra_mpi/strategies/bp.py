@@ -19,6 +19,7 @@ from astra_mpi.partition import Layout, cut, even, ranges
 from astra_mpi.strategies.all_tokens import AllTokens
 from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.spec import Option, Spec
+from astra_mpi.xp import beside, take
 
 
 class BlockParallel(AllTokens):
@@ -57,7 +58,8 @@ class BlockParallel(AllTokens):
         return None
 
     def _sub_block(self, i: int, rank: int) -> Block:
-        weights = {f"blocks.0.{name}": w for name, w in sub_weights(self.sub_config, i, rank).items()}
+        drawn = sub_weights(self.sub_config, i, rank)
+        weights = {f"blocks.0.{name}": self.xp.asarray(w, self.dtype) for name, w in drawn.items()}
         block = self.blocks[i]
         return Block(self.sub_config, block.recipe, weights, 0, self.kernels, block.scratch)
 
@@ -96,7 +98,7 @@ class BlockParallel(AllTokens):
         sub_block = self.sub_blocks[i]
         if sub_block is not None:
             if x.shape[1] != self.sub_config.d_model:
-                x = np.ascontiguousarray(x[:, self.columns])
+                x = self.xp.ascontiguousarray(x[:, self.columns])
             return self._whole_block(sub_block, x)
         if self.exchange.size > 1:
             x = self._gather_columns(x)
@@ -116,30 +118,31 @@ class BlockParallel(AllTokens):
     def _split_block(self, block: Block, x: np.ndarray) -> np.ndarray:
         """x (n, D) of all rows -> the same of the next block: own rows computed here, the others' gathered."""
         own, config = self.own, block.config
-        mine = x[self.own_rows]
+        mine = take(x, self.own_rows)
         queries, kv = block.queries_keys_values(block.attention_input(mine))
         self.laps.mark("project")
         attention = Attention(queries, own, config.n_heads, config.n_kv_heads, self.kernels, block.scratch)
         attention.local(kv)
         self.laps.mark("attention")
-        far = block.keys_values(block.attention_input(x[self.far_rows]))
+        far = block.keys_values(block.attention_input(take(x, self.far_rows)))
         self.laps.mark("project")
         attention.far(far, own.far_offsets, None)
         attended = attention.result()
         self.laps.mark("attention")
         mine = block.output(mine, attended)
         self.laps.mark("mlp")
-        message = np.ascontiguousarray(own.content(mine)).reshape(-1).view(np.uint8)
-        received = np.concatenate(self.exchange.start(message, self.slices).wait()).view(np.float32)
-        x[self.content_rows] = received.reshape(-1, x.shape[1])[own.sequence_order]
-        x[self.held.class_rows] = mine[own.class_rows]
+        message = _as_bytes(self.xp.ascontiguousarray(own.content(mine)))
+        received = self.xp.concatenate(self.exchange.start(message, self.slices).wait()).view(np.float32)
+        x[beside(x, self.content_rows)] = take(received.reshape(-1, x.shape[1]), own.sequence_order)
+        x[beside(x, self.held.class_rows)] = take(mine, own.class_rows)
         return x
 
     def _gather_columns(self, x: np.ndarray) -> np.ndarray:
         """(n, D / P) of every rank -> (n, D)."""
-        pending = self.exchange.start(x.reshape(-1).view(np.uint8), self.gathered)
+        pending = self.exchange.start(_as_bytes(x), self.gathered)
         self.exchange.as_class_bytes(self.n_class_rows * x.shape[1] * 4)
-        return np.concatenate([part.view(np.float32).reshape(x.shape) for part in pending.wait()], axis=1)
+        parts = [part.view(np.float32).reshape(x.shape) for part in pending.wait()]
+        return self.xp.concatenate(parts, axis=1).astype(self.dtype, copy=False)
 
     def describe(self) -> dict[str, Any]:
         per_group = 32 * self.config.d_model * (2 if self.split else 1)
@@ -154,6 +157,11 @@ class BlockParallel(AllTokens):
                 for i in range(len(self.blocks))
             ]
         }
+
+
+def _as_bytes(rows: np.ndarray) -> np.ndarray:
+    """Rows (n, width), contiguous, as the bytes of float32."""
+    return rows.astype(np.float32, copy=False).reshape(-1).view(np.uint8)
 
 
 def sub_config(config: ModelConfig, size: int) -> ModelConfig:

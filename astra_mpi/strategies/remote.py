@@ -13,6 +13,7 @@ from astra_mpi.codec.tables import FarTable, Norm, Projection, make_far
 from astra_mpi.config import require
 from astra_mpi.errors import collective
 from astra_mpi.models.block import Block
+from astra_mpi.xp import settle
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -53,16 +54,16 @@ def _faster(blocks: list[Block], codec: Codec, kernels: ModuleType) -> int:
     if config.site != "kv" and entries * 2 * blocks[0].config.d_kv * 4 * len(blocks) > TABLE_LIMIT_BYTES:
         return WAYS.index("gemm")
     draw = np.random.default_rng(0).integers(0, config.codebook_size, (_PROBE_TOKENS, config.codes_per_token))
-    codes = draw.astype(np.uint8 if config.codebook_size <= 256 else np.uint16)
+    codes = blocks[0].scratch.xp.asarray(draw.astype(np.uint8 if config.codebook_size <= 256 else np.uint16))
     return int(np.argmin([_time_s(_far_table(blocks[0], codec, 0, how), codes, kernels) for how in WAYS]))
 
 
 def _time_s(table: FarTable, codes: np.ndarray, kernels: ModuleType) -> float:
-    table.far_kv(codes, kernels)
+    settle(table.far_kv(codes, kernels))
     laps = []
     for _ in range(5):
         start = time.perf_counter()
-        table.far_kv(codes, kernels)
+        settle(table.far_kv(codes, kernels))
         laps.append(time.perf_counter() - start)
     return float(np.median(laps))
 
@@ -70,5 +71,9 @@ def _time_s(table: FarTable, codes: np.ndarray, kernels: ModuleType) -> float:
 def _far_table(block: Block, codec: Codec, i: int, how: str) -> FarTable:
     norm = None
     if codec.config.site == "hidden" and block.recipe.norm_first:
-        norm = Norm(not block.recipe.rms, block.w["norm1.weight"], block.w.get("norm1.bias"), block.config.norm_eps)
-    return make_far(how, codec.blocks[i], codec.config.site, Projection(norm, block.w_kv, block.b_kv))
+        weight, bias = block.w["norm1.weight"], block.w.get("norm1.bias")
+        norm = Norm(not block.recipe.rms, weight, bias, block.config.norm_eps)
+    projection = Projection(norm, block.w_kv, block.b_kv)
+    table = make_far(how, codec.blocks[i], codec.config.site, projection if how == "gemm" else projection.on_host())
+    table.round_to(block.scratch.dtype)
+    return table

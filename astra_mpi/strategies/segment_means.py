@@ -19,6 +19,7 @@ from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
 from astra_mpi.work import shape_of
+from astra_mpi.xp import beside, take
 
 
 class SegmentMeans(TokenParallel):
@@ -47,21 +48,22 @@ class SegmentMeans(TokenParallel):
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
         self.means = Layout(-(-layout.counts // self.ratio), layout.rank, causal=layout.causal)
-        self.own_sizes = run_lengths(layout.counts[:, layout.rank], self.ratio)
+        own_sizes = run_lengths(layout.counts[:, layout.rank], self.ratio)
+        self.own_starts, self.own_lengths = displs(own_sizes)[:-1], own_sizes[:, None].astype(np.float32)
         sizes = run_lengths(layout.counts.T.ravel(), self.ratio)  # of the gathered means, rank after rank
         self.bias = np.log(sizes[self.means.far_index]).astype(np.float32)
 
     def send(self, i: int, payload: np.ndarray) -> Pending:
         means = payload
         if len(payload):
-            means = np.add.reduceat(payload, displs(self.own_sizes)[:-1], axis=0)
-            means /= self.own_sizes[:, None].astype(np.float32)
+            means = self.kernels.segment_sum(payload, self.own_starts)
+            means /= beside(means, self.own_lengths)
         self.laps.mark("encode")
         return self.start(means.reshape(-1).view(np.uint8))
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
-        means = np.concatenate(pending.wait()).view(np.float32).reshape(-1, self.config.d_model)
-        far = means[self.means.far_index]
+        means = self.xp.concatenate(pending.wait()).view(np.float32).reshape(-1, self.config.d_model)
+        far = take(means, self.means.far_index).astype(self.dtype, copy=False)
         block = self.blocks[i]
         return FarKeys(block.keys_values(block.attention_input(far)), self.means.far_offsets, self.bias)
 

@@ -14,6 +14,7 @@ from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
 from astra_mpi.strategies.wire import WIRES, pack_rows, row_bytes, unpack_rows
 from astra_mpi.work import shape_of
+from astra_mpi.xp import take, to_host
 
 
 class SequenceParallel(TokenParallel):
@@ -42,12 +43,12 @@ class SequenceParallel(TokenParallel):
         message = pack_rows(payload, self.wire)
         self.laps.mark("encode")
         if self.sent is not None:
-            self.sent[i] = message.reshape(-1, self.row_bytes)
+            self.sent[i] = to_host(message).reshape(-1, self.row_bytes)
         return self.start(message)
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
-        rows = np.concatenate(pending.wait()).reshape(-1, self.row_bytes)
-        far = unpack_rows(rows[self.planned.far_index], self.wire)  # (m, width)
+        rows = self.xp.concatenate(pending.wait()).reshape(-1, self.row_bytes)
+        far: np.ndarray = unpack_rows(take(rows, self.planned.far_index), self.wire).astype(self.dtype, copy=False)
         if self.gather == "x":
             far = self.blocks[i].keys_values(self.blocks[i].attention_input(far))
         return FarKeys(far, self.planned.far_offsets)

@@ -17,6 +17,7 @@ from astra_mpi.exchange import Pending
 from astra_mpi.partition import Cut, Layout, cut, displs
 from astra_mpi.strategies.base import Strategy
 from astra_mpi.work import shape_of
+from astra_mpi.xp import take, to_host
 
 
 class FarKeys(NamedTuple):
@@ -26,6 +27,9 @@ class FarKeys(NamedTuple):
     offsets: np.ndarray  # (B + 1,) where each sequence's begin
     bias: np.ndarray | None = None  # (m,) added to the scores
     tokens: np.ndarray | None = None  # (m,) where they lie among the gathered tokens; None: as the layout's `far_index`
+    # with packed attention only:
+    rows: np.ndarray | None = None  # (m,) which row of `kv` each key is; None: its own
+    ends: np.ndarray | None = None  # (B,) where each sequence's end; None: where the next one's begin
 
 
 class TokenParallel(Strategy):
@@ -78,8 +82,9 @@ class TokenParallel(Strategy):
         super().begin(layout)
         self.counts = self.sent_bytes(layout)
         if self.turns is not None:
-            self.gathered_turns = np.empty_like(self.turns)
-            self.gathered_turns[layout.sequence_order] = self.turns
+            turns = np.empty_like(self.turns)
+            turns[layout.sequence_order] = self.turns
+            self.gathered_turns = self.xp.asarray(turns)
             first = displs(layout.token_counts)[layout.rank]
             self.own_turns = self.gathered_turns[first : first + layout.token_counts[layout.rank]]
 
@@ -108,12 +113,13 @@ class TokenParallel(Strategy):
         attention.local(kv)
         self.laps.mark("attention")
         if pending is not None:
+            pending.send()
             far = self.receive(i, pending)
             if self.turns is not None:  # what travels, or is looked up, is not turned yet
                 tokens = self.planned.far_index if far.tokens is None else far.tokens
-                self.kernels.rotate(far.kv, self.gathered_turns[tokens], block.config.n_kv_heads)
+                self.kernels.rotate(far.kv, take(self.gathered_turns, tokens), block.config.n_kv_heads)
             self.laps.mark("decode")
-            attention.far(far.kv, far.offsets, far.bias)
+            attention.far(far.kv.astype(self.dtype, copy=False), far.offsets, far.bias, far.rows, far.ends)
         attended = attention.result()
         self.laps.mark("attention")
         x = block.output(x, attended)
@@ -130,7 +136,7 @@ class TokenParallel(Strategy):
     def all_rows(self, own: np.ndarray) -> np.ndarray:
         """Collective: rows (n_r, ...) of every rank's content tokens -> those of all, rank after rank."""
         counts = self.planned.token_counts
-        own = np.ascontiguousarray(own)
+        own = np.ascontiguousarray(to_host(own))
         n_bytes = own.dtype.itemsize * int(np.prod(own.shape[1:]))
         every = np.empty((int(counts.sum()), *own.shape[1:]), own.dtype)
         self.exchange.comm.Allgatherv(own.view(np.uint8), [every.view(np.uint8), counts * n_bytes])

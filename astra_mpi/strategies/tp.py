@@ -17,6 +17,7 @@ from astra_mpi.partition import Layout, displs, even, weighted
 from astra_mpi.strategies.all_tokens import AllTokens
 from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.spec import Spec
+from astra_mpi.xp import beside
 
 
 class TensorParallel(AllTokens):
@@ -46,7 +47,7 @@ class TensorParallel(AllTokens):
         return [self.n_exchanges * int(layout.lengths.sum()) * self.config.d_model * 4] * layout.size
 
     def abandon(self) -> None:
-        rows = np.zeros((int(self.held.row_offsets[-1]), self.config.d_model), np.float32)
+        rows = self.xp.zeros((int(self.held.row_offsets[-1]), self.config.d_model), np.float32)
         while self.exchange.n_started < self.n_exchanges:
             self._sum(rows)
 
@@ -67,7 +68,7 @@ class TensorParallel(AllTokens):
     def _attention(self, block: Block, share: Share, h: np.ndarray) -> np.ndarray:
         """h (n, D) -> this rank's share (n, D) of the output projection, without its bias."""
         if not share.n_heads:
-            return np.zeros_like(h)
+            return self.xp.zeros_like(h)
         qkv = h @ share.qkv
         qkv += share.qkv_bias
         self.laps.mark("project")
@@ -81,7 +82,8 @@ class TensorParallel(AllTokens):
 
     def _sum(self, rows: np.ndarray) -> np.ndarray:
         """Rows (n, D), all-reduced."""
-        return self.exchange.all_reduce(rows, self.n_class_rows * rows.shape[1] * 4)
+        total = self.exchange.all_reduce(rows.astype(np.float32, copy=False), self.n_class_rows * rows.shape[1] * 4)
+        return total.astype(self.dtype, copy=False)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"bits_per_token_per_block": 2 * 32 * self.config.d_model}
@@ -99,9 +101,10 @@ class Share:
         keys = slice(config.d_model + heads.start * d, config.d_model + heads.stop * d)
         values = slice(keys.start + config.d_kv, keys.stop + config.d_kv)
         own = np.r_[queries, keys, values]
+        xp, own = block.scratch.xp, beside(block.w_qkv, own)
         self.qkv, self.qkv_bias = block.w_qkv[:, own], block.b_qkv[own]
         self.o = w["o.weight"][queries]
-        self.fc1, self.fc1_bias = np.ascontiguousarray(w["fc1.weight"][:, columns]), w["fc1.bias"][columns]
+        self.fc1, self.fc1_bias = xp.ascontiguousarray(w["fc1.weight"][:, columns]), w["fc1.bias"][columns]
         self.fc2 = w["fc2.weight"][columns]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from astra_mpi.errors import AstraError
+from astra_mpi.xp import module_of
 
 #: rows below this are zeros on an int8 wire: their scale would have lost its precision
 _LEAST = np.float32(127) * np.finfo(np.float32).tiny
@@ -22,25 +23,27 @@ def pack_rows(x: np.ndarray, wire: str) -> np.ndarray:
     int8: the row's scale max|x| / 127 as float32, then round(x / scale), ties to even. AstraError where a number is
     beyond float16.
     """
+    xp, x = module_of(x), x.astype(np.float32, copy=False)
     if wire == "int8":
-        largest = np.abs(x).max(axis=1, keepdims=True, initial=0)  # (n, 1)
-        largest[largest < _LEAST] = 0
+        largest = xp.abs(x).max(axis=1, keepdims=True)  # (n, 1)
+        largest = xp.where(largest < _LEAST, np.float32(0), largest)
         scale = largest / np.float32(127)
-        steps = np.divide(x, scale, out=np.zeros_like(x), where=scale > 0)
-        rows = np.concatenate([scale.view(np.uint8), np.rint(steps).astype(np.int8).view(np.uint8)], axis=1)
+        steps = xp.where(scale > 0, x / xp.where(scale > 0, scale, np.float32(1)), np.float32(0))
+        rows = xp.concatenate([scale.view(np.uint8), xp.rint(steps).astype(np.int8).view(np.uint8)], axis=1)
         return rows.reshape(-1)
     if wire == "float16":
         with np.errstate(over="ignore"):
             half = x.astype(np.float16)
-        if np.isinf(half).any():
-            raise AstraError(f"an activation of {np.abs(x).max():.3g} is beyond float16; use wire int8 or float32")
+        if xp.isinf(half).any():
+            largest = float(xp.abs(x).max())
+            raise AstraError(f"an activation of {largest:.3g} is beyond float16; use wire int8 or float32")
         return half.reshape(-1).view(np.uint8)
-    return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+    return xp.ascontiguousarray(x).reshape(-1).view(np.uint8)
 
 
 def unpack_rows(rows: np.ndarray, wire: str) -> np.ndarray:
     """uint8 (n, row_bytes) -> float32 (n, width)."""
     if wire == "int8":
-        scale = np.ascontiguousarray(rows[:, :4]).view(np.float32)  # (n, 1)
+        scale = module_of(rows).ascontiguousarray(rows[:, :4]).view(np.float32)  # (n, 1)
         return rows[:, 4:].view(np.int8) * scale
     return rows.view(np.float16 if wire == "float16" else np.float32).astype(np.float32, copy=False)
