@@ -58,7 +58,7 @@ class Model:
         self.exchange = Exchange(comm, self.laps, conditions.missing, backend.staging)
         self.exchange.connect(conditions.network)
         self.report: dict[str, Any] = {}
-        self._layouts: dict[tuple[Strategy, bytes], Layout] = {}
+        self._layouts: dict[tuple[Strategy, bytes, bool], Layout] = {}
 
     def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto") -> None:
         """Choose the strategy (see `astra_mpi.load`). Collective. It stays in `strategy` and can be put back there."""
@@ -76,17 +76,20 @@ class Model:
         spec = parse(strategy)
         return STRATEGIES[spec.name].obstacle(spec, self.config, self.codec, self.comm.Get_size())
 
-    def __call__(self, inputs: np.ndarray, mask: np.ndarray | None = None, gather: bool = False) -> Any:
+    def __call__(
+        self, inputs: np.ndarray, mask: np.ndarray | None = None, gather: bool = False, spread: bool = False
+    ) -> Any:
         """Run the forward pass; collective, with the same inputs on every rank.
 
         ViT: float32 images already normalised (B, channels, height, width), or uint8 (B, height, width, channels) to be
         resized and normalised as the model file says -> logits (B, classes). The others: token ids (B, T) and an
         optional mask (B, T), 0 = drop -> BERT: embeddings (B, D), GPT-2 and Llama: logits (B, V) after the last token,
         zeros where there is none. With `gather`, rank 0 gets (answer, hidden) and the others (answer, None): hidden
-        states (B, n_class + T, D) after the last norm, or logits (B, T, V), zero beyond a sequence's end.
+        states (B, n_class + T, D) after the last norm, or logits (B, T, V), zero beyond a sequence's end. spread: cut
+        decoders' sequences as `generate` does, so that all ranks have the last tokens of some.
         """
         batch = self._prepare(inputs, mask)
-        layout = self._layout(batch.lengths)
+        layout = self._layout(batch.lengths, spread)
         rows, pooled = self._run(batch, layout, self.family.pool, self.family.share_width)
         with self.clock.running():
             answer = self.backend.fetch(self.family.head(self.backend.put(pooled), batch.lengths))
@@ -170,13 +173,14 @@ class Model:
             return Preprocess(**self.preprocess)(np.asarray(inputs))
         return inputs
 
-    def _layout(self, lengths: np.ndarray) -> Layout:
-        key = self.strategy, lengths.tobytes()
+    def _layout(self, lengths: np.ndarray, spread: bool = False) -> Layout:
+        key = self.strategy, lengths.tobytes(), spread
         if key not in self._layouts:
             if len(self._layouts) >= 64:
                 self._layouts.clear()
-            n_class = self.config.n_class
-            self._layouts[key] = self.strategy.layout(lengths, n_class, self.family.causal, self.cut_weights)
+            causal = self.family.causal
+            cut = lengths, self.config.n_class, causal, self.cut_weights
+            self._layouts[key] = self.strategy.layout(*cut, spread and causal)
         return self._layouts[key]
 
     def _gather(self, rows: np.ndarray, layout: Layout) -> np.ndarray | None:

@@ -87,7 +87,8 @@ class Layout:
     """What one rank holds of a batch of B sequences, and where the far tokens lie.
 
     Rows of a rank: sequence after sequence, each its class-token replica (if the family has one), then its content
-    tokens. Gathered tokens: rank after rank, each its content tokens in the same order.
+    tokens. Gathered tokens: rank after rank, each its content tokens in the same order. Slices follow one another in
+    order of ranks, unless `places` give each sequence an order of its own.
     """
 
     counts: np.ndarray  # (B, P) content tokens of each sequence on each rank
@@ -95,10 +96,29 @@ class Layout:
     n_class: int = 0  # class tokens per sequence, 0 or 1
     causal: bool = False  # far tokens of later ranks are not seen
     replicas: int = 1  # ranks that hold the class tokens: 0 .. replicas - 1
+    places: np.ndarray | None = None  # (B, P) which slice of each sequence each rank has; None: rank r has slice r
 
     @property
     def size(self) -> int:
         return self.counts.shape[1]
+
+    @property
+    def forward(self) -> bool:
+        """Whether a rank needs to hear the ranks before it only."""
+        return self.causal and self.places is None
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """(B, P) the ranks in order of the slices they have."""
+        if self.places is None:
+            return np.tile(np.arange(self.size), (len(self.counts), 1))
+        return np.argsort(self.places, axis=1)
+
+    @cached_property
+    def earlier(self) -> np.ndarray:
+        """(B, P) whether a rank's slice comes before this rank's."""
+        places = np.argsort(self.order, axis=1)
+        return places < places[:, self.rank, None]
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -145,45 +165,60 @@ class Layout:
     @cached_property
     def row_token(self) -> np.ndarray:
         """(n,) index of each row in its whole sequence, class token included (it is token 0)."""
-        before = self.counts[:, : self.rank].sum(axis=1)
+        before = (self.counts * self.earlier).sum(axis=1)
         within = np.arange(self.row_offsets[-1]) - self.row_offsets[self.row_sequence]
         return within + self.n_class - self.own_class + np.where(within < self.own_class, 0, before[self.row_sequence])
 
-    def _gathered(self, ranks: np.ndarray) -> np.ndarray:
-        """Indices into the gathered tokens: sequence by sequence, the tokens of `ranks` in order."""
+    def _gathered(self, seen: np.ndarray) -> np.ndarray:
+        """Indices into the gathered tokens: sequence by sequence, the tokens of the ranks `seen` (B, P) in order."""
         starts = displs(self.token_counts)[:-1] + np.cumsum(self.counts, axis=0) - self.counts  # (B, P)
-        return ranges(starts[:, ranks].ravel(), self.counts[:, ranks].ravel())
+        pair = (np.take_along_axis(x, self.order, axis=1).ravel() for x in (starts, self.counts * seen))
+        return ranges(*pair)
+
+    @cached_property
+    def last_rank(self) -> np.ndarray:
+        """(B,) the rank that holds a sequence's last content token, -1 where it has none."""
+        filled = np.take_along_axis(self.counts, self.order, axis=1)[:, ::-1] > 0
+        ranks = np.take_along_axis(self.order[:, ::-1], filled.argmax(axis=1)[:, None], axis=1)[:, 0]
+        return np.where(filled.any(axis=1), ranks, -1)
 
     @cached_property
     def last_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Sequences whose last content token is on this rank, and its row in each."""
-        here = (self.counts[:, self.rank] > 0) & (self.counts[:, self.rank + 1 :].sum(axis=1) == 0)
+        here = self.last_rank == self.rank
         return np.flatnonzero(here), self.row_offsets[1:][here] - 1
 
     @cached_property
+    def _far_seen(self) -> np.ndarray:
+        """(B, P) whose tokens this rank attends to through the exchange."""
+        return self.earlier if self.causal else np.tile(np.arange(self.size) != self.rank, (len(self.counts), 1))
+
+    @cached_property
     def far_ranks(self) -> np.ndarray:
-        """Ranks whose tokens this rank attends to through the exchange."""
-        ranks = np.arange(self.rank if self.causal else self.size)
-        return ranks[ranks != self.rank]
+        """Ranks whose tokens this rank attends to through the exchange, in any sequence."""
+        if self.forward:
+            return np.arange(self.rank)
+        return np.flatnonzero(self._far_seen.any(axis=0))
 
     @cached_property
     def far_index(self) -> np.ndarray:
         """Where the far tokens lie in the gathered ones, sequence by sequence."""
-        return self._gathered(self.far_ranks)
+        return self._gathered(self._far_seen)
 
     @cached_property
     def far_offsets(self) -> np.ndarray:
         """(B + 1,) first far token of each sequence in `far_index`."""
-        return displs(self.counts[:, self.far_ranks].sum(axis=1))
+        return displs((self.counts * self._far_seen).sum(axis=1))
 
     def far_from(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`far_index` and `far_offsets` with nothing but the tokens of `ranks`."""
-        return self._gathered(ranks), displs(self.counts[:, ranks].sum(axis=1))
+        seen = self._far_seen & np.isin(np.arange(self.size), ranks)
+        return self._gathered(seen), displs((self.counts * seen).sum(axis=1))
 
     @cached_property
     def sequence_order(self) -> np.ndarray:
         """Gathered tokens -> sequence by sequence in order of position."""
-        return self._gathered(np.arange(self.size))
+        return self._gathered(np.ones_like(self.counts))
 
     def class_share(self, x: np.ndarray) -> np.ndarray:
         """Rows (n, D) -> (B, D): this rank's class tokens over the number of replicas; summed over ranks, the mean."""
@@ -198,6 +233,11 @@ class Layout:
         for s, (first, last) in enumerate(zip(self.row_offsets[:-1], self.row_offsets[1:], strict=True)):
             x[first + self.own_class : last].sum(axis=0, dtype=dtype, out=sums[s])
         return sums
+
+
+def rotated(n_sequences: int, size: int) -> np.ndarray:
+    """Places (B, size) that give the last slices of successive sequences to successive ranks, from the last one on."""
+    return (np.arange(size) + np.arange(n_sequences)[:, None]) % size
 
 
 def cut(lengths: np.ndarray, size: int, weights: Cut = None, cost: TokenCost | None = None) -> np.ndarray:

@@ -42,25 +42,33 @@ class Check:
 
 
 def verify(
-    model: Model, inputs: np.ndarray, mask: np.ndarray | None, strategies: Sequence[str], counted_keys: bool = True
+    model: Model,
+    inputs: np.ndarray,
+    mask: np.ndarray | None,
+    strategies: Sequence[str],
+    counted_keys: bool = True,
+    spread: bool = False,
 ) -> list[Check]:
     """Collective: run every strategy on these ranks and hold it against the oracle on rank 0.
 
-    strategies: specs; a name without options stands for all its forms. Returns one check per form on rank 0, an empty
-    list elsewhere. A form that cannot be used here is skipped: passed, with the reason.
+    strategies: specs; a name without options stands for all its forms. spread: the cut of `Model.generate`. Returns
+    one check per form on rank 0, an empty list elsewhere. A form that cannot be used here is skipped: passed, with
+    the reason.
     """
-    checks = [_check(model, inputs, mask, spec, counted_keys) for text in strategies for spec in forms(text)]
+    checks = [_check(model, inputs, mask, spec, counted_keys, spread) for text in strategies for spec in forms(text)]
     return [check for check in checks if check is not None]
 
 
-def _check(model: Model, inputs: np.ndarray, mask: np.ndarray | None, spec: str, counted_keys: bool) -> Check | None:
+def _check(
+    model: Model, inputs: np.ndarray, mask: np.ndarray | None, spec: str, counted_keys: bool, spread: bool
+) -> Check | None:
     on_root = model.comm.Get_rank() == 0
     if reason := model.obstacle(spec):
         return Check(spec, 0, 0, 0, 0, 0, 0, True, f"skipped: {reason}") if on_root else None
     model.use(spec, counted_keys=counted_keys)
     strategy = model.strategy
     strategy.record()
-    answer, hidden = model(inputs, mask, gather=True)
+    answer, hidden = model(inputs, mask, gather=True, spread=spread)
     answers, terms = _all_answers(model, answer), strategy.oracle_terms()
     if not on_root:
         return None
@@ -89,9 +97,12 @@ def _oracle_results(
             tokens = tokens[positions]
         mine = layout.sequence_order[first[s] : first[s + 1]]
         given: dict[str, Any] = {name: [block[mine] for block in blocks] for name, blocks in per_token.items()}
-        owner = np.repeat(np.arange(layout.size), counts)
+        ranks = layout.order[s]  # the oracle numbers ranks by the slices of this sequence that they have
+        owner = np.repeat(np.arange(layout.size), counts[ranks])
+        if terms.get("missing") is not None:
+            given["missing"] = [block[ranks][:, ranks] for block in terms["missing"]]
         results.append(
-            oracle(model.config, model.weights, tokens, owner, layout.size, positions=positions, **terms, **given)
+            oracle(model.config, model.weights, tokens, owner, layout.size, positions=positions, **terms | given)
         )
     return results
 

@@ -113,6 +113,34 @@ def test_cuts(comm, family, weights):
     assert counts == finish_together(17, speeds, cost).tolist()
 
 
+@pytest.mark.parametrize("weights", [None, "causal", "uneven"])
+@pytest.mark.parametrize("spec", ["astra", "sp:kv:int8", "segment_means:3", "single"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_last_slices_spread_over_the_ranks(comm, family, spec, weights):
+    """Each sequence has an order of ranks of its own, so that the last tokens of a batch lie on all of them."""
+    uneven = [1.0] + [2.0] * (comm.size - 1)
+    config = FAMILIES[family]
+    model = make_model(comm, config, CODECS["kv"], weights=uneven if weights == "uneven" else weights)
+    if model.obstacle(spec) is not None:
+        pytest.skip("rotary")
+    inputs, mask = ragged(config, batch=5)
+    for check in verify(model, inputs, mask, [spec], spread=True):
+        assert check.passed and not check.reason, check
+    lengths = mask.sum(axis=1)
+    layout = model.strategy.planned
+    if spec == "single":
+        assert not layout.last_rank.any()
+    else:
+        slices = np.minimum(lengths, comm.size) - 1 if weights is None else None
+        if slices is not None:  # a short sequence ends in slice T - 1
+            assert layout.last_rank.tolist() == [(int(t) - s) % comm.size for s, t in enumerate(slices)]
+        assert layout.last_rank[0] == comm.size - 1
+    one = make_model(comm, config, CODECS["kv"])
+    one.use(spec)
+    one(inputs[:1], mask[:1], spread=True)
+    assert one.strategy.planned.places is None  # nothing to spread
+
+
 @pytest.mark.parametrize("spec", ["astra", "sp", "sp:kv:int8"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_last_rank_sends_nothing(comm, family, spec):

@@ -17,7 +17,7 @@ class AllTokens(Strategy):
 
     _whole: Layout
 
-    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut) -> Layout:
+    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut, spread: bool = False) -> Layout:
         return on_rank_0(lengths, self.exchange, n_class, causal)
 
     def begin(self, layout: Layout) -> None:

@@ -72,8 +72,11 @@ class Strategy:
         """Why this strategy cannot be used on this model and number of ranks, or None."""
         return None
 
-    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut) -> Layout:
-        """Which rows each rank answers for, of sequences with these content lengths (B,)."""
+    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut, spread: bool = False) -> Layout:
+        """Which rows each rank answers for, of sequences with these content lengths (B,).
+
+        spread: where tokens are cut, all ranks shall have the last tokens of some of the sequences.
+        """
         raise NotImplementedError
 
     def begin(self, layout: Layout) -> None:

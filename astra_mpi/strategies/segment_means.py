@@ -6,6 +6,7 @@ score. No training is needed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class SegmentMeans(TokenParallel):
 
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
-        self.means = Layout(-(-layout.counts // self.ratio), layout.rank, causal=layout.causal)
+        self.means = replace(layout, counts=-(-layout.counts // self.ratio), n_class=0)
         own_sizes = run_lengths(layout.counts[:, layout.rank], self.ratio)
         self.own_starts, self.own_lengths = displs(own_sizes)[:-1], own_sizes[:, None].astype(np.float32)
         sizes = run_lengths(layout.counts.T.ravel(), self.ratio)  # of the gathered means, rank after rank

@@ -14,6 +14,6 @@ class Single(TokenParallel):
 
     name = "single"
 
-    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut) -> Layout:
+    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut, spread: bool = False) -> Layout:
         """All content tokens on rank 0, whatever `weights` say."""
         return on_rank_0(lengths, self.exchange, n_class, causal)

@@ -14,7 +14,7 @@ from astra_mpi.attention import Attention
 from astra_mpi.balance import token_cost
 from astra_mpi.costs import Wire
 from astra_mpi.exchange import Pending
-from astra_mpi.partition import Cut, Layout, cut, displs
+from astra_mpi.partition import Cut, Layout, cut, displs, rotated
 from astra_mpi.strategies.base import Strategy
 from astra_mpi.work import shape_of
 from astra_mpi.xp import take, to_host
@@ -40,9 +40,16 @@ class TokenParallel(Strategy):
     #: its answer bears messages that do not come
     may_miss: bool = False
 
-    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut) -> Layout:
+    def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut, spread: bool = False) -> Layout:
         size, cost = self.exchange.size, token_cost(shape_of(self.config), self.wire_costs()) if causal else None
-        return Layout(cut(lengths, size, weights, cost), self.exchange.rank, n_class, causal, replicas=size)
+        if not spread or len(lengths) < 2:
+            return Layout(cut(lengths, size, weights, cost), self.exchange.rank, n_class, causal, replicas=size)
+        places = rotated(len(lengths), size)
+        counts = np.empty_like(places)
+        for s, mine in enumerate(places):  # speeds are ranks', slices have places
+            speeds = weights if weights is None or isinstance(weights, str) else np.array(weights)[np.argsort(mine)]
+            counts[s] = cut(lengths[s : s + 1], size, speeds, cost)[0, mine]
+        return Layout(counts, self.exchange.rank, n_class, causal, size, places)
 
     def wire_costs(self) -> Wire:
         """What sending a token and using it elsewhere costs, for causal cuts."""
@@ -55,7 +62,7 @@ class TokenParallel(Strategy):
     def sent_bytes(self, layout: Layout) -> list[int]:
         """`message_bytes`, but that under causal attention the last rank has nobody to send to."""
         counts = self.message_bytes(layout)
-        return [*counts[:-1], 0] if layout.causal else counts
+        return [*counts[:-1], 0] if layout.forward else counts
 
     def formula_bytes(self, layout: Layout) -> list[int]:
         return [self.n_exchanges * n for n in self.sent_bytes(layout)]
@@ -90,10 +97,10 @@ class TokenParallel(Strategy):
 
     def start(self, message: np.ndarray) -> Pending:
         """Send a message of `counts[rank]` bytes to the ranks that need it."""
-        return self.exchange.start(message, self.counts, self.may_miss, forward=self.planned.causal)
+        return self.exchange.start(message, self.counts, self.may_miss, forward=self.planned.forward)
 
     def abandon(self) -> None:
-        self.exchange.drain(self.counts, self.n_exchanges, self.may_miss, forward=self.planned.causal)
+        self.exchange.drain(self.counts, self.n_exchanges, self.may_miss, forward=self.planned.forward)
 
     def block(self, i: int, x: np.ndarray) -> np.ndarray:
         block, pending = self.blocks[i], None
@@ -130,7 +137,7 @@ class TokenParallel(Strategy):
         if not self.sends:
             return None
         content = self.planned.content(rows)
-        nobody_behind = self.planned.causal and self.planned.rank == self.exchange.size - 1 > 0
+        nobody_behind = self.planned.forward and self.planned.rank == self.exchange.size - 1 > 0
         return self.send(i, content[:0] if nobody_behind else content)
 
     def all_rows(self, own: np.ndarray) -> np.ndarray:
