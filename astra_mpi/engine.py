@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from astra_mpi.backend import Backend
 from astra_mpi.conditions import Conditions
+from astra_mpi.decode.generation import generate
+from astra_mpi.decode.request import OnTokens, Request, Sample
 from astra_mpi.errors import InputError, raise_together, same_on_all
 from astra_mpi.exchange import Exchange
 from astra_mpi.images import Preprocess
@@ -20,6 +22,7 @@ from astra_mpi.models.block import Block
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Cut, Layout
 from astra_mpi.report import Laps, collect
+from astra_mpi.sampling import greedy
 from astra_mpi.scratch import Scratch
 from astra_mpi.strategies import STRATEGIES, Parts, Strategy, parse
 
@@ -88,13 +91,13 @@ class Model:
         states (B, n_class + T, D) after the last norm, or logits (B, T, V), zero beyond a sequence's end. spread: cut
         decoders' sequences as `generate` does, so that all ranks have the last tokens of some.
         """
-        batch = self._prepare(inputs, mask)
-        layout = self._layout(batch.lengths, spread)
-        rows, pooled = self._run(batch, layout, self.family.pool, self.family.share_width)
+        batch = self.prepare(inputs, mask)
+        layout = self.layout(batch.lengths, spread)
+        rows, pooled = self.run(batch, layout, self.family.pool, self.family.share_width)
         with self.clock.running():
             answer = self.backend.fetch(self.family.head(self.backend.put(pooled), batch.lengths))
             self.laps.mark("head")
-        self.report = self._report(layout)
+        self.report = self.describe(layout, self.laps.seconds, self.exchange.counted())
         return (answer, self._gather(rows, layout)) if gather else answer
 
     def nll(self, ids: np.ndarray, mask: np.ndarray | None, n_context: np.ndarray) -> np.ndarray:
@@ -106,13 +109,35 @@ class Model:
         family = self.family
         if not isinstance(family, Decoder):
             raise InputError(f"a {self.config.family} model predicts no tokens; give GPT-2 or Llama")
-        batch = self._prepare(ids, mask)
-        layout = self._layout(batch.lengths)
-        _, sums = self._run(batch, layout, lambda rows, layout: family.nll(rows, layout, batch, n_context), 2)
-        self.report = self._report(layout)
+        batch = self.prepare(ids, mask)
+        layout = self.layout(batch.lengths)
+        _, sums = self.run(batch, layout, lambda rows, layout: family.nll(rows, layout, batch, n_context), 2)
+        self.report = self.describe(layout, self.laps.seconds, self.exchange.counted())
         return sums
 
-    def _run(self, batch: Batch, layout: Layout, pool: Pool, width: int) -> tuple[np.ndarray, np.ndarray]:
+    def generate(
+        self,
+        ids: np.ndarray,
+        mask: np.ndarray | None = None,
+        *,
+        max_new_tokens: int,
+        sample: Sample = greedy,
+        stop: Sequence[int] = (),
+        decode: str = "auto",
+        on_tokens: OnTokens | None = None,
+    ) -> np.ndarray:
+        """Go on from prompts; collective, with the same arguments on every rank but for `on_tokens`.
+
+        ids (B, T) and mask (B, T) as in a call -> new ids (B, max_new_tokens) int32 on every rank, -1 after a
+        sequence's end: a token of `stop`, which is given too, or the model's last position.
+        sample(logits (n, V), sequences (n,), step) -> ids (n,) chooses the next tokens; it runs on one rank for each
+        sequence and must depend on its arguments alone. decode: "local", "merged" or "auto" (docs/decode.md).
+        on_tokens(step, ids (B,)) is called on rank 0 after each step. `report["generation"]` has times and bytes.
+        """
+        request = Request(max_new_tokens, sample, tuple(stop), decode, on_tokens)
+        return generate(self, ids, mask, request)
+
+    def run(self, batch: Batch, layout: Layout, pool: Pool, width: int) -> tuple[np.ndarray, np.ndarray]:
         """-> the rows (n, D) that this rank answers for, and what `pool` makes of them, (B, width), summed up."""
         self.exchange.reset(self._checksum)
         self.strategy.turns = self.family.turns(batch)
@@ -148,7 +173,7 @@ class Model:
             x = self.strategy.block(i, x)
         return self.strategy.answered(x)
 
-    def _prepare(self, inputs: np.ndarray, mask: np.ndarray | None) -> Batch:
+    def prepare(self, inputs: np.ndarray, mask: np.ndarray | None) -> Batch:
         """Validate on every rank, and check that all ranks were given the same."""
         failure: Exception | None = None
         mine = np.zeros(2, dtype=np.int64)  # failed, checksum of the batch
@@ -173,7 +198,7 @@ class Model:
             return Preprocess(**self.preprocess)(np.asarray(inputs))
         return inputs
 
-    def _layout(self, lengths: np.ndarray, spread: bool = False) -> Layout:
+    def layout(self, lengths: np.ndarray, spread: bool = False) -> Layout:
         key = self.strategy, lengths.tobytes(), spread
         if key not in self._layouts:
             if len(self._layouts) >= 64:
@@ -200,8 +225,9 @@ class Model:
             hidden[:, 0] = fetch(self.family.final(put(classes)))
         return hidden
 
-    def _report(self, layout: Layout) -> dict[str, Any]:
-        latency, counted = collect(self.comm, self.laps.seconds, self.exchange.counted())
+    def describe(self, layout: Layout, seconds: dict[str, float], counts: Sequence[float]) -> dict[str, Any]:
+        """Collective: the report of a pass that took `seconds` per phase, with the `counts` of its exchanges."""
+        latency, counted = collect(self.comm, seconds, counts)
         described = self.strategy.describe()
         weights = self.cut_weights or "even"
         weights = weights if isinstance(weights, str) else [float(weight) for weight in weights]

@@ -24,6 +24,8 @@ from astra_mpi.staging import Staging
 from astra_mpi.traffic import Traffic, traffic_report
 from astra_mpi.xp import module_of
 
+#: plans of several shapes are kept while their buffers are smaller than this
+KEPT_BYTES = 1 << 20
 #: the attribute of a communicator that holds this package's duplicate of it
 _KEY = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, private: private.Free())
 
@@ -62,6 +64,10 @@ class Exchange:
             now_s = self.clock.latest(self.comm)
             self.link.check(now_s, collective=True)
         self.missing.reset(key, self.network.loss, self.rank, self.size)
+        self.n_started, self.traffic = 0, Traffic()
+
+    def count_anew(self) -> None:
+        """What follows is counted apart from the forward pass before it."""
         self.n_started, self.traffic = 0, Traffic()
 
     def counted(self) -> list[float]:
@@ -118,7 +124,9 @@ class Exchange:
     def _planned(self, counts: tuple[int, ...], forward: bool, leaves_early: bool) -> Plan | Mailbox:
         key = counts, forward
         if key not in self._plans or isinstance(self._plans[key], Mailbox) != leaves_early:
-            self._forget()
+            early = leaves_early or any(isinstance(plan, Mailbox) for plan in self._plans.values())
+            if early or sum(sum(planned) for planned, _ in self._plans) + sum(counts) > KEPT_BYTES:
+                self._forget()
             self._plans[key] = Mailbox(self.comm, counts, forward) if leaves_early else self._plan(counts, forward)
         return self._plans[key]
 

@@ -53,6 +53,7 @@ def oracle(
     ratio: int = 0,
     parts: Sequence[Sequence[Weights] | None] | None = None,
     positions: ArrayLike | None = None,
+    merged: int = 0,
 ) -> OracleResult:
     """Forward pass of one sequence as `size` ranks would compute it; without options, the exact one of one rank.
 
@@ -67,6 +68,7 @@ def oracle(
     seen: per block (T, D or 2 D), what came of that, to be used and checked.
     ratio: far slices are seen as means of so many consecutive tokens. An owner's tokens must then be consecutive.
     parts: per block None, or the weights of the `size` sub-blocks of width D / size that take its place.
+    merged: so many tokens at the end see the exact keys of all ranks, as ranks that merge their softmaxes do.
     Raises ValueError if `owner` does not fit `tokens` or `size`.
     """
     exact = codec is None and wire == "float32" and not ratio
@@ -90,7 +92,7 @@ def oracle(
     for i in range(config.n_layers):
         sub_blocks = parts[i] if parts else None
         if sub_blocks is None:
-            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, places, far, i)
+            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, places, far, i, merged)
         else:
             columns = np.split(x, size, axis=1)
             heads = config.n_heads // size
@@ -150,7 +152,15 @@ def _head(config: Any, weights: Weights, hidden: Array) -> Array:
 
 
 def _block(
-    config: Any, w: Weights, n_heads: int, x: Array, rank: Array, places: Array, far: Far | None, i: int
+    config: Any,
+    w: Weights,
+    n_heads: int,
+    x: Array,
+    rank: Array,
+    places: Array,
+    far: Far | None,
+    i: int,
+    merged: int = 0,
 ) -> Array:
     """Pre-norm: x + f(norm(x)); post-norm (BERT): norm(x + f(x)).
 
@@ -163,7 +173,8 @@ def _block(
 
     normed = norm(x, "norm1") if pre_norm else x
     q, keys, values = (_linear(normed, w, name) for name in "qkv")
-    visible = rank[:, None] == rank[None, :]  # (rows, rows): same rank, exact keys
+    sees_all = np.arange(len(x)) >= len(x) - merged
+    visible = (rank[:, None] == rank[None, :]) | sees_all[:, None]  # (rows, rows): same rank, exact keys
     if config.family in DECODERS:
         visible = np.tril(visible)
     bias = np.zeros(len(x))
@@ -176,7 +187,7 @@ def _block(
             seen = norm(seen, "norm1") if pre_norm and far.site == "hidden" else seen
             k_far, v_far = _linear(seen, w, "k"), _linear(seen, w, "v")
         keys, values = np.concatenate([keys, k_far]), np.concatenate([values, v_far])
-        visible = np.concatenate([visible, far.visible(i, rank)], axis=1)
+        visible = np.concatenate([visible, far.visible(i, rank) & ~sees_all[:, None]], axis=1)
         bias = np.concatenate([bias, far.bias])
     if config.family == "llama":
         angles = frequencies(config, q.shape[1] // n_heads)

@@ -99,3 +99,51 @@ def _softmax_step(scores, key_bias, reach, first, acc, row_max, row_sum):
 def _weight(x):
     """e^x for x <= 0, and exactly 0 for -inf: a hidden key weighs nothing."""
     return exp(x) if x > f32(-87) else f32(0)
+
+
+def attend_codes(
+    key_codes: Array,
+    parts: Array,
+    value_codes: Array,
+    scale: Array | None,
+    offset: Array,
+    row_max: Array,
+    row_sum: Array,
+) -> Array:
+    """Weights (C', K', H) that codes gather in a softmax over keys known by their codes; see reference.attend_codes."""
+    n_keys = len(key_codes)
+    scale = np.ones(n_keys, np.float32) if scale is None else scale
+    wide = np.ascontiguousarray(key_codes, np.uint16)
+    values = wide if value_codes is key_codes else np.ascontiguousarray(value_codes, np.uint16)
+    weights = np.zeros((values.shape[1], *parts.shape[1:]), np.float32)
+    scores = np.empty((n_keys, parts.shape[2]), np.float32)
+    _attend_codes(wide, parts, values, scale, offset, scores, weights, row_max, row_sum)
+    return weights
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+def _attend_codes(key_codes, parts, value_codes, scale, offset, scores, weights, row_max, row_sum):
+    n_keys, n_codes = key_codes.shape
+    n_heads = parts.shape[2]
+    row_max[:] = f32(-np.inf)
+    row_sum[:] = f32(0)
+    for j in range(n_keys):
+        score = scores[j]
+        score[:] = f32(0)
+        for c in range(n_codes):
+            part = parts[c, key_codes[j, c]]
+            for h in range(n_heads):
+                score[h] += part[h]
+        for h in range(n_heads):
+            score[h] = score[h] * scale[j] + offset[h]
+            row_max[h] = max(row_max[h], score[h])
+    for j in range(n_keys):
+        score = scores[j]
+        for h in range(n_heads):
+            share = _weight(score[h] - row_max[h])
+            row_sum[h] += share
+            score[h] = share * scale[j]
+        for c in range(value_codes.shape[1]):
+            gathered = weights[c, value_codes[j, c]]
+            for h in range(n_heads):
+                gathered[h] += score[h]

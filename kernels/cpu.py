@@ -6,7 +6,7 @@ must be writeable: Numba compiles a read-only array's kernel anew.
 
 import numpy as np
 
-from astra_mpi.kernels._cpu_attention import attend
+from astra_mpi.kernels._cpu_attention import attend, attend_codes
 from astra_mpi.kernels._cpu_codes import decode_grouped, decode_residual, gram_sum, pack, table_sum, unpack
 from astra_mpi.kernels._cpu_encode import encode_grouped, encode_residual
 from astra_mpi.kernels._cpu_rows import (
@@ -28,6 +28,7 @@ __all__ = [
     "add_residual",
     "add_rms_norm",
     "attend",
+    "attend_codes",
     "count_codes",
     "decode_grouped",
     "decode_residual",
@@ -68,3 +69,4 @@ def warm_up() -> None:
     heads = np.ones((1, n, width), np.float32)  # (H, a, d)
     row_max, row_sum = np.zeros((2, 1, n), np.float32)
     attend(heads, heads, heads, None, None, heads.copy(), row_max, row_sum)
+    attend_codes(codes, np.ones((2, 2, n), np.float32), codes, None, line[:n], row_max[0], row_sum[0])

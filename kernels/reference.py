@@ -254,6 +254,34 @@ def attend(
     row_max[...] = new_max
 
 
+def attend_codes(
+    key_codes: Array,
+    parts: Array,
+    value_codes: Array,
+    scale: Array | None,
+    offset: Array,
+    row_max: Array,
+    row_sum: Array,
+) -> Array:
+    """A softmax over m >= 1 keys known by their codes -> weights (C', K', H) that each code of the values gathers.
+
+    Key j has in head h the score s = scale[j] * sum_c parts[c, key_codes[j, c], h] + offset[h]; key_codes (m, C),
+    parts (C, K, H), scale (m,) or None (ones), offset (H,). row_max and row_sum (H,) are set to max_j s and
+    sum_j exp(s - row_max). weights[c, k, h] = sum of scale[j] * exp(s - row_max[h]) over the j with
+    value_codes[j, c] = k; value_codes (m, C') are of codebooks as large as those of the keys.
+    """
+    n_keys, n_codes = key_codes.shape
+    scale = np.ones(n_keys, np.float32) if scale is None else scale
+    scores = parts[np.arange(n_codes), key_codes].sum(axis=1) * scale[:, None] + offset  # (m, H)
+    row_max[...] = scores.max(axis=0)
+    shares = np.exp(scores - row_max)
+    row_sum[...] = shares.sum(axis=0)
+    weights = np.zeros((value_codes.shape[1], *parts.shape[1:]), np.float32)
+    for c in range(value_codes.shape[1]):
+        np.add.at(weights[c], value_codes[:, c], shares * scale[:, None])
+    return weights
+
+
 def finish(acc: Array, row_sum: Array, out: Array) -> None:
     """out (a, H*d) = acc (H, a, d) / row_sum (H, a), heads side by side; 0 where row_sum is 0. out may be strided."""
     n_heads, n_queries, d_head = acc.shape

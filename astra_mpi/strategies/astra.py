@@ -16,6 +16,8 @@ from astra_mpi.codec.codebook import Codec
 from astra_mpi.codec.tables import distinct
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs import Coding, Wire, astra_wire
+from astra_mpi.decode.cache import Kept
+from astra_mpi.decode.codes import CodeSpace, CountedKeys, ScoredCodes, TurnedCodes
 from astra_mpi.errors import AstraError
 from astra_mpi.exchange import Pending
 from astra_mpi.partition import Layout, displs
@@ -45,6 +47,7 @@ class Astra(TokenParallel):
         self.counted_keys = parts.counted_keys and rows and not recipe_of(self.config).rotary
         self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(self.blocks)
         self.missing = np.zeros((len(self.blocks), self.exchange.size), dtype=bool)  # (L, P): did not come from P
+        self._spaces: dict[int, CodeSpace] = {}
         self.mean_codes = [self._mean_codes(i) for i in range(len(self.blocks))]  # (1, C) each
 
     @classmethod
@@ -75,7 +78,35 @@ class Astra(TokenParallel):
         table = self.remote.tables[i]
         if self.packed and table.rows is not None and self.turns is None:  # read where they are, in the table
             return FarKeys(beside(far, table.rows), offsets, rows=far[:, 0].astype(np.int32))
-        return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=index)
+        return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=index, codes=far)
+
+    def remember(self, i: int, far: FarKeys, a: int, b: int) -> Kept:
+        if self.keeps == "rows":
+            return super().remember(i, far, a, b)
+        assert far.codes is not None
+        codes, table = far.codes[a:b], self.remote.tables[i]
+        if self.counted_keys:
+            assert far.bias is not None and table.rows is not None
+            return CountedKeys(table.rows, codes[:, 0], far.bias[a:b])
+        if self.turns is not None:
+            assert far.tokens is not None
+            tokens = far.tokens[a:b]
+            turns = self._far_turns.setdefault(tokens.tobytes(), self.gathered_turns[tokens])
+            return TurnedCodes(table, codes, turns)
+        if i not in self._spaces:
+            self._spaces[i] = CodeSpace(self.blocks[i], self.codec.blocks[i], self.codec.config.site)
+        return ScoredCodes(self._spaces[i], codes, self.kernels)
+
+    @property
+    def keeps(self) -> str:
+        """How decoding keeps far tokens: counted codes, codes, or keys and values.
+
+        The last where a new token would have to project every far token again: keys are turned and not quantised.
+        """
+        if self.counted_keys:
+            return "counted"
+        rebuilt = recipe_of(self.config).rotary and self.site != "kv" and self.remote.how == "gemm"
+        return "rows" if rebuilt else "codes"
 
     def _far(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the far tokens of block i lie in the gathered ones, and where each sequence's begin among them."""
@@ -119,6 +150,7 @@ class Astra(TokenParallel):
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
         self._unchecked: list[np.ndarray] = []
+        self._far_turns: dict[bytes, np.ndarray] = {}  # of far tokens that are kept, the same for all blocks
 
     def answered(self, x: np.ndarray) -> np.ndarray:
         for codes in self._unchecked:
@@ -141,7 +173,8 @@ class Astra(TokenParallel):
         values = np.concatenate([np.empty(0, np.int64), *(value for value, _ in pairs)])
         bias = np.concatenate([np.empty(0, np.float32), *(bias for _, bias in pairs)])
         assert table.rows is not None
-        return FarKeys(table.rows[values], displs(np.array([len(value) for value, _ in pairs], dtype=np.int64)), bias)
+        offsets = displs(np.array([len(value) for value, _ in pairs], dtype=np.int64))
+        return FarKeys(table.rows[values], offsets, bias, codes=values[:, None])
 
     def distinct_keys(self) -> float:
         if not self.sends:

@@ -6,6 +6,7 @@ its payload exists, and is waited for after the local attention, so that project
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from astra_mpi.attention import Attention
 from astra_mpi.balance import token_cost
 from astra_mpi.costs import Wire
+from astra_mpi.decode.cache import Cache, Kept, Rows
 from astra_mpi.exchange import Pending
 from astra_mpi.partition import Cut, Layout, cut, displs, rotated
 from astra_mpi.strategies.base import Strategy
@@ -27,6 +29,7 @@ class FarKeys(NamedTuple):
     offsets: np.ndarray  # (B + 1,) where each sequence's begin
     bias: np.ndarray | None = None  # (m,) added to the scores
     tokens: np.ndarray | None = None  # (m,) where they lie among the gathered tokens; None: as the layout's `far_index`
+    codes: np.ndarray | None = None  # (m, C) what they were made from
     # with packed attention only:
     rows: np.ndarray | None = None  # (m,) which row of `kv` each key is; None: its own
     ends: np.ndarray | None = None  # (B,) where each sequence's end; None: where the next one's begin
@@ -39,6 +42,8 @@ class TokenParallel(Strategy):
     site: str | None = None
     #: its answer bears messages that do not come
     may_miss: bool = False
+    #: what keeps keys and values of the next forward pass, for decoding
+    cache: Cache | None = None
 
     def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut, spread: bool = False) -> Layout:
         size, cost = self.exchange.size, token_cost(shape_of(self.config), self.wire_costs()) if causal else None
@@ -47,7 +52,9 @@ class TokenParallel(Strategy):
         places = rotated(len(lengths), size)
         counts = np.empty_like(places)
         for s, mine in enumerate(places):  # speeds are ranks', slices have places
-            speeds = weights if weights is None or isinstance(weights, str) else np.array(weights)[np.argsort(mine)]
+            speeds: Cut = (
+                weights if weights is None or isinstance(weights, str) else [weights[r] for r in np.argsort(mine)]
+            )
             counts[s] = cut(lengths[s : s + 1], size, speeds, cost)[0, mine]
         return Layout(counts, self.exchange.rank, n_class, causal, size, places)
 
@@ -118,6 +125,8 @@ class TokenParallel(Strategy):
         heads = block.config.n_heads, block.config.n_kv_heads
         attention = Attention(q, self.planned, *heads, self.kernels, block.scratch)
         attention.local(kv)
+        if self.cache is not None:
+            self.cache.keep_own(i, kv)
         self.laps.mark("attention")
         if pending is not None:
             pending.send()
@@ -126,12 +135,18 @@ class TokenParallel(Strategy):
                 tokens = self.planned.far_index if far.tokens is None else far.tokens
                 self.kernels.rotate(far.kv, take(self.gathered_turns, tokens), block.config.n_kv_heads)
             self.laps.mark("decode")
+            if self.cache is not None:
+                self.cache.keep_far(i, far.offsets, partial(self.remember, i, far))
             attention.far(far.kv.astype(self.dtype, copy=False), far.offsets, far.bias, far.rows, far.ends)
         attended = attention.result()
         self.laps.mark("attention")
         x = block.output(x, attended)
         self.laps.mark("mlp")
         return x
+
+    def remember(self, i: int, far: FarKeys, a: int, b: int) -> Kept:
+        """Of block i's far keys, those from a to b, as decoding is to keep them."""
+        return Rows.of(self.config, far.kv[a:b], None if far.bias is None else far.bias[a:b])
 
     def _start(self, i: int, rows: np.ndarray) -> Pending | None:
         if not self.sends:

@@ -1,0 +1,73 @@
+"""What `Model.generate` is asked for, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from astra_mpi.config import require
+from astra_mpi.errors import InputError
+from astra_mpi.models.batch import Batch
+from astra_mpi.models.decoder import DecoderConfig
+from astra_mpi.sampling import greedy
+
+#: logits (n, V) of the sequences (n,) at this step -> their next token ids (n,)
+Sample = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+OnTokens = Callable[[int, np.ndarray], None]
+
+MODES = ("auto", "local", "merged")
+
+
+@dataclass(frozen=True)
+class Request:
+    """How many tokens, how they are chosen, what ends a sequence, and which ranks work on it."""
+
+    max_new_tokens: int
+    sample: Sample = greedy
+    stop: tuple[int, ...] = ()
+    decode: str = "auto"
+    on_tokens: OnTokens | None = None
+
+    def check(self, config: DecoderConfig) -> None:
+        """InputError on what this model cannot do."""
+        n = self.max_new_tokens
+        require(isinstance(n, int | np.integer) and n >= 1, f"max_new_tokens = {n!r}: give an integer of 1 or more")
+        require(self.decode in MODES, f"decode = '{self.decode}' is unknown; use one of {', '.join(MODES)}")
+        for token in self.stop:
+            known = isinstance(token, int | np.integer) and 0 <= token < config.vocab_size
+            require(known, f"stop token {token!r} is outside the vocabulary, 0..{config.vocab_size - 1}")
+
+    @property
+    def digest(self) -> list[int]:
+        """What must be the same on all ranks, as numbers."""
+        return [int(self.max_new_tokens), MODES.index(self.decode), hash(tuple(int(t) for t in self.stop))]
+
+    def room(self, batch: Batch, max_positions: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the first new tokens (B,), and how many each sequence may get (B,). InputError without room."""
+        assert batch.positions is not None
+        empty = np.flatnonzero(batch.lengths == 0)
+        require(
+            not empty.size, f"prompt {empty[0] if empty.size else 0} is empty; give at least one token to go on from"
+        )
+        first = batch.positions[np.cumsum(batch.lengths) - 1] + 1
+        full = np.flatnonzero(first >= max_positions)
+        if full.size:
+            raise InputError(
+                f"prompt {full[0]} fills all {max_positions} positions of the model: no room for a new token; "
+                "shorten it"
+            )
+        return first, np.minimum(self.max_new_tokens, max_positions - first)
+
+
+def reasons(request: Request, room: np.ndarray, ids: np.ndarray) -> list[str]:
+    """Why each sequence of ids (B, n) ended: "stop" token, the model's last "positions", or the "length" asked for."""
+    found = []
+    for row, space in zip(ids, room, strict=True):
+        given = row[row >= 0]
+        if len(given) and given[-1] in request.stop:
+            found.append("stop")
+        else:
+            found.append("positions" if space < request.max_new_tokens else "length")
+    return found
