@@ -1,4 +1,4 @@
-"""From rank 0 to all ranks: text, and the inputs of a batch. Buffers only, no pickle."""
+"""From rank 0 to all ranks: text, numbers, and the inputs of a batch. Buffers only, no pickle."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ def broadcast_text(comm: MPI.Comm, text: str) -> str:
         data = np.empty(size[0], dtype=np.uint8)
     comm.Bcast(data, root=0)
     return data.tobytes().decode()
+
+
+def broadcast_integers(comm: MPI.Comm, values: np.ndarray | None, n: int) -> np.ndarray:
+    """Collective: rank 0's `values` (n,) int64 on every rank (None elsewhere)."""
+    known = np.zeros(n, np.int64)
+    if values is not None:
+        known[:] = values
+    comm.Bcast(known, root=0)
+    return known
 
 
 def broadcast_batch(

@@ -29,7 +29,9 @@ class InputSection:
     # default none: name of the integer classes in the same file; for a folder, of a file in it, lines NAME<TAB>CLASS
     labels: str | None = None
     mask: str | None = None  # default none: dataset (N, T) of a tokens file, 0 = leave the token out
-    max_tokens: Positive | None = None  # default the model's own: longer items are cut to this
+    # default the model's own: longer items are cut to this; generate: default none, longer prompts are errors
+    max_tokens: Positive | None = None
+    whole: bool = False  # a .txt file is one item, line breaks included, instead of one per line
     # default all items: "I/N", or "array/N" in a SLURM job array; output.path gets the shard's number (docs/inputs.md)
     shard: str | None = None
     shard_by: Literal["contiguous", "strided"] = "contiguous"  # a shard's items: side by side, or every N-th
@@ -37,11 +39,23 @@ class InputSection:
 
 @dataclass(frozen=True)
 class TaskSection:
-    name: Literal["classify", "embed", "perplexity"]  # required: class logits, one vector per item, or of a text
+    # required: class logits, one vector per item, how well a text is predicted, or what follows a prompt
+    name: Literal["classify", "embed", "perplexity", "generate"]
     pooling: Literal["mean", "cls", "pooler"] | None = None  # default the model's own: from tokens to one vector
     normalize: bool | None = None  # default the model's own: scale vectors to length 1
     # perplexity: default half of input.max_tokens: windows of so many tokens begin that far apart
     stride: Positive | None = None
+    # generate (docs/generate.md)
+    max_new_tokens: Positive | None = None  # required: so many tokens follow a prompt at most
+    temperature: float = 0.0  # 0: the most likely token; above: one is drawn, from logits divided by it
+    top_k: Positive | None = None  # default all: draw from so many of the most likely ones
+    top_p: float | None = None  # default all: and of them from the most likely ones of together this probability
+    # default none: tokens after which a sequence ends, ids or strings that are one token, beside the model's own
+    stop: int | str | tuple[int | str, ...] | None = None
+    ignore_end: bool = False  # go on after the model's own end tokens
+    # one rank goes on with a sequence, or all keep their keys and merge; auto: what is predicted to be faster
+    decode: Literal["auto", "local", "merged"] = "auto"
+    stream: bool | None = None  # default where stderr is a terminal and run.batch = 1: print the text as it comes
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ class ParallelSection:
 class RunSection:
     batch: Positive = 8  # items per forward pass and per part file
     resume: bool = True  # go on with unfinished results; false: discard them and start anew
-    seed: int = 0  # of what the emulated network loses, at random
+    seed: int = 0  # of what the emulated network loses at random, and of drawn tokens
     threads: Positive | None = None  # default SLURM_CPUS_PER_TASK, else 1: threads per rank
 
 
@@ -109,12 +123,6 @@ class Deck:
         return _deck(_given(settings, Path(), "settings"), "settings")
 
 
-#: named here so that the answer is not "unknown"
-_LATER = {
-    "task.name": ("generate",),
-}
-
-
 def load_deck(path: str | Path, overrides: Iterable[str] = ()) -> Deck:
     """Read and check a deck.
 
@@ -129,7 +137,7 @@ def load_deck(path: str | Path, overrides: Iterable[str] = ()) -> Deck:
 
 
 def _deck(given: Mapping[tuple[str, str], Given], source: str) -> Deck:
-    deck: Deck = build(Deck, given, source, _LATER)
+    deck: Deck = build(Deck, given, source)
     try:
         deck.parallel.spec  # noqa: B018 - a check
     except InputError as exc:

@@ -15,13 +15,20 @@ from astra_mpi.errors import InputError
 from astra_mpi.image_folder import decoder, folder_digest, image_files, read_labels
 from astra_mpi.images import Preprocess
 from astra_mpi.records import Records
-from astra_mpi.sources import ArraySource, FileSource, ImageSource, Source, TextSource
-from astra_mpi.text import Tokenizer
+from astra_mpi.sources import ArraySource, FileSource, ImageSource, Source, TextSource, TokenSource
+from astra_mpi.text import Tokenizer, read_text, tokenizer_of
 
 
-def open_input(section: InputSection, tokenizer: str | None, preprocess: dict[str, Any] | None, config: Any) -> Source:
+def open_input(
+    section: InputSection,
+    tokenizer: str | None,
+    preprocess: dict[str, Any] | None,
+    config: Any,
+    prompts: bool = False,
+) -> Source:
     """The items of [input] for a model of this (family's) config, tokenizer and image preprocessing.
 
+    prompts: texts are to be gone on with, so that no token ends them, and only input.max_tokens cuts them.
     InputError, naming file and cure, on what the model cannot take.
     """
     takes = ("images",) if hasattr(config, "image_size") else ("text", "tokens")
@@ -32,25 +39,31 @@ def open_input(section: InputSection, tokenizer: str | None, preprocess: dict[st
     require(section.mask is None or section.kind == "tokens", "input.mask is for input.kind = 'tokens' only")
     folder = section.kind == "images" and section.path.is_dir()
     require(folder or section.path.is_file(), f"{section.path} does not exist or is no file; check input.path")
-    open_kind = {"text": _open_text, "tokens": _open_tokens, "images": _open_folder if folder else _open_images}[
-        section.kind
-    ]
-    source = open_kind(section, tokenizer, preprocess, config)
+    require(not section.whole or section.path.suffix == ".txt", "input.whole is for .txt files only")
+    if section.kind == "images":
+        source = (_open_folder if folder else _open_images)(section, preprocess, config)
+    else:
+        max_tokens = _max_tokens(section, preprocess, config, prompts)
+        if section.kind == "tokens":
+            source = _open_tokens(section, max_tokens, config)
+        else:
+            source = _open_text(section, tokenizer_of(tokenizer, config.vocab_size, prompts), max_tokens)
     require(source.n_items > 0, f"{section.path} holds no items")
     _check_labels(source, section, config)
     return source
 
 
-def _open_text(section: InputSection, tokenizer: str | None, preprocess: dict[str, Any] | None, config: Any) -> Source:
-    if tokenizer is None:
-        raise InputError("the model file holds no tokenizer; convert a folder with tokenizer.json, or give token ids")
+def _open_text(section: InputSection, tokenizer: Tokenizer, max_tokens: int) -> Source:
     columns = section.dataset or ("text",)
     columns = (columns,) if isinstance(columns, str) else columns
-    max_tokens = _max_tokens(section, preprocess, config)
-    return TextSource(Records(section.path, columns, section.labels), Tokenizer(tokenizer), max_tokens)
+    if not section.whole:
+        return TextSource(Records(section.path, columns, section.labels), tokenizer, max_tokens)
+    require(section.labels is None, f"{section.path}: a .txt file has no labels; use .jsonl or .tsv")
+    ids = tokenizer.encode([read_text(section.path)], max_tokens)
+    return TokenSource(ids, [np.ones(len(row), dtype=bool) for row in ids], None, _sha256(section.path))
 
 
-def _open_tokens(section: InputSection, _: Any, preprocess: dict[str, Any] | None, config: Any) -> Source:
+def _open_tokens(section: InputSection, max_tokens: int, config: Any) -> Source:
     file = ArrayFile(section.path)
     ids = file.get(_dataset(section))
     require(
@@ -62,7 +75,7 @@ def _open_tokens(section: InputSection, _: Any, preprocess: dict[str, Any] | Non
     if section.mask is not None:
         mask = file.get(section.mask)
         require(mask.shape in ((n_items, n_tokens), (n_items,)), _mask_words(section, mask, n_items, n_tokens))
-    cut = min(n_tokens, _max_tokens(section, preprocess, config))
+    cut = min(n_tokens, max_tokens)
     source = ArraySource(ids, mask, cut, _labels(file, section, n_items), _sha256(section.path))
     source.check(section.path, config.vocab_size)
     return source
@@ -75,7 +88,7 @@ def _mask_words(section: InputSection, mask: Any, n_items: int, n_tokens: int) -
     )
 
 
-def _open_images(section: InputSection, _: Any, preprocess: dict[str, Any] | None, config: Any) -> Source:
+def _open_images(section: InputSection, preprocess: dict[str, Any] | None, config: Any) -> Source:
     file = ArrayFile(section.path)
     images = file.get(_dataset(section))
     shape, height_width = images.shape, tuple(config.image_size)
@@ -106,7 +119,7 @@ def _open_images(section: InputSection, _: Any, preprocess: dict[str, Any] | Non
     return ImageSource(images, prepare, section.path, _labels(file, section, shape[0]), _sha256(section.path))
 
 
-def _open_folder(section: InputSection, _: Any, preprocess: dict[str, Any] | None, config: Any) -> Source:
+def _open_folder(section: InputSection, preprocess: dict[str, Any] | None, config: Any) -> Source:
     require(section.dataset is None, f"{section.path} is a folder of images, which have no dataset; drop input.dataset")
     if preprocess is None:
         raise InputError(
@@ -127,10 +140,12 @@ def _dataset(section: InputSection) -> str:
     return name
 
 
-def _max_tokens(section: InputSection, preprocess: dict[str, Any] | None, config: Any) -> int:
-    """The deck's, else what the model is meant for, else all its positions."""
+def _max_tokens(section: InputSection, preprocess: dict[str, Any] | None, config: Any, prompts: bool) -> int:
+    """The deck's, else what the model is meant for, else all its positions; of prompts one more, to find long ones."""
     limit: int = config.max_positions
     if section.max_tokens is None:
+        if prompts:
+            return limit + 1
         return min(limit, (preprocess or {}).get("max_tokens", limit))
     wanted = section.max_tokens
     require(wanted <= limit, f"input.max_tokens = {wanted} is more than this model's {limit} positions; lower it")

@@ -192,4 +192,6 @@ def _metrics(file: h5py.File, pieces: Sequence[Piece]) -> dict[str, Any]:
     if pieces[0].state["task.name"] == "perplexity":
         nll, scored = file["outputs/nll"][()].sum(dtype=np.float64), file["outputs/scored"][()].sum()
         metrics |= {"perplexity": float(np.exp(nll / scored)), "scored_tokens": int(scored)}
+    if pieces[0].state["task.name"] == "generate":
+        metrics["new_tokens"] = int(file["outputs/n_tokens"][()].sum())
     return metrics

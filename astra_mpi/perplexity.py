@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from astra_mpi.broadcast import broadcast_integers
 from astra_mpi.config import require
 from astra_mpi.deck import Deck
-from astra_mpi.errors import InputError
 from astra_mpi.sources import TokenSource
-from astra_mpi.text import Tokenizer, read_text
+from astra_mpi.text import read_text, tokenizer_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -48,8 +48,7 @@ def open_windows(deck: Deck, model: Any) -> WindowSource:
         section.kind == "text" and section.path.suffix == ".txt",
         f"{section.path}: perplexity is of one text; give input.kind = 'text' and a .txt file",
     )
-    if model.tokenizer is None:
-        raise InputError("the model file holds no tokenizer; convert a folder with tokenizer.json")
+    tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size)
     window = min(limit, section.max_tokens or (model.preprocess or {}).get("max_tokens", limit))
     stride = deck.task.stride or max(1, window // 2)
     require(
@@ -58,18 +57,14 @@ def open_windows(deck: Deck, model: Any) -> WindowSource:
     )
     require(stride <= window, f"task.stride = {stride} leaves out tokens between windows of {window}; lower it")
     text = read_text(section.path)
-    (ids,) = Tokenizer(model.tokenizer).encode([text], max(len(text.encode()) + 2, 1 << 16))
+    (ids,) = tokenizer.encode([text], max(len(text.encode()) + 2, 1 << 16))
     require(len(ids) > 1, f"{section.path} has fewer than two tokens, so that nothing is predicted")
     return WindowSource(ids, window, stride, hashlib.sha256(section.path.read_bytes()).hexdigest())
 
 
 def window_scores(
     model: Any, comm: MPI.Comm, inputs: np.ndarray, mask: np.ndarray | None, n_context: np.ndarray | None
-) -> np.ndarray:
-    """Collective: `Model.nll` of windows (B, T), n_context (B,) being rank 0's -> (B, 2) on every rank."""
-    known = np.zeros(len(inputs), np.int64)
-    if n_context is not None:
-        known[:] = n_context
-    comm.Bcast(known)
-    scores: np.ndarray = model.nll(inputs, mask, known)
-    return scores
+) -> dict[str, np.ndarray]:
+    """Collective: `Model.nll` of windows (B, T), n_context (B,) being rank 0's -> outputs on every rank."""
+    scores: np.ndarray = model.nll(inputs, mask, broadcast_integers(comm, n_context, len(inputs)))
+    return {"nll": scores[:, 0], "scored": scores[:, 1].astype(np.int64)}

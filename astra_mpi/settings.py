@@ -24,11 +24,11 @@ class Given:
     text: str | None = None  # on the command line: the bare text, for keys that take strings
 
 
-def build(kind: type, given: Mapping[tuple[str, str], Given], source: str, later: Mapping[str, tuple[str, ...]]) -> Any:
+def build(kind: type, given: Mapping[tuple[str, str], Given], source: str) -> Any:
     """(section, key) -> value as an instance of `kind`, a dataclass of dataclasses.
 
-    source names what is to be completed when a required key is missing. later: `section.key` -> values that another
-    version will know. InputError on unknown sections and keys, wrong types and missing keys.
+    source names what is to be completed when a required key is missing. InputError on unknown sections and keys, wrong
+    types and missing keys.
     """
     sections = get_type_hints(kind)
     values: dict[str, dict[str, Any]] = {section: {} for section in sections}
@@ -36,7 +36,7 @@ def build(kind: type, given: Mapping[tuple[str, str], Given], source: str, later
         check_name("section", section, sections, item.origin)
         hints = get_type_hints(sections[section], include_extras=True)
         check_name(f"key in [{section}]", key, hints, item.origin)
-        values[section][key] = _checked(f"{section}.{key}", hints[key], item, later)
+        values[section][key] = _checked(f"{section}.{key}", hints[key], item)
     for section, part in sections.items():
         hints = get_type_hints(part, include_extras=True)
         for field in fields(part):
@@ -55,16 +55,12 @@ def check_name(what: str, name: str, known: Iterable[str], origin: str) -> None:
         raise InputError(f"{origin}: unknown {what}: '{name}'; {cure}")
 
 
-def _checked(name: str, hint: Any, item: Given, later: Mapping[str, tuple[str, ...]]) -> Any:
+def _checked(name: str, hint: Any, item: Given) -> Any:
     for value in [item.value] if item.text is None else [item.value, item.text]:
         try:
             return _convert(value, hint, item.folder)
         except TypeError:
             continue
-    if item.value in later.get(name, ()):
-        raise InputError(
-            f"{item.origin}: {name} = '{item.value}' is not available in this version; give {describe(hint)}"
-        )
     raise InputError(f"{item.origin}: {name} = {item.value!r} does not fit; give {describe(hint)}")
 
 
@@ -100,7 +96,12 @@ def describe(hint: Any) -> str:
     if kind is Literal:
         return " or ".join(f'"{word}"' for word in members)
     if kind is tuple:
-        return {float: "a list of numbers", str: "a list of strings"}.get(members[0], "a list of positive integers")
+        lists: dict[Any, str] = {
+            float: "a list of numbers",
+            str: "a list of strings",
+            Positive: "a list of positive integers",
+        }
+        return lists.get(members[0], f"a list, each {describe(members[0])}")
     words = {Path: "a path", str: "a string", bool: "true or false", int: "an integer", float: "a number"}
     words[Positive] = "a positive integer"
     return words.get(hint, str(hint))

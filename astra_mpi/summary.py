@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi import __version__
+from astra_mpi import __version__, generation
 from astra_mpi.deck import Deck
 from astra_mpi.results import Results
 
@@ -83,11 +83,13 @@ def _medians(latencies: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return sorted(latencies, key=lambda latency: latency["total"])[(len(latencies) - 1) // 2]
 
 
-def _metrics(reports: Sequence[dict[str, Any]], results: Results, labels: np.ndarray | None) -> dict[str, float]:
-    metrics = {"forward_s": sum(report["latency_s"]["total"] for report in reports)}
+def _metrics(reports: Sequence[dict[str, Any]], results: Results, labels: np.ndarray | None) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"forward_s": sum(report["latency_s"]["total"] for report in reports)}
     if labels is not None and results.state["task.name"] == "classify":
         metrics["accuracy"] = float((results.outputs("class") == labels).mean())
     if results.state["task.name"] == "perplexity":
         nll, scored = results.outputs("nll").sum(dtype=np.float64), results.outputs("scored").sum()
         metrics |= {"perplexity": float(np.exp(nll / scored)), "scored_tokens": int(scored)}
+    if results.state["task.name"] == "generate":
+        metrics |= generation.metrics(reports, results.outputs("n_tokens"))
     return metrics

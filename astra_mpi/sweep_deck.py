@@ -120,7 +120,7 @@ def load_sweep(path: str | Path) -> SweepDeck:
     folder = path.absolute().parent
     codecs = {name: _codec(name, table, folder, str(path)) for name, table in _codec_tables(tables, str(path))}
     given = {(s, k): Given(value, folder, str(path)) for s, keys in tables.items() for k, value in keys.items()}
-    sections: _Sections = build(_Sections, given, str(path), {})
+    sections: _Sections = build(_Sections, given, str(path))
     own = "own" if sections.model.path else "default"
     deck = SweepDeck(
         **{f.name: getattr(sections, f.name) for f in fields(sections)}, codecs=codecs or {own: CodecSection()}
@@ -141,9 +141,7 @@ def _codec_tables(tables: dict[str, Any], source: str) -> Iterator[tuple[str, di
 
 def _codec(name: str, table: Mapping[str, Any], folder: Path, source: str) -> CodecSection:
     where = f"{source}, [codecs.{name}]"
-    one: _Codec = build(
-        _Codec, {("codec", key): Given(value, folder, where) for key, value in table.items()}, where, {}
-    )
+    one: _Codec = build(_Codec, {("codec", key): Given(value, folder, where) for key, value in table.items()}, where)
     codec = one.codec
     require(codec.groups is None or codec.kind == "grouped", f'{where}: groups is for kind = "grouped"')
     require(codec.stages is None or codec.kind == "residual", f'{where}: stages is for kind = "residual"')

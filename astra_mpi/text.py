@@ -48,7 +48,7 @@ class Tokenizer:
         highest = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1)
         require(
             highest < vocab_size,
-            f"the tokenizer does not fit the model: it has ids up to {highest} ('{self._fast.id_to_token(highest)}'),"
+            f"the tokenizer does not fit the model: it has ids up to {highest} ({self._fast.id_to_token(highest)!r}),"
             f" the vocabulary ends at {vocab_size - 1}; convert the model with its own tokenizer",
         )
 

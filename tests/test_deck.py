@@ -84,6 +84,15 @@ def test_strategy_and_the_keys_beside_it(tmp_path, overrides, spec):
     assert load_deck(write(tmp_path), overrides).parallel.spec == spec
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [(".", "."), ("13", 13), ("'13'", "13"), ("[1, '.']", (1, ".")), ("</s>", "</s>")],
+)
+def test_stop_is_ids_and_strings(tmp_path, text, value):
+    deck = load_deck(write(tmp_path), [f"task.stop={text}"])
+    assert deck.task.stop == value and Deck.from_dict(json.loads(json.dumps(deck.as_dict()))) == deck
+
+
 def test_strategy_and_keys_that_contradict_it(tmp_path):
     path = write(tmp_path, DECK + '[parallel]\nstrategy = "sp:kv"\n')
     assert load_deck(path).parallel.spec == "sp:kv"
@@ -116,7 +125,10 @@ def test_override_completes_a_deck(tmp_path):
         ("parallel.strategy=bp:sp", ["parallel.strategy", "'bp:sp'", "astra-mpi bench", "latency only"]),
         ("parallel.ratio=0", ["parallel.ratio", "a positive integer"]),
         ("parallel.wire=int4", ["parallel.wire", "'int4'", '"int8"']),
-        ("task.name=generate", ["task.name", "not available in this version", '"classify"']),
+        ("task.name=train", ["task.name", "does not fit", '"generate"']),
+        ("task.max_new_tokens=0", ["task.max_new_tokens", "0", "a positive integer"]),
+        ("task.top_p=x", ["task.top_p", "a number"]),
+        ("task.decode=both", ["task.decode", "'both'", '"local" or "merged"']),
         ("task.name=[1]", ["task.name", '"classify"']),
     ],
 )
@@ -138,6 +150,7 @@ def test_bad_override(tmp_path, override, words):
         (DECK.replace('kind = "text"', ""), ["deck.toml", "input.kind is missing", '"images"']),
         (DECK.replace('"in.txt"', "3"), ["input.path", "a path"]),
         (DECK + "= 3", ["deck.toml", "not valid TOML"]),
+        (DECK.replace("[task]", "[task]\nstop = [1.5]"), ["task.stop", "a list, each an integer or a string"]),
     ],
 )
 def test_bad_deck(tmp_path, text, words):

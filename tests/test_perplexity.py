@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(InputError, match=r"task\.stride = 13 leaves out tokens between windows of 12"):
         runner.run(deck, model, MPI.COMM_SELF)
     deck = load_deck(tmp_path / "deck.toml", ["task.name=embed"])
-    with pytest.raises(InputError, match="a gpt2 model; give perplexity"):
+    with pytest.raises(InputError, match="a gpt2 model; give perplexity or generate"):
         runner.run(deck, model, MPI.COMM_SELF)
     file = model_file(bert_config())
     write_model(tmp_path / "bert.h5", ModelFile(bert_config(), file.weights))

@@ -19,9 +19,14 @@ def add_model_options(parser: argparse.ArgumentParser, batch: int = 4, several_n
     parser.add_argument(
         "--strategies", type=_names, metavar="A,B", help="such as single,sp:int8; default: every one that applies"
     )
-    parser.add_argument("--codebooks", metavar="FILE", help="codebook file, instead of the codebooks in the model")
     parser.add_argument("--tokens", type=int, metavar="T", help="content tokens of the longest sequence")
     parser.add_argument("--batch", type=int, default=batch, metavar="B", help="sequences (default %(default)s)")
+    add_loading_options(parser, "of inputs and of what is lost", several_networks)
+
+
+def add_loading_options(parser: argparse.ArgumentParser, seed: str, several_networks: bool = False) -> None:
+    """What `load_model` reads beside the model and its strategy, and --json. seed: what it is for."""
+    parser.add_argument("--codebooks", metavar="FILE", help="codebook file, instead of the codebooks in the model")
     parser.add_argument("--backend", default="numpy", help="numpy (default), reference or cuda")
     parser.add_argument("--transport", default="host", help="with cuda: host (default) or cuda-aware")
     parser.add_argument("--precision", default="float32", help="with cuda: float32 (default), tf32 or float16")
@@ -32,7 +37,7 @@ def add_model_options(parser: argparse.ArgumentParser, batch: int = 4, several_n
         metavar="W,..",
         help="relative speeds of the ranks, for the cut; auto measures them, causal takes them as equal (decoders)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of inputs and of what is lost (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help=f"{seed} (default %(default)s)")
     parser.add_argument("--counted-keys", choices=("on", "off"), default="on", help="default %(default)s")
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON; - for stdout")
     add_condition_options(parser, several_networks)

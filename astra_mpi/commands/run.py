@@ -18,7 +18,7 @@ _CONDITIONS = ("network", "accounting", "clock", "speed", "deadline", "missing")
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "run",
-        help="the batch job of a deck: embed, classify or perplexity",
+        help="the batch job of a deck: embed, classify, perplexity or generate",
         description="Runs a deck on these ranks. Start with mpirun or srun. A stopped run goes on where it was.",
     )
     parser.add_argument("deck", help="TOML file with [model] [input] [task] [parallel] [run] [output]")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     deck = Deck.from_dict(settings)
     with collective(comm):
         threads = set_threads(deck.run.threads)
-    summary = runner.run(deck, _load(deck, choices, comm), comm, threads=threads)
+    summary = runner.run(deck, _load(deck, choices, comm), comm, threads=threads, choices=choices)
     if comm.Get_rank() == 0:
         print(json.dumps(summary))
     return 0

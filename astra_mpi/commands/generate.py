@@ -1,0 +1,141 @@
+"""astra-mpi generate: go on with one prompt, on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from astra_mpi.commands.model_options import add_loading_options, load_model, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mpi4py import MPI
+
+    from astra_mpi.deck import TaskSection
+    from astra_mpi.engine import Model
+    from astra_mpi.text import Tokenizer
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "generate",
+        help="go on with a prompt, printed as it comes",
+        description="Prints a prompt and what the model makes of it, token by token, on stdout; times and bytes on"
+        " stderr. Start with mpirun or srun, or on one rank. For files of prompts: `run` with task.name = generate.",
+    )
+    parser.add_argument("model", help="model file of a decoder (GPT-2, Llama), with a tokenizer")
+    parser.add_argument("prompt", nargs="?", help="text to go on from")
+    parser.add_argument("--prompt-file", metavar="FILE", help="a text file, whole, instead")
+    _add_sampling_options(parser)
+    parser.add_argument("--strategy", metavar="A", help="default: astra with codebooks, else sp; see `bench`")
+    parser.add_argument("--decode", default="auto", help="local, merged or auto (default; docs/decode.md)")
+    add_loading_options(parser, "of drawn tokens and of what is lost")
+    parser.set_defaults(run=run, spmd=True, strategies=None)
+
+
+def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is generated")
+    group.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="default %(default)s")
+    group.add_argument("--temperature", type=float, metavar="T", help="0: the most likely token (default 0, or 1 beside"
+                       " --top-k and --top-p)")  # fmt: skip
+    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens")
+    group.add_argument("--top-p", type=float, metavar="P", help="and from those of together this probability")
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="a token that ends the text; again for further ones"
+    )
+    group.add_argument("--ignore-end", action="store_true", help="go on after the model's own end tokens")
+
+
+def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
+    import numpy as np
+
+    from astra_mpi.broadcast import broadcast_text
+    from astra_mpi.continuation import continuation
+    from astra_mpi.errors import collective
+    from astra_mpi.generation import Generator, Printer
+    from astra_mpi.text import tokenizer_of
+
+    text = ""
+    with collective(comm):
+        task = _task(args)
+        if comm.Get_rank() == 0:
+            text = _prompt(args)
+    text = broadcast_text(comm, text)
+    model = load_model(args, comm, args.strategy or "single")
+    with collective(comm):
+        _check_family(args.model, model)
+        generator = Generator(task, model, args.seed)
+        tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, open_ended=True)
+        ids = _prompt_ids(text, tokenizer, model.config.max_positions)
+    if args.strategy is None and comm.Get_size() > 1:
+        model.use("astra" if model.codec else "sp", counted_keys=args.counted_keys == "on")
+    printer = Printer(tokenizer, ids, sys.stdout) if comm.Get_rank() == 0 else None
+    new = generator(ids[None], np.ones((1, len(ids)), bool), [0], printer)[0]
+    with collective(comm):
+        if printer is not None:
+            printer.close()
+            print(_costs(model.report), file=sys.stderr, flush=True)
+            if args.json:
+                told = {"prompt": text, "text": continuation(tokenizer, ids, new[new >= 0])}
+                write_json(args.json, told | {"tokens": new[new >= 0].tolist(), "report": model.report})
+    return 0
+
+
+def _task(args: argparse.Namespace) -> TaskSection:
+    """The options as the [task] of a deck. InputError on values out of range."""
+    from typing import get_args, get_type_hints
+
+    from astra_mpi.config import require
+    from astra_mpi.deck import TaskSection
+
+    modes = get_args(get_type_hints(TaskSection)["decode"])
+    require(args.decode in modes, f"--decode {args.decode} is unknown; use one of {', '.join(modes)}")
+    require(args.max_new_tokens >= 1, f"--max-new-tokens {args.max_new_tokens}: at least 1")
+    drawn = args.top_k is not None or args.top_p is not None
+    temperature = args.temperature if args.temperature is not None else float(drawn)
+    names = ("max_new_tokens", "top_k", "top_p", "ignore_end", "decode")
+    given = {name: getattr(args, name) for name in names}
+    return TaskSection("generate", temperature=temperature, stop=tuple(args.stop), **given)
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    from astra_mpi.config import require
+    from astra_mpi.text import read_text
+
+    one = (args.prompt is None) != (args.prompt_file is None)
+    require(one, "give a prompt, or --prompt-file FILE" + (", not both" if args.prompt else ""))
+    return read_text(args.prompt_file) if args.prompt is None else str(args.prompt)
+
+
+def _check_family(path: str, model: Model) -> None:
+    from astra_mpi.config import require
+
+    family = model.config.family
+    require(model.family.causal, f"{path}: a {family} model generates no text; give GPT-2 or Llama")
+
+
+def _prompt_ids(text: str, tokenizer: Tokenizer, max_positions: int) -> np.ndarray:
+    """Token ids (T,). InputError where there are none, or too many."""
+    from astra_mpi.config import require
+
+    (ids,) = tokenizer.encode([text], max_positions)
+    require(len(ids) > 0, "the prompt is empty, with no token to go on from; give a text")
+    room = len(ids) < max_positions
+    require(room, f"the prompt fills this model's {max_positions} positions; shorten it")
+    return ids
+
+
+def _costs(report: dict[str, Any]) -> str:
+    """Times and bytes of a generation, for people."""
+    made = report["generation"]
+    n_new, later = made["new_tokens"][0], made["per_token_s"]["median"]
+    speed = "" if later is None else f", then {1e3 * later:.2f} ms per token ({1 / later:.4g} tokens/s)"
+    share = max(made["cache_bytes"]) / made["full_cache_bytes"] if made["full_cache_bytes"] else 0.0
+    return (
+        f"{report['strategy']} on {report['ranks']} rank{'s' * (report['ranks'] > 1)}, decode {made['decode']}:"
+        f" {report['tokens'][0]} + {n_new} tokens, ended by {made['ended'][0]}\n"
+        f"first token {1e3 * made['first_token_s']:.1f} ms{speed}\n"
+        f"bytes contributed: prefill {sum(report['contributed_bytes'])}, decode {sum(made['decode_bytes'])};"
+        f" largest cache of a rank {max(made['cache_bytes'])} bytes, {share:.1%} of the full one"
+    )
