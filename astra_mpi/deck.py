@@ -129,11 +129,16 @@ def load_deck(path: str | Path, overrides: Iterable[str] = ()) -> Deck:
     overrides: `section.key=value`, values in TOML, or bare words as strings. Relative paths start at the deck's folder
     in the deck, at the current folder in overrides. InputError names the key, the file and the cure.
     """
+    return _deck(given_settings(path, Deck, overrides), str(path))
+
+
+def given_settings(path: str | Path, kind: type, overrides: Iterable[str] = ()) -> dict[tuple[str, str], Given]:
+    """What a deck of this `kind`, a dataclass of sections, and overrides of it say: (section, key) -> value."""
     path = Path(path)
-    given = _given(read_tables(path, Deck.__annotations__), path.absolute().parent, str(path))
+    given = _given(read_tables(path, kind.__annotations__), path.absolute().parent, str(path))
     for text in overrides:
         given |= _override(text)
-    return _deck(given, str(path))
+    return given
 
 
 def _deck(given: Mapping[tuple[str, str], Given], source: str) -> Deck:

@@ -1,0 +1,83 @@
+"""Which rank holds which token while training: random contiguous cuts, and masks that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from astra_mpi.partition import Cut, cut
+
+#: of the Dirichlet distribution of random cuts: two ranks' shares differ by a factor of 1.5 or so
+EVENNESS = 4.0
+
+
+def draw_cut(ranks: tuple[int, ...], random: bool, seed: int, step: int) -> tuple[int, Cut]:
+    """(P, relative slices) of a step's joint batch: the same on every rank."""
+    rng = np.random.default_rng([seed, 3, step])
+    size = int(rng.choice(ranks))
+    return size, rng.dirichlet(np.full(size, EVENNESS)).tolist() if random else None
+
+
+@dataclass(frozen=True)
+class View:
+    """P ranks as masks over the rows of a padded batch: class-token replicas, then S content places.
+
+    rank (B or 1, R): of each row, -1 where there is no token. near (.., 1, R, R), far (.., 1, R, S): what rows see
+    exactly, and through what is sent; far is None where nothing is sent.
+    """
+
+    size: int
+    n_replicas: int
+    rank: Tensor
+    near: Tensor
+    far: Tensor | None
+
+    @property
+    def visible(self) -> Tensor:
+        """(.., 1, R, R + S)."""
+        return self.near if self.far is None else torch.cat([self.near, self.far], dim=-1)
+
+
+def make_view(
+    keep: np.ndarray,
+    n_class: int,
+    size: int,
+    slices: Cut,
+    *,
+    causal: bool,
+    sends: bool,
+    replicas: int | None = None,
+    missing: np.ndarray | None = None,
+    device: torch.device | str = "cpu",
+) -> View:
+    """keep (B, n_class + S) marks tokens; every sequence is cut by its own length into `size` slices.
+
+    replicas: ranks that hold the class token, default all. missing (P, P): codes that a rank did not get, receiver by
+    sender.
+    """
+    if not sends:
+        size, slices = 1, None
+    if keep.all():
+        keep = keep[:1]
+    content = keep[:, n_class:]
+    counts = cut(content.sum(axis=1, dtype=np.int64), size, slices)  # (B, P)
+    owner = np.full(content.shape, -1)
+    owner[content] = np.repeat(np.tile(np.arange(size), len(counts)), counts.ravel())
+    n_replicas = n_class * (size if replicas is None else min(replicas, size))
+    holders = np.tile(np.arange(n_replicas), (len(owner), 1))
+    rank = np.concatenate([holders, owner], axis=1)  # (B, R)
+    near = rank[:, :, None] == rank[:, None, :]
+    if causal:
+        near &= np.tri(rank.shape[1], dtype=bool)
+    far = None
+    if sends:
+        receiver, sender = rank[:, :, None], owner[:, None, :]
+        far = (sender < receiver if causal else sender != receiver) & (sender >= 0) & (receiver >= 0)
+        if missing is not None:
+            far &= ~missing[np.maximum(receiver, 0), np.maximum(sender, 0)]
+    masks = [None if mask is None else torch.from_numpy(mask[:, None]).to(device) for mask in (near, far)]
+    assert masks[0] is not None
+    return View(size, n_replicas, torch.from_numpy(rank).to(device), masks[0], masks[1])

@@ -1,0 +1,166 @@
+"""[data] of a training deck -> items, in joint batches whose order depends on seed and step only."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.config import require
+from astra_mpi.deck import InputSection
+from astra_mpi.errors import InputError
+from astra_mpi.inputs import open_input
+from astra_mpi.modelfile import ModelFile
+from astra_mpi.partition import displs, even
+from astra_mpi.sources import ImageSource, TokenSource
+from astra_mpi.text import Tokenizer, read_text
+from astra_mpi.train.deck import DataSection
+
+#: batches of sequences of similar length are made from so many batches at a time
+BUCKET = 32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a joint batch."""
+
+    places: np.ndarray  # (B,) of its items in the joint batch
+    n_items: int  # of the joint batch
+    n_tokens: int  # content tokens of the joint batch
+    inputs: np.ndarray  # images (B, channels, height, width) float32, or ids (B, S) int64
+    keep: np.ndarray  # (B, S) bool, False: no token; S includes a class token
+    labels: np.ndarray | None  # (B,) int64
+
+
+class Items:
+    """All items of a file in memory. `lengths` (n,) are content tokens."""
+
+    n_class: int
+    lengths: np.ndarray
+    labels: np.ndarray | None
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def inputs(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and keep of items `chosen` (B,)."""
+        raise NotImplementedError
+
+    def part(self, joint: np.ndarray, rank: int = 0, size: int = 1) -> Batch:
+        """What `rank` of `size` holds of the joint batch of the items `joint` (B,)."""
+        ends = displs(even(len(joint), size))
+        places = np.arange(ends[rank], ends[rank + 1])
+        chosen = joint[places]
+        inputs, keep = self.inputs(chosen)
+        labels = None if self.labels is None else self.labels[chosen]
+        return Batch(places, len(joint), int(self.lengths[joint].sum()), inputs, keep, labels)
+
+
+class Images(Items):
+    def __init__(self, source: ImageSource, config: Any) -> None:
+        self.images, self.prepare = np.asarray(source.images), source.preprocess
+        self.n_class, grid = config.n_class, config.grid
+        self.lengths = np.full(len(self.images), grid[0] * grid[1])
+        self.labels, self.digest = source.labels, source.digest
+
+    def inputs(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = self.images[chosen]
+        images = images.astype(np.float32) if self.prepare is None else self.prepare(images)
+        return images, np.ones((len(chosen), self.n_class + int(self.lengths.max())), bool)
+
+
+class Sequences(Items):
+    def __init__(self, ids: list[np.ndarray], keep: list[np.ndarray], n_class: int, digest: str) -> None:
+        self.rows = [np.asarray(row)[kept] for row, kept in zip(ids, keep, strict=True)]
+        self.places = [np.flatnonzero(kept) for kept in keep]
+        self.n_class, self.labels, self.digest = n_class, None, digest
+        self.lengths = np.array([len(row) for row in self.rows], np.int64) - n_class
+
+    def inputs(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens stay at their own positions."""
+        width = max((int(self.places[i][-1]) + 1 for i in chosen if len(self.places[i])), default=1)
+        ids, keep = np.zeros((len(chosen), width), np.int64), np.zeros((len(chosen), width), bool)
+        for row, i in enumerate(chosen):
+            ids[row, self.places[i]], keep[row, self.places[i]] = self.rows[i], True
+        return ids, keep
+
+
+def open_items(section: DataSection, path: Path, model: ModelFile, need_labels: bool) -> Items:
+    """The items of one file. InputError, naming file and cure, on what the model cannot take."""
+    require(section.max_tokens is None or model.config.family != "vit", "data.max_tokens is for text, not for images")
+    if model.config.family in ("gpt2", "llama") and section.kind == "text" and path.suffix == ".txt":
+        return _windows(section, path, model)
+    names = (section.dataset, section.labels if section.kind == "images" else None, section.mask, section.max_tokens)
+    try:
+        source = open_input(InputSection(path, section.kind, *names), model.tokenizer, model.preprocess, model.config)
+    except InputError as exc:
+        raise InputError(str(exc).replace("input.", "data.").replace("[input]", "[data]")) from exc
+    if isinstance(source, ImageSource):
+        require(
+            not need_labels or source.labels is not None,
+            f'{path}: data.labels is missing; or use train.loss = "distill"',
+        )
+        return Images(source, model.config)
+    assert isinstance(source, TokenSource)
+    items = Sequences(list(source.ids), list(source.keep), model.config.n_class, source.digest)
+    require(bool((items.lengths > 0).all()), f"{path} holds items without tokens; remove them")
+    return items
+
+
+def _windows(section: DataSection, path: Path, model: ModelFile) -> Sequences:
+    """A running text as windows side by side; what is left at its end is dropped."""
+    if model.tokenizer is None:
+        raise InputError("the model file holds no tokenizer; convert a folder with tokenizer.json, or give token ids")
+    limit = model.config.max_positions
+    window = min(limit, section.max_tokens or (model.preprocess or {}).get("max_tokens", limit))
+    text = read_text(path)
+    (ids,) = Tokenizer(model.tokenizer).encode([text], max(len(text.encode()) + 2, 1 << 16))
+    n = len(ids) // window
+    require(n > 0 and window > 1, f"{path} has {len(ids)} tokens, fewer than one window of {window}; give more text")
+    rows = list(ids[: n * window].reshape(n, window))
+    return Sequences(rows, [np.ones(window, bool)] * n, 0, hash_of(ids))
+
+
+def hash_of(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def hold_out(n_items: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of training and of validation items. InputError if either is empty."""
+    order = np.random.default_rng([seed, 1]).permutation(n_items)
+    n_valid = round(share * n_items)
+    require(
+        0 < n_valid < n_items, f"data.holdout = {share:g} of {n_items} items leaves none to train or to validate on"
+    )
+    return np.sort(order[n_valid:]), np.sort(order[:n_valid])
+
+
+class Order:
+    """Which items a step takes: every item at most once an epoch, sequences with others of similar length."""
+
+    def __init__(self, items: np.ndarray, lengths: np.ndarray, batch: int, seed: int) -> None:
+        self.items, self.lengths, self.seed = items, lengths, seed
+        self.batch = min(batch, len(items))
+        self.steps_per_epoch = len(items) // self.batch
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    def joint(self, step: int) -> np.ndarray:
+        """(B,) items of a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[place]
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        """(steps, B)."""
+        rng = np.random.default_rng([self.seed, 2, epoch])
+        items = rng.permutation(self.items)[: self.steps_per_epoch * self.batch]
+        if np.ptp(self.lengths) == 0:
+            return items.reshape(-1, self.batch)
+        chunk = BUCKET * self.batch
+        parts = [items[a : a + chunk] for a in range(0, len(items), chunk)]
+        ordered = [part[np.argsort(self.lengths[part], kind="stable")] for part in parts]
+        return rng.permutation(np.concatenate(ordered).reshape(-1, self.batch))

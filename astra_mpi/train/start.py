@@ -1,0 +1,123 @@
+"""Where a training run starts: model, data, codebooks, device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from astra_mpi import codecfile, modelfile
+from astra_mpi.broadcast import broadcast_text
+from astra_mpi.calibrate import fit_codec
+from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.config import CodecConfig, require
+from astra_mpi.errors import InputError, collective
+from astra_mpi.modelfile import ModelFile
+from astra_mpi.models import FAMILIES
+from astra_mpi.train.data import Items, Order, hold_out, open_items
+from astra_mpi.train.deck import TrainDeck
+from astra_mpi.train.quantise import Codebooks
+from astra_mpi.train.shape import new_model
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+#: items per forward pass of the exact model before k-means
+BATCH = 16
+
+
+def starting_model(deck: TrainDeck) -> ModelFile:
+    if deck.model.path is None:
+        return new_model(deck.shape, deck.data, deck.train.seed)
+    model = modelfile.read_model(deck.model.path)
+    if deck.model.codebooks is not None:
+        codec = codecfile.read_codebooks(deck.model.codebooks, model.digest)
+        codecfile.check_codec(codec, model.config, deck.model.codebooks)
+        model = replace(model, codec=codec)
+    return model
+
+
+def open_data(deck: TrainDeck, model: ModelFile) -> tuple[Items, Items, Order, np.ndarray]:
+    """-> training items, validation items, the order of the former, which of the latter are measured."""
+    data, train = deck.data, deck.train
+    need = train.loss == "labels" and model.config.family == "vit"
+    items = open_items(data, data.train, model, need)
+    learned, chosen = np.arange(len(items)), np.arange(0)
+    if data.valid is None:
+        valid = items
+        learned, chosen = hold_out(len(items), data.holdout, train.seed)
+    else:
+        valid = open_items(data, data.valid, model, need)
+        chosen = np.arange(len(valid))
+    if train.eval_items is not None and train.eval_items < len(chosen):
+        chosen = np.sort(np.random.default_rng([train.seed, 8]).permutation(chosen)[: train.eval_items])
+    return items, valid, Order(learned, items.lengths, train.batch, train.seed), chosen
+
+
+def device(wanted: str, comm: MPI.Comm) -> str:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError('train.device = "cuda", but PyTorch finds no GPU here; give "cpu"')
+    return f"cuda:{comm.Get_rank() % torch.cuda.device_count()}"
+
+
+def starting_codec(
+    deck: TrainDeck,
+    model: ModelFile,
+    items: Items,
+    learned: np.ndarray,
+    state: dict[str, torch.Tensor],
+    comm: MPI.Comm,
+    threads: int,
+) -> Codec | None:
+    """Collective: the codebooks of a checkpoint's `state`, of the model, or from k-means on rank 0; None: none."""
+    section = deck.codec
+    if section.kind == "none":
+        return None
+    if section.init == "model":
+        with collective(comm):
+            require(model.codec is not None, f'{deck.model.path} has no codebooks; use codec.init = "kmeans"')
+        return model.codec
+    config = section.config(FAMILIES[model.config.family].default_site)
+    width = model.config.d_kv if config.site == "kv" else model.config.d_model
+    if state:
+        return Codebooks.codec_of(state, config, width)
+    codec = None
+    with collective(comm):
+        if comm.Get_rank() == 0:
+            order = np.random.default_rng([deck.train.seed, 7]).permutation(learned)
+            chunks = (items.part(order[a : a + BATCH]) for a in range(0, len(order), BATCH))
+            batches = ((b.inputs, None if model.config.family == "vit" else b.keep) for b in chunks)
+            seed, n_samples = deck.train.seed, section.samples
+            codec = fit_codec(model, batches, config, seed=seed, n_samples=n_samples, threads=threads)
+    return _same_everywhere(codec, comm)
+
+
+def _same_everywhere(codec: Codec | None, comm: MPI.Comm) -> Codec:
+    """Collective: rank 0's codec on every rank."""
+    if comm.Get_size() == 1:
+        assert codec is not None
+        return codec
+    facts = "" if codec is None else json.dumps([codec.config.as_dict(), [_outline(b) for b in codec.blocks]])
+    config, outlines = json.loads(broadcast_text(comm, facts))
+    blocks = []
+    for i, outline in enumerate(outlines):
+        books = []
+        for p, (kind, shape, width, columns) in enumerate(outline):
+            mine = None if codec is None else codec.blocks[i].codebooks[p]
+            entries = np.empty(shape, np.float32) if mine is None else mine.entries
+            basis = np.empty((width, columns), np.float32) if mine is None or mine.basis is None else mine.basis
+            comm.Bcast(entries)
+            comm.Bcast(basis)
+            books.append(Codebook(kind, entries, width, basis if columns else None))
+        blocks.append(BlockCodec(tuple(books)))
+    return Codec(CodecConfig(**config), tuple(blocks))
+
+
+def _outline(block: BlockCodec) -> list[tuple[str, tuple[int, ...], int, int]]:
+    """Per codebook: kind, shape of its entries, width, columns of its basis."""
+    return [(b.kind, b.entries.shape, b.width, 0 if b.basis is None else b.basis.shape[1]) for b in block.codebooks]

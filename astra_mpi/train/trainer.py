@@ -1,0 +1,128 @@
+"""One step of training on the ranks of a communicator, and what a checkpoint keeps of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from astra_mpi.codec.codebook import Codec
+from astra_mpi.modelfile import ModelFile
+from astra_mpi.train import losses
+from astra_mpi.train.augment import augmented
+from astra_mpi.train.averages import Averages
+from astra_mpi.train.cuts import draw_cut, make_view
+from astra_mpi.train.data import Batch
+from astra_mpi.train.deck import TrainDeck
+from astra_mpi.train.optimise import Optimiser
+from astra_mpi.train.parallel import add_numbers
+from astra_mpi.train.quantise import Codebooks, Sender
+from astra_mpi.train.twin import Twin
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+class Trainer:
+    """A twin that learns as the (resolved) deck says, from the codebooks of `codec`, if any."""
+
+    def __init__(self, deck: TrainDeck, model: ModelFile, codec: Codec | None, comm: MPI.Comm, device: str) -> None:
+        self.deck, self.comm = deck, comm
+        self.twin = Twin(model.config, model.weights, device)
+        learns = deck.codec.update == "adam"
+        self.codebooks = None if codec is None else Codebooks(codec, learns, device)
+        self.teacher = copy.deepcopy(self.twin) if deck.train.loss == "distill" else None
+        self.optimiser = Optimiser(self.twin, self.codebooks, deck.train, comm)
+        single = deck.codec.class_token == "single"
+        self.replicas = 1 if single else None
+        if self.codebooks is not None:
+            settings = deck.codec.decay, deck.codec.revive, bool(deck.codec.noise)
+            self.averages = Averages(self.codebooks, comm, *settings)
+
+    def step(self, step: int, batch: Batch) -> tuple[float, float]:
+        """Collective: learn from this rank's part of a joint batch. -> (joint loss, norm of the joint gradient).
+
+        Where one of them is not finite, nothing has changed.
+        """
+        train, device = self.deck.train, self.twin.device
+        images = augmented(batch, train.augment, train.seed, step)
+        inputs, keep = torch.from_numpy(images).to(device), torch.from_numpy(batch.keep).to(device)
+        sender = self._sender(batch, step)
+        size, slices = draw_cut(train.ranks, train.cuts == "random", train.seed, step)
+        view = make_view(
+            batch.keep,
+            self.twin.config.n_class,
+            size,
+            slices,
+            causal=self.twin.causal,
+            sends=sender is not None,
+            replicas=self.replicas,
+            device=device,
+        )
+        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
+            site = self.codebooks.config.site if self.codebooks else "hidden"
+            found = self.twin(inputs, view, sender, site)
+            exact = self._exact(inputs, batch) if self.teacher else None
+        loss = self._loss(found, exact, inputs, keep, batch)
+        if sender is not None and self.deck.codec.beta:
+            loss = loss + self.deck.codec.beta * sender.commitment / batch.n_tokens
+        joint = float(add_numbers(self.comm, [float(loss.detach())])[0])
+        if not np.isfinite(joint):
+            return joint, float("nan")
+        loss.backward()
+        norm = self.optimiser.step(step)
+        if sender is not None and np.isfinite(norm):
+            self.optimiser.forget(self.averages.update(sender.uses, train.seed, step))
+        return joint, norm
+
+    def _sender(self, batch: Batch, step: int) -> Sender | None:
+        if self.codebooks is None:
+            return None
+        content = batch.keep[:, self.twin.config.n_class :]
+        real = None if content.all() else torch.from_numpy(content).to(self.twin.device)
+        rng = np.random.default_rng([self.deck.train.seed, 6, step])
+        parts = len(self.codebooks.blocks[0])
+        seeds = rng.integers(2**62, size=(len(self.codebooks.blocks), parts, batch.n_items))[:, :, batch.places]
+        return Sender(self.codebooks, real, seeds, self.deck.codec.noise or 0.0)
+
+    @torch.no_grad()
+    def _exact(self, inputs: Tensor, batch: Batch) -> Tensor:
+        assert self.teacher is not None
+        view = make_view(
+            batch.keep,
+            self.twin.config.n_class,
+            1,
+            None,
+            causal=self.twin.causal,
+            sends=False,
+            device=self.twin.device,
+        )
+        return self.teacher(inputs, view)
+
+    def _loss(self, found: Tensor, exact: Tensor | None, inputs: Tensor, keep: Tensor, batch: Batch) -> Tensor:
+        train, family = self.deck.train, self.twin.config.family
+        if exact is not None and family == "bert":
+            return losses.same_embedding(self.comm, found, exact, train.similarity, batch.n_items)
+        if exact is not None:
+            n_rows = batch.n_tokens if self.twin.causal else batch.n_items
+            return losses.same_distribution(losses.token_rows(found, keep), losses.token_rows(exact, keep), n_rows)
+        if self.twin.causal:
+            return losses.next_token(found, inputs, keep, batch.n_tokens - batch.n_items, train.smoothing)
+        assert batch.labels is not None
+        labels = torch.from_numpy(batch.labels).to(found.device)
+        return losses.classification(found, labels, train.smoothing, batch.n_items)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that changes from step to step."""
+        weights = {f"weights.{name}": t for name, t in self.optimiser.named.items() if name in self.twin.w}
+        return weights | (self.codebooks.state() if self.codebooks else {}) | self.optimiser.state()
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        own = {name: t for name, t in self.state().items() if name.startswith(("weights.", "codebooks."))}
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+        self.optimiser.restore(state)

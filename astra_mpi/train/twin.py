@@ -1,0 +1,169 @@
+"""The differentiable twin: what P ranks compute, in one process, with gradients.
+
+The same arithmetic as the engine's (docs/training.md), written over the weights of a model file by their canonical
+names. The ranks are masks over one set of rows (`View`): the replicas of the class token, then the content places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from astra_mpi.models import FAMILIES
+from astra_mpi.train.cuts import View
+
+#: site, block -> what far rows are seen as: one or two tensors (B, S, width)
+Send = Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]]
+Weights = dict[str, Tensor]
+#: keys up to which bfloat16 attention on the CPU is quicker by plain products: 0.25 to 0.7 of the fused one's time
+SHORT = 256
+
+
+class Twin:
+    """A model's weights as tensors. Answers are the engine's: see `__call__`."""
+
+    def __init__(self, config: Any, weights: dict[str, np.ndarray], device: torch.device | str = "cpu") -> None:
+        self.config, self.family = config, FAMILIES[config.family]
+        self.recipe, self.causal = self.family.recipe, self.family.causal
+        self.w: Weights = {name: torch.tensor(array, device=device) for name, array in weights.items()}
+        self.device = torch.device(device)
+
+    def __call__(self, inputs: Tensor, view: View, send: Send | None = None, site: str = "hidden") -> Tensor:
+        """Images (B, channels, height, width) -> logits (B, classes); ids (B, S) -> BERT: embeddings (B, D), decoders:
+        logits (B, S, V). `send` stands for what is sent at `site` where the view has far rows.
+        """
+        x = self.embed(inputs)
+        n_class = self.config.n_class
+        x = torch.cat([x[:, :n_class].expand(-1, view.n_replicas, -1), x[:, n_class:]], dim=1)
+        turns = self._turns(x.shape[1]) if self.recipe.rotary else None
+        visible = view.visible
+        for i in range(self.config.n_layers):
+            x = self._block(i, x, view.n_replicas, visible, turns, None if view.far is None else send, site)
+        return self._head(x, view)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """-> (B, n_class + S, D)."""
+        w, config = self.w, self.config
+        if config.family == "vit":
+            c, p, (gh, gw) = config.channels, config.patch_size, config.grid
+            patches = inputs.reshape(len(inputs), c, gh, p, gw, p).permute(0, 2, 4, 1, 3, 5)
+            x = self._linear(patches.reshape(len(inputs), gh * gw, c * p * p), "embed.patch")
+            x = torch.cat([w["embed.class"].expand(len(x), 1, -1), x], dim=1)
+            return x + w["embed.position"]
+        x = F.embedding(inputs, w["embed.word"])
+        if config.family != "llama":
+            x = x + w["embed.position"][: inputs.shape[1]]
+        return self._norm(x + w["embed.type"][0], "embed.norm") if config.family == "bert" else x
+
+    def _block(
+        self, i: int, x: Tensor, n_replicas: int, visible: Tensor, turns: Tensor | None, send: Send | None, site: str
+    ) -> Tensor:
+        """Pre-norm: x + f(norm(x)); post-norm (BERT): norm(x + f(x)). x (B, R, D)."""
+        b, first = f"blocks.{i}.", self.recipe.norm_first
+        normed = self._norm(x, b + "norm1") if first else x
+        q, k, v = (self._linear(normed, b + name) for name in "qkv")
+        if send is not None:
+            k_far, v_far = self._far(i, x, normed, k, v, n_replicas, send, site)
+            k, v = torch.cat([k, k_far], dim=1), torch.cat([v, v_far], dim=1)
+        x = x + self._linear(self._attention(q, k, v, visible, turns), b + "o")
+        x = x if first else self._norm(x, b + "norm1")
+        h = self._norm(x, b + "norm2") if first else x
+        inner = self._linear(h, b + "fc1")
+        inner = (
+            inner * _activate(self._linear(h, b + "gate"), self.config.activation)
+            if self.recipe.gated
+            else (_activate(inner, self.config.activation))
+        )
+        x = x + self._linear(inner, b + "fc2")
+        return x if first else self._norm(x, b + "norm2")
+
+    def _far(
+        self, i: int, x: Tensor, normed: Tensor, k: Tensor, v: Tensor, n_replicas: int, send: Send, site: str
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, S, d_kv) made from what is sent of the content rows (arXiv 2505.19342, Eq. 1)."""
+        if site == "kv":
+            k_far, v_far = send(i, (k[:, n_replicas:], v[:, n_replicas:]))
+            return k_far, v_far
+        (seen,) = send(i, ((x if site == "hidden" else normed)[:, n_replicas:],))
+        if site == "hidden" and self.recipe.norm_first:
+            seen = self._norm(seen, f"blocks.{i}.norm1")
+        return self._linear(seen, f"blocks.{i}.k"), self._linear(seen, f"blocks.{i}.v")
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor, turns: Tensor | None) -> Tensor:
+        """softmax(q k^T / sqrt(d)) v over visible keys; q (B, R, D), k and v (B, m, d_kv), visible (.., 1, R, m)."""
+        d = self.config.d_head
+        heads = [x.unflatten(-1, (-1, d)).transpose(1, 2) for x in (q, k, v)]  # (B, H, rows, d)
+        if turns is not None:
+            rows = q.shape[1]  # far keys are those of the same tokens, in the same order
+            heads[0] = _turn(heads[0], turns)
+            heads[1] = torch.cat([_turn(part, turns) for part in heads[1].split(rows, dim=2)], dim=2)
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[1] <= SHORT:
+            out = _attend_short(heads[0], heads[1], heads[2], visible)
+        else:
+            shared = self.config.n_heads != self.config.n_kv_heads
+            out = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=visible, enable_gqa=shared)
+        return out.transpose(1, 2).flatten(2)
+
+    def _turns(self, rows: int) -> Tensor:
+        """(rows, d_head): cosines and sines of rotary positions."""
+        return torch.from_numpy(self.config.rope.turns(np.arange(rows), self.config.d_head)).to(self.device)
+
+    def _head(self, x: Tensor, view: View) -> Tensor:
+        config = self.config
+        if self.causal:
+            x = self._norm(x, "norm")
+            return F.linear(x, self.w["embed.word"] if config.tied else self.w["head.weight"].T)
+        if config.family == "vit":
+            features = self._norm(x[:, : view.n_replicas].mean(dim=1), "norm")
+            return self._linear(features, "head") if config.n_classes else features
+        if config.pooling == "mean":
+            kept = (view.rank >= 0).unsqueeze(-1)  # (B, S, 1)
+            pooled = (x * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+        else:
+            pooled = x[:, : view.n_replicas].mean(dim=1)
+            if config.pooling == "pooler":
+                pooled = torch.tanh(self._linear(pooled, "pooler"))
+        return F.normalize(pooled, dim=-1) if config.normalize else pooled
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        return F.linear(x, self.w[name + ".weight"].T, self.w.get(name + ".bias"))
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        """LayerNorm, or where there is no bias RMSNorm, in float32."""
+        weight, bias, eps = self.w[name + ".weight"], self.w.get(name + ".bias"), self.config.norm_eps
+        if self.recipe.rms:
+            return F.rms_norm(x.float(), weight.shape, weight, eps)
+        return F.layer_norm(x.float(), weight.shape, weight, bias, eps)
+
+
+def _attend_short(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """As PyTorch's fused attention, from products in bfloat16: q (B, H, R, d), k and v (B, Hkv, m, d)."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if q.shape[1] != x.shape[1] else x for x in (k, v))
+    bias = torch.zeros(visible.shape, device=q.device).masked_fill(~visible, -torch.inf)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    return (scores.float() + bias).softmax(dim=-1).to(v.dtype) @ v
+
+
+def _turn(x: Tensor, turns: Tensor) -> Tensor:
+    """Pairs (a, a + d/2) of x (.., rows, d) turned by turns (rows, d)."""
+    cos, sin = turns.chunk(2, dim=-1)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def _activate(x: Tensor, name: str) -> Tensor:
+    if name == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    if name == "gelu":
+        return F.gelu(x)
+    return F.relu(x) if name == "relu" else F.silu(x)
+
+
+def trainable(w: Weights, learn: str) -> Sequence[str]:
+    """Names of the weights that change: all, those of norms, or none."""
+    return [name for name in w if learn == "all" or (learn == "norms" and "norm" in name)]
