@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -16,15 +17,32 @@ from astra_mpi.provenance import write_provenance
 _TEXTS, _NUMBERS = ("site", "kind"), ("codebook_size", "groups", "stages")
 
 
-def write_codec(file: h5py.File, codec: Codec) -> None:
+#: how entries may be stored
+DTYPES = ("float32", "float16")
+
+
+def rounded(codec: Codec, dtype: str) -> Codec:
+    """The codec that is read back when its entries are stored as `dtype`. InputError if they are too large for it."""
+    if dtype == "float32":
+        return codec
+    with np.errstate(over="ignore"):
+        blocks = [
+            BlockCodec(tuple(replace(b, entries=b.entries.astype(dtype).astype(np.float32)) for b in block.codebooks))
+            for block in codec.blocks
+        ]
+    return Codec(codec.config, tuple(blocks))
+
+
+def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
     """Create /codec: settings and checksum as attributes, entries and bases of every block as datasets."""
+    codec = rounded(codec, dtype)
     group = file.create_group("codec")
     group.attrs.update({name: getattr(codec.config, name) for name in _TEXTS + _NUMBERS})
     group.attrs["width"] = codec.blocks[0].codebooks[0].width
     for i, block in enumerate(codec.blocks):
         names = _datasets(codec.config.site)
         for (name, subspace), book in zip(names, block.codebooks, strict=True):
-            group.create_dataset(f"{i}/{name}", data=book.entries)
+            group.create_dataset(f"{i}/{name}", data=book.entries.astype(dtype))
             if book.basis is not None:
                 item = group.create_dataset(f"{i}/{subspace}", data=book.basis)
                 item.attrs["error_growth"] = book.error_growth
@@ -53,7 +71,7 @@ def _read_block(group: h5py.Group, config: CodecConfig, width: int) -> BlockCode
     wanted = (config.n_codebooks, config.codebook_size, entry_width)
     books = []
     for name, subspace in _datasets(config.site):
-        item = hdf5.dataset(group, name, ("float32",))
+        item = hdf5.dataset(group, name, DTYPES)
         require(
             item.shape == wanted,
             f"{group.file.filename}: {item.name} has shape {item.shape}, its settings say {wanted}; calibrate again",
@@ -95,11 +113,13 @@ def check_codec(codec: Codec, config: ModelConfig, path: str | Path) -> None:
     require(have == need, f"{path}: codebooks for (blocks, width) {have}, the model has {need}; calibrate again")
 
 
-def write_codebooks(path: str | Path, codec: Codec, base_digest: str, provenance: dict[str, str]) -> None:
-    """Write a codebook file for the model whose `ModelFile.digest` is `base_digest`."""
+def write_codebooks(
+    path: str | Path, codec: Codec, base_digest: str, provenance: dict[str, str], dtype: str = "float32"
+) -> None:
+    """Write a codebook file for the model whose `ModelFile.digest` is `base_digest`, with entries stored as `dtype`."""
     with hdf5.writing(path) as file:
         file.attrs.update({"format": hdf5.CODEBOOKS, "version": hdf5.VERSION, "base_digest": base_digest})
-        write_codec(file, codec)
+        write_codec(file, codec, dtype)
         write_provenance(file, provenance)
 
 

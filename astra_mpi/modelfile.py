@@ -35,6 +35,7 @@ class ModelFile:
     provenance: dict[str, str] = field(default_factory=dict)
     digest: str = ""  # identity: sha256 over family, config and weights; `read_model` fills it in
     stored_dtype: str = "float32"  # storage of the weights
+    codec_dtype: str = "float32"  # storage of the codebooks' entries, when written
 
 
 def read_model(path: str | Path) -> ModelFile:
@@ -164,7 +165,7 @@ def write_model(path: str | Path, model: ModelFile) -> str:
         for name, array in stored.items():
             group.create_dataset(name, data=array)
         if model.codec is not None:
-            write_codec(file, model.codec)
+            write_codec(file, model.codec, model.codec_dtype)
         if model.tokenizer is not None:
             file["tokenizer/json"] = np.frombuffer(model.tokenizer.encode(), np.uint8)
         if model.preprocess is not None:

@@ -135,12 +135,11 @@ class Run:
         made = provenance(f"train {self.name}", **facts)
         if deck.output.codebooks_only:
             assert codec is not None
-            codecfile.write_codebooks(deck.output.path, codec, self.model.digest, made)
+            codecfile.write_codebooks(deck.output.path, codec, self.model.digest, made, deck.output.dtype)
             return
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in trainer.twin.w.items()}
         same = {f"train_{key}": value for key, value in made.items()}
         kept = self.model.provenance | same if self.model.provenance else made
-        modelfile.write_model(
-            deck.output.path,
-            replace(self.model, weights=weights, codec=codec, provenance=kept, stored_dtype=deck.output.dtype),
-        )
+        changed = replace(self.model, weights=weights, codec=codec, provenance=kept)
+        dtype = deck.output.dtype
+        modelfile.write_model(deck.output.path, replace(changed, stored_dtype=dtype, codec_dtype=dtype))

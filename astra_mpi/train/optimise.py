@@ -63,14 +63,15 @@ class Optimiser:
                 state["exp_avg_sq"][c, k] = 0
 
     def state(self) -> dict[str, Tensor]:
-        """Adam's moments by name; empty before the first step."""
-        return {
+        """Highest rates, which follow from the entries at the start, and Adam's moments by name."""
+        return {"rates": torch.tensor(self.rates, dtype=torch.float64)} | {
             f"{key}.{name}": value
             for name, tensor in self.named.items()
             for key, value in self.adam.state.get(tensor, {}).items()
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
+        self.rates = state["rates"].tolist()
         for name, tensor in self.named.items():
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in state]
             if keys:
