@@ -51,19 +51,22 @@ def make_view(
     sends: bool,
     replicas: int | None = None,
     missing: np.ndarray | None = None,
+    counts: np.ndarray | None = None,
     device: torch.device | str = "cpu",
 ) -> View:
     """keep (B, n_class + S) marks tokens; every sequence is cut by its own length into `size` slices.
 
-    replicas: ranks that hold the class token, default all. missing (P, P): codes that a rank did not get, receiver by
-    sender.
+    Without `sends` one rank holds everything. counts (B, size): tokens per rank, instead of `slices`. replicas: ranks
+    that hold the class token, default all. missing (P, P): codes that a rank did not get, receiver by sender.
     """
     if not sends:
         size, slices = 1, None
     if keep.all():
         keep = keep[:1]
     content = keep[:, n_class:]
-    counts = cut(content.sum(axis=1, dtype=np.int64), size, slices)  # (B, P)
+    if counts is None or not sends:
+        counts = cut(content.sum(axis=1, dtype=np.int64), size, slices)  # (B, P)
+    counts = counts[: len(content)]
     owner = np.full(content.shape, -1)
     owner[content] = np.repeat(np.tile(np.arange(size), len(counts)), counts.ravel())
     n_replicas = n_class * (size if replicas is None else min(replicas, size))

@@ -16,12 +16,14 @@ from astra_mpi.errors import InputError
 from astra_mpi.inputs import open_input
 from astra_mpi.modelfile import ModelFile
 from astra_mpi.partition import displs, even
-from astra_mpi.sources import ImageSource, TokenSource
+from astra_mpi.sources import FileSource, ImageSource, Source
 from astra_mpi.text import Tokenizer, read_text
 from astra_mpi.train.deck import DataSection
 
 #: batches of sequences of similar length are made from so many batches at a time
 BUCKET = 32
+#: items read at a time
+READ = 512
 
 
 @dataclass(frozen=True)
@@ -62,32 +64,48 @@ class Items:
 
 
 class Images(Items):
-    def __init__(self, source: ImageSource, config: Any) -> None:
-        self.images, self.prepare = np.asarray(source.images), source.preprocess
-        self.n_class, grid = config.n_class, config.grid
-        self.lengths = np.full(len(self.images), grid[0] * grid[1])
-        self.labels, self.digest = source.labels, source.digest
+    """Images of one array, in memory, or of a file each, decoded when they are needed."""
+
+    def __init__(self, source: ImageSource | FileSource, config: Any) -> None:
+        self.source, self.n_class, self.digest, self.labels = source, config.n_class, source.digest, source.labels
+        self.images = np.asarray(source.images) if isinstance(source, ImageSource) else None
+        self.lengths = np.full(source.n_items, config.grid[0] * config.grid[1])
 
     def inputs(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images = self.images[chosen]
-        images = images.astype(np.float32) if self.prepare is None else self.prepare(images)
-        return images, np.ones((len(chosen), self.n_class + int(self.lengths.max())), bool)
+        keep = np.ones((len(chosen), self.n_class + int(self.lengths[0])), bool)
+        if self.images is None:
+            return np.concatenate([self.source.batch(int(i), int(i) + 1)[0] for i in chosen]), keep
+        images, prepare = self.images[chosen], self.source.preprocess
+        return images.astype(np.float32) if prepare is None else prepare(images), keep
 
 
 class Sequences(Items):
-    def __init__(self, ids: list[np.ndarray], keep: list[np.ndarray], n_class: int, digest: str) -> None:
-        self.rows = [np.asarray(row)[kept] for row, kept in zip(ids, keep, strict=True)]
-        self.places = [np.flatnonzero(kept) for kept in keep]
-        self.n_class, self.labels, self.digest = n_class, None, digest
-        self.lengths = np.array([len(row) for row in self.rows], np.int64) - n_class
+    """Token ids in memory, without those that a mask leaves out; the others stay at their own positions."""
+
+    def __init__(self, rows: list[np.ndarray], places: list[np.ndarray], n_class: int, digest: str) -> None:
+        self.rows, self.places, self.n_class, self.digest, self.labels = rows, places, n_class, digest, None
+        self.lengths = np.array([len(row) for row in rows], np.int64) - n_class
 
     def inputs(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens stay at their own positions."""
-        width = max((int(self.places[i][-1]) + 1 for i in chosen if len(self.places[i])), default=1)
+        width = max(int(self.places[i][-1]) + 1 for i in chosen)
         ids, keep = np.zeros((len(chosen), width), np.int64), np.zeros((len(chosen), width), bool)
         for row, i in enumerate(chosen):
             ids[row, self.places[i]], keep[row, self.places[i]] = self.rows[i], True
         return ids, keep
+
+
+def _sequences(source: Source, path: Path, n_class: int, causal: bool) -> Sequences:
+    rows, places = [], []
+    for start in range(0, source.n_items, READ):
+        ids, keep = source.batch(start, min(start + READ, source.n_items))
+        keep = np.ones(ids.shape, bool) if keep is None else keep
+        rows += [row[kept] for row, kept in zip(ids, keep, strict=True)]
+        places += [np.flatnonzero(kept) for kept in keep]
+    items = Sequences(rows, places, n_class, source.digest)
+    require(bool((items.lengths > causal).all()), f"{path} holds items of too few tokens; remove them")
+    whole = all(len(place) == place[-1] + 1 for place in places)
+    require(whole or not causal, f"{path}: data.mask leaves out tokens between others; a decoder needs lengths")
+    return items
 
 
 def open_items(section: DataSection, path: Path, model: ModelFile, need_labels: bool) -> Items:
@@ -100,16 +118,11 @@ def open_items(section: DataSection, path: Path, model: ModelFile, need_labels: 
         source = open_input(InputSection(path, section.kind, *names), model.tokenizer, model.preprocess, model.config)
     except InputError as exc:
         raise InputError(str(exc).replace("input.", "data.").replace("[input]", "[data]")) from exc
-    if isinstance(source, ImageSource):
-        require(
-            not need_labels or source.labels is not None,
-            f'{path}: data.labels is missing; or use train.loss = "distill"',
-        )
+    if isinstance(source, ImageSource | FileSource):
+        known = not need_labels or source.labels is not None
+        require(known, f'{path}: data.labels is missing; or use train.loss = "distill"')
         return Images(source, model.config)
-    assert isinstance(source, TokenSource)
-    items = Sequences(list(source.ids), list(source.keep), model.config.n_class, source.digest)
-    require(bool((items.lengths > 0).all()), f"{path} holds items without tokens; remove them")
-    return items
+    return _sequences(source, path, model.config.n_class, model.config.family in ("gpt2", "llama"))
 
 
 def _windows(section: DataSection, path: Path, model: ModelFile) -> Sequences:
@@ -123,7 +136,7 @@ def _windows(section: DataSection, path: Path, model: ModelFile) -> Sequences:
     n = len(ids) // window
     require(n > 0 and window > 1, f"{path} has {len(ids)} tokens, fewer than one window of {window}; give more text")
     rows = list(ids[: n * window].reshape(n, window))
-    return Sequences(rows, [np.ones(window, bool)] * n, 0, hash_of(ids))
+    return Sequences(rows, [np.arange(window)] * n, 0, hash_of(ids))
 
 
 def hash_of(array: np.ndarray) -> str:

@@ -139,7 +139,7 @@ class Run:
             return
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in trainer.twin.w.items()}
         same = {f"train_{key}": value for key, value in made.items()}
-        kept = self.model.provenance | same if self.model.provenance else made
+        kept = made if deck.model.path is None else self.model.provenance | same
         changed = replace(self.model, weights=weights, codec=codec, provenance=kept)
         dtype = deck.output.dtype
         modelfile.write_model(deck.output.path, replace(changed, stored_dtype=dtype, codec_dtype=dtype))
