@@ -139,7 +139,7 @@ class TrainDeck:
 def load_train_deck(path: str | Path, overrides: Iterable[str] = ()) -> TrainDeck:
     """Read and check a deck, as `astra_mpi.deck.load_deck` does."""
     given = given_settings(path, TrainDeck, overrides)
-    deck: TrainDeck = build(TrainDeck, given, str(path), {})
+    deck: TrainDeck = build(TrainDeck, given, str(path))
     try:
         _check(deck)
     except InputError as exc:
