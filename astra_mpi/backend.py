@@ -13,6 +13,7 @@ from astra_mpi.config import require
 from astra_mpi.errors import InputError, collective, raise_together
 from astra_mpi.gpus import choose_gpu
 from astra_mpi.staging import TRANSPORTS, Staging, make_staging
+from astra_mpi.watched import alone, waiting
 from astra_mpi.xp import to_host
 
 if TYPE_CHECKING:
@@ -76,12 +77,14 @@ def _numpy(comm: MPI.Comm) -> Backend:
     failure: Exception | None = None
     try:
         if comm.Get_rank() == 0:
-            cpu.warm_up()
+            with alone(comm, "compilation"):
+                cpu.warm_up()
     except Exception as exc:
         failure = exc
     turn = comm.Ibarrier()
-    while not turn.Test():
-        time.sleep(0.001)
+    with waiting(comm, "compilation on rank 0"):
+        while not turn.Test():
+            time.sleep(0.001)
     raise_together(comm, failure)
     with collective(comm):
         cpu.warm_up()

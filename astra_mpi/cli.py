@@ -85,8 +85,11 @@ def _together(args: argparse.Namespace) -> int:
     try:
         from mpi4py import MPI
 
+        from astra_mpi.watched import watched
+
         comm = MPI.COMM_WORLD
         check_together(comm.Get_size())
+        comm = watched(comm)
     except Exception as exc:
         if launched_rank() == 0:
             _say(exc, args.debug)

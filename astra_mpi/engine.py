@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from astra_mpi.backend import Backend
 from astra_mpi.conditions import Conditions
 from astra_mpi.decode.generation import generate
 from astra_mpi.decode.request import OnTokens, Request, Sample
-from astra_mpi.errors import InputError, raise_together, same_on_all
+from astra_mpi.errors import InputError, collective, raise_together, same_on_all
 from astra_mpi.exchange import Exchange
 from astra_mpi.images import Preprocess
 from astra_mpi.modelfile import ModelFile
@@ -62,6 +63,7 @@ class Model:
         self.exchange.connect(conditions.network)
         self.report: dict[str, Any] = {}
         self._layouts: dict[tuple[Strategy, bytes, bool], Layout] = {}
+        self._planned: Layout | None = None  # of the last pass
 
     def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto") -> None:
         """Choose the strategy (see `astra_mpi.load`). Collective. It stays in `strategy` and can be put back there."""
@@ -94,10 +96,15 @@ class Model:
         batch = self.prepare(inputs, mask)
         layout = self.layout(batch.lengths, spread)
         rows, pooled = self.run(batch, layout, self.family.pool, self.family.share_width)
-        with self.clock.running():
-            answer = self.backend.fetch(self.family.head(self.backend.put(pooled), batch.lengths))
-            self.laps.mark("head")
-        self.report = self.describe(layout, self.laps.seconds, self.exchange.counted())
+        answer: np.ndarray | None = None
+        failure: Exception | None = None
+        try:
+            with self.clock.running():
+                answer = self.backend.fetch(self.family.head(self.backend.put(pooled), batch.lengths))
+                self.laps.mark("head")
+        except Exception as exc:
+            failure = exc
+        self.report = self.describe(layout, self.laps.seconds, self.exchange.counted(), failure)
         return (answer, self._gather(rows, layout)) if gather else answer
 
     def nll(self, ids: np.ndarray, mask: np.ndarray | None, n_context: np.ndarray) -> np.ndarray:
@@ -140,8 +147,10 @@ class Model:
     def run(self, batch: Batch, layout: Layout, pool: Pool, width: int) -> tuple[np.ndarray, np.ndarray]:
         """-> the rows (n, D) that this rank answers for, and what `pool` makes of them, (B, width), summed up."""
         self.exchange.reset(self._checksum)
-        self.strategy.turns = self.family.turns(batch)
-        self.strategy.begin(layout)
+        with nullcontext() if layout is self._planned else collective(self.comm):  # which takes memory
+            self.strategy.turns = self.family.turns(batch)
+            self.strategy.begin(layout)
+        self._planned = layout
         with self.clock.running():
             self.laps.start()
             rows, share, failure = self._share(batch, layout, pool, width)
@@ -201,20 +210,33 @@ class Model:
     def layout(self, lengths: np.ndarray, spread: bool = False) -> Layout:
         key = self.strategy, lengths.tobytes(), spread
         if key not in self._layouts:
-            if len(self._layouts) >= 64:
-                self._layouts.clear()
             causal = self.family.causal
             cut = lengths, self.config.n_class, causal, self.cut_weights
-            self._layouts[key] = self.strategy.layout(*cut, spread and causal)
+            with collective(self.comm):
+                layout = self.strategy.layout(*cut, spread and causal)
+            if len(self._layouts) >= 64:
+                self._layouts.clear()
+            self._layouts[key] = layout
         return self._layouts[key]
 
     def _gather(self, rows: np.ndarray, layout: Layout) -> np.ndarray | None:
         """Hidden states after the last norm, or logits, of all ranks on rank 0, (B, n_class + T, D or V)."""
+        fetch = self.backend.fetch
+        with collective(self.comm):
+            content = np.ascontiguousarray(fetch(layout.content(rows)))
+            share = fetch(layout.class_share(rows))
+            every = self.exchange.room(content, layout.token_counts)
+        self.exchange.gather_rows(content, layout.token_counts, every)
+        classes, _ = self.exchange.sum(share, False)
+        hidden: np.ndarray | None = None
+        with collective(self.comm):
+            if every is not None:
+                hidden = self._hidden(every, classes, layout)
+        return hidden
+
+    def _hidden(self, every: np.ndarray, classes: np.ndarray, layout: Layout) -> np.ndarray:
+        """Rows of all ranks (sum n_r, D) and of class tokens (B, D) -> (B, n_class + T, D or V)."""
         put, fetch = self.backend.put, self.backend.fetch
-        every = self.exchange.gather_rows(fetch(layout.content(rows)), layout.token_counts)
-        classes, _ = self.exchange.sum(fetch(layout.class_share(rows)), False)
-        if every is None:
-            return None
         lengths = layout.lengths
         n_class = layout.n_class
         final = fetch(self.family.final(put(every[layout.sequence_order])))
@@ -225,9 +247,17 @@ class Model:
             hidden[:, 0] = fetch(self.family.final(put(classes)))
         return hidden
 
-    def describe(self, layout: Layout, seconds: dict[str, float], counts: Sequence[float]) -> dict[str, Any]:
-        """Collective: the report of a pass that took `seconds` per phase, with the `counts` of its exchanges."""
-        latency, counted = collect(self.comm, seconds, counts)
+    def describe(
+        self, layout: Layout, seconds: dict[str, float], counts: Sequence[float], failure: Exception | None = None
+    ) -> dict[str, Any]:
+        """Collective: the report of a pass that took `seconds` per phase, with the `counts` of its exchanges.
+
+        failure: of this rank at the end of the pass, raised on all.
+        """
+        latency, told = collect(self.comm, seconds, [float(failure is not None), *counts])
+        if told[:, 0].any():
+            raise_together(self.comm, failure)
+        counted = told[:, 1:]
         described = self.strategy.describe()
         weights = self.cut_weights or "even"
         weights = weights if isinstance(weights, str) else [float(weight) for weight in weights]

@@ -22,6 +22,7 @@ from astra_mpi.partition import displs
 from astra_mpi.report import Laps
 from astra_mpi.staging import Staging
 from astra_mpi.traffic import Traffic, traffic_report
+from astra_mpi.watched import also_watched, waiting
 from astra_mpi.xp import module_of
 
 #: plans of several shapes are kept while their buffers are smaller than this
@@ -38,7 +39,7 @@ class Exchange:
     ) -> None:
         """staging: how messages in device memory get to MPI; None where arrays are the host's."""
         self.staging = staging
-        self.comm, self.laps, self.clock = _private(comm), laps, laps.clock
+        self.comm, self.laps, self.clock = also_watched(_private(comm), comm), laps, laps.clock
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.missing = missing or Missing()
         self._pending: Pending | None = None
@@ -146,8 +147,9 @@ class Exchange:
 
     def settle(self) -> None:
         """Receive what came too late; every rank has started the same exchanges."""
-        for plan in self._plans.values():
-            plan.settle()
+        with waiting(self.comm, "late messages"):
+            for plan in self._plans.values():
+                plan.settle()
 
     def sum(self, share: np.ndarray, failed: bool) -> tuple[np.ndarray, bool]:
         """Sum `share` (B, D) float32 over ranks; the second answer says whether any rank passed `failed`.
@@ -166,7 +168,8 @@ class Exchange:
         else:
             begin_s, last_s = np.array([self.link.ready(self.clock.now())]), np.empty(1)
             requests = [self.comm.Iallreduce(begin_s, last_s, op=MPI.MAX), self.comm.Iallreduce(part, total)]
-            self.clock.wait(Requests(requests))
+            with waiting(self.comm, "a sum"):
+                self.clock.wait(Requests(requests))
             self.clock.wait_until(self.link.reduced(float(last_s[0]), part.nbytes))
         self.laps.mark("exchange")
         return total
@@ -193,12 +196,14 @@ class Exchange:
         while self.n_started < n_exchanges:
             self._start(np.zeros(counts[self.rank], dtype=np.uint8), counts, may_miss, forward).wait()
 
-    def gather_rows(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
-        """Rows (n_r, D) float32 of every rank, rank after rank, on rank 0; None elsewhere. Not timed."""
+    def room(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
+        """On rank 0, room for rows (n_r, D) of every rank; None elsewhere."""
+        return np.empty((int(counts.sum()), rows.shape[1]), rows.dtype) if self.rank == 0 else None
+
+    def gather_rows(self, rows: np.ndarray, counts: np.ndarray, every: np.ndarray | None) -> None:
+        """Rows (n_r, D) float32 of every rank, rank after rank, into rank 0's `every`. Not timed."""
         width = rows.shape[1]
-        every = np.empty((int(counts.sum()), width), rows.dtype) if self.rank == 0 else None
-        self.comm.Gatherv(np.ascontiguousarray(rows), [every, counts * width, displs(counts * width)[:-1], MPI.FLOAT])
-        return every
+        self.comm.Gatherv(rows, [every, counts * width, displs(counts * width)[:-1], MPI.FLOAT])
 
 
 class Pending:
@@ -243,7 +248,8 @@ class Pending:
         limit_s = exchange.missing.limit(clock.now()) if self.may_miss else np.inf
         if isinstance(plan, Mailbox):
             plan.limit_s, plan.now = limit_s, clock.now
-        clock.wait(plan)
+        with waiting(exchange.comm, f"exchange {self._block}"):
+            clock.wait(plan)
         link, forward = exchange.link, self._forward
         arrivals_s = plan.stamps if link is None else link.arrivals(plan.stamps, self._counts, forward)
         if self.may_miss:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,10 +152,16 @@ def writing(path: str | Path) -> Iterator[h5py.File]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
-    except OSError as exc:
-        raise AstraError(f"{path} cannot be written ({exc.strerror or exc}); check space and permissions") from exc
+    except (OSError, RuntimeError) as exc:  # HDF5 flushes when it closes, and then calls a full disk a RuntimeError
+        raise AstraError(f"{path} cannot be written ({_reason(exc)}); check space and permissions") from exc
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _reason(exc: BaseException) -> str:
+    """Of the operating system, which HDF5 hides in several lines of its own."""
+    found = re.search(r"error message = '([^']*)'", str(exc))
+    return found[1] if found else getattr(exc, "strerror", None) or " ".join(str(exc).split())
 
 
 def _sync(path: Path) -> None:

@@ -20,6 +20,8 @@ from astra_mpi.models import FAMILIES
 from astra_mpi.partition import cut
 from astra_mpi.strategies import STRATEGIES, parse
 from astra_mpi.threads import set_threads
+from astra_mpi.units import duration_s
+from astra_mpi.watched import alone, watched
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -48,6 +50,7 @@ def load(
     deadline: str | None = None,
     missing: str = "drop",
     seed: int = 0,
+    watchdog: str | None = None,
 ) -> Model:
     """Load the model file at `path` on every rank of `comm`. Collective.
 
@@ -63,11 +66,13 @@ def load(
     accounting: which bytes it charges, "port", "contributed" or "paper". clock: "wall", or "virtual", which counts
     CPU seconds `speed` times, one factor or one per rank. deadline: such as "5ms", how long astra waits at one
     exchange; missing: codes are dropped ("drop") or replaced ("mean"). seed: of what is lost. docs/network.md has
-    them all.
+    them all. watchdog: such as "60s" (None: 300 s), how long a rank waits for a silent one before it names it and ends
+    all by MPI's Abort (docs/faults.md); "0": for ever.
 
     Raises InputError on all ranks alike: files that cannot be read or differ between ranks, or options that do not fit.
     """
     spec = parse(strategy)
+    comm = watched(comm, None if watchdog is None else duration_s(watchdog))
     require(encoder in ("auto", "exact"), f"encoder '{encoder}' is unknown; use auto or exact")
     with collective(comm):
         known = not isinstance(weights, str) or weights in ("auto", "even", "causal")
@@ -92,7 +97,8 @@ def load(
         if threads is not None:
             set_threads(threads)
         options = {"pooling": pooling, "normalize": normalize}
-        file = _read(path, codebooks, {name: value for name, value in options.items() if value is not None})
+        with alone(comm, f"reading {path}"):
+            file = _read(path, codebooks, {name: value for name, value in options.items() if value is not None})
         config, codec = file.config, file.codec
         causal = FAMILIES[config.family].causal
         require(causal or weights != "causal", f"{path}: a {config.family} model attends both ways; use weights = even")

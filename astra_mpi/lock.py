@@ -9,27 +9,33 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from astra_mpi.errors import AstraError, InputError
 
 BEAT_EVERY_S = 10.0
+#: a holder on another machine that has not beaten for so long is dead
 STALE_AFTER_S = 60.0
+#: between two looks at the lock of another machine
+LOOK_EVERY_S = 1.0
 #: two runs that take over a stale lock at once: the later writer wins, and both look again after this
 SETTLE_S = 0.2
 
 
 class Lock:
-    """Holds `path` from construction to `release`: a JSON file of host, pid and the time of the last heartbeat.
+    """Holds `path` from construction to `release`: a JSON file that says who holds it, written anew at every beat.
 
-    InputError if another run holds it. A lock whose process is gone (same host), or without a heartbeat for
-    STALE_AFTER_S, is taken over with a notice on stderr.
+    InputError if another run holds it. A holder on this machine is asked for by its process number and start; one on
+    another machine is waited for until it beats, or until it has been silent for STALE_AFTER_S. The lock of a dead one
+    is taken over with a notice on stderr.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.token = uuid.uuid4().hex
+        self._name = path.with_name(f"{path.name}.{self.token}")
         self._writing = threading.Lock()
         self._acquire()
         self._stop = threading.Event()
@@ -49,68 +55,121 @@ class Lock:
             self.path.unlink()
 
     def _acquire(self) -> None:
-        try:
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except FileExistsError:
-            _refuse_if_alive(self.path)
-            self._write()
-            time.sleep(SETTLE_S)
-            _refuse_if_alive(self.path, self.token)
+        if self._create():
+            return
+        _wait_for_silence(self.path)
         self._write()
+        time.sleep(SETTLE_S)
+        if _read(self.path).get("token") != self.token:
+            raise InputError(_in_use(self.path, _read(self.path)))
+
+    def _create(self) -> bool:
+        """True if there was no lock; whole at once, so that nobody meets one that says nothing."""
+        try:
+            os.link(self._beside(), self.path)
+            return True
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            with suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                self._write()
+                return True
+            return False
+        finally:
+            self._name.unlink(missing_ok=True)
+
+    def _beside(self) -> Path:
+        """What the lock is to say, in a file of this run's."""
+        me = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+        self._name.write_text(json.dumps({**me, "token": self.token, "heartbeat": time.time()}))
+        return self._name
 
     def _write(self) -> None:
-        beside = self.path.with_name(f"{self.path.name}.{self.token}")
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "token": self.token, "heartbeat": time.time()}
         with self._writing:
-            beside.write_text(json.dumps(me))
-            beside.replace(self.path)
+            self._beside().replace(self.path)
 
     def _beat_on(self) -> None:
         while not self._stop.wait(BEAT_EVERY_S):
             try:
                 self.beat()
-            except (AstraError, OSError):  # the next finished batch reports it
+            except AstraError:  # the next finished batch reports it
                 return
+            except OSError:  # a full disk may have room again
+                continue
 
 
-def _refuse_if_alive(path: Path, mine: str = "") -> None:
-    holder = _read(path)
-    if holder.get("token") == mine:
-        return
+def _wait_for_silence(path: Path) -> None:
+    """Return once the lock may be taken over, with a notice; InputError while its holder is alive."""
+    holder, said = _read(path), False
+    while path.exists():
+        now = _read(path)
+        if (now and now != holder) or _here(now) is True:
+            raise InputError(_in_use(path, now))
+        silent_s = _silent_s(path)
+        if _here(now) is False or silent_s > STALE_AFTER_S:
+            reason = "which has ended" if _here(now) is False else f"silent for {silent_s:.0f} s"
+            _tell(f"taking over {path.parent} from {_name(now)}, {reason}")
+            return
+        if not said:
+            _tell(f"waiting up to {STALE_AFTER_S - silent_s:.0f} s to see whether {_name(now)}, in {path.parent}, is alive")
+            said = True
+        time.sleep(LOOK_EVERY_S)
+
+
+def _in_use(path: Path, holder: dict[str, Any]) -> str:
+    return f"{path.parent} is in use by {_name(holder)}; wait for it to end, or give another output.path"
+
+
+def _name(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"
+
+
+def _tell(text: str) -> None:
+    print(f"astra-mpi: {text}", file=sys.stderr, flush=True)
+
+
+def _silent_s(path: Path) -> float:
+    """Since the last beat, by the clock of the file system: those of two machines may differ."""
+    now = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        silent_s = time.time() - holder.get("heartbeat", path.stat().st_mtime)
-    except FileNotFoundError:
-        return
-    who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"
-    if _gone(holder):
-        reason = "which has ended"
-    elif silent_s > STALE_AFTER_S:
-        reason = f"silent for {silent_s:.0f} s"
-    else:
-        raise InputError(
-            f"{path.parent} is in use by {who} (last heard of {max(silent_s, 0):.0f} s ago); "
-            "wait for it to end, or give another output.path"
-        )
-    print(f"astra-mpi: taking over {path.parent} from {who}, {reason}", file=sys.stderr, flush=True)
+        now.touch()
+        return now.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:  # released meanwhile
+        return 0.0
+    finally:
+        now.unlink(missing_ok=True)
 
 
-def _gone(holder: dict[str, Any]) -> bool:
-    """True if the holder ran on this host and its process no longer exists."""
-    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
-        return False
+def _here(holder: dict[str, Any]) -> bool | None:
+    """Whether the holder is alive, if it ran on this machine; None if that cannot be known."""
+    pid = holder.get("pid")
+    if not _machine() or holder.get("machine") != _machine() or not isinstance(pid, int):
+        return None
+    return _started(pid) == holder.get("started")
+
+
+def _machine() -> str:
+    """What process numbers belong to: this boot of this kernel, and its namespace of them; "" where that is unknown."""
     try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int | None:
+    """When a process of this machine began, in ticks of its kernel; None if there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What the lock says; nothing if it is just being created or is not a lock of ours."""
+    """What the lock says; nothing if it is not there or is not a lock of ours."""
     try:
         holder = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}

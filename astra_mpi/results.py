@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 
 from astra_mpi import hdf5
 from astra_mpi.config import require
-from astra_mpi.errors import InputError
+from astra_mpi.errors import AstraError, InputError
 from astra_mpi.lock import Lock
 
 
@@ -25,10 +27,56 @@ def parts_folder(output: Path) -> Path:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Whole or not at all, like the HDF5 files."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
+    """Whole or not at all, like the HDF5 files. AstraError if it cannot be written."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(values, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as exc:
+        raise AstraError(f"{path} cannot be written ({exc.strerror}); check space and permissions") from exc
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check_room(output: Path) -> None:
+    """InputError, before any work, if results of a job cannot be written to `output`."""
+    _recorded(output)
+    folder = parts_folder(output)
+    probe = folder / f"lock.probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+        with suppress(OSError):  # an unfinished job's
+            folder.rmdir()
+    except OSError as exc:
+        raise _cannot(folder, exc) from exc
+
+
+def _cannot(folder: Path, exc: OSError) -> InputError:
+    return InputError(f"{folder} cannot be written ({exc.strerror}); give another output.path")
+
+
+def remove_leftovers(output: Path) -> None:
+    """Parts beside finished results: a run was killed while it removed them. Those of a run at work stay."""
+    folder = parts_folder(output)
+    if not folder.is_dir():
+        return
+    with suppress(OSError, InputError):
+        lock = Lock(folder / "lock")
+        _remove_parts(folder, lock)
+
+
+def _remove_parts(folder: Path, lock: Lock) -> None:
+    for path in folder.iterdir():
+        if path != lock.path:  # which goes last
+            path.unlink(missing_ok=True)
+    lock.release()
+    with suppress(OSError):  # another run may have begun here
+        folder.rmdir()
 
 
 def finished_summary(output: Path, state: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -71,7 +119,7 @@ class Results:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = Lock(self.folder / "lock")
         except OSError as exc:
-            raise InputError(f"{self.folder} cannot be written ({exc.strerror}); give another output.path") from exc
+            raise _cannot(self.folder, exc) from exc
         try:
             self._open(resume)
             self.reports = {i: r for i in range(self.n_parts) if (r := _report(self._part(i))) is not None}
@@ -116,11 +164,8 @@ class Results:
             file.attrs["summary"] = json.dumps(summary)
             for part in range(self.n_parts):
                 self._append(file, part)
-        for path in self.folder.glob("*.*"):  # all but the lock, which goes last
-            path.unlink(missing_ok=True)
-        self.lock.release()
-        with suppress(OSError):  # another run may have begun here
-            self.folder.rmdir()
+            self.lock.beat()  # it took long, perhaps
+        _remove_parts(self.folder, self.lock)
 
     def outputs(self, name: str) -> np.ndarray:
         """One output of all items, (n_items, ...)."""
@@ -145,11 +190,32 @@ class Results:
         """Check the state of the parts that are there, or start anew."""
         path = self.folder / "state.json"
         if resume and path.exists():
-            _check_same(self.state, json.loads(path.read_text()), self.folder)
-            return
-        for part in self.folder.glob("part-*"):
-            part.unlink()
-        write_json(path, self.state)
+            _check_same(self.state, _read_state(path), self.folder)
+        else:
+            for part in self.folder.glob("part-*"):
+                part.unlink()
+            write_json(path, self.state)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what killed runs were writing: this run holds the lock, so nobody writes it any more."""
+        mine = self.lock.path.name, f"{self.lock.path.name}.{self.lock.token}"
+        for path in [*self.folder.glob(".*.tmp"), *self.folder.glob("lock.*")]:
+            if path.name not in mine:
+                path.unlink(missing_ok=True)
+        for name in (self.output.name, self.output.with_suffix(".json").name):
+            for path in self.output.parent.glob(f".{glob.escape(name)}.*.tmp"):
+                path.unlink(missing_ok=True)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        state = None
+    if not isinstance(state, dict):
+        raise InputError(f"{path} is damaged; discard the parts beside it with run.resume=false")
+    return state
 
 
 def _recorded(output: Path) -> dict[str, str] | None:

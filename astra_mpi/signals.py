@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the ranks agree on, instead of an exception at any line of any rank."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as a request that the ranks agree on, instead of an exception at any line of any rank."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from astra_mpi.errors import AstraError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+#: SIGUSR1 is what batch systems send before a limit or a preemption, when told to
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class Interrupted(AstraError):
     """The user or the batch system asked for an end; all ranks raise it together. Exit code 128 + signal number."""
@@ -25,14 +28,14 @@ class Interrupted(AstraError):
 
 
 class StopRequests:
-    """Context in which the first SIGINT or SIGTERM is noted; a second one acts as it did before."""
+    """Context in which the first of SIGNALS is noted; a second one of the same kind acts as it did before."""
 
     def __init__(self) -> None:
         self.signum = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -40,8 +43,9 @@ class StopRequests:
             signal.signal(number, handler)
 
     def _note(self, signum: int, _: FrameType | None) -> None:
-        self.signum = signum
-        signal.signal(signum, self._before[signum])
+        self.signum = self.signum or signum  # a limit is announced by SIGUSR1, and SIGTERM comes when it is reached
+        if signum != signal.SIGUSR1:  # batch systems may send it twice, to the launcher and to the ranks
+            signal.signal(signum, self._before[signum])
 
     def agreed(self, comm: MPI.Comm) -> int:
         """Collective: the highest signal number any rank has received, 0 for none."""

@@ -12,6 +12,7 @@ from astra_mpi.engine import Model
 from astra_mpi.partition import displs
 from astra_mpi.reference import OracleResult, oracle
 from astra_mpi.strategies import forms
+from astra_mpi.watched import alone
 
 if TYPE_CHECKING:
     from astra_mpi.partition import Layout
@@ -72,7 +73,8 @@ def _check(
     answers, terms = _all_answers(model, answer), strategy.oracle_terms()
     if not on_root:
         return None
-    expected = _oracle_results(model, inputs, mask, strategy.planned, terms)
+    with alone(model.comm, "the oracle"):
+        expected = _oracle_results(model, inputs, mask, strategy.planned, terms)
     return _judge(spec, strategy.latency_only, model.report, expected, answers, hidden)
 
 
