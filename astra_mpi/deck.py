@@ -12,6 +12,7 @@ from typing import Any, Literal
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.settings import Given, Positive, build, check_name
+from astra_mpi.units import duration_s
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,14 @@ class RunSection:
     resume: bool = True  # go on with unfinished results; false: discard them and start anew
     seed: int = 0  # of what the emulated network loses at random, and of drawn tokens
     threads: Positive | None = None  # default SLURM_CPUS_PER_TASK, else 1: threads per rank
+    watchdog: str = "300s"  # how long ranks wait for a silent one before all end (docs/faults.md); "0": for ever
+
+    @property
+    def watchdog_s(self) -> float:
+        try:
+            return duration_s(self.watchdog)
+        except InputError as exc:
+            raise InputError(f"run.watchdog: {exc}") from exc
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from astra_mpi.traffic import Traffic, traffic_report
 from astra_mpi.watched import also_watched, waiting
 from astra_mpi.xp import module_of
 
-#: plans of several shapes are kept while their buffers are smaller than this
-KEPT_BYTES = 1 << 20
+#: plans of several shapes are kept while their buffers are smaller than this, and they are fewer
+KEPT_BYTES, KEPT_PLANS = 1 << 20, 64
 #: the attribute of a communicator that holds this package's duplicate of it
 _KEY = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, private: private.Free())
 
@@ -126,7 +126,8 @@ class Exchange:
         key = counts, forward
         if key not in self._plans or isinstance(self._plans[key], Mailbox) != leaves_early:
             early = leaves_early or any(isinstance(plan, Mailbox) for plan in self._plans.values())
-            if early or sum(sum(planned) for planned, _ in self._plans) + sum(counts) > KEPT_BYTES:
+            many = len(self._plans) >= KEPT_PLANS
+            if early or many or sum(sum(planned) for planned, _ in self._plans) + sum(counts) > KEPT_BYTES:
                 self._forget()
             self._plans[key] = Mailbox(self.comm, counts, forward) if leaves_early else self._plan(counts, forward)
         return self._plans[key]

@@ -129,7 +129,7 @@ class Printer:
         self._stream.flush()
 
 
-def metrics(reports: Sequence[Mapping[str, Any]], n_tokens: np.ndarray) -> dict[str, Any]:
+def metrics(reports: Iterable[Mapping[str, Any]], n_tokens: np.ndarray) -> dict[str, Any]:
     """What the batches' reports say together; n_tokens (N,) of all sequences. Times are medians over batches, the
     cache is that of the batch that needs most."""
     parts = [report["generation"] for report in reports]

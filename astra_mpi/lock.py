@@ -112,7 +112,9 @@ def _wait_for_silence(path: Path) -> None:
             _tell(f"taking over {path.parent} from {_name(now)}, {reason}")
             return
         if not said:
-            _tell(f"waiting up to {STALE_AFTER_S - silent_s:.0f} s to see whether {_name(now)}, in {path.parent}, is alive")
+            _tell(
+                f"waiting up to {STALE_AFTER_S - silent_s:.0f} s to see whether {_name(now)}, in {path.parent}, is alive"
+            )
             said = True
         time.sleep(LOOK_EVERY_S)
 

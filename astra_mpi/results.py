@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,15 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def check_room(output: Path) -> None:
-    """InputError, before any work, if results of a job cannot be written to `output`."""
+    """InputError, before any work, if results cannot be written to `output`."""
     _recorded(output)
-    folder = parts_folder(output)
-    probe = folder / f"lock.probe.{os.getpid()}"
+    probe = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"room?")
         probe.unlink()
-        with suppress(OSError):  # an unfinished job's
-            folder.rmdir()
     except OSError as exc:
-        raise _cannot(folder, exc) from exc
+        raise _cannot(output.parent, exc) from exc
 
 
 def _cannot(folder: Path, exc: OSError) -> InputError:
@@ -122,7 +119,7 @@ class Results:
             raise _cannot(self.folder, exc) from exc
         try:
             self._open(resume)
-            self.reports = {i: r for i in range(self.n_parts) if (r := _report(self._part(i))) is not None}
+            self.finished = {i for i in range(self.n_parts) if _report(self._part(i)) is not None}
         except BaseException:
             self.lock.release()
             raise
@@ -137,7 +134,7 @@ class Results:
 
     def pending(self) -> list[int]:
         """Parts not yet written, in order."""
-        return [i for i in range(self.n_parts) if i not in self.reports]
+        return [i for i in range(self.n_parts) if i not in self.finished]
 
     def write(self, part: int, outputs: Mapping[str, np.ndarray], report: Mapping[str, Any]) -> None:
         """Keep the outputs of one part, name -> (items, ...), and the model's report on it."""
@@ -147,7 +144,7 @@ class Results:
             file["inputs/index"] = np.array(self.items[slice(*self.span(part))], dtype=np.int64)
             for name, values in outputs.items():
                 file[f"outputs/{name}"] = values
-        self.reports[part] = dict(report)
+        self.finished.add(part)
 
     def join(self, summary: Mapping[str, Any], deck: Mapping[str, Any]) -> None:
         """All parts -> `output` in input order; removes the parts."""
@@ -166,6 +163,14 @@ class Results:
                 self._append(file, part)
             self.lock.beat()  # it took long, perhaps
         _remove_parts(self.folder, self.lock)
+
+    def reports(self) -> Iterator[dict[str, Any]]:
+        """The model's reports on all parts, read one at a time."""
+        for part in range(self.n_parts):
+            report = _report(self._part(part))
+            require(report is not None, f"{self._part(part)} is gone or damaged; the same command makes it again")
+            assert report is not None
+            yield report
 
     def outputs(self, name: str) -> np.ndarray:
         """One output of all items, (n_items, ...)."""

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from astra_mpi.broadcast import broadcast_batch, broadcast_text
@@ -13,18 +14,19 @@ from astra_mpi.deck import Deck
 from astra_mpi.errors import collective
 from astra_mpi.inputs import open_input
 from astra_mpi.progress import Progress
-from astra_mpi.results import Results, finished_summary, write_json
+from astra_mpi.results import Results, finished_summary, remove_leftovers, write_json
 from astra_mpi.shards import shard_items, take
 from astra_mpi.signals import Interrupted, StopRequests
 from astra_mpi.sources import Source
 from astra_mpi.summary import summarise
 from astra_mpi.tasks import TASKS, Embed, Part, check_task
+from astra_mpi.watched import alone
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 #: settings that do not change the results, or whose files are compared by content
-_FREE = ("model.path", "model.codebooks", "input.path", "output.path", "run.resume", "run.threads", "task.stream")
+_FREE = ("model.path", "model.codebooks", "input.path", "output.path", "run.resume", "run.threads", "task.stream", "run.watchdog")
 
 
 def run(
@@ -34,13 +36,15 @@ def run(
     *,
     threads: int = 1,
     choices: Mapping[str, Any] | None = None,
+    stop: StopRequests | None = None,
     open_source: Callable[..., Source] = open_input,
 ) -> dict[str, Any]:
     """Run `deck` with the loaded `model`, from where an earlier run stopped. Collective.
 
     Writes deck.output.path and the summary beside it; returns the summary on every rank. threads: in force, for the
-    record. choices: those that an earlier part of this job made. InputError, on all ranks, on input the model cannot
-    take or results that belong to other settings; Interrupted after SIGINT or SIGTERM, with the finished batches kept.
+    record. choices: those that an earlier part of this job made. stop: where signals are noted already. InputError, on
+    all ranks, on input the model cannot take or results that belong to other settings; Interrupted after a signal, with
+    the finished batches kept.
     """
     root = comm.Get_rank() == 0
     source: Source | None = None
@@ -49,16 +53,19 @@ def run(
         check_task(deck, model.config)
         task = TASKS[deck.task.name](deck, model, comm, choices or {})
         if root:
-            source = task.open(open_source)
+            with alone(comm, f"reading {deck.input.path}"):
+                source = task.open(open_source)
             state = {**_state(deck, model, source, comm.Get_size(), threads), **task.state}
             items = shard_items(source.n_items, deck.input.shard, deck.input.shard_by)
             source = take(source, items)
             summary = finished_summary(deck.output.path, state) if deck.run.resume else None
             if summary is not None:
                 print(f"{deck.output.path} is complete; run.resume=false makes it anew", file=sys.stderr, flush=True)
+                remove_leftovers(deck.output.path)
     summary = json.loads(broadcast_text(comm, json.dumps(summary)))
     if summary is None:
-        summary = _run_batches(deck, model, comm, task, source, items, state)
+        with nullcontext(stop) if stop is not None else StopRequests() as requests:
+            summary = _run_batches(deck, model, comm, task, source, items, state, requests)
     with collective(comm):
         if root:
             write_json(deck.output.path.with_suffix(".json"), summary)
@@ -66,7 +73,14 @@ def run(
 
 
 def _run_batches(
-    deck: Deck, model: Any, comm: MPI.Comm, task: Embed, source: Source | None, items: range, state: dict[str, Any]
+    deck: Deck,
+    model: Any,
+    comm: MPI.Comm,
+    task: Embed,
+    source: Source | None,
+    items: range,
+    state: dict[str, Any],
+    stop: StopRequests,
 ) -> dict[str, Any]:
     """All pending batches, then the joined results; returns the summary on every rank."""
     results: Results | None = None
@@ -74,10 +88,10 @@ def _run_batches(
     try:
         with collective(comm):
             if source is not None:
-                results = Results(deck.output.path, state, items, deck.run.batch, deck.run.resume)
-        with StopRequests() as stop:
-            _loop(model, comm, task, source, results, stop)
-        with collective(comm):
+                with alone(comm, f"opening {deck.output.path}"):
+                    results = Results(deck.output.path, state, items, deck.run.batch, deck.run.resume)
+        _loop(model, comm, task, source, results, stop)
+        with collective(comm), alone(comm, f"writing {deck.output.path}"):
             if results is not None and source is not None:
                 summary = summarise(deck, model, results, source.labels)
                 results.join(summary, deck.as_dict())
@@ -98,26 +112,28 @@ def _loop(
         n_left = sum(b - a for a, b in map(results.span, pending))
         progress = Progress(source.n_items, source.n_items - n_left)
     for part in pending:
+        if signum := stop.agreed(comm):
+            raise _interrupted(signum, f"before batch {part + 1}")
         inputs = mask = known = None
         with collective(comm):
             if source is not None and results is not None:
                 span = range(*results.span(part))
                 known = Part(source, span, results.items[span.start : span.stop])
-                inputs, mask = source.batch(span.start, span.stop)
+                with alone(comm, f"reading batch {part + 1}"):
+                    inputs, mask = source.batch(span.start, span.stop)
         outputs = task.outputs(*broadcast_batch(comm, inputs, mask), known)
         with collective(comm):
             if results is not None:
-                results.write(part, outputs, model.report)
+                with alone(comm, f"writing batch {part + 1}"):
+                    results.write(part, outputs, model.report)
             if progress is not None and known is not None:
                 progress.advance(len(known.numbers))
-        signum = stop.agreed(comm)
-        if signum and part != pending[-1]:
-            raise Interrupted(
-                f"stopped by {signal.Signals(signum).name} after batch {part + 1}; the same command goes on from there",
-                signum,
-            )
     if progress is not None:
         progress.close()
+
+
+def _interrupted(signum: int, where: str) -> Interrupted:
+    return Interrupted(f"stopped by {signal.Signals(signum).name} {where}; the same command goes on from there", signum)
 
 
 def _state(deck: Deck, model: Any, source: Source, size: int, threads: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -15,21 +15,26 @@ from astra_mpi.deck import Deck
 from astra_mpi.results import Results
 
 
+_COSTS = ("contributed_bytes", "formula_bytes", "port_bytes", "paper_bytes", "other_bytes")
+_COSTS += ("distinct_keys", "missing", "latency_s")
+
+
 def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | None) -> dict[str, Any]:
     """The summary of a finished job from the reports of its batches: bytes added up, latencies as medians."""
-    reports = [results.reports[part] for part in sorted(results.reports)]
-    first = reports[0]
+    first = next(results.reports())
+    told = _Told()
+    cost = costs(told.through(results.reports()))
     return {
         "astra_mpi": __version__,
         "task": deck.task.name,
         "model": str(deck.model.path),
         **{name: first[name] for name in ("family", "strategy", "ranks")},
         "items": results.n_items,
-        "tokens": sum(sum(report["tokens"]) for report in reports),
+        "tokens": told.tokens,
         **{name: first[name] for name in ("codec", "bits_per_token_per_block")},
         **{name: first[name] for name in ("network", "accounting", "clock", "speed")},
-        **costs(reports),
-        "metrics": _metrics(reports, results, labels),
+        **cost,
+        "metrics": {"forward_s": told.forward_s, **_metrics(results, labels)},
         "choices": first["choices"],
         "deck": deck.as_dict(),
         "host": host(),
@@ -37,8 +42,21 @@ def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | Non
     }
 
 
-def costs(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What batches, or the shards of a job, cost together."""
+class _Told:
+    """Sums over reports as they pass."""
+
+    tokens, forward_s = 0, 0.0
+
+    def through(self, reports: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for report in reports:
+            self.tokens += sum(report["tokens"])
+            self.forward_s += report["latency_s"]["total"]
+            yield report
+
+
+def costs(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """What batches, or the shards of a job, cost together. Of each only its costs are kept."""
+    reports = [{name: report[name] for name in _COSTS} for report in reports]
     return {
         **{name: _added(reports, name) for name in ("contributed_bytes", "formula_bytes", "port_bytes")},
         "paper_bytes": sum(report["paper_bytes"] for report in reports),
@@ -83,13 +101,13 @@ def _medians(latencies: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return sorted(latencies, key=lambda latency: latency["total"])[(len(latencies) - 1) // 2]
 
 
-def _metrics(reports: Sequence[dict[str, Any]], results: Results, labels: np.ndarray | None) -> dict[str, Any]:
-    metrics: dict[str, Any] = {"forward_s": sum(report["latency_s"]["total"] for report in reports)}
+def _metrics(results: Results, labels: np.ndarray | None) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
     if labels is not None and results.state["task.name"] == "classify":
         metrics["accuracy"] = float((results.outputs("class") == labels).mean())
     if results.state["task.name"] == "perplexity":
         nll, scored = results.outputs("nll").sum(dtype=np.float64), results.outputs("scored").sum()
         metrics |= {"perplexity": float(np.exp(nll / scored)), "scored_tokens": int(scored)}
     if results.state["task.name"] == "generate":
-        metrics |= generation.metrics(reports, results.outputs("n_tokens"))
+        metrics |= generation.metrics(results.reports(), results.outputs("n_tokens"))
     return metrics

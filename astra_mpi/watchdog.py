@@ -178,7 +178,9 @@ def judge(answers: dict[int, Answer], rank: int, size: int, for_s: float, what: 
         doing = f"rank {late[0]} has been at work for {busy.for_s:.0f} s without reaching the others ({busy.what})"
         return f"{doing}; {_others(rank, for_s, what)}"
     if all(answer.waits and answer.for_s >= limit_s for answer in answers.values()):
-        places = [f"rank {r} in {w}" for r, w in sorted({rank: what, **{r: a.what for r, a in answers.items()}}.items())]
+        places = [
+            f"rank {r} in {w}" for r, w in sorted({rank: what, **{r: a.what for r, a in answers.items()}}.items())
+        ]
         return f"all ranks wait for each other, {', '.join(places)}, for {for_s:.0f} s"
     return ""
 

@@ -37,6 +37,11 @@ def add_loading_options(parser: argparse.ArgumentParser, seed: str, several_netw
         metavar="W,..",
         help="relative speeds of the ranks, for the cut; auto measures them, causal takes them as equal (decoders)",
     )
+    parser.add_argument(
+        "--watchdog",
+        metavar="TIME",
+        help="how long ranks wait for a silent one before all end (default 300s); 0: for ever",
+    )
     parser.add_argument("--seed", type=int, default=0, help=f"{seed} (default %(default)s)")
     parser.add_argument("--counted-keys", choices=("on", "off"), default="on", help="default %(default)s")
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON; - for stdout")
@@ -105,6 +110,7 @@ def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str) -> Model
         weights=args.weights,
         counted_keys=args.counted_keys == "on",
         seed=args.seed,
+        watchdog=args.watchdog,
         **condition_arguments(args),
     )
 

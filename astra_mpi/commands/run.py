@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from astra_mpi.deck import Deck
     from astra_mpi.engine import Model
+    from astra_mpi.signals import StopRequests
 
 _CONDITIONS = ("network", "accounting", "clock", "speed", "deadline", "missing")
 
@@ -30,29 +31,40 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
+    from astra_mpi.signals import StopRequests
+
+    with StopRequests() as stop:  # from the start, so that none ends a rank at any line
+        summary = _run(args, comm, stop)
+    if comm.Get_rank() == 0:
+        print(json.dumps(summary))
+    return 0
+
+
+def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[str, Any]:
     from astra_mpi import runner
     from astra_mpi.broadcast import broadcast_text
     from astra_mpi.deck import Deck, load_deck
     from astra_mpi.errors import collective
-    from astra_mpi.results import recorded_choices
+    from astra_mpi.results import check_room, recorded_choices
     from astra_mpi.shards import resolve
     from astra_mpi.threads import set_threads
+    from astra_mpi.watched import watched
 
     text = ""
     with collective(comm):
         if comm.Get_rank() == 0:
             overrides = [*args.overrides, *([f"input.shard={args.shard}"] if args.shard else [])]
             deck = resolve(load_deck(args.deck, overrides))
+            check_room(deck.output.path)
             choices = recorded_choices(deck.output.path) if deck.run.resume else {}
             text = json.dumps([deck.as_dict(), choices])
     settings, choices = json.loads(broadcast_text(comm, text))
     deck = Deck.from_dict(settings)
     with collective(comm):
         threads = set_threads(deck.run.threads)
-    summary = runner.run(deck, _load(deck, choices, comm), comm, threads=threads, choices=choices)
-    if comm.Get_rank() == 0:
-        print(json.dumps(summary))
-    return 0
+        limit_s = deck.run.watchdog_s
+    comm = watched(comm, limit_s)
+    return runner.run(deck, _load(deck, choices, comm), comm, threads=threads, choices=choices, stop=stop)
 
 
 def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
