@@ -87,9 +87,8 @@ def _together(args: argparse.Namespace) -> int:
 
         from astra_mpi.watched import watched
 
-        comm = MPI.COMM_WORLD
-        check_together(comm.Get_size())
-        comm = watched(comm)
+        check_together(MPI.COMM_WORLD.Get_size())
+        comm = watched(MPI.COMM_WORLD)
     except Exception as exc:
         if launched_rank() == 0:
             _say(exc, args.debug)

@@ -112,9 +112,8 @@ def _wait_for_silence(path: Path) -> None:
             _tell(f"taking over {path.parent} from {_name(now)}, {reason}")
             return
         if not said:
-            _tell(
-                f"waiting up to {STALE_AFTER_S - silent_s:.0f} s to see whether {_name(now)}, in {path.parent}, is alive"
-            )
+            left_s = STALE_AFTER_S - silent_s
+            _tell(f"{path.parent} is locked by {_name(now)}; waiting up to {left_s:.0f} s for a sign of life")
             said = True
         time.sleep(LOOK_EVERY_S)
 

@@ -14,9 +14,10 @@ from astra_mpi import __version__, generation
 from astra_mpi.deck import Deck
 from astra_mpi.results import Results
 
-
-_COSTS = ("contributed_bytes", "formula_bytes", "port_bytes", "paper_bytes", "other_bytes")
-_COSTS += ("distinct_keys", "missing", "latency_s")
+_COSTS = (
+    *("contributed_bytes", "formula_bytes", "port_bytes", "paper_bytes", "other_bytes"),
+    *("distinct_keys", "missing", "latency_s"),
+)
 
 
 def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | None) -> dict[str, Any]:

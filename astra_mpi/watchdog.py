@@ -1,8 +1,8 @@
 """A rank that hangs ends all ranks, with one message that names it (docs/faults.md).
 
-The main thread notes when it begins and ends to wait for other ranks: two assignments, no message. A second thread looks
-at the note from time to time. Only when the note has not changed for a while does it talk MPI, on a communicator of its
-own: it answers roll calls, and holds one itself once the wait is longer than the limit.
+The main thread notes when it begins and ends to wait for other ranks: two assignments, no message. A second thread
+looks at the note from time to time. Only when the note has not changed for a while does it talk MPI, on a communicator
+of its own: it answers roll calls, and holds one itself once the wait is longer than the limit.
 """
 
 from __future__ import annotations

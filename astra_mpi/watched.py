@@ -9,11 +9,26 @@ from typing import Any
 
 from mpi4py import MPI
 
-from astra_mpi.watchdog import LIMIT_S, Watchdog
+from astra_mpi.watchdog import Watchdog
 
 #: blocking calls that this package makes
-_CALLS = ("Allgather", "Allgatherv", "Allreduce", "Alltoall", "Alltoallv", "Barrier", "Bcast", "Gather", "Gatherv")
-_CALLS += ("Recv", "Reduce", "Scatter", "Scatterv", "Send", "Sendrecv")
+_CALLS = [
+    "Allgather",
+    "Allgatherv",
+    "Allreduce",
+    "Alltoall",
+    "Alltoallv",
+    "Barrier",
+    "Bcast",
+    "Gather",
+    "Gatherv",
+    "Recv",
+    "Reduce",
+    "Scatter",
+    "Scatterv",
+    "Send",
+    "Sendrecv",
+]
 #: the attribute of a communicator that holds its watchdog
 _KEY = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, dog: dog.close())
 
@@ -78,6 +93,3 @@ def alone(comm: MPI.Comm, what: str) -> AbstractContextManager[None]:
     """A context in which others of `comm` wait for this rank, and may have to for long."""
     dog = getattr(comm, "dog", None)
     return dog.alone(what) if dog is not None else nullcontext()
-
-
-__all__ = ["LIMIT_S", "Watched", "alone", "also_watched", "waiting", "watched"]

@@ -49,7 +49,7 @@ def test_deck_path_relative_to_current_folder(tmp_path, monkeypatch):
 def test_dict_has_every_default_and_reads_back(tmp_path):
     deck = load_deck(write(tmp_path), ["parallel.weights=[1, 2.5]", 'input.dataset=["a", "b"]', "run.threads=2"])
     settings = json.loads(json.dumps(deck.as_dict()))
-    assert settings["run"] == {"batch": 8, "resume": True, "seed": 0, "threads": 2}
+    assert settings["run"] == {"batch": 8, "resume": True, "seed": 0, "threads": 2, "watchdog": "300s"}
     assert settings["parallel"]["weights"] == [1.0, 2.5]
     assert Deck.from_dict(settings) == deck
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import h5py
@@ -126,10 +127,17 @@ def test_second_run_is_refused_and_first_goes_on(tmp_path):
     open_results(output).close()
 
 
-def holder(folder, **changes):
+def holder(folder, silent_s=0.0, **changes):
     folder.mkdir(exist_ok=True)
-    entry = {"host": socket.gethostname(), "pid": os.getpid(), "token": "theirs", "heartbeat": time.time()} | changes
-    (folder / "lock").write_text(json.dumps(entry))
+    me = {
+        "host": socket.gethostname(),
+        "machine": lock._machine(),
+        "pid": os.getpid(),
+        "started": lock._started(os.getpid()),
+    }
+    (folder / "lock").write_text(json.dumps({**me, "token": "theirs", "heartbeat": time.time(), **changes}))
+    then = time.time() - silent_s
+    os.utime(folder / "lock", (then, then))
 
 
 def ended_pid():
@@ -146,15 +154,43 @@ def test_lock_of_an_ended_process_is_taken_over(tmp_path, capsys):
     assert f"taking over {folder} from process {pid}" in capsys.readouterr().err
 
 
-def test_silent_lock_is_taken_over_fresh_one_is_not(tmp_path, capsys):
+def test_lock_of_a_process_number_used_again_is_taken_over(tmp_path, capsys):
+    holder(parts_folder(tmp_path / "out.h5"), started=lock._started(os.getpid()) - 100)
+    open_results(tmp_path / "out.h5").close()
+    assert "which has ended" in capsys.readouterr().err
+
+
+def test_silent_lock_of_another_machine_is_taken_over(tmp_path, capsys):
     folder = parts_folder(tmp_path / "out.h5")
-    holder(folder, host="elsewhere", pid=ended_pid(), heartbeat=time.time() - lock.STALE_AFTER_S / 2)
-    with pytest.raises(InputError, match=r"in use by process \d+ on elsewhere \(last heard of 30 s ago\)"):
-        open_results(tmp_path / "out.h5")
-    holder(folder, host="elsewhere", heartbeat=time.time() - lock.STALE_AFTER_S - 5)
+    holder(folder, silent_s=lock.STALE_AFTER_S + 5, host="elsewhere", machine="another")
     open_results(tmp_path / "out.h5").close()
     assert "silent for 65 s" in capsys.readouterr().err
     assert not (folder / "lock").exists()
+
+
+def test_fresh_lock_of_another_machine_is_waited_for(tmp_path, capsys, monkeypatch):
+    """Its beats tell; without any it is taken over in the end."""
+    monkeypatch.setattr(lock, "LOOK_EVERY_S", 0.02)
+    folder = parts_folder(tmp_path / "out.h5")
+    holder(folder, host="elsewhere", machine="another")
+    beat = threading.Timer(0.2, holder, [folder], {"host": "elsewhere", "machine": "another", "heartbeat": 1.0})
+    beat.start()
+    with pytest.raises(InputError, match=r"in use by process \d+ on elsewhere"):
+        open_results(tmp_path / "out.h5")
+    beat.join()
+    monkeypatch.setattr(lock, "STALE_AFTER_S", 0.3)
+    holder(folder, host="elsewhere", machine="another")
+    open_results(tmp_path / "out.h5").close()
+    assert "waiting up to 0 s for a sign of life" in capsys.readouterr().err
+
+
+def test_lock_without_a_word_is_taken_over_once_it_is_old(tmp_path):
+    folder = parts_folder(tmp_path / "out.h5")
+    holder(folder, silent_s=lock.STALE_AFTER_S + 1)
+    (folder / "lock").write_text("")
+    then = time.time() - lock.STALE_AFTER_S - 1
+    os.utime(folder / "lock", (then, then))
+    open_results(tmp_path / "out.h5").close()
 
 
 def test_run_that_lost_its_lock_stops(tmp_path):

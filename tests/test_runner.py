@@ -13,7 +13,7 @@ from astra_mpi import runner
 from astra_mpi.broadcast import broadcast_batch, broadcast_text
 from astra_mpi.deck import load_deck
 from astra_mpi.errors import AstraError, InputError
-from astra_mpi.signals import Interrupted
+from astra_mpi.signals import SIGNALS, Interrupted
 from astra_mpi.sources import TokenSource
 
 pytestmark = pytest.mark.mpi
@@ -118,7 +118,7 @@ def test_embed(comm, folder):
     assert summary["missing"] == {"treatment": "drop", "messages": 16, "lost": 10, "late": 0}
     assert summary["latency_s"]["total"] == 2.0  # the lower of the two middle batches
     assert summary["metrics"] == {"forward_s": 10.0}
-    assert summary["deck"]["run"] == {"batch": BATCH, "resume": True, "seed": 0, "threads": None}
+    assert summary["deck"]["run"] == {"batch": BATCH, "resume": True, "seed": 0, "threads": None, "watchdog": "300s"}
     assert json.loads((folder / "out.json").read_text()) == summary
 
 
@@ -135,15 +135,15 @@ def test_task_that_does_not_fit_the_model(comm, folder):
     assert caught.value.collective
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signal_on_one_rank_stops_all_and_the_job_goes_on(comm, folder, signum):
     last = comm.Get_rank() == comm.Get_size() - 1
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(s) for s in SIGNALS]
     model = StandIn(comm, lambda call: signal.raise_signal(signum) if call == 2 and last else None)
-    with pytest.raises(Interrupted, match="after batch 2; the same command goes on") as caught:
+    with pytest.raises(Interrupted, match="before batch 3; the same command goes on") as caught:
         execute(comm, folder, model)
     assert caught.value.exit_code == 128 + signum and caught.value.collective
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(s) for s in SIGNALS] == handlers
     assert model.calls == 2
     again = StandIn(comm)
     summary = execute(comm, folder, again)
