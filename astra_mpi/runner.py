@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 #: settings that do not change the results, or whose files are compared by content
-_FREE = ("model.path", "model.codebooks", "input.path", "output.path", "run.resume", "run.threads", "task.stream", "run.watchdog")
+_FREE = (
+    "model.path",
+    "model.codebooks",
+    "input.path",
+    "output.path",
+    "run.resume",
+    "run.threads",
+    "task.stream",
+    "run.watchdog",
+)
 
 
 def run(
@@ -111,9 +120,10 @@ def _loop(
     if source is not None and results is not None and not task.talks:
         n_left = sum(b - a for a, b in map(results.span, pending))
         progress = Progress(source.n_items, source.n_items - n_left)
+    last: int | None = None
     for part in pending:
         if signum := stop.agreed(comm):
-            raise _interrupted(signum, f"before batch {part + 1}")
+            raise _interrupted(signum, last)
         inputs = mask = known = None
         with collective(comm):
             if source is not None and results is not None:
@@ -128,11 +138,13 @@ def _loop(
                     results.write(part, outputs, model.report)
             if progress is not None and known is not None:
                 progress.advance(len(known.numbers))
+        last = part
     if progress is not None:
         progress.close()
 
 
-def _interrupted(signum: int, where: str) -> Interrupted:
+def _interrupted(signum: int, last: int | None) -> Interrupted:
+    where = "before the first batch" if last is None else f"after batch {last + 1}"
     return Interrupted(f"stopped by {signal.Signals(signum).name} {where}; the same command goes on from there", signum)
 
 

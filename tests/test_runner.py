@@ -140,7 +140,7 @@ def test_signal_on_one_rank_stops_all_and_the_job_goes_on(comm, folder, signum):
     last = comm.Get_rank() == comm.Get_size() - 1
     handlers = [signal.getsignal(s) for s in SIGNALS]
     model = StandIn(comm, lambda call: signal.raise_signal(signum) if call == 2 and last else None)
-    with pytest.raises(Interrupted, match="before batch 3; the same command goes on") as caught:
+    with pytest.raises(Interrupted, match="after batch 2; the same command goes on") as caught:
         execute(comm, folder, model)
     assert caught.value.exit_code == 128 + signum and caught.value.collective
     assert [signal.getsignal(s) for s in SIGNALS] == handlers

@@ -118,7 +118,8 @@ def test_no_memory_on_one_rank_is_an_error_on_all(tmp_path, where, gather):
 
 def test_a_rank_that_does_not_come_to_the_forward_pass(tmp_path):
     tests = str(Path(__file__).parent)
-    body, after = "__import__('time').sleep(60)", "model.comm.dog.limit_s = 2.0"
+    after = "model.comm.dog.limit_s = 2.0"
+    body = after + "; __import__('time').sleep(60)"
     done, _ = mpirun(3, LIBRARY.format(tests=tests, path=str(tmp_path / "m.h5"), body=body, after=after, gather=""))
     assert done.returncode != 0
     assert "rank 1 has been at work for" in done.stderr and "(watchdog)" in done.stderr
