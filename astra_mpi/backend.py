@@ -14,6 +14,7 @@ from astra_mpi.errors import InputError, collective, raise_together
 from astra_mpi.gpus import choose_gpu
 from astra_mpi.staging import TRANSPORTS, Staging, make_staging
 from astra_mpi.watched import alone, waiting
+from astra_mpi.weights import Weights
 from astra_mpi.xp import to_host
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ class Backend:
     staging: Staging | None = None  # between device memory and MPI
     choices: dict[str, Any] = field(default_factory=dict)  # for the summary
 
-    def upload(self, weights: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Weights where the kernels work, in the precision they work in."""
-        return weights if self.xp is np else {name: self.put(array) for name, array in weights.items()}
+    def upload(self, weights: Weights) -> Weights:
+        """Weights where the kernels work: a device's in its precision, whatever they are stored as."""
+        return weights if self.xp is np else {name: self.put(np.asarray(array)) for name, array in weights.items()}
 
     def put(self, array: np.ndarray) -> Any:
         """A float array of the host's, where the kernels work."""

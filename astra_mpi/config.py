@@ -12,6 +12,7 @@ KINDS = ("residual", "grouped")
 SITES = ("hidden", "normed", "kv")
 ENCODERS = ("auto", "exact", "subspace")
 MAX_CODEBOOK_SIZE = 65536
+DTYPES = ("float32", "float16", "bfloat16", "int8")  # what weights may be stored as
 
 
 def require(condition: bool, message: str) -> None:

@@ -14,10 +14,12 @@ from astra_mpi import hf_settings
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.hf_folder import Tensor, load_settings, open_weights, sha256
-from astra_mpi.modelfile import ModelFile, weight_shapes
+from astra_mpi.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.models import FAMILIES
-from astra_mpi.models.hf import Source, to_canonical
+from astra_mpi.models.hf import Source, arranged, to_canonical
 from astra_mpi.provenance import provenance
+from astra_mpi.weightfile import some
+from astra_mpi.weights import Made, Weights
 
 
 def convert(source: str | Path, dtype: str = "float32", command: str = "convert") -> tuple[ModelFile, list[str]]:
@@ -49,6 +51,16 @@ def convert(source: str | Path, dtype: str = "float32", command: str = "convert"
     return model, notes + more_notes
 
 
+def restore(source: str | Path, dtype: str, command: str = "convert") -> tuple[ModelFile, list[str]]:
+    """A model file, to be written with its weights as `dtype`; codebooks and all else stay. InputError."""
+    model = read_model(source)
+    made = model.provenance | {"convert": command}
+    notes = []
+    if model.codec is not None and dtype != model.stored_dtype:
+        notes.append(f"its codebooks were fitted to the {model.stored_dtype} model; calibrate again to fit this one")
+    return dataclasses.replace(model, provenance=made, stored_dtype=dtype), notes
+
+
 def _config(path: Path, tensors: dict[str, Tensor], modules: dict[str, Path]) -> tuple[Any, Any]:
     """-> (family, config)."""
     hf = load_settings(path)
@@ -70,24 +82,38 @@ def _config(path: Path, tensors: dict[str, Tensor], modules: dict[str, Path]) ->
     return family, config
 
 
-def _weights(
-    folder: Path, family: Any, config: Any, tensors: dict[str, Tensor]
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """-> (weights by canonical name, notes)."""
+def _weights(folder: Path, family: Any, config: Any, tensors: dict[str, Tensor]) -> tuple[Weights, list[str]]:
+    """-> (weights by canonical name, read when they are asked for; notes)."""
     sources = family.hf_weights(config)
     found = {name: _find(tensors, family, source.name) for name, source in sources.items()}
     missing = sorted({sources[name].name for name, tensor in found.items() if tensor is None})
+    require(not missing, f"{folder} has no tensor {some(missing)}, which its config.json asks for; download it again")
+    present = {name: tensor for name, tensor in found.items() if tensor is not None}
+    unused = set(tensors) - {tensor.name for tensor in present.values()}
+    left = sorted(name for name in unused if not name.endswith(family.hf_constants))
+    foreign = [name for name in left if name.removeprefix(family.hf_prefix).startswith(family.hf_blocks)]
     require(
-        not missing,
-        f"{folder} has no tensor {', '.join(missing)}, which its config.json asks for; download it again",
+        not foreign,
+        f"{folder} has tensors in its blocks that config.json does not ask for: {some(foreign)};"
+        f" answers without them would be wrong, so it is not a {config.family} model as known here",
     )
     shapes = weight_shapes(config)
-    weights = {name: _canonical(name, shapes[name], sources[name], t) for name, t in found.items() if t is not None}
-    unused = set(tensors) - {tensor.name for tensor in found.values() if tensor is not None}
-    left = sorted(name for name in unused if not name.endswith(family.hf_constants))
-    if not left:
-        return weights, []
-    return weights, [f"{len(left)} tensors that this model does not use were left out: {', '.join(left)}"]
+    for name, tensor in present.items():
+        _check_tensor(name, shapes[name], sources[name], tensor)
+    weights = Made(present, lambda name: to_canonical(name, present[name].read(), shapes[name], sources[name]))
+    notes = [f"{len(left)} tensors that this model does not use were left out: {some(left)}"] if left else []
+    return weights, notes
+
+
+def _check_tensor(name: str, shape: tuple[int, ...], source: Source, tensor: Tensor) -> None:
+    """InputError unless weight `name` can be made of the tensor; only its description is looked at."""
+    tensor.check()
+    wrong = f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, which config.json contradicts"
+    require(math.prod(tensor.shape) == math.prod(shape) * source.n_parts, wrong)
+    try:
+        arranged(name, np.broadcast_to(np.float32(0), tensor.shape), shape, source)
+    except ValueError as exc:
+        raise InputError(wrong) from exc
 
 
 def _find(tensors: dict[str, Tensor], family: Any, name: str) -> Tensor | None:
@@ -97,16 +123,6 @@ def _find(tensors: dict[str, Tensor], family: Any, name: str) -> Tensor | None:
         if candidate in tensors:
             return tensors[candidate]
     return None
-
-
-def _canonical(name: str, shape: tuple[int, ...], source: Source, tensor: Tensor) -> np.ndarray:
-    """A tensor's values in the shape of weight `name`, float32, C-contiguous."""
-    wrong = f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, which config.json contradicts"
-    require(math.prod(tensor.shape) == math.prod(shape) * source.n_parts, wrong)
-    try:
-        return to_canonical(name, tensor.read(), shape, source)
-    except ValueError as exc:
-        raise InputError(wrong) from exc
 
 
 def _inputs(folder: Path, config: Any) -> tuple[str | None, dict[str, Any] | None, list[str]]:

@@ -19,7 +19,7 @@ from astra_mpi.images import Preprocess
 from astra_mpi.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.batch import Batch
-from astra_mpi.models.block import Block
+from astra_mpi.models.block import Block, block_weights
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Cut, Layout
 from astra_mpi.report import Laps, collect
@@ -54,8 +54,8 @@ class Model:
         weights_there = backend.upload(file.weights)
         self.family = family(file.config, weights_there, backend.kernels)
         self.scratch = Scratch(backend.xp, backend.dtype)
-        parts = file.config, family.recipe, weights_there
-        self.blocks = [Block(*parts, i, backend.kernels, self.scratch) for i in range(file.config.n_layers)]
+        blocks = block_weights(weights_there, file.config.n_layers)
+        self.blocks = [Block(file.config, family.recipe, own, backend.kernels, self.scratch) for own in blocks]
         conditions = conditions or Conditions()
         self.clock = conditions.make_clock(comm)
         self.laps = Laps(self.clock)
@@ -247,6 +247,12 @@ class Model:
             hidden[:, 0] = fetch(self.family.final(put(classes)))
         return hidden
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights that this rank computes with, as they are stored."""
+        outside = sum(weight.nbytes for name, weight in self.weights.items() if not name.startswith("blocks."))
+        return outside + self.strategy.block_bytes
+
     def describe(
         self, layout: Layout, seconds: dict[str, float], counts: Sequence[float], failure: Exception | None = None
     ) -> dict[str, Any]:
@@ -254,10 +260,10 @@ class Model:
 
         failure: of this rank at the end of the pass, raised on all.
         """
-        latency, told = collect(self.comm, seconds, [float(failure is not None), *counts])
+        latency, told = collect(self.comm, seconds, [float(failure is not None), self.weight_bytes, *counts])
         if told[:, 0].any():
             raise_together(self.comm, failure)
-        counted = told[:, 1:]
+        counted = told[:, 2:]
         described = self.strategy.describe()
         weights = self.cut_weights or "even"
         weights = weights if isinstance(weights, str) else [float(weight) for weight in weights]
@@ -270,6 +276,7 @@ class Model:
             **self.exchange.report(counted),
             "distinct_keys": self.strategy.distinct_keys(),
             "latency_s": latency,
+            "weight_bytes": [int(n) for n in told[:, 1]],
             **described,
             "choices": {**described["choices"], "weights": weights, **self.backend.choices},
         }

@@ -136,9 +136,10 @@ def read(item: h5py.Dataset, dtype: str) -> np.ndarray:
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[h5py.File]:
+def writing(path: str | Path, aligned: bool = False) -> Iterator[h5py.File]:
     """Create an HDF5 file under a temporary name; flushed to disk and renamed to `path` when the body succeeds.
 
+    `aligned`: large datasets begin at pages, for readers that map them.
     After a failure nothing is left and an older file at `path` is untouched. InputError if the folder is missing.
     """
     path = Path(path)
@@ -147,7 +148,8 @@ def writing(path: str | Path) -> Iterator[h5py.File]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # the 1.8 layout allows attributes over 64 KB (long lists of labels); any HDF5 since 2008 reads it
-        with h5py.File(temporary, "w", libver=("v108", "v108")) as file:
+        align: dict[str, Any] = {"alignment_threshold": 1 << 16, "alignment_interval": 1 << 12} if aligned else {}
+        with h5py.File(temporary, "w", libver=("v108", "v108"), **align) as file:
             yield file
         _sync(temporary)
         os.replace(temporary, path)

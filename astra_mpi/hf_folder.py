@@ -26,10 +26,13 @@ class Tensor:
     dtype: str  # as the file calls it
     shape: tuple[int, ...]
 
-    def read(self) -> np.ndarray:
-        """Its values as float32. InputError on integers and exotic floats."""
+    def check(self) -> None:
+        """InputError on integers and exotic floats."""
         if self.dtype not in _FLOATS:
             raise InputError(f"{self.path}: tensor {self.name} is {self.dtype}; save the model as float32 or bfloat16")
+
+    def read(self) -> np.ndarray:
+        """Its values as float32."""
         with _safe_open(self.path) as file:
             return np.asarray(file.get_tensor(self.name), np.float32)
 

@@ -13,6 +13,7 @@ from astra_mpi import hdf5
 from astra_mpi.codecfile import read_codec
 from astra_mpi.modelfile import read_config, read_preprocess
 from astra_mpi.provenance import read_provenance
+from astra_mpi.weightfile import stored_dtype
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -31,13 +32,14 @@ def describe(path: str | Path) -> dict[str, Any]:
 def _model(file: h5py.File) -> dict[str, Any]:
     config, _ = read_config(file)
     weights = [item for item in _members(hdf5.group(file, "weights")) if isinstance(item, h5py.Dataset)]
+    scales = _members(hdf5.group(file, "scales")) if "scales" in file else ()
     return {
         "family": config.family,
         "config": config.as_dict(),
         "digest": hdf5.text(file, "digest"),
         "parameters": sum(item.size for item in weights),
-        "weight_bytes": sum(item.nbytes for item in weights),
-        "dtypes": sorted({str(item.dtype) for item in weights}),
+        "weight_bytes": sum(item.nbytes for item in weights) + sum(item.nbytes for item in scales),
+        "dtypes": sorted({stored_dtype(item) for item in weights}),
         "tokenizer": "tokenizer" in file,
         "preprocess": read_preprocess(file),
     }

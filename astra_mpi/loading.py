@@ -97,8 +97,10 @@ def load(
         if threads is not None:
             set_threads(threads)
         options = {"pooling": pooling, "normalize": normalize}
+        changes = {name: value for name, value in options.items() if value is not None}
+        share = (comm.Get_rank(), comm.Get_size()) if STRATEGIES[spec.name].reads_part else (0, 1)
         with alone(comm, f"reading {path}"):
-            file = _read(path, codebooks, {name: value for name, value in options.items() if value is not None})
+            file = _read(path, codebooks, changes, share)
         config, codec = file.config, file.codec
         causal = FAMILIES[config.family].causal
         require(causal or weights != "causal", f"{path}: a {config.family} model attends both ways; use weights = even")
@@ -121,9 +123,12 @@ def load(
     return model
 
 
-def _read(path: str, codebooks: str | None, changes: dict[str, Any]) -> ModelFile:
-    """The model file with these settings of its config and, if given, other codebooks. InputError."""
-    file = modelfile.read_model(path)
+def _read(path: str, codebooks: str | None, changes: dict[str, Any], share: tuple[int, int]) -> ModelFile:
+    """The model file with these settings of its config and, if given, other codebooks. InputError.
+
+    share: which weights' contents this rank checks (`read_model`).
+    """
+    file = modelfile.read_model(path, share)
     codec = codecfile.read_codebooks(codebooks, file.digest) if codebooks else file.codec
     unknown = [name for name in changes if not hasattr(file.config, name)]
     require(not unknown, f"{path}: a {file.config.family} model has no option {', '.join(unknown)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from astra_mpi.images import Preprocess
 from astra_mpi.modelfile import ModelFile, weight_shapes
 from astra_mpi.models import FAMILIES
 from astra_mpi.synthetic import random_batch
+from astra_mpi.weights import Made, Weights, narrowed
 
 SCALE = 0.02  # standard deviation of the weights, as BERT and ViT are initialised
 SAMPLES_PER_ENTRY = 4  # activations that k-means sees: enough that entries differ, which is all that latency asks for
@@ -34,35 +36,44 @@ def preset_config(name: str, n_tokens: int | None = None) -> Any:
     return known[name](n_tokens)
 
 
-def random_weights(config: Any, seed: int) -> dict[str, np.ndarray]:
-    """Canonical name -> float32: N(0, 0.02), biases 0, norms 1 and 0. The same seed gives the same weights."""
-    rng = np.random.default_rng(seed)
-    weights = {}
-    for name, shape in sorted(weight_shapes(config).items()):
+def random_weights(config: Any, seed: int) -> Weights:
+    """N(0, 0.02), biases 0, norms 1 and 0, each made when it is asked for. The same seed gives the same weights."""
+    shapes = weight_shapes(config)
+
+    def make(name: str) -> np.ndarray:
+        shape = shapes[name]
         if name.endswith(".bias"):
-            weights[name] = np.zeros(shape, np.float32)
-        elif "norm" in name:
-            weights[name] = np.ones(shape, np.float32)
-        else:
-            weights[name] = rng.standard_normal(shape, np.float32) * np.float32(SCALE)
-    return weights
+            return np.zeros(shape, np.float32)
+        if "norm" in name:
+            return np.ones(shape, np.float32)
+        weight = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
+        weight *= np.float32(SCALE)
+        return weight
+
+    return Made(shapes, make)
 
 
 def random_model(
     config: Any,
-    codec: CodecConfig,
+    codec: CodecConfig | None,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    dtype: str = "float32",
 ) -> ModelFile:
     """A model with random weights, and codebooks fitted to its activations on random input.
 
-    The same arguments give the same model. `progress(done, total)` counts codebooks. InputError on a negative seed.
+    The same arguments give the same model. Without a codec, weights stay to be made when it is written.
+    `progress(done, total)` counts codebooks. InputError on a negative seed.
     """
     require(seed >= 0, f"--seed {seed}: at least 0")
     images = config.family == "vit"
     grey = [0.5] * config.channels if images else []
     preprocess = Preprocess(config.image_size, grey, grey).as_dict() if images else {"max_tokens": config.max_positions}
-    model = ModelFile(config, random_weights(config, seed), preprocess=preprocess)
+    weights = random_weights(config, seed)
+    model = ModelFile(config, weights, preprocess=preprocess, stored_dtype=dtype)
+    if codec is None:
+        return model
+    model = replace(model, weights={name: narrowed(name, weight, dtype) for name, weight in weights.items()})
     n_samples = SAMPLES_PER_ENTRY * codec.codebook_size
     batches = _random_batches(config, seed)
     return replace(model, codec=fit_codec(model, batches, codec, seed=seed, n_samples=n_samples, progress=progress))

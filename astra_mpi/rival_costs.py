@@ -13,7 +13,6 @@ def tensor_parallel(job: Job) -> Cost:
     Where the job's tokens are cut unevenly, heads and columns are cut in the same proportion.
     """
     shape, config, size = job.shape, job.shape.config, job.size
-    require(not shape.rotary, "rotary positions and gated MLPs are not cut over ranks")
     rows, d = job.tokens + shape.n_class, config.d_model
     seen = rows / 2 if shape.causal else rows
     attention = Work(rows * (2 * shape.project_q + shape.project_kv), 2 * d * rows * seen)  # all heads

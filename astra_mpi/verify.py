@@ -92,6 +92,7 @@ def _oracle_results(
     per_token: dict[str, Any] = {name: terms.pop(name) for name in ("codes", "seen") if name in terms}
     first = displs(layout.lengths)
     results = []
+    weights = {name: np.asarray(weight) for name, weight in model.weights.items()}  # as narrow types hold them
     for s, counts in enumerate(layout.counts):
         tokens, positions = inputs[s], None
         if mask is not None:
@@ -103,9 +104,7 @@ def _oracle_results(
         owner = np.repeat(np.arange(layout.size), counts[ranks])
         if terms.get("missing") is not None:
             given["missing"] = [block[ranks][:, ranks] for block in terms["missing"]]
-        results.append(
-            oracle(model.config, model.weights, tokens, owner, layout.size, positions=positions, **terms | given)
-        )
+        results.append(oracle(model.config, weights, tokens, owner, layout.size, positions=positions, **terms | given))
     return results
 
 

@@ -14,9 +14,14 @@ import numpy as np
 _uploaded: dict[int, tuple[weakref.ref, Any]] = {}
 
 
+def on_host(x: Any) -> bool:
+    """Whether x is no array of a device: narrow weights are on the host as well."""
+    return isinstance(x, np.ndarray) or not hasattr(x, "__cuda_array_interface__")
+
+
 def module_of(x: Any) -> Any:
     """numpy or cupy, whichever x is an array of."""
-    return np if isinstance(x, np.ndarray) else sys.modules["cupy"]
+    return np if on_host(x) else sys.modules["cupy"]
 
 
 def to_host(x: Any) -> np.ndarray:
@@ -32,7 +37,7 @@ def settle(x: Any) -> None:
 
 def beside(x: Any, constant: Any) -> Any:
     """`constant`, a host array that nobody changes, where x lives: uploaded once, kept while the host array lives."""
-    if isinstance(x, np.ndarray) or not isinstance(constant, np.ndarray):
+    if on_host(x) or not isinstance(constant, np.ndarray):
         return constant
     key = id(constant)
     if key not in _uploaded:

@@ -1,7 +1,8 @@
 """The kernels on a CPU: BLAS (NumPy's) for the products, Numba for what is between. Signatures as in `reference`.
 
-Every compiled function sees float32 and uint16 contiguous arrays only, so each is compiled once. The array arguments
-must be writeable: Numba compiles a read-only array's kernel anew.
+Every compiled function sees float32 and uint16 contiguous arrays only, so each is compiled once, and those on narrow
+weights once per storage type. The array arguments must be writeable, but for narrow weights: Numba compiles a read-only
+array's kernel anew.
 """
 
 import numpy as np
@@ -19,6 +20,7 @@ from astra_mpi.kernels._cpu_rows import (
     rms_norm,
     rotate,
 )
+from astra_mpi.kernels._cpu_weights import matvec, vecmat, widen
 from astra_mpi.kernels.reference import count_codes, finish, segment_sum
 
 __all__ = [
@@ -37,13 +39,16 @@ __all__ = [
     "finish",
     "gram_sum",
     "layer_norm",
+    "matvec",
     "pack",
     "rms_norm",
     "rotate",
     "segment_sum",
     "table_sum",
     "unpack",
+    "vecmat",
     "warm_up",
+    "widen",
 ]
 
 
@@ -67,6 +72,10 @@ def warm_up() -> None:
     rotate(x, x.copy(), 1)
     activate_gated(x, line, x.copy(), line, "silu")
     heads = np.ones((1, n, width), np.float32)  # (H, a, d)
+    for dtype in (np.float16, np.uint16, np.int8):
+        values = np.ones((width, width), dtype)
+        widen(values, line, 0, np.ones((width, width), np.float32))
+        matvec(values, line, vecmat(line, values, line, line.copy()), line.copy())
     row_max, row_sum = np.zeros((2, 1, n), np.float32)
     attend(heads, heads, heads, None, None, heads.copy(), row_max, row_sum)
     attend_codes(codes, np.ones((2, 2, n), np.float32), codes, None, line[:n], row_max[0], row_sum[0])

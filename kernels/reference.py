@@ -142,6 +142,35 @@ def rms_norm(x: Array, weight: Array, eps: float, out: Array | None = None) -> A
     return _into(out, x64 / np.sqrt((x64**2).mean(axis=1, keepdims=True) + eps) * weight)
 
 
+def widen(values: Array, scale: Array | None, first: int, out: Array) -> Array:
+    """out (m, w) = columns first .. first + w of values (m, n), as float32, times scale (n,), in place and returned.
+
+    values: float16, int8, or uint16, which is bfloat16: the upper half of a float32. C-contiguous. scale None: 1.
+    """
+    columns = slice(first, first + out.shape[1])
+    out[...] = _wide(values[:, columns]) * (1 if scale is None else scale[columns])
+    return out
+
+
+def vecmat(x: Array, values: Array, scale: Array | None, out: Array) -> Array:
+    """out (n,) = x (m,) @ values (m, n), times scale (n,), in place and returned; values and scale as in `widen`."""
+    out[...] = x @ _wide(values) * (1 if scale is None else scale)
+    return out
+
+
+def matvec(values: Array, scale: Array | None, x: Array, out: Array) -> Array:
+    """out (m,) = values (m, n) @ x (n,), times scale (m,), in place and returned; values and scale as in `widen`."""
+    out[...] = _wide(values) @ x * (1 if scale is None else scale)
+    return out
+
+
+def _wide(values: Array) -> Array:
+    """Stored numbers as float64."""
+    if values.dtype == np.uint16:
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float64)
+
+
 def _into(out: Array | None, values: Array) -> Array:
     if out is None:
         return values.astype(np.float32)

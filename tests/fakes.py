@@ -10,6 +10,7 @@ from astra_mpi.models.bert import BertConfig
 from astra_mpi.models.gpt2 import GPT2Config
 from astra_mpi.models.llama import LlamaConfig
 from astra_mpi.models.vit import ViTConfig
+from astra_mpi.weights import narrowed
 
 
 def vit_config(grid=(3, 5), **changes):
@@ -67,6 +68,7 @@ def random_codec(config, codec_config, seed=0):
     return Codec(codec_config, blocks)
 
 
-def model_file(config, codec_config=None, seed=0):
+def model_file(config, codec_config=None, seed=0, dtype="float32"):
     codec = random_codec(config, codec_config or CodecConfig(stages=2, codebook_size=16), seed)
-    return ModelFile(config, random_weights(config, seed), codec, None, None, {}, f"{seed:064d}")
+    weights = {name: narrowed(name, array, dtype) for name, array in random_weights(config, seed).items()}
+    return ModelFile(config, weights, codec, None, None, {}, f"{seed:064d}", dtype)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from astra_mpi.cli import main
 from astra_mpi.config import CodecConfig
@@ -207,6 +209,13 @@ def test_unsupported_sentence_encoder(folder, pooling, more, message):
     sentence_transformers(folder, pooling, *more)
     with pytest.raises(InputError, match=message):
         convert(folder)
+
+
+def put_tokenizer(folder, n_tokens):
+    vocabulary = {"größe": 0, "[UNK]": 1} | {f"word{i}": i for i in range(2, n_tokens)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return (folder / "tokenizer.json").read_text(encoding="utf-8")
 
 
 def test_tokenizer_is_copied(folder):
@@ -408,7 +417,7 @@ def test_convert_command(folder, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "note: " in printed.err and "tokenizer.json" in printed.err
     assert main(["info", str(out), "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out)["dtypes"] == ["float16"]
+    assert json.loads(capsys.readouterr().out)["dtypes"] == ["float16", "float32"]
 
 
 def test_presets_have_their_published_sizes():
@@ -506,15 +515,27 @@ def test_decoders_of_another_kind_are_named(tmp_path, make, changes, message):
 
 
 def test_missing_and_unexpected_tensors_are_all_named(tmp_path):
-    from safetensors.numpy import load_file, save_file
-
     gpt2().save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    extra = {f"transformer.h.0.extra.{i}": np.zeros(1, np.float32) for i in range(7)}
+    extra = {f"extra.{i:02}": torch.zeros(1) for i in range(20)}
     save_file(tensors | extra, tmp_path / "model.safetensors")
     (note, *_) = convert(tmp_path)[1]
-    assert all(name in note for name in extra)
+    assert all(name in note for name in extra) and "in all" not in note
+    inside = {f"transformer.h.0.extra.{i}": torch.zeros(1) for i in range(21)}
+    save_file(tensors | inside, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"in its blocks .*h\.0\.extra\.0, .*, \.\.\. \(21 in all\); answers without"):
+        convert(tmp_path)
     gone = {"transformer.h.0.attn.c_attn.weight", "transformer.ln_f.bias"}
     save_file({name: a for name, a in tensors.items() if name not in gone}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=r"no tensor h\.0\.attn\.c_attn\.weight, ln_f\.bias, which"):
+        convert(tmp_path)
+
+
+def test_biases_that_the_config_does_not_know_are_refused(tmp_path):
+    """As in checkpoints of relatives that call themselves Llama."""
+    llama().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    bias = {"model.layers.0.self_attn.q_proj.bias": torch.ones(12)}
+    save_file(tensors | bias, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"config\.json does not ask for: model\.layers\.0\.self_attn\.q_proj"):
         convert(tmp_path)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numba.core.caching import FunctionCache
 from numba.core.dispatcher import Dispatcher
 
-from astra_mpi.kernels import _cpu_attention, _cpu_codes, _cpu_encode, _cpu_rows, cpu, reference
+from astra_mpi.kernels import _cpu_attention, _cpu_codes, _cpu_encode, _cpu_rows, _cpu_weights, cpu, reference
 from astra_mpi.kernels._cpu_math import erf, exp
 
 BACKENDS = pytest.mark.parametrize("kernels", [reference, cpu], ids=["reference", "cpu"])
@@ -454,9 +454,57 @@ def test_finish_fills_a_strided_view(kernels):
     assert (wide[:, [0, 9, 10]] == 7).all()
 
 
+# ---- narrow weights
+
+STORED = {"float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
+
+
+def stored(dtype, *shape):
+    """Random numbers as `dtype` lies in memory."""
+    bits = np.random.default_rng(len(shape)).integers(0, 1 << 16, shape, np.uint16)
+    if dtype == "int8":
+        return bits.astype(np.int8)
+    if dtype == "bfloat16":  # of moderate size: 2^-12 to 2^4
+        return (bits & 0x8000 | (115 + (bits >> 3) % 16) << 7 | bits & 0x7F).astype(np.uint16)
+    return np.where(bits & 0x7C00 == 0x7C00, bits & 0xBFFF, bits).astype(np.uint16).view(np.float16)
+
+
+def exactly(values):
+    """Stored numbers in float64, by PyTorch."""
+    tensor = torch.from_numpy(values.view(np.int16) if values.dtype == np.uint16 else values.copy())
+    return (tensor.view(torch.bfloat16) if values.dtype == np.uint16 else tensor).double().numpy()
+
+
+@BACKENDS
+def test_every_half_number_is_widened_exactly(kernels):
+    """All finite ones, subnormal numbers and both zeros among them."""
+    every = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    for values, exponent in ((every.view(np.float16), 0x7C00), (every, 0x7F80)):
+        values = np.where(every & exponent == exponent, every & 0x8000, every).view(values.dtype)
+        wide = kernels.widen(values, None, 0, np.empty((256, 256), np.float32))
+        np.testing.assert_array_equal(wide, exactly(values))
+        np.testing.assert_array_equal(np.signbit(wide), every >= 0x8000)
+
+
+@BACKENDS
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 7), (8, 16), (21, 33), (0, 4), (16, 130)])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_products_with_narrow_weights(kernels, dtype, m, n, scaled):
+    values, x, y = stored(dtype, m, n), normal(m), normal(n)
+    columns, rows = (np.abs(normal(size)) + 1 if scaled else None for size in (n, m))
+    wide = exactly(values)
+    by_column, by_row = (1, 1) if not scaled else (columns, rows[:, None])
+    close(kernels.vecmat(x, values, columns, np.full(n, np.nan, np.float32)), x @ (wide * by_column), m)
+    close(kernels.matvec(values, rows, y, np.full(m, np.nan, np.float32)), (wide * by_row) @ y, n)
+    for first, width in ((0, n), (n // 3, n // 2)):
+        tile = kernels.widen(values, columns, first, np.full((m, width), np.nan, np.float32))
+        close(tile, (wide * by_column)[:, first : first + width])
+
+
 def compiled():
     """How many times each cached function of the cpu backend has been compiled or loaded."""
-    modules = (_cpu_attention, _cpu_codes, _cpu_encode, _cpu_rows)
+    modules = (_cpu_attention, _cpu_codes, _cpu_encode, _cpu_rows, _cpu_weights)
     functions = (f for module in modules for f in vars(module).values() if isinstance(f, Dispatcher))
     return {f.__name__: len(f.signatures) for f in functions if isinstance(f._cache, FunctionCache)}
 
@@ -478,5 +526,10 @@ def test_warm_up_leaves_nothing_to_compile():
     cpu.add_rms_norm(x, x[::-1].copy(), None, x[1], 1e-6, x.copy())
     cpu.rotate(x, x[:, :4].copy(), 2)
     cpu.activate_gated(x, None, x.copy(), None, "relu")
+    for dtype in STORED:
+        values = stored(dtype, 5, 8)
+        values.flags.writeable = False  # as mapped files are
+        cpu.matvec(values, None, x[0], cpu.vecmat(x[0, :5].copy(), values, x[1], x[2].copy())[:5])
+        cpu.widen(values[1:3], None, 3, x[:2, :5].copy())
     attention(cpu, x[:, None, :], [(x[:, None, :], x[:, None, :], x[0, :1])], 0)
     assert compiled() == before

@@ -1,6 +1,7 @@
 """The model file: what is written is read back, and whatever does not fit is refused with a sentence."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,8 @@ from astra_mpi.config import CodecConfig
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.info import describe
 from astra_mpi.modelfile import ModelFile, read_model, write_model
-from fakes import bert_config, model_file, random_codec, vit_config
+from astra_mpi.weights import Narrow, forget, mapped_file, narrowed
+from fakes import bert_config, model_file, random_codec, random_weights, vit_config
 
 SETTINGS = {
     "tokenizer": '{"größe": "✓"}',
@@ -64,15 +66,101 @@ def test_least_model_has_no_extras(tmp_path, model):
     assert (back.codec, back.tokenizer, back.preprocess, back.provenance) == (None, None, None, {})
 
 
-def test_float16_halves_the_file_and_keeps_its_digest_when_widened(tmp_path, model):
-    digest = write_model(tmp_path / "half.h5", dataclasses.replace(model, stored_dtype="float16"))
-    half = read_model(tmp_path / "half.h5")
-    assert half.stored_dtype == "float16"
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_narrow_weights_stay_narrow(tmp_path, model, dtype):
+    digest = write_model(tmp_path / "narrow.h5", dataclasses.replace(model, stored_dtype=dtype))
+    narrow = read_model(tmp_path / "narrow.h5")
+    assert narrow.stored_dtype == dtype and narrow.digest == digest
+    assert digest != write_model(tmp_path / "full.h5", model)
     for name, array in model.weights.items():
-        np.testing.assert_array_equal(half.weights[name], array.astype(np.float16))
-    with h5py.File(tmp_path / "half.h5") as file:
-        assert {item.dtype for item in file["weights"].values()} == {np.dtype("float16")}
-    assert write_model(tmp_path / "full.h5", dataclasses.replace(half, stored_dtype="float32")) == digest
+        weight = narrow.weights[name]
+        assert isinstance(weight, Narrow) == (array.ndim == 2 and (dtype != "int8" or is_linear(name)))
+        np.testing.assert_array_equal(weight, np.asarray(narrowed(name, array, dtype)))
+    # the same numbers have the same digest, however they are stored
+    assert write_model(tmp_path / "again.h5", narrow) == digest
+    assert write_model(tmp_path / "wide.h5", dataclasses.replace(narrow, stored_dtype="float32")) == digest
+    assert describe(tmp_path / "narrow.h5")["weight_bytes"] == sum(w.nbytes for w in narrow.weights.values())
+
+
+def is_linear(name):
+    return name.endswith(".weight") or name == "embed.word"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_matrices_are_mapped_from_the_file(tmp_path, dtype):
+    config = bert_config(d_model=96, n_heads=3, d_ff=80)
+    write_model(tmp_path / "m.h5", ModelFile(config, random_weights(config), stored_dtype=dtype))
+    weights = read_model(tmp_path / "m.h5").weights
+    for name in ("embed.word", "blocks.1.fc2.weight"):
+        assert mapped_file(weights[name]) is not None
+    before = np.asarray(weights["blocks.0.q.weight"])
+    forget(weights["blocks.0.q.weight"])
+    np.testing.assert_array_equal(weights["blocks.0.q.weight"], before)
+
+
+@pytest.mark.parametrize("name", ["blocks.0.fc1.weight", "embed.word"])
+@pytest.mark.parametrize("group", ["weights", "scales"])
+def test_damage_to_narrow_weights_is_found(tmp_path, model, name, group):
+    path = tmp_path / "m.h5"
+    write_model(path, dataclasses.replace(model, stored_dtype="int8"))
+    with h5py.File(path, "r+") as file:
+        file[group][name][0, 0] = 0 if file[group][name][0, 0] else 1
+    with pytest.raises(InputError, match=f"m.h5 is damaged or edited .weight {name} differ"):
+        read_model(path)
+    names = sorted(model.weights)
+    others = read_model(path, (names.index(name) + 1, len(names)))  # of which another one is checked
+    assert others.weights.keys() == model.weights.keys()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda file: file["weights/embed.word"].attrs.pop("sha256"), "no text attribute 'sha256'"),
+        (lambda file: file["weights/embed.word"].attrs.modify("sha256", "0" * 64), "its weights or config"),
+        (lambda file: file.attrs.modify("digest", "0" * 64), "its weights or config"),
+        (lambda file: file.attrs.pop("manifest"), "has no manifest"),
+        (lambda file: file.__delitem__("scales/embed.word"), "/scales/embed.word is missing"),
+        (lambda file: file.move("scales/embed.word", "scales/other"), "/scales/embed.word is missing"),
+    ],
+)
+def test_edited_narrow_files_are_refused(tmp_path, model, edit, message):
+    write_model(tmp_path / "m.h5", dataclasses.replace(model, stored_dtype="int8"))
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        edit(file)
+    with pytest.raises(InputError, match=message):
+        read_model(tmp_path / "m.h5")
+
+
+def test_sixteen_bits_must_say_what_they_are(tmp_path, model):
+    write_model(tmp_path / "m.h5", dataclasses.replace(model, stored_dtype="bfloat16"))
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        del file["weights/embed.word"].attrs["dtype"]
+    with pytest.raises(InputError, match=r"embed\.word is uint16 without dtype = bfloat16"):
+        read_model(tmp_path / "m.h5")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_files_of_before_there_was_a_manifest(path, dtype):
+    """Without checksums of weights, and with float16 vectors; the digest is that of the float32 numbers."""
+    with h5py.File(path, "r+") as file:
+        numbers = {name: item[()].astype(dtype) for name, item in file["weights"].items()}
+        del file["weights"], file.attrs["manifest"]
+        for name, array in numbers.items():
+            file["weights/" + name] = array
+        sha = hashlib.sha256(f"{file.attrs['family']}\n{file.attrs['config']}\n".encode())
+        for name in sorted(numbers):
+            sha.update(f"{name} {numbers[name].shape}\n".encode() + numbers[name].astype("<f4").tobytes())
+        file.attrs["digest"] = sha.hexdigest()
+    old = read_model(path)
+    assert (old.digest, old.stored_dtype) == (sha.hexdigest(), dtype)
+    for name, array in numbers.items():
+        np.testing.assert_array_equal(old.weights[name], array.astype(np.float32))
+        assert array.ndim > 1 or old.weights[name].dtype == np.float32
+    assert write_model(path.parent / "new.h5", old) == old.digest or dtype == "float16"
+    with h5py.File(path, "r+") as file:
+        file["weights/embed.word"][0, 0] += 1
+    with pytest.raises(InputError, match="damaged or edited"):
+        read_model(path)
 
 
 def test_digest_sees_weights_names_and_config(tmp_path, model):

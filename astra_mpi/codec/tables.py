@@ -15,6 +15,8 @@ import numpy as np
 
 from astra_mpi.codec.codebook import BlockCodec, Codebook
 from astra_mpi.config import require
+from astra_mpi.scratch import Scratch
+from astra_mpi.weights import Matrix, Narrow, SideBySide, product
 from astra_mpi.xp import beside, module_of, to_host
 
 #: residual stages look sigma up in Gram tables of up to this size per block; beyond it x^ is rebuilt
@@ -36,8 +38,9 @@ class Projection(NamedTuple):
     """From quantised vectors to [K | V]: optional normalisation, then a linear layer."""
 
     norm: Norm | None
-    weight: np.ndarray  # (D, 2 d_kv)
+    weight: Matrix  # (D, 2 d_kv)
     bias: np.ndarray  # (2 d_kv,)
+    scratch: Scratch | None = None  # where narrow weights are widened
 
     def on_host(self) -> Projection:
         """The same as NumPy arrays, to build tables from."""
@@ -45,7 +48,9 @@ class Projection(NamedTuple):
         if norm is not None:
             bias = None if norm.bias is None else to_host(norm.bias)
             norm = norm._replace(weight=to_host(norm.weight), bias=bias)
-        return Projection(norm, to_host(self.weight), to_host(self.bias))
+        weight = self.weight
+        wide = np.asarray(weight) if isinstance(weight, Narrow | SideBySide) else to_host(weight)
+        return Projection(norm, wide, to_host(self.bias))
 
 
 class FarTable:
@@ -70,16 +75,17 @@ class FarGemm(FarTable):
 
     def __init__(self, codec: BlockCodec, projection: Projection) -> None:
         super().__init__(codec)
-        self.projection = projection
+        self.projection, self.scratch = projection, projection.scratch or Scratch()
 
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
-        norm, weight, bias = self.projection
-        x = self.codec.decode(codes, kernels).astype(weight.dtype, copy=False)  # (n, D)
+        norm, weight, bias, _ = self.projection
+        x = self.codec.decode(codes, kernels).astype(bias.dtype, copy=False)  # (n, D)
         if norm is not None and norm.centred:
             x = kernels.layer_norm(x, norm.weight, norm.bias, norm.eps)
         elif norm is not None:
             x = kernels.rms_norm(x, norm.weight, norm.eps)
-        kv = x @ weight
+        out = module_of(x).empty((len(x), weight.shape[1]), x.dtype)
+        kv = product(x, weight, out, kernels, self.scratch)
         kv += bias
         return kv
 
@@ -92,12 +98,12 @@ class FarRow(FarTable):
     def __init__(self, codec: BlockCodec, projection: Projection) -> None:
         super().__init__(codec)
         x = codec.codebooks[0].entries[0].astype(np.float64)[:, : codec.width]  # (K, D)
-        norm, weight, bias = projection
+        norm, bias = projection.norm, projection.bias
         if norm is not None:
             x = x - x.mean(axis=1, keepdims=True) if norm.centred else x
             x = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + norm.eps) * norm.weight
             x = x if norm.bias is None else x + norm.bias
-        self.rows = (x @ weight + bias).astype(np.float32)
+        self.rows = (x @ np.asarray(projection.weight) + bias).astype(np.float32)
 
     def round_to(self, dtype: type) -> None:
         self.rows = self.rows.astype(dtype, copy=False)
@@ -112,7 +118,7 @@ class FarSum(FarTable):
     def __init__(self, codec: BlockCodec, projection: Projection) -> None:
         super().__init__(codec)
         (book,) = codec.codebooks
-        norm, weight, bias = projection
+        norm, weight, bias = projection.norm, np.asarray(projection.weight), projection.bias
         gain = weight.astype(np.float64) if norm is None else norm.weight[:, None].astype(np.float64) * weight
         shift = norm.bias @ weight.astype(np.float64) if norm is not None and norm.bias is not None else 0.0
         self.bias = (bias + shift).astype(np.float32)

@@ -1,11 +1,14 @@
-"""astra-mpi convert: a Hugging Face folder or a llama2.c checkpoint -> a model file."""
+"""astra-mpi convert: a Hugging Face folder, a llama2.c checkpoint or another model file -> a model file."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
+
+from astra_mpi.config import DTYPES
 
 
 def add_parser(subparsers: Any) -> None:
@@ -14,12 +17,15 @@ def add_parser(subparsers: Any) -> None:
         help="a Hugging Face folder or a llama2.c checkpoint -> a model file",
         description="Makes a model file of a Hugging Face folder: config.json and safetensors (sharded too), and what"
         " is there of tokenizer.json, sentence-transformers settings and preprocessor_config.json. Or of a llama2.c"
-        " checkpoint.",
+        " checkpoint, or of another model file, to store its weights in another type.",
     )
-    parser.add_argument("source", metavar="SRC", help="Hugging Face folder, or model.bin of llama2.c")
+    parser.add_argument("source", metavar="SRC", help="Hugging Face folder, model.bin of llama2.c, or a model file .h5")
     parser.add_argument("output", metavar="OUT.h5", help="model file to write")
     parser.add_argument(
-        "--dtype", choices=("float32", "float16"), default="float32", help="storage of weights (default %(default)s)"
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="storage of weights, on disk and in memory (default %(default)s)",
     )
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.bin that belongs to a llama2.c model.bin")
     parser.set_defaults(run=run)
@@ -27,19 +33,20 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from astra_mpi.config import require
-    from astra_mpi.convert import convert
+    from astra_mpi.convert import convert, restore
     from astra_mpi.llama2c import convert_llama2c
-    from astra_mpi.modelfile import write_model
+    from astra_mpi.modelfile import weight_shapes, write_model
 
     command = f"convert {Path(args.source).resolve().name} {Path(args.output).name} --dtype {args.dtype}"
     if Path(args.source).suffix == ".bin":
         model, notes = convert_llama2c(args.source, args.tokenizer, args.dtype, command)
     else:
-        require(args.tokenizer is None, "--tokenizer is for a llama2.c model.bin; a folder has its own tokenizer.json")
-        model, notes = convert(args.source, args.dtype, command)
+        require(args.tokenizer is None, "--tokenizer is for a llama2.c model.bin; others bring their own tokenizer")
+        again = Path(args.source).suffix == ".h5"
+        model, notes = (restore if again else convert)(args.source, args.dtype, command)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     digest = write_model(args.output, model)
-    n_parameters = sum(array.size for array in model.weights.values())
+    n_parameters = sum(prod(shape) for shape in weight_shapes(model.config).values())
     print(f"{args.output}: {model.config.family}, {n_parameters:,} parameters, {args.dtype}, digest {digest[:12]}")
     return 0

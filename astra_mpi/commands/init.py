@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_mpi.commands.options import add_codec_options, codec_config
+from astra_mpi.config import DTYPES
 
 
 def add_parser(subparsers: Any) -> None:
@@ -21,6 +22,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("preset", metavar="PRESET", help="name of a shape")
     parser.add_argument("output", metavar="OUT.h5", help="model file to write")
     parser.add_argument("--tokens", type=int, metavar="T", help="patches, or positions, instead of the shape's own")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="storage of weights (default %(default)s)")
+    parser.add_argument(
+        "--no-codebooks", action="store_true", help="weights only, made and written one at a time: for large models"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights, input and codebooks (default %(default)s)")
     add_codec_options(parser)
     parser.set_defaults(run=run)
@@ -35,18 +40,22 @@ def run(args: argparse.Namespace) -> int:
 
     set_threads()
     config = preset_config(args.preset, args.tokens)
-    codec = codec_config(args, config.family)
-    bar = Progress(config.n_layers * (2 if codec.site == "kv" else 1), unit="codebook")
-    model = random_model(config, codec, args.seed, lambda done, total: bar.advance(1))
+    codec = None if args.no_codebooks else codec_config(args, config.family)
+    n_books = 0 if codec is None else config.n_layers * (2 if codec.site == "kv" else 1)
+    bar = Progress(n_books, unit="codebook")
+    model = random_model(config, codec, args.seed, lambda done, total: bar.advance(1), args.dtype)
     bar.close()
     model = dataclasses.replace(model, provenance=provenance(_command(args), source="random weights"))
     digest = write_model(args.output, model)
-    print(f"{args.output}: {args.preset}, {codec.bits_per_token} bits per token and block, digest {digest[:12]}")
+    coded = f"{codec.bits_per_token} bits per token and block" if codec else "no codebooks"
+    print(f"{args.output}: {args.preset}, {args.dtype}, {coded}, digest {digest[:12]}")
     return 0
 
 
 def _command(args: argparse.Namespace) -> str:
     """The command as typed, the output without its folder."""
-    names = ("tokens", "seed", "kind", "groups", "stages", "codebook_size", "site")
+    names = ("tokens", "dtype", "seed", "kind", "groups", "stages", "codebook_size", "site")
     given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) is not None]
-    return " ".join(["init", args.preset, Path(args.output).name, *(f"--{name} {value}" for name, value in given)])
+    flags = ["--no-codebooks"] if args.no_codebooks else []
+    options = [f"--{name} {value}" for name, value in given]
+    return " ".join(["init", args.preset, Path(args.output).name, *options, *flags])

@@ -24,7 +24,8 @@ class CodeSpace:
     """
 
     def __init__(self, block: Block, codec: BlockCodec, site: str) -> None:
-        self.block, self.site = block, site
+        self.site = site
+        self.w_kv = np.asarray(block.w_kv if site != "kv" else [], np.float32)  # (D, 2 d_kv); of narrow weights a copy
         self.key_book, self.value_book = codec.codebooks[0], codec.codebooks[-1]
         self.gain: np.ndarray | None = None  # (D,)
         self.eps: float | None = None  # where far tokens are divided by their sigma
@@ -33,7 +34,7 @@ class CodeSpace:
         if site == "hidden" and block.recipe.norm_first:
             self.gain, self.eps, self.centred = block.w["norm1.weight"], block.config.norm_eps, not block.recipe.rms
             shift = block.w.get("norm1.bias")
-            self.bias = self.bias if shift is None else self.bias + shift @ block.w_kv
+            self.bias = self.bias if shift is None else self.bias + shift @ self.w_kv
         self.key_entries = self._entries(self.key_book)
         self.value_entries = self.key_entries if len(codec.codebooks) == 1 else self._entries(self.value_book)
 
@@ -62,7 +63,7 @@ class CodeSpace:
                 apart[h, :, h] = q[h]
             u = apart.reshape(h_kv * repeat, d_kv)
         else:
-            w_k = self.block.w_kv[:, :d_kv].reshape(-1, h_kv, d)  # (D, Hkv, d), a view
+            w_k = self.w_kv[:, :d_kv].reshape(-1, h_kv, d)  # (D, Hkv, d), a view
             u = (q @ w_k.transpose(1, 2, 0)).reshape(h_kv * repeat, -1)  # (Hkv, r, d) (Hkv, d, D)
         u = u if self.gain is None else u * self.gain
         u -= u.mean(axis=1, keepdims=True) if self.centred else 0
@@ -85,7 +86,7 @@ class CodeSpace:
             for h in range(h_kv):
                 acc[h] = every[h, :, h]
         else:
-            w_v = self.block.w_kv[:, d_kv:].reshape(-1, h_kv, d)  # (D, Hkv, d), a view
+            w_v = self.w_kv[:, d_kv:].reshape(-1, h_kv, d)  # (D, Hkv, d), a view
             np.matmul(x.reshape(h_kv, repeat, -1), w_v.transpose(1, 0, 2), out=acc)
         acc += row_sum[:, :, None] * self.bias[d_kv:].reshape(h_kv, 1, d)
 

@@ -86,7 +86,7 @@ class Bert(Family):
         if self.config.pooling == "mean":
             pooled = pooled / xp.asarray(np.maximum(lengths, 1)[:, None].astype(np.float32))
         elif self.config.pooling == "pooler":
-            pooled = xp.tanh(pooled @ self.w["pooler.weight"] + self.w["pooler.bias"])
+            pooled = xp.tanh(self.product(pooled, "pooler.weight") + self.w["pooler.bias"])
         if self.config.normalize:
             pooled = pooled / xp.maximum(xp.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
         return pooled

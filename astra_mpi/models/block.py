@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from astra_mpi.config import ModelConfig
 from astra_mpi.scratch import Scratch
-from astra_mpi.xp import module_of
+from astra_mpi.weights import Matrix, Narrow, SideBySide, Weights, product
 
-Weights = dict[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -46,6 +47,16 @@ def block_shapes(config: ModelConfig, recipe: Recipe | None = None, unbiased: Co
     return shapes
 
 
+def block_weights(weights: Weights, n_layers: int) -> list[dict[str, Any]]:
+    """A model's weights -> per block, its own by their names inside it."""
+    blocks: list[dict[str, Any]] = [{} for _ in range(n_layers)]
+    for name, weight in weights.items():
+        if name.startswith("blocks."):
+            _, i, inside = name.split(".", 2)
+            blocks[int(i)][inside] = weight
+    return blocks
+
+
 class Block:
     """One block's weights and the four steps of its forward pass. n is the number of rows a rank holds.
 
@@ -53,28 +64,48 @@ class Block:
     """
 
     def __init__(
-        self, config: ModelConfig, recipe: Recipe, weights: Weights, i: int, kernels: ModuleType, scratch: Scratch
+        self, config: ModelConfig, recipe: Recipe, weights: Weights, kernels: ModuleType, scratch: Scratch
     ) -> None:
+        """weights: this block's, by their names inside it."""
         self.config, self.recipe, self.kernels, self.scratch = config, recipe, kernels, scratch
-        prefix = f"blocks.{i}."
-        w = {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
-        widths = {"q": config.d_model, "k": config.d_kv, "v": config.d_kv}
-        xp, dtype = scratch.xp, scratch.dtype
-        bias = {name: w.get(f"{name}.bias", xp.zeros(width, dtype)) for name, width in widths.items()}
-        # 1/sqrt(d_head) is applied to the queries once, here, instead of to every score
-        scale = config.d_head**-0.5
-        self.w_qkv = xp.concatenate([w["q.weight"] * scale, w["k.weight"], w["v.weight"]], axis=1)  # (D, D + 2 d_kv)
-        self.b_qkv = xp.concatenate([bias["q"] * scale, bias["k"], bias["v"]])
-        self.w = w
+        self.w = dict(weights)
+        self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
+        self.query_scale = config.d_head**-0.5
 
     @property
-    def w_kv(self) -> np.ndarray:
+    def nbytes(self) -> int:
+        """Bytes of all weights, as they are stored."""
+        return sum(weight.nbytes for weight in self.w.values())
+
+    @property
+    def d_queries(self) -> int:
+        """Width of the queries of a token."""
+        return self.n_heads * self.config.d_head
+
+    @cached_property
+    def w_qkv(self) -> np.ndarray | SideBySide:
+        """(D, D + 2 d_kv). Arrays are joined, and scale the queries by 1/sqrt(d_head) instead of every score."""
+        q, k, v = (self.w[f"{name}.weight"] for name in "qkv")
+        if any(isinstance(weight, Narrow) for weight in (q, k, v)):
+            return SideBySide(q, k, v)
+        return self.scratch.xp.concatenate([q * self.query_scale, k, v], axis=1)
+
+    @cached_property
+    def b_qkv(self) -> np.ndarray:
+        """(D + 2 d_kv,): zeros where there are no biases, the queries' scaled as `w_qkv` scales."""
+        xp, dtype = self.scratch.xp, self.scratch.dtype
+        q, k, v = (self.w.get(f"{n}.bias", xp.zeros(self.w[f"{n}.weight"].shape[1], dtype)) for n in "qkv")
+        return xp.concatenate([q if isinstance(self.w_qkv, SideBySide) else q * self.query_scale, k, v])
+
+    @cached_property
+    def w_kv(self) -> Matrix:
         """(D, 2 d_kv): the projection to keys and values."""
-        return self.w_qkv[:, self.config.d_model :]
+        w_qkv = self.w_qkv
+        return SideBySide(*w_qkv.matrices[1:]) if isinstance(w_qkv, SideBySide) else w_qkv[:, self.d_queries :]
 
     @property
     def b_kv(self) -> np.ndarray:
-        return self.b_qkv[self.config.d_model :]
+        return self.b_qkv[self.d_queries :]
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
         out, weight, eps = self.scratch("normed", *x.shape), self.w[f"{name}.weight"], self.config.norm_eps
@@ -90,38 +121,44 @@ class Block:
         """h (n, D) -> scaled queries (n, D) and [K | V] (n, 2 d_kv), two views of one array."""
         qkv = self._product(h, self.w_qkv, "qkv")
         qkv += self.b_qkv
-        return qkv[:, : self.config.d_model], qkv[:, self.config.d_model :]
+        queries, kv = qkv[:, : self.d_queries], qkv[:, self.d_queries :]
+        if isinstance(self.w_qkv, SideBySide):
+            queries *= self.query_scale
+        return queries, kv
 
     def turn(self, turns: np.ndarray) -> None:
         """Turn the queries and keys that `queries_keys_values` gave last, in place: turns (n, d_head) of their rows."""
         qkv = self.scratch("qkv", len(turns), self.w_qkv.shape[1])
-        self.kernels.rotate(qkv, turns, self.config.n_heads + self.config.n_kv_heads)
+        self.kernels.rotate(qkv, turns, self.n_heads + self.n_kv_heads)
 
     def keys_values(self, h: np.ndarray) -> np.ndarray:
         """h (n, D) -> [K | V] (n, 2 d_kv), a new array."""
-        return h @ self.w_kv + self.b_kv
+        out = self.scratch.xp.empty((len(h), self.w_kv.shape[1]), self.scratch.dtype)
+        kv = product(h, self.w_kv, out, self.kernels, self.scratch)
+        kv += self.b_kv
+        return kv
 
     def output(self, x: np.ndarray, attended: np.ndarray) -> np.ndarray:
         """Block input x (n, D) and attention result (n, D) -> block output, in x."""
         norm_first = self.recipe.norm_first
         h = self._add_norm(x, attended, "o", "norm2" if norm_first else "norm1")
-        inner = self._mlp(h)
+        inner = self.inner(h)
         if not norm_first:
             return self._add_norm(x, inner, "fc2", "norm2")
-        y = self._product(inner, self.w["fc2.weight"], "product")
+        y = self.product(inner, "fc2", "product")
         return self.kernels.add_residual(x, y, self.w.get("fc2.bias"))
 
-    def _mlp(self, h: np.ndarray) -> np.ndarray:
+    def inner(self, h: np.ndarray) -> np.ndarray:
         """h (n, D) -> inner activations (n, d_ff)."""
-        inner = self._product(h, self.w["fc1.weight"], "inner")
+        inner = self.product(h, "fc1", "inner")
         bias, act = self.w.get("fc1.bias"), self.config.activation
         if self.recipe.gated:
-            gate = self._product(h, self.w["gate.weight"], "gate")
+            gate = self.product(h, "gate", "gate")
             return self.kernels.activate_gated(inner, bias, gate, self.w.get("gate.bias"), act)
         return self.kernels.activate(inner, bias, act)
 
     def _add_norm(self, x: np.ndarray, inner: np.ndarray, linear: str, norm: str) -> np.ndarray:
-        return self.add_norm(x, self._product(inner, self.w[f"{linear}.weight"], "product"), linear, norm)
+        return self.add_norm(x, self.product(inner, linear, "product"), linear, norm)
 
     def add_norm(self, x: np.ndarray, y: np.ndarray, linear: str, norm: str) -> np.ndarray:
         """x + (y + bias of `linear`), normalised; y (n, D) is that layer's product, and is overwritten.
@@ -134,6 +171,10 @@ class Block:
             return self.kernels.add_rms_norm(total, other, bias, weight, eps, out)
         return self.kernels.add_layer_norm(total, other, bias, weight, self.w[f"{norm}.bias"], eps, out)
 
-    def _product(self, x: np.ndarray, weight: np.ndarray, name: str) -> np.ndarray:
+    def product(self, x: np.ndarray, linear: str, name: str) -> np.ndarray:
+        """x @ weight of `linear`, in the scratch buffer `name`."""
+        return self._product(x, self.w[f"{linear}.weight"], name)
+
+    def _product(self, x: np.ndarray, weight: Matrix, name: str) -> np.ndarray:
         """x @ weight, in the scratch buffer of this name."""
-        return module_of(x).matmul(x, weight, out=self.scratch(name, len(x), weight.shape[1]))
+        return product(x, weight, self.scratch(name, len(x), weight.shape[1]), self.kernels, self.scratch)

@@ -11,6 +11,7 @@ from astra_mpi.models.batch import Batch, pack_ids
 from astra_mpi.models.block import Shapes
 from astra_mpi.models.family import Family
 from astra_mpi.partition import Layout
+from astra_mpi.weights import product_transposed
 from astra_mpi.xp import module_of, take, to_host
 
 #: logits computed at a time where those of all tokens are needed: 32 MiB of float64
@@ -84,7 +85,9 @@ class Decoder(Family):
     def final(self, x: np.ndarray) -> np.ndarray:
         """Rows after the last block (n, D) -> logits (n, V)."""
         normed = self.norm(x)
-        return normed @ (self.w["embed.word"].T if self.config.tied else self.w["head.weight"])
+        if self.config.tied:
+            return product_transposed(normed, self.w["embed.word"], self.kernels, self.scratch)
+        return self.product(normed, "head.weight")
 
     def norm(self, x: np.ndarray) -> np.ndarray:
         """The norm after the last block, (n, D) -> (n, D)."""

@@ -8,7 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from astra_mpi.models.batch import Batch
-from astra_mpi.models.block import Recipe, Weights
+from astra_mpi.models.block import Recipe
+from astra_mpi.scratch import Scratch
+from astra_mpi.weights import Weights, product
+from astra_mpi.xp import module_of
 
 
 class Family:
@@ -21,11 +24,20 @@ class Family:
     default_site: ClassVar[str] = "hidden"
     #: prefix of tensor names in checkpoints with a head on top
     hf_prefix: ClassVar[str] = ""
+    #: what the names of tensors in blocks begin with, after the prefix
+    hf_blocks: ClassVar[str] = "encoder.layer."
     #: ends of the names of tensors that are no weights
     hf_constants: ClassVar[tuple[str, ...]] = ("position_ids",)
 
     def __init__(self, config: Any, weights: Weights, kernels: ModuleType) -> None:
         self.config, self.w, self.kernels = config, weights, kernels
+        self.scratch = Scratch()  # widened weights
+
+    def product(self, x: np.ndarray, name: str) -> np.ndarray:
+        """x @ weight `name`, a new array."""
+        weight = self.w[name]
+        out = module_of(x).empty((len(x), weight.shape[1]), x.dtype)
+        return product(x, weight, out, self.kernels, self.scratch)
 
     @property
     def share_width(self) -> int:

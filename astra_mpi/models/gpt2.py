@@ -63,6 +63,7 @@ class GPT2(Decoder):
         )
 
     hf_prefix = "transformer."
+    hf_blocks = "h."
     hf_constants = (".attn.bias", ".attn.masked_bias", "lm_head.weight")
 
     @staticmethod

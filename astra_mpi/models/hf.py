@@ -47,14 +47,18 @@ def map_names(shapes: Shapes, names: dict[str, str], block: dict[str, str], pref
 
 
 def to_canonical(name: str, array: np.ndarray, shape: tuple[int, ...], source: Source) -> np.ndarray:
-    """The tensor of `source` as weight `name` of this shape: linear layers and patch projections become (in, out).
+    """The tensor of `source` as weight `name` of this shape, C-contiguous. ValueError if the sizes do not fit."""
+    return np.ascontiguousarray(arranged(name, array, shape, source))
+
+
+def arranged(name: str, array: np.ndarray, shape: tuple[int, ...], source: Source) -> np.ndarray:
+    """`to_canonical` as a view: linear layers and patch projections become (in, out).
 
     Linear layers are those whose canonical name ends in ".weight"; embeddings and class tokens lose leading 1s.
-    ValueError if the sizes do not fit.
     """
     array = np.split(array, source.n_parts, axis=-1)[source.part]
     if name.endswith(".weight") and array.ndim >= 2:
         array = array if source.in_out else array.reshape(array.shape[0], -1).T
         if array.shape != shape:
             raise ValueError(f"{array.shape} is not {shape}")
-    return np.ascontiguousarray(array.reshape(shape))
+    return array.reshape(shape)

@@ -104,6 +104,7 @@ class Llama(Decoder):
         )
 
     hf_prefix = "model."
+    hf_blocks = "layers."
     hf_constants = (".rotary_emb.inv_freq", "lm_head.weight")
 
     @staticmethod

@@ -85,8 +85,8 @@ class ViT(Family):
         token = layout.row_token  # (n,), 0 is the class token
         patch = np.maximum(token - 1, 0)
         pixels = patches[layout.row_sequence, :, patch // gw, :, patch % gw, :].reshape(len(token), c * p * p)
-        weight = self.w["embed.patch.weight"]
-        x = module_of(weight).asarray(pixels, weight.dtype) @ weight + self.w["embed.patch.bias"]  # (n, D)
+        bias = self.w["embed.patch.bias"]
+        x = self.product(module_of(bias).asarray(pixels, bias.dtype), "embed.patch.weight") + bias  # (n, D)
         x[beside(x, layout.class_rows)] = self.w["embed.class"]
         return x + take(self.w["embed.position"], token)
 
@@ -101,7 +101,7 @@ class ViT(Family):
     def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Averaged class token (B, D) -> logits (B, classes), or the normalised token without a classifier."""
         features = self.final(pooled)
-        return features @ self.w["head.weight"] + self.w["head.bias"] if self.config.n_classes else features
+        return self.product(features, "head.weight") + self.w["head.bias"] if self.config.n_classes else features
 
     @staticmethod
     def weight_shapes(config: ViTConfig) -> Shapes:

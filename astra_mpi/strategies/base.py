@@ -39,6 +39,8 @@ class Strategy:
     options: ClassVar[tuple[Option, ...]] = ()
     #: why answers mean nothing, where only the time and the bytes do
     latency_only: ClassVar[str] = ""
+    #: a rank copies its part of the blocks' weights at load and needs no more of them
+    reads_part: ClassVar[bool] = False
     #: which rows each rank answers for, in the forward pass under way
     planned: Layout
     #: how far the packed tokens of the batch are turned (`Family.turns`), to be set before `begin`
@@ -71,6 +73,11 @@ class Strategy:
     def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
         """Why this strategy cannot be used on this model and number of ranks, or None."""
         return None
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the blocks' weights that this rank computes with."""
+        return sum(block.nbytes for block in self.blocks)
 
     def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut, spread: bool = False) -> Layout:
         """Which rows each rank answers for, of sequences with these content lengths (B,).

@@ -59,9 +59,9 @@ class BlockParallel(AllTokens):
 
     def _sub_block(self, i: int, rank: int) -> Block:
         drawn = sub_weights(self.sub_config, i, rank)
-        weights = {f"blocks.0.{name}": self.xp.asarray(w, self.dtype) for name, w in drawn.items()}
+        weights = {name: self.xp.asarray(w, self.dtype) for name, w in drawn.items()}
         block = self.blocks[i]
-        return Block(self.sub_config, block.recipe, weights, 0, self.kernels, block.scratch)
+        return Block(self.sub_config, block.recipe, weights, self.kernels, block.scratch)
 
     def begin(self, layout: Layout) -> None:
         super().begin(layout)

@@ -73,7 +73,7 @@ def _far_table(block: Block, codec: Codec, i: int, how: str) -> FarTable:
     if codec.config.site == "hidden" and block.recipe.norm_first:
         weight, bias = block.w["norm1.weight"], block.w.get("norm1.bias")
         norm = Norm(not block.recipe.rms, weight, bias, block.config.norm_eps)
-    projection = Projection(norm, block.w_kv, block.b_kv)
+    projection = Projection(norm, block.w_kv, block.b_kv, block.scratch)
     table = make_far(how, codec.blocks[i], codec.config.site, projection if how == "gemm" else projection.on_host())
     table.round_to(block.scratch.dtype)
     return table

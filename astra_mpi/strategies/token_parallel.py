@@ -17,7 +17,8 @@ from astra_mpi.costs import Wire
 from astra_mpi.decode.cache import Cache, Kept, Rows
 from astra_mpi.exchange import Pending
 from astra_mpi.partition import Cut, Layout, cut, displs, rotated
-from astra_mpi.strategies.base import Strategy
+from astra_mpi.strategies.base import Parts, Strategy
+from astra_mpi.strategies.spec import Spec
 from astra_mpi.work import shape_of
 from astra_mpi.xp import take, to_host
 
@@ -44,6 +45,11 @@ class TokenParallel(Strategy):
     may_miss: bool = False
     #: what keeps keys and values of the next forward pass, for decoding
     cache: Cache | None = None
+
+    def __init__(self, parts: Parts, spec: Spec) -> None:
+        super().__init__(parts, spec)
+        for block in self.blocks:
+            block.w_qkv  # noqa: B018 - joined now, not in the first pass
 
     def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut, spread: bool = False) -> Layout:
         size, cost = self.exchange.size, token_cost(shape_of(self.config), self.wire_costs()) if causal else None

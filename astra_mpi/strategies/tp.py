@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.codec.codebook import Codec
-from astra_mpi.config import ModelConfig
 from astra_mpi.models.block import Block
 from astra_mpi.partition import Layout, displs, even, weighted
 from astra_mpi.strategies.all_tokens import AllTokens
-from astra_mpi.strategies.base import Parts, recipe_of
+from astra_mpi.strategies.base import Parts
 from astra_mpi.strategies.spec import Spec
-from astra_mpi.xp import beside
+from astra_mpi.weights import forget, part
 
 
 class TensorParallel(AllTokens):
@@ -27,17 +25,22 @@ class TensorParallel(AllTokens):
     """
 
     name = "tp"
+    reads_part = True
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
         super().__init__(parts, spec)
         heads, columns = (_own(n, parts) for n in (self.config.n_kv_heads, self.config.d_ff))
         self.shares = [Share(block, heads, columns) for block in self.blocks]
 
-    @classmethod
-    def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
-        if recipe_of(config).gated:
-            return "gated MLPs and rotary positions, as in Llama, are not cut here; use astra or sp"
-        return None
+    def begin(self, layout: Layout) -> None:
+        super().begin(layout)
+        if self.turns is not None:
+            self.held_turns = self.xp.asarray(self.turns)
+
+    @property
+    def block_bytes(self) -> int:
+        whole = sum(block.w[name].nbytes for block in self.blocks for name in block.w if "norm" in name)
+        return whole + sum(share.nbytes for share in self.shares)
 
     @property
     def n_exchanges(self) -> int:
@@ -56,27 +59,24 @@ class TensorParallel(AllTokens):
         norm_first = block.recipe.norm_first
         y = self._sum(self._attention(block, share, block.attention_input(x)))
         h = block.add_norm(x, y, "o", "norm2" if norm_first else "norm1")
-        inner = h @ share.fc1
-        self.kernels.activate(inner, share.fc1_bias, self.config.activation)  # (n, columns), in place
-        y = inner @ share.fc2
+        y = share.product(share.inner(h), "fc2", "product")
         self.laps.mark("mlp")
         y = self._sum(y)
         if not norm_first:
             return block.add_norm(x, y, "fc2", "norm2")
-        return self.kernels.add_residual(x, y, block.w["fc2.bias"])
+        return self.kernels.add_residual(x, y, block.w.get("fc2.bias"))
 
     def _attention(self, block: Block, share: Share, h: np.ndarray) -> np.ndarray:
         """h (n, D) -> this rank's share (n, D) of the output projection, without its bias."""
         if not share.n_heads:
             return self.xp.zeros_like(h)
-        qkv = h @ share.qkv
-        qkv += share.qkv_bias
+        pair = share.queries_keys_values(h)
         self.laps.mark("project")
-        n_queries = share.n_heads * self.config.d_head
-        pair = qkv[:, :n_queries], qkv[:, n_queries:]
+        if self.turns is not None:
+            share.turn(self.held_turns)
         attended = self.attended(block, pair, share.n_heads, share.n_kv_heads)
         self.laps.mark("attention")
-        y: np.ndarray = attended @ share.o
+        y = share.product(attended, "o", "product")
         self.laps.mark("project")
         return y
 
@@ -89,23 +89,30 @@ class TensorParallel(AllTokens):
         return super().describe() | {"bits_per_token_per_block": 2 * 32 * self.config.d_model}
 
 
-class Share:
-    """What one rank owns of a block: key and value heads with the query heads that read them, and MLP columns."""
+class Share(Block):
+    """What one rank owns of a block: key and value heads with the query heads that read them, and MLP columns.
+
+    Copies, in the weights' own type: what other ranks own need not stay in memory. Biases after the all-reduces stay
+    with the whole block.
+    """
 
     def __init__(self, block: Block, heads: slice, columns: slice) -> None:
-        config, w, d = block.config, block.w, block.config.d_head
+        config, d = block.config, block.config.d_head
         repeat = config.n_heads // config.n_kv_heads
-        self.n_kv_heads = heads.stop - heads.start
-        self.n_heads = repeat * self.n_kv_heads
         queries = slice(repeat * heads.start * d, repeat * heads.stop * d)
-        keys = slice(config.d_model + heads.start * d, config.d_model + heads.stop * d)
-        values = slice(keys.start + config.d_kv, keys.stop + config.d_kv)
-        own = np.r_[queries, keys, values]
-        xp, own = block.scratch.xp, beside(block.w_qkv, own)
-        self.qkv, self.qkv_bias = block.w_qkv[:, own], block.b_qkv[own]
-        self.o = w["o.weight"][queries]
-        self.fc1, self.fc1_bias = xp.ascontiguousarray(w["fc1.weight"][:, columns]), w["fc1.bias"][columns]
-        self.fc2 = w["fc2.weight"][columns]
+        keys = slice(heads.start * d, heads.stop * d)
+        weights: dict[str, Any] = {}
+        for layer, own in {"q": queries, "k": keys, "v": keys, "fc1": columns, "gate": columns}.items():
+            if f"{layer}.weight" in block.w:
+                weights[f"{layer}.weight"] = part(block.w[f"{layer}.weight"], columns=own)
+            if f"{layer}.bias" in block.w:
+                weights[f"{layer}.bias"] = block.w[f"{layer}.bias"][own]
+        for layer, own in {"o": queries, "fc2": columns}.items():
+            weights[f"{layer}.weight"] = part(block.w[f"{layer}.weight"], rows=own)
+        for name in weights:
+            forget(block.w[name])
+        super().__init__(config, block.recipe, weights, block.kernels, block.scratch)
+        self.n_heads, self.n_kv_heads = repeat * (heads.stop - heads.start), heads.stop - heads.start
 
 
 def _own(n: int, parts: Parts) -> slice:

@@ -6,7 +6,7 @@ names. The ranks are masks over one set of rows (`View`): the replicas of the cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,10 @@ SHORT = 256
 class Twin:
     """A model's weights as tensors. Answers are the engine's: see `__call__`."""
 
-    def __init__(self, config: Any, weights: dict[str, np.ndarray], device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: Any, weights: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         self.config, self.family = config, FAMILIES[config.family]
         self.recipe, self.causal = self.family.recipe, self.family.causal
-        self.w: Weights = {name: torch.tensor(array, device=device) for name, array in weights.items()}
+        self.w: Weights = {name: torch.tensor(np.asarray(array), device=device) for name, array in weights.items()}
         self.device = torch.device(device)
 
     def __call__(self, inputs: Tensor, view: View, send: Send | None = None, site: str = "hidden") -> Tensor:
