@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.config import require
+from astra_mpi.decode_plan import compute_seconds, crossover_bps, steps, wait_seconds
 from astra_mpi.errors import InputError
-from astra_mpi.planner import Setting, plan
+from astra_mpi.planner import Setting, best_cut, plan
 from astra_mpi.plots import missing_matplotlib
 
 LOWEST_BPS, HIGHEST_BPS, POINTS = 1e6, 1e9, 31
+CONTEXTS = 128, 131072  # shortest and longest prompt
+_MODE_COLORS = {"local": "#D55E00", "merged": "#0072B2"}
 
 
 def sweep(setting: Setting) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -44,7 +47,46 @@ def draw(path: str, setting: Setting, title: str) -> None:
     axes.axvline(setting.network.bandwidth_bps / 1e6, color="grey", linewidth=0.8)
     axes.set(xlabel="bandwidth of a port, Mbps", ylabel="predicted latency, ms", title=title)
     axes.legend(fontsize="small")
+    _save(path, axes.figure)
+
+
+def _save(path: str, figure: Any) -> None:
     try:
-        axes.figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150)
     except (OSError, ValueError) as exc:
         raise InputError(f"--plot {path} cannot be written ({exc}); give a .png, .svg or .pdf") from exc
+
+
+def draw_decode(path: str, setting: Setting, n_new: int, title: str) -> None:
+    """Write to `path`: milliseconds per token over bandwidth, and from which bandwidth on merged beats local, over the
+    length of the prompt. InputError if it cannot be written."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bandwidths, strategies = np.geomspace(LOWEST_BPS, HIGHEST_BPS, POINTS), ("single", "sp", "astra")
+    for name in strategies:
+        for mode, step in steps(setting, name, n_new, best_cut(setting, name)).items():
+            waits = [wait_seconds(step, setting.network._replace(bandwidth_bps=float(bps))) for bps in bandwidths]
+            style = {"single": ":", "sp": "--"}.get(name, "-")
+            label = name if name == "single" else f"{name}, {mode}"
+            seconds = compute_seconds(setting, step) + np.array(waits)
+            left.loglog(bandwidths / 1e6, 1e3 * seconds, style, color=_MODE_COLORS[mode], label=label)
+    left.axvline(setting.network.bandwidth_bps / 1e6, color="grey", linewidth=0.8)
+    left.set(xlabel="bandwidth of a port, Mbps", ylabel="predicted milliseconds per token", title=title)
+    lengths = [int(n) for n in np.geomspace(*CONTEXTS, POINTS)]
+    for name in strategies[1:]:
+        every = [replace(setting, tokens=n) for n in lengths]
+        found = [crossover_bps(at, steps(at, name, n_new, at.even)) for at in every]
+        mbps = [np.nan if bps is None else bps / 1e6 for bps in found]
+        right.loglog(lengths, mbps, {"sp": "--"}.get(name, "-"), color="#0072B2", label=f"after {name}")
+    right.set(
+        xlabel="tokens of the prompt",
+        ylabel="Mbps above which merged beats local",
+        title=f"crossover, round trip {1e3 * setting.network.rtt_s:g} ms",
+        xlim=CONTEXTS,
+    )
+    for axes in (left, right):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    _save(path, figure)

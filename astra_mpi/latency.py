@@ -10,10 +10,10 @@ from astra_mpi.work import Cost, RankWork, Transfer, Work
 
 #: which bytes an exchange is charged for
 ACCOUNTINGS = ("contributed", "port", "paper")
-_KINDS = ("gemm", "attention", "encode", "table", "elements")
+_KINDS = ("gemm", "attention", "encode", "table", "elements", "stream")
 #: speeds of the other kernels over that of GEMM, in the units of `Speeds`; from `doctor` on one core of an x86-64
 #: server CPU with AVX2, rounded
-_OVER_GEMM = {"attention": 0.75, "encode": 0.9, "table": 0.15, "elements": 0.08}
+_OVER_GEMM = {"attention": 0.75, "encode": 0.9, "table": 0.15, "elements": 0.08, "stream": 0.1}
 _BLOCK_S = 1e-4
 #: bandwidths between which a break-even is looked for
 _LOWEST_BPS, _HIGHEST_BPS = 1.0, 1e15
@@ -28,6 +28,7 @@ class Speeds:
     encode: float  # multiply-adds
     table: float  # float32 numbers
     elements: float  # float32 numbers
+    stream: float  # float32 numbers
     block_s: float  # seconds that a block costs whatever its size
 
     def seconds(self, work: Work) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from astra_mpi import partition
@@ -76,6 +77,7 @@ def cheaper_remote(setting: Setting, coding: Coding) -> Coding:
     return min(ways, key=lambda way: latency(STRATEGIES["astra"](job, way), setting.speeds, setting.network).total)
 
 
+@lru_cache(maxsize=64)
 def best_cut(setting: Setting, strategy: str) -> list[int]:
     """Tokens per rank that make `strategy` fastest: the even cut, or shares moved until ranks take equally long.
 

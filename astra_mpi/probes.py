@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: ViT-Base on 256 tokens of 1024, codes of M = 4, K = 256: large enough that calls cost nothing
 ROWS, KEYS, WIDTH, HEADS, INNER, STAGES, SIZE = 256, 1024, 768, 12, 3072, 4, 256
+#: float32 numbers of weights that one token meets: 64 MiB, more than a core's share of any cache
+STREAMED = 1 << 24
 _TAG = 7
 _FIRST_BYTES, _LAST_BYTES = 1 << 13, 1 << 23
 _MAX_PINGS = 20
@@ -35,6 +37,7 @@ def kernel_speeds(kernels: ModuleType, repeats: int = 5) -> Speeds:
     entries = draw(STAGES, SIZE, WIDTH)
     half_norms = (entries**2).sum(axis=2) / 2
     tables = draw(STAGES, SIZE, 2 * WIDTH)
+    many = np.ones((WIDTH, STREAMED // WIDTH), np.float32)
     codes = rng.integers(0, SIZE, (KEYS - ROWS, STAGES)).astype(np.uint8)
 
     def between() -> None:
@@ -52,6 +55,7 @@ def kernel_speeds(kernels: ModuleType, repeats: int = 5) -> Speeds:
         encode=ROWS * WIDTH * SIZE * STAGES / seconds(lambda: kernels.encode_residual(x, entries, half_norms)),
         table=codes.size * 2 * WIDTH / seconds(lambda: kernels.table_sum(codes, tables, None, tables[0, 0])),
         elements=ROWS * (4 * WIDTH + INNER) / seconds(between),
+        stream=many.size / seconds(lambda: x[:1] @ many),
         block_s=_median_s(lambda: _small_block(kernels), 4 * repeats),
     )
 

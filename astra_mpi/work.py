@@ -76,6 +76,7 @@ class Work:
     encode: float = 0  # multiply-adds of the codebook search
     table: float = 0  # float32 numbers added from projected tables or decoded from codebooks
     elements: float = 0  # float32 numbers that pass norms, activation and residual sums
+    stream: float = 0  # float32 numbers of weights, keys and values that one token alone meets
     blocks: float = 0  # blocks run: each costs some time whatever its size
 
     def __add__(self, other: Work) -> Work:

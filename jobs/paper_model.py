@@ -72,7 +72,7 @@ class Calibration:
     def speeds(self, scheme: Scheme) -> Speeds:
         one = 1 / self.gemm_s
         block_s = self.astra_block_s if scheme.strategy == "astra" else 0.0
-        return Speeds(one, one / self.attention_factor, one, one, inf, block_s)
+        return Speeds(one, one / self.attention_factor, one, one, inf, inf, block_s)
 
     def speedup(self, scheme: Scheme, at: Point, accounting: str, rtt_s: float = 0.0) -> float:
         """Of compute followed by the block exchanges, nothing hidden, over one device."""

@@ -32,7 +32,7 @@ from astra_mpi.work import Cost, Job, RankWork, Stage, Transfer, Work, shape_of
 from fakes import bert_config, model_file, vit_config
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
-ROUND = Speeds(gemm=1e9, attention=1e9, encode=1e9, table=1e9, elements=1e9, block_s=0.0)
+ROUND = Speeds(gemm=1e9, attention=1e9, encode=1e9, table=1e9, elements=1e9, stream=1e9, block_s=0.0)
 CODECS = (CodecConfig(), CodecConfig(kind="grouped", groups=1, codebook_size=1024), CodecConfig(site="kv", stages=2))
 
 configs = st.builds(
@@ -276,7 +276,7 @@ def vit(tmp_path):
 
 
 def doctor_json(path, n=3, **changes):
-    speeds = dict(gemm=5e10, attention=3e10, encode=4e10, table=5e9, elements=3e9, block_s=1e-4)
+    speeds = dict(gemm=5e10, attention=3e10, encode=4e10, table=5e9, elements=3e9, stream=2e9, block_s=1e-4)
     link = [[None if i == j else 1e7 + i for j in range(n)] for i in range(n)]
     rtt = [[None if i == j else 2e-3 for j in range(n)] for i in range(n)]
     report = {"ranks": [{"speeds": speeds}] * n, "links": {"rtt_s": rtt, "bandwidth_bps": link}}

@@ -51,16 +51,17 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
 
 def _ranks(report: dict[str, Any]) -> list[str]:
     lines = [
-        "speeds of all ranks at once, float32: GFLOP/s, for table sums and elements 10^9 numbers per second",
+        "speeds of all ranks at once, float32: GFLOP/s; table sums, elements and weights met by one token (stream) 10^9"
+        " numbers per second",
         f"{'rank':>4} {'host':<20}{'threads':>8}{'GEMM':>8}{'attention':>11}{'encode':>8}{'tables':>8}{'elements':>10}"
-        "  cores",
+        f"{'stream':>8}  cores",
     ]
     for rank in report["ranks"]:
         speeds = rank["speeds"]
         lines.append(
             f"{rank['rank']:>4} {rank['host'][:19]:<20}{rank['threads']:>8}{speeds['gemm'] * 2e-9:>8.1f}"
             f"{speeds['attention'] * 2e-9:>11.1f}{speeds['encode'] * 2e-9:>8.1f}{speeds['table'] * 1e-9:>8.2f}"
-            f"{speeds['elements'] * 1e-9:>10.2f}  {_spans(rank['cores'])}"
+            f"{speeds['elements'] * 1e-9:>10.2f}{speeds['stream'] * 1e-9:>8.2f}  {_spans(rank['cores'])}"
         )
     return lines
 

@@ -31,17 +31,25 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--distinct-keys", type=int, metavar="U", help="distinct far codes, as bench prints them: counted keys are on"
     )
+    parser.add_argument(
+        "--new-tokens", type=int, metavar="N", help="also what N tokens after a prompt of --tokens cost (decoders)"
+    )
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON; - for stdout")
-    parser.add_argument("--plot", metavar="PATH", help="draw predicted latency over bandwidth (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--plot",
+        metavar="PATH",
+        help="draw predicted latency over bandwidth, with --new-tokens that of a new token (.png, .svg, .pdf)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from astra_mpi.advice import advice, codec_advice
+    from astra_mpi.decode_plan import decode_advice, decode_plan
     from astra_mpi.planner import compare_codecs, plan
 
     if args.plot:
-        from astra_mpi.curves import draw, require_matplotlib
+        from astra_mpi.curves import draw, draw_decode, require_matplotlib
 
         require_matplotlib()
     setting, source = _setting(args)
@@ -59,12 +67,19 @@ def run(args: argparse.Namespace) -> int:
         "codecs": compare_codecs(setting, args.budget),
     }
     answer["verdict"] = [*advice(answer), codec_advice(answer["codecs"], args.budget)]
+    if args.new_tokens is not None:
+        answer["decode"] = decode_plan(setting, args.new_tokens)
+        answer["verdict"] += decode_advice(answer["decode"])
     if args.json != "-":
         print(_table(answer))
     if args.json:
         write_json(args.json, answer)
     if args.plot:
-        draw(args.plot, setting, f"{setting.size} ranks, {setting.batch} x {setting.tokens} tokens")
+        title = f"{setting.size} ranks, {setting.batch} x {setting.tokens} tokens"
+        if args.new_tokens is None:
+            draw(args.plot, setting, title)
+        else:
+            draw_decode(args.plot, setting, args.new_tokens, f"{title}, {args.new_tokens} new ones")
     return 0
 
 
@@ -102,6 +117,8 @@ def _table(answer: dict[str, Any]) -> str:
     lines += [_row(row) for row in answer["strategies"]]
     lines += ["", f"{'codecs of astra, most accurate first':<39}{'bits':>6}{'port ms':>9}"]
     lines += [_codec(row) for row in answer["codecs"]]
+    if "decode" in answer:
+        lines += ["", *_decode(answer["decode"])]
     return "\n".join([*lines, "", *answer["verdict"]])
 
 
@@ -131,3 +148,28 @@ def _codec(row: dict[str, Any]) -> str:
     marks = [name for name in ("used", "best") if row[name]] + (["beyond the budget"] if not row["fits"] else [])
     bits, total_ms = row["bits_per_token_per_block"], 1e3 * row["latency_s"]
     return f"{codec_name(row['codec']):<39}{bits:>6}{total_ms:>9.1f}  {', '.join(marks)}".rstrip()
+
+
+def _decode(plan: dict[str, Any]) -> list[str]:
+    """One line per strategy and way of decoding."""
+    lines = [
+        f"{plan['new_tokens']} new tokens: milliseconds, seconds in all, cache of the rank that keeps most",
+        f"{'strategy':<17}{'decode':<8}{'first':>9}{'per token':>11}{'wait':>9}{'all s':>9}{'cache MiB':>11}"
+        f"{'of full':>9}{'merged is faster':>24}",
+    ]
+    for row in plan["strategies"]:
+        for mode, way in row["modes"].items():
+            last = _crossover(row) if mode == "merged" else ""
+            cache = max(way["cache_bytes"])
+            lines.append(
+                f"{row['strategy']:<17}{mode:<8}{1e3 * way['first_token_s']:>9.1f}{1e3 * way['per_token_s']:>11.2f}"
+                f"{1e3 * way['wait_s']:>9.2f}{way['total_s']:>9.3g}{cache / 2**20:>11.1f}"
+                f"{cache / plan['full_cache_bytes']:>9.1%}{last:>24}".rstrip()
+            )
+    return lines
+
+
+def _crossover(row: dict[str, Any]) -> str:
+    from astra_mpi.advice import above
+
+    return above(row["merged_beats_local_bps"])
