@@ -147,3 +147,43 @@ def _attend_codes(key_codes, parts, value_codes, scale, offset, scores, weights,
             gathered = weights[c, value_codes[j, c]]
             for h in range(n_heads):
                 gathered[h] += score[h]
+
+
+def attend_rows(
+    q: Array, table: Array, rows: Array, key_bias: Array, acc: Array, row_max: Array, row_sum: Array
+) -> None:
+    """One query per head over rows of a table, in place; see reference.attend_rows."""
+    scores = np.empty((len(rows), q.shape[0] * q.shape[1]), np.float32)
+    _attend_rows(np.ascontiguousarray(q), table, rows, key_bias, scores, acc, row_max, row_sum)
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+def _attend_rows(q, table, rows, key_bias, scores, acc, row_max, row_sum):
+    h_kv, repeat, d = q.shape
+    for j in range(rows.size):
+        key = table[rows[j]]
+        for h in range(h_kv):
+            for r in range(repeat):
+                score = f32(0)
+                for e in range(d):
+                    score += key[h * d + e] * q[h, r, e]
+                scores[j, h * repeat + r] = score + key_bias[j]
+    for h in range(h_kv):
+        for r in range(repeat):
+            highest = row_max[h, r]
+            for j in range(rows.size):
+                highest = max(highest, scores[j, h * repeat + r])
+            if highest > row_max[h, r]:
+                decay = _weight(row_max[h, r] - highest)
+                row_sum[h, r] *= decay
+                for e in range(d):
+                    acc[h, r, e] *= decay
+                row_max[h, r] = highest
+    for j in range(rows.size):
+        value = table[rows[j], h_kv * d :]
+        for h in range(h_kv):
+            for r in range(repeat):
+                share = _weight(scores[j, h * repeat + r] - row_max[h, r])
+                row_sum[h, r] += share
+                for e in range(d):
+                    acc[h, r, e] += share * value[h * d + e]

@@ -7,7 +7,7 @@ array's kernel anew.
 
 import numpy as np
 
-from astra_mpi.kernels._cpu_attention import attend, attend_codes
+from astra_mpi.kernels._cpu_attention import attend, attend_codes, attend_rows
 from astra_mpi.kernels._cpu_codes import decode_grouped, decode_residual, gram_sum, pack, table_sum, unpack
 from astra_mpi.kernels._cpu_encode import encode_grouped, encode_residual
 from astra_mpi.kernels._cpu_rows import (
@@ -31,6 +31,7 @@ __all__ = [
     "add_rms_norm",
     "attend",
     "attend_codes",
+    "attend_rows",
     "count_codes",
     "decode_grouped",
     "decode_residual",
@@ -78,4 +79,8 @@ def warm_up() -> None:
         matvec(values, line, vecmat(line, values, line, line.copy()), line.copy())
     row_max, row_sum = np.zeros((2, 1, n), np.float32)
     attend(heads, heads, heads, None, None, heads.copy(), row_max, row_sum)
+    one, sums = np.ones((1, 1, width), np.float32), np.zeros((1, 1), np.float32)
+    attend_rows(
+        one, np.ones((n, 2 * width), np.float32), np.arange(n, dtype=np.uint16), line[:n], one.copy(), sums, sums.copy()
+    )
     attend_codes(codes, np.ones((2, 2, n), np.float32), codes, None, line[:n], row_max[0], row_sum[0])

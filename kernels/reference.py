@@ -311,6 +311,19 @@ def attend_codes(
     return weights
 
 
+def attend_rows(
+    q: Array, table: Array, rows: Array, key_bias: Array, acc: Array, row_max: Array, row_sum: Array
+) -> None:
+    """`attend` for one query per head, whose keys are rows of a table that others share, in place.
+
+    q (Hkv, r, d) scaled: the r query heads that read each key head. table (K, 2 Hkv d): [key | value] of all heads side
+    by side; rows (m,) int64, key_bias (m,). acc (Hkv, r, d), row_max and row_sum (Hkv, r).
+    """
+    h_kv, _, d = q.shape
+    keys, values = table[rows].reshape(len(rows), 2, h_kv, d).transpose(1, 2, 0, 3)  # (2, Hkv, m, d)
+    attend(q, keys, values, key_bias, None, acc, row_max, row_sum)
+
+
 def finish(acc: Array, row_sum: Array, out: Array) -> None:
     """out (a, H*d) = acc (H, a, d) / row_sum (H, a), heads side by side; 0 where row_sum is 0. out may be strided."""
     n_heads, n_queries, d_head = acc.shape

@@ -420,6 +420,46 @@ def test_log_count_bias_equals_repeated_keys(kernels):
 
 
 @BACKENDS
+@pytest.mark.parametrize("n_keys", [1, 7, 8, 33])
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_rows_of_a_table_after_other_keys(kernels, n_keys, repeat):
+    """`attend_rows` is one more step, as if its rows had been taken out of the table; rows may come twice."""
+    q, table, bias = normal(2, repeat, 8), normal(11, 32), normal(n_keys)
+    rows = np.random.default_rng(n_keys).integers(0, 11, n_keys).astype(np.uint16)
+    k, v = table[rows].reshape(n_keys, 2, 2, 8).transpose(1, 2, 0, 3)
+    before = normal(2, 5, 8, seed=1), normal(2, 5, 8, seed=2), normal(5)
+    acc, row_max, row_sum = start(2, repeat, 8)
+    kernels.attend(q, *before[:2], before[2], None, acc, row_max, row_sum)
+    kernels.attend_rows(q, table, rows, bias, acc, row_max, row_sum)
+    out = np.empty((repeat, 16), np.float32)
+    kernels.finish(acc, row_sum, out)
+    together = (np.concatenate([a, b], axis=axis) for a, b, axis in zip(before, (k, v, bias), (1, 1, 0), strict=True))
+    close(out, truth(q, *together), 8)
+
+
+@BACKENDS
+@pytest.mark.parametrize("n_keys", [1, 8, 33])
+@pytest.mark.parametrize(("n_codes", "n_value_codes", "size"), [(1, 1, 9), (3, 3, 9), (5, 2, 300)])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_softmax_over_codes(kernels, n_keys, n_codes, n_value_codes, size, scaled):
+    """`attend_codes` finds the same softmax, and gathers the same values, as rows rebuilt from codes."""
+    rng = np.random.default_rng([n_keys, size])
+    dtype = np.uint8 if size <= 256 else np.uint16
+    key_codes, value_codes = (rng.integers(0, size, (n_keys, n)).astype(dtype) for n in (n_codes, n_value_codes))
+    parts, entries, offset = normal(n_codes, size, 6), normal(n_value_codes, size, 4), normal(6)
+    scale = np.abs(normal(n_keys)) if scaled else None
+    factor = np.ones(n_keys) if scale is None else scale.astype(np.float64)
+    row_max, row_sum = normal(2, 6)
+    weights = kernels.attend_codes(key_codes, parts, value_codes, scale, offset, row_max, row_sum)
+    scores = sum(parts[c, key_codes[:, c]].astype(np.float64) for c in range(n_codes)) * factor[:, None] + offset
+    shares = np.exp(scores - scores.max(axis=0))  # (m, 6)
+    close(row_max, scores.max(axis=0), 8)
+    close(row_sum, shares.sum(axis=0), 64)
+    values = sum(entries[c, value_codes[:, c]].astype(np.float64) for c in range(n_value_codes)) * factor[:, None]
+    close(np.einsum("ckh,cke->he", weights, entries), shares.T @ values, 64)
+
+
+@BACKENDS
 @pytest.mark.filterwarnings("error")
 def test_hidden_keys_leave_the_state_as_it_was(kernels):
     q, k, v = normal(2, 3, 8), normal(2, 5, 8, seed=1), normal(2, 5, 8, seed=2)
@@ -532,4 +572,10 @@ def test_warm_up_leaves_nothing_to_compile():
         cpu.matvec(values, None, x[0], cpu.vecmat(x[0, :5].copy(), values, x[1], x[2].copy())[:5])
         cpu.widen(values[1:3], None, 3, x[:2, :5].copy())
     attention(cpu, x[:, None, :], [(x[:, None, :], x[:, None, :], x[0, :1])], 0)
+    acc, row_max, row_sum = start(1, 2, 4)
+    cpu.attend_rows(normal(1, 2, 4), x, np.zeros(1, np.uint16), x[0, :1], acc, row_max, row_sum)
+    for dtype in (np.uint8, np.uint16):
+        cpu.attend_codes(
+            np.zeros((1, 2), dtype), normal(2, 3, 2), np.zeros((1, 1), dtype), None, x[0, :2], *normal(2, 2)
+        )
     assert compiled() == before

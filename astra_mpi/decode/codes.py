@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 
 from astra_mpi.codec.codebook import BlockCodec, Codebook, pad
-from astra_mpi.codec.tables import FarTable
+from astra_mpi.codec.tables import FarSum, FarTable, distinct
 from astra_mpi.decode.cache import Softmax
 from astra_mpi.models.block import Block
 
@@ -20,21 +20,28 @@ class CodeSpace:
     """One block's attention to far tokens without their keys and values, where keys carry no position.
 
     A score is q . K^ = scale * sum_c parts[c, code_c] + offset, with parts = entries . (W_K q) for all entries once per
-    head; the values are the entries weighted by what each code has gathered, projected once.
+    head; the values are the entries weighted by what each code has gathered, projected once. Stages that have projected
+    tables are scored and summed up in these.
     """
 
-    def __init__(self, block: Block, codec: BlockCodec, site: str) -> None:
+    def __init__(self, block: Block, codec: BlockCodec, site: str, far: FarTable) -> None:
         self.site = site
-        self.w_kv = np.asarray(block.w_kv if site != "kv" else [], np.float32)  # (D, 2 d_kv); of narrow weights a copy
         self.key_book, self.value_book = codec.codebooks[0], codec.codebooks[-1]
         self.gain: np.ndarray | None = None  # (D,)
         self.eps: float | None = None  # where far tokens are divided by their sigma
         self.centred = False
-        self.bias = np.zeros(2 * block.config.d_kv, np.float32) if site == "kv" else block.b_kv
         if site == "hidden" and block.recipe.norm_first:
             self.gain, self.eps, self.centred = block.w["norm1.weight"], block.config.norm_eps, not block.recipe.rms
-            shift = block.w.get("norm1.bias")
-            self.bias = self.bias if shift is None else self.bias + shift @ self.w_kv
+        #: (C, K, 2 d_kv); not of groups, whose tables are G times as large as their entries
+        self.tables: np.ndarray | None = None
+        self.bias = np.zeros(2 * block.config.d_kv, np.float32)
+        if isinstance(far, FarSum) and self.key_book.kind == "residual":
+            self.tables, self.bias = far.tables, far.bias
+            return
+        if site != "kv":
+            self.w_kv = np.asarray(block.w_kv, np.float32)  # (D, 2 d_kv); of narrow weights a copy
+            shift = None if self.gain is None else block.w.get("norm1.bias")
+            self.bias = block.b_kv if shift is None else block.b_kv + shift @ self.w_kv
         self.key_entries = self._entries(self.key_book)
         self.value_entries = self.key_entries if len(codec.codebooks) == 1 else self._entries(self.value_book)
 
@@ -57,6 +64,10 @@ class CodeSpace:
         """Scaled queries (Hkv, r, d) -> (C, K, H) and offset (H,)."""
         h_kv, repeat, d = q.shape
         d_kv = h_kv * d
+        offset = (q @ self.bias[:d_kv].reshape(h_kv, d, 1)).ravel()
+        if self.tables is not None:
+            scores = self._heads(self.tables, h_kv)[0] @ q.swapaxes(1, 2)  # (Hkv, C K, d) (Hkv, d, r)
+            return np.ascontiguousarray(scores.swapaxes(0, 1)).reshape(*self.tables.shape[:2], -1), offset
         if self.site == "kv":
             apart = np.zeros((h_kv, repeat, h_kv, d), np.float32)
             for h in range(h_kv):
@@ -67,13 +78,18 @@ class CodeSpace:
             u = (q @ w_k.transpose(1, 2, 0)).reshape(h_kv * repeat, -1)  # (Hkv, r, d) (Hkv, d, D)
         u = u if self.gain is None else u * self.gain
         u -= u.mean(axis=1, keepdims=True) if self.centred else 0
-        offset = (q @ self.bias[:d_kv].reshape(h_kv, d, 1)).ravel()
         return self.key_entries @ _cut(u, self.key_book), offset
 
     def values(self, weights: np.ndarray, row_sum: np.ndarray, acc: np.ndarray) -> None:
         """What each code has gathered, (C, K, H), and how much in all, (Hkv, r) -> acc (Hkv, r, d)."""
         h_kv, repeat, d = acc.shape
         d_kv = h_kv * d
+        shift = row_sum[:, :, None] * self.bias[d_kv:].reshape(h_kv, 1, d)
+        if self.tables is not None:
+            shares = np.ascontiguousarray(weights.reshape(-1, h_kv, repeat).transpose(1, 2, 0))  # (Hkv, r, C K)
+            np.matmul(shares, self._heads(self.tables, h_kv)[1], out=acc)
+            acc += shift
+            return
         sums = weights.swapaxes(1, 2) @ self.value_entries  # (C, H, K) (C, K, W)
         if self.value_book.kind == "residual":
             x = sums.sum(axis=0)
@@ -88,7 +104,12 @@ class CodeSpace:
         else:
             w_v = self.w_kv[:, d_kv:].reshape(-1, h_kv, d)  # (D, Hkv, d), a view
             np.matmul(x.reshape(h_kv, repeat, -1), w_v.transpose(1, 0, 2), out=acc)
-        acc += row_sum[:, :, None] * self.bias[d_kv:].reshape(h_kv, 1, d)
+        acc += shift
+
+    @staticmethod
+    def _heads(tables: np.ndarray, h_kv: int) -> np.ndarray:
+        """Tables (C, K, 2 d_kv) -> (2, Hkv, C K, d), a view."""
+        return tables.reshape(tables.shape[0] * tables.shape[1], 2, h_kv, -1).transpose(1, 2, 0, 3)
 
 
 def _cut(u: np.ndarray, book: Codebook) -> np.ndarray:
@@ -122,21 +143,18 @@ class ScoredCodes:
 class CountedKeys:
     """The distinct codes of far tokens (u,) with the logarithms of their counts, where one code fixes key and value."""
 
-    def __init__(self, rows: np.ndarray, codes: np.ndarray, log_counts: np.ndarray) -> None:
-        """rows (K, 2 d_kv): finished keys and values of all codes."""
+    def __init__(self, rows: np.ndarray, codes: np.ndarray, kernels: ModuleType) -> None:
+        """rows (K, 2 d_kv): finished keys and values of all codes; codes (m, 1)."""
         self.rows = rows
-        self.codes: np.ndarray | None = codes.copy()
-        self.log_counts = log_counts.copy()
-        if 2 * len(codes) > len(rows):  # reading all rows is cheaper than copying most of them
-            self.codes, self.log_counts = None, np.full(len(rows), -np.inf, np.float32)
-            self.log_counts[codes] = log_counts
+        values, self.log_counts = distinct(codes, len(rows), kernels)
+        self.codes = values.astype(np.uint16)
 
     def attend(self, q: np.ndarray, softmax: Softmax, kernels: ModuleType) -> None:
-        kv = self.rows if self.codes is None else self.rows[self.codes]
-        _attend_rows(kv, self.log_counts, q, softmax, kernels)
+        sums = softmax.acc, softmax.row_max, softmax.row_sum
+        kernels.attend_rows(q, self.rows, self.codes, self.log_counts, *sums)
 
     def arrays(self) -> Iterable[np.ndarray]:
-        return [self.log_counts] if self.codes is None else [self.codes, self.log_counts]
+        return [self.codes, self.log_counts]
 
 
 class TurnedCodes:
@@ -150,14 +168,8 @@ class TurnedCodes:
         for a in range(0, len(self.codes), TILE):
             kv = self.table.far_kv(self.codes[a : a + TILE], kernels)
             kernels.rotate(kv, self.turns[a : a + TILE], len(q))
-            _attend_rows(kv, None, q, softmax, kernels)
+            keys, values = kv.reshape(len(kv), 2, len(q), -1).transpose(1, 2, 0, 3)  # (2, Hkv, tile, d), views
+            kernels.attend(q, keys, values, None, None, softmax.acc, softmax.row_max, softmax.row_sum)
 
     def arrays(self) -> Iterable[np.ndarray]:
         return [self.codes, self.turns]
-
-
-def _attend_rows(kv: np.ndarray, bias: np.ndarray | None, q: np.ndarray, softmax: Softmax, kernels: ModuleType) -> None:
-    """Keys and values kv (m, 2 d_kv) where they lie."""
-    h_kv, _, d = q.shape
-    keys, values = kv.reshape(len(kv), 2, h_kv, d).transpose(1, 2, 0, 3)  # (2, Hkv, m, d), views
-    kernels.attend(q, keys, values, bias, None, softmax.acc, softmax.row_max, softmax.row_sum)

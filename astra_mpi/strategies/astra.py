@@ -78,35 +78,28 @@ class Astra(TokenParallel):
         table = self.remote.tables[i]
         if self.packed and table.rows is not None and self.turns is None:  # read where they are, in the table
             return FarKeys(beside(far, table.rows), offsets, rows=far[:, 0].astype(np.int32))
-        return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=index, codes=far)
+        return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=index)
 
     def remember(self, i: int, far: FarKeys, a: int, b: int) -> Kept:
-        if self.keeps == "rows":
+        """The codes of far tokens from a to b (docs/decode.md), or, where a new token would have to project every far
+        token again, keys and values: keys are turned and not quantised themselves.
+        """
+        rotary, table = self.turns is not None, self.remote.tables[i]
+        if rotary and self.site != "kv" and self.remote.how == "gemm":
             return super().remember(i, far, a, b)
-        assert far.codes is not None
-        codes, table = far.codes[a:b], self.remote.tables[i]
-        if self.counted_keys:
-            assert far.bias is not None and table.rows is not None
-            return CountedKeys(table.rows, codes[:, 0], far.bias[a:b])
-        if self.turns is not None:
-            assert far.tokens is not None
-            tokens = far.tokens[a:b]
-            turns = self._far_turns.setdefault(tokens.tobytes(), self.gathered_turns[tokens])
+        index, _ = self._far(i)
+        codes = self.codes[i][index[a:b]]
+        if rotary:
+            turns = self._far_turns.setdefault(index[a:b].tobytes(), self.gathered_turns[index[a:b]])
             return TurnedCodes(table, codes, turns)
+        if table.rows is not None:
+            return CountedKeys(table.rows, codes, self.kernels)
         if i not in self._spaces:
-            self._spaces[i] = CodeSpace(self.blocks[i], self.codec.blocks[i], self.codec.config.site)
+            self._spaces[i] = CodeSpace(self.blocks[i], self.codec.blocks[i], self.codec.config.site, table)
         return ScoredCodes(self._spaces[i], codes, self.kernels)
 
-    @property
-    def keeps(self) -> str:
-        """How decoding keeps far tokens: counted codes, codes, or keys and values.
-
-        The last where a new token would have to project every far token again: keys are turned and not quantised.
-        """
-        if self.counted_keys:
-            return "counted"
-        rebuilt = recipe_of(self.config).rotary and self.site != "kv" and self.remote.how == "gemm"
-        return "rows" if rebuilt else "codes"
+    def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
+        return self._far(i)[1]
 
     def _far(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the far tokens of block i lie in the gathered ones, and where each sequence's begin among them."""
@@ -174,7 +167,7 @@ class Astra(TokenParallel):
         bias = np.concatenate([np.empty(0, np.float32), *(bias for _, bias in pairs)])
         assert table.rows is not None
         offsets = displs(np.array([len(value) for value, _ in pairs], dtype=np.int64))
-        return FarKeys(table.rows[values], offsets, bias, codes=values[:, None])
+        return FarKeys(table.rows[values], offsets, bias)
 
     def distinct_keys(self) -> float:
         if not self.sends:

@@ -30,7 +30,6 @@ class FarKeys(NamedTuple):
     offsets: np.ndarray  # (B + 1,) where each sequence's begin
     bias: np.ndarray | None = None  # (m,) added to the scores
     tokens: np.ndarray | None = None  # (m,) where they lie among the gathered tokens; None: as the layout's `far_index`
-    codes: np.ndarray | None = None  # (m, C) what they were made from
     # with packed attention only:
     rows: np.ndarray | None = None  # (m,) which row of `kv` each key is; None: its own
     ends: np.ndarray | None = None  # (B,) where each sequence's end; None: where the next one's begin
@@ -142,13 +141,17 @@ class TokenParallel(Strategy):
                 self.kernels.rotate(far.kv, take(self.gathered_turns, tokens), block.config.n_kv_heads)
             self.laps.mark("decode")
             if self.cache is not None:
-                self.cache.keep_far(i, far.offsets, partial(self.remember, i, far))
+                self.cache.keep_far(i, self.kept_offsets(i, far), partial(self.remember, i, far))
             attention.far(far.kv.astype(self.dtype, copy=False), far.offsets, far.bias, far.rows, far.ends)
         attended = attention.result()
         self.laps.mark("attention")
         x = block.output(x, attended)
         self.laps.mark("mlp")
         return x
+
+    def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
+        """(B + 1,) where each sequence's far tokens begin, as `remember` counts them."""
+        return far.offsets
 
     def remember(self, i: int, far: FarKeys, a: int, b: int) -> Kept:
         """Of block i's far keys, those from a to b, as decoding is to keep them."""
