@@ -54,7 +54,8 @@ class TaskSection:
     # default none: tokens after which a sequence ends, ids or strings that are one token, beside the model's own
     stop: int | str | tuple[int | str, ...] | None = None
     ignore_end: bool = False  # go on after the model's own end tokens
-    # one rank goes on with a sequence, or all keep their keys and merge; auto: what is predicted to be faster
+    # one rank goes on with a sequence, or all keep their keys and merge; auto: local, or on an emulated network what is
+    # predicted to be faster
     decode: Literal["auto", "local", "merged"] = "auto"
     stream: bool | None = None  # default where stderr is a terminal and run.batch = 1: print the text as it comes
 

@@ -1,4 +1,4 @@
-"""What a new token costs after a prefill, counted: alone on one rank, or merged over all (docs/planner.md, decode.md).
+"""What a new token costs after a prefill, counted: alone on one rank, or merged over all (docs/planner.md).
 
 Pure functions of a model's shape, the cut and the strategy: no MPI, no seconds.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from astra_mpi.config import CodecConfig, require
+from astra_mpi.config import require
 from astra_mpi.costs import Coding, Wire, astra_wire, segment_wire
 from astra_mpi.work import Job, Shape, Transfer, Work, output_work
 
@@ -92,26 +92,43 @@ def _kept_rows(shape: Shape, n: float) -> Work:
 def _far_work(shape: Shape, coding: Coding, strategy: str, n_far: int) -> Work:
     """Attention to what is far, in one block, as `decode/codes.py` does it."""
     config, name = shape.config, strategy.split(":")[0]
-    if n_far == 0 or name in ("single", "sp"):
-        return _kept_rows(shape, n_far)
     if name == "segment_means":
         return _kept_rows(shape, _means(shape, strategy).keys(n_far))
-    if coding.distinct is not None:
-        return _kept_rows(shape, min(n_far, coding.distinct))
+    if name != "astra" or _keeps_far_rows(shape, coding) or n_far == 0:
+        return _kept_rows(shape, n_far)
     if shape.rotary:  # keys and values are rebuilt, and turned
         each = astra_wire(shape, coding).decode + Work(attention=2 * config.d_model, elements=config.d_kv)
         return each * n_far
-    return _code_space(shape, coding.codec, n_far)
+    if _one_row(coding):
+        return _kept_rows(shape, _distinct(coding, n_far))
+    return _code_space(shape, coding, n_far)
 
 
-def _code_space(shape: Shape, codec: CodecConfig, n_far: int) -> Work:
+def _code_space(shape: Shape, coding: Coding, n_far: int) -> Work:
     """Every entry scored once per head, sums gathered per far token, and every entry weighed once per head."""
-    config = shape.config
+    config, codec = shape.config, coding.codec
+    gathered = Work(table=n_far * config.n_heads * (2 * codec.n_codebooks + 2))
+    if codec.site != "kv" and codec.kind == "residual" and coding.remote == "table":  # projected entries are read
+        return gathered + Work(stream=codec.n_codebooks * codec.codebook_size * 2 * config.d_kv)
     width = config.d_kv if codec.site == "kv" else config.d_model
     entries = codec.codebook_size * width * (codec.stages if codec.kind == "residual" else 1)
-    gathered = n_far * config.n_heads * (2 * codec.n_codebooks + 2)
-    projected = 0 if codec.site == "kv" else shape.project_kv  # queries to codes, gathered codes to values
-    return Work(gemm=2 * entries * config.n_heads, table=gathered, stream=projected)
+    projected = 0 if codec.site == "kv" else shape.project_kv  # queries to entries, gathered entries to values
+    return gathered + Work(gemm=2 * entries * config.n_heads, stream=projected)
+
+
+def _keeps_far_rows(shape: Shape, coding: Coding) -> bool:
+    """Whether keys and values themselves are kept: rotary keys that would be projected again for every new token."""
+    return shape.rotary and coding.codec.site != "kv" and coding.remote == "gemm"
+
+
+def _one_row(coding: Coding) -> bool:
+    """Whether one code is one row of finished keys and values."""
+    return coding.codec.codes_per_token == 1 and coding.remote == "table"
+
+
+def _distinct(coding: Coding, n_far: int) -> int:
+    """Rows of far tokens, equal ones counted: as many as were found, or at most as there are codes."""
+    return min(n_far, coding.codec.codebook_size if coding.distinct is None else coding.distinct)
 
 
 def _far_bytes(shape: Shape, coding: Coding, strategy: str, n_far: int) -> float:
@@ -119,10 +136,10 @@ def _far_bytes(shape: Shape, coding: Coding, strategy: str, n_far: int) -> float
     config, name = shape.config, strategy.split(":")[0]
     if name == "segment_means":
         return _means(shape, strategy).keys(n_far) * (2 * config.d_kv + 1) * 4
-    if name != "astra":
+    if name != "astra" or _keeps_far_rows(shape, coding):
         return n_far * 2 * config.d_kv * 4
-    if coding.distinct is not None:
-        return min(n_far, coding.distinct) * 12  # a code, and the logarithm of its count
+    if _one_row(coding) and not shape.rotary:
+        return _distinct(coding, n_far) * 6  # a code, and the logarithm of its count
     code_bytes = 1 if coding.codec.codebook_size <= 256 else 2
     scale = 4 if coding.codec.site == "hidden" and not shape.rotary else 0
     turns = 4 * config.d_head / config.n_layers if shape.rotary else 0

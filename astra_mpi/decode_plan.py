@@ -63,12 +63,12 @@ def _mode(setting: Setting, strategy: str, step: Decode, n_new: int) -> dict[str
     sampled = setting.batch if alone or step.mode == "merged" else -(-setting.batch // setting.size)
     first_s = latency(prefill, setting.speeds, setting.network).total
     first_s += max(speeds.seconds(head_work(setting.shape, sampled)) for speeds in setting.speeds)
-    compute_s, wait_s = compute_seconds(setting, step), wait_seconds(step, setting.network)
+    per_token_s = step_seconds(setting, step)
     return {
         "first_token_s": first_s,
-        "per_token_s": compute_s + wait_s,
-        "wait_s": wait_s,
-        "total_s": first_s + (n_new - 1) * (compute_s + wait_s),
+        "per_token_s": per_token_s,
+        "wait_s": wait_seconds(step, setting.network),
+        "total_s": first_s + (n_new - 1) * per_token_s,
         "decode_bytes": [sum(n * transfer.contributed[r] for n, transfer in step.transfers) for r in range(job.size)],
         "cache_bytes": list(step.cache_bytes),
     }
@@ -82,6 +82,11 @@ def compute_seconds(setting: Setting, step: Decode) -> float:
 def wait_seconds(step: Decode, network: Network) -> float:
     """Nothing hides an exchange: a token's next block needs what it brings."""
     return sum(n * transfer_s(transfer, network, "port") for n, transfer in step.transfers)
+
+
+def step_seconds(setting: Setting, step: Decode) -> float:
+    """One token of every sequence."""
+    return compute_seconds(setting, step) + wait_seconds(step, setting.network)
 
 
 def crossover_bps(setting: Setting, ways: dict[str, Decode]) -> float | None:

@@ -23,8 +23,8 @@ _FIRST_BYTES, _LAST_BYTES = 1 << 13, 1 << 23
 _MAX_PINGS = 20
 
 
-def kernel_speeds(kernels: ModuleType, repeats: int = 5) -> Speeds:
-    """Of this rank, in float32 with the project's kernels; the median of `repeats` each."""
+def kernel_speeds(kernels: ModuleType, repeats: int = 5, now: Callable[[], float] = time.perf_counter) -> Speeds:
+    """Of this rank, in float32 with the project's kernels; the median of `repeats` each. now: the clock, in seconds."""
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> np.ndarray:
@@ -47,7 +47,7 @@ def kernel_speeds(kernels: ModuleType, repeats: int = 5) -> Speeds:
         kernels.activate(inner, line, "gelu")
 
     def seconds(work: Callable[[], object]) -> float:
-        return _median_s(work, repeats)
+        return _median_s(work, repeats, now)
 
     return Speeds(
         gemm=ROWS * WIDTH * INNER / seconds(lambda: x @ weight),
@@ -56,7 +56,7 @@ def kernel_speeds(kernels: ModuleType, repeats: int = 5) -> Speeds:
         table=codes.size * 2 * WIDTH / seconds(lambda: kernels.table_sum(codes, tables, None, tables[0, 0])),
         elements=ROWS * (4 * WIDTH + INNER) / seconds(between),
         stream=many.size / seconds(lambda: x[:1] @ many),
-        block_s=_median_s(lambda: _small_block(kernels), 4 * repeats),
+        block_s=_median_s(lambda: _small_block(kernels), 4 * repeats, now),
     )
 
 
@@ -73,13 +73,13 @@ def _small_block(kernels: ModuleType) -> None:
     kernels.activate(kernels.layer_norm(x, line, line, 1e-5), line, "gelu")
 
 
-def _median_s(work: Callable[[], object], repeats: int) -> float:
+def _median_s(work: Callable[[], object], repeats: int, now: Callable[[], float]) -> float:
     work()
     laps = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start_s = now()
         work()
-        laps.append(time.perf_counter() - start)
+        laps.append(now() - start_s)
     return float(np.median(laps))
 
 

@@ -68,8 +68,23 @@ def torch_perplexity(model, ids, window, stride):
     return np.exp(lost / count), count
 
 
+def transformers_gpt2(transformers):
+    shape = dict(n_embd=12, n_head=2, n_layer=2, n_positions=12, vocab_size=20, bos_token_id=0, eos_token_id=0)
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
+
+
+def transformers_llama(transformers):
+    """Two query heads per key head, an untied head, Llama 3's scaling of rotary positions."""
+    shape = dict(hidden_size=16, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, vocab_size=20)
+    rope = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, rope_theta=100.0)
+    shape |= dict(intermediate_size=24, max_position_embeddings=12, bos_token_id=0, eos_token_id=0)
+    shape["rope_parameters"] = rope | {"original_max_position_embeddings": 6}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
+
+
 @pytest.mark.parametrize("stride", [5, 12])
-def test_single_equals_pytorch(tmp_path, stride):
+@pytest.mark.parametrize("make", [transformers_gpt2, transformers_llama])
+def test_single_equals_pytorch(tmp_path, make, stride):
     import torch
     import transformers
     from mpi4py import MPI
@@ -77,10 +92,7 @@ def test_single_equals_pytorch(tmp_path, stride):
     from astra_mpi.convert import convert
 
     torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        n_embd=12, n_head=2, n_layer=2, n_positions=12, vocab_size=20, bos_token_id=0, eos_token_id=0
-    )
-    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs = make(transformers).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter += 0.3 * torch.randn_like(parameter)

@@ -8,6 +8,7 @@ import numpy as np
 from mpi4py import MPI
 
 from astra_mpi.config import require
+from astra_mpi.decode.choice import predicted_mode
 from astra_mpi.decode.request import Request, reasons
 from astra_mpi.decode.steps import MODES, Local
 from astra_mpi.decode.tokens import Tokens
@@ -70,7 +71,10 @@ class Generation:
         """first (B,): positions of the first new tokens; room (B,): how many there may be. streams: on rank 0."""
         self.model, self.request, self.first, self.room = model, request, first, room
         self.layout: Layout = model.layout(batch.lengths, spread=True)
-        self.mode: Local = MODES["local" if request.decode == "auto" else request.decode](model, self.layout, room)
+        mode = request.decode
+        if mode == "auto":
+            mode = predicted_mode(model, self.layout, request.max_new_tokens)
+        self.mode: Local = MODES[mode](model, self.layout, room)
         merged = self.mode.mode == "merged"
         sampler = np.zeros(len(first), np.int64) if merged else self.layout.last_rank
         self.tokens = Tokens(model.exchange, sampler, room, request.stop, often=streams or merged, soon=merged)
