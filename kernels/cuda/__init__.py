@@ -1,0 +1,58 @@
+"""The kernels on a GPU: CUDA sources of this folder, compiled at run time. Signatures as in `reference`.
+
+Arrays are CuPy's, float32 or float16, and sums float32; codebooks and tables may also be the host's, and are then
+uploaded once. Importing this needs CuPy and no GPU. Matrix products are cuBLAS' and not here.
+"""
+
+from astra_mpi.kernels.cuda._attention import attend, attend_packed, finish, finish_packed
+from astra_mpi.kernels.cuda._codes import (
+    count_codes,
+    decode_grouped,
+    decode_residual,
+    distinct,
+    encode_grouped,
+    encode_residual,
+    gram_sum,
+    pack,
+    table_sum,
+    unpack,
+    warm_up,
+)
+from astra_mpi.kernels.cuda._rows import (
+    activate,
+    activate_gated,
+    add_layer_norm,
+    add_residual,
+    add_rms_norm,
+    layer_norm,
+    rms_norm,
+    rotate,
+    segment_sum,
+)
+
+__all__ = [
+    "activate",
+    "activate_gated",
+    "add_layer_norm",
+    "add_residual",
+    "add_rms_norm",
+    "attend",
+    "attend_packed",
+    "count_codes",
+    "decode_grouped",
+    "decode_residual",
+    "distinct",
+    "encode_grouped",
+    "encode_residual",
+    "finish",
+    "finish_packed",
+    "gram_sum",
+    "layer_norm",
+    "pack",
+    "rms_norm",
+    "rotate",
+    "segment_sum",
+    "table_sum",
+    "unpack",
+    "warm_up",
+]
