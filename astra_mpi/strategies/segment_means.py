@@ -66,7 +66,8 @@ class SegmentMeans(TokenParallel):
         means = self.xp.concatenate(pending.wait()).view(np.float32).reshape(-1, self.config.d_model)
         far = take(means, self.means.far_index).astype(self.dtype, copy=False)
         block = self.blocks[i]
-        return FarKeys(block.keys_values(block.attention_input(far)), self.means.far_offsets, self.bias)
+        kv = block.keys_values(block.attention_input(far))
+        return FarKeys(kv, self.means.far_offsets, beside(kv, self.bias))
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"bits_per_token_per_block": 32 * self.config.d_model / self.ratio}

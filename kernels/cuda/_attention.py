@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.kernels.cuda._launch import ceil_div, launch, options, row_stride, vectors
+from astra_mpi.kernels.cuda._launch import ceil_div, launch, row_stride, vectors
+from astra_mpi.kernels.cuda_source import options
 from astra_mpi.xp import beside
 
 Array = Any
@@ -118,5 +119,3 @@ def finish_packed(acc: Array, row_sum: Array, out: Array, n_heads: int) -> None:
 def _split(x: Array, n_heads: int) -> Array:
     """(n, heads * d) -> (heads, n, d), a view."""
     return x.reshape(len(x), n_heads, x.shape[1] // n_heads).transpose(1, 0, 2)
-
-

@@ -7,7 +7,8 @@ from typing import Any
 import cupy
 import numpy as np
 
-from astra_mpi.kernels.cuda._launch import ceil_div, kernel, launch, options, row_stride, vectors
+from astra_mpi.kernels.cuda._launch import ceil_div, kernel, launch, row_stride, vectors
+from astra_mpi.kernels.cuda_source import options
 from astra_mpi.kernels.reference import check_message, code_dtype
 from astra_mpi.xp import beside
 

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import cupy
 import numpy as np
 
-FOLDER = Path(__file__).parent
+from astra_mpi.kernels.cuda_source import source
+
 Array = Any
 #: a pointer to nothing
 NULL = np.uintp(0)
-
-
-def source(name: str) -> str:
-    """The text of `name`.cu after what all files share; errors point into the files."""
-    return "".join(f'#line 1 "{file}"\n{(FOLDER / file).read_text()}\n' for file in ("common.cuh", f"{name}.cu"))
-
-
-def options(half: bool = False, vector: bool = False, **defines: Any) -> tuple[str, ...]:
-    """Parameters of a source as compiler options."""
-    values = {"HALF": int(half), "VECTOR": int(vector), **defines}
-    return ("--std=c++17", *(f"-D{key}={value}" for key, value in values.items()))
 
 
 @cache

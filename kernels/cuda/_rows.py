@@ -7,7 +7,8 @@ from typing import Any
 import cupy
 import numpy as np
 
-from astra_mpi.kernels.cuda._launch import ceil_div, launch, options, row_stride, vectors
+from astra_mpi.kernels.cuda._launch import ceil_div, launch, row_stride, vectors
+from astra_mpi.kernels.cuda_source import options
 
 Array = Any
 ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3}

@@ -84,7 +84,9 @@ static bool ordered(int other, unsigned since, unsigned since_warp) {
     if (other < 0 || other == current || since < epoch) return true;
     return other / 32 == current / 32 && since_warp < warp_epochs[current / 32];
 }
+static bool look_for_races;
 static void touch(const void *address, size_t bytes, bool write) {
+    if (!look_for_races) return;
     const char *p = static_cast<const char *>(address);
     size_t at;
     if (p >= dynamic_base && p + bytes <= dynamic_base + dynamic_bytes) {
@@ -117,15 +119,26 @@ static void touch(const void *address, size_t bytes, bool write) {
 static void set_index(int t) {
     threadIdx.x = t % blockDim.x, threadIdx.y = t / blockDim.x % blockDim.y, threadIdx.z = t / (blockDim.x * blockDim.y);
 }
-static void entry() { body(); fibers[current].state = DONE; _longjmp(scheduler, 1); }
+static __attribute__((noinline)) void park();
+static void entry() {
+    for (;;) {  // fibers outlive the block: making them is what costs
+        body();
+        fibers[current].state = DONE;
+        park();
+    }
+}
 static __attribute__((noinline)) void park() { if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1); }
 static __attribute__((noinline)) void resume(int t) {
     current = t;
     set_index(t);
     if (_setjmp(scheduler)) return;
-    if (fibers[t].started) _longjmp(fibers[t].place, 1);
-    fibers[t].started = true;
-    setcontext(&fibers[t].context);
+    Fiber &f = fibers[t];
+    if (f.started) _longjmp(f.place, 1);
+    f.started = true;
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = &stacks[t * STACK], f.context.uc_stack.ss_size = STACK, f.context.uc_link = nullptr;
+    makecontext(&f.context, entry, 0);
+    setcontext(&f.context);
 }
 static bool fail(const char *format, int a = 0, int b = 0) {
     snprintf(message, sizeof message, format, a, b);
@@ -165,16 +178,8 @@ static bool exchange(int warp) {  // the lanes named in the mask are all there: 
     return true;
 }
 static bool run_block() {
-    for (int t = 0; t < n_threads; t++) {
-        Fiber &f = fibers[t];
-        f.started = false, f.state = READY;
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = &stacks[t * STACK], f.context.uc_stack.ss_size = STACK, f.context.uc_link = nullptr;
-        makecontext(&f.context, entry, 0);
-    }
-    for (Touch &t : touches) t = {-1, -1, -1, 0, 0, 0, 0};
-    epoch = 1;
-    for (unsigned &w : warp_epochs) w = 1;
+    for (int t = 0; t < n_threads; t++) fibers[t].state = READY;
+    epoch++;
     uint64_t random = 0x9E3779B97F4A7C15ull * (order + 1);
     std::vector<int> turn(n_threads);
     for (int i = 0; i < n_threads; i++) turn[i] = order == 1 ? n_threads - 1 - i : i;
@@ -218,8 +223,8 @@ template <class... A> static void call_all() { call<A...>(std::index_sequence_fo
 
 template <class... A>
 static const char *launch(void (*kernel)(A...), const unsigned *grid, const unsigned *block, size_t shared_bytes, int in_order,
-                          int n, const size_t *sizes, void **given) {
-    message[0] = 0, raced = false;
+                          int races, int n, const size_t *sizes, void **given) {
+    message[0] = 0, raced = false, look_for_races = races;
     const size_t wanted[] = {sizeof(A)..., 0};
     if (n != static_cast<int>(sizeof...(A))) {
         snprintf(message, sizeof message, "the kernel takes %d arguments, %d are given", static_cast<int>(sizeof...(A)), n);
@@ -235,12 +240,15 @@ static const char *launch(void (*kernel)(A...), const unsigned *grid, const unsi
     if (n_threads < 1 || n_threads > 1024) return "a block has 1 to 1024 threads";
     if (grid[0] < 1 || grid[1] < 1 || grid[2] < 1 || grid[1] > 65535 || grid[2] > 65535) return "a grid has 1 to 65535 blocks in y and z";
     if (shared_bytes > 163 * 1024) return "more than 163 KiB of shared memory, which sm_80 does not have";
-    fibers.resize(n_threads), stacks.resize(n_threads * STACK);
-    dynamic_memory.resize(shared_bytes + 16);
+    if (fibers.size() < static_cast<size_t>(n_threads)) {
+        fibers.assign(n_threads, Fiber{});
+        stacks.assign(n_threads * STACK, 0);
+    }
+    if (dynamic_memory.size() < shared_bytes + 16) dynamic_memory.resize(shared_bytes + 16);
     dynamic_base = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(dynamic_memory.data()) + 15) / 16 * 16);
     dynamic_bytes = shared_bytes;
     const size_t fixed = __start_cuda_shared ? __stop_cuda_shared - __start_cuda_shared : 0;
-    touches.resize(((shared_bytes + 15) / 16 * 16 + fixed + 1) / 2);
+    touches.resize(((shared_bytes + 15) / 16 * 16 + fixed + 1) / 2, Touch{-1, -1, -1, 0, 0, 0, 0});
     kernel_of<A...> = kernel, arguments = given, body = call_all<A...>;
     struct sigaction action = {}, old_segv, old_bus;
     action.sa_handler = on_fault;
@@ -257,6 +265,8 @@ static const char *launch(void (*kernel)(A...), const unsigned *grid, const unsi
                 fine = run_block();
             }
     sigaction(SIGSEGV, &old_segv, nullptr), sigaction(SIGBUS, &old_bus, nullptr);
+    if (!fine)  // fibers are stuck somewhere in the kernel
+        for (Fiber &f : fibers) f.started = false;
     return message;
 }
 

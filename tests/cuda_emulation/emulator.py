@@ -27,14 +27,18 @@ class EmulationError(RuntimeError):
 
 
 class Module:
-    """The kernels of a source; options as NVRTC takes them. order: of the threads, for all launches."""
+    """The kernels of a source; options as NVRTC takes them.
 
-    def __init__(self, code: str, options: tuple[str, ...] = (), order: int = 0):
-        self.order = order
+    order: of the threads, one of ORDERS; races: whether to look for races in shared memory, which takes most of the
+    time.
+    """
+
+    def __init__(self, code: str, options: tuple[str, ...] = (), order: int = 0, races: bool = True):
+        self.order, self.races = order, races
         names = dict.fromkeys(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(", code))
         exported = "".join(
-            f'extern "C" const char *launch_{name}(const unsigned *g, const unsigned *b, size_t s, int o, int n,'
-            f" const size_t *z, void **a) {{ return emulated::launch(&{name}, g, b, s, o, n, z, a); }}\n"
+            f'extern "C" const char *launch_{name}(const unsigned *g, const unsigned *b, size_t s, int o, int r, int n,'
+            f" const size_t *z, void **a) {{ return emulated::launch(&{name}, g, b, s, o, r, n, z, a); }}\n"
             for name in names
         )
         self.library = ctypes.CDLL(str(compiled(f'#include "emulator.h"\n{code}\n{exported}', options)))
@@ -64,7 +68,9 @@ class Kernel:
         pointers = (ctypes.c_void_p * n)(*(value.ctypes.data for value in values))
         sizes = (ctypes.c_size_t * n)(*(value.itemsize for value in values))
         dims = [(ctypes.c_uint * 3)(*(*size, 1, 1)[:3]) for size in (grid, block)]
-        error = self.function(*dims, ctypes.c_size_t(shared_mem), self.module.order, n, sizes, pointers)
+        error = self.function(
+            *dims, ctypes.c_size_t(shared_mem), self.module.order, int(self.module.races), n, sizes, pointers
+        )
         touched = arrays.put_back()
         if error or touched:
             raise EmulationError(f"{self.name}: {error.decode() if error else 'something was written beside an array'}")

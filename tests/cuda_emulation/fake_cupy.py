@@ -17,8 +17,8 @@ from cuda_emulation.emulator import Module
 
 #: (what, bytes) of everything that came from the device since `round_trips.clear()`
 round_trips: list[tuple[str, int]] = []
-#: order of the threads of a block in kernels compiled from now on (emulator.ORDERS)
-thread_order = [0]
+#: how kernels compiled from now on are emulated (emulator.Module)
+emulation: dict = {}
 
 
 class ndarray:
@@ -209,10 +209,28 @@ def _function(of, name):
     return apply
 
 
-NAMES = (
-    "abs arange argmin ascontiguousarray concatenate einsum exp isinf log matmul maximum minimum pad rint split sqrt"
-    " stack tanh where zeros_like"
-).split()
+NAMES = [
+    "abs",
+    "arange",
+    "argmin",
+    "ascontiguousarray",
+    "concatenate",
+    "einsum",
+    "exp",
+    "isinf",
+    "log",
+    "matmul",
+    "maximum",
+    "minimum",
+    "pad",
+    "rint",
+    "split",
+    "sqrt",
+    "stack",
+    "tanh",
+    "where",
+    "zeros_like",
+]
 for _name in NAMES:
     globals()[_name] = _function(np, _name)
 
@@ -247,7 +265,7 @@ def array(array, dtype=None, order="K"):
 
 class RawModule:
     def __init__(self, *, code, options):
-        self._module = Module(code, options, thread_order[0])
+        self._module = Module(code, options, **emulation)
 
     def get_function(self, name):
         return RawKernel(self._module.get_function(name))
@@ -340,13 +358,14 @@ _core = types.SimpleNamespace(
 
 
 @contextmanager
-def installed(order=0):
-    """Let `import cupy`, and the kernels that do so, find this module meanwhile. order: of threads."""
+def installed(**how):
+    """Let `import cupy`, and the kernels that do so, find this module meanwhile. how: see `emulation`."""
     from astra_mpi import kernels
 
     hidden = {name: sys.modules.pop(name) for name in _affected()}
     sys.modules["cupy"] = module = sys.modules[__name__]
-    thread_order[0] = order
+    emulation.clear()
+    emulation.update(how)
     kept = vars(kernels).pop("cuda", None)
     try:
         yield module
