@@ -3,6 +3,8 @@
 The stand-in refuses what CuPy refuses, and counts what comes from the device: between two blocks that is the message.
 """
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -258,6 +260,19 @@ def test_precision_is_told_to_cublas(comm, cupy):
         backend = get_backend("cuda", comm, precision=precision)
         assert cupy.compute_types[np.float32] == wanted
         assert backend.choices["precision"] == precision
+
+
+def test_generation_says_that_it_is_not_there(comm, cupy):
+    gpu, _, inputs, mask = models(comm, "gpt2", CODECS["kv"])
+    gpu.use("sp")
+    with pytest.raises(InputError, match="does not run on a GPU yet"):
+        gpu.generate(inputs, mask, max_new_tokens=2)
+
+
+def test_without_cupy(comm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(InputError, match=r"needs CuPy .* pip install 'astra-mpi\[cuda12\]'"):
+        get_backend("cuda", comm)
 
 
 @pytest.mark.parametrize(
