@@ -7,8 +7,10 @@ exit code, or with `spmd=True` fn(args, comm) on every rank.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import pkgutil
+import socket
 import sys
 import time
 import traceback
@@ -16,7 +18,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from astra_mpi import __version__, commands
+from astra_mpi import __version__, commands, log
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -62,7 +64,17 @@ def _parser() -> argparse.ArgumentParser:
             add_parser(subparsers)
     for command in subparsers.choices.values():
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        if command.get_default("spmd"):
+            _add_log_options(command)
     return parser
+
+
+def _add_log_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("log")
+    group.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), help="one line per event to stderr (default none)"
+    )
+    group.add_argument("--log-dir", metavar="DIR", help="to a file per rank in DIR instead (default level info)")
 
 
 def _alone(args: argparse.Namespace) -> int:
@@ -95,15 +107,27 @@ def _together(args: argparse.Namespace) -> int:
         return _exit_code(exc)
     meeting = comm.Dup()
     try:
-        return int(args.run(args, comm))
+        _begin_log(args, comm)
+        code = int(args.run(args, comm))
+        log.event("command ended", exit_code=code)
+        return code
     except (Exception, KeyboardInterrupt) as exc:
         return _fail(exc, args.debug, meeting)
+
+
+def _begin_log(args: argparse.Namespace, comm: MPI.Comm) -> None:
+    log.configure(comm.Get_rank(), getattr(args, "log_level", None), getattr(args, "log_dir", None))
+    name = getattr(args, "command", "command")
+    log.event(f"{name} started", ranks=comm.Get_size(), host=socket.gethostname(), pid=os.getpid())
 
 
 def _fail(exc: BaseException, debug: bool, meeting: MPI.Comm) -> int:
     """The exit code if every rank fails, told once by rank 0; otherwise this rank tells and ends all."""
     rank = meeting.Get_rank()
-    if _meet(meeting):
+    together = _meet(meeting)
+    level = logging.INFO if together and rank else logging.ERROR  # once, if all say the same
+    log.event(f"command failed: {_text(exc, debug)}", level=level, exit_code=_exit_code(exc))
+    if together:
         if rank == 0 or debug:
             _say(exc, debug)
         return _exit_code(exc)
@@ -124,17 +148,19 @@ def _meet(meeting: MPI.Comm) -> bool:
 
 
 def _say(exc: BaseException, debug: bool, where: str = "") -> None:
-    from astra_mpi.errors import AstraError
-
     if debug:
         traceback.print_exception(exc)
+    print(f"astra-mpi: error: {where}{_text(exc, debug)}", file=sys.stderr, flush=True)
+
+
+def _text(exc: BaseException, debug: bool) -> str:
+    from astra_mpi.errors import AstraError
+
     if isinstance(exc, KeyboardInterrupt):
-        text = "interrupted"
-    elif isinstance(exc, AstraError):
-        text = str(exc)
-    else:
-        text = f"{type(exc).__name__}: {exc}" + ("" if debug else "; --debug shows where")
-    print(f"astra-mpi: error: {where}{text}", file=sys.stderr, flush=True)
+        return "interrupted"
+    if isinstance(exc, AstraError):
+        return str(exc)
+    return f"{type(exc).__name__}: {exc}" + ("" if debug else "; --debug shows where")
 
 
 def _exit_code(exc: BaseException) -> int:

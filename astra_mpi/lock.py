@@ -99,6 +99,25 @@ class Lock:
                 continue
 
 
+def look(path: Path) -> dict[str, Any] | None:
+    """Who holds the lock, as JSON types, for a process that does not want it; None if nobody does."""
+    holder = _read(path)
+    try:
+        silent_s = _silent_s(path)
+    except OSError:  # the folder of another user
+        silent_s = time.time() - path.stat().st_mtime if path.exists() else 0.0
+    if not path.exists():
+        return None
+    here = _here(holder)
+    alive = silent_s <= STALE_AFTER_S if here is None else here
+    return {
+        "host": holder.get("host"),
+        "pid": holder.get("pid"),
+        "silent_s": round(max(silent_s, 0), 1),
+        "alive": alive,
+    }
+
+
 def _wait_for_silence(path: Path) -> None:
     """Return once the lock may be taken over, with a notice; InputError while its holder is alive."""
     holder, said = _read(path), False

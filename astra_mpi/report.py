@@ -47,7 +47,7 @@ def collect(comm: MPI.Comm, seconds: dict[str, float], counted: Sequence[float])
     """Collective: latency in seconds, total = compute + exchange_wait, and the `counted` numbers of every rank (P, n).
 
     total is the largest over ranks; compute and its phases are those of the rank that computed most, which the others
-    wait for.
+    wait for; compute_by_rank has all of them.
     """
     mine = np.array([*(seconds[phase] for phase in PHASES), *counted], dtype=np.float64)
     every = np.empty((comm.Get_size(), len(mine)))
@@ -59,4 +59,5 @@ def collect(comm: MPI.Comm, seconds: dict[str, float], counted: Sequence[float])
     compute = float(computed.max())
     phases["exchange"] = wait = total - compute
     latency = {"total": total, "compute": compute, "exchange_wait": wait, "phases": phases}
+    latency["compute_by_rank"] = computed.tolist()
     return latency, counts

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from astra_mpi import log
 from astra_mpi.broadcast import broadcast_batch, broadcast_text
 from astra_mpi.deck import Deck
 from astra_mpi.errors import collective
@@ -67,6 +69,7 @@ def run(
             state = {**_state(deck, model, source, comm.Get_size(), threads), **task.state}
             items = shard_items(source.n_items, deck.input.shard, deck.input.shard_by)
             source = take(source, items)
+            log.event("input opened", items=source.n_items, shard=deck.input.shard, path=deck.input.path)
             summary = finished_summary(deck.output.path, state) if deck.run.resume else None
             if summary is not None:
                 print(f"{deck.output.path} is complete; run.resume=false makes it anew", file=sys.stderr, flush=True)
@@ -100,6 +103,7 @@ def _run_batches(
                 with alone(comm, f"opening {deck.output.path}"):
                     results = Results(deck.output.path, state, items, deck.run.batch, deck.run.resume)
         _loop(model, comm, task, source, results, stop)
+        log.event("batches done, results are joined", path=deck.output.path)
         with collective(comm), alone(comm, f"writing {deck.output.path}"):
             if results is not None and source is not None:
                 summary = summarise(deck, model, results, source.labels)
@@ -120,10 +124,12 @@ def _loop(
     if source is not None and results is not None and not task.talks:
         n_left = sum(b - a for a, b in map(results.span, pending))
         progress = Progress(source.n_items, source.n_items - n_left)
+    log.event("batches begin", pending=len(pending), first=pending[0] + 1 if pending else None)
     last: int | None = None
     for part in pending:
         if signum := stop.agreed(comm):
             raise _interrupted(signum, last)
+        log.event("batch begins", batch=part + 1, level=logging.DEBUG)
         inputs = mask = known = None
         with collective(comm):
             if source is not None and results is not None:
@@ -138,9 +144,19 @@ def _loop(
                     results.write(part, outputs, model.report)
             if progress is not None and known is not None:
                 progress.advance(len(known.numbers))
+        _log_batch(part, model.report, comm.Get_rank())
         last = part
     if progress is not None:
         progress.close()
+
+
+def _log_batch(part: int, report: Mapping[str, Any], rank: int) -> None:
+    """What a batch took, in all and on this rank."""
+    latency = report.get("latency_s", {})
+    computed = latency.get("compute_by_rank")
+    facts = {f"{name}_s": latency.get(name) for name in ("total", "exchange_wait")}
+    mine = computed[rank] if computed else None
+    log.event("batch finished", batch=part + 1, items=len(report.get("tokens", ())), **facts, own_compute_s=mine)
 
 
 def _interrupted(signum: int, last: int | None) -> Interrupted:

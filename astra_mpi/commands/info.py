@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from astra_mpi.commands.model_options import write_json
@@ -17,23 +18,34 @@ def add_parser(subparsers: Any) -> None:
         "info",
         help="what a file holds",
         description="Shape, parameters, codebooks, bits per token and provenance of a model or codebook file;"
-        " datasets and settings of a results file. Weights are not read.",
+        " datasets and settings of a results file. Weights are not read. Of RESULTS.h5.parts, which a job fills while"
+        " it runs: progress, throughput, wait share, slowest rank.",
     )
-    parser.add_argument("file", metavar="FILE.h5", help="model, codebook or results file")
+    parser.add_argument("file", metavar="FILE.h5", help="model, codebook or results file, or a job's RESULTS.h5.parts")
     parser.add_argument("--json", metavar="PATH", help="write everything as JSON; - for stdout")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from astra_mpi.info import describe
-
-    facts = describe(args.file)
+    facts = _describe(args.file)
     if args.json != "-":
         for name, value in _rows(facts):
             print(f"{name:<34}{value}")
     if args.json:
         write_json(args.json, facts)
     return 0
+
+
+def _describe(path: str) -> dict[str, Any]:
+    """A file, or a job's parts, which may also be named by the results that are to come."""
+    from astra_mpi.info import describe
+    from astra_mpi.job_state import describe_job, is_parts_folder
+    from astra_mpi.results import parts_folder
+
+    parts = Path(path) if is_parts_folder(path) else parts_folder(Path(path))
+    if parts == Path(path) or (parts.is_dir() and not Path(path).exists()):
+        return describe_job(parts)
+    return describe(path)
 
 
 def _rows(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
 
 
 def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[str, Any]:
-    from astra_mpi import runner
+    from astra_mpi import log, runner
     from astra_mpi.broadcast import broadcast_text
     from astra_mpi.deck import Deck, load_deck
     from astra_mpi.errors import collective
@@ -64,7 +64,9 @@ def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[s
         threads = set_threads(deck.run.threads)
         limit_s = deck.run.watchdog_s
     comm = watched(comm, limit_s)
-    return runner.run(deck, _load(deck, choices, comm), comm, threads=threads, choices=choices, stop=stop)
+    model = _load(deck, choices, comm)
+    log.event("model loaded", path=deck.model.path, strategy=deck.parallel.spec, threads=threads)
+    return runner.run(deck, model, comm, threads=threads, choices=choices, stop=stop)
 
 
 def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
