@@ -120,6 +120,21 @@ def test_perplexity_of_shards(tmp_path):
     assert several["perplexity"] == pytest.approx(one["perplexity"], rel=1e-5)
 
 
+def test_texts_of_shards(tmp_path):
+    """Sampling is by the item's number in the whole input, so that shards do not change it."""
+    write_job(tmp_path, "generate")
+    write_texts(tmp_path, 7)
+    options = ["task.max_new_tokens=5", "task.temperature=1.0", "parallel.strategy=sp"]
+    assert run(tmp_path, *options) == 0
+    assert main(["merge", str(tmp_path / "merged.h5"), *shards(tmp_path, 3, *options)]) == 0
+    with h5py.File(tmp_path / "out.h5") as one, h5py.File(tmp_path / "merged.h5") as several:
+        assert set(one["outputs"]) == set(several["outputs"])
+        for name in one["outputs"]:
+            assert (one["outputs"][name][()] == several["outputs"][name][()]).all(), name
+    one, several = (json.loads((tmp_path / name).read_text())["metrics"] for name in ("out.json", "merged.json"))
+    assert one["new_tokens"] == several["new_tokens"]
+
+
 def test_a_shard_goes_on_under_its_own_name(tmp_path):
     write_job(tmp_path)
     deck = resolve(load_deck(tmp_path / "deck.toml", ["input.shard=1/3"]))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -64,6 +65,16 @@ class Cluster:
             assert time.monotonic() < self.end_s, f"not within {LIMIT_S} s: {read(log)}"
             time.sleep(0.1)
         return found
+
+    def restarted(self, number, log):
+        """Wait until a job has gone back into the queue."""
+
+        def look():
+            (job,) = self.jobs(number)
+            assert job["JobState"] not in ("COMPLETED", "FAILED", "NODE_FAIL", "CANCELLED"), f"{job} {read(log)}"
+            return job.get("Restarts") == "1"
+
+        return self.until(look, log)
 
     def finished(self, number, log):
         """Wait until a job, or every task of an array, has ended for good -> what SLURM knows of them."""
@@ -208,7 +219,7 @@ def test_preempted_job_stops_after_a_batch_and_goes_on(cluster, job, launcher):
     number = cluster.submit(log, "preemptible.sbatch", *arguments, **options)
     cluster.until(lambda: parts(job, name) >= 2, log)
     cluster.call("scancel", "--signal=USR1", "--batch", number)  # as SLURM does before the limit
-    cluster.until(lambda: cluster.jobs(number)[0].get("Restarts") == "1", log)
+    cluster.restarted(number, log)
     (ended,) = cluster.finished(number, log)
     assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "1", read(log)
     assert read(log).count("stopped by SIGUSR1 after batch") == 1, read(log)
@@ -221,23 +232,40 @@ def test_preempted_job_stops_after_a_batch_and_goes_on(cluster, job, launcher):
 
 def kill_node(cluster, node):
     """End the daemon of a node and all it runs, without any warning, and let SLURM know."""
+    tasks = [pid for pid in processes() if runs_on(cluster, node, pid)]
+    # first those that could still tell SLURM how the tasks ended
+    told_by = {parent for parent in map(parent_of, tasks) if name_of(parent).startswith("slurmstepd")}
     daemon = int((cluster.base / f"slurmd.{node}.pid").read_text())
-    victims = [daemon]
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                environ = (process / "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            mine = f"SLURM_CONF={cluster.base}/slurm.conf".encode()
-            if mine in environ and f"SLURMD_NODENAME={node}".encode() in environ:
-                victims.append(int(process.name))
-    for pid in victims:
-        try:
+    for pid in [daemon, *told_by, *tasks]:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
     cluster.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+
+
+def processes():
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
+def runs_on(cluster, node, pid):
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return {f"SLURM_CONF={cluster.base}/slurm.conf".encode(), f"SLURMD_NODENAME={node}".encode()} <= set(environ)
+
+
+def parent_of(pid):
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def name_of(pid):
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
 
 
 def test_job_of_a_lost_node_goes_on_elsewhere(cluster, job):
@@ -247,7 +275,7 @@ def test_job_of_a_lost_node_goes_on_elsewhere(cluster, job):
     cluster.until(lambda: parts(job, "lost.h5") >= 2, log)
     node = cluster.jobs(number)[0]["NodeList"]
     kill_node(cluster, node)
-    cluster.until(lambda: cluster.jobs(number)[0].get("Restarts") == "1", log)
+    cluster.restarted(number, log)
     (ended,) = cluster.finished(number, log)
     assert ended["JobState"] == "COMPLETED" and ended["NodeList"] != node, read(log)
     assert "taking over" in read(log), read(log)
