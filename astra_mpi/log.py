@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from astra_mpi.errors import InputError
-
 LEVELS = ("debug", "info", "warning", "error")
 _LOG = logging.getLogger("astra_mpi")
 _LOG.addHandler(logging.NullHandler())
@@ -50,6 +48,8 @@ def configure(rank: int, level: str | None, folder: str | None) -> None:
             Path(folder).mkdir(parents=True, exist_ok=True)
             handler = logging.FileHandler(Path(folder) / f"rank-{rank:04d}.log")
         except OSError as exc:
+            from astra_mpi.errors import InputError  # NumPy comes with it, and --help does without
+
             raise InputError(f"{folder} cannot be written ({exc.strerror}); give another --log-dir") from exc
     handler.setFormatter(_Line(rank))
     _LOG.addHandler(handler)
