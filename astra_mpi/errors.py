@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -53,6 +51,8 @@ def collective(comm: MPI.Comm) -> Iterator[None]:
 
 def raise_together(comm: MPI.Comm, failure: Exception | None) -> None:
     """Collective: raise on all ranks what the lowest failing rank passes in; return if no rank fails."""
+    import numpy as np  # here, since `--help` does without it
+
     size = comm.Get_size()
     mine = np.array([size if failure is None else comm.Get_rank()], dtype=np.int32)
     first = np.empty_like(mine)
@@ -71,6 +71,8 @@ def same_on_all(error: AstraError) -> AstraError:
 
 
 def _broadcast_error(comm: MPI.Comm, root: int, failure: Exception | None) -> AstraError:
+    import numpy as np
+
     header = np.zeros(2, dtype=np.int32)
     text = b""
     if comm.Get_rank() == root:
