@@ -39,6 +39,7 @@ def preset_config(name: str, n_tokens: int | None = None) -> Any:
 def random_weights(config: Any, seed: int) -> Weights:
     """N(0, 0.02), biases 0, norms 1 and 0, each made when it is asked for. The same seed gives the same weights."""
     shapes = weight_shapes(config)
+    draws = np.random.default_rng(seed).standard_normal(1 << 16, np.float32) * np.float32(SCALE)
 
     def make(name: str) -> np.ndarray:
         shape = shapes[name]
@@ -46,9 +47,8 @@ def random_weights(config: Any, seed: int) -> Weights:
             return np.zeros(shape, np.float32)
         if "norm" in name:
             return np.ones(shape, np.float32)
-        weight = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
-        weight *= np.float32(SCALE)
-        return weight
+        # drawn from the draws: less than half the time of as many normal numbers, which counts with billions
+        return draws[np.random.default_rng([seed, zlib.crc32(name.encode())]).integers(0, len(draws), shape, np.uint16)]
 
     return Made(shapes, make)
 

@@ -26,6 +26,8 @@ STORAGE: dict[str, np.dtype[Any]] = {
 }
 #: numbers of a tile: 16 MiB of float32
 _TILE = 1 << 22
+#: numbers narrowed at a time: 1 MiB of float32, so that every pass over them finds them in the cache
+_STEP = 1 << 18
 #: up to so many rows, each reads the narrow matrix by itself
 _FEW_ROWS = 8
 
@@ -214,7 +216,7 @@ def narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray | Narrow:
         axis = 0 if linear else 1
         scale = np.maximum(array.max(axis=axis, keepdims=True), -array.min(axis=axis, keepdims=True)) / np.float32(127)
         scale[scale < np.finfo(np.float32).tiny] = 1  # rows of zeros, or as good as that
-    step = max(1, _TILE // array.shape[1])
+    step = max(1, _STEP // array.shape[1])
     for first in range(0, len(array), step):  # temporaries stay small beside the matrix
         rows = slice(first, first + step)
         if scale is not None:
