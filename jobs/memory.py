@@ -51,6 +51,7 @@ def main() -> None:
     comm = MPI.COMM_WORLD
     model = astra_mpi.load(args.model, comm=comm, strategy="single", codebooks=args.codebooks)
     inputs, mask = random_batch(model.config, 1)
+    touch(model)
     reset_peak()
     before = resident_bytes("VmRSS")
     model.use(args.strategy, counted_keys=False)

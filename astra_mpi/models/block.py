@@ -12,7 +12,7 @@ import numpy as np
 
 from astra_mpi.config import ModelConfig
 from astra_mpi.scratch import Scratch
-from astra_mpi.weights import Matrix, Narrow, SideBySide, Weights, product
+from astra_mpi.weights import Matrix, Narrow, SideBySide, Weights, forget, product
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -88,7 +88,10 @@ class Block:
         q, k, v = (self.w[f"{name}.weight"] for name in "qkv")
         if any(isinstance(weight, Narrow) for weight in (q, k, v)):
             return SideBySide(q, k, v)
-        return self.scratch.xp.concatenate([q * self.query_scale, k, v], axis=1)
+        joined = self.scratch.xp.concatenate([q * self.query_scale, k, v], axis=1)
+        for weight in (q, k, v):
+            forget(weight)
+        return joined
 
     @cached_property
     def b_qkv(self) -> np.ndarray:

@@ -15,7 +15,7 @@ from astra_mpi.partition import Layout, displs, even, weighted
 from astra_mpi.strategies.all_tokens import AllTokens
 from astra_mpi.strategies.base import Parts
 from astra_mpi.strategies.spec import Spec
-from astra_mpi.weights import forget, part
+from astra_mpi.weights import SideBySide, forget, part
 
 
 class TensorParallel(AllTokens):
@@ -113,6 +113,15 @@ class Share(Block):
             forget(block.w[name])
         super().__init__(config, block.recipe, weights, block.kernels, block.scratch)
         self.n_heads, self.n_kv_heads = repeat * (heads.stop - heads.start), heads.stop - heads.start
+        self.b_qkv  # noqa: B018 - made now, from what goes
+        self.joined = not isinstance(self.w_qkv, SideBySide)
+        if self.joined:  # what was joined need not be held twice
+            for layer in "qkv":
+                del self.w[f"{layer}.weight"]
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + (self.w_qkv.nbytes if self.joined else 0)
 
 
 def _own(n: int, parts: Parts) -> slice:
