@@ -34,7 +34,9 @@ class Trainer:
         self.twin = Twin(model.config, model.weights, device)
         learns = deck.codec.update == "adam"
         self.codebooks = None if codec is None else Codebooks(codec, learns, device)
-        self.teacher = copy.deepcopy(self.twin) if deck.train.loss == "distill" else None
+        self.teacher = None
+        if deck.train.loss == "distill":
+            self.teacher = self.twin if deck.train.learn == "codebooks" else copy.deepcopy(self.twin)
         self.optimiser = Optimiser(self.twin, self.codebooks, deck.train, comm)
         single = deck.codec.class_token == "single"
         self.replicas = 1 if single else None
