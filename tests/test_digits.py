@@ -36,7 +36,7 @@ def as_transformers(file, folder):
     settings |= {"num_channels": c.channels, "id2label": {i: str(i) for i in range(c.n_classes)}}
     tensors = {}
     for name, source in ViT.hf_weights(c).items():
-        array = file.weights[name]
+        array = np.asarray(file.weights[name])
         value = array.T if array.ndim == 2 and name != "embed.position" else array  # (in, out) -> (out, in)
         shape = {
             "embed.patch.weight": (c.d_model, c.channels, c.patch_size, c.patch_size),

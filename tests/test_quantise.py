@@ -170,3 +170,12 @@ def test_missing_codes_are_not_seen():
     receivers = view.rank[0] == 0
     assert not far[receivers][:, 4:].any() and far[receivers][:, 2:4].all()
     assert far[view.rank[0] == 1][:, 4:].all()
+
+
+def test_nothing_begins_anew_at_the_end():
+    books, x = codebooks(book(n_codes=1, size=5)), torch.from_numpy(rows())
+    averages = Averages(books, MPI.COMM_SELF, 0.5, 1.0, False)  # whatever is used less than the mean would be revived
+    for late, revived in ((True, False), (False, True)):
+        sender = Sender(books, None)
+        sender(0, (x[None],))
+        assert bool(averages.update(sender.uses, 0, 0, late=late)) == revived

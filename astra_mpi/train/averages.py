@@ -24,13 +24,15 @@ class Averages:
         self.codebooks, self.comm, self.decay, self.revive, self.noisy = codebooks, comm, decay, revive, noisy
 
     @torch.no_grad()
-    def update(self, uses: list[Use], seed: int, step: int) -> Dead:
-        """Collective: take in what a joint batch used, of every codebook in order. -> the entries that were revived."""
+    def update(self, uses: list[Use], seed: int, step: int, late: bool = False) -> Dead:
+        """Collective: take in what a joint batch used, of every codebook in order. -> the entries that were revived:
+        none if it is late, and they would not find their place.
+        """
         stats = [self._stats(q, use) for q, use in zip(self.codebooks.all, uses, strict=True)]
         add_up(self.comm, [t for s in stats for t in s.values()])
         for q, s in zip(self.codebooks.all, stats, strict=True):
             self._follow(q, s)
-        return self._revive_all(uses, seed, step) if self.revive else []
+        return self._revive_all(uses, seed, step) if self.revive and not late else []
 
     def _stats(self, q: Quantiser, use: Use) -> dict[str, Tensor]:
         n_codes = len(q.entries)

@@ -62,7 +62,9 @@ class CodecSection:
     samples: Positive = 32768  # tokens for k-means
     update: Literal["ema", "adam"] | None = None  # default "adam" where only codebooks learn, else "ema"
     decay: float = 0.99  # of the moving averages of codebooks and noise
-    revive: float = 0.02  # an entry used less often than this share of the mean is put into the batch again; 0: never
+    # an entry used less often than this share of the mean is put into the batch again, save in the last quarter of the
+    # steps; 0: never. Default 0.02, with update = "adam" 0
+    revive: float | None = None
     noise: float | None = None  # lambda; default 1, where only codebooks learn 0
     beta: float = 2e-4  # commitment
     class_token: Literal["distributed", "single"] = "distributed"  # one replica per rank, or one on rank 0 (ablation)
@@ -171,7 +173,7 @@ def _check(deck: TrainDeck) -> None:
     for name, value, top in (
         ("data.holdout", deck.data.holdout, 0.9),
         ("codec.decay", codec.decay, 0.999999),
-        ("codec.revive", codec.revive, 1.0),
+        ("codec.revive", codec.revive or 0.0, 1.0),
         ("train.warmup", train.warmup, 1.0),
         ("train.floor", train.floor, 1.0),
         ("train.smoothing", train.smoothing, 0.9),
@@ -190,9 +192,11 @@ def _check(deck: TrainDeck) -> None:
 def resolved(deck: TrainDeck, family: str) -> TrainDeck:
     """The deck with the defaults that depend on others filled in."""
     only = deck.train.learn != "all"
+    update = deck.codec.update or ("adam" if only else "ema")
     codec = replace(
         deck.codec,
-        update=deck.codec.update or ("adam" if only else "ema"),
+        update=update,
+        revive=(0.0 if update == "adam" else 0.02) if deck.codec.revive is None else deck.codec.revive,
         noise=(0.0 if only else 1.0) if deck.codec.noise is None else deck.codec.noise,
     )
     loss = deck.train.loss or ("distill" if family == "bert" else "labels")

@@ -41,7 +41,7 @@ class Trainer:
         single = deck.codec.class_token == "single"
         self.replicas = 1 if single else None
         if self.codebooks is not None:
-            settings = deck.codec.decay, deck.codec.revive, bool(deck.codec.noise)
+            settings = deck.codec.decay, deck.codec.revive or 0.0, bool(deck.codec.noise)
             self.averages = Averages(self.codebooks, comm, *settings)
 
     def step(self, step: int, batch: Batch) -> tuple[float, float]:
@@ -77,7 +77,7 @@ class Trainer:
         loss.backward()
         norm = self.optimiser.step(step)
         if sender is not None and np.isfinite(norm):
-            self.optimiser.forget(self.averages.update(sender.uses, train.seed, step))
+            self.optimiser.forget(self.averages.update(sender.uses, train.seed, step, late=step >= 0.75 * train.steps))
         return joint, norm
 
     def _sender(self, batch: Batch, step: int) -> Sender | None:
