@@ -18,7 +18,7 @@ if [ -z "${FILES:-}" ]; then
   mypy
 fi
 
-timeout -k 10 900 python -m pytest -q -rs "$@" ${FILES:-tests}
+timeout -k 10 900 python -m pytest -q "$@" ${FILES:-tests}
 mpi_tests=$(grep -l 'pytest\.mark\.mpi' ${FILES:-tests/test_*.py}) # the others need not be imported once per rank
 for ranks in ${RANKS:-1 2 3 4 8}; do
   echo "== mpirun -n $ranks"
