@@ -36,12 +36,12 @@ def check_alone(command: str) -> None:
 
 
 def check_together(size: int) -> None:
-    """InputError if several processes were started, or were to be, but MPI joined none of them (`size` 1)."""
-    wanted = _first((*_SIZES, "SLURM_NTASKS"), 1)
-    if size == 1 < wanted:
+    """InputError if MPI joined other processes (`size` of them) than the launcher started, or none of a SLURM job's."""
+    started = _first(_SIZES, 0) or (_first(("SLURM_NTASKS",), 1) if size == 1 else size)
+    if size != started:
         raise InputError(
-            f"{wanted} processes were asked for, but MPI sees one; start with the mpirun of the MPI that mpi4py uses, "
-            "or with srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI)"
+            f"{started} processes were asked for, but MPI sees {'one' if size == 1 else size}; start with the mpirun "
+            "of the MPI that mpi4py uses, or with srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI)"
         )
 
 

@@ -101,6 +101,17 @@ def test_mpirun_of_one_inside_a_larger_allocation(monkeypatch):
     launch.check_together(4)
 
 
+def test_some_of_the_processes_joined(monkeypatch):
+    for name in (*launch._SIZES, "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    launch.check_together(4)  # mpirun -n 4 of a launcher that says nothing
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    launch.check_together(8)
+    with pytest.raises(InputError, match="8 processes were asked for, but MPI sees 4"):
+        launch.check_together(4)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_command_of_one_process_started_as_several(monkeypatch, capsys, rank):
     for name in launch._SIZES + launch._RANKS:
