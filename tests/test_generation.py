@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -214,6 +215,20 @@ def test_sequences_end_at_the_last_position(comm, folder):
     np.testing.assert_array_equal(tokens, recomputed(folder, prompt_ids(), Sampler(), n_new=30))
     n_long = sum(len(ids) + 30 > 40 for ids in prompt_ids())
     assert summary["metrics"]["ended"] == {"length": len(PROMPTS) - n_long, "positions": n_long} and n_long
+
+
+@pytest.mark.mpi
+def test_watchdog_lets_one_rank_decode_alone_for_long(comm, folder):
+    """Longer than the limit in all, not in any step: the others wait for its last token."""
+    expected = recomputed(folder, prompt_ids()[:1], Sampler(), n_new=8)
+    model = astra_mpi.load(str(folder / "model.h5"), comm=comm, strategy="sp", watchdog="3s")
+
+    def slow(logits, sequences, step):
+        time.sleep(0.6)
+        return logits.argmax(axis=1)
+
+    tokens = model.generate(prompt_ids()[0][None], max_new_tokens=8, sample=slow, decode="local")
+    np.testing.assert_array_equal(tokens, expected)
 
 
 def test_zero_bytes_do_not_end_a_text(tmp_path):

@@ -18,6 +18,7 @@ from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Layout
 from astra_mpi.report import collect
 from astra_mpi.strategies.token_parallel import TokenParallel
+from astra_mpi.watched import alone
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model
@@ -119,7 +120,8 @@ class Generation:
         try:
             if self.failure is not None:
                 raise self.failure  # of the callback
-            self._advance(step)
+            with alone(self.model.comm, "decoding"):  # others may wait for the last of many steps
+                self._advance(step)
             self.tokens.tell(step)
         except Exception as exc:
             self.failure = exc
