@@ -18,6 +18,8 @@ if [ -z "${FILES:-}" ]; then
   mypy
 fi
 
+no_slurm=$(bash jobs/slurm/local_cluster.sh missing)
+[ -z "$no_slurm" ] || echo "no $no_slurm here: tests/test_slurm.py is skipped; bash jobs/slurm/local_cluster.sh install, as root"
 timeout -k 10 900 python -m pytest -q "$@" ${FILES:-tests}
 mpi_tests=$(grep -l 'pytest\.mark\.mpi' ${FILES:-tests/test_*.py}) # the others need not be imported once per rank
 for ranks in ${RANKS:-1 2 3 4 8}; do
