@@ -53,7 +53,7 @@ def _rows(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and value:
             yield from _rows(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, _shown(value)
+            yield prefix + name, str(value) if name == "pid" else _shown(value)
 
 
 def _shown(value: Any) -> str:
