@@ -1,4 +1,4 @@
-"""Every CUDA kernel in the CPU emulation against `reference`, in several orders of threads; and the emulation itself.
+"""Every CUDA kernel against `reference`: emulated on the CPU in several orders of threads, and on a GPU (tests/gpu.sh).
 
 Arrays end at forbidden pages, shared memory is watched for races and starts as NaN: see cuda_emulation/emulator.h.
 """
@@ -8,19 +8,18 @@ import pytest
 
 from astra_mpi.kernels import reference
 from astra_mpi.kernels.cuda_source import FOLDER
-from cuda_emulation import fake_cupy
+from cuda_emulation.devices import GPU, device, xp
 from cuda_emulation.emulator import COMPILER, ORDERS, EmulationError, Module
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to emulate kernels with")
 EPS = np.finfo(np.float32).eps
 HALF_EPS = 2.0**-11
 SIZES = pytest.mark.parametrize("n", [0, 1, 33])
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["float32", "float16"])
 
 
-@pytest.fixture(params=ORDERS, ids=[f"order{order}" for order in ORDERS])
+@pytest.fixture(params=[*(pytest.param(order, id=f"order{order}") for order in ORDERS), GPU])
 def gpu(request):
-    with fake_cupy.installed(order=request.param):
+    with device(request.param):
         from astra_mpi.kernels import cuda
 
         yield cuda
@@ -36,7 +35,7 @@ def codes_of(n, C, K, seed=0):
 
 
 def there(*arrays):
-    placed = [a if a is None else fake_cupy.asarray(a) for a in arrays]
+    placed = [a if a is None else xp().asarray(a) for a in arrays]
     return placed[0] if len(placed) == 1 else placed
 
 
@@ -187,7 +186,7 @@ def test_norms(gpu, n, dtype, width):
         close(device_x, total)
         close(out, reference.layer_norm(stored, weight32, bias32, 1e-5), 16)
         device_x, device_y = there(x, y)
-        out = gpu.add_rms_norm(device_x, device_y, there(extra), there(weight), 1e-5, fake_cupy.empty(x.shape, dtype))
+        out = gpu.add_rms_norm(device_x, device_y, there(extra), there(weight), 1e-5, xp().empty(x.shape, dtype))
         close(out, reference.rms_norm(stored, weight32, 1e-5), 16)
         close(gpu.add_residual(*there(x, y), there(extra)), total)
 
@@ -251,7 +250,7 @@ def attention(kernels, q, steps, place=lambda a: a, blank=np.zeros):
 
 def compare(gpu, q, steps, slack=1.0):
     expected = attention(reference, *in_float32(q), [(*in_float32(k, v), bias, causal) for k, v, bias, causal in steps])
-    out = attention(gpu, q, steps, there, fake_cupy.zeros)
+    out = attention(gpu, q, steps, there, xp().zeros)
     close(out, expected, 8 * slack)
 
 
@@ -309,7 +308,7 @@ def test_packed_sequences(gpu, dtype, causal):
     spans = q_offsets, k_offsets, None
     device = there(normal(n, 4 * d + 5, dtype=dtype))[:, : 4 * d]
     gpu.attend_packed(device, there(kv), heads, spans, there(bias), None, causal, acc, row_max, row_sum)
-    out = fake_cupy.zeros((n, 4 * d), dtype)
+    out = xp().zeros((n, 4 * d), dtype)
     gpu.finish_packed(acc, row_sum, out, 4)
 
     def split(x, h):
@@ -337,7 +336,7 @@ def test_counted_keys_are_read_from_the_table(gpu, dtype):
         else:
             rows, bias, spans = there(codes[:, 0].astype(np.int32)), None, (q_offsets, k_offsets, None)
         gpu.attend_packed(*there(queries, table), heads, spans, bias, rows, None, acc, row_max, row_sum)
-        out = fake_cupy.zeros((9, 32), dtype)
+        out = xp().zeros((9, 32), dtype)
         gpu.finish_packed(acc, row_sum, out, 2)
         answers.append(out.get().astype(np.float32))
     expected = []
@@ -356,6 +355,12 @@ def test_too_wide_heads(gpu):
 
 
 # ---- the emulation finds what a GPU would not tell
+
+
+@pytest.fixture(autouse=True)
+def compiler(request):
+    if COMPILER is None and "gpu" not in request.fixturenames:
+        pytest.skip("no g++ to emulate kernels with")
 
 
 def run(source, args, block=64, grid=1, shared=0, order=0):

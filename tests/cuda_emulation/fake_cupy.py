@@ -379,4 +379,8 @@ def installed(**how):
 
 
 def _affected():
-    return [name for name in sys.modules if name.split(".")[0] == "cupy" or name.startswith("astra_mpi.kernels.cuda")]
+    return [
+        name
+        for name in sys.modules
+        if name.split(".")[0] in ("cupy", "cupyx") or name.startswith("astra_mpi.kernels.cuda")
+    ]
