@@ -39,7 +39,7 @@ class SweepSection:
     repeats: Positive = 5
     warmup: int = 1
     seed: int = 0  # of inputs and of what is lost
-    backend: Literal["numpy", "reference"] = "numpy"
+    backend: Literal["numpy", "reference", "cuda"] = "numpy"
     threads: Positive | None = None  # per rank; default as bench: SLURM_CPUS_PER_TASK, else 1
 
 

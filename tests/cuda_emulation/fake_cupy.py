@@ -8,6 +8,7 @@ like, which wait for the device, are counted in `round_trips`. Kernels run in th
 from __future__ import annotations
 
 import sys
+import time
 import types
 from contextlib import contextmanager
 
@@ -309,6 +310,7 @@ class Event:
 
     def record(self, stream=None):
         self.recorded = True
+        self.time_s = time.perf_counter()
 
     def synchronize(self):
         _note("wait", 0)
@@ -345,6 +347,7 @@ cuda = types.SimpleNamespace(
     Event=Event,
     Device=_Device,
     get_current_stream=lambda: _stream,
+    get_elapsed_time=lambda start, end: 1e3 * (end.time_s - start.time_s),
     alloc_pinned_memory=lambda n: bytearray(n),
     runtime=types.SimpleNamespace(getDeviceCount=_count, getDeviceProperties=_properties),
 )
