@@ -4,7 +4,7 @@ python jobs/gpu_bench.py [--only TEXT] [--repeats 20] [--json PATH] [--small]
 Times are medians between CUDA events, warm, over inputs in turn that together outgrow the second-level cache.
 Ceilings are measured first: matrix products of cuBLAS in float32, TF32 and float16, and a copy in device memory. A
 row's limit is the larger of its multiply-adds at one and its bytes at the other. Rivals need a PyTorch with CUDA;
-without it their columns are empty. --small: tiny sizes, to see that everything runs. docs/gpu.md says which rows have which bar.
+without it their columns are empty. --small: tiny sizes, to see that everything runs.
 """
 
 from __future__ import annotations
