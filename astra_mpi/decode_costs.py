@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from astra_mpi.config import require
-from astra_mpi.costs import Coding, Wire, astra_wire, segment_wire
+from astra_mpi.costs import Coding, astra_wire, segment_wire
 from astra_mpi.work import Job, Shape, Transfer, Work, output_work
 
 MODES = ("local", "merged")
@@ -27,7 +27,7 @@ class Decode:
 def decode_cost(job: Job, coding: Coding, strategy: str, mode: str, n_new: int, alone: int = 0) -> Decode:
     """A step in the middle of `n_new` new tokens. InputError where a strategy or a mode cannot be used.
 
-    Local, sequences are spread: the last ranks of successive ones are successive ranks. alone: the rank of `single`.
+    Sequences are spread: rank r has slice (r + s) mod P of sequence s. alone: the rank of `single`.
     """
     name = strategy.split(":")[0]
     require(job.shape.causal, "only decoders generate")
@@ -39,14 +39,14 @@ def decode_cost(job: Job, coding: Coding, strategy: str, mode: str, n_new: int, 
     if name == "single":
         whole, last = replace(job, counts=(job.tokens,)), [job.batch * (r == alone) for r in range(job.size)]
         return _local(whole, coding, strategy, n_new, last)
-    last = [-(-(job.batch - (r + 1) % job.size) // job.size) for r in range(job.size)]  # from the last rank on
+    last = [-(-(job.batch - (job.size - 1 - r)) // job.size) for r in range(job.size)]  # from the last rank on
     return _local(job, coding, strategy, n_new, last)
 
 
 def _local(job: Job, coding: Coding, strategy: str, n_new: int, last: list[int]) -> Decode:
     """last (P,): sequences whose last token a rank has."""
     shape, config = job.shape, job.shape.config
-    own, far = job.counts[-1], job.tokens - job.counts[-1]
+    own, far = job.counts[-1], _far_keys(job, strategy)
     per_sequence = _kept_rows(shape, own + n_new / 2) + _far_work(shape, coding, strategy, far)
     ranks = tuple(_step_work(shape, n, per_sequence) + head_work(shape, n) for n in last)
     kept = (own + n_new - 1) * 2 * config.d_kv * 4 + _far_bytes(shape, coding, strategy, far)
@@ -55,15 +55,16 @@ def _local(job: Job, coding: Coding, strategy: str, n_new: int, last: list[int])
 
 def _merged(job: Job, n_new: int) -> Decode:
     shape, config, size = job.shape, job.shape.config, job.size
-    own = [n + n_new / 2 / size for n in job.counts]  # new tokens go to one rank after another
-    ranks = [_step_work(shape, job.batch, _kept_rows(shape, n)) for n in own]
+    own = [sum(job.counts[(r + i) % size] for i in range(job.batch)) for r in range(size)]  # of all sequences
+    # new tokens' keys and values go to one rank after another
+    read = [_kept_rows(shape, n + job.batch * n_new / 2 / size) * config.n_layers for n in own]
+    ranks = [_step_work(shape, job.batch, Work()) + kept for kept in read]
     ranks[0] += head_work(shape, job.batch)
     sent = job.batch * config.n_heads * (config.d_head + 2) * 4
     ids = (1 + 4 * job.batch, *(1,) * (size - 1))  # rank 0 samples
     transfers = (config.n_layers, Transfer("gather", (sent,) * size, 8.0 * sent)), (1, Transfer("gather", ids, 0.0))
-    kept = [n + (n_new - 1 - r + size - 1) // size for r, n in enumerate(job.counts)]
     row_bytes = config.n_layers * 2 * config.d_kv * 4
-    cache = tuple(job.batch * n * row_bytes for n in kept)
+    cache = tuple((n + job.batch * ((n_new - 1 - r + size - 1) // size)) * row_bytes for r, n in enumerate(own))
     return Decode("merged", tuple(ranks), transfers if size > 1 else (), cache)
 
 
@@ -92,8 +93,6 @@ def _kept_rows(shape: Shape, n: float) -> Work:
 def _far_work(shape: Shape, coding: Coding, strategy: str, n_far: int) -> Work:
     """Attention to what is far, in one block, as `decode/codes.py` does it."""
     config, name = shape.config, strategy.split(":")[0]
-    if name == "segment_means":
-        return _kept_rows(shape, _means(shape, strategy).keys(n_far))
     if name != "astra" or _keeps_far_rows(shape, coding) or n_far == 0:
         return _kept_rows(shape, n_far)
     if shape.rotary:  # keys and values are rebuilt, and turned
@@ -135,7 +134,7 @@ def _far_bytes(shape: Shape, coding: Coding, strategy: str, n_far: int) -> float
     """Kept of what is far, in one block; the turns of rotary keys are kept once for all."""
     config, name = shape.config, strategy.split(":")[0]
     if name == "segment_means":
-        return _means(shape, strategy).keys(n_far) * (2 * config.d_kv + 1) * 4
+        return n_far * (2 * config.d_kv + 1) * 4
     if name != "astra" or _keeps_far_rows(shape, coding):
         return n_far * 2 * config.d_kv * 4
     if _one_row(coding) and not shape.rotary:
@@ -146,5 +145,10 @@ def _far_bytes(shape: Shape, coding: Coding, strategy: str, n_far: int) -> float
     return n_far * (coding.codec.codes_per_token * code_bytes + scale + turns)
 
 
-def _means(shape: Shape, strategy: str) -> Wire:
-    return segment_wire(shape, int(strategy.partition(":")[2] or 8))
+def _far_keys(job: Job, strategy: str) -> int:
+    """Far keys that the last rank holds of a sequence: tokens, or means of every rank's."""
+    name, _, ratio = strategy.partition(":")
+    if name != "segment_means":
+        return job.tokens - job.counts[-1]
+    wire = segment_wire(job.shape, int(ratio or 8))
+    return sum(wire.keys(n) for n in job.counts[:-1])

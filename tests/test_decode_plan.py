@@ -33,27 +33,27 @@ CODECS = {
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("remote", ["table", "gemm"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("strategy", ["single", "sp:kv", "segment_means:3", "hidden", "normed", "kv", "one"])
 @pytest.mark.parametrize("make", [gpt2_config, llama_config])
-def test_caches_and_bytes_are_those_of_real_runs(comm, make, strategy, mode):
+def test_caches_and_bytes_are_those_of_real_runs(comm, make, strategy, mode, remote):
     codec, name = CODECS.get(strategy), "astra" if strategy in CODECS else strategy
     file = model_file(make(), codec)
     model = Model(file, comm, get_backend("reference", comm))
-    if (name == "single" and mode == "merged") or model.obstacle(name):
+    coded = strategy in CODECS and mode == "local"
+    if (name == "single" and mode == "merged") or (remote == "gemm" and not coded) or model.obstacle(name):
         pytest.skip("cannot be used")
-    model.use(name, counted_keys=False)
-    n_tokens, batch = 4 * comm.size + 3, 3
-    ids = np.random.default_rng(0).integers(0, 53, (batch, n_tokens)) if n_tokens < 34 else None
-    if ids is None:
-        pytest.skip("longer than the positions")
+    model.use(name, counted_keys=False, remote=remote)
+    n_tokens, batch = 2 * comm.size + 3, 5
+    ids = np.random.default_rng(0).integers(0, 53, (batch, n_tokens))
     model.generate(ids, max_new_tokens=N_NEW, decode=mode)
     made = model.report["generation"]
     counts = model.layout(np.full(batch, n_tokens), spread=True).counts[0]
     job = Job(shape_of(file.config), tuple(int(n) for n in counts), batch)
-    coding = Coding(codec or CodecConfig())
+    coding = Coding(codec or CodecConfig(), remote=remote)
     step = decode_cost(job, coding, name, mode, N_NEW)
-    if strategy == "one" and make is gpt2_config:  # equal codes are counted
+    if strategy == "one" and make is gpt2_config and remote == "table":  # equal codes are counted
         assert all(a >= b for a, b in zip(step.cache_bytes, made["cache_bytes"], strict=True))
     elif name == "single":
         assert max(step.cache_bytes) == max(made["cache_bytes"])
@@ -98,11 +98,12 @@ def test_one_token_of_gpt2_by_hand():
 
 
 def test_sequences_are_spread_over_last_ranks():
+    """The first sequence's last rank is the last one, the second's the one before it; six on four ranks: 1, 1, 2, 2."""
     at = setting(batch=6)
     busy = [work.stream > 0 for work in steps(setting(batch=2), "sp", 8, at.even)["local"].ranks]
-    assert busy == [True, False, False, True]
-    four = steps(at, "sp", 8, at.even)["local"].ranks
-    assert [round(work.gemm / max(1.0, four[1].gemm), 3) for work in four] == [2, 1, 0, 2] or four[2].gemm == 0
+    assert busy == [False, False, True, True]
+    cache = steps(at, "sp", 8, at.even)["local"].cache_bytes
+    assert [n / min(cache) for n in cache] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
