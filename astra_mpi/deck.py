@@ -169,7 +169,7 @@ def read_tables(path: Path, sections: Iterable[str]) -> dict[str, dict[str, Any]
         raise InputError(f"{path}: the deck cannot be read ({exc.strerror}); check the path") from exc
     except UnicodeDecodeError as exc:
         raise InputError(f"{path}: not UTF-8 at byte {exc.start}; a deck is a TOML text file") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:  # numbers of thousands of digits, lists in lists in lists
         raise InputError(f"{path}: not valid TOML: {exc}") from exc
     for section, keys in tables.items():
         check_name("section", section, sections, str(path))
@@ -189,6 +189,6 @@ def _override(text: str) -> dict[tuple[str, str], Given]:
         raise InputError(f"command line: '{text}' is not of the form section.key=value")
     try:
         value = tomllib.loads(f"value = {value_text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = value_text
     return {(section, key): Given(value, Path.cwd(), "command line", value_text)}

@@ -19,6 +19,8 @@ MODEL, CODEBOOKS, RESULTS = "astra-mpi", "astra-mpi-codebooks", "astra-mpi-resul
 FORMATS = {MODEL: "a model file", CODEBOOKS: "a codebook file", RESULTS: "a results file"}
 VERSION = 1
 
+#: deflate packs so many bytes into one at most, and a chunk is unpacked as a whole
+_DEFLATED, CHUNK_BYTES = 1040, 1 << 26
 #: what h5py raises on damaged files, depending on where the damage is
 _H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 
@@ -116,14 +118,59 @@ def dataset(parent: h5py.Group, name: str, dtypes: tuple[str, ...]) -> h5py.Data
     Its memory is therefore bounded by the size of the file. InputError on links, external storage, virtual,
     chunked, compressed or unwritten datasets and on other dtypes.
     """
+    item = _own(parent, name)
+    where = f"{parent.file.filename}: {item.name}"
+    allowed = " or ".join(dtypes)
+    require(item.dtype in [np.dtype(d) for d in dtypes], f"{where} is {item.dtype}; it must be {allowed}")
+    return _in_place(item)
+
+
+def stored(parent: h5py.Group, name: str) -> h5py.Dataset:
+    """As `dataset`, of any dtype of numbers or text."""
+    item = _own(parent, name)
+    known = item.dtype.kind in "iufb" or h5py.check_string_dtype(item.dtype) is not None
+    require(known, f"{parent.file.filename}: {item.name} is {item.dtype}; it must be numbers or text")
+    return _in_place(item)
+
+
+def _in_place(item: h5py.Dataset) -> h5py.Dataset:
+    where = f"{item.file.filename}: {item.name}"
+    require(item.chunks is None, f"{where} is stored in chunks; rewrite the file with `h5repack -l CONTI -f NONE`")
+    has_data = item.dtype.kind == "O" or item.id.get_storage_size() == item.nbytes  # text lies elsewhere in the file
+    require(item.shape is not None and has_data, f"{where} has no data; make it anew")
+    return item
+
+
+def table(file: h5py.File, name: str) -> h5py.Dataset | None:
+    """A dataset of numbers as users store them, in chunks and compressed too; None if there is none of this name.
+
+    InputError on links on the way, data in other files, Python objects, and on what unpacks to more than deflate can
+    have packed: shapes without data and compression bombs.
+    """
+    parent: Any = file
+    *path, leaf = [part for part in name.split("/") if part]
+    for part in path:
+        parent = group(parent, part) if part in parent else {}
+    link = parent.get(leaf, getlink=True) if parent else None
+    if link is None or (isinstance(link, h5py.HardLink) and not isinstance(parent[leaf], h5py.Dataset)):
+        return None
+    item = _own(parent, leaf)
+    where = f"{file.filename}: {item.name}"
+    require(item.dtype.kind in "iufb", f"{where} is {item.dtype}; give numbers")
+    require(item.shape is not None and len(item.shape) > 0, f"{where} has no items; give an array")
+    size = item.id.get_storage_size()
+    require(item.nbytes <= _DEFLATED * size + 4096, f"{where} claims {item.nbytes} bytes and has {size}; write it anew")
+    chunk_bytes = int(np.prod(item.chunks or (0,), dtype=object)) * item.dtype.itemsize
+    require(chunk_bytes <= CHUNK_BYTES, f"{where} has chunks of {chunk_bytes} bytes; rewrite it with smaller ones")
+    return item
+
+
+def _own(parent: h5py.Group, name: str) -> h5py.Dataset:
+    """A dataset that is in this file, and its data too."""
     item = _member(parent, name)
     where = f"{parent.file.filename}: {item.name}"
     require(isinstance(item, h5py.Dataset), f"{where} is not a dataset; make the file anew")
-    allowed = " or ".join(dtypes)
-    require(item.dtype in [np.dtype(d) for d in dtypes], f"{where} is {item.dtype}; it must be {allowed}")
     require(not item.external and not item.is_virtual, f"{where} keeps its data in other files; copy it into this one")
-    require(item.chunks is None, f"{where} is stored in chunks; rewrite the file with `h5repack -l CONTI -f NONE`")
-    require(item.shape is not None and item.id.get_storage_size() == item.nbytes, f"{where} has no data; make it anew")
     return item
 
 

@@ -86,7 +86,7 @@ def load_json(path: Path) -> Any:
     require(path.is_file(), f"{path} is missing; give a complete Hugging Face folder")
     try:
         return json.loads(path.read_bytes())
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InputError(f"{path} is not valid JSON ({exc}); download it again") from exc
 
 

@@ -94,5 +94,5 @@ def _plain(value: Any) -> Any:
         return value.tolist() if hasattr(value, "tolist") else str(value)
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value

@@ -48,7 +48,10 @@ def merge(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
         _check_same_job(pieces[0], piece)
     total = int(pieces[0].state["input_items"])
     _check_cover(pieces, total)
-    summary = merged_summary(pieces)
+    try:
+        summary = merged_summary(pieces)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
+        raise InputError(f"{pieces[0].path}: its summary is not what astra-mpi writes ({exc!r}); make it anew") from exc
     with hdf5.writing(output) as file:
         _write_attributes(file, pieces[0], summary)
         for piece in pieces:
@@ -64,10 +67,10 @@ def _read(path: Path) -> Piece:
         hdf5.check_format(file, hdf5.RESULTS)
         state, summary, deck = (_json(file, name) for name in ("state", "summary", "deck"))
         outputs = hdf5.group(file, "outputs")
-        index = file.get("inputs/index")
-        require(isinstance(index, h5py.Dataset), f"{path}: inputs/index is missing; make the file anew")
-        shapes = {name: (outputs[name].dtype, outputs[name].shape[1:]) for name in outputs}
-        lengths = {outputs[name].shape[0] for name in outputs}
+        index = hdf5.dataset(hdf5.group(file, "inputs"), "index", ("int64",))
+        every = {name: hdf5.stored(outputs, name) for name in outputs}
+        shapes = {name: (item.dtype, item.shape[1:]) for name, item in every.items()}
+        lengths = {item.shape[0] if item.shape else 0 for item in every.values()}
         items = _items(path, state, len(index))
         require(lengths == {len(items)} and _agrees(index, items), f"{path} does not hold its items; make it anew")
         return Piece(path, state, summary, deck, items, shapes)
@@ -76,7 +79,7 @@ def _read(path: Path) -> Piece:
 def _json(file: h5py.File, name: str) -> dict[str, Any]:
     try:
         value = json.loads(hdf5.text(file, name))
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise InputError(f"{file.filename}: the attribute '{name}' is not what astra-mpi writes; make the file anew")

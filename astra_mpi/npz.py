@@ -17,6 +17,8 @@ from astra_mpi.config import require
 from astra_mpi.errors import InputError
 
 _PIECE_BYTES = 1 << 18  # decompressed in one go: zipfile takes several times as much meanwhile
+#: deflate packs so many bytes into one at most; an item is unpacked as a whole
+_DEFLATED, ITEM_BYTES = 1040, 1 << 26
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
 
 
@@ -36,12 +38,18 @@ class NpzFile:
         with self._zip.open(info) as member:
             shape, fortran, dtype = _header(member)
             begins = member.tell()
+        packings = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may ask for gigabytes to unpack
+        require(info.compress_type in packings, f"{self.path}: '{name}' is packed in an unusual way; use np.savez")
         require(not dtype.hasobject, f"{self.path}: '{name}' holds Python objects; give numbers")
         n_bytes = dtype.itemsize * int(np.prod(shape, dtype=object))
         require(info.file_size == begins + n_bytes, f"{self.path}: '{name}' is damaged; copy the file again")
         if info.compress_type == zipfile.ZIP_STORED and n_bytes:
             begins += self._data_start(info)
             return np.memmap(self.path, dtype, "r", begins, shape, "F" if fortran else "C")
+        bomb = info.file_size > _DEFLATED * info.compress_size + 4096
+        item_bytes = n_bytes // max(1, shape[0] if shape else 1)
+        require(not bomb, f"{self.path}: '{name}' claims more bytes than its packed ones can hold; copy the file again")
+        require(item_bytes <= ITEM_BYTES, f"{self.path}: an item of '{name}' has {item_bytes} bytes; use np.savez")
         require(
             not fortran or len(shape) < 2,
             f"{self.path}: '{name}' is compressed and in Fortran order; save np.ascontiguousarray of it",

@@ -78,7 +78,7 @@ def read_profile(path: str) -> Profile:
         links = [np.array(report["links"][name], dtype=np.float64) for name in ("rtt_s", "bandwidth_bps")]
     except OSError as exc:
         raise InputError(f"{path}: the profile cannot be read ({exc.strerror}); {cure}") from exc
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         raise InputError(f"{path} is no profile of doctor ({type(exc).__name__}: {exc}); {cure}") from exc
     positive = all(0 < value < np.inf for speed in speeds for value in dataclasses.astuple(speed))
     shapes = all(link.shape == (len(speeds), len(speeds)) for link in links)

@@ -84,8 +84,13 @@ def finished_summary(output: Path, state: Mapping[str, Any]) -> dict[str, Any] |
     recorded = _recorded(output)
     if recorded is None:
         return None
-    _check_same(state, json.loads(recorded["state"]), output)
-    summary: dict[str, Any] = json.loads(recorded["summary"])
+    try:
+        before, summary = json.loads(recorded["state"]), json.loads(recorded["summary"])
+        if not (isinstance(before, dict) and isinstance(summary, dict)):
+            raise ValueError("no JSON objects")
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise InputError(f"{output} is damaged ({exc}); remove it, or give another output.path") from exc
+    _check_same(state, before, output)
     return summary
 
 
@@ -119,7 +124,7 @@ class Results:
             raise _cannot(self.folder, exc) from exc
         try:
             self._open(resume)
-            self.finished = {i for i in range(self.n_parts) if _report(self._part(i)) is not None}
+            self.finished = {i for i in range(self.n_parts) if self._is_whole(i)}
         except BaseException:
             self.lock.release()
             raise
@@ -188,6 +193,21 @@ class Results:
                 whole = file.require_dataset(name, (self.n_items, *values.shape[1:]), values.dtype)
                 whole[start:stop] = values[()]
 
+    def _is_whole(self, part: int) -> bool:
+        """Whether a part is there, and holds these items' outputs; else it is made again."""
+        if _report(self._part(part)) is None:
+            return False
+        index = np.array(self.items[slice(*self.span(part))], dtype=np.int64)
+        try:
+            with hdf5.reading(self._part(part)) as file:
+                found = hdf5.dataset(hdf5.group(file, "inputs"), "index", ("int64",))
+                group = hdf5.group(file, "outputs")
+                outputs = [hdf5.stored(group, name) for name in group]
+                rows = {item.shape[0] if item.shape else 0 for item in outputs}
+                return rows == {len(index)} and np.array_equal(hdf5.read(found, "int64"), index)
+        except InputError:
+            return False
+
     def _part(self, part: int) -> Path:
         return self.folder / f"part-{part:08d}.h5"
 
@@ -254,7 +274,7 @@ def _report(part: Path) -> dict[str, Any] | None:
     """The report in a part; None if the part is not there or cannot be read, and is to be made again."""
     try:
         with hdf5.reading(part) as file:
-            report: dict[str, Any] = json.loads(file.attrs["report"])
-            return report
-    except InputError:
+            report = json.loads(file.attrs["report"])
+    except (InputError, RecursionError):
         return None
+    return report if isinstance(report, dict) else None

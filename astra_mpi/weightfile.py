@@ -100,7 +100,7 @@ def stored_dtype(item: h5py.Dataset) -> str:
         require(
             item.attrs.get("dtype") == "bfloat16", f"{where} is uint16 without dtype = bfloat16; make the file anew"
         )
-    name = next(name for name, dtype in STORAGE.items() if dtype == item.dtype)
+    name = next((name for name, dtype in STORAGE.items() if dtype == item.dtype), str(item.dtype))
     require(
         item.ndim > 1 or name in ("float32", "float16"), f"{where} is {name}; vectors must be float32; make it anew"
     )

@@ -165,6 +165,7 @@ TARGETS: dict[str, tuple[str, tuple[fuzz_files.Damage, ...], Read]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=12000)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first one; for several of these at once")
     parser.add_argument("--seed", type=int, help="only this case, and tell what it does")
     parser.add_argument("--only", metavar="A,B", help=f"of {', '.join(TARGETS)}")
     parser.add_argument("--folder", type=Path, default=Path("work/fuzz"))
@@ -175,23 +176,24 @@ def main() -> int:
         print(json.dumps(case(args.folder, names, args.seed), indent=2))
         return 0
     progress = args.folder / "progress.json"
-    told = json.loads(progress.read_text()) if progress.exists() else {"names": names, "next": 0, "ends": {}}
+    told = json.loads(progress.read_text()) if progress.exists() else {"names": names, "next": args.first, "ends": {}}
     if told["names"] != names:
         print(f"{progress} is of other targets; remove it", file=sys.stderr)
         return 2
     ends = collections.Counter(told["ends"])
-    while told["next"] < args.cases:
-        seeds = range(told["next"], min(told["next"] + 100, args.cases))
+    end = args.first + args.cases
+    while told["next"] < end:
+        seeds = range(told["next"], min(told["next"] + 100, end))
         outcomes = [case(args.folder, names, seed) for seed in seeds]
         ends.update(f"{outcome['target']}: {outcome['end']}" for outcome in outcomes)
         with (args.folder / "findings.jsonl").open("a") as file:
             file.writelines(json.dumps(o) + "\n" for o in outcomes if o["finding"])
         told = {"names": names, "next": seeds.stop, "ends": dict(ends)}
         progress.write_text(json.dumps(told))
-    return summary(args.folder, told)
+    return summary(args.folder, told, args.cases)
 
 
-def summary(folder: Path, told: dict[str, Any]) -> int:
+def summary(folder: Path, told: dict[str, Any], n_cases: int) -> int:
     findings = [json.loads(line) for line in (folder / "findings.jsonl").read_text().splitlines()]
     print(f"{'target':<20}{'accepted':>10}{'refused':>10}{'findings':>10}")
     total: collections.Counter[str] = collections.Counter()
@@ -201,7 +203,7 @@ def summary(folder: Path, told: dict[str, Any]) -> int:
         total.update(row)
         print(f"{name:<20}{row['accepted']:>10}{row['refused']:>10}{row['findings']:>10}")
     print(f"{'all':<20}{total['accepted']:>10}{total['refused']:>10}{total['findings']:>10}")
-    print(json.dumps({"files": told["next"], **total}))
+    print(json.dumps({"files": n_cases, **total}))
     return 1 if findings else 0
 
 

@@ -158,7 +158,7 @@ def disturbed(
         if code is None:
             how = stop(program, ranks_of(program.pid) or ranks, draw)
             facts[how] += 1
-            code = wait(program)
+            code = wait(program, facts, how)
             if how in ("SIGTERM", "SIGUSR1") and code not in (0, 128 + getattr(signal, how)):
                 facts[f"{how} ended with {code}"] += 1
         elif code:
@@ -193,9 +193,19 @@ def stop(program: subprocess.Popen[bytes], ranks: dict[int, int], draw: random.R
     return how
 
 
-def wait(program: subprocess.Popen[bytes]) -> int:
-    """Until the launcher has ended, and every process it started: a launcher that was killed leaves ranks behind."""
-    code = program.wait(timeout=300)
+def wait(program: subprocess.Popen[bytes], facts: Counter[str], how: str) -> int:
+    """Until the launcher has ended, and every process it started: a launcher that was killed leaves ranks behind.
+
+    Whoever does not end within two minutes is killed, and that is counted.
+    """
+    try:
+        code = program.wait(timeout=120)
+    except subprocess.TimeoutExpired:
+        facts[f"did not end after {how}"] += 1
+        left = {pid: Path(f"/proc/{pid}/cmdline").read_bytes()[-60:] for pid in of_session(program.pid)}
+        print(f"still there after {how}: {left}", file=sys.stderr, flush=True)
+        program.kill()
+        code = program.wait()
     end_s = time.monotonic() + 120
     while left := of_session(program.pid):
         if time.monotonic() > end_s:
