@@ -48,7 +48,8 @@ def evaluated(model: ModelFile, deck: TrainDeck, task: dict, at: dict) -> np.nda
     for a in range(0, len(order), BATCH):
         batch = items.part(order[a : a + BATCH])
         size = max(at["ranks"], 1)
-        missing = rng.random((size, size)) < at["loss"] if at.get("loss") else None
+        shape = (model.config.n_layers, len(batch.places), size, size)
+        missing = rng.random(shape) < at["loss"] if at.get("loss") else None
         options = {"missing": missing, "replicas": 1 if at.get("class_token") == "single" else None}
         inputs = torch.from_numpy(batch.inputs)
         out = answer(twin, codebooks, inputs, batch.keep, size, at.get("weights"), **options)

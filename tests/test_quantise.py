@@ -157,19 +157,23 @@ def test_random_cuts_are_contiguous_and_cover_all(causal):
             assert (rank[~kept] == -1).all() and (np.diff(rank[kept]) >= 0).all()
             assert rank[kept].min() >= 0 and rank[kept].max() < size
         for s, n in enumerate((9, 5, 1)):
-            seen = view.visible[s, 0, :n].sum(dim=1).numpy()
+            seen = view.visible(0)[s, 0, :n].sum(dim=1).numpy()
             assert (seen == (np.arange(1, n + 1) if causal else n)).all()  # every token is seen once, near or far
     assert sizes == {2, 3, 8}
 
 
 def test_missing_codes_are_not_seen():
-    missing = np.zeros((3, 3), bool)
-    missing[0, 2] = True
-    view = make_view(np.ones((1, 7), bool), 1, 3, None, causal=False, sends=True, missing=missing)
-    far = view.far[0, 0]
-    receivers = view.rank[0] == 0
-    assert not far[receivers][:, 4:].any() and far[receivers][:, 2:4].all()
-    assert far[view.rank[0] == 1][:, 4:].all()
+    """Of two sequences, rank 0 misses what rank 2 sent of the first one in block 1, and nothing else."""
+    missing = np.zeros((2, 2, 3, 3), bool)
+    missing[1, 0, 0, 2] = True
+    keep = np.ones((2, 7), bool)
+    view = make_view(keep, 1, 3, None, causal=False, sends=True, missing=missing)
+    whole = make_view(keep, 1, 3, None, causal=False, sends=True).visible(0)[0, 0]
+    assert (view.visible(0)[:, 0] == whole).all() and (view.visible(1)[1, 0] == whole).all()
+    lost = whole & ~view.visible(1)[0, 0]
+    rows, columns = lost.nonzero(as_tuple=True)
+    assert set(rows.tolist()) == set((view.rank[0] == 0).nonzero()[:, 0].tolist())
+    assert set(columns.tolist()) == {whole.shape[1] - 2, whole.shape[1] - 1}  # both tokens of rank 2, as sent
 
 
 def test_nothing_begins_anew_at_the_end():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ class View:
     """P ranks as masks over the rows of a padded batch: class-token replicas, then S content places.
 
     rank (B or 1, R): of each row, -1 where there is no token. near (.., 1, R, R), far (.., 1, R, S): what rows see
-    exactly, and through what is sent; far is None where nothing is sent.
+    exactly, and through what is sent; far is None where nothing is sent. received (L, B, P, P): per block and sequence,
+    whether a rank got what another sent, receiver by sender; None: everything came.
     """
 
     size: int
@@ -34,11 +36,25 @@ class View:
     rank: Tensor
     near: Tensor
     far: Tensor | None
+    received: Tensor | None = None
 
-    @property
-    def visible(self) -> Tensor:
-        """(.., 1, R, R + S)."""
-        return self.near if self.far is None else torch.cat([self.near, self.far], dim=-1)
+    def visible(self, i: int) -> Tensor:
+        """(.., 1, R, R + S): what rows see in block i."""
+        if self.far is None:
+            return self.near
+        if self.received is None:
+            return self.both
+        rank, received = self.rank.clamp(min=0), self.received[i]  # a row without a token has no far keys to lose
+        rank = rank.expand(len(received), -1)
+        came = received[torch.arange(len(received))[:, None, None], rank[:, :, None], rank[:, None, self.n_replicas :]]
+        far = self.far & came.unsqueeze(1)
+        return torch.cat([self.near.expand(len(far), -1, -1, -1), far], dim=-1)
+
+    @cached_property
+    def both(self) -> Tensor:
+        """`visible` where everything came."""
+        assert self.far is not None
+        return torch.cat([self.near, self.far], dim=-1)
 
 
 def make_view(
@@ -57,7 +73,8 @@ def make_view(
     """keep (B, n_class + S) marks tokens; every sequence is cut by its own length into `size` slices.
 
     Without `sends` one rank holds everything. counts (B, size): tokens per rank, instead of `slices`. replicas: ranks
-    that hold the class token, default all. missing (P, P): codes that a rank did not get, receiver by sender.
+    that hold the class token, default all. missing (L, B, P, P): per block and sequence, messages that a rank did
+    not get, receiver by sender.
     """
     if not sends:
         size, slices = 1, None
@@ -79,8 +96,7 @@ def make_view(
     if sends:
         receiver, sender = rank[:, :, None], owner[:, None, :]
         far = (sender < receiver if causal else sender != receiver) & (sender >= 0) & (receiver >= 0)
-        if missing is not None:
-            far &= ~missing[np.maximum(receiver, 0), np.maximum(sender, 0)]
     masks = [None if mask is None else torch.from_numpy(mask[:, None]).to(device) for mask in (near, far)]
     assert masks[0] is not None
-    return View(size, n_replicas, torch.from_numpy(rank).to(device), masks[0], masks[1])
+    received = None if missing is None else torch.from_numpy(~missing).to(device)
+    return View(size, n_replicas, torch.from_numpy(rank).to(device), masks[0], masks[1], received)

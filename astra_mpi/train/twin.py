@@ -41,9 +41,8 @@ class Twin:
         n_class = self.config.n_class
         x = torch.cat([x[:, :n_class].expand(-1, view.n_replicas, -1), x[:, n_class:]], dim=1)
         turns = self._turns(x.shape[1]) if self.recipe.rotary else None
-        visible = view.visible
         for i in range(self.config.n_layers):
-            x = self._block(i, x, view.n_replicas, visible, turns, None if view.far is None else send, site)
+            x = self._block(i, x, view.n_replicas, view.visible(i), turns, None if view.far is None else send, site)
         return self._head(x, view)
 
     def embed(self, inputs: Tensor) -> Tensor:
