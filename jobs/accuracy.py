@@ -4,7 +4,8 @@ python jobs/accuracy.py run DECK.toml [--rows A,B] [--seeds 0,1]   one JSON per 
 python jobs/accuracy.py render FOLDER...  -o docs/accuracy.md      the tables of all JSON files, with seeds and spread
 
 An experiment deck names a training deck (`base`), seeds, ranks, and [[rows]]: `name`, `set` (overrides of the training
-deck), or `train = false` (k-means only), `start` (another row's model instead of the base's), and `at` (conditions).
+deck), or `train = false` (k-means, or the model's codebooks), `start` (another row's model instead of the base's), and
+`at` (conditions).
 P ranks are computed by the differentiable twin, which equals the engine (tests/test_twin.py).
 """
 
@@ -30,7 +31,7 @@ from astra_mpi.train.deck import TrainDeck, load_train_deck, resolved
 from astra_mpi.train.evaluate import answer
 from astra_mpi.train.loop import Run
 from astra_mpi.train.quantise import Codebooks
-from astra_mpi.train.start import open_data, starting_codec
+from astra_mpi.train.start import open_data, starting_codec, starting_model
 from astra_mpi.train.twin import Twin
 
 BATCH = 128
@@ -122,8 +123,7 @@ def train_row(row: dict, deck: TrainDeck) -> tuple[ModelFile, float, float]:
         deck.beside(".checkpoint.h5").unlink(missing_ok=True)
         return model, wall_s, core_s
     start_s, start_cpu_s = time.monotonic(), time.process_time()
-    assert deck.model.path is not None
-    model = modelfile.read_model(deck.model.path)
+    model = starting_model(deck)
     deck = resolved(deck, model.config.family)
     items, _, order, _ = open_data(deck, model)
     codec = starting_codec(deck, model, items, order.items, {}, MPI.COMM_SELF, 1)
