@@ -1,5 +1,7 @@
 """Where generation ends, what it costs, what it refuses, and what happens when a rank fails."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -192,6 +194,31 @@ def test_lost_messages_of_the_prefill_are_not_seen_later(comm):
     assert np.array_equal(got, model.generate(ids, mask, max_new_tokens=4))
     if comm.size > 2:
         assert model.report["missing"]["lost"] > 0
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("family", "codec", "spec"),
+    [
+        ("gpt2", CodecConfig(stages=1, codebook_size=9), "astra"),
+        ("gpt2", CodecConfig(stages=3, codebook_size=16), "astra"),
+        ("gpt2", None, "sp"),
+        ("llama", CodecConfig(site="kv", stages=2, codebook_size=8), "astra"),
+        ("llama", None, "single"),
+    ],
+)
+def test_no_array_grows_with_the_square_of_the_prompt(comm, family, codec, spec):
+    """Twice the tokens take at most a little more than twice the memory; scores of all pairs would take four times."""
+    config = {"gpt2": gpt2_config, "llama": llama_config}[family](max_positions=4096)
+    model = make_model(comm, config, codec, spec)
+    peaks = []
+    for n_tokens in (2000, 4000):
+        ids, _ = random_batch(config, 1, n_tokens)
+        tracemalloc.start()  # NumPy tells it of its arrays
+        model.generate(ids, max_new_tokens=3)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2.4 * peaks[0]
 
 
 # ---- what it refuses
