@@ -168,16 +168,19 @@ def test_last_slices_spread_over_the_ranks(comm, family, spec, weights):
     assert one.strategy.planned.places is None  # nothing to spread
 
 
+@pytest.mark.parametrize("weights", [None, "causal"])
 @pytest.mark.parametrize("spec", ["astra", "sp", "sp:kv:int8"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_last_rank_sends_nothing(comm, family, spec):
+def test_the_last_rank_sends_nothing(comm, family, spec, weights):
     """Contributed bytes are the formula's, a port receives what earlier ranks send, and no later rank's message."""
     config = FAMILIES[family]
-    model = make_model(comm, config, CODECS["kv"])
+    model = make_model(comm, config, CODECS["kv"], weights=weights)
     inputs, mask = ragged(config)
     model.use(spec)
     model(inputs, mask)
     own = sum(even(int(t), comm.size) for t in mask.sum(axis=1))
+    if weights == "causal":
+        own = model.strategy.planned.token_counts
     bits = {"astra": 12, "sp": 32 * 24, "sp:kv:int8": 8 * (2 * config.d_kv + 4)}[spec]
     sent = [config.n_layers * -(-int(n) * bits // 8) for n in own[:-1]] + [0]
     assert model.report["contributed_bytes"] == model.report["formula_bytes"] == sent
@@ -186,11 +189,13 @@ def test_the_last_rank_sends_nothing(comm, family, spec):
     assert model.report["other_bytes"] == (last_rows * comm.size if comm.size > 1 else 0)
 
 
-def test_a_rank_needs_nothing_of_later_ones(comm):
+@pytest.mark.parametrize(("family", "codec"), [("gpt2", "hidden"), ("llama", "kv")])
+@pytest.mark.parametrize("weights", [None, "causal"])
+def test_a_rank_needs_nothing_of_later_ones(comm, family, codec, weights):
     """The first rank has passed all its blocks before the last one begins."""
-    model = make_model(comm, FAMILIES["gpt2"])
+    model = make_model(comm, FAMILIES[family], CODECS[codec], weights=weights)
     model.use("astra")
-    inputs, mask = ragged(FAMILIES["gpt2"])
+    inputs, mask = ragged(FAMILIES[family])
     model(inputs, mask)
     done = np.zeros(1, np.int32)
     begin, window = model.strategy.block, MPI.Win.Create(done, comm=comm)

@@ -81,7 +81,6 @@ def assert_steps_equal_oracle(comm, model, ids, mask, decode, n_new):
             ).hidden[len(prompt) - 1 :]
             found = np.array([got[s, step] for step in range(n_new)])
             np.testing.assert_allclose(found, want, atol=2e-4 * np.abs(want).max(), err_msg=f"sequence {s}")
-    comm.Barrier()
 
 
 CASES = [(family, codec) for family in FAMILIES for codec in CODECS]
