@@ -20,12 +20,12 @@ fi
 
 no_slurm=$(bash jobs/slurm/local_cluster.sh missing)
 [ -z "$no_slurm" ] || echo "no $no_slurm here: tests/test_slurm.py is skipped; bash jobs/slurm/local_cluster.sh install, as root"
-timeout -k 10 900 python -m pytest -q "$@" ${FILES:-tests}
+timeout -k 10 1800 python -m pytest -q "$@" ${FILES:-tests}
 mpi_tests=$(grep -l 'pytest\.mark\.mpi' ${FILES:-tests/test_*.py}) # the others need not be imported once per rank
 for ranks in ${RANKS:-1 2 3 4 8}; do
   echo "== mpirun -n $ranks"
   log=$(mktemp)
-  timeout -k 10 300 mpirun -n "$ranks" python -m pytest -q --only-mpi "$@" $mpi_tests | tee "$log"
+  timeout -k 10 600 mpirun -n "$ranks" python -m pytest -q --only-mpi "$@" $mpi_tests | tee "$log"
   # without pytest-mpi the tests would skip silently
   grep -Eq '(^|[^0-9])[1-9][0-9]* passed' "$log" || { echo "no MPI test ran at $ranks ranks"; exit 1; }
   rm -f "$log"
