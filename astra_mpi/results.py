@@ -28,7 +28,7 @@ def parts_folder(output: Path) -> Path:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Whole or not at all, like the HDF5 files. AstraError if it cannot be written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.tmp")  # a killed run's is written over
     try:
         with beside.open("w", encoding="utf-8") as file:
             file.write(json.dumps(values, indent=2) + "\n")
