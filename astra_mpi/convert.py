@@ -64,7 +64,7 @@ def restore(source: str | Path, dtype: str, command: str = "convert") -> tuple[M
 def _config(path: Path, tensors: dict[str, Tensor], modules: dict[str, Path]) -> tuple[Any, Any]:
     """-> (family, config)."""
     hf = load_settings(path)
-    name = hf.get("model_type")
+    name = str(hf.get("model_type"))
     if name not in FAMILIES:
         raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(FAMILIES)}")
     family: Any = FAMILIES[name]

@@ -352,6 +352,7 @@ BROKEN = [
     pytest.param(put("config.json", b"[]"), r"config\.json is not a JSON object", id="config-list"),
     pytest.param(edit(model_type="mamba"), "model_type 'mamba' is not supported; use one of", id="family"),
     pytest.param(edit(model_type=None), "model_type 'None' is not supported", id="no-family"),
+    pytest.param(edit(model_type=[["bert"]]), r"model_type '\[\['bert'\]\]' is not supported", id="nested-family"),
     pytest.param(drop_key, "config.json has no key 'hidden_size'", id="config-key"),
     pytest.param(edit(hidden_act="swish"), "config.json: .*unknown activation 'swish'", id="activation"),
     pytest.param(edit(vocab_size="many"), "config.json.*vocab_size", id="config-type"),
