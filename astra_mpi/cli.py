@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from astra_mpi import __version__, commands, log
 
@@ -50,8 +50,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+class _Parser(argparse.ArgumentParser):
+    """Of several ranks, rank 0 alone says what is wrong with the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        from astra_mpi.launch import launched_rank
+
+        if launched_rank() != 0:
+            time.sleep(1.0)  # a launcher may end all ranks once one has ended
+            sys.exit(2)
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="astra-mpi", description="Fast Transformer inference on several machines joined by a slow network."
     )
     parser.add_argument("--version", action="version", version=f"astra-mpi {__version__}")

@@ -48,6 +48,10 @@ def parse_conditions(
     speeds = tuple(float(s) for s in ([speed] if isinstance(speed, int | float) else speed))
     told = ",".join(f"{s:g}" for s in speeds)
     over = parse_network(network, accounting)
+    require(
+        over.rate is not None or accounting == "port",
+        f"accounting '{accounting}' is for emulated networks; give --network, such as 100Mbps, or leave it out",
+    )
     require(clock in CLOCKS, f"clock '{clock}' is unknown; use one of {', '.join(CLOCKS)}")
     require(
         len(speeds) in (1, size) and all(0 < s < np.inf for s in speeds),

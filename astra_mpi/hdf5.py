@@ -207,6 +207,14 @@ def writing(path: str | Path, aligned: bool = False) -> Iterator[h5py.File]:
         temporary.unlink(missing_ok=True)
 
 
+def check_target(path: str | Path) -> None:
+    """InputError, before the work, if no file can be written at `path`."""
+    path = Path(path)
+    require(path.parent.is_dir(), f"the folder {path.parent} does not exist; create it or choose another output")
+    require(not path.is_dir(), f"{path} is a folder; choose another name for the output")
+    require(os.access(path.parent, os.W_OK), f"the folder {path.parent} cannot be written; choose another output")
+
+
 def _reason(exc: BaseException) -> str:
     """Of the operating system, which HDF5 hides in several lines of its own."""
     found = re.search(r"error message = '([^']*)'", str(exc))

@@ -49,6 +49,10 @@ def _coding(file: Any) -> Coding:
     return Coding(codec, tuple(widths) or (None,))
 
 
+#: beyond these a plan says nothing
+MOST_RANKS, MOST_GFLOPS = 4096, 1e7
+
+
 class Profile(NamedTuple):
     """What `doctor` measured: of the ranks, in order, and of the links between them."""
 
@@ -93,7 +97,8 @@ def read_profile(path: str) -> Profile:
 def rank_speeds(size: int, gflops: float | None, profile: Profile | None, factors: Sequence[float] | None) -> Any:
     """-> (speeds (P,), where they are from). InputError on options that do not go together."""
     require(gflops is None or profile is None, "--speed and --profile both say how fast ranks are; give one of them")
-    require(gflops is None or 0 < gflops < np.inf, f"--speed {gflops} is not above zero; give GFLOP/s of float32 GEMM")
+    sane = gflops is None or 0 < gflops <= MOST_GFLOPS
+    require(sane, f"--speed {gflops} is not between 0 and {MOST_GFLOPS:g}; give GFLOP/s of float32 GEMM")
     require(
         factors is None or len(factors) == size, f"--speeds-of-ranks has {len(factors or ())} numbers for {size} ranks"
     )
@@ -137,6 +142,9 @@ def make_setting(
     tokens = default_tokens(config) if tokens is None else tokens
     for option, value in (("-n", size), ("--tokens", tokens), ("--batch", batch), ("--distinct-keys", distinct or 1)):
         require(value >= 1, f"{option} {value}: at least 1")
+    require(size <= MOST_RANKS, f"-n {size}: at most {MOST_RANKS}")
+    positions = getattr(config, "max_positions", tokens)
+    require(tokens <= positions, f"--tokens {tokens}: the model has {positions} positions")
     speeds, source = rank_speeds(size, speed, profile, factors)
     measured = profile.of_ranks(size)[1] if profile else None
     require(

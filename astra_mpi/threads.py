@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
+from astra_mpi.launch import launched_rank
 
 
 def set_threads(n_threads: int | None = None) -> int:
@@ -19,6 +21,9 @@ def set_threads(n_threads: int | None = None) -> int:
 
     wanted = _slurm_threads() if n_threads is None else n_threads
     require(wanted >= 1, f"--threads {wanted}: at least one")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted > cores and launched_rank() == 0:
+        print(f"astra-mpi: {wanted} threads per rank on {cores} cores: they wait for each other", file=sys.stderr)
     numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     threadpool_limits(wanted)
     return wanted

@@ -75,7 +75,9 @@ def _check(
         return None
     with alone(model.comm, "the oracle"):
         expected = _oracle_results(model, inputs, mask, strategy.planned, terms)
-    return _judge(spec, strategy.latency_only, model.report, expected, answers, hidden)
+    missing = model.report["missing"]
+    lost = f"{missing['lost']} lost and {missing['late']} late of {missing['messages']} messages" if missing else ""
+    return _judge(spec, strategy.latency_only or lost, model.report, expected, answers, hidden)
 
 
 def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:

@@ -196,3 +196,27 @@ def test_threads_in_force(monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "two")
     with pytest.raises(InputError, match="SLURM_CPUS_PER_TASK = 'two'"):
         threads.set_threads()
+
+
+def test_wrong_use_is_said_once():
+    if MPIRUN is None:
+        pytest.skip("no mpirun")
+    done = start(MPIRUN, "-n", "3", sys.executable, "-m", "astra_mpi", "verify", "m.h5", "--tokns", "8")
+    assert done.returncode != 0
+    assert done.stderr.count("unrecognized arguments: --tokns 8") == 1
+
+
+def test_more_threads_than_cores_are_noticed(capsys, monkeypatch):
+    for name in launch._RANKS:
+        monkeypatch.delenv(name, raising=False)
+    cores = len(os.sched_getaffinity(0))
+    code = f"from astra_mpi.threads import set_threads; set_threads({cores + 3})"
+    assert f"{cores + 3} threads per rank on {cores} cores" in start(sys.executable, "-c", code).stderr
+
+
+@pytest.mark.parametrize("options", [["convert", "folder"], ["init", "bert-tiny"]])
+def test_outputs_are_looked_at_before_the_work(tmp_path, options):
+    (tmp_path / "folder").mkdir()
+    done = astra(options[0], options[1].replace("folder", str(tmp_path / "folder")), str(tmp_path / "none" / "m.h5"))
+    assert done.returncode == 2
+    assert f"the folder {tmp_path / 'none'} does not exist" in done.stderr

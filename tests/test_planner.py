@@ -334,7 +334,7 @@ def test_plan_reads_what_doctor_writes(vit, tmp_path):
         (["-n", 4, "--bandwidth", "10Mbps", "--tokens", 0], "--tokens 0: at least 1"),
         (["-n", 4, "--bandwidth", "10Mbps", "--batch", -1], "--batch -1: at least 1"),
         (["-n", 4, "--bandwidth", "10Mbps", "--budget", 5], "--budget 5: the smallest codec that was measured"),
-        (["-n", 4, "--bandwidth", "10Mbps", "--speed", 0], "--speed 0.0 is not above zero"),
+        (["-n", 4, "--bandwidth", "10Mbps", "--speed", 0], "--speed 0.0 is not between 0"),
         (["-n", 4, "--bandwidth", "10Mbps", "--speeds-of-ranks", "1,2"], "has 2 numbers for 4 ranks"),
         (["-n", 2, "--bandwidth", "10Mbps", "--speeds-of-ranks", "1,0"], "--speeds-of-ranks: numbers above zero"),
         (["-n", 4, "--bandwidth", "10Mbps", "--distinct-keys", 9], "--distinct-keys is for codecs with one code"),

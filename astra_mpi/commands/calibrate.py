@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from astra_mpi.calibrate import fit_codec, shuffled_batches
     from astra_mpi.codecfile import write_codebooks
     from astra_mpi.config import require
+    from astra_mpi.hdf5 import check_target
     from astra_mpi.modelfile import read_model, write_model
     from astra_mpi.progress import Progress
     from astra_mpi.provenance import provenance
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     require(args.samples >= 1, f"--samples {args.samples}: at least one")
     require(args.seed >= 0, f"--seed {args.seed}: at least 0")
+    check_target(args.output)
     threads = set_threads(args.threads)
     model = read_model(args.model)
     config = codec_config(args, model.config.family)

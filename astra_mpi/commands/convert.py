@@ -34,9 +34,11 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from astra_mpi.config import require
     from astra_mpi.convert import convert, restore
+    from astra_mpi.hdf5 import check_target
     from astra_mpi.llama2c import convert_llama2c
     from astra_mpi.modelfile import weight_shapes, write_model
 
+    check_target(args.output)
     command = f"convert {Path(args.source).resolve().name} {Path(args.output).name} --dtype {args.dtype}"
     if Path(args.source).suffix == ".bin":
         model, notes = convert_llama2c(args.source, args.tokenizer, args.dtype, command)

@@ -32,12 +32,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from astra_mpi.hdf5 import check_target
     from astra_mpi.modelfile import write_model
     from astra_mpi.presets import preset_config, random_model
     from astra_mpi.progress import Progress
     from astra_mpi.provenance import provenance
     from astra_mpi.threads import set_threads
 
+    check_target(args.output)
     set_threads()
     config = preset_config(args.preset, args.tokens)
     codec = None if args.no_codebooks else codec_config(args, config.family)

@@ -91,11 +91,14 @@ def _numbers(text: str) -> list[float]:
 def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str) -> Model:
     """Collective: the model as the options say."""
     from astra_mpi.errors import collective
+    from astra_mpi.hdf5 import check_target
     from astra_mpi.loading import load
     from astra_mpi.strategies import parse
     from astra_mpi.threads import set_threads
 
     with collective(comm):
+        if args.json not in (None, "-"):
+            check_target(args.json)
         for text in args.strategies or []:
             parse(text)
         set_threads(args.threads)
