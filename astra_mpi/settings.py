@@ -52,7 +52,7 @@ def check_name(what: str, name: str, known: Iterable[str], origin: str) -> None:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         cure = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-        raise InputError(f"{origin}: unknown {what}: '{name}'; {cure}")
+        raise InputError(f"{origin}: unknown {what}: {name!r}; {cure}")
 
 
 def _checked(name: str, hint: Any, item: Given) -> Any:
