@@ -425,6 +425,8 @@ def _damage_object(file: h5py.File, draw: random.Random) -> None:
 
 def _sign(file: h5py.File) -> None:
     """A digest that fits, as a forger would write it."""
+    if not isinstance(file.get("weights"), h5py.Group):  # to go through a dataset of 10**12 rows takes a while
+        return
     try:
         sha = hashlib.sha256(f"{file.attrs['family']}\n{file.attrs['config']}\n".encode())
         for name in sorted(file["weights"]):
