@@ -83,9 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_log_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("log")
-    group.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error"), help="one line per event to stderr (default none)"
-    )
+    group.add_argument("--log-level", choices=log.LEVELS, help="one line per event to stderr (default none)")
     group.add_argument("--log-dir", metavar="DIR", help="to a file per rank in DIR instead (default level info)")
 
 

@@ -84,6 +84,10 @@ def _config(path: Path, tensors: dict[str, Tensor], modules: dict[str, Path]) ->
 
 def _weights(folder: Path, family: Any, config: Any, tensors: dict[str, Tensor]) -> tuple[Weights, list[str]]:
     """-> (weights by canonical name, read when they are asked for; notes)."""
+    # before the names of so many blocks are spelled out
+    require(
+        config.n_layers <= len(tensors), f"{folder} has too few tensors for {config.n_layers} blocks; download it again"
+    )
     sources = family.hf_weights(config)
     found = {name: _find(tensors, family, source.name) for name, source in sources.items()}
     missing = sorted({sources[name].name for name, tensor in found.items() if tensor is None})

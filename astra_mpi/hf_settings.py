@@ -20,12 +20,21 @@ def sentence_modules(folder: Path) -> dict[str, Path]:
     if not path.is_file():
         return {}
     try:
-        modules = {str(m["type"]).rpartition(".")[2]: folder / str(m["path"]) for m in load_json(path)}
-    except (TypeError, KeyError) as exc:
+        modules = {str(m["type"]).rpartition(".")[2]: _part(folder, str(m["path"])) for m in load_json(path)}
+    except (TypeError, KeyError, ValueError, OSError) as exc:
         raise InputError(f"{path} is damaged ({exc}); download it again") from exc
     unknown = sorted(set(modules) - {"Transformer", "Pooling", "Normalize"})
     require(not unknown, f"{path} has a module of type {', '.join(unknown)}, which is not supported")
     return modules
+
+
+def _part(folder: Path, name: str) -> Path:
+    """A folder inside a model's folder. ValueError if it is elsewhere, OSError on a name that none can have."""
+    part = folder / name
+    part.is_dir()
+    if not part.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r} is outside the folder")
+    return part
 
 
 def pooling(modules: dict[str, Path]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.codec.fit import energy
 from astra_mpi.config import CodecConfig
 from astra_mpi.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
@@ -72,3 +73,9 @@ def model_file(config, codec_config=None, seed=0, dtype="float32"):
     codec = random_codec(config, codec_config or CodecConfig(stages=2, codebook_size=16), seed)
     weights = {name: narrowed(name, array, dtype) for name, array in random_weights(config, seed).items()}
     return ModelFile(config, weights, codec, None, None, {}, f"{seed:064d}", dtype)
+
+
+def squared_error(codebook, x, kernels):
+    """||x - x^||^2 / ||x - mean(x)||^2 over the samples x (n, D); 0 when the samples are all equal and exact."""
+    rest = x - codebook.decode(codebook.encode(x, kernels), kernels)
+    return energy(rest) / max(energy(x - x.mean(axis=0, dtype=np.float64)), np.finfo(np.float64).tiny)

@@ -309,6 +309,10 @@ def put(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def module(path):
+    return json.dumps([{"type": "sentence_transformers.models.Transformer", "path": path}]).encode()
+
+
 def edit(**changes):
     return lambda folder: set_json(folder / "config.json", **changes)
 
@@ -357,6 +361,7 @@ BROKEN = [
     pytest.param(edit(hidden_act="swish"), "config.json: .*unknown activation 'swish'", id="activation"),
     pytest.param(edit(vocab_size="many"), "config.json.*vocab_size", id="config-type"),
     pytest.param(edit(num_hidden_layers=3), r"no tensor (encoder\.layer\.2\.\S+, ){16}which its config", id="tensor"),
+    pytest.param(edit(num_hidden_layers=10**7), "has too few tensors for 10000000 blocks", id="so-many-blocks"),
     pytest.param(edit(vocab_size=51), r"word_embeddings.weight has shape \(50, 24\)", id="shape"),
     pytest.param(edit(vocab_size=24, hidden_size=50, num_attention_heads=5), "config.json contradicts", id="swapped"),
     pytest.param(remove("model.safetensors"), "has no model.safetensors", id="no-weights"),
@@ -370,6 +375,8 @@ BROKEN = [
     pytest.param(integers, "is I64; save the model as float32", id="integers"),
     pytest.param(put("tokenizer.json", b"{"), "tokenizer.json is not valid JSON", id="tokenizer"),
     pytest.param(put("modules.json", b"[1]"), "modules.json is damaged", id="modules"),
+    pytest.param(put("modules.json", module("a" * 5000)), "modules.json is damaged", id="module-name"),
+    pytest.param(put("modules.json", module("../elsewhere")), "is outside the folder", id="module-outside"),
     pytest.param(put("tokenizer_config.json", b'{"model_max_length": "x"}'), "must be a positive integer", id="length"),
 ]
 

@@ -5,11 +5,12 @@ import pytest
 
 from astra_mpi.codec import fit
 from astra_mpi.codec.codebook import Codebook
-from astra_mpi.codec.fit import fit_codebook, squared_error
+from astra_mpi.codec.fit import fit_codebook
 from astra_mpi.codec.kmeans import assign, kmeans, means
 from astra_mpi.config import CodecConfig
 from astra_mpi.errors import InputError
 from astra_mpi.kernels import cpu
+from fakes import squared_error
 
 faiss = pytest.importorskip("faiss")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from astra_mpi.backend import get_backend
 from astra_mpi.calibrate import fit_codec
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
-from astra_mpi.codec.fit import fit_codebook, squared_error
+from astra_mpi.codec.fit import fit_codebook
 from astra_mpi.codec.subspace import MAX_GROWTH, with_subspace
 from astra_mpi.codecfile import read_codebooks, write_codebooks
 from astra_mpi.config import CodecConfig
@@ -22,7 +22,7 @@ from astra_mpi.kernels import cpu, reference
 from astra_mpi.reference import oracle
 from astra_mpi.synthetic import random_batch
 from astra_mpi.verify import GAP_TOLERANCE, verify
-from fakes import bert_config, model_file, random_basis, random_codec
+from fakes import bert_config, model_file, random_basis, random_codec, squared_error
 
 D = 120  # no multiple of 16
 

@@ -34,12 +34,6 @@ def fit_codebook(
     return refine(_fit_residual(x, config, rng, kernels, report), x, kernels)
 
 
-def squared_error(codebook: Codebook, x: np.ndarray, kernels: Any) -> float:
-    """||x - x^||^2 / ||x - mean(x)||^2 over the samples x (n, D); 0 when the samples are all equal and exact."""
-    rest = x - codebook.decode(codebook.encode(x, kernels), kernels)
-    return energy(rest) / max(energy(x - x.mean(axis=0, dtype=np.float64)), np.finfo(np.float64).tiny)
-
-
 def energy(x: np.ndarray) -> float:
     """||x||^2 of x (n, D), summed in float64."""
     return float(np.einsum("nd,nd->", x, x, dtype=np.float64))

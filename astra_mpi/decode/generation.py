@@ -44,7 +44,6 @@ def generate(model: Model, ids: np.ndarray, mask: np.ndarray | None, request: Re
 def _check(model: Model, request: Request) -> None:
     if not isinstance(model.family, Decoder):
         raise InputError(f"a {model.config.family} model generates no tokens; give GPT-2 or Llama")
-    require(model.backend.xp is np, "generation runs on the CPU so far; use backend numpy")
     request.check(model.config)
     require(
         isinstance(model.strategy, TokenParallel),

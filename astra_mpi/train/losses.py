@@ -51,7 +51,6 @@ class Metric:
     """Sums over validation items, and the figure made of them over all ranks."""
 
     name: str
-    better: int  # +1: higher is better
 
     def sums(self, found: Tensor, exact: Tensor | None, labels: Tensor, keep: Tensor) -> list[float]:
         raise NotImplementedError
@@ -61,14 +60,14 @@ class Metric:
 
 
 class Accuracy(Metric):
-    name, better = "accuracy", 1
+    name = "accuracy"
 
     def sums(self, found: Tensor, exact: Tensor | None, labels: Tensor, keep: Tensor) -> list[float]:
         return [float((found.argmax(dim=1) == labels).sum()), len(labels)]
 
 
 class Perplexity(Metric):
-    name, better = "perplexity", -1
+    name = "perplexity"
 
     def sums(self, found: Tensor, exact: Tensor | None, labels: Tensor, keep: Tensor) -> list[float]:
         return [float(next_token(found, labels, keep, 1)), float(keep[:, 1:].sum())]
@@ -80,7 +79,7 @@ class Perplexity(Metric):
 class Cosine(Metric):
     """To the exact answer."""
 
-    name, better = "cosine", 1
+    name = "cosine"
 
     def sums(self, found: Tensor, exact: Tensor | None, labels: Tensor, keep: Tensor) -> list[float]:
         assert exact is not None
