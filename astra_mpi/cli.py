@@ -102,7 +102,18 @@ def _alone(args: argparse.Namespace) -> int:
 
 
 def _together(args: argparse.Namespace) -> int:
+    from astra_mpi.witness import WITNESS
+
+    WITNESS.start(getattr(args, "command", "command"))
+    try:
+        return _on_all_ranks(args)
+    finally:
+        WITNESS.leave()
+
+
+def _on_all_ranks(args: argparse.Namespace) -> int:
     from astra_mpi.launch import check_together, launched_rank
+    from astra_mpi.witness import WITNESS
 
     try:
         from mpi4py import MPI
@@ -116,6 +127,7 @@ def _together(args: argparse.Namespace) -> int:
             _say(exc, args.debug)
         return _exit_code(exc)
     meeting = comm.Dup()
+    WITNESS.join(comm)
     try:
         _begin_log(args, comm)
         code = int(args.run(args, comm))
@@ -133,6 +145,8 @@ def _begin_log(args: argparse.Namespace, comm: MPI.Comm) -> None:
 
 def _fail(exc: BaseException, debug: bool, meeting: MPI.Comm) -> int:
     """The exit code if every rank fails, told once by rank 0; otherwise this rank tells and ends all."""
+    from astra_mpi.witness import WITNESS
+
     rank = meeting.Get_rank()
     together = _meet(meeting)
     level = logging.INFO if together and rank else logging.ERROR  # once, if all say the same
@@ -142,6 +156,7 @@ def _fail(exc: BaseException, debug: bool, meeting: MPI.Comm) -> int:
             _say(exc, debug)
         return _exit_code(exc)
     _say(exc, debug, where=f"rank {rank}: ")
+    WITNESS.told()
     meeting.Abort(_exit_code(exc))
     raise AssertionError("Abort returned")
 

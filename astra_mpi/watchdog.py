@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
+from astra_mpi.witness import WITNESS
+
 #: seconds that a rank waits for others before it asks where they are, unless the user says otherwise
 LIMIT_S = 300.0
 #: work that one rank does alone while the others wait for it (reading, joining, compiling) may take so many limits
@@ -197,6 +199,7 @@ def _end(comm: MPI.Comm, verdict: str) -> None:
     cure = "all ranks end; look at that machine, or raise the watchdog's limit if the work takes that long"
     sys.stderr.write(f"astra-mpi: error: {verdict} (watchdog); {cure}\n")
     sys.stderr.flush()
+    WITNESS.told()
     signal.alarm(10)  # the main thread sits in MPI, and Abort may hang too
     comm.Abort(_EXIT_CODE)
     os._exit(_EXIT_CODE)
