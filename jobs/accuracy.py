@@ -4,8 +4,8 @@ python jobs/accuracy.py run DECK.toml [--rows A,B] [--seeds 0,1]   one JSON per 
 python jobs/accuracy.py render FOLDER...  -o docs/accuracy.md      the tables of all JSON files, with seeds and spread
 
 An experiment deck names a training deck (`base`), seeds, ranks, and [[rows]]: `name`, `set` (overrides of the training
-deck), or `train = false` (k-means, or the model's codebooks), `start` (another row's model instead of the base's), and
-`at` (conditions).
+deck), or `train = false` (k-means, or the model's codebooks), `rival` (int8 or means:RATIO instead of codebooks),
+`start` (another row's model instead of the base's), and `at` (conditions, which may name another test of the task).
 P ranks are computed by the differentiable twin, which equals the engine (tests/test_twin.py).
 """
 
@@ -21,11 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accuracy_rivals import rival
 from mpi4py import MPI
 
 from astra_mpi import codecfile, modelfile
 from astra_mpi.errors import AstraError
 from astra_mpi.modelfile import ModelFile
+from astra_mpi.train.cuts import make_view
 from astra_mpi.train.data import open_items
 from astra_mpi.train.deck import TrainDeck, load_train_deck, resolved
 from astra_mpi.train.evaluate import answer
@@ -38,11 +40,14 @@ BATCH = 128
 RESAMPLES = 1000
 
 
-def evaluated(model: ModelFile, deck: TrainDeck, task: dict, at: dict) -> np.ndarray:
-    """(n, 2) per item what `figure` needs, at the conditions `at`: ranks, weights, loss, class_token."""
+def evaluated(model: ModelFile, deck: TrainDeck, task: dict, at: dict, instead: str | None = None) -> np.ndarray:
+    """(n, 2) per item what `figure` needs, at the conditions `at`: ranks, weights, loss, class_token, test.
+
+    `instead` of codebooks: a rival's name.
+    """
     twin = Twin(model.config, model.weights)
     codebooks = None if model.codec is None or at["ranks"] == 0 else Codebooks(model.codec, False)
-    items = open_items(deck.data, Path(task["test"]), model, task["metric"] == "accuracy")
+    items = open_items(deck.data, Path(task["tests"][at.get("test", "")]), model, task["metric"] == "accuracy")
     order = np.argsort(items.lengths, kind="stable")[: task.get("items")]
     rng = np.random.default_rng(0)
     found = []
@@ -53,10 +58,21 @@ def evaluated(model: ModelFile, deck: TrainDeck, task: dict, at: dict) -> np.nda
         missing = rng.random(shape) < at["loss"] if at.get("loss") else None
         options = {"missing": missing, "replicas": 1 if at.get("class_token") == "single" else None}
         inputs = torch.from_numpy(batch.inputs)
-        out = answer(twin, codebooks, inputs, batch.keep, size, at.get("weights"), **options)
+        if instead is not None and at["ranks"]:
+            out = with_rival(twin, instead, inputs, batch.keep, size)
+        else:
+            out = answer(twin, codebooks, inputs, batch.keep, size, at.get("weights"), **options)
         found.append(per_item(out, batch, inputs))
     values = np.concatenate(found)
     return values[np.argsort(order, kind="stable")]
+
+
+@torch.no_grad()
+def with_rival(twin: Twin, name: str, inputs: torch.Tensor, keep: np.ndarray, size: int) -> torch.Tensor:
+    """What `size` ranks answer that send as a rival does."""
+    sender, ratio = rival(name)
+    view = make_view(keep, twin.config.n_class, size, None, causal=twin.causal, sends=True)
+    return twin(inputs, view, sender(view, ratio))
 
 
 def per_item(out: torch.Tensor, batch, inputs: torch.Tensor) -> np.ndarray:
@@ -104,7 +120,7 @@ def paired(metric: str, cases: np.ndarray, exact: np.ndarray) -> list[float]:
 def human_scores(task: dict) -> np.ndarray | None:
     if task["metric"] != "spearman":
         return None
-    rows = [line.split("\t") for line in Path(task["test"]).read_text(encoding="utf-8").splitlines() if line]
+    rows = [line.split("\t") for line in Path(task["tests"][""]).read_text(encoding="utf-8").splitlines() if line]
     return np.array([float(row[rows[0].index("score")]) for row in rows[1:]])
 
 
@@ -133,7 +149,8 @@ def train_row(row: dict, deck: TrainDeck) -> tuple[ModelFile, float, float]:
 def run(args: argparse.Namespace) -> None:
     path = Path(args.deck).absolute()
     spec = tomllib.loads(path.read_text())
-    task = spec["task"] | {"test": str(path.parent / spec["task"]["test"])}
+    tests = {"": spec["task"]["test"], **spec["task"].get("tests", {})}
+    task = spec["task"] | {"tests": {name: path.parent / test for name, test in tests.items()}}
     folder = path.parent / spec["output"]
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [int(s) for s in args.seeds.split(",")] if args.seeds else spec["seeds"]
@@ -154,31 +171,50 @@ def measure(row: dict, seed: int, spec: dict, task: dict, folder: Path, here: Pa
     if "start" in row:
         sets.append(f"model.path={folder / row['start']}-{seed}.h5")
     deck = load_train_deck(here / spec["base"], [*sets, "train.resume=false"])
-    model, wall_s, core_s = train_row(row, deck)
+    model, wall_s, core_s = train_row(row, deck) if "rival" not in row else (starting_model(deck), 0.0, 0.0)
     scores = human_scores(task)
     metric = task["metric"]
-    kept = folder / f"exact-{seed}.npy"
-    own = as_cases(metric, evaluated(replace(model, codec=None), deck, task, {"ranks": 0}), scores)
-    if not kept.exists():
-        np.save(kept, own)
-    exact = np.load(kept)
+    own = {}
+    for test in task["tests"]:
+        at = {"ranks": 0, "test": test}
+        own[test] = as_cases(metric, evaluated(replace(model, codec=None), deck, task, at), scores)
+        kept = folder / f"exact{test and '-'}{test}-{seed}.npy"
+        if not kept.exists():
+            np.save(kept, own[test])
+    exact = {test: np.load(folder / f"exact{test and '-'}{test}-{seed}.npy") for test in own}
     figures = []
-    for at in row.get("at", [{"ranks": p} for p in spec["ranks"]]) if model.codec else []:
-        cases = as_cases(metric, evaluated(model, deck, task, at), scores)
-        figures.append({"at": at, "figure": figure(metric, cases), "difference": paired(metric, cases, exact)})
+    sends = model.codec is not None or "rival" in row
+    for at in row.get("at", [{"ranks": p} for p in spec["ranks"]]) if sends else []:
+        cases, baseline = (
+            as_cases(metric, evaluated(model, deck, task, at, row.get("rival")), scores),
+            exact[at.get("test", "")],
+        )
+        figures.append(
+            {
+                "at": at,
+                "figure": figure(metric, cases),
+                "exact": figure(metric, baseline),
+                "difference": paired(metric, cases, baseline),
+            }
+        )
     config = model.codec.config if model.codec else None
+    bits = config.bits_per_token if config else None
+    if "rival" in row:
+        sender, ratio = rival(row["rival"])
+        bits = sender.bits_per_token(model.config.d_model, ratio)
     return {
         "experiment": spec["title"],
         "row": row["name"],
         "says": row.get("says", row["name"]),
         "seed": seed,
         "metric": metric,
-        "exact": figure(metric, exact),
-        "own_exact": figure(metric, own),
-        "bits": config.bits_per_token if config else None,
+        "exact": figure(metric, exact[""]),
+        "own_exact": figure(metric, own[""]),
+        "bits": bits,
+        "width": model.config.d_model,
         "codec": config.as_dict() if config else None,
         "steps": deck.train.steps if row.get("train", True) else 0,
-        "items": len(exact),
+        "items": len(exact[""]),
         "wall_s": round(wall_s, 1),
         "core_s": round(core_s, 1),
         "figures": figures,
@@ -193,6 +229,8 @@ def words(at: dict) -> str:
         extra.append(f"{at['loss']:.0%} missing")
     if at.get("class_token") == "single":
         extra.append("one class token")
+    if "test" in at:
+        extra.append(f"on {at['test']}")
     return " ".join([f"P = {at['ranks']}", *extra])
 
 

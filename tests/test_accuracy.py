@@ -1,28 +1,30 @@
 """The accuracy job: rows trained and measured at P ranks, kept, rendered; its intervals are paired ones."""
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from training import write_deck, write_images, write_small
 
-JOBS = Path(__file__).parent.parent / "jobs"
+from astra_mpi.backend import get_backend
+from astra_mpi.engine import Model
+from astra_mpi.errors import InputError
+from astra_mpi.synthetic import random_batch
+from astra_mpi.train.twin import Twin
+from fakes import bert_config, gpt2_config, model_file, vit_config
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
+import accuracy as job
+from accuracy_rivals import rival
 
 
-@pytest.fixture(scope="module")
-def job():
-    """jobs/accuracy.py, which is no package's."""
-    spec = importlib.util.spec_from_file_location("accuracy", JOBS / "accuracy.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_rows_are_measured_kept_and_rendered(job, tmp_path, monkeypatch, capsys):
+def test_rows_are_measured_kept_and_rendered(tmp_path, monkeypatch, capsys):
     write_deck(tmp_path / "base.toml", write_small(tmp_path, "vit"), train_steps=3)
     write_images(tmp_path / "test.npz", 30, seed=9)
+    write_images(tmp_path / "other.npz", 20, seed=8)
     (tmp_path / "table.toml").write_text("""
 title = "a title"
 base = "base.toml"
@@ -32,36 +34,69 @@ output = "out"
 [task]
 metric = "accuracy"
 test = "test.npz"
+tests = { other = "other.npz" }
 [[rows]]
 name = "exact"
 set = ["codec.kind=none"]
 [[rows]]
 name = "naq"
-at = [{ ranks = 2 }, { ranks = 3, weights = [3, 1, 1] }, { ranks = 3, loss = 1.0 }]
+at = [{ ranks = 2 }, { ranks = 3, weights = [3, 1, 1] }, { ranks = 3, loss = 1.0 }, { ranks = 2, test = "other" }]
 [[rows]]
 name = "kmeans"
 train = false
+start = "exact"
+[[rows]]
+name = "means"
+rival = "means:2"
 start = "exact"
 """)
     monkeypatch.setattr("sys.argv", ["accuracy.py", "run", str(tmp_path / "table.toml")])
     assert job.main() == 0
     results = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "out").glob("*.json")}
-    assert set(results) == {f"{row}-{seed}" for row in ("exact", "naq", "kmeans") for seed in (0, 1)}
+    assert set(results) == {f"{row}-{seed}" for row in ("exact", "naq", "kmeans", "means") for seed in (0, 1)}
     naq, kmeans = results["naq-1"], results["kmeans-1"]
-    assert [f["at"]["ranks"] for f in naq["figures"]] == [2, 3, 3] and naq["bits"] == 6 and naq["items"] == 30
+    assert [f["at"]["ranks"] for f in naq["figures"]] == [2, 3, 3, 2] and naq["bits"] == 6 and naq["items"] == 30
     assert kmeans["steps"] == 0 and kmeans["own_exact"] == kmeans["exact"] == results["exact-1"]["own_exact"]
     low, high = naq["figures"][0]["difference"]
     assert low <= naq["figures"][0]["figure"] - naq["exact"] <= high
     monkeypatch.setattr("sys.argv", ["accuracy.py", "render", str(tmp_path / "out"), "-o", str(tmp_path / "a.md")])
     assert job.main() == 0
     text = (tmp_path / "a.md").read_text()
-    assert "## a title" in text and "| naq (2) | 6 |" in text and "P = 3 100% missing" in text
+    assert "## a title" in text and "| naq (2) | 6 |" in text
+    assert "P = 3 100% missing" in text and "P = 2 on other" in text
+    assert results["means-0"]["bits"] == 32 * results["means-0"]["width"] / 2 and "| means (2) |" in text
     before = (tmp_path / "out" / "naq-1.json").stat().st_mtime_ns
     monkeypatch.setattr("sys.argv", ["accuracy.py", "run", str(tmp_path / "table.toml")])
     assert job.main() == 0 and (tmp_path / "out" / "naq-1.json").stat().st_mtime_ns == before
 
 
-def test_figures_and_paired_intervals(job):
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["int8", "means:1", "means:3"])
+@pytest.mark.parametrize("family", ["vit", "bert", "gpt2"])
+def test_rivals_are_those_of_the_engine(comm, family, name):
+    config = {"vit": vit_config, "bert": bert_config, "gpt2": gpt2_config}[family]()
+    file = model_file(config, None, seed=3)
+    model = Model(file, comm, get_backend("numpy", comm))
+    model.use({"int8": "sp:int8", "means:1": "segment_means:1", "means:3": "segment_means:3"}[name])
+    inputs, mask = random_batch(config, 3, None if family == "vit" else 17, seed=1, ragged=True)
+    answer = model(inputs, mask)
+    if mask is None:
+        mask = np.ones((len(inputs), 1 + config.grid[0] * config.grid[1] if family == "vit" else inputs.shape[1]), bool)
+    twin = Twin(config, file.weights)
+    found = job.with_rival(twin, name, torch.from_numpy(inputs), mask, comm.Get_size()).numpy()
+    if twin.causal:
+        found = found[np.arange(len(found)), mask.sum(axis=1) - 1]
+    if answer is not None:
+        np.testing.assert_allclose(found, answer, atol=1e-4 * np.abs(answer).max())
+
+
+def test_a_rival_that_is_none():
+    for text in ("means", "means:x", "int8:2", "float8"):
+        with pytest.raises(InputError, match="int8 or means:RATIO"):
+            rival(text)
+
+
+def test_figures_and_paired_intervals():
     rng = np.random.default_rng(0)
     exact = (rng.random((400, 1)) < 0.9).astype(float)
     worse = exact.copy()
