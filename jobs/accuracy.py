@@ -1,7 +1,7 @@
 """What accuracy each bit buys: an experiment deck is trained row by row, seed by seed, and measured at P ranks.
 
 python jobs/accuracy.py run DECK.toml [--rows A,B] [--seeds 0,1]   one JSON per row and seed; what is there stays
-python jobs/accuracy.py render FOLDER...  -o docs/accuracy.md      the tables of all JSON files, with seeds and spread
+python jobs/accuracy.py render FOLDER...  -o docs/accuracy.md --plot docs/accuracy.svg    tables of all JSON files
 
 An experiment deck names a training deck (`base`), seeds, ranks, and [[rows]]: `name`, `set` (overrides of the training
 deck), or `train = false` (k-means, or the model's codebooks), `rival` (int8 or means:RATIO instead of codebooks),
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accuracy_plot import draw
 from accuracy_rivals import rival
 from mpi4py import MPI
 
@@ -213,6 +214,8 @@ def measure(row: dict, seed: int, spec: dict, task: dict, folder: Path, here: Pa
         "bits": bits,
         "width": model.config.d_model,
         "codec": config.as_dict() if config else None,
+        "learn": deck.train.learn,
+        "curve": row.get("curve", True),
         "steps": deck.train.steps if row.get("train", True) else 0,
         "items": len(exact[""]),
         "wall_s": round(wall_s, 1),
@@ -241,6 +244,8 @@ def render(args: argparse.Namespace) -> None:
     for title in dict.fromkeys(r["experiment"] for r in results):
         lines += ["", f"## {title}", "", *table([r for r in results if r["experiment"] == title])]
     Path(args.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if args.plot:
+        draw(results, args.plot)
 
 
 def table(results: list[dict]) -> list[str]:
@@ -293,6 +298,7 @@ def main() -> int:
     other = steps.add_parser("render")
     other.add_argument("folders", nargs="+")
     other.add_argument("-o", "--output", default="docs/accuracy.md")
+    other.add_argument("--plot", type=Path, help="picture of what is lost over bits (.svg, .png)")
     other.add_argument("--head", type=Path, help="Markdown that comes first")
     other.set_defaults(do=render)
     args = parser.parse_args()

@@ -18,6 +18,7 @@ from fakes import bert_config, gpt2_config, model_file, vit_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import accuracy as job
+from accuracy_plot import kind_of, label, lost
 from accuracy_rivals import rival
 
 
@@ -40,7 +41,7 @@ name = "exact"
 set = ["codec.kind=none"]
 [[rows]]
 name = "naq"
-at = [{ ranks = 2 }, { ranks = 3, weights = [3, 1, 1] }, { ranks = 3, loss = 1.0 }, { ranks = 2, test = "other" }]
+at = [{ ranks = 4 }, { ranks = 3, weights = [3, 1, 1] }, { ranks = 3, loss = 1.0 }, { ranks = 2, test = "other" }]
 [[rows]]
 name = "kmeans"
 train = false
@@ -55,12 +56,14 @@ start = "exact"
     results = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "out").glob("*.json")}
     assert set(results) == {f"{row}-{seed}" for row in ("exact", "naq", "kmeans", "means") for seed in (0, 1)}
     naq, kmeans = results["naq-1"], results["kmeans-1"]
-    assert [f["at"]["ranks"] for f in naq["figures"]] == [2, 3, 3, 2] and naq["bits"] == 6 and naq["items"] == 30
+    assert [f["at"]["ranks"] for f in naq["figures"]] == [4, 3, 3, 2] and naq["bits"] == 6 and naq["items"] == 30
     assert kmeans["steps"] == 0 and kmeans["own_exact"] == kmeans["exact"] == results["exact-1"]["own_exact"]
     low, high = naq["figures"][0]["difference"]
     assert low <= naq["figures"][0]["figure"] - naq["exact"] <= high
-    monkeypatch.setattr("sys.argv", ["accuracy.py", "render", str(tmp_path / "out"), "-o", str(tmp_path / "a.md")])
+    shown = ["-o", str(tmp_path / "a.md"), "--plot", str(tmp_path / "a.svg")]
+    monkeypatch.setattr("sys.argv", ["accuracy.py", "render", str(tmp_path / "out"), *shown])
     assert job.main() == 0
+    assert "</svg>" in (tmp_path / "a.svg").read_text()
     text = (tmp_path / "a.md").read_text()
     assert "## a title" in text and "| naq (2) | 6 |" in text
     assert "P = 3 100% missing" in text and "P = 2 on other" in text
@@ -88,6 +91,18 @@ def test_rivals_are_those_of_the_engine(comm, family, name):
         found = found[np.arange(len(found)), mask.sum(axis=1) - 1]
     if answer is not None:
         np.testing.assert_allclose(found, answer, atol=1e-4 * np.abs(answer).max())
+
+
+def test_what_the_picture_shows():
+    perplexity = {"metric": "perplexity", "exact": 20.0, "codec": None, "steps": 0, "says": "sp:int8, exact"}
+    result = perplexity | {"figures": [{"at": {"ranks": 2}, "figure": 30.0}, {"at": {"ranks": 4}, "figure": 21.0}]}
+    assert lost(result) == pytest.approx(5) and kind_of(result) == "no codes" and label(result) == "sp:int8"
+    assert lost(perplexity | {"figures": []}) is None
+    codec = {"kind": "grouped", "groups": 16, "stages": 1, "codebook_size": 1024}
+    trained = {"metric": "accuracy", "exact": 0.5, "codec": codec, "steps": 9, "learn": "codebooks"}
+    assert lost(trained | {"figures": [{"at": {"ranks": 4}, "figure": 0.49}]}) == pytest.approx(2)
+    assert kind_of(trained) == "codebooks alone" and kind_of(trained | {"steps": 0}) == "k-means"
+    assert kind_of(trained | {"learn": "all"}) == "trained" and label(trained) == "G=16 K=1024"
 
 
 def test_a_rival_that_is_none():
