@@ -12,13 +12,16 @@ import numpy as np
 from astra_mpi import hdf5
 from astra_mpi.errors import InputError
 from astra_mpi.npz import NpzFile
+from astra_mpi.stuck import bounded
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
 def _open(path: Path) -> Any:
     if path.suffix in HDF5_SUFFIXES:
-        return h5py.File(path, "r", locking=False)
+        hdf5.check_heaps(path)
+        with bounded(str(path)):
+            return h5py.File(path, "r", locking=False)
     return NpzFile(path) if path.suffix == ".npz" else np.load(path, mmap_mode="r", allow_pickle=False)
 
 
@@ -36,6 +39,8 @@ class ArrayFile:
             self.file: Any = _open(path)
         except FileNotFoundError as exc:
             raise InputError(f"{path} does not exist; check input.path") from exc
+        except InputError:
+            raise
         except Exception as exc:  # zipfile, NumPy and HDF5 each raise their own on broken files
             raise self.unreadable(exc) from exc
 
@@ -54,7 +59,8 @@ class ArrayFile:
         return found
 
     def _table(self, name: str) -> Table | None:
-        item = hdf5.table(self.file, name)
+        with bounded(str(self.path)):
+            item = hdf5.table(self.file, name)
         return None if item is None else Table(self, item)
 
     def unreadable(self, exc: Exception) -> InputError:
@@ -64,7 +70,8 @@ class ArrayFile:
         if self.path.suffix == ".npz":
             return list(self.file.names)
         names: list[str] = []
-        with suppress(RuntimeError, KeyError, OSError):  # a damaged file: as many as can be found
+        # a damaged file: as many as can be found
+        with suppress(RuntimeError, KeyError, OSError), bounded(str(self.path)):
             self.file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
         return names
 
@@ -81,7 +88,8 @@ class Table:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         try:
-            return np.asarray(self._item[key])
+            with bounded(str(self._file.path)):
+                return np.asarray(self._item[key])
         except (OSError, RuntimeError, ValueError) as exc:
             raise self._file.unreadable(exc) from exc
 

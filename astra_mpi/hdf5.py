@@ -14,6 +14,8 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.errors import AstraError, InputError
+from astra_mpi.heaps import endless
+from astra_mpi.stuck import bounded
 
 MODEL, CODEBOOKS, RESULTS = "astra-mpi", "astra-mpi-codebooks", "astra-mpi-results"
 FORMATS = {MODEL: "a model file", CODEBOOKS: "a codebook file", RESULTS: "a results file"}
@@ -35,7 +37,7 @@ def reading(path: str | Path) -> Iterator[h5py.File]:
     _check_file(path)
     try:
         # finished files never change, and locks fail on many network file systems
-        with h5py.File(path, "r", locking=False) as file:
+        with bounded(str(path)), h5py.File(path, "r", locking=False) as file:
             yield file
     except InputError as exc:
         if str(path) in str(exc):
@@ -57,6 +59,13 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path} cannot be read ({exc.strerror}); check its permissions") from exc
     require(not empty, f"{path} is empty; copy it again or make it anew")
     require(h5py.is_hdf5(path), f"{path} is not an HDF5 file; give a file made by astra-mpi")
+    check_heaps(path)
+
+
+def check_heaps(path: Path) -> None:
+    """InputError if the library would never return from reading the texts of this file."""
+    where = endless(path)
+    require(where is None, f"{path} is damaged (its texts, at byte {where}); copy it again or make it anew")
 
 
 def check_format(file: h5py.File, wanted: str) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _PROGRAM = Path(__file__).with_name("witness_process.py")
 #: how long the witness's start may take, a rank's attempt at one address, the answer there, the witness's end
 START_S, CONNECT_S, HELLO_S, END_S = 10.0, 1.0, 5.0, 1.0
+#: processor time that a call of the HDF5 library may take (stuck.py)
+READING_S = 60.0
 
 
 class Witness:
@@ -40,7 +42,7 @@ class Witness:
         then = "all ranks end"
         if command == "run":
             then = "finished batches are kept, and the same command goes on from there"
-        words = [sys.executable, "-I", "-S", str(_PROGRAM), str(launched_size()), then]
+        words = [sys.executable, "-I", "-S", str(_PROGRAM), str(launched_size()), str(READING_S), then]
         pipe = subprocess.PIPE
         with suppress(OSError):
             self._process = subprocess.Popen(words, stdin=pipe, stdout=pipe, start_new_session=True)
@@ -72,6 +74,13 @@ class Witness:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(END_S)
             self._process = None
+
+    def bounded(self, begins: bool) -> None:
+        """This rank is, or is no more, under a limit of its own, at which it ends with a message (stuck.py)."""
+        line = self._line
+        if line is not None:
+            with suppress(OSError):
+                line.send(b"r" if begins else b"d")
 
     def told(self) -> None:
         """This rank has said why all end, and is about to end them; returns once the witness will say nothing more."""

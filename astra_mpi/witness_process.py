@@ -1,12 +1,14 @@
 """The program that `witness.py` starts: it hears from every rank and says which one died first.
 
-    python -I -S witness_process.py SIZE HINT
+    python -I -S witness_process.py SIZE LIMIT_S HINT
 
 It writes "PORT TOKEN" to stdout. Each rank connects and says "TOKEN RANK PID HOST"; later b"e" when it ends in order,
-b"t" when the message of this job has been given. A connection that closes before is a rank that has died. Lives as long
-as rank 0 at most. Small parts of the standard library only: its memory is that of a bare interpreter.
+b"t" when the message of this job has been given; b"r" when it begins to read under a time limit of its own, at which it
+ends with a message (stuck.py), and b"d" when that is done. A connection that closes before the end is a rank that has
+died. Lives as long as rank 0 at most. Small parts of the standard library only: its memory is a bare interpreter's.
 """
 
+import math
 import os
 import selectors
 import socket
@@ -19,7 +21,7 @@ MEET_S, HELLO_S = 60.0, 2.0
 
 
 def main() -> None:
-    size, hint = int(sys.argv[1]), sys.argv[2]
+    size, limit_s, hint = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
     os.chdir("/")
     token = os.urandom(16).hex()
     server = socket.create_server(("", 0), backlog=size)
@@ -27,7 +29,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     with selectors.DefaultSelector() as selector:
         ranks = _meet(selector, server, size, token)
-        dead = _watch(selector, ranks) if len(ranks) == size else ""
+        dead = _watch(selector, ranks, limit_s) if len(ranks) == size else ""
     if dead:
         text = f"astra-mpi: error: {dead} has died: killed by a signal or for memory, or crashed; {hint}\n"
         os.write(2, text.encode())
@@ -78,19 +80,26 @@ def _hello(peer: socket.socket) -> list[str]:
     return said.decode(errors="replace").split()
 
 
-def _watch(selector: selectors.BaseSelector, ranks: dict[int, str]) -> str:
+def _watch(selector: selectors.BaseSelector, ranks: dict[int, str], limit_s: float) -> str:
     """The name of the first rank that dies; "" if the job ends otherwise."""
+    reads_since_s: dict[int, float] = {}
     while True:
         for key, _ in selector.select():  # in the order in which they closed, where the system keeps it
             peer, rank = key.data
             said = b""
             with suppress(OSError):
                 said = peer.recv(64)
-            if not said:
-                return ranks[rank]
-            if b"t" in said or rank == 0:
+            if not said:  # one that was at its limit has told so
+                silent_s = time.monotonic() - reads_since_s.get(rank, math.inf)
+                return ranks[rank] if silent_s < limit_s / 2 else ""
+            if b"t" in said or (b"e" in said and rank == 0):
                 return ""
-            selector.unregister(peer)
+            if b"e" in said:
+                selector.unregister(peer)
+            if said.endswith(b"r"):
+                reads_since_s[rank] = time.monotonic()
+            elif said.endswith(b"d"):
+                reads_since_s.pop(rank, None)
 
 
 if __name__ == "__main__":

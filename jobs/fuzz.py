@@ -46,6 +46,7 @@ from astra_mpi import (
     planner_inputs,
     results,
     sweep_deck,
+    witness,
 )
 from astra_mpi.backend import get_backend
 from astra_mpi.deck import InputSection
@@ -273,6 +274,8 @@ def apart(read: Read, path: Path) -> dict[str, Any]:
         text = file.read()
     if os.WIFSIGNALED(status):
         return {"end": f"signal {os.WTERMSIG(status)}", "text": text, "finding": True}
+    if os.WEXITSTATUS(status) == 2 and not text:
+        return {"end": "refused", "text": "HDF5 did not come back and was ended (astra_mpi/stuck.py)", "finding": False}
     outcome: dict[str, Any] = json.loads(text)
     return outcome
 
@@ -283,6 +286,7 @@ def inside(read: Read, path: Path) -> dict[str, Any]:
     resource.setrlimit(resource.RLIMIT_AS, (size + ADDRESS_BYTES, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    witness.READING_S = CPU_S / 2
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     os.dup2(null, 2)

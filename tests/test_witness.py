@@ -75,8 +75,8 @@ def test_without_a_witness_nobody_is_named(before, why):
 class Peers:
     """A witness of two ranks that are sockets of this test."""
 
-    def __init__(self):
-        command = [sys.executable, "-I", "-S", str(witness._PROGRAM), "2", "all end"]
+    def __init__(self, limit_s=60.0):
+        command = [sys.executable, "-I", "-S", str(witness._PROGRAM), "2", str(limit_s), "all end"]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         self.port, self.token = self.process.stdout.readline().split()
