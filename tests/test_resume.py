@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -178,8 +179,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, output, ranks=3):
-    command = [MPIRUN, "-n", str(ranks), sys.executable, "-m", "astra_mpi", "run", "deck.toml", f"output.path={output}"]
+def start(folder, output, *more, ranks=3):
+    launcher = [MPIRUN, "-n", str(ranks)] if ranks > 1 else []
+    command = [*launcher, sys.executable, "-m", "astra_mpi", "run", "deck.toml", f"output.path={output}", *more]
     log = (folder / f"{output}.log").open("ab")
     return subprocess.Popen(command, cwd=folder, env=outside(), stdout=log, stderr=log, start_new_session=True)
 
@@ -236,6 +238,32 @@ def test_a_job_goes_on(folder, how):
         time.sleep(0.02)
     assert again.returncode == 0
     same_as_whole(folder, output)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_exit_codes_after_a_signal(folder, number, code):
+    output = f"code{code}.h5"
+    program = start(folder, output, ranks=1)
+    wait_for_parts(folder, output, program, 1)
+    program.send_signal(number)
+    assert program.wait(timeout=60) == code
+    assert f"stopped by {number.name} after batch" in (folder / f"{output}.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(signal.SIGKILL, r"rank 2 \(process {pid} on .*\) has died"), (signal.SIGSTOP, "rank 2 gives no sign of life")],
+)
+def test_a_rank_other_than_0_is_named(folder, number, message):
+    output = f"{number.name}-2.h5"
+    program = start(folder, output, "run.watchdog=2s", "--log-dir", f"{output}.logs")
+    wait_for_parts(folder, output, program, 1)
+    begun = (folder / f"{output}.logs" / "rank-0002.log").read_text()
+    pid = int(re.search(r"run started, .* pid (\d+)", begun)[1])
+    os.kill(pid, number)
+    assert program.wait(timeout=40) != 0
+    said = [line for line in (folder / f"{output}.log").read_text().splitlines() if line.startswith("astra-mpi:")]
+    assert len(said) == 1 and re.search(message.format(pid=pid), said[0]), said
 
 
 def test_two_runs_on_one_output(folder):

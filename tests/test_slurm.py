@@ -230,6 +230,18 @@ def test_preempted_job_stops_after_a_batch_and_goes_on(cluster, job, launcher):
     assert_same_bits(job, name)
 
 
+@pytest.mark.skipif(not os.environ.get("SLURM_REAL_LIMIT"), reason="takes 80 s; SLURM_REAL_LIMIT=1 runs it")
+def test_job_that_meets_its_time_limit_again_and_again(cluster, job):
+    log = job / "limit.log"
+    arguments = [job / "deck.toml", "parallel.network=100Mbps,rtt=1500ms", f"output.path={job}/limit.h5"]
+    options = ["--ntasks=2", "--time=00:01:00", "--signal=B:USR1@50"]
+    number = cluster.submit(log, "preemptible.sbatch", *arguments, options=options)
+    cluster.end_s += 2 * LIMIT_S
+    (ended,) = cluster.finished(number, log)
+    assert ended["JobState"] == "COMPLETED" and int(ended["Restarts"]) >= 1, read(log)
+    assert_same_bits(job, "limit.h5")
+
+
 def kill_node(cluster, node):
     """End the daemon of a node and all it runs, without any warning, and let SLURM know."""
     tasks = [pid for pid in processes() if runs_on(cluster, node, pid)]
