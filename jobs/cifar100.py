@@ -1,7 +1,7 @@
 """CIFAR-100's binary version as the .npz files that the decks in jobs/models read.
 
 python jobs/cifar100.py cifar-100-binary.tar.gz OUT_FOLDER      (or the unpacked folder in place of the archive)
-The archive (169,001,437 bytes, md5 03b5dce01913d631647c71ecec9e9cb8) is at https://www.cs.toronto.edu/~kriz/cifar.html.
+The archive (168,513,733 bytes, md5 03b5dce01913d631647c71ecec9e9cb8) is at https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 from __future__ import annotations
