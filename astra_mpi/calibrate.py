@@ -13,13 +13,15 @@ from threadpoolctl import threadpool_limits
 from astra_mpi.backend import get_backend
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.codec.fit import fit_codebook
+from astra_mpi.codec.metric import keys_values_metric, pulled_back
 from astra_mpi.codec.subspace import with_subspace
-from astra_mpi.config import CodecConfig, require
+from astra_mpi.config import METRICS, CodecConfig, require
 from astra_mpi.engine import Model
 from astra_mpi.exchange import Pending
 from astra_mpi.modelfile import ModelFile
 from astra_mpi.sources import Source
 from astra_mpi.strategies import Spec
+from astra_mpi.strategies.remote import projection
 from astra_mpi.strategies.token_parallel import TokenParallel
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]
@@ -49,9 +51,8 @@ def shuffled_batches(source: Source, seed: int, batch: int = 8) -> Iterator[tupl
         yield source.batch(int(start), min(int(start) + batch, source.n_items))
 
 
-def activations(file: ModelFile, batches: Batches, site: str, n_samples: int) -> list[np.ndarray]:
+def activations(model: Model, batches: Batches, site: str, n_samples: int) -> list[np.ndarray]:
     """Per block, up to `n_samples` activations (n, width) float32 at `site`, from as many batches as that takes."""
-    model = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
     model.strategy = recorder = Recorder(model, site)
     seen = 0
     for inputs, mask in batches:
@@ -71,21 +72,29 @@ def fit_codec(
     seed: int = 0,
     n_samples: int = 32768,
     threads: int = 1,
+    metric: str = METRICS[0],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Codec:
     """Codebooks for every block of a model, deterministic by `seed`; `progress(done, total)` counts codebooks.
 
+    metric: "keys-values" (codec/metric.py), or "plain", which site kv and two groups or more always have.
     Fitted to `n_samples` tokens; an eighth as many more are held out where a subspace is to be chosen.
     Runs in one process, whatever launched it, and fits as many codebooks at once as there are `threads`: k-means has
     too many serial passes for threads within one to pay.
     """
-    kernels = get_backend("numpy", MPI.COMM_SELF).kernels
+    require(metric in METRICS, f"metric '{metric}' is unknown; use one of {', '.join(METRICS)}")
+    backend = get_backend("numpy", MPI.COMM_SELF)
+    model, kernels = Model(file, MPI.COMM_SELF, backend), backend.kernels
     parts = 2 if config.site == "kv" else 1
     n_held_out = n_samples // 8 if _may_project(config) else 0
-    blocks = activations(file, batches, config.site, n_samples + n_held_out)
+    metrics = _metrics(model, config) if metric == "keys-values" else None
+    blocks = activations(model, batches, config.site, n_samples + n_held_out)
     samples = [np.ascontiguousarray(piece) for x in blocks for piece in np.split(x, parts, axis=1)]
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
-        fits = [pool.submit(_fit, x, config, seed + i, kernels) for i, x in enumerate(samples)]
+        fits = [
+            pool.submit(_fit, x, config, seed + i, kernels, metrics[i] if metrics else None)
+            for i, x in enumerate(samples)
+        ]
         for done, _ in enumerate(as_completed(fits), start=1):
             progress(done, len(fits))
     books = [fit.result() for fit in fits]
@@ -96,9 +105,23 @@ def _may_project(config: CodecConfig) -> bool:
     return config.encoder != "exact" and config.full_width
 
 
-def _fit(x: np.ndarray, config: CodecConfig, seed: int, kernels: ModuleType) -> Codebook:
+def _metrics(model: Model, config: CodecConfig) -> list[np.ndarray] | None:
+    """Per block the metric (D, D), where there is one and codebooks can be searched in it."""
+    if config.site == "kv" or not config.full_width:
+        return None
+    return [keys_values_metric(projection(block, config.site)) for block in model.parts().blocks]
+
+
+def _fit(
+    x: np.ndarray, config: CodecConfig, seed: int, kernels: ModuleType, metric: np.ndarray | None = None
+) -> Codebook:
     """Codebook of samples x (n, D), of which the last ninth is held out where a subspace is to be chosen."""
-    if not _may_project(config):
-        return fit_codebook(x, config, seed, kernels)
-    fitted, held_out = np.split(x, [len(x) - len(x) // 9])
-    return with_subspace(fit_codebook(fitted, config, seed, kernels), fitted, held_out, config.encoder, kernels)
+    if metric is not None:
+        x = x @ metric.astype(np.float32)
+    if _may_project(config):
+        fitted, held_out = np.split(x, [len(x) - len(x) // 9])
+        book = fit_codebook(fitted, config, seed, kernels)
+        book = with_subspace(book, fitted, held_out, config.encoder, kernels, anyway=metric is not None)
+    else:
+        book = fit_codebook(x, config, seed, kernels)
+    return book if metric is None else pulled_back(book, metric)

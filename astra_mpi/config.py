@@ -11,6 +11,7 @@ from astra_mpi.errors import InputError
 KINDS = ("residual", "grouped")
 SITES = ("hidden", "normed", "kv")
 ENCODERS = ("auto", "exact", "subspace")
+METRICS = ("keys-values", "plain")  # by what codes are nearest (codec/metric.py)
 MAX_CODEBOOK_SIZE = 65536
 DTYPES = ("float32", "float16", "bfloat16", "int8")  # what weights may be stored as
 

@@ -125,6 +125,10 @@ def human_scores(task: dict) -> np.ndarray | None:
     return np.array([float(row[rows[0].index("score")]) for row in rows[1:]])
 
 
+def trains(row: dict) -> bool:
+    return row.get("train", True) and "rival" not in row
+
+
 def train_row(row: dict, deck: TrainDeck) -> tuple[ModelFile, float, float]:
     """-> (trained model with its codebooks, wall seconds, core seconds)."""
     if row.get("train", True):
@@ -175,14 +179,17 @@ def measure(row: dict, seed: int, spec: dict, task: dict, folder: Path, here: Pa
     model, wall_s, core_s = train_row(row, deck) if "rival" not in row else (starting_model(deck), 0.0, 0.0)
     scores = human_scores(task)
     metric = task["metric"]
-    own = {}
+    exact, own = {}, {}
     for test in task["tests"]:
+        kept = folder / f"exact{test and '-'}{test}-{seed}.npy"
+        if kept.exists() and row.get("start") == "exact" and not trains(row):
+            exact[test] = own[test] = np.load(kept)
+            continue
         at = {"ranks": 0, "test": test}
         own[test] = as_cases(metric, evaluated(replace(model, codec=None), deck, task, at), scores)
-        kept = folder / f"exact{test and '-'}{test}-{seed}.npy"
         if not kept.exists():
             np.save(kept, own[test])
-    exact = {test: np.load(folder / f"exact{test and '-'}{test}-{seed}.npy") for test in own}
+        exact[test] = np.load(kept)
     figures = []
     sends = model.codec is not None or "rival" in row
     for at in row.get("at", [{"ranks": p} for p in spec["ranks"]]) if sends else []:
@@ -216,7 +223,7 @@ def measure(row: dict, seed: int, spec: dict, task: dict, folder: Path, here: Pa
         "codec": config.as_dict() if config else None,
         "learn": deck.train.learn,
         "curve": row.get("curve", True),
-        "steps": deck.train.steps if row.get("train", True) else 0,
+        "steps": deck.train.steps if trains(row) else 0,
         "items": len(exact[""]),
         "wall_s": round(wall_s, 1),
         "core_s": round(core_s, 1),

@@ -114,7 +114,8 @@ def test_calibrate_command(tmp_path):
     kernels = get_backend("reference", MPI.COMM_SELF).kernels
     for name in ("m.h5", "a.h5"):
         file = read_model(tmp_path / name)
-        x = activations(file, [(ids, None)], "hidden", 10**6)[0]
+        model = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
+        x = activations(model, [(ids, None)], "hidden", 10**6)[0]
         book = file.codec.blocks[0].codebooks[0]
         errors[name] = np.square(x - book.decode(book.encode(x, kernels), kernels)).mean()
     assert errors["a.h5"] < 0.5 * errors["m.h5"]

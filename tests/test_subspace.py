@@ -131,7 +131,7 @@ def test_calibration_obeys_the_encoder(site, encoder):
     if encoder == "subspace":
         assert all(book.error_growth <= MAX_GROWTH and book.basis.shape[0] == 48 for book in books)
     if encoder == "exact":
-        assert all(book.basis is None for book in books)
+        assert all(book.basis is None if site == "kv" else book.basis.shape == (48, 48) for book in books)
     assert codec.config.encoder == ("exact" if all(book.basis is None for book in books) else "subspace")
 
 
@@ -148,17 +148,15 @@ def test_groups_have_no_subspace():
 def bad_bases():
     rng = np.random.default_rng(0)
     good = random_basis(rng, D, 8)
-    nan, skew = good.copy(), good.copy()
+    nan = good.copy()
     nan[3, 4] = np.nan
-    skew[:, 0] += 0.01 * skew[:, 1]
     return {
         "rows": (good[1:], "shape"),
         "columns": (np.zeros((D, D + 1)), "shape"),
         "empty": (good[:, :0], "shape"),
         "flat": (good[:, 0], "shape"),
         "nan": (nan, "NaN"),
-        "skew": (skew, "orthonormal"),
-        "long": (good * 1.001, "orthonormal"),
+        "huge": (good * 1e25, "too large"),
     }
 
 
@@ -222,7 +220,7 @@ def _put(array):
     ("damage", "message"),
     [
         (_poke(np.nan), "NaN"),
-        (_poke(2.0), "orthonormal"),
+        (_poke(1e30), "too large"),
         (_put(np.eye(24, 3, dtype="f4")), "checksum"),
         (_put(np.eye(23, 3, dtype="f4")), r"shape \(23, 3\)"),
         (_put(np.eye(24, 3)), "float64"),

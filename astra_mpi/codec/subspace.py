@@ -22,11 +22,14 @@ MAX_COST = 0.75
 STEP = 16  # widths tried are multiples of this: whole vector registers
 
 
-def with_subspace(codebook: Codebook, x: np.ndarray, held_out: np.ndarray, encoder: str, kernels: Any) -> Codebook:
+def with_subspace(
+    codebook: Codebook, x: np.ndarray, held_out: np.ndarray, encoder: str, kernels: Any, anyway: bool = False
+) -> Codebook:
     """The codebook with the narrowest principal subspace of x (n, D) that costs at most MAX_GROWTH on held_out (m, D).
 
     Its entries are then refitted to the codes that this search gives, where that lowers the error further.
-    encoder: "auto" leaves the codebook exact where no subspace saves enough; "subspace" takes one at any width, and
+    encoder: "auto" leaves the codebook exact where no subspace saves enough, or with `anyway`, where all of the space
+    would have to be searched after a projection, takes the widest that does; "subspace" takes one at any width, and
     raises InputError without held-out vectors to choose it by.
     """
     require(
@@ -47,8 +50,9 @@ def with_subspace(codebook: Codebook, x: np.ndarray, held_out: np.ndarray, encod
 
     # the error falls with the width but for noise, and the width that is found has been tried
     best = bisect_left(widths, True, key=lambda width: growth(projected(width)) <= MAX_GROWTH)
-    if best == len(widths):
+    if best == len(widths) and not anyway:
         return codebook
+    best = min(best, len(widths) - 1)
     narrow = projected(widths[best])
     # entries fitted to few samples may suit held-out vectors less
     growths = {growth(book): book for book in (refine(narrow, x, kernels), narrow)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from astra_mpi.commands.options import add_codec_options, codec_config
+from astra_mpi.config import METRICS
 
 if TYPE_CHECKING:
     from astra_mpi.modelfile import ModelFile
@@ -30,7 +31,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sample and of k-means (default %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="default SLURM_CPUS_PER_TASK, else 1")
-    add_codec_options(parser)
+    add_codec_options(parser).add_argument(
+        "--metric",
+        default=METRICS[0],
+        help="by what codes are nearest: keys-values, what they change in these (default), or plain distance",
+    )
     parser.set_defaults(run=run)
 
 
@@ -62,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         n_samples=args.samples,
         threads=threads,
+        metric=args.metric,
         progress=lambda done, total: bar.advance(1),
     )
     bar.close()
@@ -90,7 +96,7 @@ def _open(args: argparse.Namespace, model: ModelFile) -> Source:
 
 def _command(args: argparse.Namespace) -> str:
     """The command as typed, files without their folders."""
-    names = ("dataset", "samples", "seed", "kind", "groups", "stages", "codebook_size", "site", "encoder")
+    names = ("dataset", "samples", "seed", "kind", "groups", "stages", "codebook_size", "site", "encoder", "metric")
     given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) is not None]
     options = [f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

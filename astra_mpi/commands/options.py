@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from astra_mpi.config import CodecConfig
 
 
-def add_codec_options(parser: argparse.ArgumentParser) -> None:
-    """--kind, --groups, --stages, --codebook-size, --site, --encoder."""
+def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The group, with --kind, --groups, --stages, --codebook-size, --site, --encoder."""
     group = parser.add_argument_group("codec options")
     group.add_argument("--kind", default="residual", help="residual or grouped codebooks (default %(default)s)")
     group.add_argument("--groups", type=int, metavar="G", help="sub-vectors, for --kind grouped (default 1)")
@@ -21,7 +21,10 @@ def add_codec_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--encoder", default="auto", help="exact, subspace, or auto: a subspace where it saves at most 1%% in error"
     )
-    group.add_argument("--site", help="what is sent: hidden, normed or kv (default hidden, for Llama kv)")
+    group.add_argument(
+        "--site", help="what is sent: hidden, normed or kv (default: BERT hidden, ViT and GPT-2 normed, Llama kv)"
+    )
+    return group
 
 
 def codec_config(args: argparse.Namespace, family: str) -> CodecConfig:

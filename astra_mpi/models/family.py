@@ -20,7 +20,8 @@ class Family:
     recipe: ClassVar[Recipe]
     #: a token attends to itself and the tokens before it
     causal: ClassVar[bool] = False
-    #: what codebooks quantise unless told otherwise
+    #: what codebooks quantise unless told otherwise: behind a norm, if the block begins with one, an error changes keys
+    #: and values by a linear map, which is the metric of codec/metric.py
     default_site: ClassVar[str] = "hidden"
     #: prefix of tensor names in checkpoints with a head on top
     hf_prefix: ClassVar[str] = ""

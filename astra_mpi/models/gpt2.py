@@ -28,6 +28,7 @@ class GPT2(Decoder):
 
     Config = GPT2Config
     recipe = Recipe(norm_first=True)
+    default_site = "normed"
 
     def embed(self, batch: Batch, layout: Layout) -> np.ndarray:
         """-> rows (n, D) of this rank: word and position embedding."""

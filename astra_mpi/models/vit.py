@@ -58,6 +58,7 @@ class ViT(Family):
 
     Config = ViTConfig
     recipe = Recipe(norm_first=True)
+    default_site = "normed"
     config: ViTConfig
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:

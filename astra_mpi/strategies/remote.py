@@ -68,12 +68,17 @@ def _time_s(table: FarTable, codes: np.ndarray, kernels: ModuleType) -> float:
     return float(np.median(laps))
 
 
-def _far_table(block: Block, codec: Codec, i: int, how: str) -> FarTable:
+def projection(block: Block, site: str) -> Projection:
+    """From what is sent at `site` to keys and values."""
     norm = None
-    if codec.config.site == "hidden" and block.recipe.norm_first:
+    if site == "hidden" and block.recipe.norm_first:
         weight, bias = block.w["norm1.weight"], block.w.get("norm1.bias")
         norm = Norm(not block.recipe.rms, weight, bias, block.config.norm_eps)
-    projection = Projection(norm, block.w_kv, block.b_kv, block.scratch)
-    table = make_far(how, codec.blocks[i], codec.config.site, projection if how == "gemm" else projection.on_host())
+    return Projection(norm, block.w_kv, block.b_kv, block.scratch)
+
+
+def _far_table(block: Block, codec: Codec, i: int, how: str) -> FarTable:
+    given = projection(block, codec.config.site)
+    table = make_far(how, codec.blocks[i], codec.config.site, given if how == "gemm" else given.on_host())
     table.round_to(block.scratch.dtype)
     return table

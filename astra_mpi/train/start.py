@@ -92,8 +92,8 @@ def starting_codec(
             order = np.random.default_rng([deck.train.seed, 7]).permutation(learned)
             chunks = (items.part(order[a : a + BATCH]) for a in range(0, len(order), BATCH))
             batches = ((b.inputs, None if model.config.family == "vit" else b.keep) for b in chunks)
-            seed, n_samples = deck.train.seed, section.samples
-            codec = fit_codec(model, batches, config, seed=seed, n_samples=n_samples, threads=threads)
+            seed, n_samples, metric = deck.train.seed, section.samples, section.metric
+            codec = fit_codec(model, batches, config, seed=seed, n_samples=n_samples, threads=threads, metric=metric)
     return _same_everywhere(codec, comm)
 
 

@@ -1,0 +1,39 @@
+"""The metric that codebooks are fitted and searched in: an error counts by what it does to keys and values.
+
+Other ranks use a token x only through [K | V] = norm(x) W + b (`tables.Projection`). To first order, and up to the
+token's own 1 / sigma, x^ instead of x changes them by (x^ - x) A with A = C diag(gamma) W, where C takes the mean away.
+So codes are the nearest ones after multiplication with B (D, D), B B^T ~ A_K A_K^T / ||A_K||^2 + A_V A_V^T / ||A_V||^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.tables import Projection
+
+#: how much a direction that changes neither keys nor values counts, over the mean of all: B has an inverse
+RIDGE = 0.01
+
+
+def keys_values_metric(projection: Projection) -> np.ndarray:
+    """B (D, D) float64, columns by descending weight; the weights' mean is about 1."""
+    norm, weight, _, _ = projection.on_host()
+    a = np.asarray(weight, np.float64)  # (D, 2 d_kv)
+    if norm is not None:
+        a = norm.weight.astype(np.float64)[:, None] * a
+        a = a - a.mean(axis=0) if norm.centred else a
+    parts = [part / max(float(np.linalg.norm(part)), np.finfo(np.float64).tiny) for part in np.split(a, 2, axis=1)]
+    a = np.concatenate(parts, axis=1)
+    weights, directions = np.linalg.eigh(a @ a.T)
+    weights = np.maximum(weights, 0) / max(float(weights.mean()), np.finfo(np.float64).tiny)
+    return (directions * np.sqrt(weights + RIDGE))[:, ::-1]
+
+
+def pulled_back(codebook: Codebook, metric: np.ndarray) -> Codebook:
+    """A codebook of x B as one of x, which is searched as the former was; metric B (D, D)."""
+    entries = (codebook.entries.astype(np.float64) @ np.linalg.inv(metric)).astype(np.float32)
+    basis = metric if codebook.basis is None else metric @ codebook.basis
+    return replace(codebook, entries=entries, basis=basis.astype(np.float32))
