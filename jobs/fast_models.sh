@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What the speed jobs measure: a random ViT-Base for 1024 tokens, and codebook files for it, fitted to random images.
 #   bash jobs/fast_models.sh     files that exist are kept; WORK is the folder (default work/fast)
-# Weights and images are random: latency does not depend on them, but how many codes are distinct does.
+# Codebooks as in arXiv 2505.19342: of block inputs, searched by distance. Weights and images are random: latency does not
+# depend on them, but how many codes are distinct does.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source jobs/setup.sh
@@ -18,7 +19,7 @@ make() { # NAME CODEC OPTIONS: with the exact and with the subspace encoder
   local encoder
   for encoder in exact subspace; do
     [ -e "$WORK/$1-$encoder.h5" ] || astra-mpi calibrate "$WORK/vit.h5" --data "$WORK/images.npy" --codebook-only \
-      -o "$WORK/$1-$encoder.h5" --samples 8192 --threads "$CORES" --encoder "$encoder" "${@:2}"
+      -o "$WORK/$1-$encoder.h5" --samples 8192 --threads "$CORES" --encoder "$encoder" --site hidden --metric plain "${@:2}"
   done
 }
 make g1-k1024 --kind grouped --codebook-size 1024

@@ -18,7 +18,7 @@ if [ ! -e "$work/model.h5" ]; then
 fi
 books="$work/M=4,K=256.h5"
 [ -e "$books" ] || astra-mpi calibrate "$work/model.h5" --data "$train" --dataset s1,s2 -o "$books" --codebook-only \
-  --encoder exact --seed 0 --threads "$CORES" --kind residual --stages 4 --codebook-size 256 >&2
+  --encoder exact --metric plain --seed 0 --threads "$CORES" --kind residual --stages 4 --codebook-size 256 >&2
 
 score() { # LOSS TREATMENT SEED
   local out="$work/loss-$1-$2-$3.json"

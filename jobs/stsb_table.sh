@@ -28,7 +28,7 @@ while read -r name bits options; do
   books="$work/$name.h5"
   # shellcheck disable=SC2086  # options are words
   [ -e "$books" ] || astra-mpi calibrate "$work/model.h5" --data "$train" --dataset s1,s2 -o "$books" --codebook-only \
-    --encoder exact --seed 0 --threads "$CORES" $options >&2
+    --encoder exact --metric plain --seed 0 --threads "$CORES" $options >&2
   line=$(printf '%-14s%8s' "$name" "$bits")
   for ranks in 2 4 8; do line+=$(printf '%8s' "$(score "$name" "$ranks" --strategy astra --codebooks "$books")"); done
   echo "$line"
