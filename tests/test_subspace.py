@@ -132,7 +132,8 @@ def test_calibration_obeys_the_encoder(site, encoder):
         assert all(book.error_growth <= MAX_GROWTH and book.basis.shape[0] == 48 for book in books)
     if encoder == "exact":
         assert all(book.basis is None if site == "kv" else book.basis.shape == (48, 48) for book in books)
-    assert codec.config.encoder == ("exact" if all(book.basis is None for book in books) else "subspace")
+    assert codec.config.encoder == ("subspace" if any(book.narrow for book in books) else "exact")
+    assert codec.exact().config.encoder == "exact"
 
 
 def test_groups_have_no_subspace():

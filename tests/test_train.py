@@ -51,7 +51,7 @@ def test_codebooks_alone_by_distillation(tmp_path):
 
 
 def test_whole_model_learns_labels(tmp_path):
-    deck = small_deck(tmp_path, "vit", train_steps=80, train_lr=1e-2, codec_kind="grouped", codec_groups=3)
+    deck = small_deck(tmp_path, "vit", train_steps=150, train_lr=1e-2, codec_kind="grouped", codec_groups=3)
     figures = run(deck)
     log = read_log(deck.beside(".jsonl"))
     losses_found = [record["loss"] for record in log if "loss" in record]
@@ -59,7 +59,7 @@ def test_whole_model_learns_labels(tmp_path):
     assert 0 <= figures["accuracy"] <= 1 and "accuracy_exact" in figures
     assert deck.beside(".png").stat().st_size > 1000
     file = read_model(deck.output.path)
-    assert file.provenance["train_steps"] == "80 of 80"
+    assert file.provenance["train_steps"] == "150 of 150"
     assert file.digest != read_model(deck.model.path).digest
     assert astra_mpi.load(str(deck.output.path), comm=MPI.COMM_SELF)(np.zeros((2, 8, 8, 1), np.uint8)).shape == (2, 3)
 

@@ -83,6 +83,11 @@ class Codebook:
         return self.entries.shape[1]
 
     @property
+    def narrow(self) -> bool:
+        """Whether entries are searched in a subspace, not in all of the space."""
+        return self.basis is not None and self.basis.shape[1] < self.width
+
+    @property
     def mean(self) -> np.ndarray:
         """(D,) float32: the vector whose codes stand for unknown ones, the mean of the entries."""
         means = self.entries.mean(axis=1)  # (C, W)
@@ -162,7 +167,7 @@ class BlockCodec:
 class Codec:
     """How a model's activations become codes, block by block. Raises InputError if a block contradicts the config.
 
-    `config.encoder` becomes what the codebooks are: "subspace" if any has a basis, else "exact".
+    `config.encoder` becomes what the codebooks are: "subspace" if any has a narrow basis, else "exact".
     """
 
     config: CodecConfig
@@ -170,7 +175,7 @@ class Codec:
 
     def __post_init__(self) -> None:
         books = [book for block in self.blocks for book in block.codebooks]
-        encoder = "exact" if all(book.basis is None for book in books) else "subspace"
+        encoder = "subspace" if any(book.narrow for book in books) else "exact"
         object.__setattr__(self, "config", replace(self.config, encoder=encoder))
         n_books = 2 if self.config.site == "kv" else 1
         for i, block in enumerate(self.blocks):
@@ -186,9 +191,10 @@ class Codec:
                 )
 
     def exact(self) -> Codec:
-        """The same codebooks, searched in all of the space."""
+        """The same codebooks without subspaces: searched by distance, also where these were of another metric."""
         blocks = [
-            BlockCodec(tuple(Codebook(b.kind, b.entries, b.width) for b in block.codebooks)) for block in self.blocks
+            BlockCodec(tuple(replace(b, basis=None, error_growth=0.0) if b.narrow else b for b in block.codebooks))
+            for block in self.blocks
         ]
         return Codec(self.config, tuple(blocks))
 
