@@ -71,14 +71,14 @@ def codec_name(codec: dict[str, Any]) -> str:
     return f"{codec['kind']} {count} K={codec['codebook_size']} {codec['site']}"
 
 
-def codec_advice(codecs: list[dict[str, Any]], budget_bits: float | None) -> str:
-    """The most accurate of the measured codecs, within a budget of bits; rows of `planner.compare_codecs`."""
+def codec_advice(codecs: list[dict[str, Any]], budget_bits: float | None, on: str) -> str:
+    """The most accurate of the codecs measured `on` some task, within a budget; rows of `planner.compare_codecs`."""
     best = next(row for row in codecs if row["best"])
     codec, bits = best["codec"], best["bits_per_token_per_block"]
     where = "Of the codecs measured" if budget_bits is None else f"Within {budget_bits:g} bits"
     option = f"--groups {codec['groups']}" if codec["kind"] == "grouped" else f"--stages {codec['stages']}"
-    how = f"calibrate --kind {codec['kind']} {option} --codebook-size {codec['codebook_size']}"
+    how = f"calibrate --site {codec['site']} --kind {codec['kind']} {option} --codebook-size {codec['codebook_size']}"
     return (
-        f"{where}, {codec_name(codec)} ({bits} bits per token and block) is the most accurate on STS-B"
+        f"{where}, {codec_name(codec)} ({bits} bits per token and block) is the most accurate on {on}"
         f" ({1e3 * best['latency_s']:.1f} ms): {how}."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from astra_mpi.errors import InputError
 
@@ -82,6 +82,8 @@ class CodecConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     """What every family has; a family's own dataclass adds to it (see `astra_mpi.models`)."""
+
+    family: ClassVar[str] = ""  # its name in model files
 
     d_model: int  # D
     n_heads: int  # H query heads

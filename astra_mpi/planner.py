@@ -8,21 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 from astra_mpi import partition
-from astra_mpi.config import CodecConfig, ModelConfig
+from astra_mpi.config import ModelConfig
 from astra_mpi.costs import STRATEGIES, Coding, single
 from astra_mpi.errors import InputError
 from astra_mpi.latency import ACCOUNTINGS, Network, Speeds, break_even_bps, latency
+from astra_mpi.measured import best_codec, measured, same_codes
 from astra_mpi.work import Cost, Job, Shape, shape_of
 
-#: codecs measured on STS-B (docs/log.md), most accurate first: the order is the same at 4 and 8 ranks, and within the
-#: spread of seeds at 2
-BY_ACCURACY = (
-    CodecConfig(stages=8),
-    CodecConfig(kind="grouped", groups=32),
-    CodecConfig(stages=4),
-    CodecConfig(kind="grouped", groups=16),
-    CodecConfig(kind="grouped", groups=1, codebook_size=1024),
-)
 #: strategies that cut tokens, and those that can be cut unevenly
 BY_TOKENS = ("sp", "segment_means", "astra")
 UNEVEN = (*BY_TOKENS, "tp")
@@ -55,11 +47,6 @@ class Setting:
 
     def job(self, counts: Sequence[int]) -> Job:
         return Job(self.shape, tuple(counts), self.batch)
-
-
-def best_codec(budget_bits: float, codecs: Sequence[CodecConfig] = BY_ACCURACY) -> CodecConfig | None:
-    """The most accurate codec of at most `budget_bits` per token and block; `codecs` by accuracy. None: none fits."""
-    return next((codec for codec in codecs if codec.bits_per_token <= budget_bits), None)
 
 
 def fastest_rank(setting: Setting) -> int:
@@ -162,25 +149,21 @@ def _row(setting: Setting, cost: Cost, counts: Sequence[int], single_s: float) -
     }
 
 
-def same_codes(a: CodecConfig, b: CodecConfig) -> bool:
-    """Whether two codecs are the same but for how entries are searched."""
-    return replace(a, encoder="auto") == replace(b, encoder="auto")
-
-
 def compare_codecs(setting: Setting, budget_bits: float | None) -> list[dict[str, Any]]:
-    """`astra` with each measured codec, most accurate first, and with the setting's own where it is another one.
+    """`astra` with each codec measured for such models, most accurate first, and the setting's own if it is another.
 
     "best" marks the most accurate within the budget. Codecs that are not the setting's are searched exactly.
     """
     own = setting.coding
-    best = best_codec(float("inf") if budget_bits is None else budget_bits)
-    others = [Coding(codec) for codec in BY_ACCURACY if not same_codes(codec, own.codec)]
+    known = measured(setting.config.family).codecs
+    best = best_codec(float("inf") if budget_bits is None else budget_bits, known)
+    others = [Coding(codec) for codec in known if not same_codes(codec, own.codec)]
     rows = []
     for coding in [own, *(cheaper_remote(setting, other) for other in others)]:
         codec = coding.codec
         with_codec = replace(setting, coding=coding)
         total_s = _total(with_codec, "astra", best_cut(with_codec, "astra"))
-        rank = next((i for i, known in enumerate(BY_ACCURACY) if same_codes(known, codec)), None)
+        rank = next((i for i, other in enumerate(known) if same_codes(other, codec)), None)
         rows.append(
             {
                 "codec": codec.as_dict(),
@@ -193,4 +176,4 @@ def compare_codecs(setting: Setting, budget_bits: float | None) -> list[dict[str
                 "latency_s": total_s,
             }
         )
-    return sorted(rows, key=lambda row: len(BY_ACCURACY) if row["accuracy_rank"] is None else row["accuracy_rank"])
+    return sorted(rows, key=lambda row: len(known) if row["accuracy_rank"] is None else row["accuracy_rank"])

@@ -15,8 +15,10 @@ from astra_mpi.config import CodecConfig, require
 from astra_mpi.costs import Coding
 from astra_mpi.errors import InputError
 from astra_mpi.latency import Network, Speeds, assumed_speeds
+from astra_mpi.measured import best_codec, measured, same_codes
 from astra_mpi.modelfile import read_config
-from astra_mpi.planner import BY_ACCURACY, Setting, best_codec, cheaper_remote, same_codes
+from astra_mpi.models import FAMILIES
+from astra_mpi.planner import Setting, cheaper_remote
 from astra_mpi.units import bandwidth_bps, duration_s
 
 #: GFLOP/s of float32 GEMM on one core of a server CPU, where nothing was measured
@@ -135,7 +137,7 @@ def make_setting(
 ) -> tuple[Setting, str]:
     """Options of `plan` -> (setting, where the speeds are from). InputError, naming the option, on what does not fit.
 
-    The codec: the most accurate one within `budget_bits` (`planner.BY_ACCURACY`), or the model's own, or the default.
+    The codec: the most accurate one within `budget_bits` (`measured.py`), or the model's own, or the default.
     """
     require(ranks is not None or profile is not None, "-n is missing: give the number of ranks, or a --profile")
     size = len(profile.speeds) if ranks is None and profile else ranks or 0
@@ -155,7 +157,7 @@ def make_setting(
         bandwidth_bps(bandwidth) if bandwidth else measured.bandwidth_bps if measured else 1e9,
         duration_s(rtt) if rtt else measured.rtt_s if measured else DEFAULT_RTT_S,
     )
-    coding = _within(budget_bits, own)
+    coding = _within(budget_bits, own, config.family)
     require(
         distinct is None or (coding.codec.codes_per_token == 1 and coding.codec.site != "kv"),
         "--distinct-keys is for codecs with one code per token (G = 1 or M = 1) at hidden or normed",
@@ -164,11 +166,12 @@ def make_setting(
     return replace(setting, coding=cheaper_remote(setting, setting.coding)), source
 
 
-def _within(budget_bits: float | None, own: Coding | None) -> Coding:
+def _within(budget_bits: float | None, own: Coding | None, family: str) -> Coding:
     if budget_bits is None:
-        return own or Coding()
-    best = best_codec(budget_bits)
-    least = min(codec.bits_per_token for codec in BY_ACCURACY)
+        return own or Coding(CodecConfig(site=FAMILIES[family].default_site))
+    known = measured(family).codecs
+    best = best_codec(budget_bits, known)
+    least = min(codec.bits_per_token for codec in known)
     if best is None:
         raise InputError(f"--budget {budget_bits:g}: the smallest codec that was measured takes {least} bits")
     return own if own is not None and same_codes(own.codec, best) else Coding(best)

@@ -22,10 +22,11 @@ from astra_mpi.costs import STRATEGIES, Coding, astra_wire, segment_wire, token_
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
 from astra_mpi.latency import ACCOUNTINGS, Network, Speeds, assumed_speeds, latency, transfer_s
+from astra_mpi.measured import best_codec, measured
 from astra_mpi.modelfile import write_model
 from astra_mpi.models import FAMILIES
 from astra_mpi.partition import even, finish_together, weighted
-from astra_mpi.planner import BY_ACCURACY, Setting, best_codec, best_cut, compare_codecs, plan
+from astra_mpi.planner import Setting, best_cut, compare_codecs, plan
 from astra_mpi.planner_inputs import make_setting, read_outline, read_profile
 from astra_mpi.synthetic import random_batch
 from astra_mpi.work import Cost, Job, RankWork, Stage, Transfer, Work, shape_of
@@ -213,20 +214,29 @@ def test_bytes_are_those_of_real_strategies(comm, config, codec, spec, weights):
     assert cost.contributed_bytes() == model.report["formula_bytes"] == model.report["contributed_bytes"]
 
 
-def test_best_codec_is_the_most_accurate_within_the_budget():
-    assert best_codec(64) == best_codec(1e9) == CodecConfig(stages=8)
-    assert best_codec(63) == CodecConfig(stages=4)
-    assert best_codec(10) == CodecConfig(kind="grouped", groups=1, codebook_size=1024)
-    assert best_codec(9) is None
+@pytest.mark.parametrize(("family", "site"), [("bert", "hidden"), ("vit", "normed"), ("gpt2", "normed")])
+def test_best_codec_is_the_most_accurate_within_the_budget(family, site):
+    known = measured(family).codecs
+    for budget, codec in (
+        (1e9, CodecConfig(stages=8)),
+        (64, CodecConfig(stages=8)),
+        (63, CodecConfig(stages=4)),
+        (31, CodecConfig(stages=2)),
+        (15, CodecConfig(kind="grouped", groups=1, codebook_size=1024)),
+        (8, CodecConfig(stages=1)),
+    ):
+        assert best_codec(budget, known) == replace(codec, site=site)
+    assert best_codec(7, known) is None
 
 
 def test_codecs_compared():
     rows = compare_codecs(vit_base(), 32)
-    assert [row["accuracy_rank"] for row in rows] == list(range(len(BY_ACCURACY)))
-    assert [row["fits"] for row in rows] == [False, False, True, False, True]
+    known = measured("").codecs
+    assert [row["accuracy_rank"] for row in rows] == list(range(len(known)))
+    assert [row["fits"] for row in rows] == [False, True, True, True, True]
     assert [row["bits_per_token_per_block"] for row in rows if row["best"]] == [32]
-    own = compare_codecs(vit_base(coding=Coding(CodecConfig(stages=2))), None)
-    assert own[-1]["used"] and own[-1]["accuracy_rank"] is None and len(own) == len(BY_ACCURACY) + 1
+    own = compare_codecs(vit_base(coding=Coding(CodecConfig(stages=3))), None)
+    assert own[-1]["used"] and own[-1]["accuracy_rank"] is None and len(own) == len(known) + 1
 
 
 def test_single_is_on_the_fastest_rank():
@@ -378,7 +388,7 @@ def test_outline_needs_no_codebooks_in_memory(vit, tmp_path):
     write_model(tmp_path / "s.h5", subspace)
     assert read_outline(str(tmp_path / "s.h5"))[1].subspaces == (15, 15)
     setting, _ = make_setting(config, None, ranks=2, bandwidth="1Mbps")
-    assert setting.coding.codec == CodecConfig() and setting.tokens == 15
+    assert setting.coding.codec == CodecConfig("normed") and setting.tokens == 15
 
 
 def test_plot_needs_matplotlib_or_writes_a_picture(vit, tmp_path):

@@ -46,6 +46,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from astra_mpi.advice import advice, codec_advice
     from astra_mpi.decode_plan import decode_advice, decode_plan
+    from astra_mpi.measured import measured
     from astra_mpi.planner import compare_codecs, plan
 
     if args.plot:
@@ -66,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
         **plan(setting),
         "codecs": compare_codecs(setting, args.budget),
     }
-    answer["verdict"] = [*advice(answer), codec_advice(answer["codecs"], args.budget)]
+    answer["verdict"] = [
+        *advice(answer),
+        codec_advice(answer["codecs"], args.budget, measured(setting.config.family).on),
+    ]
     if args.new_tokens is not None:
         answer["decode"] = decode_plan(setting, args.new_tokens)
         answer["verdict"] += decode_advice(answer["decode"])
