@@ -19,7 +19,7 @@ RIDGE = 0.01
 
 
 def keys_values_metric(projection: Projection) -> np.ndarray:
-    """B (D, D) float64, columns by descending weight; the weights' mean is about 1."""
+    """B (D, D) float64, lower triangular; the mean of all directions' weights is 1 + RIDGE."""
     norm, weight, _, _ = projection.on_host()
     a = np.asarray(weight, np.float64)  # (D, 2 d_kv)
     if norm is not None:
@@ -27,9 +27,9 @@ def keys_values_metric(projection: Projection) -> np.ndarray:
         a = a - a.mean(axis=0) if norm.centred else a
     parts = [part / max(float(np.linalg.norm(part)), np.finfo(np.float64).tiny) for part in np.split(a, 2, axis=1)]
     a = np.concatenate(parts, axis=1)
-    weights, directions = np.linalg.eigh(a @ a.T)
-    weights = np.maximum(weights, 0) / max(float(weights.mean()), np.finfo(np.float64).tiny)
-    return (directions * np.sqrt(weights + RIDGE))[:, ::-1]
+    weights = a @ a.T
+    weights /= max(float(np.trace(weights)) / len(weights), np.finfo(np.float64).tiny)
+    return np.linalg.cholesky(weights + RIDGE * np.eye(len(weights)))
 
 
 def pulled_back(codebook: Codebook, metric: np.ndarray) -> Codebook:
