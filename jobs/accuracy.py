@@ -222,6 +222,7 @@ def measure(row: dict, seed: int, spec: dict, task: dict, folder: Path, here: Pa
         "width": model.config.d_model,
         "codec": config.as_dict() if config else None,
         "learn": deck.train.learn,
+        "metric_of_codes": deck.codec.metric,
         "curve": row.get("curve", True),
         "steps": deck.train.steps if trains(row) else 0,
         "items": len(exact[""]),
@@ -290,7 +291,7 @@ def spread(values: list[float], form: str) -> str:
 
 def cell(hits: list[dict], form: str, metric: str) -> str:
     low, high = min(f["difference"][0] for f in hits), max(f["difference"][1] for f in hits)
-    sign = "{:.2f}" if metric == "perplexity" else "{:+.1%}" if metric == "accuracy" else "{:+.4f}"
+    sign = "{:.3f}" if metric == "perplexity" else "{:+.1%}" if metric == "accuracy" else "{:+.4f}"
     return f"{spread([f['figure'] for f in hits], form)} ({sign.format(low)}..{sign.format(high)})"
 
 

@@ -11,8 +11,10 @@ STYLES = {
     "trained": ("o", "C0"),
     "codebooks alone": ("s", "C2"),
     "k-means": ("^", "C1"),
+    "k-means, by distance": ("v", "C3"),
     "no codes": ("x", "0.4"),
 }
+LEAST_POINTS = 3  # of a panel
 
 AXES = {
     "accuracy": "accuracy lost, % of exact",
@@ -25,28 +27,43 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     """A panel per experiment; a point per row, the mean over its seeds. Rows that vary something else are left out."""
     from matplotlib.figure import Figure
 
-    titles = list(dict.fromkeys(r["experiment"] for r in results))
-    figure = Figure(figsize=(5 * len(titles), 4), layout="constrained")
-    for axes, title in zip(np.atleast_1d(figure.subplots(1, len(titles))), titles, strict=True):
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for r in results:
-            if r["experiment"] == title and r.get("curve", True) and r["bits"] is not None:
-                rows.setdefault(r["row"], []).append(r)
-        for seeds in rows.values():
-            losses = [loss for r in seeds if (loss := lost(r)) is not None]
-            if losses:
-                kind = kind_of(seeds[0])
-                marker, colour = STYLES[kind]
-                point = seeds[0]["bits"], np.mean(losses)
-                axes.plot(*point, marker, color=colour, label=kind)
-                axes.annotate(label(seeds[0]), point, (3, 3), textcoords="offset points", size=6)
+    panels = {title: points([r for r in results if r["experiment"] == title]) for title in titles(results)}
+    panels = {title: found for title, found in panels.items() if len(found) >= LEAST_POINTS}
+    figure = Figure(figsize=(5 * max(len(panels), 1), 4), layout="constrained")
+    for i, (title, found) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), i)
+        named = {}
+        for bits, loss, kind, name in found:
+            marker, colour = STYLES[kind]
+            (named[kind],) = axes.plot(bits, loss, marker, color=colour)
+            axes.annotate(name, (bits, loss), (4, 3), textcoords="offset points", size=6)
+        ticks = [2.0**n for n in range(2, 12) if min(f[0] for f in found) / 2 <= 2**n <= 2 * max(f[0] for f in found)]
         axes.axhline(0, color="0.8", linewidth=1, zorder=0)
         axes.set(xscale="log", xlabel="bits per token and block", title=title.split(" (")[0].split(",")[0])
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_yscale("symlog", linthresh=1)
+        axes.margins(y=0.15)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_ylabel(AXES[next(r["metric"] for r in results if r["experiment"] == title)])
-        handles, labels = axes.get_legend_handles_labels()
-        named = dict(zip(labels, handles, strict=True))
         axes.legend(named.values(), named.keys(), fontsize=7)
     figure.savefig(path)
+
+
+def titles(results: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(r["experiment"] for r in results))
+
+
+def points(results: list[dict[str, Any]]) -> list[tuple[float, float, str, str]]:
+    """(bits, percent lost, kind, label) of each row of an experiment."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for r in results:
+        if r["curve"] and r["bits"] is not None and lost(r) is not None:
+            rows.setdefault(r["row"], []).append(r)
+    return [
+        (seeds[0]["bits"], float(np.mean([lost(r) for r in seeds])), kind_of(seeds[0]), label(seeds[0]))
+        for seeds in rows.values()
+    ]
 
 
 def lost(result: dict[str, Any]) -> float | None:
@@ -62,7 +79,7 @@ def kind_of(result: dict[str, Any]) -> str:
     if result["codec"] is None:
         return "no codes"
     if not result["steps"]:
-        return "k-means"
+        return "k-means, by distance" if result["metric_of_codes"] == "plain" else "k-means"
     return "codebooks alone" if result["learn"] == "codebooks" else "trained"
 
 
