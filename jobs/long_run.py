@@ -27,11 +27,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from job_processes import Memory, marked, of_job, ranks_of
 
 from astra_mpi.launch import LAUNCHER_PREFIXES
 
-#: seconds of a process's life that count as warm-up, and how long it must live on to be judged
-WARM_UP_S, JUDGED_S = 45.0, 20.0
 #: how far a rank's memory may spread
 FLAT = 0.02
 #: way of stopping -> the longest time until every process had ended
@@ -87,6 +86,8 @@ def main() -> int:
     spreads = memory.spreads()
     grown = [f"memory of a rank spreads by {s:.1%} in {life_s:.0f} s" for s, life_s, _ in spreads if s > FLAT]
     problems += grown[:1]
+    if not spreads:
+        problems.append("no rank lived long enough for its memory to be judged; give more --items")
     result = {
         "ranks": args.ranks,
         "items": args.items,
@@ -132,11 +133,17 @@ def outside() -> dict[str, str]:
     return plain | root | threads | {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
 
 
+def mark(args: argparse.Namespace, name: str) -> str:
+    """Of the job that makes result file `name`."""
+    return str(args.folder.resolve() / name)
+
+
 def start(args: argparse.Namespace, name: str) -> subprocess.Popen[bytes]:
     mpirun = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or "mpirun"
     command = [mpirun, "-n", str(args.ranks), *astra(), "run", "deck.toml", f"output.path={name}"]
     with (args.folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(command, cwd=args.folder, env=outside(), stdout=log, stderr=log, start_new_session=True)
+        env = marked(outside(), mark(args, name))
+        return subprocess.Popen(command, cwd=args.folder, env=env, stdout=log, stderr=log, start_new_session=True)
 
 
 def run(
@@ -147,7 +154,7 @@ def run(
     end_s = time.monotonic() + life_s
     ranks: dict[int, int] = {}
     while program.poll() is None and time.monotonic() < end_s:
-        ranks = ranks_of(program.pid) or ranks
+        ranks = ranks_of(mark(args, name)) or ranks
         memory.look(ranks)
         time.sleep(min(1.0, max(0.0, end_s - time.monotonic())))
     return program.poll(), ranks, program
@@ -163,9 +170,9 @@ def disturbed(
         life_s = draw.uniform(*args.between)
         code, ranks, program = run(args, name, memory, life_s)
         if code is None:
-            how = stop(program, ranks_of(program.pid) or ranks, draw)
+            how = stop(program, ranks, draw)
             facts[how] += 1
-            code = wait(program, facts, how)
+            code = wait(program, mark(args, name), facts, how)
             if how in ("SIGTERM", "SIGUSR1") and code not in (0, 128 + getattr(signal, how)):
                 facts[f"{how} ended with {code}"] += 1
         elif code:
@@ -186,13 +193,14 @@ def disturbed(
 
 def stop(program: subprocess.Popen[bytes], ranks: dict[int, int], draw: random.Random) -> str:
     """One of the ways in which jobs end before their time."""
-    how = draw.choice(["SIGKILL of one rank", "SIGKILL of all ranks", "SIGKILL of the launcher", "SIGTERM", "SIGUSR1"])
+    ways = ["SIGKILL of the launcher", "SIGTERM", "SIGUSR1"]
+    how = draw.choice(["SIGKILL of one rank", "SIGKILL of all ranks", *ways] if ranks else ways)
     if how in ("SIGTERM", "SIGUSR1"):
         targets, number = [program.pid], getattr(signal, how)
     else:
         number = signal.SIGKILL
         victims = list(ranks.values())
-        one = [draw.choice(victims)] if victims else []
+        one = victims and [draw.choice(victims)]
         targets = {"one rank": one, "all ranks": victims, "the launcher": [program.pid]}[how.split(" of ")[1]]
     for pid in targets:
         try:
@@ -202,7 +210,7 @@ def stop(program: subprocess.Popen[bytes], ranks: dict[int, int], draw: random.R
     return how
 
 
-def wait(program: subprocess.Popen[bytes], facts: Counter[str], how: str) -> int:
+def wait(program: subprocess.Popen[bytes], job: str, facts: Counter[str], how: str) -> int:
     """Until the launcher has ended, and every process it started: a launcher that was killed leaves ranks behind.
 
     Whoever does not end within two minutes is killed, and that is counted.
@@ -212,83 +220,18 @@ def wait(program: subprocess.Popen[bytes], facts: Counter[str], how: str) -> int
         code = program.wait(timeout=120)
     except subprocess.TimeoutExpired:
         facts[f"did not end after {how}"] += 1
-        left = {pid: Path(f"/proc/{pid}/cmdline").read_bytes()[-60:] for pid in of_session(program.pid)}
+        left = {pid: Path(f"/proc/{pid}/cmdline").read_bytes()[-60:] for pid in of_job(job)}
         print(f"still there after {how}: {left}", file=sys.stderr, flush=True)
         program.kill()
         code = program.wait()
     end_s = time.monotonic() + 120
-    while left := of_session(program.pid):
+    while left := of_job(job):
         if time.monotonic() > end_s:
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
     LONGEST_END_S[how] = round(max(time.monotonic() - begin_s, LONGEST_END_S.get(how, 0.0)), 1)
     return code
-
-
-def of_session(session: int) -> list[int]:
-    """Processes of a session that are not zombies."""
-    found = []
-    for pid in processes():
-        fields = stat(pid)
-        if fields and int(fields[3]) == session and fields[0] not in "ZX":
-            found.append(pid)
-    return found
-
-
-def processes() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
-
-
-def stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on; none if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def ranks_of(session: int) -> dict[int, int]:
-    """Rank -> process that runs astra_mpi."""
-    found = {}
-    for pid in of_session(session):
-        try:
-            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        told = dict(word.split(b"=", 1) for word in words if b"=" in word)
-        rank = told.get(b"PMI_RANK", told.get(b"OMPI_COMM_WORLD_RANK"))
-        if rank is not None and b"astra_mpi" in command and b"mpirun" not in command:
-            found[int(rank)] = pid
-    return found
-
-
-class Memory:
-    """Resident memory of processes over their lives."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, list[tuple[float, float]]] = {}
-
-    def look(self, ranks: dict[int, int]) -> None:
-        for pid in ranks.values():
-            try:
-                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            except OSError:
-                continue
-            kib = [float(line.split()[1]) for line in lines if line.startswith("VmRSS")]
-            if kib:
-                self.seen.setdefault(pid, []).append((time.monotonic(), kib[0] / 1024))
-
-    def spreads(self) -> list[tuple[float, float, float]]:
-        """(largest over smallest - 1, seconds judged, MiB) of every process that lived long enough."""
-        found = []
-        for looks in self.seen.values():
-            warm = [(time_s, mib) for time_s, mib in looks if time_s - looks[0][0] >= WARM_UP_S]
-            if warm and warm[-1][0] - warm[0][0] >= JUDGED_S:
-                sizes = [mib for _, mib in warm]
-                found.append((max(sizes) / min(sizes) - 1, warm[-1][0] - warm[0][0], max(sizes)))
-        return found
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
