@@ -75,11 +75,7 @@ def load(
     comm = watched(comm, None if watchdog is None else duration_s(watchdog))
     require(encoder in ("auto", "exact"), f"encoder '{encoder}' is unknown; use auto or exact")
     with collective(comm):
-        known = not isinstance(weights, str) or weights in ("auto", "even", "causal")
-        require(known, f"weights '{weights}': use even, auto, causal, or one number per rank")
-        speeds = None if weights in ("auto", "even") else weights
-        if speeds != "causal":
-            cut(np.zeros(1, np.int64), comm.Get_size(), speeds)  # checks them before any work
+        speeds = _speeds(weights, comm.Get_size())
         conditions = parse_conditions(
             comm.Get_size(),
             network=network,
@@ -101,13 +97,13 @@ def load(
         share = (comm.Get_rank(), comm.Get_size()) if STRATEGIES[spec.name].reads_part else (0, 1)
         with alone(comm, f"reading {path}"):
             file = _read(path, codebooks, changes, share)
-        config, codec = file.config, file.codec
-        causal = FAMILIES[config.family].causal
-        require(causal or weights != "causal", f"{path}: a {config.family} model attends both ways; use weights = even")
-        reason = STRATEGIES[spec.name].obstacle(spec, config, codec, comm.Get_size())
+        family = file.config.family
+        fits = FAMILIES[family].causal or weights != "causal"
+        require(fits, f"{path}: a {family} model attends both ways; use weights = even")
+        reason = STRATEGIES[spec.name].obstacle(spec, file.config, file.codec, comm.Get_size())
         require(reason is None, f"{path} with strategy {spec}: {reason}")
-        if codec is not None and encoder == "exact":
-            file = dataclasses.replace(file, codec=codec.exact())
+        if file.codec is not None and encoder == "exact":
+            file = dataclasses.replace(file, codec=file.codec.exact())
     _same_everywhere(comm, f"{path} differs between ranks; copy the same file to every machine", file.digest)
     digest = file.codec.digest if file.codec else ""
     _same_everywhere(comm, "the codebooks differ between ranks; copy the same file to every machine", digest)
@@ -121,6 +117,16 @@ def load(
         model.cut_weights = rank_speeds(model)
     model.use(strategy, counted_keys=counted_keys, remote=remote)
     return model
+
+
+def _speeds(weights: Sequence[float] | str | None, size: int) -> Sequence[float] | str | None:
+    """`weights` of `load`, checked before any work; None for an even cut, and for one that is measured later."""
+    known = not isinstance(weights, str) or weights in ("auto", "even", "causal")
+    require(known, f"weights '{weights}': use even, auto, causal, or one number per rank")
+    speeds = None if weights in ("auto", "even") else weights
+    if not isinstance(speeds, str):
+        cut(np.zeros(1, np.int64), size, speeds)
+    return speeds
 
 
 def _read(path: str, codebooks: str | None, changes: dict[str, Any], share: tuple[int, int]) -> ModelFile:

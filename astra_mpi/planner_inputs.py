@@ -148,14 +148,14 @@ def make_setting(
     positions = getattr(config, "max_positions", tokens)
     require(tokens <= positions, f"--tokens {tokens}: the model has {positions} positions")
     speeds, source = rank_speeds(size, speed, profile, factors)
-    measured = profile.of_ranks(size)[1] if profile else None
+    link = profile.of_ranks(size)[1] if profile else None
     require(
-        bandwidth is not None or measured is not None or size == 1,
+        bandwidth is not None or link is not None or size == 1,
         "--bandwidth is missing: give one such as 10Mbps, or a --profile of several ranks",
     )
     network = Network(
-        bandwidth_bps(bandwidth) if bandwidth else measured.bandwidth_bps if measured else 1e9,
-        duration_s(rtt) if rtt else measured.rtt_s if measured else DEFAULT_RTT_S,
+        bandwidth_bps(bandwidth) if bandwidth else link.bandwidth_bps if link else 1e9,
+        duration_s(rtt) if rtt else link.rtt_s if link else DEFAULT_RTT_S,
     )
     coding = _within(budget_bits, own, config.family)
     require(

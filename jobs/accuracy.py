@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from accuracy_plot import draw
 from accuracy_rivals import rival
+from accuracy_tables import table
 from mpi4py import MPI
 
 from astra_mpi import codecfile, modelfile
@@ -193,10 +194,8 @@ def measure(row: dict, seed: int, spec: dict, task: dict, folder: Path, here: Pa
     figures = []
     sends = model.codec is not None or "rival" in row
     for at in row.get("at", [{"ranks": p} for p in spec["ranks"]]) if sends else []:
-        cases, baseline = (
-            as_cases(metric, evaluated(model, deck, task, at, row.get("rival")), scores),
-            exact[at.get("test", "")],
-        )
+        cases = as_cases(metric, evaluated(model, deck, task, at, row.get("rival")), scores)
+        baseline = exact[at.get("test", "")]
         figures.append(
             {
                 "at": at,
@@ -232,21 +231,8 @@ def measure(row: dict, seed: int, spec: dict, task: dict, folder: Path, here: Pa
     }
 
 
-def words(at: dict) -> str:
-    extra = []
-    if "weights" in at:
-        extra.append("uneven " + ":".join(f"{w:g}" for w in at["weights"]))
-    if at.get("loss"):
-        extra.append(f"{at['loss']:.0%} missing")
-    if at.get("class_token") == "single":
-        extra.append("one class token")
-    if "test" in at:
-        extra.append(f"on {at['test']}")
-    return " ".join([f"P = {at['ranks']}", *extra])
-
-
 def render(args: argparse.Namespace) -> None:
-    """One table per experiment and set of conditions: mean over seeds, spread, and the widest paired interval."""
+    """One table per experiment, and the picture."""
     results = [json.loads(p.read_text()) for folder in args.folders for p in sorted(Path(folder).glob("*-*.json"))]
     lines = [args.head.read_text().rstrip() if args.head else "# Accuracy"]
     for title in dict.fromkeys(r["experiment"] for r in results):
@@ -254,45 +240,6 @@ def render(args: argparse.Namespace) -> None:
     Path(args.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
     if args.plot:
         draw(results, args.plot)
-
-
-def table(results: list[dict]) -> list[str]:
-    metric = results[0]["metric"]
-    form = {"accuracy": "{:.1%}", "perplexity": "{:.2f}", "spearman": "{:.4f}"}[metric]
-    rows = {name: [r for r in results if r["row"] == name] for name in dict.fromkeys(r["row"] for r in results)}
-    exact = [r["exact"] for r in rows.get("exact", results)]
-    of = "ratio to exact" if metric == "perplexity" else "difference to exact"
-    lines = [
-        f"{metric}, {results[0]['items']} cases; exact {spread(exact, form)} over {len(exact)} seeds. Cells: mean over "
-        f"seeds [lowest..highest], then the widest of the seeds' 95% paired intervals of the {of}.",
-        "",
-    ]
-    columns = list(dict.fromkeys(words(f["at"]) for r in results for f in r["figures"]))
-    lines.append("| | bits | " + " | ".join(columns) + " | core minutes |")
-    lines.append("|---|---|" + "---|" * (len(columns) + 1))
-    for seeds in rows.values():
-        if not any(r["figures"] for r in seeds):
-            continue
-        cells = []
-        for column in columns:
-            hits = [f for r in seeds for f in r["figures"] if words(f["at"]) == column]
-            cells.append(cell(hits, form, metric) if hits else "")
-        minutes = np.mean([r["core_s"] for r in seeds]) / 60
-        lines.append(
-            f"| {seeds[0]['says']} ({len(seeds)}) | {seeds[0]['bits']} | " + " | ".join(cells) + f" | {minutes:.1f} |"
-        )
-    return lines
-
-
-def spread(values: list[float], form: str) -> str:
-    mean = form.format(np.mean(values))
-    return mean if len(values) == 1 else f"{mean} [{form.format(min(values))}..{form.format(max(values))}]"
-
-
-def cell(hits: list[dict], form: str, metric: str) -> str:
-    low, high = min(f["difference"][0] for f in hits), max(f["difference"][1] for f in hits)
-    sign = "{:.3f}" if metric == "perplexity" else "{:+.1%}" if metric == "accuracy" else "{:+.4f}"
-    return f"{spread([f['figure'] for f in hits], form)} ({sign.format(low)}..{sign.format(high)})"
 
 
 def main() -> int:

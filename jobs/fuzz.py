@@ -4,9 +4,10 @@
     python jobs/fuzz.py --cases 500 --only model,deck # some of them
     python jobs/fuzz.py --seed 4711                   # that one case again, with its file kept and its outcome told
 
-A case is a valid file (jobs/fuzz_files.py), damaged as its seed says, read by a process of its own: a fork with limits
-on address space, processor time and wall time, and an audit hook that sees every file Python opens for writing, every
-program, socket and pickle. What a reader accepts is used: models run a forward pass, inputs are read to the end.
+A case is a valid file (fuzz_files.py), damaged as its seed says (fuzz_damage.py), read by a process of its own: a fork
+with limits on address space, processor time and wall time, and an audit hook that sees every file Python opens for
+writing, every program, socket and pickle. What a reader accepts is used: models run a forward pass, inputs are read to
+the end.
 
 Allowed ends: accepted, or refused with one sentence that names the file. Everything else is a finding: another
 exception, a signal, a time-out, more memory than the bound (256 MiB and 16 times the file), a write outside the case's
@@ -30,6 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz_damage
 import fuzz_files
 import numpy as np
 from mpi4py import MPI
@@ -117,14 +119,14 @@ def read_parts(path: Path) -> None:
 
 
 BYTES, JSON, LINES, HDF5 = (
-    fuzz_files.damage_bytes,
-    fuzz_files.damage_json,
-    fuzz_files.damage_lines,
-    fuzz_files.damage_hdf5,
+    fuzz_damage.damage_bytes,
+    fuzz_damage.damage_json,
+    fuzz_damage.damage_lines,
+    fuzz_damage.damage_hdf5,
 )
 BERT, LLAMA, VIT = fuzz_files.BERT, fuzz_files.LLAMA, fuzz_files.VIT
 #: name -> file, how it is damaged, who reads it
-TARGETS: dict[str, tuple[str, tuple[fuzz_files.Damage, ...], Read]] = {
+TARGETS: dict[str, tuple[str, tuple[fuzz_damage.Damage, ...], Read]] = {
     "model": ("model.h5", (BYTES, HDF5, HDF5, HDF5), read_model),
     "model-vit": ("vit.h5", (BYTES, HDF5, HDF5), read_model),
     "model-llama": ("llama.h5", (BYTES, HDF5, HDF5), read_model),

@@ -23,6 +23,7 @@ from astra_mpi.network import read_trace
 from astra_mpi.planner_inputs import read_profile
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
+import fuzz_damage
 import fuzz_files
 
 QUICK = settings(
@@ -88,7 +89,7 @@ def test_any_value_in_a_models_config(valid, tmp_path, value, key):
     with h5py.File(path, "r+") as file:
         config = json.loads(file.attrs["config"]) | {key: value}
         file.attrs["config"] = json.dumps(config)
-        fuzz_files._sign(file)
+        fuzz_damage._sign(file)
     refuses(read_model, path)
 
 

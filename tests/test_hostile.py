@@ -17,6 +17,7 @@ from astra_mpi.info import describe
 from astra_mpi.modelfile import read_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
+import fuzz_damage
 import fuzz_files
 
 QUICK = settings(
@@ -38,9 +39,9 @@ def _codebooks(path):
 
 
 READERS = {
-    "model.h5": (read_model, (fuzz_files.damage_bytes, fuzz_files.damage_hdf5)),
-    "codebooks.h5": (_codebooks, (fuzz_files.damage_bytes, fuzz_files.damage_hdf5)),
-    "deck.toml": (load_deck, (fuzz_files.damage_bytes, fuzz_files.damage_lines)),
+    "model.h5": (read_model, (fuzz_damage.damage_bytes, fuzz_damage.damage_hdf5)),
+    "codebooks.h5": (_codebooks, (fuzz_damage.damage_bytes, fuzz_damage.damage_hdf5)),
+    "deck.toml": (load_deck, (fuzz_damage.damage_bytes, fuzz_damage.damage_lines)),
 }
 
 
