@@ -25,6 +25,8 @@ def advice(plan: dict[str, Any]) -> list[str]:
     if max(best["cut"]) - min(best["cut"]) > 1:
         why = "Later tokens see more" if plan["weights"] == "causal" else "Ranks are uneven"
         sentences.append(f"{why}: cut by --weights {plan['weights']}, about {'/'.join(map(str, best['cut']))} tokens.")
+    if best["strategy"] == "astra":
+        sentences.append(_nearer(others))
     if not best["exact"]:
         sentences.append(_exact(others))
     return sentences
@@ -51,6 +53,13 @@ def _stay(plan: dict[str, Any], best: dict[str, Any]) -> str:
         f"Stay on one rank (rank {plan['single_rank']}, {1e3 * plan['single_s']:.1f} ms): the fastest alternative,"
         f" {best['strategy']}, takes {1e3 * _port_s(best):.1f} ms; it beats one rank"
         f" {above(best['break_even_bps']['port'])}."
+    )
+
+
+def _nearer(others: list[dict[str, Any]]) -> str:
+    row = next(row for row in others if row["strategy"] == "astra:inputs")
+    return (
+        f"astra:inputs is nearer to exact, since its first block needs no codes, and takes {1e3 * _port_s(row):.1f} ms."
     )
 
 

@@ -136,6 +136,16 @@ def astra(job: Job, coding: Coding) -> Cost:
     return replace(cost, table_bytes=4 * numbers * config.n_layers)
 
 
+def astra_inputs(job: Job, coding: Coding) -> Cost:
+    """`astra` with a first block that sends nothing: far keys and values are projected from the embedded inputs."""
+    shape, cost = job.shape, astra(job, coding)
+    (stage,) = cost.stages
+    far = Work(gemm=shape.embed + shape.project_kv, elements=2 * shape.config.d_model)
+    ranks = tuple(_token_rank(job, Wire(None, decode=far), r) for r in range(job.size))
+    stages = Stage(1, ranks), replace(stage, repeats=stage.repeats - 1)
+    return replace(cost, strategy="astra:inputs", stages=stages)
+
+
 STRATEGIES: dict[str, Callable[[Job, Coding], Cost]] = {
     "single": lambda job, coding: single(job),
     "tp": lambda job, coding: tensor_parallel(job),
@@ -147,4 +157,5 @@ STRATEGIES: dict[str, Callable[[Job, Coding], Cost]] = {
     "bp:sp": lambda job, coding: block_parallel(job, sequence=True),
     "segment_means:8": lambda job, coding: token_parallel(job, segment_wire(job.shape, 8), "segment_means:8"),
     "astra": astra,
+    "astra:inputs": astra_inputs,
 }

@@ -75,6 +75,8 @@ class ParallelSection:
     gather: Literal["x", "kv"] | None = None  # default "x": what sp sends, block inputs or keys and values
     wire: Literal["float32", "float16", "int8"] | None = None  # default "float32": how sp sends it
     ratio: Positive | None = None  # default 8: tokens per mean that segment_means sends
+    # default "codes": how astra's first block sees far tokens; "inputs": exactly, from the inputs, without an exchange
+    first: Literal["codes", "inputs"] | None = None
     network: str = "real"  # or one to emulate, such as "10Mbps,rtt=2ms,loss=1%" (docs/network.md)
     accounting: Literal["port", "contributed", "paper"] = "port"  # which bytes the emulated network charges
     clock: Literal["wall", "virtual"] = "wall"  # virtual: CPU time plus the emulated network
@@ -87,7 +89,7 @@ class ParallelSection:
         """`strategy` with the keys beside it, as one word. InputError on what does not exist or gives no answers."""
         from astra_mpi.strategies import STRATEGIES, parse  # MPI starts with them; other decks are read without
 
-        spec = parse(self.strategy, gather=self.gather, wire=self.wire, ratio=self.ratio)
+        spec = parse(self.strategy, gather=self.gather, wire=self.wire, ratio=self.ratio, first=self.first)
         reason = STRATEGIES[spec.name].latency_only
         require(not reason, f"strategy '{spec}' is for `astra-mpi bench`, {reason}")
         return str(spec)

@@ -47,9 +47,12 @@ def _local(job: Job, coding: Coding, strategy: str, n_new: int, last: list[int])
     """last (P,): sequences whose last token a rank has."""
     shape, config = job.shape, job.shape.config
     own, far = job.counts[-1], _far_keys(job, strategy)
-    per_sequence = _kept_rows(shape, own + n_new / 2) + _far_work(shape, coding, strategy, far)
+    exact = 1 / config.n_layers if strategy == "astra:inputs" else 0.0  # share of the blocks that keep far rows
+    far_work = _far_work(shape, coding, strategy, far) * (1 - exact) + _kept_rows(shape, far) * exact
+    per_sequence = _kept_rows(shape, own + n_new / 2) + far_work
     ranks = tuple(_step_work(shape, n, per_sequence) + head_work(shape, n) for n in last)
-    kept = (own + n_new - 1) * 2 * config.d_kv * 4 + _far_bytes(shape, coding, strategy, far)
+    row_bytes = 2 * config.d_kv * 4
+    kept = (own + n_new - 1 + exact * far) * row_bytes + (1 - exact) * _far_bytes(shape, coding, strategy, far)
     return Decode("local", ranks, (), tuple(int(n * config.n_layers * kept) for n in last))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -178,7 +179,9 @@ class Model:
 
     def _forward(self, batch: Batch) -> np.ndarray:
         """-> the rows (n, D) that this rank answers for, after the last block."""
-        x = self.family.embed(batch, self.strategy.held)
+        embed = partial(self.family.embed, batch)
+        x = embed(self.strategy.held)
+        self.strategy.look(embed)
         self.laps.mark("embed")
         for i in range(len(self.blocks)):
             x = self.strategy.block(i, x)

@@ -220,6 +220,19 @@ class Layout:
         """Gathered tokens -> sequence by sequence in order of position."""
         return self._gathered(np.ones_like(self.counts))
 
+    @cached_property
+    def everything(self) -> Layout:
+        """All content tokens on one rank, sequence by sequence in order of position."""
+        return Layout(self.lengths[:, None], 0, self.n_class, self.causal, replicas=0)
+
+    @cached_property
+    def far_places(self) -> np.ndarray:
+        """Where the far tokens lie in `everything`, in the order of `far_index`."""
+        places = np.empty_like(self.sequence_order)
+        places[self.sequence_order] = np.arange(len(places))
+        found: np.ndarray = places[self.far_index]
+        return found
+
     def class_share(self, x: np.ndarray) -> np.ndarray:
         """Rows (n, D) -> (B, D): this rank's class tokens over the number of replicas; summed over ranks, the mean."""
         if not self.own_class:

@@ -31,7 +31,7 @@ class OracleResult:
     output: Array  # (n_classes,) logits, (D,) class row or pooled embedding; decoders: (V,) logits after the last token
     hidden: Array  # (n_class + T, D) after the last block (and the final norm, if any), replicas averaged before it;
     # decoders: (T, V) logits
-    codes: list[Array]  # per block (T, C), the codes used; empty without a codec
+    codes: list[Array]  # per coded block (T, C), the codes used; empty without a codec
     flips: int  # given codes, or rounded numbers, that are not the oracle's own choice
     worst_gap: float  # largest excess of a given code's or number's error over the best one's, see `reference_far.py`
 
@@ -45,6 +45,7 @@ def oracle(
     *,
     codec: Any = None,
     codes: Sequence[ArrayLike] | None = None,
+    first_coded: int = 0,
     missing: Sequence[Array] | None = None,
     stand_in: Sequence[Array] | None = None,
     wire: str = "float32",
@@ -61,7 +62,7 @@ def oracle(
     tokens: ViT: image (channels, height, width); others: ids (n_class + T,), placed at `positions` (default 0, 1, ..).
     owner: (T,) the rank, below `size`, that holds each content token; the class token is not counted.
     codec: far tokens are seen through its codebooks. codes: per block (T, C), to be used instead of the oracle's own
-    and checked against them.
+    and checked against them. first_coded: blocks before this one see far tokens as they are, and have no codes.
     missing: per block (P, P), receiver by sender, codes that did not come. They are left out, or the block's codes
     `stand_in` (C,) take their place.
     wire: "float16" or "int8": far tokens are seen rounded, their block inputs (gather "x") or keys and values ("kv").
@@ -80,7 +81,7 @@ def oracle(
         raise ValueError(f"owner must name one of {n_ranks} ranks for each of {len(embedded) - n_class} content tokens")
     far: Far | None = None
     if codec is not None:
-        far = Quantised(owner, codec, codes, missing, stand_in)
+        far = Quantised(owner, codec, codes, missing, stand_in, first_coded)
     elif not exact:
         far = Means(owner, ratio) if ratio else Rounded(owner, wire, gather, seen)
     if far is not None and config.family in DECODERS:

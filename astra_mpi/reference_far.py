@@ -85,7 +85,7 @@ class Quantised(Far):
     """Codebooks: entries in place of rows, with the oracle's codes or with given ones, and the score of those.
 
     missing: per block (P, P), what the rank of a row did not get of the rank of a column. stand_in: per block the codes
-    (C,) that it sees in place of each missing token, or None: it sees nothing there.
+    (C,) that it sees in place of each missing token, or None: it sees nothing there. first: the first block with codes.
     """
 
     def __init__(
@@ -95,8 +95,10 @@ class Quantised(Far):
         given: Sequence[ArrayLike] | None,
         missing: Sequence[Array] | None = None,
         stand_in: Sequence[Array] | None = None,
+        first: int = 0,
     ) -> None:
         super().__init__(owner, codec.config.site)
+        self.first = first
         self.owner = owner if stand_in is None else np.tile(owner, 2)
         self.bias = np.zeros(len(self.owner))
         self.codec, self.given, self.missing, self.stand_in = codec, given, missing, stand_in
@@ -113,11 +115,13 @@ class Quantised(Far):
 
     def __call__(self, i: int, *parts: Array) -> list[Array]:
         """One codebook per part, the codes side by side."""
+        if i < self.first:  # as it is; nothing is missing
+            return [np.resize(part, (len(self.owner), part.shape[1])) for part in parts]
         books = self.codec.blocks[i].codebooks
         n_codes = [len(book.entries) for book in books]
         used = np.empty((len(parts[0]), sum(n_codes)), np.int64)  # (T, C)
         if self.given is not None:
-            used[:] = self.given[i]
+            used[:] = self.given[i - self.first]
         seen = []
         for book, part, codes in zip(books, parts, np.split(used, np.cumsum(n_codes)[:-1], axis=1), strict=True):
             basis = None if book.basis is None else book.basis.astype(np.float64)

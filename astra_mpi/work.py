@@ -21,6 +21,7 @@ class Shape:
     causal: bool = False
     rotary: bool = False  # keys carry a position, and MLPs a gate
     other_weights: int = 0  # parameters outside the blocks
+    embed: int = 0  # multiply-adds of embedding a token: a patch; words are looked up
 
     @property
     def project_q(self) -> int:
@@ -46,6 +47,7 @@ def shape_of(config: ModelConfig) -> Shape:
         causal=family is not None and family.causal,
         rotary=family is not None and family.recipe.rotary,
         other_weights=sum(prod(shape) for name, shape in weights.items() if not name.startswith("blocks.")),
+        embed=prod(weights.get("embed.patch.weight", (0,))),
     )
 
 

@@ -43,12 +43,14 @@ RESAMPLES = 1000
 
 
 def evaluated(model: ModelFile, deck: TrainDeck, task: dict, at: dict, instead: str | None = None) -> np.ndarray:
-    """(n, 2) per item what `figure` needs, at the conditions `at`: ranks, weights, loss, class_token, test.
+    """(n, 2) per item what `figure` needs, at the conditions `at`: ranks, weights, loss, class_token, test, first.
 
     `instead` of codebooks: a rival's name.
     """
     twin = Twin(model.config, model.weights)
-    codebooks = None if model.codec is None or at["ranks"] == 0 else Codebooks(model.codec, False)
+    codebooks = None
+    if model.codec is not None and at["ranks"]:
+        codebooks = Codebooks(model.codec, False, first=at.get("first", deck.codec.first))
     items = open_items(deck.data, Path(task["tests"][at.get("test", "")]), model, task["metric"] == "accuracy")
     order = np.argsort(items.lengths, kind="stable")[: task.get("items")]
     rng = np.random.default_rng(0)

@@ -93,6 +93,8 @@ def rows() -> Iterator[Row]:
     mean = Run(options={**lossy, "missing": "mean"})
     yield Row("90% lost, replaced by means", LOSSY, astra, mean, "parallel.missing", "codebooks")
     yield Row("`astra` for `sp`", LOSSY, sp, astra, "parallel.strategy", "codebooks")
+    given = Run("astra:inputs", table)
+    yield Row("`astra:inputs` for `astra`", LOSSY, astra, given, "parallel.first", "codebooks")
     local, merged = Run("sp", decode="local"), Run("sp", decode="merged")
     yield Row("decode: merged for local, after `sp`", LAST_BITS, local, merged, "task.decode", "decoder")
     local, merged = Run(options=table, decode="local"), Run(options=table, decode="merged")

@@ -1,5 +1,7 @@
 """The cost model against counts and bytes worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from astra_mpi.config import CodecConfig, ModelConfig
@@ -44,6 +46,18 @@ def test_a_block_is_12_T_D2_plus_2_T2_D():
 )
 def test_what_limits_the_speedup(size, coding, limit):
     assert speedup(size, coding) == pytest.approx(limit, abs=0.005)
+
+
+def test_a_first_block_from_the_inputs():
+    """It is not encoded, projects far keys and values again, and sends nothing."""
+    coded, given = (STRATEGIES[name](job(4), Coding(G1_256)) for name in ("astra", "astra:inputs"))
+    n, far = T / 4, T * 3 / 4
+    for a, b in zip(coded.work(), given.work(), strict=True):
+        assert b.multiply_adds - a.multiply_adds == far * 2 * D * D - n * D * 256
+    assert [L * n for n in given.contributed_bytes()] == [(L - 1) * n for n in coded.contributed_bytes()]
+    patches = replace(job(4).shape, embed=5)
+    embedded = STRATEGIES["astra:inputs"](replace(job(4), shape=patches), Coding(G1_256))
+    assert embedded.work()[0].multiply_adds == given.work()[0].multiply_adds + far * 5
 
 
 def test_limits_with_a_free_encoder():

@@ -143,7 +143,7 @@ def test_verdict():
     alone = decode_plan(setting(64, mbps=1), 500)
     assert "stay on one rank" in decode_advice(alone)[0]
     rows = {row["strategy"]: row for row in slow["strategies"]}
-    assert set(rows) == {"single", "sp", "sp:kv", "sp:float16", "sp:int8", "segment_means:8", "astra"}
+    assert set(rows) == {"single", "sp", "sp:kv", "sp:float16", "sp:int8", "segment_means:8", "astra", "astra:inputs"}
     assert set(rows["single"]["modes"]) == {"local"} and rows["astra"]["best"] == "local"
     way = rows["astra"]["modes"]["merged"]
     assert way["total_s"] == pytest.approx(way["first_token_s"] + 19 * way["per_token_s"])

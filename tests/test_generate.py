@@ -105,7 +105,7 @@ def test_counted_keys_or_not(comm):
 
 
 @pytest.mark.parametrize("decode", ["local", "merged"])
-@pytest.mark.parametrize("spec", ["single", "sp", "sp:kv", "segment_means:3"])
+@pytest.mark.parametrize("spec", ["single", "sp", "sp:kv", "segment_means:3", "astra:inputs"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rivals_steps_equal_oracle(comm, family, spec, decode):
     model = make_model(comm, FAMILIES[family])

@@ -41,7 +41,7 @@ def test_answers_equal_the_oracle_with_gaps(comm, family, codec, missing):
     config, n_tokens = (vit_config(), None) if family == "vit" else (bert_config(), 17)
     model = model_over(comm, config, CODECS[codec], network="real,loss=40%", missing=missing, seed=3)
     inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
-    for check in verify(model, inputs, mask, ["astra"]):
+    for check in verify(model, inputs, mask, ["astra:codes"]):
         assert check.passed, check
     comm.Barrier()
     found = model.report["missing"]
@@ -61,7 +61,7 @@ def test_nothing_from_afar(comm, codec, missing):
     config = vit_config()
     model = model_over(comm, config, CODECS[codec], network="real,loss=100%", missing=missing)
     inputs, mask = random_batch(config, 2, seed=1)
-    for check in verify(model, inputs, mask, ["astra"]):
+    for check in verify(model, inputs, mask, ["astra:codes"]):
         assert check.passed, check
     comm.Barrier()
     if comm.size > 1:

@@ -42,7 +42,7 @@ def codes_by_sequence(model):
     return [torch.from_numpy(block[layout.sequence_order].astype(np.int64)) for block in codes]
 
 
-def twin_answer(file, inputs, mask, counts, codes):
+def twin_answer(file, inputs, mask, counts, codes, first="codes"):
     twin, config = Twin(file.config, file.weights), file.config
     if config.family == "vit":
         keep = np.ones((len(inputs), 1 + config.grid[0] * config.grid[1]), bool)
@@ -54,7 +54,7 @@ def twin_answer(file, inputs, mask, counts, codes):
     sender = None
     if codes is not None:
         content = torch.from_numpy(keep[:, config.n_class :])
-        sender = Sender(Codebooks(file.codec, False), None if content.all() else content, given=codes)
+        sender = Sender(Codebooks(file.codec, False, first=first), None if content.all() else content, given=codes)
     with torch.no_grad():
         found = twin(torch.from_numpy(inputs), view, sender, file.codec.config.site).numpy()
     if not twin.causal:
@@ -83,6 +83,20 @@ def test_twin_equals_engine(comm, family, codec, cut):
         owners = np.concatenate([np.repeat(np.arange(size), counts) for counts in model.strategy.planned.counts])
         heard = owners < size - config.family.startswith(("gpt2", "llama"))  # nobody hears a decoder's last rank
         assert_own_choice(file, sender, codes, torch.from_numpy(heard))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_twin_equals_engine_where_the_first_block_knows_the_inputs(comm, family):
+    config, n_tokens = FAMILIES[family]
+    file = model_file(config, CODECS["kv" if family == "llama" else "residual"], seed=3)
+    model = Model(file, comm, get_backend("numpy", comm))
+    model.use("astra:inputs")
+    inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
+    answer = model(inputs, mask)
+    codes = codes_by_sequence(model) if comm.Get_size() > 1 else None
+    found, sender = twin_answer(file, inputs, mask, model.strategy.planned.counts, codes, "inputs")
+    assert np.abs(found - answer).max() <= TOLERANCE * np.abs(answer).max()
+    assert sender is None or len(sender.uses) == len(Codebooks(file.codec, False, first="inputs").used)
 
 
 def assert_own_choice(file, sender, given, heard):

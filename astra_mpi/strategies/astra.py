@@ -1,11 +1,13 @@
 """ASTRA (arXiv 2505.19342): remote tokens travel as vector-quantised codes, local attention keeps full precision.
 
 Per block: encode own content tokens, start the all-gather of the packed codes, project and attend locally, then wait,
-look the far keys and values up in the projected codebooks, and merge their attention.
+look the far keys and values up in the projected codebooks, and merge their attention. With `first = "inputs"` the first
+block sends nothing: what enters it follows from the inputs, which every rank has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +25,7 @@ from astra_mpi.exchange import Pending
 from astra_mpi.partition import Layout, displs
 from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.remote import choose_remote
-from astra_mpi.strategies.spec import Spec
+from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
 from astra_mpi.work import shape_of
 from astra_mpi.xp import beside, take, to_host
@@ -33,6 +35,7 @@ class Astra(TokenParallel):
     """Codes of C * b bits per token and block. Every rank holds the same codebooks."""
 
     name = "astra"
+    options = (Option("first", "codes", ("codes", "inputs")),)
     may_miss = True
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
@@ -40,6 +43,7 @@ class Astra(TokenParallel):
         assert parts.codec is not None
         self.codec = parts.codec
         self.site = self.codec.config.site
+        self.first_coded = int(spec.word("first") == "inputs")  # the first block with an exchange
         self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, parts.remote)
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
         rows = all(table.rows is not None for table in self.remote.tables)
@@ -60,6 +64,23 @@ class Astra(TokenParallel):
     def wire_costs(self) -> Wire:
         widths = tuple(None if book.basis is None else book.basis.shape[1] for book in self.codec.blocks[0].codebooks)
         return astra_wire(shape_of(self.config), Coding(self.codec.config, widths, self.remote.how))
+
+    @property
+    def n_exchanges(self) -> int:
+        return len(self.blocks) - self.first_coded if self.sends else 0
+
+    def look(self, embed: Callable[[Layout], np.ndarray]) -> None:
+        if self.first_coded and self.sends and len(self.planned.far_places):
+            self.far_inputs = take(embed(self.planned.everything), self.planned.far_places)  # (m, D)
+
+    def _start(self, i: int, rows: np.ndarray) -> Pending | None:
+        return None if i < self.first_coded else super()._start(i, rows)
+
+    def far_keys(self, i: int, pending: Pending | None) -> FarKeys | None:
+        if i >= self.first_coded or not self.sends or not len(self.planned.far_places):
+            return super().far_keys(i, pending)
+        block = self.blocks[i]
+        return FarKeys(block.keys_values(block.attention_input(self.far_inputs)), self.planned.far_offsets)
 
     def send(self, i: int, payload: np.ndarray) -> Pending:
         codes = self.codec.blocks[i].encode(payload, self.kernels)  # (n_r, C)
@@ -84,6 +105,8 @@ class Astra(TokenParallel):
         """The codes of far tokens from a to b (docs/decode.md), or, where a new token would have to project every far
         token again, keys and values: keys are turned and not quantised themselves.
         """
+        if i < self.first_coded:
+            return super().remember(i, far, a, b)
         rotary, table = self.turns is not None, self.remote.tables[i]
         if rotary and self.site != "kv" and self.remote.how == "gemm":
             return super().remember(i, far, a, b)
@@ -99,7 +122,7 @@ class Astra(TokenParallel):
         return ScoredCodes(self._spaces[i], codes, self.kernels)
 
     def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
-        return self._far(i)[1]
+        return far.offsets if i < self.first_coded else self._far(i)[1]
 
     def _far(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the far tokens of block i lie in the gathered ones, and where each sequence's begin among them."""
@@ -173,9 +196,9 @@ class Astra(TokenParallel):
         if not self.sends:
             return 0.0
         found = []
-        for i, codes in enumerate(self.codes):
+        for i in range(self.first_coded, len(self.codes)):
             index, offsets = self._far(i)
-            items = _as_items(to_host(codes)[index])
+            items = _as_items(to_host(self.codes[i])[index])
             found += [len(np.unique(items[a:b])) for a, b in pairwise(offsets)]
         mean = np.array([np.mean(found) if found else 0.0])
         if self.planned.causal:
@@ -187,15 +210,17 @@ class Astra(TokenParallel):
         return {
             "codec": config.as_dict(),
             "bits_per_token_per_block": config.bits_per_token,
-            "choices": {"remote": self.remote.how, "counted_keys": self.counted_keys},
+            "choices": {**self.spec.values, "remote": self.remote.how, "counted_keys": self.counted_keys},
         }
 
     def oracle_terms(self) -> dict[str, Any]:
         if not self.sends:
             return {}
-        terms: dict[str, Any] = {"codec": self.codec, "codes": [to_host(codes) for codes in self.codes]}
+        coded = self.codes[self.first_coded :]
+        terms: dict[str, Any] = {"codec": self.codec, "codes": [to_host(codes) for codes in coded]}
         if self.exchange.loses or self.planned.causal:  # what was sent, whoever heard it
-            terms["codes"] = [self.all_rows(codes[self._own]) for codes in self.codes]
+            terms["codes"] = [self.all_rows(codes[self._own]) for codes in coded]
+        terms["first_coded"] = self.first_coded
         return terms | self._missing_terms() if self.exchange.loses else terms
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
@@ -94,6 +94,9 @@ class Strategy:
     def held(self) -> Layout:
         """The rows that this rank computes; those it answers for unless a strategy says otherwise."""
         return self.planned
+
+    def look(self, embed: Callable[[Layout], np.ndarray]) -> None:
+        """Before the first block: every rank has the inputs of all; `embed` gives the rows of any layout of them."""
 
     def block(self, i: int, x: np.ndarray) -> np.ndarray:
         """Block i on the rows held here, (n, D) -> (n, D)."""

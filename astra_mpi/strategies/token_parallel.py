@@ -133,9 +133,8 @@ class TokenParallel(Strategy):
         if self.cache is not None:
             self.cache.keep_own(i, kv)
         self.laps.mark("attention")
-        if pending is not None:
-            pending.send()
-            far = self.receive(i, pending)
+        far = self.far_keys(i, pending)
+        if far is not None:
             if self.turns is not None:  # what travels, or is looked up, is not turned yet
                 tokens = self.planned.far_index if far.tokens is None else far.tokens
                 self.kernels.rotate(far.kv, take(self.gathered_turns, tokens), block.config.n_kv_heads)
@@ -148,6 +147,13 @@ class TokenParallel(Strategy):
         x = block.output(x, attended)
         self.laps.mark("mlp")
         return x
+
+    def far_keys(self, i: int, pending: Pending | None) -> FarKeys | None:
+        """Of block i, from the exchange that it started, if any; None: there are none."""
+        if pending is None:
+            return None
+        pending.send()
+        return self.receive(i, pending)
 
     def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
         """(B + 1,) where each sequence's far tokens begin, as `remember` counts them."""

@@ -28,9 +28,9 @@ class Averages:
         """Collective: take in what a joint batch used, of every codebook in order. -> the entries that were revived:
         none if it is late, and they would not find their place.
         """
-        stats = [self._stats(q, use) for q, use in zip(self.codebooks.all, uses, strict=True)]
+        stats = [self._stats(q, use) for q, use in zip(self.codebooks.used, uses, strict=True)]
         add_up(self.comm, [t for s in stats for t in s.values()])
-        for q, s in zip(self.codebooks.all, stats, strict=True):
+        for q, s in zip(self.codebooks.used, stats, strict=True):
             self._follow(q, s)
         return self._revive_all(uses, seed, step) if self.revive and not late else []
 
@@ -65,7 +65,7 @@ class Averages:
         starts = self._starts(len(uses[0].codes))
         dead: Dead = []
         rows: list[Tensor] = []
-        for b, (q, use) in enumerate(zip(self.codebooks.all, uses, strict=True)):
+        for b, (q, use) in enumerate(zip(self.codebooks.used, uses, strict=True)):
             unused = (q.counts < self.revive * q.counts.mean(dim=1, keepdim=True)).nonzero().tolist()
             rng = np.random.default_rng([seed, 4, step, b])
             for c, k in unused:

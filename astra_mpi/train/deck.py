@@ -70,6 +70,8 @@ class CodecSection:
     revive: float | None = None
     noise: float | None = None  # lambda; default 1, where only codebooks learn 0
     beta: float = 2e-4  # commitment
+    # how the first block sees far tokens: through its codebooks, or exactly (`parallel.first` of a run)
+    first: Literal["codes", "inputs"] = "codes"
     class_token: Literal["distributed", "single"] = "distributed"  # one replica per rank, or one on rank 0 (ablation)
 
     def config(self, default_site: str) -> CodecConfig:

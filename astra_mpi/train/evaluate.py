@@ -47,6 +47,8 @@ def answer(
     )
     if codebooks is None:
         return twin(inputs, view)
+    if view.received is not None:
+        view.received[: codebooks.first_coded] = True  # nothing is sent there
     content = keep[:, twin.config.n_class :]
     real = None if content.all() else torch.from_numpy(content).to(twin.device)
     return twin(inputs, view, Sender(codebooks, real), codebooks.config.site)

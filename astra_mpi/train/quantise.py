@@ -85,15 +85,22 @@ class Quantiser:
 
 
 class Codebooks:
-    """The codebooks of all blocks."""
+    """The codebooks of all blocks; with first = "inputs", those of the first block are not used and do not learn."""
 
-    def __init__(self, codec: Codec, learns: bool, device: torch.device | str = "cpu") -> None:
-        self.config = codec.config
-        self.blocks = [[Quantiser(book, learns, device) for book in block.codebooks] for block in codec.blocks]
+    def __init__(self, codec: Codec, learns: bool, device: torch.device | str = "cpu", first: str = "codes") -> None:
+        self.config, self.first_coded = codec.config, int(first == "inputs")
+        self.blocks = [
+            [Quantiser(book, learns and i >= self.first_coded, device) for book in block.codebooks]
+            for i, block in enumerate(codec.blocks)
+        ]
 
     @property
     def all(self) -> list[Quantiser]:
         return [book for block in self.blocks for book in block]
+
+    @property
+    def used(self) -> list[Quantiser]:
+        return [book for block in self.blocks[self.first_coded :] for book in block]
 
     @property
     def codec(self) -> Codec:
@@ -126,15 +133,18 @@ class Sender:
         noise: float = 0.0,
         given: list[Tensor] | None = None,
     ) -> None:
-        """real (B, S) marks tokens, None: all are. seeds (blocks, parts, B) of the noise. given: codes of every block,
-        (n, C) with the tokens packed, instead of the nearest ones.
+        """real (B, S) marks tokens, None: all are. seeds (blocks, parts, B) of the noise. given: codes of every block
+        that has some, (n, C) with the tokens packed, instead of the nearest ones.
         """
         self.codebooks, self.real, self.seeds, self.noise, self.given = codebooks, real, seeds, noise, given
         self.uses: list[Use] = []
         self.commitment: Tensor | float = 0.0  # sum over tokens and blocks of ||x - stopgrad(x^)||^2
 
     def __call__(self, i: int, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        given = [None] * len(parts) if self.given is None else self.given[i].chunk(len(parts), dim=1)
+        coded = i - self.codebooks.first_coded
+        if coded < 0:
+            return parts
+        given = [None] * len(parts) if self.given is None else self.given[coded].chunk(len(parts), dim=1)
         return tuple(
             self._see(book, part, codes, None if self.seeds is None else self.seeds[i, p])
             for p, (book, part, codes) in enumerate(zip(self.codebooks.blocks[i], parts, given, strict=True))

@@ -33,7 +33,7 @@ class Trainer:
         self.deck, self.comm = deck, comm
         self.twin = Twin(model.config, model.weights, device)
         learns = deck.codec.update == "adam"
-        self.codebooks = None if codec is None else Codebooks(codec, learns, device)
+        self.codebooks = None if codec is None else Codebooks(codec, learns, device, deck.codec.first)
         self.teacher = None
         if deck.train.loss == "distill":
             self.teacher = self.twin if deck.train.learn == "codebooks" else copy.deepcopy(self.twin)

@@ -1,0 +1,104 @@
+"""`astra:inputs`: a first block that sees far tokens exactly, made from the inputs, and exchanges nothing."""
+
+import numpy as np
+import pytest
+
+from astra_mpi.backend import get_backend
+from astra_mpi.conditions import parse_conditions
+from astra_mpi.config import CodecConfig
+from astra_mpi.engine import Model
+from astra_mpi.synthetic import random_batch
+from astra_mpi.verify import verify
+from fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
+
+pytestmark = pytest.mark.mpi
+
+FAMILIES = {
+    "vit": (vit_config(n_layers=3), None),
+    "bert": (bert_config(n_layers=3), 17),
+    "bert-pooler": (bert_config(pooling="pooler", has_pooler=True), 9),
+    "gpt2": (gpt2_config(n_layers=3), 13),
+    "llama": (llama_config(n_layers=3), 13),
+}
+CODECS = {
+    "hidden": CodecConfig(stages=3, codebook_size=16),
+    "one-code": CodecConfig(stages=1, codebook_size=9),
+    "normed": CodecConfig(site="normed", stages=2, codebook_size=16),
+    "kv": CodecConfig(site="kv", stages=2, codebook_size=8),
+}
+
+
+def make_model(comm, config, codec="hidden", weights=None, **conditions):
+    conditions = parse_conditions(comm.size, **conditions)
+    return Model(model_file(config, CODECS[codec]), comm, get_backend("numpy", comm), weights, conditions)
+
+
+def assert_verified(comm, model, inputs, mask, **options):
+    checks = verify(model, inputs, mask, ["astra:inputs"], **options)
+    assert all(check.passed and not check.reason for check in checks), checks
+    comm.Barrier()
+
+
+@pytest.mark.parametrize("cut", ["even", "uneven"])
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_the_oracle_and_saves_an_exchange(comm, family, codec, cut):
+    config, n_tokens = FAMILIES[family]
+    weights = None if cut == "even" else [1.0 + 2 * (r % 3) for r in range(comm.size)]
+    model = make_model(comm, config, codec, weights)
+    inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
+    assert_verified(comm, model, inputs, mask)
+    sent = sum(model.report["contributed_bytes"])
+    model.use("astra:codes")
+    model(inputs, mask)
+    assert sent * config.n_layers == sum(model.report["contributed_bytes"]) * (config.n_layers - 1)
+    assert model.report["choices"]["first"] == "codes"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_block_is_exact(comm, family):
+    config, n_tokens = FAMILIES[family]
+    config = type(config)(**config.as_dict() | {"n_layers": 1})
+    model = make_model(comm, config)
+    inputs, mask = random_batch(config, 2, n_tokens, seed=1, ragged=True)
+    model.use("single")
+    exact = model(inputs, mask)
+    model.use("astra:inputs")
+    found = model(inputs, mask)
+    assert np.abs(found - exact).max() <= 1e-5 * np.abs(exact).max()
+    assert sum(model.report["contributed_bytes"]) == 0 == model.report["distinct_keys"]
+
+
+@pytest.mark.parametrize("treatment", ["drop", "mean"])
+def test_nothing_of_the_first_block_is_lost(comm, treatment):
+    config, n_tokens = FAMILIES["bert"]
+    model = make_model(comm, config, network="real,loss=40%", missing=treatment, seed=3)
+    inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
+    checks = verify(model, inputs, mask, ["astra:inputs"])
+    assert all(check.passed for check in checks), checks
+    comm.Barrier()
+    if comm.size > 1:
+        n_messages = (config.n_layers - 1) * comm.size * (comm.size - 1)
+        assert model.report["missing"]["messages"] == n_messages
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_spread_sequences(comm, family):
+    config, n_tokens = FAMILIES[family]
+    inputs, mask = random_batch(config, 4, n_tokens, seed=1, ragged=True)
+    assert_verified(comm, make_model(comm, config, "kv"), inputs, mask, spread=True)
+
+
+def test_a_failure_on_one_rank_ends_all(comm, monkeypatch):
+    config, n_tokens = FAMILIES["bert"]
+    model = make_model(comm, config)
+    inputs, mask = random_batch(config, 2, n_tokens, seed=1)
+    model.use("astra:inputs")
+    before = model(inputs, mask)
+    if comm.Get_rank() == comm.Get_size() - 1:
+        monkeypatch.setattr(model.blocks[0], "keys_values", None)
+        monkeypatch.setattr(model.blocks[1], "output", None)
+    with pytest.raises(Exception, match="NoneType"):
+        model(inputs, mask)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(model(inputs, mask), before)
