@@ -207,7 +207,9 @@ def measure(row: dict, seed: int, spec: dict, task: dict, folder: Path, here: Pa
             }
         )
     config = model.codec.config if model.codec else None
-    bits = config.bits_per_token if config else None
+    bits: float | None = config.bits_per_token if config else None
+    if config and deck.codec.first == "inputs":
+        bits = round(config.bits_per_token * (1 - 1 / model.config.n_layers), 2)
     if "rival" in row:
         sender, ratio = rival(row["rival"])
         bits = sender.bits_per_token(model.config.d_model, ratio)
@@ -222,6 +224,7 @@ def measure(row: dict, seed: int, spec: dict, task: dict, folder: Path, here: Pa
         "bits": bits,
         "width": model.config.d_model,
         "codec": config.as_dict() if config else None,
+        "first": deck.codec.first,
         "learn": deck.train.learn,
         "metric_of_codes": deck.codec.metric,
         "curve": row.get("curve", True),

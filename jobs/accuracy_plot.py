@@ -12,6 +12,7 @@ STYLES = {
     "codebooks alone": ("s", "C2"),
     "k-means": ("^", "C1"),
     "k-means, by distance": ("v", "C3"),
+    "first block from inputs": ("*", "C4"),
     "no codes": ("x", "0.4"),
 }
 LEAST_POINTS = 3  # of a panel
@@ -78,6 +79,8 @@ def lost(result: dict[str, Any]) -> float | None:
 def kind_of(result: dict[str, Any]) -> str:
     if result["codec"] is None:
         return "no codes"
+    if result.get("first") == "inputs":
+        return "first block from inputs"
     if not result["steps"]:
         return "k-means, by distance" if result["metric_of_codes"] == "plain" else "k-means"
     return "codebooks alone" if result["learn"] == "codebooks" else "trained"

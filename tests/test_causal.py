@@ -57,7 +57,7 @@ def assert_verified(comm, model, inputs, mask, spec):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_astra_equals_masked_oracle(comm, family, codec):
     config = FAMILIES[family]
-    assert_verified(comm, make_model(comm, config, CODECS[codec]), *ragged(config), "astra")
+    assert_verified(comm, make_model(comm, config, CODECS[codec]), *ragged(config), "astra:codes")
 
 
 @pytest.mark.parametrize("spec", ["single", "tp", "sp", "sp:kv", "sp:int8", "sp:kv:float16"])
@@ -119,7 +119,7 @@ def test_holes_keep_positions(comm, family):
     model = make_model(comm, config, CODECS["hidden"])
     inputs, _ = random_batch(config, 2, 12, seed=9)
     mask = np.array([[0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1], [1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0]])
-    assert_verified(comm, model, inputs, mask, "astra")
+    assert_verified(comm, model, inputs, mask, "astra:codes")
     model.use("single")
     shifted = np.roll(mask, 1, axis=1)  # other tokens: other answers
     assert not np.allclose(model(inputs, mask), model(inputs, shifted))
@@ -132,7 +132,7 @@ def test_cuts(comm, family, weights):
     uneven = [1.0] + [2.0] * (comm.size - 1)
     model = make_model(comm, config, weights=uneven if weights == "uneven" else weights)
     inputs, mask = ragged(config)
-    assert_verified(comm, model, inputs, mask, "astra")
+    assert_verified(comm, model, inputs, mask, "astra:codes")
     counts = model.strategy.planned.counts[0].tolist()
     assert model.report["choices"]["weights"] == (uneven if weights == "uneven" else "causal")
     cost = token_cost(shape_of(config), model.strategy.wire_costs())

@@ -50,6 +50,18 @@ def test_codebooks_alone_by_distillation(tmp_path):
     assert model(np.arange(6)[None]).shape == (1, 24)
 
 
+@pytest.mark.parametrize("learn", ["codebooks", "all"])
+def test_first_block_from_the_inputs_leaves_its_codebooks(tmp_path, learn):
+    untrained = small_deck(tmp_path, "bert", train_learn="codebooks", train_steps=1, train_codebook_lr=1e-30)
+    run(untrained)
+    before = read_model(untrained.output.path).codec
+    deck = small_deck(tmp_path, "bert", "inputs", codec_first="inputs", train_learn=learn, codec_revive=0.0)
+    run(deck)
+    after = read_model(deck.output.path).codec
+    pairs = [(a.codebooks[0].entries, b.codebooks[0].entries) for a, b in zip(before.blocks, after.blocks, strict=True)]
+    assert np.array_equal(*pairs[0]) and not np.allclose(*pairs[1], atol=1e-6)
+
+
 def test_whole_model_learns_labels(tmp_path):
     deck = small_deck(tmp_path, "vit", train_steps=150, train_lr=1e-2, codec_kind="grouped", codec_groups=3)
     figures = run(deck)
