@@ -20,6 +20,7 @@ from astra_mpi import hdf5
 from astra_mpi.config import require
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.lock import Lock
+from astra_mpi.stuck import bounded
 
 
 def parts_folder(output: Path) -> Path:
@@ -124,7 +125,8 @@ class Results:
             raise _cannot(self.folder, exc) from exc
         try:
             self._open(resume)
-            self.finished = {i for i in range(self.n_parts) if self._is_whole(i)}
+            with bounded(str(self.folder)):
+                self.finished = {i for i in range(self.n_parts) if self._is_whole(i)}
         except BaseException:
             self.lock.release()
             raise
@@ -195,11 +197,11 @@ class Results:
 
     def _is_whole(self, part: int) -> bool:
         """Whether a part is there, and holds these items' outputs; else it is made again."""
-        if _report(self._part(part)) is None:
-            return False
         index = np.array(self.items[slice(*self.span(part))], dtype=np.int64)
         try:
             with hdf5.reading(self._part(part)) as file:
+                if _report_in(file) is None:
+                    return False
                 found = hdf5.dataset(hdf5.group(file, "inputs"), "index", ("int64",))
                 group = hdf5.group(file, "outputs")
                 outputs = [hdf5.stored(group, name) for name in group]
@@ -274,7 +276,14 @@ def _report(part: Path) -> dict[str, Any] | None:
     """The report in a part; None if the part is not there or cannot be read, and is to be made again."""
     try:
         with hdf5.reading(part) as file:
-            report = json.loads(file.attrs["report"])
-    except (InputError, RecursionError):
+            return _report_in(file)
+    except InputError:
+        return None
+
+
+def _report_in(file: h5py.File) -> dict[str, Any] | None:
+    try:
+        report = json.loads(file.attrs["report"])
+    except RecursionError:
         return None
     return report if isinstance(report, dict) else None

@@ -20,6 +20,7 @@ from astra_mpi.results import Results, finished_summary, remove_leftovers, write
 from astra_mpi.shards import shard_items, take
 from astra_mpi.signals import Interrupted, StopRequests
 from astra_mpi.sources import Source
+from astra_mpi.stuck import bounded
 from astra_mpi.summary import summarise
 from astra_mpi.tasks import TASKS, Embed, Part, check_task
 from astra_mpi.watched import alone
@@ -106,8 +107,9 @@ def _run_batches(
         log.event("batches done, results are joined", path=deck.output.path)
         with collective(comm), alone(comm, f"writing {deck.output.path}"):
             if results is not None and source is not None:
-                summary = summarise(deck, model, results, source.labels)
-                results.join(summary, deck.as_dict())
+                with bounded(str(results.folder)):  # of whose parts all are read
+                    summary = summarise(deck, model, results, source.labels)
+                    results.join(summary, deck.as_dict())
     finally:
         if results is not None:
             results.close()

@@ -25,6 +25,8 @@ AFTER_S = 0.5
 _EXIT_CODE = 2
 _PROCESS_CPU_TIME, _CALL_IN_THREAD = 2, 2  # CLOCK_PROCESS_CPUTIME_ID, SIGEV_THREAD
 _NAME = ctypes.create_string_buffer(b"astra-mpi")
+_ROOM_BYTES = 1 << 14  # of a sentence
+_MINE = threading.local()  # bound: what this thread works under
 
 
 class _Event(ctypes.Structure):
@@ -78,40 +80,70 @@ class _Timer:
             self._library.timer_delete(self._id)
 
 
+class _Bound:
+    """Timers at work, and the thread that puts them off."""
+
+    def __init__(self, library: Any, what: str) -> None:
+        self._text = ctypes.create_string_buffer(_ROOM_BYTES)
+        limit_s = witness.READING_S
+        self._timers = [(_Timer(library, library.warnx, ctypes.addressof(self._text)), limit_s)]
+        self._timers.append((_Timer(library, library._exit, _EXIT_CODE), limit_s + AFTER_S))
+        self._limit_s, self._stop = limit_s, threading.Event()
+        self._thread = threading.Thread(target=self._keep_putting_off, daemon=True)
+        self.name(what)
+        self._thread.start()
+
+    def name(self, what: str) -> bytes:
+        """From now on `what` is worked on, and the time begins anew. -> the sentence before."""
+        rank = f"rank {launched_rank()}: " if launched_size() > 1 else ""
+        busy = f"keeps the HDF5 library busy for over {self._limit_s:g} s: it is damaged; make it anew"
+        return self.say(os.fsencode(f"error: {rank}{what} {busy}".replace("%", "%%"))[: _ROOM_BYTES - 1])
+
+    def say(self, sentence: bytes) -> bytes:
+        before: bytes = self._text.value
+        self._text.value = sentence
+        self._put_off()
+        return before
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        for timer, _ in self._timers:
+            timer.delete()
+        witness.WITNESS.bounded(False)
+
+    def _put_off(self) -> None:
+        witness.WITNESS.bounded(True)
+        for timer, limit_s in self._timers:
+            timer.put_off(limit_s)
+
+    def _keep_putting_off(self) -> None:
+        while not self._stop.wait(self._limit_s / 12):
+            with phil:  # some calls let other threads run, but not this one
+                self._put_off()
+
+
 @contextmanager
 def bounded(what: str) -> Iterator[None]:
-    """A context in which no call of the HDF5 library may take longer than witness.READING_S. what: what it works on."""
+    """A context in which no call of the HDF5 library may take longer than witness.READING_S. what: what it works on.
+
+    Inside another one, only `what` is new: put one around the reading of many files, for a thread costs milliseconds.
+    """
     library = _library()
     if library is None:
         yield
         return
-    limit_s = witness.READING_S
-    rank = f"rank {launched_rank()}: " if launched_size() > 1 else ""
-    sentence = f"error: {rank}{what} keeps the HDF5 library busy for over {limit_s:g} s: it is damaged; make it anew"
-    text = ctypes.create_string_buffer(os.fsencode(sentence.replace("%", "%%")))
-    timers = [(_Timer(library, library.warnx, ctypes.addressof(text)), limit_s)]
-    timers.append((_Timer(library, library._exit, _EXIT_CODE), limit_s + AFTER_S))
-    stop = threading.Event()
-    thread = threading.Thread(target=_put_off, args=(timers, stop), daemon=True)
-    _begin(timers)
-    thread.start()
+    bound: _Bound | None = getattr(_MINE, "bound", None)
+    if bound is not None:
+        before = bound.name(what)
+        try:
+            yield
+        finally:
+            bound.say(before)
+        return
+    bound = _MINE.bound = _Bound(library, what)
     try:
         yield
     finally:
-        stop.set()
-        thread.join()
-        for timer, _ in timers:
-            timer.delete()
-        witness.WITNESS.bounded(False)
-
-
-def _begin(timers: list[tuple[_Timer, float]]) -> None:
-    witness.WITNESS.bounded(True)
-    for timer, limit_s in timers:
-        timer.put_off(limit_s)
-
-
-def _put_off(timers: list[tuple[_Timer, float]], stop: threading.Event) -> None:
-    while not stop.wait(timers[0][1] / 12):
-        with phil:  # some calls let other threads run, but not this one
-            _begin(timers)
+        _MINE.bound = None
+        bound.end()

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 MARK = b"ASTRA_MPI_JOB"
-#: seconds of a process's life that count as warm-up, and how long it must live on to be judged
-WARM_UP_S, JUDGED_S = 45.0, 20.0
+#: seconds after the first look that count as warm-up, and how long it must live on to be judged
+WARM_UP_S, JUDGED_S = 20.0, 20.0
 
 
 def marked(environment: Mapping[str, str], name: str) -> dict[str, str]:

@@ -7,8 +7,8 @@ A random model embeds random token sequences of uneven lengths, first undisturbe
 that are stopped at random moments by SIGKILL of one rank, of all ranks or of the launcher, by SIGTERM or by SIGUSR1,
 and started again until they are complete. Every result is compared bit by bit with the undisturbed one; a finished
 batch whose file changes afterwards, or is gone before the job is complete, is an error. The memory of every rank's
-process (VmRSS of /proc/PID/status) is read once a second; of those that lived long enough, the spread after the
-warm-up is reported. Prints one JSON line; exit code 1 if anything differs or memory is not flat.
+process (VmRSS of /proc/PID/status) is read once a second while it makes batches; of those that did so long enough, the
+spread after the warm-up is reported. Prints one JSON line; exit code 1 if anything differs or memory is not flat.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from job_processes import Memory, marked, of_job, ranks_of
 
 from astra_mpi.launch import LAUNCHER_PREFIXES
 
-#: how far a rank's memory may spread
+#: how far a rank's memory may spread while batch follows batch
 FLAT = 0.02
+BATCH = 32
 #: way of stopping -> the longest time until every process had ended
 LONGEST_END_S: dict[str, float] = {}
-DECK = """
+DECK = f"""
 [model]
 path = "model.h5"
 [input]
@@ -47,7 +48,7 @@ name = "embed"
 [parallel]
 strategy = "astra"
 [run]
-batch = 8
+batch = {BATCH}
 watchdog = "60s"
 [output]
 path = "out.h5"
@@ -150,14 +151,21 @@ def run(
     args: argparse.Namespace, name: str, memory: Memory, life_s: float = 1e9
 ) -> tuple[int | None, dict[int, int], subprocess.Popen[bytes]]:
     """-> (exit code, or None if it is still at work after `life_s`; rank -> process; the launcher)."""
+    parts = args.folder / f"{name}.parts"
+    n_before, n_all = n_parts(parts), -(-args.items // BATCH)
     program = start(args, name)
     end_s = time.monotonic() + life_s
     ranks: dict[int, int] = {}
     while program.poll() is None and time.monotonic() < end_s:
         ranks = ranks_of(mark(args, name)) or ranks
-        memory.look(ranks)
+        if n_before < n_parts(parts) < n_all:  # not while it loads, finds the finished batches, or joins all
+            memory.look(ranks)
         time.sleep(min(1.0, max(0.0, end_s - time.monotonic())))
     return program.poll(), ranks, program
+
+
+def n_parts(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("part-*.h5"))
 
 
 def disturbed(

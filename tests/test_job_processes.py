@@ -47,8 +47,8 @@ def test_ranks_are_found_measured_and_killed(tmp_path):
 def test_memory_is_judged_after_the_warm_up():
     memory = Memory()
     memory.seen = {
-        1: [(0.0, 10.0), (44.0, 20.0), (46.0, 30.0), (70.0, 33.0)],
-        2: [(0.0, 10.0), (46.0, 30.0), (60.0, 60.0)],  # not long enough
+        1: [(0.0, 10.0), (19.0, 20.0), (21.0, 30.0), (45.0, 33.0)],
+        2: [(0.0, 10.0), (21.0, 30.0), (40.0, 60.0)],  # not long enough
     }
     ((spread, life_s, mib),) = memory.spreads()
     assert (round(spread, 6), life_s, mib) == (0.1, 24.0, 33.0)
