@@ -17,6 +17,9 @@ from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.config import CodecConfig
 from astra_mpi.train.noise import Noise
 
+#: rows searched at once on the CPU
+ROWS = 256
+
 
 @dataclass
 class Use:
@@ -25,6 +28,20 @@ class Use:
     codes: Tensor  # (n, C)
     targets: list[Tensor]  # C of (n, W): what each code stands for
     rest: Tensor  # (n, D): x - x^
+
+
+def nearest(x: Tensor, table: Tensor, half_norms: Tensor) -> Tensor:
+    """(n,) argmin_k ||table_k||^2 / 2 - <x, table_k> of x (n, W) and table (K, W), the lowest index on a tie.
+
+    On the CPU by blocks whose scores stay in cache, and by NumPy's argmin, which uses vector instructions.
+    """
+    if x.device.type != "cpu":
+        return torch.addmm(half_norms, x, table.T, alpha=-1).argmin(dim=1)
+    codes = np.empty(len(x), dtype=np.int64)
+    for a in range(0, len(x), ROWS):
+        scores = torch.addmm(half_norms, x[a : a + ROWS], table.T, alpha=-1)  # (rows, K)
+        scores.numpy().argmin(axis=1, out=codes[a : a + ROWS])
+    return torch.from_numpy(codes)
 
 
 class Quantiser:
@@ -40,7 +57,7 @@ class Quantiser:
 
     def encode(self, x: Tensor, given: Tensor | None = None) -> Use:
         """x (n, D) -> codes, the nearest entries, the lowest index on a tie; or the `given` ones (n, C)."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             entries = self.entries.detach()
             searched = entries if self.basis is None else entries @ self.basis
             half_norms = searched.square().sum(dim=2) / 2  # (C, K)
@@ -51,7 +68,7 @@ class Quantiser:
             for c, table in enumerate(entries):
                 target = parts[c] if self.kind == "grouped" else rest
                 sought = target if self.basis is None else target @ self.basis
-                code = (half_norms[c] - sought @ searched[c].T).argmin(dim=1) if given is None else given[:, c]
+                code = nearest(sought, searched[c], half_norms[c]) if given is None else given[:, c]
                 if self.kind == "residual":
                     rest = rest - table[code]
                 targets.append(target)
