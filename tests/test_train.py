@@ -17,7 +17,7 @@ from astra_mpi.cli import main
 from astra_mpi.codecfile import read_codebooks
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.modelfile import read_model
-from astra_mpi.train import losses
+from astra_mpi.train import losses, start
 from astra_mpi.train.data import Order, hold_out
 from astra_mpi.train.deck import load_train_deck
 from astra_mpi.train.log import read_log
@@ -148,6 +148,29 @@ def test_continued_run_has_the_same_bits(tmp_path, family, learn):
     assert logs[0] == logs[1]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "able", "taken"),
+    [
+        ("auto", True, "bfloat16"),
+        ("auto", False, "float32"),
+        ("bfloat16", False, "bfloat16"),
+        ("float32", True, "float32"),
+    ],
+)
+def test_precision_of_products(tmp_path, capsys, monkeypatch, wanted, able, taken):
+    """What was taken is in the file and has the bits of asking for it; a slow choice is said."""
+    monkeypatch.setattr(start, "has_bfloat16", lambda device: able)
+    weights = []
+    for precision in (wanted, taken):
+        deck = small_deck(tmp_path, "vit", precision, train_steps=2, train_precision=precision)
+        run(deck)
+        file = read_model(deck.output.path)
+        assert file.provenance["train_precision"] == taken
+        weights.append(file.weights["blocks.0.fc1.weight"])
+    assert np.array_equal(*weights)
+    assert ("has no instructions for it" in capsys.readouterr().err) == (taken == "bfloat16" and not able)
+
+
 def test_checkpoint_of_another_deck(tmp_path, capsys):
     deck = write_deck(tmp_path / "deck.toml", write_small(tmp_path, "bert"), train_learn="codebooks")
     assert main(["train", str(deck)]) == 0
@@ -274,6 +297,13 @@ def test_ranks_together_equal_one_process(comm, mpi_tmp_path, family):
         every = np.empty((comm.Get_size(), *state[name].shape), np.float32)
         comm.Allgather(np.ascontiguousarray(state[name].detach().numpy(), np.float32), every)
         assert (every == every[0]).all(), name  # the same bits on all ranks
+
+
+@pytest.mark.mpi
+def test_precision_is_that_of_every_rank(comm, monkeypatch):
+    last = comm.Get_rank() == comm.Get_size() - 1
+    monkeypatch.setattr(start, "has_bfloat16", lambda device: not last)
+    assert start.halves("auto", "cpu", comm) is False
 
 
 @pytest.mark.mpi

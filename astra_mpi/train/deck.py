@@ -96,7 +96,7 @@ class TrainSection:
     clip: float = 1.0  # norm of the gradient
     smoothing: float = 0.0  # of labels
     augment: Literal["none", "shift", "shift-flip"] = "none"  # images: moved by up to an eighth, and mirrored
-    precision: Literal["float32", "bfloat16"] = "float32"  # of products
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"  # of products; "auto": start.halves
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
     eval_every: Positive = 200  # steps

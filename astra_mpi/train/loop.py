@@ -18,7 +18,7 @@ from astra_mpi.train.deck import TrainDeck, resolved
 from astra_mpi.train.evaluate import evaluate
 from astra_mpi.train.log import Log
 from astra_mpi.train.losses import metric_for
-from astra_mpi.train.start import device, open_data, starting_codec, starting_model
+from astra_mpi.train.start import device, halves, open_data, starting_codec, starting_model
 from astra_mpi.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class Run:
                 self.first, *before, state = checkpoint.load(path, self.digest)
                 self.before = before[0], before[1]
         codec = starting_codec(deck, self.model, self.items, self.order.items, state, comm, threads)
-        self.trainer = Trainer(deck, self.model, codec, comm, self.device)
+        self.halves = halves(deck.train.precision, self.device, comm)
+        self.trainer = Trainer(deck, self.model, codec, comm, self.device, self.halves)
         if found:
             self.trainer.restore(state)
         self.metric = metric_for(self.model.config.family, self.valid.labels is not None)
@@ -131,6 +132,7 @@ class Run:
             "steps": f"{done} of {deck.train.steps}",
             "wall_s": f"{wall_s:.0f}",
             "core_hours": f"{cpu_s * self.comm.Get_size() / 3600:.2f}",
+            "precision": "bfloat16" if self.halves else "float32",
         }
         made = provenance(f"train {self.name}", **facts)
         if deck.output.codebooks_only:

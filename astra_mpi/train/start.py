@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from llvmlite.binding import get_host_cpu_features
 
 from astra_mpi import codecfile, modelfile
 from astra_mpi.broadcast import broadcast_text
@@ -19,6 +21,7 @@ from astra_mpi.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
 from astra_mpi.train.data import Items, Order, hold_out, open_items
 from astra_mpi.train.deck import TrainDeck
+from astra_mpi.train.parallel import add_numbers
 from astra_mpi.train.quantise import Codebooks
 from astra_mpi.train.shape import new_model
 
@@ -63,6 +66,30 @@ def device(wanted: str, comm: MPI.Comm) -> str:
     if not torch.cuda.is_available():
         raise InputError('train.device = "cuda", but PyTorch finds no GPU here; give "cpu"')
     return f"cuda:{comm.Get_rank() % torch.cuda.device_count()}"
+
+
+def halves(wanted: str, device: str, comm: MPI.Comm) -> bool:
+    """Collective: whether products are in bfloat16; "auto": if every rank's device has instructions for them.
+
+    Where a CPU has none, they take many times as long as in float32: rank 0 says so.
+    """
+    if wanted == "float32":
+        return False
+    able = int(add_numbers(comm, [float(has_bfloat16(device))])[0]) == comm.Get_size()
+    if wanted == "bfloat16" and not able and comm.Get_rank() == 0:
+        print(
+            'warning: train.precision = "bfloat16", but a device here has no instructions for it and may take ten times '
+            'as long as with "float32"; "auto" chooses',
+            file=sys.stderr,
+        )
+    return wanted == "bfloat16" or able
+
+
+def has_bfloat16(device: str) -> bool:
+    if device != "cpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = get_host_cpu_features()
+    return any(features.get(name, False) for name in ("avx512bf16", "amx-bf16", "bf16"))
 
 
 def starting_codec(

@@ -27,10 +27,15 @@ if TYPE_CHECKING:
 
 
 class Trainer:
-    """A twin that learns as the (resolved) deck says, from the codebooks of `codec`, if any."""
+    """A twin that learns as the (resolved) deck says, from the codebooks of `codec`, if any.
 
-    def __init__(self, deck: TrainDeck, model: ModelFile, codec: Codec | None, comm: MPI.Comm, device: str) -> None:
-        self.deck, self.comm = deck, comm
+    Products are in bfloat16 where `halves` is true.
+    """
+
+    def __init__(
+        self, deck: TrainDeck, model: ModelFile, codec: Codec | None, comm: MPI.Comm, device: str, halves: bool
+    ) -> None:
+        self.deck, self.comm, self.halves = deck, comm, halves
         self.twin = Twin(model.config, model.weights, device)
         learns = deck.codec.update == "adam"
         self.codebooks = None if codec is None else Codebooks(codec, learns, device, deck.codec.first)
@@ -64,7 +69,7 @@ class Trainer:
             replicas=self.replicas,
             device=device,
         )
-        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.halves):
             site = self.codebooks.config.site if self.codebooks else "hidden"
             found = self.twin(inputs, view, sender, site)
             exact = self._exact(inputs, batch) if self.teacher else None
