@@ -78,8 +78,8 @@ def halves(wanted: str, device: str, comm: MPI.Comm) -> bool:
     able = int(add_numbers(comm, [float(has_bfloat16(device))])[0]) == comm.Get_size()
     if wanted == "bfloat16" and not able and comm.Get_rank() == 0:
         print(
-            'warning: train.precision = "bfloat16", but a device here has no instructions for it and may take ten times '
-            'as long as with "float32"; "auto" chooses',
+            'warning: train.precision = "bfloat16", but a device here has no instructions for it: it may take ten '
+            'times as long as with "float32"; "auto" chooses',
             file=sys.stderr,
         )
     return wanted == "bfloat16" or able
