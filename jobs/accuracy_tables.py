@@ -13,7 +13,8 @@ def table(results: list[dict]) -> list[str]:
     of = "ratio to exact" if metric == "perplexity" else "difference to exact"
     lines = [
         f"{metric}, {results[0]['items']} cases; exact {spread(exact, form)} over {len(exact)} seeds. Cells: mean over "
-        f"seeds [lowest..highest], then the widest of the seeds' 95% paired intervals of the {of}.",
+        f"seeds [lowest..highest]{', ratio to exact' * (metric == 'perplexity')}, then the widest of the seeds' 95% "
+        f"paired intervals of the {of}.",
         "",
     ]
     columns = list(dict.fromkeys(words(f["at"]) for r in results for f in r["figures"]))
@@ -41,7 +42,8 @@ def spread(values: list[float], form: str) -> str:
 def cell(hits: list[dict], form: str, metric: str) -> str:
     low, high = min(f["difference"][0] for f in hits), max(f["difference"][1] for f in hits)
     sign = "{:.3f}" if metric == "perplexity" else "{:+.1%}" if metric == "accuracy" else "{:+.4f}"
-    return f"{spread([f['figure'] for f in hits], form)} ({sign.format(low)}..{sign.format(high)})"
+    ratio = f", {np.mean([f['figure'] / f['exact'] for f in hits]):.3f}x" if metric == "perplexity" else ""
+    return f"{spread([f['figure'] for f in hits], form)}{ratio} ({sign.format(low)}..{sign.format(high)})"
 
 
 def words(at: dict) -> str:
