@@ -77,12 +77,14 @@ def lost(result: dict[str, Any]) -> float | None:
 
 
 def kind_of(result: dict[str, Any]) -> str:
-    if result["codec"] is None:
+    codec = result["codec"]
+    if codec is None:
         return "no codes"
     if result.get("first") == "inputs":
         return "first block from inputs"
     if not result["steps"]:
-        return "k-means, by distance" if result["metric_of_codes"] == "plain" else "k-means"
+        by_distance = result["metric_of_codes"] == "plain" or codec["groups"] > 1
+        return "k-means, by distance" if by_distance else "k-means"
     return "codebooks alone" if result["learn"] == "codebooks" else "trained"
 
 

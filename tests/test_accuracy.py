@@ -101,8 +101,9 @@ def test_what_the_picture_shows():
     codec = {"kind": "grouped", "groups": 16, "stages": 1, "codebook_size": 1024}
     trained = {"metric": "accuracy", "exact": 0.5, "codec": codec, "steps": 9, "learn": "codebooks"}
     assert lost(trained | {"figures": [{"at": {"ranks": 4}, "figure": 0.49}]}) == pytest.approx(2)
-    kmeans = trained | {"steps": 0, "metric_of_codes": "keys-values"}
+    kmeans = trained | {"steps": 0, "metric_of_codes": "keys-values", "codec": codec | {"groups": 1}}
     assert kind_of(trained) == "codebooks alone" and kind_of(kmeans) == "k-means"
+    assert kind_of(kmeans | {"codec": codec}) == "k-means, by distance"  # several groups have no metric
     assert kind_of(kmeans | {"metric_of_codes": "plain"}) == "k-means, by distance"
     assert kind_of(trained | {"learn": "all"}) == "trained" and label(trained) == "G=16 K=1024"
 
