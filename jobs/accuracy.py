@@ -228,7 +228,7 @@ def measure(row: dict, seed: int, spec: dict, task: dict, folder: Path, here: Pa
         "learn": deck.train.learn,
         "metric_of_codes": deck.codec.metric,
         "curve": row.get("curve", True),
-        "steps": deck.train.steps if trains(row) else 0,
+        "steps": deck.train.steps if trains(row) or deck.codec.init == "model" else 0,  # that made the codebooks
         "items": len(exact[""]),
         "wall_s": round(wall_s, 1),
         "core_s": round(core_s, 1),

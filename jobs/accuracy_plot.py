@@ -16,6 +16,7 @@ STYLES = {
     "no codes": ("x", "0.4"),
 }
 LEAST_POINTS = 3  # of a panel
+COLUMNS = 2
 
 AXES = {
     "accuracy": "accuracy lost, % of exact",
@@ -30,14 +31,18 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 
     panels = {title: points([r for r in results if r["experiment"] == title]) for title in titles(results)}
     panels = {title: found for title, found in panels.items() if len(found) >= LEAST_POINTS}
-    figure = Figure(figsize=(5 * max(len(panels), 1), 4), layout="constrained")
+    columns = min(max(len(panels), 1), COLUMNS)
+    lines = -(-max(len(panels), 1) // columns)
+    figure = Figure(figsize=(5.5 * columns, 4.5 * lines), layout="constrained")
     for i, (title, found) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(1, len(panels), i)
+        axes = figure.add_subplot(lines, columns, i)
         named = {}
         for bits, loss, kind, name in found:
             marker, colour = STYLES[kind]
             (named[kind],) = axes.plot(bits, loss, marker, color=colour)
-            axes.annotate(name, (bits, loss), (4, 3), textcoords="offset points", size=6)
+            far = kind == "no codes"  # at the right edge
+            where = {"xytext": (-4 if far else 4, 3), "ha": "right" if far else "left"}
+            axes.annotate(name, (bits, loss), textcoords="offset points", size=6, **where)
         ticks = [2.0**n for n in range(2, 12) if min(f[0] for f in found) / 2 <= 2**n <= 2 * max(f[0] for f in found)]
         axes.axhline(0, color="0.8", linewidth=1, zorder=0)
         axes.set(xscale="log", xlabel="bits per token and block", title=title.split(" (")[0].split(",")[0])
