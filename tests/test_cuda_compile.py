@@ -27,6 +27,8 @@ SOURCES = (
     + [("encode", 0, vector, {"CODE": CODES[vector]}) for vector in (0, 1)]
     + [("attention", half, 1, {"D": d, "MMA": half}) for half in (0, 1) for d in (64, 128)]
     + [("attention", half, 0, {"D": 24, "MMA": half}) for half in (0, 1)]
+    + [("decode", half, 1, {"D": d, "HEADS": heads}) for half in (0, 1) for d in (64, 128) for heads in (1, 8)]
+    + [("decode", half, 0, {"D": 250, "HEADS": 8}) for half in (0, 1)]
 )
 
 

@@ -352,6 +352,96 @@ def test_too_wide_heads(gpu):
     q = there(normal(1, 2, 300))
     with pytest.raises(ValueError, match="too wide"):
         gpu.attend(q, q, q, None, None, *there(*start(1, 2, 300)))
+    with pytest.raises(ValueError, match="too wide"):
+        gpu.attend_new(q[0], q[0], (1, 1), (None, None), 2, None, None, None, True)
+
+
+# ---- attention of new tokens
+
+
+def new_state(n, n_heads, d):
+    """As `attend_new` takes it, before the first step: never read."""
+    return there(np.full((n, n_heads * (d + 2)), np.nan, np.float32))
+
+
+def expected_of(q, kv, heads, parts):
+    """parts: per sequence (keys' rows, key_bias or None), one step each -> (n, H d) by the reference."""
+    d = q.shape[1] // heads[0]
+    q, kv = in_float32(q, kv)
+    rows = []
+    for row, (index, bias) in zip(q, parts, strict=True):
+        k, v = kv[index].reshape(len(index), 2, heads[1], d).transpose(1, 2, 0, 3)
+        rows.append(attention(reference, row.reshape(heads[0], 1, d), [(k, v, bias, None)]))
+    return np.concatenate(rows)
+
+
+def new_tokens(gpu, q, heads, steps):
+    """steps: what `attend_new` is given, from kv to key_rows -> (n, H d)."""
+    state = new_state(len(q), heads[0], q.shape[1] // heads[0])
+    for i, (kv, *spans, longest, bias, rows) in enumerate(steps):
+        gpu.attend_new(q, there(kv), heads, there(*spans), longest, *there(bias, rows), state, i == 0)
+    out = xp().zeros(q.shape, q.dtype)
+    gpu.finish_new(state, out, heads[0])
+    return out
+
+
+@pytest.mark.parametrize("d", [1, 4, 6, 20, 64, 80, 128, 256])
+@DTYPES
+def test_new_tokens_of_all_widths(gpu, dtype, d):
+    heads = (4, 2)
+    q, kv = normal(2, 4 * d, dtype=dtype) / dtype(d**0.5), normal(100, 4 * d, seed=1, dtype=dtype)
+    starts, ends = np.array([0, 33]), np.array([30, 100])
+    out = new_tokens(gpu, there(q), heads, [(kv, starts, ends, 67, None, None)])
+    close(out, expected_of(q, kv, heads, [(np.arange(30), None), (np.arange(33, 100), None)]), 8)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (6, 2), (12, 1), (9, 9), (20, 2)])
+@pytest.mark.parametrize("share", [256, 3])
+@DTYPES
+def test_new_tokens_in_parts_and_steps(gpu, monkeypatch, dtype, heads, share):
+    """Ragged keys, hidden ones, none; strided rows; a second step; split over blocks or not."""
+    from astra_mpi.kernels.cuda import _decode
+
+    monkeypatch.setattr(_decode, "SHARE", share)
+    d = 12
+    q, kv = normal(3, heads[0] * d + 4, dtype=dtype) / dtype(3.5), normal(80, 2 * heads[1] * d, seed=1, dtype=dtype)
+    bias = normal(80, seed=2)
+    bias[::3] = -np.inf
+    starts, ends = np.array([0, 40, 40]), np.array([40, 40, 79])
+    device = there(q)[:, : heads[0] * d]
+    second = np.array([70, 1, 20]), np.array([77, 2, 20])
+    steps = [(kv, starts, ends, 40, bias, None), (kv, *second, 7, None, None)]
+    none = np.zeros(80, np.float32)
+    index = [
+        np.concatenate([np.arange(*span) for span in spans])
+        for spans in zip(zip(starts, ends, strict=True), zip(*second, strict=True), strict=True)
+    ]
+    added = [np.concatenate([bias[a:b], none[c:e]]) for a, b, c, e in zip(starts, ends, *second, strict=True)]
+    want = expected_of(q[:, : heads[0] * d], kv, heads, list(zip(index, added, strict=True)))
+    close(new_tokens(gpu, device, heads, steps), want, 8)
+
+
+@DTYPES
+def test_new_tokens_read_keys_from_a_table(gpu, dtype):
+    q, table, rows = normal(2, 32, dtype=dtype), normal(40, 64, seed=1, dtype=dtype), codes_of(70, 1, 40)[:, 0]
+    step = table, np.array([0, 50]), np.array([50, 70]), 50, None, rows.astype(np.int32)
+    out = new_tokens(gpu, there(q), (2, 2), [step])
+    close(out, expected_of(q, table, (2, 2), [(rows[:50], None), (rows[50:], None)]), 8)
+
+
+def test_states_of_ranks_are_merged(gpu):
+    """As if one rank had all keys; one of them has none."""
+    heads, d = (6, 3), 8
+    q, kv = normal(2, 6 * d), normal(30, 6 * d, seed=1)
+    parts = []
+    for a, b in ((0, 11), (11, 11), (11, 30)):
+        state = new_state(2, 6, d)
+        gpu.attend_new(there(q), there(kv), heads, there(np.full(2, a), np.full(2, b)), 19, None, None, state, True)
+        parts.append(state)
+    state, out = new_state(2, 6, d), xp().zeros(q.shape, np.float32)
+    gpu.merge_new(xp().stack(parts), state, 6)
+    gpu.finish_new(state, out, 6)
+    close(out, expected_of(q, kv, heads, [(np.arange(30), None)] * 2), 8)
 
 
 # ---- the emulation finds what a GPU would not tell

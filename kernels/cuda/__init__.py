@@ -18,6 +18,7 @@ from astra_mpi.kernels.cuda._codes import (
     unpack,
     warm_up,
 )
+from astra_mpi.kernels.cuda._decode import attend_new, finish_new, merge_new
 from astra_mpi.kernels.cuda._rows import (
     activate,
     activate_gated,
@@ -37,6 +38,7 @@ __all__ = [
     "add_residual",
     "add_rms_norm",
     "attend",
+    "attend_new",
     "attend_packed",
     "count_codes",
     "decode_grouped",
@@ -45,9 +47,11 @@ __all__ = [
     "encode_grouped",
     "encode_residual",
     "finish",
+    "finish_new",
     "finish_packed",
     "gram_sum",
     "layer_norm",
+    "merge_new",
     "pack",
     "rms_norm",
     "rotate",

@@ -13,6 +13,8 @@ from astra_mpi.kernels.cuda_source import source
 Array = Any
 #: a pointer to nothing
 NULL = np.uintp(0)
+#: numbers of a head, for the attention kernels
+MAX_D_HEAD = 256
 
 
 @cache

@@ -42,10 +42,6 @@ struct Work {
         const Index *k_ends, int repeat, int is_causal, int causal, float *acc, Index acc_head, Index acc_row,           \
         float *row_max, float *row_sum, Index state_head, Index state_row
 
-__device__ __forceinline__ float weight(float score, float highest) {  // exactly 0 for a hidden key
-    return score == -CUDART_INF_F ? 0.0f : expf(score - highest);
-}
-
 #if !MMA
 #define LINE (DP + 4)
 #define SLINE (TILE + 4)

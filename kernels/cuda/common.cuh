@@ -81,3 +81,7 @@ __device__ __forceinline__ float warp_sum(float x) {
     for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(0xffffffffu, x, o);
     return x;
 }
+// Of a key in a softmax; exactly 0 for a hidden one, and for the maximum of no keys.
+__device__ __forceinline__ float weight(float score, float highest) {
+    return score == -CUDART_INF_F ? 0.0f : expf(score - highest);
+}
