@@ -143,8 +143,6 @@ class Model:
         on_tokens(step, ids (B,)) is called on rank 0 after each step. `report["generation"]` has times and bytes.
         """
         request = Request(max_new_tokens, sample, tuple(stop), decode, on_tokens)
-        if self.backend.name == "cuda":
-            raise same_on_all(InputError("generation does not run on a GPU yet; take backend numpy"))
         return generate(self, ids, mask, request)
 
     def run(self, batch: Batch, layout: Layout, pool: Pool, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -226,6 +226,43 @@ def _attention(
     return ours, lambda: torch.nn.functional.scaled_dot_product_attention(queries, keys, values, scale=1.0)
 
 
+def decode_cases(bench: Bench) -> Iterator[Case]:
+    """One new token per sequence beside what is kept, by PyTorch's SDPA on keys of its own layout."""
+    heads, kv_heads, d = bench.size(32, 4), bench.size(8, 2), bench.size(128, 16)
+    for batch, n_keys in ((1, bench.size(8192, 600)), (bench.size(16, 2), bench.size(8192, 40))):
+
+        def make(batch: int = batch, n_keys: int = n_keys) -> Any:
+            return _new_token(bench, (heads, kv_heads), d, batch, n_keys)
+
+        moved = 2.0 * 2 * batch * n_keys * kv_heads * d
+        work = 2.0 * batch * heads * n_keys * d
+        name = f"new token, {batch} x {n_keys} keys, {heads} on {kv_heads} heads of {d}, float16"
+        yield Case(name, make, moved, work, "float16", moved, "<= torch")
+
+
+def _new_token(
+    bench: Bench, heads: tuple[int, int], d: int, batch: int, n_keys: int
+) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
+    cp, kernels = bench.cp, bench.kernels
+    q = cp.asarray(normal(batch, heads[0] * d, dtype=np.float16) * np.float16(d**-0.5))
+    kv = cp.asarray(normal(batch * n_keys, 2 * heads[1] * d, dtype=np.float16))
+    spans = cp.asarray(n_keys * np.arange(batch)), cp.asarray(n_keys * np.arange(1, batch + 1))
+    state, out = cp.empty((batch, heads[0] * (d + 2)), np.float32), cp.empty((batch, heads[0] * d), np.float16)
+
+    def ours() -> Any:
+        kernels.attend_new(q, kv, heads, spans, n_keys, None, None, state, True)
+        kernels.finish_new(state, out, heads[0])
+        return out
+
+    torch = bench.torch
+    if torch is None:
+        return ours, None
+    queries = torch.from_dlpack(q).view(batch, heads[0], 1, d)
+    halves = torch.from_dlpack(kv).view(batch, n_keys, 2, heads[1], d).permute(2, 0, 3, 1, 4).contiguous()
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return ours, lambda: attend(queries, *halves, scale=1.0, enable_gqa=heads[0] > heads[1])
+
+
 def model_cases(bench: Bench) -> Iterator[Case]:
     """Bar: no slower than PyTorch eager in float16, the answer on the host in both."""
     from astra_mpi.presets import preset_config, random_weights
@@ -298,15 +335,15 @@ def main(argv: list[str] | None = None) -> int:
     bench = Bench(backend.xp, args.repeats, args.small)
     ceilings = bench.ceilings()
     print(f"{backend.choices['gpu']}: " + ", ".join(f"{k} {1e-12 * v:.3g} T/s" for k, v in ceilings.items()))
-    print(f"{'case':<58}{'ours ms':>10}{'torch ms':>10}{'ratio':>8}{'limit ms':>10}{'of limit':>9}  bar")
+    print(f"{'case':<64}{'ours ms':>10}{'torch ms':>10}{'ratio':>8}{'limit ms':>10}{'of limit':>9}  bar")
     rows = []
-    for cases in (encode_cases, table_cases, attention_cases, model_cases):
+    for cases in (encode_cases, table_cases, attention_cases, decode_cases, model_cases):
         for case in cases(bench):
             if args.only in case.name:
                 rows.append(bench.row(case, ceilings))
                 told = ["" if rows[-1][key] is None else f"{rows[-1][key]:.4g}" for key in list(rows[-1])[1:6]]
                 print(
-                    f"{case.name:<58}"
+                    f"{case.name:<64}"
                     + "".join(f"{v:>{w}}" for v, w in zip(told, (10, 10, 8, 10, 9), strict=True))
                     + f"  {case.bar}",
                     flush=True,

@@ -302,11 +302,117 @@ def test_precision_is_told_to_cublas(comm, cupy):
         assert backend.choices["precision"] == precision
 
 
-def test_generation_says_that_it_is_not_there(comm, cupy):
-    gpu, _, inputs, mask = models(comm, "gpt2", CODECS["kv"])
-    gpu.use("sp")
-    with pytest.raises(InputError, match="does not run on a GPU yet"):
-        gpu.generate(inputs, mask, max_new_tokens=2)
+class Kept:
+    """A greedy `sample` that keeps the logits it saw."""
+
+    def __init__(self):
+        self.logits = {}
+
+    def __call__(self, logits, sequences, step):
+        assert isinstance(logits, np.ndarray)
+        self.logits |= {(int(s), step): row.copy() for s, row in zip(sequences, logits, strict=True)}
+        return logits.argmax(axis=1)
+
+
+def assert_generates_the_same(gpu, cpu, inputs, mask, **options):
+    answers = []
+    for model in (gpu, cpu):
+        sample = Kept()
+        answers.append((model.generate(inputs, mask, max_new_tokens=5, sample=sample, **options), sample.logits))
+    (tokens, logits), (expected, expected_logits) = answers
+    assert np.array_equal(tokens, expected)
+    assert logits.keys() == expected_logits.keys()
+    for key, row in logits.items():
+        assert np.abs(row - expected_logits[key]).max() <= 2e-5 * max(1.0, np.abs(row).max())
+    for key in ("decode", "decode_bytes", "id_bytes", "full_cache_bytes", "ended"):
+        assert gpu.report["generation"][key] == cpu.report["generation"][key], key
+
+
+@pytest.mark.parametrize("strategy", ["single", "sp", "sp:kv:int8", "segment_means:3"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_generation_equals_the_cpu(comm, anywhere, family, strategy):
+    gpu, cpu, inputs, mask = models(comm, family)
+    if gpu.obstacle(strategy):
+        pytest.skip(gpu.obstacle(strategy))
+    for model in (gpu, cpu):
+        model.use(strategy)
+    for decode in ("local", "merged"):
+        assert_generates_the_same(gpu, cpu, inputs, mask, decode=decode)
+        assert gpu.report["generation"]["cache_bytes"] == cpu.report["generation"]["cache_bytes"]
+
+
+@pytest.mark.parametrize("codec", ["residual", "grouped", "one-code", "kv"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_generation_from_codes_equals_the_cpu(comm, anywhere, monkeypatch, family, codec):
+    """What is kept of far tokens: rows of a table and counts, or codes, rebuilt a few at a time."""
+    from astra_mpi.decode import packed
+
+    monkeypatch.setattr(packed, "TILE", 7)
+    gpu, cpu, inputs, mask = models(comm, family, CODECS[codec])
+    for spec, remote in (("astra", "table"), ("astra", "gemm"), ("astra:inputs", "table")):
+        for model in (gpu, cpu):
+            model.use(spec, remote=remote)
+        gpu(inputs, mask, spread=True), cpu(inputs, mask, spread=True)
+        coded = slice(gpu.strategy.first_coded, None)
+        pairs = zip(gpu.strategy.codes[coded], cpu.strategy.codes[coded], strict=True)
+        differ = gpu.strategy.sends and any((mine.get() != theirs).any() for mine, theirs in pairs)
+        if not comm.allreduce(differ, MPI.LOR):  # else near ties of float32 sums in another order
+            assert_generates_the_same(gpu, cpu, inputs, mask, decode="local", stop=[3])
+
+
+@pytest.mark.parametrize("decode", ["local", "merged"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_generation_in_device_memory_and_half_precision(comm, cupy, family, decode):
+    gpu, cpu, inputs, mask = models(comm, family, CODECS["kv"], "cuda-aware", "float16")
+    found = []
+    for model in (gpu, cpu):
+        model.use("astra")
+        sample = Kept()
+        model.generate(inputs, mask, max_new_tokens=3, decode=decode, sample=sample)
+        found.append(sample.logits)
+    for key, row in found[0].items():
+        if key[1] == 0:  # later ones may follow other tokens
+            assert np.median(np.abs(row - found[1][key])) < 0.01 * max(1.0, np.abs(row).max())
+    assert all(np.isfinite(row).all() for row in found[0].values())
+    halves = [part["generation"]["full_cache_bytes"] for part in (gpu.report, cpu.report)]
+    assert 2 * halves[0] == halves[1]
+
+
+@pytest.mark.parametrize("codec", ["residual", "one-code", "kv"])
+@pytest.mark.parametrize("decode", ["local", "merged"])
+def test_only_logits_and_messages_come_to_the_host_in_a_step(comm, cupy, decode, codec):
+    gpu, _, inputs, mask = models(comm, "gpt2", CODECS[codec])
+    gpu.use("astra", remote="table")
+    steps = []
+
+    def sample(logits, sequences, step):
+        steps.append((len(sequences), list(cupy.round_trips)))
+        cupy.round_trips.clear()
+        return logits.argmax(axis=1)
+
+    gpu.generate(inputs, mask, max_new_tokens=4, sample=sample, decode=decode)
+    config = gpu.config
+    for n, trips in steps[2:]:  # in the first one constants are uploaded; later ones follow the ids of the one before
+        logits = ("get", 4 * n * config.vocab_size)
+        rows = 4 * n * (config.d_model + 2 * config.n_heads)
+        each = [("get", rows), ("wait", 0)] if decode == "merged" and comm.size > 1 else []
+        told = trips[: len(trips) - len(each) * config.n_layers - 1]
+        assert trips[len(told) :] == each * config.n_layers + [logits]
+        assert len(told) <= 2 * comm.size  # ids of all ranks
+        assert sum(size for _, size in told) <= comm.size + 4 * len(inputs)
+
+
+def test_a_stream_of_generated_tokens(comm, cupy):
+    gpu, cpu, inputs, mask = models(comm, "llama", CODECS["residual"])
+    streams = []
+    for model in (gpu, cpu):
+        model.use("astra", remote="table")
+        seen = []
+        keep = None if comm.rank else lambda step, ids, seen=seen: seen.append((step, ids.tolist()))
+        model.generate(inputs, mask, max_new_tokens=4, on_tokens=keep)
+        streams.append(seen)
+    assert streams[0] == streams[1]
+    assert len(streams[0]) == (4 if comm.rank == 0 else 0)
 
 
 def test_without_cupy(comm, monkeypatch):

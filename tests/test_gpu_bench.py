@@ -27,7 +27,7 @@ def test_every_row(job, tmp_path, capsys):
     result = json.loads(path.read_text())
     assert set(result["ceilings"]) == {"float32", "tf32", "float16", "copy"}
     names = [row["case"] for row in result["rows"]]
-    assert len(names) == len(set(names)) == 2 + 6 + 4 + 2
+    assert len(names) == len(set(names)) == 2 + 6 + 4 + 2 + 2
     for row in result["rows"]:
         assert row["ours_ms"] > 0
         assert row["limit_ms"] > 0
@@ -47,6 +47,8 @@ def test_limits_are_those_of_the_shapes(job):
         plain, counted = list(job.attention_cases(bench))[:2]
         assert plain.multiply_adds == 2 * 16 * 4096 * 16384 * 64
         assert counted.multiply_adds == 2 * 16 * 4096 * (4096 + 1024) * 64
+        new = next(job.decode_cases(bench))
+        assert new.moved_bytes == 2 * 8192 * 2 * 8 * 128
 
 
 def test_attention_rows_agree(job):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from astra_mpi.config import ModelConfig
 from astra_mpi.partition import Layout
+
+#: some of the far keys, by their indices
+Part = slice | np.ndarray
 
 
 class Softmax:
@@ -75,8 +79,8 @@ class Rows:
         return [self.keys, self.values] + ([] if self.bias is None else [self.bias])
 
 
-class Cache:
-    """What this rank keeps of some of a batch's sequences."""
+class Cache(ABC):
+    """What this rank keeps of some of a batch's sequences, and what a new token makes of it."""
 
     def __init__(
         self, config: ModelConfig, layout: Layout, sequences: np.ndarray, room: np.ndarray, keeps_far: bool
@@ -84,27 +88,94 @@ class Cache:
         """room (B,): new tokens of each sequence that are to be kept here. keeps_far: also what is seen of others."""
         self.config, self.layout, self.sequences, self.room = config, layout, sequences, room
         self.keeps_far = keeps_far
-        self.own: list[dict[int, Rows]] = [{} for _ in range(config.n_layers)]
-        self.far: list[dict[int, Kept]] = [{} for _ in range(config.n_layers)]
 
+    @abstractmethod
     def keep_own(self, i: int, kv: np.ndarray) -> None:
         """Of block i, this rank's rows kv (n, 2 d_kv), keys turned."""
+
+    @abstractmethod
+    def keep_far(self, i: int, offsets: np.ndarray, remember: Callable[[Part, np.ndarray], Any]) -> None:
+        """Of block i, what is far, a sequence's keys at `offsets`. `remember` makes what is kept of some of them, of
+        which it is told where each sequence's begin."""
+
+    @abstractmethod
+    def plan(self, sequences: np.ndarray, keeps: bool) -> None:
+        """Before the blocks of a step: `sequences` (n,) get a token; keeps: its keys and values stay here."""
+
+    @abstractmethod
+    def attend(self, i: int, q: np.ndarray, kv: np.ndarray, rows: np.ndarray) -> None:
+        """Scaled queries q (n, D) and new [K | V] (n, 2 d_kv) of block i -> rows (n, H (d + 2)) as of `Softmax`."""
+
+    @abstractmethod
+    def merge(self, parts: Sequence[np.ndarray], rows: np.ndarray) -> None:
+        """Rows of every rank, (n, H (d + 2)) each -> those of all keys, but for the maxima."""
+
+    @abstractmethod
+    def finish(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Rows (n, H (d + 2)) -> what attention gives, out (n, D)."""
+
+    @abstractmethod
+    def arrays(self) -> Iterable[Any]:
+        """All that is kept."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all that is kept, room for new tokens included; what blocks share counts once."""
+        return sum({id(array): array.nbytes for array in self.arrays()}.values())
+
+
+class HostCache(Cache):
+    """Sequence by sequence, as a core goes over them."""
+
+    def __init__(self, kernels: ModuleType, *kept: Any) -> None:
+        super().__init__(*kept)
+        self.kernels = kernels
+        self.own: list[dict[int, Rows]] = [{} for _ in range(self.config.n_layers)]
+        self.far: list[dict[int, Kept]] = [{} for _ in range(self.config.n_layers)]
+
+    def keep_own(self, i: int, kv: np.ndarray) -> None:
         offsets = self.layout.row_offsets
         for s in self.sequences:
             mine = kv[offsets[s] : offsets[s + 1]]
             self.own[i][s] = Rows(self.config, len(mine) + int(self.room[s]))
             self.own[i][s].append(mine)
 
-    def keep_far(self, i: int, offsets: np.ndarray, remember: Callable[[int, int], Kept]) -> None:
-        """Of block i, what is far: `remember` keeps the keys from one index to another, a sequence's at `offsets`."""
+    def keep_far(self, i: int, offsets: np.ndarray, remember: Callable[[Part, np.ndarray], Kept]) -> None:
         if self.keeps_far:
             for s in self.sequences:
                 if offsets[s] < offsets[s + 1]:
-                    self.far[i][s] = remember(int(offsets[s]), int(offsets[s + 1]))
+                    part = slice(int(offsets[s]), int(offsets[s + 1]))
+                    self.far[i][s] = remember(part, np.array([0, part.stop - part.start]))
 
-    @property
-    def n_bytes(self) -> int:
-        """Of all that is kept, room for new tokens included; what blocks share counts once."""
+    def plan(self, sequences: np.ndarray, keeps: bool) -> None:
+        self._planned, self._keeps = sequences.tolist(), keeps
+
+    def attend(self, i: int, q: np.ndarray, kv: np.ndarray, rows: np.ndarray) -> None:
+        heads = q.reshape(len(q), self.config.n_kv_heads, -1, self.config.d_head)  # (n, Hkv, H / Hkv, d)
+        for s, row, queries, new in zip(self._planned, rows, heads, kv, strict=True):
+            softmax = Softmax(row, self.config)
+            softmax.clear()
+            if s in self.far[i]:
+                self.far[i][s].attend(queries, softmax, self.kernels)
+            if self._keeps:
+                self.own[i][s].append(new[None])
+            self.own[i][s].attend(queries, softmax, self.kernels)
+
+    def merge(self, parts: Sequence[np.ndarray], rows: np.ndarray) -> None:
+        every = np.stack(parts)  # (P, n, H (d + 2))
+        (size, n, _), h, d = every.shape, self.config.n_heads, self.config.d_head
+        maxima = every[:, :, h * d : h * d + h]  # (P, n, H)
+        shares = np.exp(maxima - maxima.max(axis=0))  # 0 for a rank without keys: the new token's are somewhere
+        every[:, :, : h * d].reshape(size, n, h, d)[...] *= shares[:, :, :, None]
+        every[:, :, h * d + h :] *= shares
+        every.sum(axis=0, out=rows)
+
+    def finish(self, rows: np.ndarray, out: np.ndarray) -> None:
+        n, h, d = len(rows), self.config.n_heads, self.config.d_head
+        sums, row_sum = rows[:, : h * d].reshape(n, h, d), rows[:, h * d + h :]
+        np.divide(sums, row_sum[:, :, None], out=out.reshape(n, h, d))
+
+    def arrays(self) -> Iterable[np.ndarray]:
         kept: list[Kept] = [x for of_block in self.own for x in of_block.values()]
         kept += [x for of_block in self.far for x in of_block.values()]
-        return sum({id(array): array.nbytes for x in kept for array in x.arrays()}.values())
+        return [array for x in kept for array in x.arrays()]

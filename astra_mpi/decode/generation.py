@@ -140,7 +140,7 @@ class Generation:
             before = tokens.ids[sequences, step - 1].astype(np.int64)
             self.rows = mode.step(before, sequences, self.first[sequences] + step - 1, step - 1)
         if len(mode.sampled):
-            logits = mode.family.final(self.rows)
+            logits = self.model.backend.fetch(mode.family.final(self.rows))
             tokens.put(step, sequences, self._sampled(logits, sequences, step))
             self.model.laps.mark("head")
 
@@ -182,7 +182,7 @@ class Generation:
         comm.Allgather(np.array([self.mode.cache.n_bytes], np.int64), cached)
         n_new = (self.tokens.ids >= 0).sum(axis=1)
         later_s = self.step_s[1 : int(n_new.max(initial=0))]
-        row_bytes = config.n_layers * 2 * config.d_kv * 4
+        row_bytes = config.n_layers * 2 * config.d_kv * np.dtype(model.backend.dtype).itemsize
         told = counted[:, 3].astype(np.int64)
         report["other_bytes"] += int(told.sum())
         report["choices"] |= {"decode": self.mode.mode}

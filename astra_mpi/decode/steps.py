@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from astra_mpi.decode.cache import Cache, Softmax
+from astra_mpi.decode.cache import Cache, HostCache, Softmax
+from astra_mpi.decode.packed import PackedCache
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Layout
 from astra_mpi.strategies.token_parallel import TokenParallel
+from astra_mpi.xp import take, to_host
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model
@@ -28,19 +30,19 @@ class Local:
     def __init__(self, model: Model, layout: Layout, room: np.ndarray) -> None:
         """room (B,): tokens that each sequence may get."""
         assert isinstance(model.family, Decoder) and isinstance(model.strategy, TokenParallel)
-        self.family, self.blocks, self.kernels, self.laps = (
-            model.family,
-            model.blocks,
-            model.backend.kernels,
-            model.laps,
-        )
+        self.family, self.blocks, self.backend, self.laps = model.family, model.blocks, model.backend, model.laps
         self.config, self.scratch, self.exchange = model.config, model.scratch, model.exchange
         self.layout = layout
         self._plan(room - 1)  # the last token of a sequence goes through no block
 
     def _plan(self, room: np.ndarray) -> None:
         self.computed = self.sampled = np.flatnonzero(self.layout.last_rank == self.layout.rank)
-        self.cache = Cache(self.config, self.layout, self.computed, room, keeps_far=True)
+        self.cache = self._cache(room, keeps_far=True)
+
+    def _cache(self, room: np.ndarray, keeps_far: bool) -> Cache:
+        kept = self.config, self.layout, self.computed, room, keeps_far
+        on_host = self.backend.xp is np
+        return HostCache(self.backend.kernels, *kept) if on_host else PackedCache(self.backend, *kept)
 
     @property
     def share_width(self) -> int:
@@ -49,7 +51,7 @@ class Local:
 
     def prefilled(self, rows: np.ndarray, layout: Layout) -> np.ndarray:
         """Rows (n, D) after the last block of the prefill -> this rank's share (B, share_width)."""
-        self._last = rows[layout.last_rows[1]]
+        self._last = take(rows, layout.last_rows[1])
         return np.zeros((len(layout.counts), 0), np.float32)
 
     def first(self, shared: np.ndarray) -> np.ndarray:
@@ -62,46 +64,42 @@ class Local:
         step: how many tokens these sequences got before.
         """
         n = len(ids)
+        self.cache.plan(sequences, self._keeps(step))
         self._counts = [4 * n * Softmax.width(self.config)] * self.layout.size
         batch = Batch(np.ones(n, np.int64), ids, positions)
         x = self.family.embed(batch, Layout(np.ones((n, 1), np.int64), 0))
         turns = self.family.turns(batch)
+        turns = turns if turns is None else self.scratch.xp.asarray(turns)
         self.laps.mark("embed")
         for i, block in enumerate(self.blocks):
             q, kv = block.queries_keys_values(block.attention_input(x))
             if turns is not None:
                 block.turn(turns)
             self.laps.mark("project")
-            attended = self._attended(i, q, kv, sequences, step)
+            attended = self._attended(i, q, kv)
             self.laps.mark("attention")
             x = block.output(x, attended)
             self.laps.mark("mlp")
         return x
 
-    def _attended(self, i: int, q: np.ndarray, kv: np.ndarray, sequences: np.ndarray, step: int) -> np.ndarray:
-        """Scaled queries q (n, D) and new [K | V] (n, 2 d_kv) of block i -> what attention gives (n, D)."""
-        return self._finished(self._partial(i, q, kv, sequences, True))
+    def _keeps(self, step: int) -> bool:
+        """Whether this rank keeps keys and values of the tokens of this step."""
+        return True
 
-    def _partial(self, i: int, q: np.ndarray, kv: np.ndarray, sequences: np.ndarray, keeps: bool) -> np.ndarray:
-        """Attention to what is kept here -> (n, H (d + 2)), rows of `Softmax`. keeps: the new keys and values too."""
-        rows = self.scratch("softmax rows", len(q), Softmax.width(self.config))
-        heads = q.reshape(len(q), self.config.n_kv_heads, -1, self.config.d_head)  # (n, Hkv, H / Hkv, d)
-        for s, row, queries, new in zip(sequences.tolist(), rows, heads, kv, strict=True):
-            softmax = Softmax(row, self.config)
-            softmax.clear()
-            if s in self.cache.far[i]:
-                self.cache.far[i][s].attend(queries, softmax, self.kernels)
-            if keeps:
-                self.cache.own[i][s].append(new[None])
-            self.cache.own[i][s].attend(queries, softmax, self.kernels)
+    def _attended(self, i: int, q: np.ndarray, kv: np.ndarray) -> np.ndarray:
+        """Scaled queries q (n, D) and new [K | V] (n, 2 d_kv) of block i -> what attention gives (n, D)."""
+        return self._finished(self._partial(i, q, kv))
+
+    def _partial(self, i: int, q: np.ndarray, kv: np.ndarray) -> np.ndarray:
+        """Attention to what is kept here -> (n, H (d + 2)), rows of `Softmax`."""
+        rows = self.scratch("softmax rows", len(q), Softmax.width(self.config), dtype=np.float32)
+        self.cache.attend(i, q, kv, rows)
         return rows
 
     def _finished(self, rows: np.ndarray) -> np.ndarray:
         """Rows of `Softmax` (n, H (d + 2)) -> (n, D)."""
-        n, h, d = len(rows), self.config.n_heads, self.config.d_head
-        out = self.scratch("attended", n, h * d)
-        sums, row_sum = rows[:, : h * d].reshape(n, h, d), rows[:, h * d + h :]
-        np.divide(sums, row_sum[:, :, None], out=out.reshape(n, h, d))
+        out = self.scratch("attended", len(rows), self.config.d_model)
+        self.cache.finish(rows, out)
         return out
 
     def abandon(self, n_before: int) -> None:
@@ -121,7 +119,7 @@ class Merged(Local):
         self.computed = np.arange(len(self.layout.counts))
         self.sampled = self.computed if rank == 0 else self.computed[:0]
         own_room = np.maximum(room - rank + size - 1, 0) // size  # tokens rank, rank + size, ..
-        self.cache = Cache(self.config, self.layout, self.computed, own_room, keeps_far=False)
+        self.cache = self._cache(own_room, keeps_far=False)
 
     @property
     def share_width(self) -> int:
@@ -130,28 +128,22 @@ class Merged(Local):
     def prefilled(self, rows: np.ndarray, layout: Layout) -> np.ndarray:
         share = np.zeros((len(layout.counts), self.share_width), np.float32)
         sequences, last = layout.last_rows
-        share[sequences] = rows[last]
+        share[sequences] = to_host(take(rows, last))
         return share
 
     def first(self, shared: np.ndarray) -> np.ndarray:
-        return shared
+        return self.backend.put(shared)
 
-    def _attended(self, i: int, q: np.ndarray, kv: np.ndarray, sequences: np.ndarray, step: int) -> np.ndarray:
-        rows = self._partial(i, q, kv, sequences, step % self.layout.size == self.layout.rank)
-        if self.layout.size == 1:
-            return self._finished(rows)
-        self.laps.mark("attention")
-        parts = self.exchange.start(rows.reshape(-1).view(np.uint8), self._counts).wait()
-        return self._finished(self._merged(np.stack([part.view(np.float32).reshape(rows.shape) for part in parts])))
+    def _keeps(self, step: int) -> bool:
+        return step % self.layout.size == self.layout.rank
 
-    def _merged(self, parts: np.ndarray) -> np.ndarray:
-        """Rows of `Softmax` of every rank (P, n, H (d + 2)) -> those of all keys (n, H (d + 2)), but for the maxima."""
-        (size, n, _), h, d = parts.shape, self.config.n_heads, self.config.d_head
-        maxima = parts[:, :, h * d : h * d + h]  # (P, n, H)
-        shares = np.exp(maxima - maxima.max(axis=0))  # 0 for a rank without keys: the new token's are somewhere
-        parts[:, :, : h * d].reshape(size, n, h, d)[...] *= shares[:, :, :, None]
-        parts[:, :, h * d + h :] *= shares
-        return parts.sum(axis=0)
+    def _attended(self, i: int, q: np.ndarray, kv: np.ndarray) -> np.ndarray:
+        rows = self._partial(i, q, kv)
+        if self.layout.size > 1:
+            self.laps.mark("attention")
+            parts = self.exchange.start(rows.reshape(-1).view(np.uint8), self._counts).wait()
+            self.cache.merge([part.view(np.float32).reshape(rows.shape) for part in parts], rows)
+        return self._finished(rows)
 
     def abandon(self, n_before: int) -> None:
         if self.layout.size > 1:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from astra_mpi.exchange import Exchange, Pending
+from astra_mpi.xp import to_host
 
 #: the first byte of a message: what a rank that failed, and drains its exchanges, does not send
 _WELL = 1
@@ -67,7 +68,7 @@ class Tokens:
         if self._pending is None:
             return
         (begin, end, pending), self._pending = self._pending, None
-        for rank, message in enumerate(pending.wait()):
+        for rank, message in enumerate(map(to_host, pending.wait())):
             self.failed |= bool(message[0] != _WELL)
             if not self.failed:
                 self._take(begin, np.flatnonzero(self.sampler == rank), message[1:].view(np.int32), end - begin)

@@ -18,8 +18,9 @@ from astra_mpi.codec.codebook import Codec
 from astra_mpi.codec.tables import distinct
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs import Coding, Wire, astra_wire
-from astra_mpi.decode.cache import Kept
+from astra_mpi.decode.cache import Kept, Part
 from astra_mpi.decode.codes import CodeSpace, CountedKeys, ScoredCodes, TurnedCodes
+from astra_mpi.decode.packed import Seen, SeenCodes, SeenCounts
 from astra_mpi.errors import AstraError
 from astra_mpi.exchange import Pending
 from astra_mpi.partition import Layout, displs
@@ -101,22 +102,25 @@ class Astra(TokenParallel):
             return FarKeys(beside(far, table.rows), offsets, rows=far[:, 0].astype(np.int32))
         return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=index)
 
-    def remember(self, i: int, far: FarKeys, a: int, b: int) -> Kept:
-        """The codes of far tokens from a to b (docs/decode.md), or, where a new token would have to project every far
-        token again, keys and values: keys are turned and not quantised themselves.
+    def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
+        """The codes of some far tokens (docs/decode.md), or, where a new token would have to project every far token
+        again, keys and values: keys are turned and not quantised themselves.
         """
-        if i < self.first_coded:
-            return super().remember(i, far, a, b)
         rotary, table = self.turns is not None, self.remote.tables[i]
-        if rotary and self.site != "kv" and self.remote.how == "gemm":
-            return super().remember(i, far, a, b)
-        index, _ = self._far(i)
-        codes = self.codes[i][index[a:b]]
-        if rotary:
-            turns = self._far_turns.setdefault(index[a:b].tobytes(), self.gathered_turns[index[a:b]])
+        if i < self.first_coded or (rotary and self.site != "kv" and self.remote.how == "gemm"):
+            return super().remember(i, far, part, offsets)
+        index = self._far(i)[0][part]
+        codes = take(self.codes[i], index)
+        turns = self._far_turns.setdefault(index.tobytes(), take(self.gathered_turns, index)) if rotary else None
+        if table.rows is not None and not rotary:
+            if not self.packed:
+                return CountedKeys(table.rows, codes, self.kernels)
+            size = self.codec.config.codebook_size
+            return SeenCounts(beside(codes, table.rows), *self.kernels.distinct(codes, beside(codes, offsets), size))
+        if self.packed:
+            return SeenCodes(table, codes, turns, offsets, self.kernels, self.dtype)
+        if turns is not None:
             return TurnedCodes(table, codes, turns)
-        if table.rows is not None:
-            return CountedKeys(table.rows, codes, self.kernels)
         if i not in self._spaces:
             self._spaces[i] = CodeSpace(self.blocks[i], self.codec.blocks[i], self.codec.config.site, table)
         return ScoredCodes(self._spaces[i], codes, self.kernels)

@@ -14,13 +14,14 @@ import numpy as np
 from astra_mpi.attention import Attention
 from astra_mpi.balance import token_cost
 from astra_mpi.costs import Wire
-from astra_mpi.decode.cache import Cache, Kept, Rows
+from astra_mpi.decode.cache import Cache, Kept, Part, Rows
+from astra_mpi.decode.packed import Seen, SeenRows
 from astra_mpi.exchange import Pending
 from astra_mpi.partition import Cut, Layout, cut, displs, rotated
 from astra_mpi.strategies.base import Parts, Strategy
 from astra_mpi.strategies.spec import Spec
 from astra_mpi.work import shape_of
-from astra_mpi.xp import take, to_host
+from astra_mpi.xp import on_host, take, to_host
 
 
 class FarKeys(NamedTuple):
@@ -159,9 +160,12 @@ class TokenParallel(Strategy):
         """(B + 1,) where each sequence's far tokens begin, as `remember` counts them."""
         return far.offsets
 
-    def remember(self, i: int, far: FarKeys, a: int, b: int) -> Kept:
-        """Of block i's far keys, those from a to b, as decoding is to keep them."""
-        return Rows.of(self.config, far.kv[a:b], None if far.bias is None else far.bias[a:b])
+    def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
+        """Of block i's far keys those of `part`, as decoding is to keep them; a sequence's begin at `offsets` of it."""
+        kv, bias = take(far.kv, part), None if far.bias is None else take(far.bias, part)
+        if on_host(kv):
+            return Rows.of(self.config, kv, bias)
+        return SeenRows(kv.astype(self.dtype, copy=False), bias, offsets)
 
     def _start(self, i: int, rows: np.ndarray) -> Pending | None:
         if not self.sends:

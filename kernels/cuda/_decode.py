@@ -32,8 +32,8 @@ def attend_new(
     """One step of online softmax for one new token per sequence, in place.
 
     Scaled queries q (n, H d), kv (m, 2 Hkv d) = [K | V], heads = (H, Hkv). spans: where each sequence's keys begin and
-    end, (n,) int64 each; longest: no sequence has more. key_bias, key_rows (keys,): as `attend_packed` takes them. state
-    (n, H (d + 2)) float32: sums of the heads, their maxima, sums of their weights. fresh: state holds nothing yet.
+    end, (n,) int64 each; longest: no sequence has more. key_bias, key_rows (keys,): as `attend_packed` takes them.
+    state (n, H (d + 2)) float32: sums of the heads, their maxima, sums of their weights. fresh: it holds nothing yet.
     """
     n, n_heads, n_kv_heads = len(q), *heads
     d = q.shape[1] // n_heads
