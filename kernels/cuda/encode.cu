@@ -9,8 +9,9 @@
 // leave the tie contract: they would need an exact second look at near ties); one block per row tile only (few tokens
 // then keep few multiprocessors busy). Taken: 128 x 128 tiles of 8 x 8 per thread, the next tile on its way to registers
 // while this one is worked on, entry tiles split over grid.y, rows merged by a 64-bit atomic minimum. Scores and
-// codes are kept apart until then, as a thread meets codes in ascending order: 248 instructions less per tile of 64 scores
-// (sm_90, by the size of the code) than as 64-bit numbers, beside 1536 multiply-adds at W = 24.
+// codes are kept apart until then, as a thread meets codes in ascending order; 128 registers, two blocks per multiprocessor.
+// Multiply-adds among the instructions of a tile (sm_90, read in the code): 83% at W = 768, 68% at W = 24; before, with
+// 64-bit scores, two numbers unrolled and pointers per row: 78% and 57%.
 // Times: docs/gpu.md, by jobs/gpu_bench.py.
 #define TILE 128
 #define DEPTH 8
@@ -25,40 +26,39 @@ __device__ __forceinline__ Best ranked(float score, int code) {
     return static_cast<Best>(sortable) << 32 | static_cast<unsigned>(code);
 }
 
-// Numbers depth .. depth + 3 of row `row` of a (rows, width) array, zero outside of it.
-__device__ __forceinline__ void fetch(float v[4], const float *a, Index stride, int row, int rows, int depth, int width) {
+// Four numbers from a[at] on of a row that has `left` more, zero beyond them; at < 0: there is no such row.
+__device__ __forceinline__ void fetch(float v[4], const float *a, int at, int left) {
 #if VECTOR
-    if (row < rows && depth < width) {
-        const float4 four = *reinterpret_cast<const float4 *>(a + row * stride + depth);
-        v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
-    } else {
-        v[0] = v[1] = v[2] = v[3] = 0.0f;
-    }
+    const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    const float4 four = at >= 0 && left > 0 ? *reinterpret_cast<const float4 *>(a + at) : none;
+    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
 #else
-    for (int j = 0; j < 4; j++) v[j] = row < rows && depth + j < width ? a[row * stride + depth + j] : 0.0f;
+    for (int j = 0; j < 4; j++) v[j] = at >= 0 && j < left ? a[at + j] : 0.0f;
 #endif
 }
 
 // best (n, groups) = min(best, the best entry of this block's tiles). x (n, groups * width), rows x_row apart;
 // entries (groups, n_codes, width); half_norms (groups, n_codes). Grid: (row tiles, splits of the entries, groups).
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 nearest(const float *x, Index x_row, const float *entries, const float *half_norms, Best *best, int n, int n_codes,
         int width) {
     SHARED_ARRAY(float, xs, 2 * DEPTH * LINE);
     SHARED_ARRAY(float, es, 2 * DEPTH * LINE);
     const int t = threadIdx.x, tx = t % 16, ty = t / 16, group = blockIdx.z, n_groups = gridDim.z;
     const int row0 = blockIdx.x * TILE, own = t / 2, part = t % 2 * 4;  // what this thread brings: row `own`, 4 deep
-    x += static_cast<Index>(group) * width;
+    x += static_cast<Index>(group) * width + row0 * x_row;
     entries += static_cast<Index>(group) * n_codes * width;
     half_norms += static_cast<Index>(group) * n_codes;
     const int steps = (width + DEPTH - 1) / DEPTH;
     float lowest[8];
     int codes[8];
     for (int i = 0; i < 8; i++) lowest[i] = CUDART_INF_F, codes[i] = -1;
+    const int x_own = row0 + own < n ? own * static_cast<int>(x_row) + part : -1;
     for (int tile = blockIdx.y * TILE; tile < n_codes; tile += gridDim.y * TILE) {
+        const int e_own = tile + own < n_codes ? (tile + own) * width + part : -1;
         float acc[8][8] = {}, nx[4], ne[4];
-        fetch(nx, x, x_row, row0 + own, n, part, width);
-        fetch(ne, entries, width, tile + own, n_codes, part, width);
+        fetch(nx, x, x_own, width - part);
+        fetch(ne, entries, e_own, width - part);
         for (int step = 0; step < steps; step++) {
             const int at = step % 2 * DEPTH * LINE;
             for (int j = 0; j < 4; j++) {
@@ -67,9 +67,11 @@ nearest(const float *x, Index x_row, const float *entries, const float *half_nor
             }
             __syncthreads();  // the other half of the buffers is free: all threads are past their reads of it
             if (step + 1 < steps) {
-                fetch(nx, x, x_row, row0 + own, n, (step + 1) * DEPTH + part, width);
-                fetch(ne, entries, width, tile + own, n_codes, (step + 1) * DEPTH + part, width);
+                const int next = (step + 1) * DEPTH, left = width - next - part;
+                fetch(nx, x + next, x_own, left);
+                fetch(ne, entries + next, e_own, left);
             }
+#pragma unroll
             for (int k = 0; k < DEPTH; k++) {
                 const int line = at + k * LINE;
                 const float4 x0 = read4(xs, line + ty * 4), x1 = read4(xs, line + 64 + ty * 4);
@@ -86,13 +88,11 @@ nearest(const float *x, Index x_row, const float *entries, const float *half_nor
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             const int code = tile + j / 4 * 64 + tx * 4 + j % 4;
-            if (code < n_codes) {
-                const float norm = half_norms[code];
+            const float norm = code < n_codes ? half_norms[code] : CUDART_INF_F;
 #pragma unroll
-                for (int i = 0; i < 8; i++) {  // a thread's codes ascend: of equals the first stays
-                    const float score = norm - acc[i][j];
-                    if (score < lowest[i]) lowest[i] = score, codes[i] = code;
-                }
+            for (int i = 0; i < 8; i++) {  // a thread's codes ascend: of equals the first stays
+                const float score = norm - acc[i][j];
+                if (score < lowest[i]) lowest[i] = score, codes[i] = code;
             }
         }
     }
