@@ -10,7 +10,8 @@ FOLDER = Path(__file__).parent / "cuda"
 
 def source(name: str) -> str:
     """The text of `name`.cu after what all files share; errors point into the files."""
-    return "".join(f'#line 1 "{file}"\n{(FOLDER / file).read_text()}\n' for file in ("common.cuh", f"{name}.cu"))
+    shared = ("common.cuh", "attention.cuh") if name.startswith("attention") else ("common.cuh",)
+    return "".join(f'#line 1 "{file}"\n{(FOLDER / file).read_text()}\n' for file in (*shared, f"{name}.cu"))
 
 
 def options(half: bool = False, vector: bool = False, **defines: Any) -> tuple[str, ...]:

@@ -25,8 +25,11 @@ SOURCES = (
     + [("finish", half, 0, {}) for half in (0, 1)]
     + [("codes", half, vector, {"CODE": CODES[half ^ vector]}) for half in (0, 1) for vector in (0, 1)]
     + [("encode", 0, vector, {"CODE": CODES[vector]}) for vector in (0, 1)]
-    + [("attention", half, 1, {"D": d, "MMA": half}) for half in (0, 1) for d in (64, 128)]
-    + [("attention", half, 0, {"D": 24, "MMA": half}) for half in (0, 1)]
+    + [("attention", 0, vector, {"D": d}) for vector, d in ((1, 64), (1, 128), (0, 24))]
+    + [
+        ("attention_half", 1, 0, {"D": d, "ROWS": rows, "WIDE": w})
+        for d, rows, w in ((64, 2, 1), (128, 1, 1), (24, 1, 0))
+    ]
     + [("decode", half, 1, {"D": d, "HEADS": heads}) for half in (0, 1) for d in (64, 128) for heads in (1, 8)]
     + [("decode", half, 0, {"D": 250, "HEADS": 8}) for half in (0, 1)]
 )

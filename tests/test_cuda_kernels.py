@@ -261,6 +261,19 @@ def test_attention_of_all_widths(gpu, dtype, d):
     compare(gpu, q * dtype(d**-0.5), [(k, v, None, None)])
 
 
+@pytest.mark.parametrize("d", [8, 12, 40, 64])
+@pytest.mark.parametrize("causal", [None, 3])
+def test_half_attention_with_twice_the_queries(gpu, monkeypatch, d, causal):
+    """Two products of rows per warp, as where there are many blocks."""
+    from astra_mpi.kernels.cuda import _attention
+
+    monkeypatch.setattr(_attention, "_BLOCKS", 1)
+    q, k, v, far, far_v = (normal(2, n, d, seed=s, dtype=np.float16) for s, n in enumerate((150, 140, 140, 67, 67)))
+    bias = normal(67, seed=9)
+    bias[::4] = -np.inf
+    compare(gpu, q * np.float16(d**-0.5), [(far, far_v, bias, None), (k, v, None, causal)])
+
+
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (3, 64), (64, 65), (70, 130), (5, 0)])
 @DTYPES
 def test_attention_sizes_and_grouped_queries(gpu, dtype, queries, keys):
@@ -453,8 +466,8 @@ def compiler(request):
         pytest.skip("no g++ to emulate kernels with")
 
 
-def run(source, args, block=64, grid=1, shared=0, order=0):
-    module = Module((FOLDER / "common.cuh").read_text() + source, ("-DHALF=0", "-DVECTOR=0"), order)
+def run(source, args, block=64, grid=1, shared=0, order=0, half=0):
+    module = Module((FOLDER / "common.cuh").read_text() + source, (f"-DHALF={half}", "-DVECTOR=0"), order)
     module.get_function("k")((grid,), (block,), args, shared_mem=shared)
 
 
@@ -515,6 +528,38 @@ def test_an_access_outside_of_an_array(place):
 def test_an_access_outside_of_shared_memory():
     with pytest.raises(EmulationError, match="outside of shared memory"):
         run(REVERSE.replace("s[63 -", "s[64 +"), (normal(64), np.int32(64)))
+
+
+COPIES = """
+extern "C" __global__ void k(__half *x) {
+    SHARED_ARRAY(__half, s, 64 * 8);
+    copy16(s + threadIdx.x * 8, x + threadIdx.x * 8, true);
+    copies_here();
+    __syncthreads();
+    x[threadIdx.x * 8] = s[(63 - threadIdx.x) * 8];
+}
+"""
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_copies_to_shared_memory(order):
+    x = normal(64, 8, dtype=np.float16)
+    expected = x[::-1, 0].copy()
+    run(COPIES, (x,), order=order, half=1)
+    assert np.array_equal(x[:, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (COPIES.replace("copies_here();", ""), "never waited"),
+        (COPIES.replace("copies_here();\n    __syncthreads();", "__syncthreads(); copies_here();"), "race"),
+        (COPIES.replace("s + threadIdx.x * 8, x", "s + threadIdx.x * 8 + 1, x"), "misaligned"),
+    ],
+)
+def test_copies_that_go_wrong(wrong, error):
+    with pytest.raises(EmulationError, match=error):
+        run(wrong, (normal(64, 8, dtype=np.float16),), half=1)
 
 
 def test_a_scalar_of_the_wrong_width():

@@ -1,4 +1,4 @@
-"""Online softmax attention (attention.cu, finish.cu)."""
+"""Online softmax attention (attention.cu, attention_half.cu, finish.cu)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from astra_mpi.xp import beside
 
 Array = Any
 _TILE = 64
+_BLOCKS = 264  # two for each multiprocessor of the largest GPUs: from there on a block may take twice the queries
 
 
 def attend(
@@ -79,11 +80,6 @@ def _attend(
         return
     if d > MAX_D_HEAD:
         raise ValueError(f"heads of {d} numbers are too wide for this kernel; {MAX_D_HEAD} at most")
-    half = q.dtype == np.float16
-    padded = ceil_div(d, 16) * 16
-    # shared memory: half, keys and values; float32, queries, keys and scores
-    tiles = 4 * _TILE * (padded + 8) if half else 8 * _TILE * (padded + 4) + 4 * _TILE * (_TILE + 4)
-    vector = vectors(d, q, k, v) and all(a.strides[0] % (4 * a.itemsize) == 0 for a in (q, k, v))
     strides = [np.int64(s // a.itemsize) for a in (q, k, v) for s in a.strides[:2]]
     given = (
         *(q, *strides[:2], k, *strides[2:4], v, *strides[4:]),
@@ -92,9 +88,20 @@ def _attend(
         *(acc, *(np.int64(s // 4) for s in acc.strides[:2])),
         *(row_max, row_sum, *(np.int64(s // 4) for s in row_max.strides)),
     )
+    padded, blocks = ceil_div(d, 16) * 16, n_heads * (len(q_offsets) - 1)
+    if q.dtype == np.float16:
+        wide = d % 8 == 0 and all(
+            a.data.ptr % 16 == 0 and a.strides[0] % 16 == a.strides[1] % 16 == 0 for a in (q, k, v)
+        )
+        rows = 2 if d <= 64 and ceil_div(longest, 2 * _TILE) * blocks >= _BLOCKS else 1
+        how = options(True, D=d, ROWS=rows, WIDE=int(wide))
+        grid = ceil_div(longest, rows * _TILE), n_heads, len(q_offsets) - 1
+        launch("attention_half", "attend", grid, 128, given, how, 4 * _TILE * (padded + 8) + 4 * _TILE)
+        return
+    vector = vectors(d, q, k, v) and all(a.strides[0] % 16 == 0 for a in (q, k, v))
+    tiles = 8 * _TILE * (padded + 4) + 4 * _TILE * (_TILE + 4)  # queries, keys and scores
     grid = ceil_div(longest, _TILE), n_heads, len(q_offsets) - 1
-    block = 128 if half else 256
-    launch("attention", "attend", grid, block, given, options(half, vector, D=d, MMA=int(half)), tiles + 4 * _TILE)
+    launch("attention", "attend", grid, 256, given, options(False, vector, D=d), tiles + 4 * _TILE)
 
 
 def finish(acc: Array, row_sum: Array, out: Array) -> None:

@@ -11,15 +11,31 @@ template <class T> __device__ __forceinline__ Shared<T> shared_at(char *base, in
 __device__ __forceinline__ float4 read4(const float *p, int i) { return *reinterpret_cast<const float4 *>(p + i); }
 #if HALF
 #include <cuda_fp16.h>
-__device__ __forceinline__ unsigned read_pair(const __half *p, int i) {
-    return *reinterpret_cast<const unsigned *>(p + i);
-}
 // Four 8 x 8 matrices of halves, transposed; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void read_matrices_transposed(unsigned r[4], const __half *row) {
     const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(address));
+}
+// The same, as they are.
+__device__ __forceinline__ void read_matrices(unsigned r[4], const __half *row) {
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address));
+}
+// Begin to copy 16 bytes to shared memory, zeros unless `there`; copies_here() waits for all that this thread began.
+__device__ __forceinline__ void copy16(__half *to, const __half *from, bool there) {
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to)), bytes = there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(address), "l"(from), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copies_here() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+// 2^x to 2^-22.
+__device__ __forceinline__ float exp2_near(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 // c (16 x 8, float32) += a (16 x 16, half) b (16 x 8, half), in the register layout of PTX's mma.m16n8k16.
 __device__ __forceinline__ void mma(float c[4], const unsigned a[4], unsigned b0, unsigned b1) {

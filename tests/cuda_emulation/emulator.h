@@ -50,6 +50,8 @@ struct Fiber {
     int op, lane_argument;
     uint64_t in, out;
     uint32_t words[8];  // what EXCHANGE shows to the other lanes
+    struct Copy { void *to; const void *from; };
+    std::vector<Copy> copies;  // begun and not waited for
 };
 static std::vector<Fiber> fibers;
 static std::vector<char> stacks;
@@ -178,7 +180,7 @@ static bool exchange(int warp) {  // the lanes named in the mask are all there: 
     return true;
 }
 static bool run_block() {
-    for (int t = 0; t < n_threads; t++) fibers[t].state = READY;
+    for (int t = 0; t < n_threads; t++) fibers[t].state = READY, fibers[t].copies.clear();
     epoch++;
     uint64_t random = 0x9E3779B97F4A7C15ull * (order + 1);
     std::vector<int> turn(n_threads);
@@ -202,7 +204,11 @@ static bool run_block() {
                     warped = true;
                     break;
                 }
-        if (done == n_threads) return true;
+        if (done == n_threads) {
+            for (int t = 0; t < n_threads; t++)
+                if (!fibers[t].copies.empty()) return fail("thread %d never waited for what it copies to shared memory", t);
+            return true;
+        }
         if (warped) continue;
         if (waiting == n_threads) {
             epoch++;
@@ -331,22 +337,24 @@ static inline float __half2float(__half h) { return static_cast<float>(h.v); }
 static inline __half __float2half_rn(float x) { return {static_cast<_Float16>(x)}; }
 static inline unsigned short __half_as_ushort(__half h) { unsigned short u; memcpy(&u, &h, 2); return u; }
 static inline __half __ushort_as_half(unsigned short u) { __half h; memcpy(&h, &u, 2); return h; }
-static inline unsigned read_pair(Shared<__half> s, long long i) {
-    if (reinterpret_cast<uintptr_t>(s.p + i) % 4) { snprintf(emulated::message, 512, "a misaligned read of two numbers"); siglongjmp(emulated::fault, 2); }
-    emulated::touch(s.p + i, 4, false);
-    unsigned u;
-    memcpy(&u, s.p + i, 4);
-    return u;
-}
 static inline float half_of(unsigned pair, int high) { return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> 16 * high))); }
 
-// ldmatrix.x4.trans (PTX ISA): lane l reads the row at its address; lane 4 g + t gets column g, rows 2 t and 2 t + 1.
-static inline void read_matrices_transposed(unsigned r[4], Shared<__half> row) {
+// ldmatrix.x4 (PTX ISA): lane l reads the row at its address; lane 4 g + t gets row g, columns 2 t and 2 t + 1 of each.
+static inline void show_row(Shared<__half> row) {
     if (reinterpret_cast<uintptr_t>(row.p) % 16) { snprintf(emulated::message, 512, "ldmatrix: a misaligned row"); siglongjmp(emulated::fault, 2); }
     emulated::touch(row.p, 16, false);
     uint32_t words[4];
     memcpy(words, row.p, 16);
     emulated::show(words, 4);
+}
+static inline void read_matrices(unsigned r[4], Shared<__half> row) {
+    show_row(row);
+    const int lane = emulated::current % 32;
+    for (int m = 0; m < 4; m++) r[m] = emulated::shown[emulated::current / 32][8 * m + lane / 4][lane % 4];
+}
+// ldmatrix.x4.trans: lane 4 g + t gets column g, rows 2 t and 2 t + 1.
+static inline void read_matrices_transposed(unsigned r[4], Shared<__half> row) {
+    show_row(row);
     const int lane = emulated::current % 32, g = lane / 4, t = lane % 4;
     const auto &shown = emulated::shown[emulated::current / 32];
     for (int m = 0; m < 4; m++) {
@@ -355,6 +363,25 @@ static inline void read_matrices_transposed(unsigned r[4], Shared<__half> row) {
         r[m] = low | high << 16;
     }
 }
+// cp.async: what is copied comes when it is waited for, and until then its place must not be touched.
+static inline void copy16(Shared<__half> to, const __half *from, bool there) {
+    if (reinterpret_cast<uintptr_t>(to.p) % 16 || reinterpret_cast<uintptr_t>(from) % 16) {
+        snprintf(emulated::message, 512, "cp.async: a misaligned address");
+        siglongjmp(emulated::fault, 2);
+    }
+    emulated::touch(to.p, 16, true);
+    emulated::fibers[emulated::current].copies.push_back({to.p, there ? from : nullptr});
+}
+static inline void copies_here() {
+    auto &copies = emulated::fibers[emulated::current].copies;
+    for (const auto &copy : copies) {
+        emulated::touch(copy.to, 16, true);
+        if (copy.from) memcpy(copy.to, copy.from, 16);
+        else memset(copy.to, 0, 16);
+    }
+    copies.clear();
+}
+static inline float exp2_near(float x) { return exp2f(x); }
 // mma.m16n8k16 (PTX ISA, "Matrix fragments"): lane 4 g + t has of a the rows g, g + 8 and the columns 2 t, 2 t + 1 (then
 // + 8), of b the rows 2 t, 2 t + 1 (then + 8) of column g, of c the rows g, g + 8 and the columns 2 t, 2 t + 1.
 static inline void mma(float c[4], const unsigned a[4], unsigned b0, unsigned b1) {
