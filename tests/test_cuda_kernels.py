@@ -131,13 +131,30 @@ def test_pack_and_unpack(gpu, n, bits, n_codes):
 
 @SIZES
 @DTYPES
-@pytest.mark.parametrize(("C", "K", "E"), [(1, 16, 37), (5, 300, 36), (8, 16, 520)])
+@pytest.mark.parametrize(("C", "K", "E"), [(1, 16, 37), (5, 300, 36), (8, 16, 520), (3, 15, 96)])
 def test_table_sum(gpu, n, dtype, C, K, E):
     tables, codes = normal(C, K, E, dtype=dtype), codes_of(n, C, K)
     for scale, bias in ((None, None), (normal(n, seed=1), normal(E, seed=2))):
         out = gpu.table_sum(there(codes), tables, there(scale), bias)
         assert out.dtype == dtype
         close(out, reference.table_sum(codes, *in_float32(tables), scale, bias), C)
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype", "shape", "columns"),
+    [
+        (512, np.float32, (4, 256, 1536), 16),
+        (512, np.float16, (4, 256, 1536), 32),
+        (512, np.float32, (8, 256, 1536), 8),
+        (511, np.float32, (4, 256, 1536), 0),  # few tokens
+        (9999, np.float32, (32, 1024, 1536), 0),  # no slice fits
+        (9999, np.float32, (4, 256, 1540), 0),
+    ],
+)
+def test_which_tables_are_cut_into_slices(gpu, n, dtype, shape, columns):
+    from astra_mpi.kernels.cuda._codes import _slice
+
+    assert _slice(n, np.broadcast_to(dtype(0), shape)) == columns
 
 
 @SIZES

@@ -17,6 +17,9 @@ _C_TYPES = {np.dtype(np.uint8): "unsigned char", np.dtype(np.uint16): "unsigned 
 _TILE = 128  # rows and entries of a block of `nearest`
 _BLOCKS = 528  # of `nearest`, to aim at: four for each multiprocessor of the largest GPUs
 
+_SLICE_BYTES = 96 << 10  # of tables in shared memory: two blocks per multiprocessor of 227 KB, one of 163 KB
+_REUSE = 2  # tokens per code of a table from which on tables are worth being brought to shared memory
+
 
 def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
     """Codes (n, G) of x (n, G*W); see reference.encode_grouped."""
@@ -60,9 +63,9 @@ def _settle(best: Array, codes: Array, column: int, rest: Array | None, entries:
     launch("encode", "settle", (ceil_div(n, 4),), 128, given, _how(codes))
 
 
-def _how(codes: Array, half: bool = False, vector: bool = False) -> tuple[str, ...]:
+def _how(codes: Array, half: bool = False, vector: bool = False, **defines: int) -> tuple[str, ...]:
     """Options for codes of this type; where there are none, any does."""
-    return options(half, vector, CODE=_C_TYPES.get(codes.dtype, "unsigned char"))
+    return options(half, vector, **defines, CODE=_C_TYPES.get(codes.dtype, "unsigned char"))
 
 
 def decode_grouped(codes: Array, entries: Array) -> Array:
@@ -113,10 +116,30 @@ def table_sum(codes: Array, tables: Array, scale: Array | None, bias: Array | No
         vector = vectors(width, tables, out)
         scale = None if scale is None else cupy.ascontiguousarray(scale)
         sizes = (np.int32(size) for size in (len(codes), n_tables, n_codes, width))
-        grid = min(len(codes), 65535), ceil_div(width, 512 if vector else 128)
         given = cupy.ascontiguousarray(codes), tables, scale, bias, out, *sizes
-        launch("codes", "table_sum", grid, 128, given, _how(codes, tables.dtype == np.float16, vector))
+        half = tables.dtype == np.float16
+        columns = _slice(len(codes), tables) if vector else 0
+        if columns:
+            slices, n_rows = width // columns, 1024 // columns  # tokens at a time
+            grid = slices, max(1, min(ceil_div(len(codes), n_rows), ceil_div(_BLOCKS // 2, slices)))
+            shared_bytes = n_tables * n_codes * columns * tables.itemsize
+            how = _how(codes, half, vector, SLICE=columns)
+            launch("slices", "table_sum_sliced", grid, 256, given, how, shared_bytes)
+        else:
+            grid = min(len(codes), 65535), ceil_div(width, 512 if vector else 128)
+            launch("codes", "table_sum", grid, 128, given, _how(codes, half, vector))
     return out
+
+
+def _slice(n: int, tables: Array) -> int:
+    """Columns of all tables that fit into shared memory together, where so many tokens make that pay; else 0."""
+    n_tables, n_codes, width = tables.shape
+    if n >= _REUSE * n_codes:
+        for n_bytes in (64, 32):  # whole sectors of what is written
+            columns = n_bytes // tables.itemsize
+            if width % columns == 0 and n_tables * n_codes * n_bytes <= _SLICE_BYTES:
+                return columns
+    return 0
 
 
 def gram_sum(codes: Array, gram: Array) -> Array:

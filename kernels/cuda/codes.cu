@@ -1,10 +1,9 @@
 // What is done with codes: wire packing, table sums, norms of sums, look-ups, counting.
 //
-// Roofline: table_sum writes n E numbers and reads n C E from tables that the second-level cache holds where they fit
-// (M = 4, K = 256, E = 1536: 6.3 MB); 12288 x 1536 float32 out: 75 MB, 23 us at 3.35 TB/s. pack, unpack, gram_sum and
-// counting handle a few bytes per token: their time is the launch.
-// Considered: tables in shared memory (they do not fit), a one-hot GEMM (K times the work), sigma inside table_sum (saves
-// two launches per block; to be tried when measured). Taken: a block per token and 512 columns, four numbers per thread.
+// Roofline: table_sum, which is for few tokens here (many: slices.cu), pack, unpack, gram_sum and counting handle little:
+// their time is the launch.
+// Considered: sigma inside table_sum (saves two launches per block; to be tried when measured). Taken: a block per token and
+// 512 columns, four numbers per thread.
 // Times: docs/gpu.md, by jobs/gpu_bench.py.
 
 // message byte i holds bits 8 i .. 8 i + 7; code j has bits j * bits .. (j + 1) * bits - 1.

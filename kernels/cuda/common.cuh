@@ -9,6 +9,9 @@ template <class T> __device__ __forceinline__ Shared<T> shared_at(char *base, in
     return reinterpret_cast<T *>(base + bytes);
 }
 __device__ __forceinline__ float4 read4(const float *p, int i) { return *reinterpret_cast<const float4 *>(p + i); }
+// n numbers from p[i] on, to be read or written together.
+template <class T> __device__ __forceinline__ const T *shared_span(const T *p, int i, int) { return p + i; }
+template <class T> __device__ __forceinline__ T *shared_place(T *p, int i, int) { return p + i; }
 #if HALF
 #include <cuda_fp16.h>
 // Four 8 x 8 matrices of halves, transposed; lane l gives the address of row l % 8 of matrix l / 8.

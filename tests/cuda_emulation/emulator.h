@@ -329,6 +329,13 @@ static inline float4 read4(Shared<float> s, long long i) {
     emulated::touch(s.p + i, 16, false);
     return *reinterpret_cast<float4 *>(s.p + i);
 }
+template <class T> static T *shared_numbers(Shared<T> s, int i, int n, bool write) {
+    if (reinterpret_cast<uintptr_t>(s.p + i) % (n * sizeof(T))) { snprintf(emulated::message, 512, "misaligned numbers of shared memory"); siglongjmp(emulated::fault, 2); }
+    emulated::touch(s.p + i, n * sizeof(T), write);
+    return s.p + i;
+}
+template <class T> static const T *shared_span(Shared<T> s, int i, int n) { return shared_numbers(s, i, n, false); }
+template <class T> static T *shared_place(Shared<T> s, int i, int n) { return shared_numbers(s, i, n, true); }
 
 // ---- half, where the compiler has it
 #if HALF
