@@ -43,7 +43,7 @@ class Exchange:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.missing = missing or Missing()
         self._pending: Pending | None = None
-        self._plans: dict[tuple[tuple[int, ...], bool], Plan | Mailbox] = {}
+        self._plans: dict[tuple[tuple[int, ...], bool, bool], Plan | Mailbox] = {}
         self.connect(REAL)
         self.n_started, self.traffic = 0, Traffic()
 
@@ -88,33 +88,42 @@ class Exchange:
         }
 
     def start(
-        self, message: np.ndarray, counts: Sequence[int], may_miss: bool = False, forward: bool = False
+        self,
+        message: np.ndarray,
+        counts: Sequence[int],
+        may_miss: bool = False,
+        forward: bool = False,
+        on_host: bool = False,
     ) -> Pending:
         """Begin the all-gather of `message`, uint8 (counts[rank],); `counts` (P,) are bytes, the same on all ranks.
 
         One exchange is under way at a time; its receive buffer is valid until the next one starts. may_miss: its end
-        need not wait for what is lost or late. forward: messages go to the ranks behind their sender only.
+        need not wait for what is lost or late. forward: messages go to the ranks behind their sender only. on_host:
+        messages are the host's, also where arrays are a device's.
         """
         if self.link is not None:
             self.link.check(self.clock.now())
-        return self._start(message, counts, may_miss, forward)
+        return self._start(message, counts, may_miss, forward, on_host)
 
-    def _start(self, message: np.ndarray, counts: Sequence[int], may_miss: bool, forward: bool) -> Pending:
+    def _start(
+        self, message: np.ndarray, counts: Sequence[int], may_miss: bool, forward: bool, on_host: bool
+    ) -> Pending:
         counts = tuple(int(n) for n in counts)
         if self._pending is not None:
             raise RuntimeError("an exchange is under way; wait for it first")
         if message.nbytes != counts[self.rank]:
             raise ValueError(f"message of {message.nbytes} bytes, planned {counts[self.rank]}")
         may_miss = may_miss and self.loses
-        plan = self._planned(counts, forward, may_miss and self._leaves_early)
-        self._pending = Pending(self, plan, counts, may_miss, forward)
+        staging = None if on_host else self.staging
+        plan = self._planned(counts, forward, staging, may_miss and self._leaves_early)
+        self._pending = Pending(self, plan, counts, may_miss, forward, staging)
         self.n_started += 1
         self.traffic.gathered(counts, self.rank, forward)
-        if self.staging is None:
+        if staging is None:
             plan.parts[self.rank][:] = message
             self._pending.send()
         else:
-            self.staging.take(message, plan.parts[self.rank])
+            staging.take(message, plan.parts[self.rank])
         return self._pending
 
     @property
@@ -122,18 +131,22 @@ class Exchange:
         """A rank goes on while messages are on their way. A virtual clock decides by times, with all messages here."""
         return self.missing.deadline_s is not None and self.clock.name == "wall"
 
-    def _planned(self, counts: tuple[int, ...], forward: bool, leaves_early: bool) -> Plan | Mailbox:
-        key = counts, forward
+    def _planned(
+        self, counts: tuple[int, ...], forward: bool, staging: Staging | None, leaves_early: bool
+    ) -> Plan | Mailbox:
+        key = counts, forward, staging is None
         if key not in self._plans or isinstance(self._plans[key], Mailbox) != leaves_early:
             early = leaves_early or any(isinstance(plan, Mailbox) for plan in self._plans.values())
             many = len(self._plans) >= KEPT_PLANS
-            if early or many or sum(sum(planned) for planned, _ in self._plans) + sum(counts) > KEPT_BYTES:
+            if early or many or sum(sum(planned) for planned, *_ in self._plans) + sum(counts) > KEPT_BYTES:
                 self._forget()
-            self._plans[key] = Mailbox(self.comm, counts, forward) if leaves_early else self._plan(counts, forward)
+            self._plans[key] = (
+                Mailbox(self.comm, counts, forward) if leaves_early else self._plan(counts, forward, staging)
+            )
         return self._plans[key]
 
-    def _plan(self, counts: tuple[int, ...], forward: bool) -> Plan:
-        empty = np.empty if self.staging is None else self.staging.message_buffer
+    def _plan(self, counts: tuple[int, ...], forward: bool, staging: Staging | None) -> Plan:
+        empty = np.empty if staging is None else staging.message_buffer
         return Plan(self.comm, counts, stamped=self.link is not None, forward=forward, empty=empty)
 
     def _forget(self) -> None:
@@ -190,12 +203,19 @@ class Exchange:
         self.traffic.contributed_bytes -= n_bytes
         self.traffic.other_bytes += n_bytes
 
-    def drain(self, counts: Sequence[int], n_exchanges: int, may_miss: bool = False, forward: bool = False) -> None:
+    def drain(
+        self,
+        counts: Sequence[int],
+        n_exchanges: int,
+        may_miss: bool = False,
+        forward: bool = False,
+        on_host: bool = False,
+    ) -> None:
         """After a failure on this rank: take part in the remaining exchanges, so that no other rank hangs."""
         if self._pending is not None:
             self._pending.wait()
         while self.n_started < n_exchanges:
-            self._start(np.zeros(counts[self.rank], dtype=np.uint8), counts, may_miss, forward).wait()
+            self._start(np.zeros(counts[self.rank], dtype=np.uint8), counts, may_miss, forward, on_host).wait()
 
     def room(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
         """On rank 0, room for rows (n_r, D) of every rank; None elsewhere."""
@@ -211,9 +231,15 @@ class Pending:
     """An all-gather under way."""
 
     def __init__(
-        self, exchange: Exchange, plan: Plan | Mailbox, counts: tuple[int, ...], may_miss: bool, forward: bool
+        self,
+        exchange: Exchange,
+        plan: Plan | Mailbox,
+        counts: tuple[int, ...],
+        may_miss: bool,
+        forward: bool,
+        staging: Staging | None,
     ) -> None:
-        self._exchange, self._plan, self._counts = exchange, plan, counts
+        self._exchange, self._plan, self._counts, self._staging = exchange, plan, counts, staging
         self.may_miss, self._forward = may_miss, forward
         self._block, self._sent = exchange.n_started, False
         self._start_s = exchange.clock.now()
@@ -227,8 +253,8 @@ class Pending:
         if self._sent:
             return
         self._sent = True
-        if exchange.staging is not None:
-            exchange.staging.taken()
+        if self._staging is not None:
+            self._staging.taken()
             exchange.laps.mark("encode")
         if exchange.link is not None:
             departure_s = exchange.link.depart(exchange.clock.now(), self._counts, self._forward)
@@ -261,7 +287,7 @@ class Pending:
         exchange._pending = None
         exchange.laps.in_flight(self._start_s)
         exchange.laps.mark("exchange")
-        return plan.parts if exchange.staging is None else exchange.staging.give(plan.parts)
+        return plan.parts if self._staging is None else self._staging.give(plan.parts)
 
 
 def _private(comm: MPI.Comm) -> MPI.Comm:

@@ -57,7 +57,10 @@ class Staging:
         """
         ends = [0, *accumulate(part.size for part in parts)]
         if self._received.size < ends[-1]:
-            self._received = self.xp.empty(ends[-1], np.uint8)
+            with (
+                self.transfer
+            ):  # from memory of that stream's own: no work of the other one that is queued still uses it
+                self._received = self.xp.empty(ends[-1], np.uint8)
         here = [self._received[a:b] for a, b in pairwise(ends)]
         for target, part in zip(here, parts, strict=True):
             if part.size:

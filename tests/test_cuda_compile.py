@@ -32,7 +32,8 @@ SOURCES = (
         for d, rows, w in ((64, 2, 1), (128, 1, 1), (24, 1, 0))
     ]
     + [("decode", half, 1, {"D": d, "HEADS": heads}) for half in (0, 1) for d in (64, 128) for heads in (1, 8)]
-    + [("decode", half, 0, {"D": 250, "HEADS": 8}) for half in (0, 1)]
+    + [("decode", half, vector, {"D": d, "HEADS": 8}) for half in (0, 1) for vector, d in ((0, 250), (1, 256))]
+    + [("merge", 0, 0, {"D": 128})]
 )
 
 

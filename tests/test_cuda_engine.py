@@ -349,6 +349,7 @@ def test_generation_from_codes_equals_the_cpu(comm, anywhere, monkeypatch, famil
 
     monkeypatch.setattr(packed, "TILE", 7)
     gpu, cpu, inputs, mask = models(comm, family, CODECS[codec])
+    n_compared = 0
     for spec, remote in (("astra", "table"), ("astra", "gemm"), ("astra:inputs", "table")):
         for model in (gpu, cpu):
             model.use(spec, remote=remote)
@@ -358,24 +359,35 @@ def test_generation_from_codes_equals_the_cpu(comm, anywhere, monkeypatch, famil
         differ = gpu.strategy.sends and any((mine.get() != theirs).any() for mine, theirs in pairs)
         if not comm.allreduce(differ, MPI.LOR):  # else near ties of float32 sums in another order
             assert_generates_the_same(gpu, cpu, inputs, mask, decode="local", stop=[3])
+            n_compared += 1
+    assert n_compared
 
 
+class Scripted(Kept):
+    """Tokens that depend on no logits, so that those of every step can be compared."""
+
+    def __call__(self, logits, sequences, step):
+        super().__call__(logits, sequences, step)
+        return (7 * sequences + 3 * step) % logits.shape[1]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("decode", ["local", "merged"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_generation_in_device_memory_and_half_precision(comm, cupy, family, decode):
-    gpu, cpu, inputs, mask = models(comm, family, CODECS["kv"], "cuda-aware", "float16")
+def test_generation_in_device_memory_and_half_precision(comm, cupy, family, decode, precision):
+    gpu, cpu, inputs, mask = models(comm, family, CODECS["kv"], "cuda-aware", precision)
     found = []
     for model in (gpu, cpu):
-        model.use("astra")
-        sample = Kept()
-        model.generate(inputs, mask, max_new_tokens=3, decode=decode, sample=sample)
+        model.use("sp")
+        sample = Scripted()
+        model.generate(inputs, mask, max_new_tokens=4, decode=decode, sample=sample)
         found.append(sample.logits)
+    bound = 0.03 if precision == "float16" else 2e-5
+    assert found[0].keys() == found[1].keys()
     for key, row in found[0].items():
-        if key[1] == 0:  # later ones may follow other tokens
-            assert np.median(np.abs(row - found[1][key])) < 0.01 * max(1.0, np.abs(row).max())
-    assert all(np.isfinite(row).all() for row in found[0].values())
-    halves = [part["generation"]["full_cache_bytes"] for part in (gpu.report, cpu.report)]
-    assert 2 * halves[0] == halves[1]
+        assert np.abs(row - found[1][key]).max() < bound * max(1.0, np.abs(row).max())
+    size = [part["generation"]["full_cache_bytes"] for part in (gpu.report, cpu.report)]
+    assert size[0] * (2 if precision == "float16" else 1) == size[1]
 
 
 @pytest.mark.parametrize("codec", ["residual", "one-code", "kv"])
@@ -392,14 +404,10 @@ def test_only_logits_and_messages_come_to_the_host_in_a_step(comm, cupy, decode,
 
     gpu.generate(inputs, mask, max_new_tokens=4, sample=sample, decode=decode)
     config = gpu.config
-    for n, trips in steps[2:]:  # in the first one constants are uploaded; later ones follow the ids of the one before
-        logits = ("get", 4 * n * config.vocab_size)
+    for n, trips in steps[2:]:  # in the first one constants are uploaded
         rows = 4 * n * (config.d_model + 2 * config.n_heads)
         each = [("get", rows), ("wait", 0)] if decode == "merged" and comm.size > 1 else []
-        told = trips[: len(trips) - len(each) * config.n_layers - 1]
-        assert trips[len(told) :] == each * config.n_layers + [logits]
-        assert len(told) <= 2 * comm.size  # ids of all ranks
-        assert sum(size for _, size in told) <= comm.size + 4 * len(inputs)
+        assert trips == each * config.n_layers + [("get", 4 * n * config.vocab_size)]
 
 
 def test_a_stream_of_generated_tokens(comm, cupy):

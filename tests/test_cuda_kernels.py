@@ -542,6 +542,17 @@ def test_an_access_outside_of_an_array(place):
         run(source, (normal(61), np.int32(61)))
 
 
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_misaligned_vector(half):
+    source = (
+        'extern "C" __global__ void k(const real *x, real *y) { float v[STEP]; load_step(x + 1, v); store_step(y, v); }'
+    )
+    x = normal(8, dtype=np.float16 if half else np.float32)
+    module = Module((FOLDER / "common.cuh").read_text() + source, (f"-DHALF={half}", "-DVECTOR=1"))
+    with pytest.raises(EmulationError, match="misaligned address"):
+        module.get_function("k")((1,), (1,), (x, np.zeros_like(x)))
+
+
 def test_an_access_outside_of_shared_memory():
     with pytest.raises(EmulationError, match="outside of shared memory"):
         run(REVERSE.replace("s[63 -", "s[64 +"), (normal(64), np.int32(64)))

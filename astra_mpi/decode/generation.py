@@ -74,7 +74,8 @@ class Generation:
         mode = request.decode
         if mode == "auto":
             mode = predicted_mode(model, self.layout, request.max_new_tokens)
-        self.mode: Local = MODES[mode](model, self.layout, room)
+        with collective(model.comm):  # which takes memory
+            self.mode: Local = MODES[mode](model, self.layout, room)
         merged = self.mode.mode == "merged"
         sampler = np.zeros(len(first), np.int64) if merged else self.layout.last_rank
         self.tokens = Tokens(model.exchange, sampler, room, request.stop, often=streams or merged, soon=merged)

@@ -1,4 +1,4 @@
-"""What decoding keeps in device memory: all sequences of a block side by side, attended to in one launch."""
+"""What decoding keeps in device memory: all sequences of a block side by side, attended to together."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ class SeenCounts:
     def __init__(self, rows: Any, values: Any, log_counts: Any, ends: Any) -> None:
         """rows (K, 2 d_kv); values and log_counts (n K,), those of sequence s from s K up to ends[s] (n,)."""
         self.rows, self.values, self.log_counts, self.ends = rows, values, log_counts, ends
+        self.starts = len(rows) * np.arange(len(ends))
 
     def keys(self, chosen: Chosen) -> Iterator[Keys]:
-        size = len(self.rows)
-        starts = chosen.of(size * np.arange(len(self.ends)))
-        yield Keys(self.rows, starts, self.ends[chosen.there], size, self.log_counts, self.values)
+        starts, ends = chosen.of(self.starts), self.ends[chosen.there]
+        yield Keys(self.rows, starts, ends, len(self.rows), self.log_counts, self.values)
 
     def arrays(self) -> Iterable[Any]:
         return [self.values, self.log_counts, self.ends]
@@ -130,6 +130,7 @@ class PackedCache(Cache):
         held = self.layout.row_offsets[self.sequences + 1] - first
         capacity = displs(held + self.room[self.sequences])
         self.capacity, self.starts, self.ends = int(capacity[-1]), capacity[:-1], capacity[:-1] + held
+        self.kernels.warm_up_new(self.heads, self.config.d_head, self.dtype)
         self._prompt_rows = self.xp.asarray(ranges(first, held))
         self._prompt_places = self.xp.asarray(ranges(self.starts, held))
 
@@ -148,6 +149,7 @@ class PackedCache(Cache):
         if keeps:
             self._new = self.xp.asarray(self.ends[places])
             self.ends[places] += 1
+        self._own = self._chosen.keys(None, self.starts, self.ends)
 
     def attend(self, i: int, q: Any, kv: Any, rows: Any) -> None:
         if self._new is not None:
@@ -157,7 +159,7 @@ class PackedCache(Cache):
         for keys in () if seen is None else seen.keys(self._chosen):
             self._attend(q, keys, rows, fresh)
             fresh = False
-        self._attend(q, self._chosen.keys(self.own[i], self.starts, self.ends), rows, fresh)
+        self._attend(q, self._own._replace(kv=self.own[i]), rows, fresh)
 
     def _attend(self, q: Any, keys: Keys, rows: Any, fresh: bool) -> None:
         spans = keys.starts, keys.ends

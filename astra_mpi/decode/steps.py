@@ -12,7 +12,7 @@ from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Layout
 from astra_mpi.strategies.token_parallel import TokenParallel
-from astra_mpi.xp import take, to_host
+from astra_mpi.xp import settle, take, to_host
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model
@@ -52,6 +52,7 @@ class Local:
     def prefilled(self, rows: np.ndarray, layout: Layout) -> np.ndarray:
         """Rows (n, D) after the last block of the prefill -> this rank's share (B, share_width)."""
         self._last = take(rows, layout.last_rows[1])
+        settle(self._last)  # the first token is timed with the prompt's work
         return np.zeros((len(layout.counts), 0), np.float32)
 
     def first(self, shared: np.ndarray) -> np.ndarray:
@@ -64,8 +65,8 @@ class Local:
         step: how many tokens these sequences got before.
         """
         n = len(ids)
-        self.cache.plan(sequences, self._keeps(step))
         self._counts = [4 * n * Softmax.width(self.config)] * self.layout.size
+        self.cache.plan(sequences, self._keeps(step))
         batch = Batch(np.ones(n, np.int64), ids, positions)
         x = self.family.embed(batch, Layout(np.ones((n, 1), np.int64), 0))
         turns = self.family.turns(batch)

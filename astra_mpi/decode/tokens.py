@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from astra_mpi.exchange import Exchange, Pending
-from astra_mpi.xp import to_host
 
 #: the first byte of a message: what a rank that failed, and drains its exchanges, does not send
 _WELL = 1
@@ -68,7 +67,7 @@ class Tokens:
         if self._pending is None:
             return
         (begin, end, pending), self._pending = self._pending, None
-        for rank, message in enumerate(map(to_host, pending.wait())):
+        for rank, message in enumerate(pending.wait()):
             self.failed |= bool(message[0] != _WELL)
             if not self.failed:
                 self._take(begin, np.flatnonzero(self.sampler == rank), message[1:].view(np.int32), end - begin)
@@ -94,7 +93,7 @@ class Tokens:
         self.hear()
         if not self.over:
             n_steps = 1 if self.often else self.ids.shape[1]
-            self.exchange.drain(self._counts(n_steps), self.exchange.n_started + 1)
+            self.exchange.drain(self._counts(n_steps), self.exchange.n_started + 1, on_host=True)
 
     def _counts(self, n_steps: int) -> list[int]:
         n_sampled = np.bincount(self.sampler, minlength=self.exchange.size)
@@ -103,5 +102,5 @@ class Tokens:
     def _start(self, begin: int, end: int) -> None:
         mine = np.ascontiguousarray(self.ids[self.sampler == self.exchange.rank, begin:end])
         message = np.concatenate([np.full(1, _WELL, np.uint8), mine.reshape(-1).view(np.uint8)])
-        self._pending = begin, end, self.exchange.start(message, self._counts(end - begin))
+        self._pending = begin, end, self.exchange.start(message, self._counts(end - begin), on_host=True)
         self.exchange.as_class_bytes(len(message))

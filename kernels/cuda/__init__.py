@@ -18,7 +18,7 @@ from astra_mpi.kernels.cuda._codes import (
     unpack,
     warm_up,
 )
-from astra_mpi.kernels.cuda._decode import attend_new, finish_new, merge_new
+from astra_mpi.kernels.cuda._decode import attend_new, finish_new, merge_new, warm_up_new
 from astra_mpi.kernels.cuda._rows import (
     activate,
     activate_gated,
@@ -59,4 +59,5 @@ __all__ = [
     "table_sum",
     "unpack",
     "warm_up",
+    "warm_up_new",
 ]

@@ -1,4 +1,4 @@
-"""Attention of new tokens to what is kept (decode.cu)."""
+"""Attention of new tokens to what is kept (decode.cu, merge.cu)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import cupy
 import numpy as np
 
 from astra_mpi.kernels.cuda._attention import finish
-from astra_mpi.kernels.cuda._launch import MAX_D_HEAD, ceil_div, launch, row_stride, vectors
+from astra_mpi.kernels.cuda._launch import MAX_D_HEAD, ceil_div, kernel, launch, row_stride
 from astra_mpi.kernels.cuda_source import options
 
 Array = Any
 _MAX_HEADS = 8  # query heads of a key head that a block works on
 _BLOCKS = 528  # to aim at: four for each multiprocessor of the largest GPUs
+_MOST_PARTS = 1024  # that merge.cu takes
 #: keys that are worth a block of their own
-SHARE = 256
+SHARE = 64
 
 
 def attend_new(
@@ -41,28 +42,49 @@ def attend_new(
         raise ValueError(f"heads of {d} numbers are too wide for this kernel; {MAX_D_HEAD} at most")
     if n == 0:
         return
-    repeat = n_heads // n_kv_heads
-    per_block = min(repeat, _MAX_HEADS)
-    columns = n_kv_heads * ceil_div(repeat, per_block)
-    splits = max(1, min(ceil_div(longest, SHARE), ceil_div(_BLOCKS, columns * n)))
+    tiles, per_block = _tiles(heads)
+    columns = n_kv_heads * tiles
+    splits = max(1, min(ceil_div(longest, SHARE), ceil_div(_BLOCKS, columns * n), _MOST_PARTS))
     parts = None if splits == 1 else cupy.empty((splits, *state.shape), np.float32)
-    how = options(q.dtype == np.float16, d % 4 == 0 and vectors(d, q, kv), D=d, HEADS=per_block)
+    how = _how(d, per_block, q.dtype == np.float16, _aligned(d, q, kv))
     given = q, row_stride(q), kv, row_stride(kv), key_bias, key_rows, *spans, np.int32(n_heads), np.int32(n_kv_heads)
     launch("decode", "attend_new", (splits, columns, n), 128, (*given, np.int32(fresh), state, parts), how)
     if parts is not None:
-        _merge(parts, state, n_heads, fresh, how)
+        _merge(parts, state, n_heads, fresh)
+
+
+def _tiles(heads: tuple[int, int]) -> tuple[int, int]:
+    """Blocks that share a key head's query heads, and how many of them each takes."""
+    repeat = heads[0] // heads[1]
+    tiles = ceil_div(repeat, _MAX_HEADS)
+    return tiles, ceil_div(repeat, tiles)
+
+
+def _aligned(d: int, *arrays: Array) -> bool:
+    """Whether heads can be read four numbers at a time, or in half eight where there are as many."""
+    n_bytes = arrays[0].itemsize * (8 if d % 8 == 0 and arrays[0].itemsize == 2 else 4)
+    return d % 4 == 0 and all(a.data.ptr % n_bytes == 0 and a.strides[0] % n_bytes == 0 for a in arrays)
+
+
+def _how(d: int, per_block: int, half: bool, vector: bool) -> tuple[str, ...]:
+    return options(half, vector, D=d, HEADS=per_block)
+
+
+def warm_up_new(heads: tuple[int, int], d: int, dtype: type) -> None:
+    """Compile what a step of decoding needs, or load it from CuPy's cache on disk."""
+    kernel("decode", "attend_new", _how(d, _tiles(heads)[1], dtype == np.float16, d % 4 == 0))
+    kernel("merge", "merge", options(D=d))
 
 
 def merge_new(parts: Array, state: Array, n_heads: int) -> None:
     """state (n, H (d + 2)) = what the states `parts` (P, n, H (d + 2)) of disjoint keys are together."""
-    d = state.shape[1] // n_heads - 2
     if len(state):
-        _merge(parts, state, n_heads, True, options(D=d, HEADS=1))
+        _merge(parts, state, n_heads, True)
 
 
-def _merge(parts: Array, state: Array, n_heads: int, fresh: bool, how: tuple[str, ...]) -> None:
+def _merge(parts: Array, state: Array, n_heads: int, fresh: bool) -> None:
     given = parts, state, np.int32(len(parts)), np.int32(n_heads), np.int32(fresh)
-    launch("decode", "merge", (n_heads, len(state)), 128, given, how)
+    launch("merge", "merge", (n_heads, len(state)), 128, given, options(D=state.shape[1] // n_heads - 2))
 
 
 def finish_new(state: Array, out: Array, n_heads: int) -> None:

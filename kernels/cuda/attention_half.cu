@@ -13,7 +13,6 @@
 // Times: docs/gpu.md, by jobs/gpu_bench.py.
 #define LINE (DP + 8)  // 16-byte rows that start in different banks
 #define QUERIES (64 * ROWS)
-#define LOG2E 1.44269504f
 
 // Rows of a (rows, D) array to a tile (n_rows, LINE), zero outside; `rows`: which ones they are, or null. Here when
 // copies_here() has been called and all threads have met.

@@ -6,28 +6,41 @@
 // heads, their maxima, the sums of their weights, as ranks send them to each other. key_bias as in attention.cu.
 //
 // Roofline: memory, 2 m Hkv D numbers read once for all query heads of a key head: Llama-3-8B, 8192 keys, float16: 34 MB per
-// block, 10 us at 3.35 TB/s. Multiply-adds are 2 H D per key and hidden behind it while H / Hkv is at most 8.
+// block, 10 us at 3.35 TB/s. Read in the code for sm_90, not timed: about 115 instructions per key and
+// key head at H / Hkv = 4, of the 137 that memory leaves time for (132 multiprocessors, 1.7 GHz); with 8 about twice as many.
 // Considered: attention.cu, whose 64 queries per tile are 63 too many here and whose grid has only a block per head; cuBLAS
-// products, one pair per sequence. Taken: a key's row by as many lanes as it has vectors, so that no shared memory is
-// needed until the end; each group of lanes has a softmax of its own over every GROUPS-th key, four keys on their way at
-// once; long sequences are split over blocks, and `merge` adds the parts up.
+// products, one pair per sequence; tensor cores, eight heads to a product (for many query heads per key head, to be tried
+// where a GPU can tell). Taken: a key's row by as many lanes as it has pieces of 16 bytes, so that no shared memory is
+// needed until the end; each group of lanes has a softmax of its own over every GROUPS-th key, AHEAD keys and values on
+// their way at once; long sequences are split over blocks, and merge.cu adds the parts up.
 // Times: none yet (docs/gpu.md).
 #define THREADS 128
 #define WARPS (THREADS / 32)
-#define VECTORS ((D + STEP - 1) / STEP)
+#if HALF && VECTOR && D % 8 == 0
+#define PIECE 8
+#else
+#define PIECE STEP
+#endif
+#define VECTORS ((D + PIECE - 1) / PIECE)
 #define LANES (VECTORS > 16 ? 32 : VECTORS > 8 ? 16 : VECTORS > 4 ? 8 : VECTORS > 2 ? 4 : VECTORS > 1 ? 2 : 1)
 #define CHUNKS ((VECTORS + LANES - 1) / LANES)
 #define GROUPS (THREADS / LANES)
-#define AHEAD (CHUNKS > 2 ? 1 : 4)
+#define AHEAD (CHUNKS > 2 ? 1 : HEADS * CHUNKS * PIECE > 32 ? 2 : 4)
 
 // This lane's numbers of a row of D, zero beyond it.
-__device__ __forceinline__ void fetch(float v[CHUNKS][STEP], const real *row, int lane, bool there) {
+__device__ __forceinline__ void fetch(float v[CHUNKS][PIECE], const real *row, int lane, bool there) {
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
-        const int column = (c * LANES + lane) * STEP;
-        if (there && column < D) load_step(row + column, v[c]);
-        else
-            for (int j = 0; j < STEP; j++) v[c][j] = 0.0f;
+        const int column = (c * LANES + lane) * PIECE;
+        if (there && column < D) {
+#if PIECE == 8
+            load_eight(row + column, v[c]);
+#else
+            load_step(row + column, v[c]);
+#endif
+        } else {
+            for (int j = 0; j < PIECE; j++) v[c][j] = 0.0f;
+        }
     }
 }
 
@@ -46,60 +59,60 @@ attend_new(const real *q, Index q_row, const real *kv, Index kv_row, const float
     const int n_keys = static_cast<int>(ends[s] - begin), share = (n_keys + splits - 1) / splits;
     const int first = blockIdx.x * share, last = min(n_keys, first + share);
     kv += static_cast<Index>(kv_head) * D;
-    float query[HEADS][CHUNKS][STEP], out[HEADS][CHUNKS][STEP], highest[HEADS], total[HEADS];
+    float query[HEADS][CHUNKS][PIECE], out[HEADS][CHUNKS][PIECE], highest[HEADS], total[HEADS];
 #pragma unroll
     for (int h = 0; h < HEADS; h++) {
         fetch(query[h], q + s * q_row + static_cast<Index>(head + h) * D, lane, h < n_here);
         highest[h] = -CUDART_INF_F, total[h] = 0.0f;
         for (int c = 0; c < CHUNKS; c++)
-            for (int j = 0; j < STEP; j++) out[h][c][j] = 0.0f;
+            for (int j = 0; j < PIECE; j++) out[h][c][j] = 0.0f;
     }
     for (int at = first; at < last; at += GROUPS * AHEAD) {  // the same for all lanes of a warp
-        float scores[AHEAD][HEADS], v[AHEAD][CHUNKS][STEP];
-        const real *rows[AHEAD];
+        float scores[AHEAD][HEADS], k[AHEAD][CHUNKS][PIECE], v[AHEAD][CHUNKS][PIECE];
         bool there[AHEAD];
 #pragma unroll
         for (int u = 0; u < AHEAD; u++) {
             const int key = at + u * GROUPS + group;
             there[u] = key < last;
-            rows[u] = kv + (there[u] ? (key_rows ? key_rows[begin + key] : begin + key) * kv_row : 0);
-            fetch(v[u], rows[u], lane, there[u]);
+            const real *row = kv + (there[u] ? (key_rows ? key_rows[begin + key] : begin + key) * kv_row : 0);
+            fetch(k[u], row, lane, there[u]);
+            fetch(v[u], row + static_cast<Index>(n_kv_heads) * D, lane, there[u]);
         }
 #pragma unroll
         for (int u = 0; u < AHEAD; u++) {
-            const float bias = !there[u] ? -CUDART_INF_F : key_bias ? key_bias[begin + at + u * GROUPS + group] : 0.0f;
+            float bias = there[u] ? 0.0f : -CUDART_INF_F;
+            if (key_bias && there[u]) bias = key_bias[begin + at + u * GROUPS + group];
 #pragma unroll
             for (int h = 0; h < HEADS; h++) {
                 float score = 0.0f;
 #pragma unroll
                 for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
-                    for (int j = 0; j < STEP; j++) score = fmaf(query[h][c][j], v[u][c][j], score);
+                    for (int j = 0; j < PIECE; j++) score = fmaf(query[h][c][j], k[u][c][j], score);
                 for (int o = LANES / 2; o; o >>= 1) score += __shfl_xor_sync(0xffffffffu, score, o);
                 scores[u][h] = score + bias;
             }
         }
 #pragma unroll
-        for (int u = 0; u < AHEAD; u++) fetch(v[u], rows[u] + static_cast<Index>(n_kv_heads) * D, lane, there[u]);
-#pragma unroll
         for (int h = 0; h < HEADS; h++) {
             float best = highest[h];
 #pragma unroll
             for (int u = 0; u < AHEAD; u++) best = fmaxf(best, scores[u][h]);
-            const float decay = weight(highest[h], best);
+            const float base = best > -CUDART_INF_F ? best : 0.0f;  // with nothing seen all is 2^-inf
+            const float decay = exp2_near((highest[h] - base) * LOG2E);
             total[h] *= decay, highest[h] = best;
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
-                for (int j = 0; j < STEP; j++) out[h][c][j] *= decay;
+                for (int j = 0; j < PIECE; j++) out[h][c][j] *= decay;
 #pragma unroll
             for (int u = 0; u < AHEAD; u++) {
-                const float p = weight(scores[u][h], best);
+                const float p = exp2_near((scores[u][h] - base) * LOG2E);
                 total[h] += p;
 #pragma unroll
                 for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
-                    for (int j = 0; j < STEP; j++) out[h][c][j] = fmaf(p, v[u][c][j], out[h][c][j]);
+                    for (int j = 0; j < PIECE; j++) out[h][c][j] = fmaf(p, v[u][c][j], out[h][c][j]);
             }
         }
     }
@@ -107,13 +120,14 @@ attend_new(const real *q, Index q_row, const real *kv, Index kv_row, const float
     for (int h = 0; h < HEADS; h++) {
         for (int o = LANES; o < 32; o <<= 1) {
             const float rival = __shfl_xor_sync(0xffffffffu, highest[h], o), best = fmaxf(highest[h], rival);
-            const float mine = weight(highest[h], best), other = weight(rival, best);
+            const float base = best > -CUDART_INF_F ? best : 0.0f;
+            const float mine = exp2_near((highest[h] - base) * LOG2E), other = exp2_near((rival - base) * LOG2E);
             total[h] = total[h] * mine + __shfl_xor_sync(0xffffffffu, total[h], o) * other;
             highest[h] = best;
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
-                for (int j = 0; j < STEP; j++)
+                for (int j = 0; j < PIECE; j++)
                     out[h][c][j] = out[h][c][j] * mine + __shfl_xor_sync(0xffffffffu, out[h][c][j], o) * other;
         }
     }
@@ -124,8 +138,8 @@ attend_new(const real *q, Index q_row, const real *kv, Index kv_row, const float
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
-                for (int j = 0; j < STEP; j++) {
-                    const int column = (c * LANES + lane) * STEP + j;
+                for (int j = 0; j < PIECE; j++) {
+                    const int column = (c * LANES + lane) * PIECE + j;
                     if (column < D) sums[(warp * HEADS + h) * D + column] = out[h][c][j];
                 }
             if (lane == 0) maxima[warp * HEADS + h] = highest[h], totals[warp * HEADS + h] = total[h];
@@ -153,24 +167,4 @@ attend_new(const real *q, Index q_row, const real *kv, Index kv_row, const float
         row[head * D + i] = sum;
         if (i % D == 0) row[max_at + h] = best, row[sum_at + h] = weights;
     }
-}
-
-// state (n, ..) = parts (n_parts, n, ..) added up, and what was there unless `fresh`. Grid: (H, n).
-extern "C" __global__ void __launch_bounds__(THREADS)
-merge(const float *parts, float *state, int n_parts, int n_heads, int fresh) {
-    const int head = blockIdx.x, max_at = n_heads * D + head, sum_at = max_at + n_heads;
-    const Index width = static_cast<Index>(n_heads) * (D + 2), next = gridDim.y * width;
-    parts += blockIdx.y * width, state += blockIdx.y * width;
-    const float before = fresh ? -CUDART_INF_F : state[max_at], weights_before = fresh ? 0.0f : state[sum_at];
-    float best = before;
-    for (int p = 0; p < n_parts; p++) best = fmaxf(best, parts[p * next + max_at]);
-    float weights = weights_before * weight(before, best);
-    for (int p = 0; p < n_parts; p++) weights += parts[p * next + sum_at] * weight(parts[p * next + max_at], best);
-    for (int i = threadIdx.x; i < D; i += THREADS) {
-        float sum = fresh ? 0.0f : state[head * D + i] * weight(before, best);
-        for (int p = 0; p < n_parts; p++) sum += parts[p * next + head * D + i] * weight(parts[p * next + max_at], best);
-        state[head * D + i] = sum;
-    }
-    __syncthreads();  // all have read the maximum
-    if (threadIdx.x == 0) state[max_at] = best, state[sum_at] = weights;
 }

@@ -31,6 +31,7 @@
 struct uint3 { unsigned x, y, z; };
 struct dim3 { unsigned x = 1, y = 1, z = 1; };
 struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
 static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
@@ -291,6 +292,12 @@ static void show(const uint32_t *words, int n) {
     memcpy(fibers[current].words, words, 4 * n);
     warp_op<int>(0xffffffffu, 0, EXCHANGE, 0);
 }
+static void check_aligned(const void *p, size_t bytes) {
+    if (reinterpret_cast<uintptr_t>(p) % bytes) {
+        snprintf(message, sizeof message, "thread %d reads or writes %zu bytes at a misaligned address", current, bytes);
+        siglongjmp(fault, 2);
+    }
+}
 }  // namespace emulated
 
 static inline void __syncthreads() { emulated::fibers[emulated::current].state = emulated::AT_BARRIER; emulated::park(); }
@@ -336,6 +343,8 @@ template <class T> static T *shared_numbers(Shared<T> s, int i, int n, bool writ
 }
 template <class T> static const T *shared_span(Shared<T> s, int i, int n) { return shared_numbers(s, i, n, false); }
 template <class T> static T *shared_place(Shared<T> s, int i, int n) { return shared_numbers(s, i, n, true); }
+#define ALIGNED(p, bytes) emulated::check_aligned(p, bytes)
+static inline float exp2_near(float x) { return exp2f(x); }
 
 // ---- half, where the compiler has it
 #if HALF
@@ -388,7 +397,6 @@ static inline void copies_here() {
     }
     copies.clear();
 }
-static inline float exp2_near(float x) { return exp2f(x); }
 // mma.m16n8k16 (PTX ISA, "Matrix fragments"): lane 4 g + t has of a the rows g, g + 8 and the columns 2 t, 2 t + 1 (then
 // + 8), of b the rows 2 t, 2 t + 1 (then + 8) of column g, of c the rows g, g + 8 and the columns 2 t, 2 t + 1.
 static inline void mma(float c[4], const unsigned a[4], unsigned b0, unsigned b1) {

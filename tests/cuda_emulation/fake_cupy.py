@@ -303,6 +303,12 @@ class Stream:
     def synchronize(self):
         _note("synchronize", 0)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *raised):
+        pass
+
 
 class Event:
     def __init__(self, disable_timing=False):
