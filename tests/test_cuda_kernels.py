@@ -278,8 +278,7 @@ def test_attention_of_all_widths(gpu, dtype, d):
     compare(gpu, q * dtype(d**-0.5), [(k, v, None, None)])
 
 
-@pytest.mark.parametrize("d", [8, 12, 40, 64])
-@pytest.mark.parametrize("causal", [None, 3])
+@pytest.mark.parametrize(("d", "causal"), [(12, None), (40, 3), (64, None)])
 def test_half_attention_with_twice_the_queries(gpu, monkeypatch, d, causal):
     """Two products of rows per warp, as where there are many blocks."""
     from astra_mpi.kernels.cuda import _attention
@@ -415,7 +414,7 @@ def new_tokens(gpu, q, heads, steps):
     return out
 
 
-@pytest.mark.parametrize("d", [1, 4, 6, 20, 64, 80, 128, 256])
+@pytest.mark.parametrize("d", [1, 6, 20, 64, 128, 256])
 @DTYPES
 def test_new_tokens_of_all_widths(gpu, dtype, d):
     heads = (4, 2)
@@ -425,7 +424,7 @@ def test_new_tokens_of_all_widths(gpu, dtype, d):
     close(out, expected_of(q, kv, heads, [(np.arange(30), None), (np.arange(33, 100), None)]), 8)
 
 
-@pytest.mark.parametrize("heads", [(1, 1), (6, 2), (12, 1), (9, 9), (20, 2)])
+@pytest.mark.parametrize("heads", [(6, 2), (9, 9), (20, 2)])
 @pytest.mark.parametrize("share", [256, 3])
 @DTYPES
 def test_new_tokens_in_parts_and_steps(gpu, monkeypatch, dtype, heads, share):
