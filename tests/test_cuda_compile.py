@@ -24,7 +24,7 @@ SOURCES = (
     [("rows", half, vector, {}) for half in (0, 1) for vector in (0, 1)]
     + [("finish", half, 0, {}) for half in (0, 1)]
     + [("codes", half, vector, {"CODE": CODES[half ^ vector]}) for half in (0, 1) for vector in (0, 1)]
-    + [("slices", half, 1, {"CODE": CODES[half], "SLICE": 16}) for half in (0, 1)]
+    + [("slices", half, 1, {"CODE": CODES[half], "SLICE": 16, "TABLES": n}) for half, n in ((0, 4), (1, 13))]
     + [("encode", 0, vector, {"CODE": CODES[vector]}) for vector in (0, 1)]
     + [("attention", 0, vector, {"D": d}) for vector, d in ((1, 64), (1, 128), (0, 24))]
     + [

@@ -97,6 +97,17 @@ def test_encode_many_rows_and_splits(gpu):
     assert np.array_equal(codes, reference.encode_grouped(x, entries, half_norms(entries)))
 
 
+@pytest.mark.parametrize("width", [12, 24, 5])
+def test_encode_several_tiles_of_entries_in_a_block(gpu, monkeypatch, width):
+    from astra_mpi.kernels.cuda import _codes
+
+    monkeypatch.setattr(_codes, "_BLOCKS", 1)
+    x, entries = normal(150, 2 * width), normal(2, 300, width)
+    codes = gpu.encode_grouped(there(x), entries, half_norms(entries)).get()
+    expected = reference.encode_grouped(x, entries, half_norms(entries))
+    assert_nearest(x.reshape(150, 2, width), entries, codes, expected)
+
+
 def test_equal_entries_give_the_lowest_index(gpu):
     distinct = normal(1, 150, 33)
     entries = np.ascontiguousarray(np.concatenate([distinct, distinct], axis=1))
@@ -138,6 +149,16 @@ def test_table_sum(gpu, n, dtype, C, K, E):
         out = gpu.table_sum(there(codes), tables, there(scale), bias)
         assert out.dtype == dtype
         close(out, reference.table_sum(codes, *in_float32(tables), scale, bias), C)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_slices_of_tables(gpu, dtype):
+    """Several turns of a block; more shared memory than a kernel has unasked, then less, then more again."""
+    for C, K in ((4, 300), (4, 16), (4, 300), (5, 256)):
+        n = max(2 * K, 300)
+        tables, codes = normal(C, K, 64, dtype=dtype), codes_of(n, C, K)
+        out = gpu.table_sum(there(codes), tables, None, None)
+        close(out, reference.table_sum(codes, *in_float32(tables), None, None), C)
 
 
 @pytest.mark.parametrize(
@@ -324,6 +345,17 @@ def test_hidden_keys_leave_the_state_as_it_was(gpu, dtype):
 
 
 @DTYPES
+def test_high_scores_of_many_keys_keep_their_weights(gpu, dtype):
+    """Of equal keys every one weighs the same, however many tiles come after it."""
+    q, k = np.full((1, 1, 16), 4.33, dtype), np.full((1, 1280, 16), 4.33, dtype)
+    v = np.arange(1280 * 16).reshape(1, 1280, 16) < 640 * 16
+    state = there(*start(1, 1, 16))
+    gpu.attend(*there(q, k, v.astype(dtype)), None, None, *state)
+    assert np.allclose(state[2].get(), 1280, rtol=4e-6)
+    assert np.allclose(state[0].get(), 640, rtol=4e-6)
+
+
+@DTYPES
 @pytest.mark.parametrize("causal", [None, 0])
 def test_packed_sequences(gpu, dtype, causal):
     """Ragged sequences, one without queries and one without keys, in one launch: as one by one."""
@@ -439,6 +471,7 @@ def test_new_tokens_in_parts_and_steps(gpu, monkeypatch, dtype, heads, share):
     starts, ends = np.array([0, 40, 40]), np.array([40, 40, 79])
     device = there(q)[:, : heads[0] * d]
     second = np.array([70, 1, 20]), np.array([77, 2, 20])
+    kv[70:77] *= dtype(3)  # the second step has the higher scores for some
     steps = [(kv, starts, ends, 40, bias, None), (kv, *second, 7, None, None)]
     none = np.zeros(80, np.float32)
     index = [

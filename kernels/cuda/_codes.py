@@ -18,7 +18,8 @@ _TILE = 128  # rows and entries of a block of `nearest`
 _BLOCKS = 528  # of `nearest`, to aim at: four for each multiprocessor of the largest GPUs
 
 _SLICE_BYTES = 96 << 10  # of tables in shared memory: two blocks per multiprocessor of 227 KB, one of 163 KB
-_REUSE = 2  # tokens per code of a table from which on tables are worth being brought to shared memory
+_SLICE_BLOCKS = 396  # at most: three for each multiprocessor of the largest GPUs, so that all end together
+_REUSE = 2  # tokens per code of a table and block from which on tables are worth being brought to shared memory
 
 
 def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
@@ -115,18 +116,18 @@ def table_sum(codes: Array, tables: Array, scale: Array | None, bias: Array | No
     if len(codes):
         vector = vectors(width, tables, out)
         scale = None if scale is None else cupy.ascontiguousarray(scale)
-        sizes = (np.int32(size) for size in (len(codes), n_tables, n_codes, width))
-        given = cupy.ascontiguousarray(codes), tables, scale, bias, out, *sizes
-        half = tables.dtype == np.float16
-        columns = _slice(len(codes), tables) if vector else 0
+        half, columns = tables.dtype == np.float16, _slice(len(codes), tables) if vector else 0
+        given: tuple[Any, ...] = cupy.ascontiguousarray(codes), tables, scale, bias, out, np.int32(len(codes))
         if columns:
-            slices, n_rows = width // columns, 1024 // columns  # tokens at a time
-            grid = slices, max(1, min(ceil_div(len(codes), n_rows), ceil_div(_BLOCKS // 2, slices)))
+            slices = width // columns
+            parts = max(1, min(_SLICE_BLOCKS // slices, len(codes) // (_REUSE * n_codes)))
             shared_bytes = n_tables * n_codes * columns * tables.itemsize
-            how = _how(codes, half, vector, SLICE=columns)
-            launch("slices", "table_sum_sliced", grid, 256, given, how, shared_bytes)
+            how = _how(codes, half, vector, SLICE=columns, TABLES=n_tables)
+            given = *given, np.int32(n_codes), np.int32(width)
+            launch("slices", "table_sum_sliced", (slices, parts), 512, given, how, shared_bytes)
         else:
             grid = min(len(codes), 65535), ceil_div(width, 512 if vector else 128)
+            given = *given, *(np.int32(size) for size in (n_tables, n_codes, width))
             launch("codes", "table_sum", grid, 128, given, _how(codes, half, vector))
     return out
 
@@ -134,7 +135,7 @@ def table_sum(codes: Array, tables: Array, scale: Array | None, bias: Array | No
 def _slice(n: int, tables: Array) -> int:
     """Columns of all tables that fit into shared memory together, where so many tokens make that pay; else 0."""
     n_tables, n_codes, width = tables.shape
-    if n >= _REUSE * n_codes:
+    if n >= _REUSE * n_codes and n_tables <= 16:  # whose codes a thread keeps in registers
         for n_bytes in (64, 32):  # whole sectors of what is written
             columns = n_bytes // tables.itemsize
             if width % columns == 0 and n_tables * n_codes * n_bytes <= _SLICE_BYTES:

@@ -17,13 +17,20 @@ NULL = np.uintp(0)
 MAX_D_HEAD = 256
 
 
-@cache
+_asked_bytes: dict[tuple[str, str, tuple[str, ...]], int] = {}
+
+
 def kernel(file: str, name: str, how: tuple[str, ...], shared_bytes: int = 0) -> Any:
     """The kernel `name` of `file`.cu, compiled with the options `how`."""
-    function = _module(file, how).get_function(name)
-    if shared_bytes > 48 << 10:  # must be asked for
-        function.max_dynamic_shared_size_bytes = shared_bytes
+    function, key = _function(file, name, how), (file, name, how)
+    if shared_bytes > _asked_bytes.get(key, 48 << 10):  # must be asked for; the function keeps the last that was
+        function.max_dynamic_shared_size_bytes = _asked_bytes[key] = shared_bytes
     return function
+
+
+@cache
+def _function(file: str, name: str, how: tuple[str, ...]) -> Any:
+    return _module(file, how).get_function(name)
 
 
 @cache

@@ -3,29 +3,45 @@
 // Parameters: ROWS = 16-row products of a warp (1 or 2; a block has 64 ROWS queries), WIDE = 1: rows of queries, keys and
 // values may be read 16 bytes at a time.
 //
-// Roofline: 2 H n m D multiply-adds. 16 heads, 4096 x 16384, D = 64: 137 G, 0.28 ms at 989 TFLOP/s; K and V are read once per
-// 64 ROWS queries, from the second-level cache.
+// Roofline: 2 H n m D multiply-adds. 16 heads, 4096 x 16384, D = 64: 137 G, 0.28 ms at 989 TFLOP/s, of which mma is said to reach
+// two thirds on sm_90; K and V are read once per 64 ROWS queries, from the second-level cache.
 // Considered: wgmma and TMA (sm_90 only), to be tried where a GPU can tell; two buffers for keys and two for values (twice
 // the shared memory for nothing: keys of the next tile come while values of this one are used, and the other way round).
 // Taken: PTX's mma.m16n8k16, scores kept in registers as the next product's left factor; cp.async; ldmatrix; 2^x for e^x.
-// Not timed; read in the code for sm_90, D = 64, ROWS = 2: 128 products and 64 exponentials per tile and warp, no spills, tiles
-// come 16 bytes at a time (before: two, by way of registers).
+// Not timed; read in the code for sm_90, D = 64, ROWS = 2: 128 products and 68 exponentials among some 760 instructions per tile
+// and warp, no spills, tiles come 16 bytes at a time (before: two, by way of registers).
 // Times: docs/gpu.md, by jobs/gpu_bench.py.
 #define LINE (DP + 8)  // 16-byte rows that start in different banks
 #define QUERIES (64 * ROWS)
+#define UNROLLED (DP > 128 ? 1 : 16)  // for wide heads there are no registers left
 
-// Rows of a (rows, D) array to a tile (n_rows, LINE), zero outside; `rows`: which ones they are, or null. Here when
-// copies_here() has been called and all threads have met.
-__device__ __forceinline__ void fetch(Shared<real> tile, int n_rows, const real *a, Index stride, const int *rows, int n) {
-    for (int i = threadIdx.x; i < n_rows * (DP / 8); i += 128) {
-        const int row = i / (DP / 8), column = i % (DP / 8) * 8;
-        const bool there = row < n && column < D;
-        const real *from = a + (there ? (rows ? rows[row] : row) * stride + column : 0);
+__device__ __forceinline__ void bring(Shared<real> to, const real *from, int column, bool there) {
 #if WIDE
-        copy16(tile + (row * LINE + column), from, there);
+    copy16(to, from, there);
 #else
-        for (int j = 0; j < 8; j++) tile[row * LINE + column + j] = there && column + j < D ? from[j] : to_real(0.0f);
+    for (int j = 0; j < 8; j++) to[j] = there && column + j < D ? from[j] : to_real(0.0f);
 #endif
+}
+
+// n rows (one at least) of a (rows, D) array to a tile (n_rows, LINE), zero outside; `rows`: which ones they are, or null.
+// Here when copies_here() has been called and all threads have met. n_rows DP / 8 is a multiple of 128.
+__device__ __forceinline__ void fetch(Shared<real> tile, int n_rows, const real *a, Index stride, const int *rows, int n) {
+    const int step = static_cast<int>(stride);
+    if (rows) {
+#pragma unroll UNROLLED
+        for (int turn = 0; turn < n_rows * (DP / 8) / 128; turn++) {
+            const int i = threadIdx.x + 128 * turn, row = i / (DP / 8), column = i % (DP / 8) * 8;
+            const bool there = row < n && column < D;
+            const real *from = a + (there ? static_cast<Index>(rows[row]) * step + column : 0);
+            bring(tile + (row * LINE + column), from, column, there);
+        }
+    } else {
+#pragma unroll UNROLLED
+        for (int turn = 0; turn < n_rows * (DP / 8) / 128; turn++) {
+            const int i = threadIdx.x + 128 * turn, row = i / (DP / 8), column = i % (DP / 8) * 8;
+            const real *from = a + (static_cast<Index>(min(row, n - 1)) * step + (column < D ? column : 0));
+            bring(tile + (row * LINE + column), from, column, row < n && column < D);
+        }
     }
 }
 
@@ -117,8 +133,9 @@ extern "C" __global__ void __launch_bounds__(128) attend(ARGUMENTS) {
 #pragma unroll
                     for (int n = 0; n < TILE / 8; n++) best = fmaxf(best, fmaxf(s[r][n][2 * h], s[r][n][2 * h + 1]));
                     for (int o = 2; o; o >>= 1) best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, o));
-                    const float shift = best > -CUDART_INF_F ? best * LOG2E : 0.0f;  // with nothing seen all is 2^-inf
-                    const float decay = exp2_near(fmaf(highest[r][h], LOG2E, -shift));
+                    const float base = best > -CUDART_INF_F ? best : 0.0f;  // with nothing seen all is 2^-inf
+                    const float shift = base * LOG2E;
+                    const float decay = exp2_near((highest[r][h] - base) * LOG2E);  // exactly 1 while the maximum stays
                     highest[r][h] = best;
                     float sum = total[r][h] * decay;
 #pragma unroll

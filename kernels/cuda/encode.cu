@@ -44,7 +44,9 @@ nearest(const float *x, Index x_row, const float *entries, const float *half_nor
         int width) {
     SHARED_ARRAY(float, xs, 2 * DEPTH * LINE);
     SHARED_ARRAY(float, es, 2 * DEPTH * LINE);
-    const int t = threadIdx.x, tx = t % 16, ty = t / 16, group = blockIdx.z, n_groups = gridDim.z;
+    // a warp reads 4 pieces of rows and 8 of entries: 8 passes of shared memory, where 2 and 16 would take 12
+    const int t = threadIdx.x, tx = t / 2 % 8 + t / 32 % 2 * 8, ty = t % 2 + t / 16 % 2 * 2 + t / 64 * 4;
+    const int group = blockIdx.z, n_groups = gridDim.z;
     const int row0 = blockIdx.x * TILE, own = t / 2, part = t % 2 * 4;  // what this thread brings: row `own`, 4 deep
     x += static_cast<Index>(group) * width + row0 * x_row;
     entries += static_cast<Index>(group) * n_codes * width;
@@ -99,12 +101,12 @@ nearest(const float *x, Index x_row, const float *entries, const float *half_nor
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         Best found = codes[i] < 0 ? ~0ull : ranked(lowest[i], codes[i]);
-        for (int o = 8; o; o >>= 1) {
+        for (int o = 8; o > 1; o >>= 1) {  // the lanes of this row in this warp; another has the others
             const Best rival = __shfl_xor_sync(0xffffffffu, found, o);
             found = rival < found ? rival : found;
         }
         const int row = row0 + i / 4 * 64 + ty * 4 + i % 4;
-        if (tx == 0 && row < n) atomicMin(best + static_cast<Index>(row) * n_groups + group, found);
+        if (tx % 8 == 0 && row < n) atomicMin(best + static_cast<Index>(row) * n_groups + group, found);
     }
 }
 

@@ -35,6 +35,7 @@ class Module:
 
     def __init__(self, code: str, options: tuple[str, ...] = (), order: int = 0, races: bool = True):
         self.order, self.races = order, races
+        self.shared_limits: dict[str, int] = {}
         names = dict.fromkeys(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(", code))
         exported = "".join(
             f'extern "C" const char *launch_{name}(const unsigned *g, const unsigned *b, size_t s, int o, int r, int n,'
@@ -57,7 +58,15 @@ class Kernel:
         self.module, self.name = module, name
         self.function = getattr(module.library, f"launch_{name}")
         self.function.restype = ctypes.c_char_p
-        self.max_dynamic_shared_size_bytes = 48 << 10
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        """Of the function in the module, whoever holds it."""
+        return self.module.shared_limits.get(self.name, 48 << 10)
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size: int) -> None:
+        self.module.shared_limits[self.name] = size
 
     def __call__(self, grid, block, args, shared_mem=0):
         if shared_mem > self.max_dynamic_shared_size_bytes:
