@@ -8,7 +8,7 @@
 // Considered: wgmma and TMA (sm_90 only), to be tried where a GPU can tell; two buffers for keys and two for values (twice
 // the shared memory for nothing: keys of the next tile come while values of this one are used, and the other way round).
 // Taken: PTX's mma.m16n8k16, scores kept in registers as the next product's left factor; cp.async; ldmatrix; 2^x for e^x.
-// Not timed; read in the code for sm_90, D = 64, ROWS = 2: 128 products and 68 exponentials among some 760 instructions per tile
+// Not timed; by jobs/cuda_code.py for sm_90, D = 64, ROWS = 2: 128 products and 68 exponentials among some 760 instructions per tile
 // and warp, no spills, tiles come 16 bytes at a time (before: two, by way of registers).
 // Times: docs/gpu.md, by jobs/gpu_bench.py.
 #define LINE (DP + 8)  // 16-byte rows that start in different banks

@@ -6,8 +6,8 @@
 // heads, their maxima, the sums of their weights, as ranks send them to each other. key_bias as in attention.cu.
 //
 // Roofline: memory, 2 m Hkv D numbers read once for all query heads of a key head: Llama-3-8B, 8192 keys, float16: 34 MB per
-// block, 10 us at 3.35 TB/s. Read in the code for sm_90, not timed: about 115 instructions per key and
-// key head at H / Hkv = 4, of the 137 (96 at 4.8 TB/s) that memory leaves time for (132 multiprocessors, 1.7 GHz); with 8 twice as many.
+// block, 10 us at 3.35 TB/s. By jobs/cuda_code.py for sm_90, not timed: about 115 instructions per key and key head at
+// H / Hkv = 4, of the 137 (96 at 4.8 TB/s) that memory leaves time for (132 multiprocessors, 1.7 GHz); with 8 twice as many.
 // Considered: attention.cu, whose 64 queries per tile are 63 too many here and whose grid has only a block per head; cuBLAS
 // products, one pair per sequence; tensor cores, eight heads to a product (for many query heads per key head, to be tried
 // where a GPU can tell). Taken: a key's row by as many lanes as it has pieces of 16 bytes, so that no shared memory is

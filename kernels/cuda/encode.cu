@@ -10,7 +10,7 @@
 // then keep few multiprocessors busy). Taken: 128 x 128 tiles of 8 x 8 per thread, the next tile on its way to registers
 // while this one is worked on, entry tiles split over grid.y, rows merged by a 64-bit atomic minimum. Scores and
 // codes are kept apart until then, as a thread meets codes in ascending order; 128 registers, two blocks per multiprocessor.
-// Multiply-adds among the instructions of a tile (sm_90, read in the code): 83% at W = 768, 68% at W = 24; before, with
+// Multiply-adds among the instructions of a tile (sm_90, jobs/cuda_code.py): 83% at W = 768, 69% at W = 24; before, with
 // 64-bit scores, two numbers unrolled and pointers per row: 78% and 57%.
 // Times: docs/gpu.md, by jobs/gpu_bench.py.
 #define TILE 128
