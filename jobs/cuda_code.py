@@ -1,8 +1,9 @@
 """What a CUDA kernel became: registers, spills, and the instructions of each stretch of its code, without a GPU.
 
 python jobs/cuda_code.py encode nearest -D VECTOR=1 -D "CODE=unsigned char" [--arch sm_90] [--least 40]
-Parameters are those of the source (kernels/cuda/NAME.cu); HALF and VECTOR are 0 if not given. A line per stretch without
-a label in between: how many instructions, then how many of the most frequent kinds. Needs the extra `cuda-check`.
+Parameters are those of the source (kernels/cuda/NAME.cu); HALF and VECTOR are 0 if not given. A line per stretch
+without a label in between: how many instructions, then how many of the most frequent kinds. Needs the extra
+`cuda-check`.
 """
 
 from __future__ import annotations
