@@ -54,6 +54,8 @@ def words(at: dict) -> str:
         extra.append(f"{at['loss']:.0%} missing")
     if at.get("class_token") == "single":
         extra.append("one class token")
+    if at.get("first") == "inputs":
+        extra.append("first block from inputs")
     if "test" in at:
         extra.append(f"on {at['test']}")
     return " ".join([f"P = {at['ranks']}", *extra])
