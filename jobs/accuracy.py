@@ -27,6 +27,7 @@ from accuracy_tables import table
 from mpi4py import MPI
 
 from astra_mpi import codecfile, modelfile
+from astra_mpi.config import require
 from astra_mpi.errors import AstraError
 from astra_mpi.modelfile import ModelFile
 from astra_mpi.train.cuts import make_view
@@ -162,7 +163,10 @@ def run(args: argparse.Namespace) -> None:
     folder = path.parent / spec["output"]
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [int(s) for s in args.seeds.split(",")] if args.seeds else spec["seeds"]
-    wanted = args.rows.split(",") if args.rows else [row["name"] for row in spec["rows"]]
+    names = [row["name"] for row in spec["rows"]]
+    wanted = args.rows.split(",") if args.rows else names
+    unknown = [name for name in wanted if name not in names]
+    require(not unknown, f"{path} has no row '{', '.join(unknown)}'; it has {', '.join(names)}")
     for seed in seeds:
         for row in spec["rows"]:
             out = folder / f"{row['name']}-{seed}.json"

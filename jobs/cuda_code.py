@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from astra_mpi.kernels.cuda_source import options, source
+from astra_mpi.kernels.cuda_source import FOLDER, options, source
 
 
 def compiled(name: str, defines: dict[str, str], arch: str) -> tuple[bytes, str]:
@@ -72,6 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", default="sm_90", help="default %(default)s")
     parser.add_argument("--least", type=int, default=40, help="leave out shorter stretches, default %(default)s")
     args = parser.parse_args(argv)
+    known = sorted(path.stem for path in FOLDER.glob("*.cu"))
+    if args.name not in known:
+        sys.exit(f"there is no kernels/cuda/{args.name}.cu; give one of {', '.join(known)}")
     code, log = compiled(args.name, dict(define.split("=", 1) for define in args.defines), args.arch)
     told = re.search(rf"Function properties for {args.kernel}\b.*?Used \d+ registers", log, re.DOTALL)
     if told is None:

@@ -41,7 +41,8 @@ name = "exact"
 set = ["codec.kind=none"]
 [[rows]]
 name = "naq"
-at = [{ ranks = 4 }, { ranks = 3, weights = [3, 1, 1] }, { ranks = 3, loss = 1.0 }, { ranks = 2, test = "other" }]
+at = [{ ranks = 4 }, { ranks = 3, weights = [3, 1, 1] }, { ranks = 3, loss = 1.0 }, { ranks = 2, test = "other" },
+  { ranks = 2, first = "inputs" }]
 [[rows]]
 name = "kmeans"
 train = false
@@ -56,7 +57,7 @@ start = "exact"
     results = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "out").glob("*.json")}
     assert set(results) == {f"{row}-{seed}" for row in ("exact", "naq", "kmeans", "means") for seed in (0, 1)}
     naq, kmeans = results["naq-1"], results["kmeans-1"]
-    assert [f["at"]["ranks"] for f in naq["figures"]] == [4, 3, 3, 2] and naq["bits"] == 6 and naq["items"] == 30
+    assert [f["at"]["ranks"] for f in naq["figures"]] == [4, 3, 3, 2, 2] and naq["bits"] == 6 and naq["items"] == 30
     assert kmeans["steps"] == 0 and kmeans["own_exact"] == kmeans["exact"] == results["exact-1"]["own_exact"]
     low, high = naq["figures"][0]["difference"]
     assert low <= naq["figures"][0]["figure"] - naq["exact"] <= high
@@ -67,10 +68,14 @@ start = "exact"
     text = (tmp_path / "a.md").read_text()
     assert "## a title" in text and "| naq (2) | 6 |" in text
     assert "P = 3 100% missing" in text and "P = 2 on other" in text
+    assert "P = 2 first block from inputs" in text
     assert results["means-0"]["bits"] == 32 * results["means-0"]["width"] / 2 and "| means (2) |" in text
     before = (tmp_path / "out" / "naq-1.json").stat().st_mtime_ns
     monkeypatch.setattr("sys.argv", ["accuracy.py", "run", str(tmp_path / "table.toml")])
     assert job.main() == 0 and (tmp_path / "out" / "naq-1.json").stat().st_mtime_ns == before
+    monkeypatch.setattr("sys.argv", ["accuracy.py", "run", str(tmp_path / "table.toml"), "--rows", "exact,nq"])
+    assert job.main() == 2
+    assert "has no row 'nq'; it has exact, naq, kmeans, means" in capsys.readouterr().err
 
 
 @pytest.mark.mpi

@@ -38,3 +38,5 @@ def test_the_job_prints_what_it_read(capsys):
     assert "EXIT" in out
     with pytest.raises(SystemExit, match=r"finish.cu has no kernel begin"):
         job.main(["finish", "begin"])
+    with pytest.raises(SystemExit, match=r"there is no kernels/cuda/start.cu; give one of attention, "):
+        job.main(["start", "begin"])
