@@ -21,8 +21,11 @@ from astra_mpi.kernels.cuda_source import FOLDER, options, source
 
 def compiled(name: str, defines: dict[str, str], arch: str) -> tuple[bytes, str]:
     """-> (the code for this GPU, what ptxas says of it)."""
-    import nvidia
-    from cupy_backends.cuda.libs import nvrtc
+    try:
+        import nvidia
+        from cupy_backends.cuda.libs import nvrtc
+    except ImportError as exc:
+        sys.exit(f"NVRTC is not installed ({exc}); pip install 'astra-mpi[cuda-check]'")
 
     headers = [f"-I{path}" for root in nvidia.__path__ for path in Path(root).glob("*/include")]
     given = {"HALF": "0", "VECTOR": "0"} | defines
@@ -40,7 +43,7 @@ def disassembled(code: bytes) -> str:
 
     tools = [tool for root in nvidia.__path__ for tool in Path(root).glob("*/bin/nvdisasm")]
     if not tools:
-        sys.exit("nvdisasm is not installed; pip install nvidia-cuda-nvdisasm")
+        sys.exit("nvdisasm is not installed; pip install 'astra-mpi[cuda-check]'")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()

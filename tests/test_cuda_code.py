@@ -40,3 +40,9 @@ def test_the_job_prints_what_it_read(capsys):
         job.main(["finish", "begin"])
     with pytest.raises(SystemExit, match=r"there is no kernels/cuda/start.cu; give one of attention, "):
         job.main(["start", "begin"])
+
+
+def test_without_nvrtc(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia", None)
+    with pytest.raises(SystemExit, match=r"NVRTC is not installed .* pip install 'astra-mpi\[cuda-check\]'"):
+        job.main(["finish", "finish"])
