@@ -290,7 +290,7 @@ def test_ranks_together_equal_one_process(comm, mpi_tmp_path, family):
     np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-6)
     for name, tensor in want.items():
         scale = float(tensor.detach().abs().max()) + 1e-6
-        off = float((state[name] - tensor).abs().max()) / scale
+        off = float((state[name] - tensor).detach().abs().max()) / scale
         assert off < (2e-2 if name.startswith("exp_avg") else 5e-3), (name, off)
         if name == "rates":
             continue
