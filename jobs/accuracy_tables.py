@@ -9,7 +9,7 @@ def table(results: list[dict]) -> list[str]:
     metric = results[0]["metric"]
     form = {"accuracy": "{:.1%}", "perplexity": "{:.2f}", "spearman": "{:.4f}"}[metric]
     rows = {name: [r for r in results if r["row"] == name] for name in dict.fromkeys(r["row"] for r in results)}
-    exact = [r["exact"] for r in rows.get("exact", results)]
+    exact = list({r["seed"]: r["exact"] for r in rows.get("exact", results)}.values())
     of = "ratio to exact" if metric == "perplexity" else "difference to exact"
     lines = [
         f"{metric}, {results[0]['items']} cases; exact {spread(exact, form)} over {len(exact)} seeds. Cells: mean over "
@@ -18,7 +18,7 @@ def table(results: list[dict]) -> list[str]:
         "",
     ]
     columns = list(dict.fromkeys(words(f["at"]) for r in results for f in r["figures"]))
-    lines.append("| | bits | " + " | ".join(columns) + " | core minutes |")
+    lines.append("| | bits | " + " | ".join(columns) + " | minutes, core hours |")
     lines.append("|---|---|" + "---|" * (len(columns) + 1))
     for seeds in rows.values():
         if not any(r["figures"] for r in seeds):
@@ -27,10 +27,9 @@ def table(results: list[dict]) -> list[str]:
         for column in columns:
             hits = [f for r in seeds for f in r["figures"] if words(f["at"]) == column]
             cells.append(cell(hits, form, metric) if hits else "")
-        minutes = np.mean([r["core_s"] for r in seeds]) / 60
-        lines.append(
-            f"| {seeds[0]['says']} ({len(seeds)}) | {seeds[0]['bits']} | " + " | ".join(cells) + f" | {minutes:.1f} |"
-        )
+        minutes, core_hours = (np.mean([r[key] for r in seeds]) / s for key, s in (("wall_s", 60), ("core_s", 3600)))
+        cells.append(f"{minutes:.1f}, {core_hours:.2f}")
+        lines.append(f"| {seeds[0]['says']} ({len(seeds)}) | {seeds[0]['bits']} | " + " | ".join(cells) + " |")
     return lines
 
 

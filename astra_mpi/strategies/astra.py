@@ -111,7 +111,7 @@ class Astra(TokenParallel):
             return super().remember(i, far, part, offsets)
         index = self._far(i)[0][part]
         codes = take(self.codes[i], index)
-        turns = self._far_turns.setdefault(index.tobytes(), take(self.gathered_turns, index)) if rotary else None
+        turns = self._turns_of(index) if rotary else None
         if table.rows is not None and not rotary:
             if not self.packed:
                 return CountedKeys(table.rows, codes, self.kernels)
@@ -124,6 +124,13 @@ class Astra(TokenParallel):
         if i not in self._spaces:
             self._spaces[i] = CodeSpace(self.blocks[i], self.codec.blocks[i], self.codec.config.site, table)
         return ScoredCodes(self._spaces[i], codes, self.kernels)
+
+    def _turns_of(self, index: np.ndarray) -> np.ndarray:
+        """Of the gathered tokens index (m,), (m, d): the same array for all blocks."""
+        key = index.tobytes()
+        if key not in self._far_turns:
+            self._far_turns[key] = take(self.gathered_turns, index)
+        return self._far_turns[key]
 
     def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
         return far.offsets if i < self.first_coded else self._far(i)[1]
