@@ -25,7 +25,7 @@ def rank_speeds(model: Model) -> list[float]:
     """Collective: the speed of every rank relative to the fastest, three decimals, the same on all ranks.
 
     All ranks at once pass the same rows through the first block again and again, for `_LEAST_S` seconds of the model's
-    clock. What a token costs is counted, not measured (`token_cost`, and docs/equations.md).
+    clock. What a token costs is counted, not measured (`token_cost`, and docs/explanation/equations.md).
     """
     clock, comm = model.clock, model.comm
     every = np.empty(comm.Get_size())

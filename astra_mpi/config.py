@@ -24,7 +24,7 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """How a block's activations become codes (vector quantisation; docs/equations.md)."""
+    """How a block's activations become codes (vector quantisation; docs/explanation/equations.md)."""
 
     site: str = "hidden"  # what is quantised: block input, normalised attention input, or keys and values
     kind: str = "residual"  # stages of full-width codebooks, or groups of sub-vectors

@@ -1,6 +1,7 @@
-"""What every strategy computes and sends, counted: multiply-adds per rank and bytes per exchange (docs/planner.md).
+"""What every strategy computes and sends, counted: multiply-adds per rank and bytes per exchange.
 
 Pure functions of a model's shape, the cut and the strategy: no MPI, no seconds (`latency.py` has those).
+The model: docs/explanation/planner.md.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ class InputSection:
     # default the model's own: longer items are cut to this; generate: default none, longer prompts are errors
     max_tokens: Positive | None = None
     whole: bool = False  # a .txt file is one item, line breaks included, instead of one per line
-    # default all items: "I/N", or "array/N" in a SLURM job array; output.path gets the shard's number (docs/inputs.md)
+    # default all items: "I/N", or "array/N" in a SLURM job array; output.path gets the shard's number
+    # (docs/reference/inputs.md)
     shard: str | None = None
     shard_by: Literal["contiguous", "strided"] = "contiguous"  # a shard's items: side by side, or every N-th
 
@@ -46,7 +47,7 @@ class TaskSection:
     normalize: bool | None = None  # default the model's own: scale vectors to length 1
     # perplexity: default half of input.max_tokens: windows of so many tokens begin that far apart
     stride: Positive | None = None
-    # generate (docs/generate.md)
+    # generate (docs/reference/generate.md)
     max_new_tokens: Positive | None = None  # required: so many tokens follow a prompt at most
     temperature: float = 0.0  # 0: the most likely token; above: one is drawn, from logits divided by it
     top_k: Positive | None = None  # default all: draw from so many of the most likely ones
@@ -77,7 +78,7 @@ class ParallelSection:
     ratio: Positive | None = None  # default 8: tokens per mean that segment_means sends
     # default "codes": how astra's first block sees far tokens; "inputs": exactly, from the inputs, without an exchange
     first: Literal["codes", "inputs"] | None = None
-    network: str = "real"  # or one to emulate, such as "10Mbps,rtt=2ms,loss=1%" (docs/network.md)
+    network: str = "real"  # or one to emulate, such as "10Mbps,rtt=2ms,loss=1%" (docs/explanation/network.md)
     accounting: Literal["port", "contributed", "paper"] = "port"  # which bytes the emulated network charges
     clock: Literal["wall", "virtual"] = "wall"  # virtual: CPU time plus the emulated network
     speed: float | tuple[float, ...] = 1.0  # virtual CPU seconds per real one, for all ranks or one per rank
@@ -101,7 +102,8 @@ class RunSection:
     resume: bool = True  # go on with unfinished results; false: discard them and start anew
     seed: int = 0  # of what the emulated network loses at random, and of drawn tokens
     threads: Positive | None = None  # default SLURM_CPUS_PER_TASK, else 1: threads per rank
-    watchdog: str = "300s"  # how long ranks wait for a silent one before all end (docs/faults.md); "0": for ever
+    # how long ranks wait for a silent one before all end (docs/explanation/faults.md); "0": for ever
+    watchdog: str = "300s"
 
     @property
     def watchdog_s(self) -> float:

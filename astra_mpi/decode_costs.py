@@ -1,4 +1,4 @@
-"""What a new token costs after a prefill, counted: alone on one rank, or merged over all (docs/planner.md).
+"""What a new token costs after a prefill, counted: alone on one rank, or merged over all (docs/explanation/planner.md).
 
 Pure functions of a model's shape, the cut and the strategy: no MPI, no seconds.
 """

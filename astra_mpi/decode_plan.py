@@ -1,4 +1,4 @@
-"""Which strategy and which way of decoding is fastest on given ranks and links, predicted (docs/planner.md)."""
+"""The strategy and way of decoding that are fastest on some ranks and links, predicted (docs/explanation/planner.md)."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class Model:
         ids (B, T) and mask (B, T) as in a call -> new ids (B, max_new_tokens) int32 on every rank, -1 after a
         sequence's end: a token of `stop`, which is given too, or the model's last position.
         sample(logits (n, V), sequences (n,), step) -> ids (n,) chooses the next tokens; it runs on one rank for each
-        sequence and must depend on its arguments alone. decode: "local", "merged" or "auto" (docs/decode.md).
+        sequence and must depend on its arguments alone. decode: "local", "merged", "auto"; docs/explanation/decode.md.
         on_tokens(step, ids (B,)) is called on rank 0 after each step. `report["generation"]` has times and bytes.
         """
         request = Request(max_new_tokens, sample, tuple(stop), decode, on_tokens)

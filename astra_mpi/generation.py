@@ -1,4 +1,4 @@
-"""Text from prompts (docs/generate.md): what is asked of `Model.generate`, and what is made of its tokens."""
+"""Text from prompts (docs/reference/generate.md): what is asked of `Model.generate`, and what is made of its tokens."""
 
 from __future__ import annotations
 

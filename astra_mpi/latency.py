@@ -1,4 +1,4 @@
-"""Predicted seconds of a forward pass: the counts of `costs.py` over measured or assumed speeds (docs/planner.md)."""
+"""Predicted seconds of a pass: counts of `costs.py` over measured or assumed speeds (docs/explanation/planner.md)."""
 
 from __future__ import annotations
 

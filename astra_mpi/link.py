@@ -1,4 +1,4 @@
-"""What a transfer takes on an emulated network: arithmetic on times, no clock, no MPI. docs/network.md has the model.
+"""What a transfer takes on an emulated network (docs/explanation/network.md): arithmetic on times, no clock, no MPI.
 
 All times are seconds of one clock that the ranks share. A rank models its own port from what the senders say of theirs:
 when it begins to send.

@@ -56,7 +56,7 @@ def load(
 
     strategy: a name with options, such as "astra", "sp", "sp:kv:int8", "segment_means:8". backend: "numpy",
     "reference" or "cuda"; of the latter, transport: "host" or "cuda-aware", how messages get to MPI, and precision:
-    "float32", "tf32" or "float16" (docs/gpu.md). codebooks: a codebook file for this model, instead of the
+    "float32", "tf32" or "float16" (docs/explanation/gpu.md). codebooks: a codebook file for this model, instead of the
     codebooks inside it. weights: relative speeds of the ranks, for a cut with which they finish together; "auto"
     measures them, "causal" takes them as equal where later tokens cost more (decoders), "even" and None cut evenly.
     counted_keys: let far tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how
@@ -65,9 +65,9 @@ def load(
     process; None leaves them as they are. network: "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%";
     accounting: which bytes it charges, "port", "contributed" or "paper". clock: "wall", or "virtual", which counts
     CPU seconds `speed` times, one factor or one per rank. deadline: such as "5ms", how long astra waits at one
-    exchange; missing: codes are dropped ("drop") or replaced ("mean"). seed: of what is lost. docs/network.md has
-    them all. watchdog: such as "60s" (None: 300 s), how long a rank waits for a silent one before it names it and ends
-    all by MPI's Abort (docs/faults.md); "0": for ever.
+    exchange; missing: codes are dropped ("drop") or replaced ("mean"). seed: of what is lost.
+    docs/explanation/network.md has them all. watchdog: such as "60s" (None: 300 s), how long a rank waits for a silent
+    one before it names it and ends all by MPI's Abort (docs/explanation/faults.md); "0": for ever.
 
     Raises InputError on all ranks alike: files that cannot be read or differ between ranks, or options that do not fit.
     """

@@ -1,4 +1,4 @@
-"""Codecs in the order of their measured accuracy (docs/accuracy.md), which is what `plan` recommends by."""
+"""Codecs in the order of their measured accuracy (docs/log/accuracy.md), which is what `plan` recommends by."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Plan(Requests):
     """Buffers of an all-gather and its persistent requests: one message to and one from every peer.
 
     Messages of codes are small enough to leave at once and to be received by the operating system while this rank
-    computes. A collective in rounds would go on only inside MPI calls (docs/log.md has the comparison).
+    computes. A collective in rounds would go on only inside MPI calls (docs/log/dated.md has the comparison).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The model file (docs/model-file.md): one HDF5 file with everything a model needs to run."""
+"""The model file (docs/reference/model-file.md): one HDF5 file with everything a model needs to run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A network as its user describes it: `10Mbps,rtt=2ms,loss=1%,shared`, a trace of bandwidth over time, or the real one.
 
-What a transfer takes on it is in `link.py`, where docs/network.md has the model.
+What a transfer takes on it is in `link.py`, where docs/explanation/network.md has the model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.units import bandwidth_bps, duration_s
 
-#: which bytes an emulated link charges, see docs/network.md
+#: which bytes an emulated link charges, see docs/explanation/network.md
 Accounting = Literal["contributed", "port", "paper"]
 ACCOUNTINGS: tuple[str, ...] = get_args(Accounting)
 _FORM = "use real, BANDWIDTH or trace:FILE, then any of rtt=2ms, loss=1% and shared, with commas between"

@@ -1,4 +1,4 @@
-"""Which strategy, codec and cut are fastest on given ranks and links, predicted (docs/planner.md)."""
+"""Which strategy, codec and cut are fastest on given ranks and links, predicted (docs/explanation/planner.md)."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def memory_bytes(setting: Setting, cost: Cost, counts: Sequence[int]) -> int:
 
 
 def plan(setting: Setting) -> dict[str, Any]:
-    """Every strategy under each accounting, as JSON types; see docs/planner.md for the fields."""
+    """Every strategy under each accounting, as JSON types; see docs/explanation/planner.md for the fields."""
     alone_rank = fastest_rank(setting)
     alone = single(setting.job(setting.even), alone_rank)
     single_s = latency(alone, setting.speeds, setting.network).total

@@ -1,4 +1,4 @@
-"""The costs of the rivals that do not work token by token: tensor and block parallelism (docs/planner.md)."""
+"""Costs of the rivals that do not work token by token: tensor and block parallelism (docs/explanation/planner.md)."""
 
 from __future__ import annotations
 

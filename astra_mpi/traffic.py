@@ -1,4 +1,4 @@
-"""Bytes of the exchanges of one forward pass, counted in three ways (docs/network.md)."""
+"""Bytes of the exchanges of one forward pass, counted in three ways (docs/explanation/network.md)."""
 
 from __future__ import annotations
 

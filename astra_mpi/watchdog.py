@@ -1,4 +1,4 @@
-"""A rank that hangs ends all ranks, with one message that names it (docs/faults.md).
+"""A rank that hangs ends all ranks, with one message that names it (docs/explanation/faults.md).
 
 The main thread notes when it begins and ends to wait for other ranks: two assignments, no message. A second thread
 looks at the note from time to time. Only when the note has not changed for a while does it talk MPI, on a communicator

@@ -1,4 +1,4 @@
-"""Weights on disk (docs/model-file.md): written one at a time, mapped when read, and checked in one streaming pass."""
+"""Weights on disk (docs/reference/model-file.md): written one at a time, mapped when read, checked in one pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank that dies is named, also where its launcher only ends the others (docs/faults.md).
+"""A rank that dies is named, also where its launcher only ends the others (docs/explanation/faults.md).
 
 Rank 0 starts one small process, outside of the launcher's process groups, and every rank connects to it. No thread and
 no MPI call is needed afterwards: the kernel closes the connection of a process that ends, however it ends.

@@ -1,4 +1,4 @@
-"""What the cost model counts in: a model's shape, a cut, operations by kind, exchanges (docs/planner.md)."""
+"""What the cost model counts in: model shape, a cut, operations by kind, exchanges (docs/explanation/planner.md)."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Work:
 
     @property
     def multiply_adds(self) -> float:
-        """The count of docs/planner.md: linear layers, attention and codebook search."""
+        """The count of docs/explanation/planner.md: linear layers, attention and codebook search."""
         return self.gemm + self.attention + self.encode
 
 

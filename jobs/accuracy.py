@@ -1,7 +1,7 @@
 """What accuracy each bit buys: an experiment deck is trained row by row, seed by seed, and measured at P ranks.
 
 python jobs/accuracy.py run DECK.toml [--rows A,B] [--seeds 0,1]   one JSON per row and seed; what is there stays
-python jobs/accuracy.py render FOLDER...  -o docs/accuracy.md --plot docs/accuracy.svg    tables of all JSON files
+python jobs/accuracy.py render FOLDER...  -o docs/log/accuracy.md --plot docs/log/accuracy.svg  tables of all JSON files
 
 An experiment deck names a training deck (`base`), seeds, ranks, and [[rows]]: `name`, `set` (overrides of the training
 deck), or `train = false` (k-means, or the model's codebooks), `rival` (int8 or means:RATIO instead of codebooks),
@@ -261,7 +261,7 @@ def main() -> int:
     one.set_defaults(do=run)
     other = steps.add_parser("render")
     other.add_argument("folders", nargs="+")
-    other.add_argument("-o", "--output", default="docs/accuracy.md")
+    other.add_argument("-o", "--output", default="docs/log/accuracy.md")
     other.add_argument("--plot", type=Path, help="picture of what is lost over bits (.svg, .png)")
     other.add_argument("--head", type=Path, help="Markdown that comes first")
     other.set_defaults(do=render)

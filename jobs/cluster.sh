@@ -7,7 +7,7 @@
 #   jobs/cluster.sh bytes [--json]        what each node has sent and received since it is up
 #   jobs/cluster.sh status                the nodes, their links and quotas; exit code 1 when the cluster is down
 #   jobs/cluster.sh down                  ends what runs on the nodes and removes them
-# Needs root, iproute2 and the cgroup CPU controller (v1 or v2). docs/cluster.md says what was measured.
+# Needs root, iproute2 and the cgroup CPU controller (v1 or v2). docs/log/cluster.md says what was measured.
 set -euo pipefail
 export LC_ALL=C
 SWITCH=astra-switch # a namespace too, so that the host's firewall and addresses stay out of it

@@ -1,7 +1,7 @@
 """Time per new token of both ways of decoding over bandwidth and length of the prompt, measured and predicted.
 
 mpirun -n 4 python jobs/decode_crossover.py FOLDER [--json FILE]     by the virtual clock; makes FOLDER/decode-4.h5
-python jobs/decode_crossover.py FOLDER --draw docs/decode-crossover.svg   of FOLDER/crossover.json
+python jobs/decode_crossover.py FOLDER --draw docs/explanation/decode-crossover.svg   of FOLDER/crossover.json
 
 GPT-2-small shape with LAYERS blocks, random weights and a vocabulary of 2048, so that the head, the same in both ways,
 does not hide their difference; M = 4, K = 256. Merged decoding does the same after any prefill, so it is measured after

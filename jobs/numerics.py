@@ -1,4 +1,4 @@
-"""Which choices give the same bits, and by how much others change the answers: the table of docs/numerics.md.
+"""Which choices give the same bits, and by how much others change answers: the table of docs/explanation/numerics.md.
 
     mpirun -n 4 python jobs/numerics.py MODEL.h5 [--tokens 40] [--batch 4]
 

@@ -1,6 +1,6 @@
 """The published speed-ups from the cost model: over bandwidth, ranks and tokens, for every scheme.
 
-    python jobs/paper_tables.py [--rtt 1ms] [--measured bench.json ..] [--json F] [--markdown docs/paper-tables.md]
+    python jobs/paper_tables.py [--rtt 1ms] [--measured bench.json ..] [--json F] [--markdown docs/log/paper-tables.md]
 
 Each scheme gives: the published figure where there is one (astra_mpi/published.py), the cost model under the paper's
 accounting ("counts": calibrated by the time of one device alone; "fitted": by two more inputs), the fitted model under
@@ -56,15 +56,15 @@ def preamble(rtt: str) -> list[str]:
     return [
         "# Published speed-ups, from the cost model",
         "",
-        "Written by `python jobs/paper_tables.py --markdown docs/paper-tables.md`; do not edit. Speed-up over one",
+        "Written by `python jobs/paper_tables.py --markdown docs/log/paper-tables.md`; do not edit. Speed-up over one",
         f"device, ViT-Base shape ({MODEL.n_layers} blocks, D = {MODEL.d_model}). Only the rows `virtual clock` are",
         "measurements of this project.",
         "",
         "| row | what it is |",
         "|---|---|",
         "| `published` | arXiv 2505.19342, approx., read off plots |",
-        "| `counts` | `docs/planner.md` under the paper's accounting: compute from operation counts, then one local"
-        " payload per exchange, no latency."
+        "| `counts` | `docs/explanation/planner.md` under the paper's accounting: compute from operation counts, then"
+        " one local payload per exchange, no latency."
         f" One input: one device takes {INPUTS['one_device_s']} s at 1024 tokens |",
         "| `fitted` | the same with two more inputs: a multiply-add in attention takes"
         f" {INPUTS['attention_factor']} times one in a linear layer, and quantising costs"

@@ -23,7 +23,7 @@ from astra_mpi.synthetic import random_batch
 
 
 def limit(model: Model, n_tokens: int) -> float:
-    """Speed-up of `model.comm.size` ranks by multiply-adds alone (docs/equations.md), tables and exchange free."""
+    """Speed-up of `model.comm.size` ranks by multiply-adds alone, tables and exchange free."""
     d, size = model.config.d_model, model.comm.size
     d_ff = model.config.d_ff
     block = n_tokens * d * (4 * d + 2 * d_ff) + 2 * n_tokens**2 * d

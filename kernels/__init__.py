@@ -1,1 +1,1 @@
-"""The hot loops, with the same names and signatures in every backend (docs/architecture.md, Kernels)."""
+"""The hot loops, with the same names and signatures in every backend (docs/explanation/architecture.md, Kernels)."""

@@ -1,4 +1,4 @@
-"""Every row of docs/numerics.md at a small size: what it calls the same bits is compared with ==."""
+"""Every row of docs/explanation/numerics.md at a small size: what it calls the same bits is compared with ==."""
 
 import importlib.util
 import sys

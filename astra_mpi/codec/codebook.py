@@ -21,7 +21,7 @@ class Codebook:
     grouped: the vector, zero-padded to C*W, is cut into C sub-vectors of W = ceil(D / C), each with its own entries.
     residual: W = D, and stage m quantises what stages 0..m-1 left.
     With a basis (one group or stages), nearest means nearest after multiplication with it: in a subspace, in another
-    metric, or both (docs/equations.md). Raises InputError on entries or a basis that do not fit.
+    metric, or both (docs/explanation/equations.md). Raises InputError on entries or a basis that do not fit.
     """
 
     kind: str  # "grouped" or "residual"

@@ -1,6 +1,6 @@
 """The subspace encoder: entries are searched in the leading principal subspace of what is quantised.
 
-Projecting a vector costs D d multiply-adds and searching d K M, instead of D K M (docs/equations.md).
+Projecting a vector costs D d multiply-adds and searching d K M, instead of D K M (docs/explanation/equations.md).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--prompt-file", metavar="FILE", help="a text file, whole, instead")
     _add_sampling_options(parser)
     parser.add_argument("--strategy", metavar="A", help="default: astra with codebooks, else sp; see `bench`")
-    parser.add_argument("--decode", default="auto", help="local, merged or auto (default; docs/generate.md)")
+    parser.add_argument("--decode", default="auto", help="local, merged or auto (default; docs/reference/generate.md)")
     add_loading_options(parser, "of drawn tokens and of what is lost")
     parser.set_defaults(run=run, spmd=True, strategies=None)
 

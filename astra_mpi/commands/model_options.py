@@ -49,7 +49,7 @@ def add_loading_options(parser: argparse.ArgumentParser, seed: str, several_netw
 
 
 def add_condition_options(parser: argparse.ArgumentParser, several_networks: bool = False) -> None:
-    """--network, --accounting, --clock, --speed, --deadline, --missing; docs/network.md explains them."""
+    """--network, --accounting, --clock, --speed, --deadline, --missing; docs/explanation/network.md explains them."""
     group = parser.add_argument_group("network and clock")
     group.add_argument(
         "--network",

@@ -13,7 +13,7 @@ def add_parser(subparsers: Any) -> None:
         "plan",
         help="which strategy would be fastest",
         description="Predicts the latency of every strategy from counted operations and bytes, measured or assumed"
-        " speeds, and a link; no MPI needed. docs/planner.md has the model and its limits.",
+        " speeds, and a link; no MPI needed. docs/explanation/planner.md has the model and its limits.",
     )
     parser.add_argument("model", help="model file")
     parser.add_argument("-n", "--ranks", type=int, metavar="P", help="default: those of the profile")

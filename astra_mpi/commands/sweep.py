@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> None:
         help="measure strategies x networks x ranks x tokens x codecs",
         description="Starts `mpirun -n P astra-mpi bench` (or the deck's own launcher) for every point of the deck,"
         " keeps what each gives, and writes <output>.json and the report <output>.html. A sweep that was ended goes on"
-        " with the same command. Run it by itself, without mpirun. docs/sweep.md has the keys.",
+        " with the same command. Run it by itself, without mpirun. docs/reference/sweep.md has the keys.",
     )
     parser.add_argument("deck", metavar="DECK.toml", help="such as jobs/experiments/sweep-small.toml")
     parser.add_argument("--retry", action="store_true", help="try again what failed for good, too")

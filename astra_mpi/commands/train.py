@@ -15,8 +15,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="noise-augmented training (needs PyTorch)",
-        description="Trains what a deck says (docs/training.md): codebooks alone, or a whole model, on one process or"
-        " on several under mpirun. A stopped run goes on where it was.",
+        description="Trains what a deck says (docs/explanation/training.md): codebooks alone, or a whole model, on one"
+        " process or on several under mpirun. A stopped run goes on where it was.",
     )
     parser.add_argument("deck", help="TOML file with [model] or [shape], [data] [codec] [train] [output]")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="instead of the deck's value")

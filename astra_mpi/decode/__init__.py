@@ -1,1 +1,1 @@
-"""Decoding: what ranks keep of a prefill, and how they make one token after another from it (docs/decode.md)."""
+"""Decoding: what ranks keep of a prefill, and how they make token after token from it (docs/explanation/decode.md)."""

@@ -1,4 +1,4 @@
-"""`decode = "auto"`: alone or merged, by the cost model (docs/planner.md)."""
+"""`decode = "auto"`: alone or merged, by the cost model (docs/explanation/planner.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Far tokens kept as their codes, a few bytes each (arXiv 2505.19342; docs/decode.md has the equations)."""
+"""Far tokens kept as their codes, a few bytes each (arXiv 2505.19342; docs/explanation/decode.md has the equations)."""
 
 from __future__ import annotations
 

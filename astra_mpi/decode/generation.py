@@ -1,4 +1,4 @@
-"""`Model.generate`: a prefill that keeps keys and values, then one step per token (docs/decode.md)."""
+"""`Model.generate`: a prefill that keeps keys and values, then one step per token (docs/explanation/decode.md)."""
 
 from __future__ import annotations
 

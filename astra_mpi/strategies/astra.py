@@ -103,8 +103,8 @@ class Astra(TokenParallel):
         return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=index)
 
     def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
-        """The codes of some far tokens (docs/decode.md), or, where a new token would have to project every far token
-        again, keys and values: keys are turned and not quantised themselves.
+        """The codes of some far tokens (docs/explanation/decode.md), or, where a new token would have to project every
+        far token again, keys and values: keys are turned and not quantised themselves.
         """
         rotary, table = self.turns is not None, self.remote.tables[i]
         if i < self.first_coded or (rotary and self.site != "kv" and self.remote.how == "gemm"):

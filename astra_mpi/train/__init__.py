@@ -1,1 +1,1 @@
-"""Noise-augmented training (docs/training.md). Needs PyTorch, the extra `train`; nothing else imports this package."""
+"""Noise-augmented training (docs/explanation/training.md). Needs PyTorch, the extra `train`; nobody else imports it."""

@@ -58,8 +58,8 @@ class CodecSection:
     codebook_size: Positive = 256
     site: Literal["hidden", "normed", "kv"] | None = None  # default the family's own
     encoder: Literal["exact", "auto", "subspace"] = "exact"  # where entries are searched, while training as later
-    # by what codes are nearest: what they change in keys and values, or distance (docs/equations.md); site kv and two
-    # groups or more have the latter
+    # by what codes are nearest: what they change in keys and values, or distance (docs/explanation/equations.md);
+    # site kv and two groups or more have the latter
     metric: Literal["keys-values", "plain"] = "keys-values"
     init: Literal["kmeans", "model"] = "kmeans"  # "model": the codebooks of [model]; the keys above are then not read
     samples: Positive = 32768  # tokens for k-means

@@ -1,4 +1,4 @@
-"""Codebooks under training: codes, what far ranks see of a token, and moving averages (docs/training.md).
+"""Codebooks under training: codes, what far ranks see of a token, and moving averages (docs/explanation/training.md).
 
 Far rows are x + stopgrad(x^ + lambda xi - x): gradients pass as if nothing had been quantised (straight through). With
 `update = "adam"` the entries themselves have gradients, through x^; with "ema" they follow the mean of what they stand

@@ -1,7 +1,8 @@
 """The differentiable twin: what P ranks compute, in one process, with gradients.
 
-The same arithmetic as the engine's (docs/training.md), written over the weights of a model file by their canonical
-names. The ranks are masks over one set of rows (`View`): the replicas of the class token, then the content places.
+The same arithmetic as the engine's (docs/explanation/training.md), written over the weights of a model file by their
+canonical names. The ranks are masks over one set of rows (`View`): the replicas of the class token, then the content
+places.
 """
 
 from __future__ import annotations

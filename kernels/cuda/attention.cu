@@ -7,7 +7,7 @@
 // Considered: cuBLAS products and a softmax pass between (writes H n m scores: 4.3 GB above); keys gathered to memory
 // first (2 m D more traffic: with one code per token the table itself is read, whose rows the cache holds); TF32 on tensor
 // cores (10 bits of a score of 100 are 0.1). Taken: 64 x 64 tiles, 4 x 4 scores per thread.
-// Times: docs/gpu.md, by jobs/gpu_bench.py.
+// Times: docs/explanation/gpu.md, by jobs/gpu_bench.py.
 #define CHUNK ((DP + STEP - 1) / STEP)
 
 #define LINE (DP + 4)

@@ -10,7 +10,7 @@
 // Taken: PTX's mma.m16n8k16, scores kept in registers as the next product's left factor; cp.async; ldmatrix; 2^x for e^x.
 // Not timed; by jobs/cuda_code.py for sm_90, D = 64, ROWS = 2: 128 products and 68 exponentials among some 760 instructions per tile
 // and warp, no spills, tiles come 16 bytes at a time (before: two, by way of registers).
-// Times: docs/gpu.md, by jobs/gpu_bench.py.
+// Times: docs/explanation/gpu.md, by jobs/gpu_bench.py.
 #define LINE (DP + 8)  // 16-byte rows that start in different banks
 #define QUERIES (64 * ROWS)
 #define UNROLLED (DP > 128 ? 1 : 16)  // for wide heads there are no registers left

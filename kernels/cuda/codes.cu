@@ -4,7 +4,7 @@
 // their time is the launch.
 // Considered: sigma inside table_sum (saves two launches per block; to be tried when measured). Taken: a block per token and
 // 512 columns, four numbers per thread.
-// Times: docs/gpu.md, by jobs/gpu_bench.py.
+// Times: docs/explanation/gpu.md, by jobs/gpu_bench.py.
 
 // message byte i holds bits 8 i .. 8 i + 7; code j has bits j * bits .. (j + 1) * bits - 1.
 extern "C" __global__ void __launch_bounds__(128) pack(const CODE *codes, unsigned char *message, Index n_codes, int bits,

@@ -13,7 +13,7 @@
 // where a GPU can tell). Taken: a key's row by as many lanes as it has pieces of 16 bytes, so that no shared memory is
 // needed until the end; each group of lanes has a softmax of its own over every GROUPS-th key, AHEAD keys and values on
 // their way at once; long sequences are split over blocks, and merge.cu adds the parts up.
-// Times: none yet (docs/gpu.md).
+// Times: none yet (docs/explanation/gpu.md).
 #define THREADS 128
 #define WARPS (THREADS / 32)
 #if HALF && VECTOR && D % 8 == 0

@@ -12,7 +12,7 @@
 // codes are kept apart until then, as a thread meets codes in ascending order; 128 registers, two blocks per multiprocessor.
 // Multiply-adds among the instructions of a tile (sm_90, jobs/cuda_code.py): 83% at W = 768, 69% at W = 24; before, with
 // 64-bit scores, two numbers unrolled and pointers per row: 78% and 57%.
-// Times: docs/gpu.md, by jobs/gpu_bench.py.
+// Times: docs/explanation/gpu.md, by jobs/gpu_bench.py.
 #define TILE 128
 #define DEPTH 8
 #define LINE (TILE + 4)

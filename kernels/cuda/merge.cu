@@ -3,7 +3,7 @@
 //
 // Roofline: reads n_parts n H (D + 2) numbers, 32 parts of Llama-3-8B's 32 heads: 0.5 MB; its time is the launch.
 // Considered: in the block that ends last, by a counter (a launch less, and an atomic). Taken: a block per head and row.
-// Times: none yet (docs/gpu.md).
+// Times: none yet (docs/explanation/gpu.md).
 #define MOST 1024  // parts
 
 // state = parts added up, and what was there unless `fresh`. Grid: (H, n).

@@ -3,7 +3,7 @@
 //
 // Roofline: all are bound by memory. normalise reads and writes 2 n width numbers (3 and 2 with a residual sum, where
 // PyTorch eager takes three kernels and 7); activate 2; activate_gated 3; rotate 2 of the part that turns.
-// At 3.35 TB/s, 1025 x 768 float32: normalise 1.9 us, less than a launch. Times: docs/gpu.md, by jobs/gpu_bench.py.
+// At 3.35 TB/s, 1025 x 768 float32: normalise 1.9 us, less than a launch. Times: docs/explanation/gpu.md, by jobs/gpu_bench.py.
 // Considered: a block per row (more parallelism for few long rows, but two barriers per row), Welford's single pass
 // (one read less from a cache that holds the row). Taken: a warp per row, two passes over a row in the first-level cache.
 

@@ -7,7 +7,7 @@
 // Considered: a one-hot GEMM (K times the work); a block per token, from the cache (codes.cu: for few tokens, or tables whose
 // slices do not fit). Taken: rows of one code k lie side by side, and neighbouring tokens begin with another table, so that
 // they read other banks where C is a multiple of four; the next token's codes come while this one is added up.
-// Times: docs/gpu.md, by jobs/gpu_bench.py.
+// Times: docs/explanation/gpu.md, by jobs/gpu_bench.py.
 #define THREADS 512
 #define PIECES (SLICE / STEP)
 #define AT_ONCE (THREADS / PIECES)  // tokens
