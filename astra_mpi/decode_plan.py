@@ -1,4 +1,4 @@
-"""The strategy and way of decoding that are fastest on some ranks and links, predicted (docs/explanation/planner.md)."""
+"""The strategy and way of decoding that are predicted to be fastest on given links (docs/explanation/planner.md)."""
 
 from __future__ import annotations
 
