@@ -18,7 +18,7 @@ PAGES = [DOCS / "start.md", *(DOCS / "howto" / f"{name}.md" for name in
          ("verify", "strategy", "checkpoint", "images", "text", "train", "slurm", "uneven", "trouble"))]  # fmt: skip
 #: how many blocks of all pages may say why they are not run
 NOT_RUN = 7
-LIMIT_S = 120
+LIMIT_S = 240
 BLOCK = re.compile(r"^(?:<!-- not run: (.*?) -->\n)?```(bash|console|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

@@ -1,0 +1,106 @@
+"""docs/extend.md: its examples, as they stand there, put into a copy of the package."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+LOGITS = """
+import numpy as np
+from mpi4py import MPI
+import astra_mpi
+for strategy in ("single", "sp"):
+    model = astra_mpi.load("opt.h5", comm=MPI.COMM_WORLD, strategy=strategy)
+    answer = model(np.load("ids.npy"), np.load("mask.npy"))
+    if MPI.COMM_WORLD.rank == 0:
+        np.save(f"{strategy}-{MPI.COMM_WORLD.size}.npy", answer)
+"""
+
+
+def fenced(language, path):
+    """The block of the page that says it is (of) this file."""
+    found = re.findall(rf"^```{language}\n# {re.escape(path)}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    assert len(found) == 1, f"docs/extend.md has {len(found)} blocks of {path}"
+    return found[0]
+
+
+def changed(text, diff):
+    """`text` with the runs of - and + lines of a diff taken in turn; each run of - lines must be there, once."""
+    for old, new in re.findall(r"((?:^-.*\n)+)((?:^\+.*\n)+)", diff, re.MULTILINE):
+        before, after = (re.sub(r"^[-+]", "", part, flags=re.MULTILINE) for part in (old, new))
+        assert text.count(before) == 1, f"docs/extend.md changes a line that is not there: {before}"
+        text = text.replace(before, after)
+    return text
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Commands in a folder beside a copy of the package; the kernels are the original, compiled already."""
+    (tmp_path / "package").mkdir()
+    package = tmp_path / "package" / "astra_mpi"
+    shutil.copytree(ROOT / "astra_mpi", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "package" / "kernels").symlink_to(ROOT / "kernels")
+    beside = Path(sys.executable).parent
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "package"), "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}"}
+
+    def call(*command, added, table):
+        """added: the new file; table: the file that gets its entry."""
+        (package.parent / added).write_text(fenced("python", added))
+        file = ROOT / table
+        (package.parent / table).write_text(changed(file.read_text(encoding="utf-8"), fenced("diff", table)))
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=False, input=""
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    call.folder = tmp_path
+    return call
+
+
+def commands(section):
+    """The bash block of a section of the page."""
+    (text,) = re.findall(r"^```bash\n(.*?)^```$", PAGE.split(f"## {section}\n")[1].split("\n## ")[0], re.DOTALL | re.M)
+    return "set -euo pipefail\n" + text
+
+
+def test_strategy(run):
+    files = {"added": "astra_mpi/strategies/normed.py", "table": "astra_mpi/strategies/__init__.py"}
+    printed = run("bash", "-c", commands("A strategy"), **files)
+    line = next(line for line in printed.splitlines() if line.startswith("normed "))
+    n_bytes, formula, verdict = line.split()[-3:]
+    assert verdict == "agrees" and int(n_bytes) == int(formula) > 0
+
+
+def test_family(run):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    files = {"added": "astra_mpi/models/opt.py", "table": "astra_mpi/models/__init__.py"}
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 61}
+    config = transformers.OPTConfig(**sizes, max_position_embeddings=24, word_embed_proj_dim=32)
+    rival = transformers.OPTForCausalLM(config).eval()
+    with torch.no_grad():
+        for weight in rival.parameters():  # biases are zeros and norms ones, where a mistake would not show
+            weight.add_(0.1 * torch.randn_like(weight))
+    rival.save_pretrained(run.folder / "opt-folder")
+    rng = np.random.default_rng(0)
+    ids, mask = rng.integers(0, 61, (3, 20)), np.arange(20) < np.array([[20], [7], [1]])
+    np.save(run.folder / "ids.npy", ids)
+    np.save(run.folder / "mask.npy", mask)
+    (run.folder / "logits.py").write_text(LOGITS)
+    script = commands("A family") + "python logits.py\nmpirun -n 2 python logits.py\n"
+    run("bash", "-c", script, **files)
+    with torch.no_grad():
+        logits = rival(torch.tensor(ids), attention_mask=torch.tensor(mask).long()).logits.numpy()
+    expected = logits[np.arange(3), mask.sum(axis=1) - 1]  # of each text's last token
+    for name in ("single-1", "sp-1", "single-2", "sp-2"):
+        got = np.load(run.folder / f"{name}.npy")
+        np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max(), err_msg=name)
