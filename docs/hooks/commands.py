@@ -53,7 +53,7 @@ def _value(action: argparse.Action) -> str:
     if action.metavar:
         return str(action.metavar)
     if action.choices:
-        return r"\|".join(map(str, action.choices))
+        return "|".join(map(str, action.choices))
     return action.dest.upper() if action.option_strings else action.dest
 
 

@@ -75,5 +75,5 @@ def _toml(value: Any) -> str:
 
 def _row(*cells: str) -> str:
     name, takes, default, meaning = (cell.replace("|", r"\|") for cell in cells)
-    meaning = re.sub(r"docs/([\w/-]+\.md)", r"[\1](../\1)", html.escape(meaning, quote=False))
+    meaning = re.sub(r"docs/([\w/]*?([\w-]+)\.md)", r"[\2](../\1)", html.escape(meaning, quote=False))
     return f"| `{name}` | {html.escape(takes, quote=False)} | {default} | {meaning} |"
