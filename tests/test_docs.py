@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ PAGES = [DOCS / "start.md", *(DOCS / "howto" / f"{name}.md" for name in
          ("verify", "strategy", "checkpoint", "images", "text", "train", "slurm", "uneven", "trouble"))]  # fmt: skip
 #: how many blocks of all pages may say why they are not run
 NOT_RUN = 7
-LIMIT_S = 240
+LIMIT_S = 100
 BLOCK = re.compile(r"^(?:<!-- not run: (.*?) -->\n)?```(bash|console|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -52,6 +53,23 @@ def blocks(path):
     return found
 
 
+def run_to_its_end(command, folder, env):
+    """-> exit code, or None where it took too long and was ended with all it started; stdout; stderr."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    program = subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **pipes)
+    try:
+        out, err = program.communicate(timeout=LIMIT_S)
+        return program.returncode, out, err
+    except subprocess.TimeoutExpired:
+        os.killpg(program.pid, signal.SIGTERM)  # a launcher ends its ranks
+        try:
+            out, err = program.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(program.pid, signal.SIGKILL)
+            out, err = program.communicate()
+        return None, out, err
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What the project's folder looks like to a page: jobs/ is there, work/ is not yet."""
@@ -69,12 +87,10 @@ def test_commands_run(page, folder):
     mark = "@@ block of line"
     parts = [f"echo '{mark} {block.line}'\n{block.script()}" for block in run]
     (folder / "page.sh").write_text("set -euo pipefail\n" + "\n".join(parts))
-    done = subprocess.run(
-        ["bash", "page.sh"], cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
-    outputs = done.stdout.split(mark)[1:]
+    code, out, err = run_to_its_end(["bash", "page.sh"], folder, env)
+    outputs = out.split(mark)[1:]
     where = f"{page.relative_to(ROOT)}, line {outputs[-1].splitlines()[0].strip() if outputs else '?'}"
-    assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    assert code == 0, f"{where}: {code or f'not done after {LIMIT_S} s'}\n{out[-2000:]}\n{err[-3000:]}"
     for block, printed in zip(run, outputs, strict=True):
         line = block.missing(printed)
         assert line is None, f"{page.relative_to(ROOT)}, line {block.line}: not printed: {line}\n{printed}"

@@ -20,7 +20,7 @@ for strategy in ("single", "sp"):
     model = astra_mpi.load("opt.h5", comm=MPI.COMM_WORLD, strategy=strategy)
     answer = model(np.load("ids.npy"), np.load("mask.npy"))
     if MPI.COMM_WORLD.rank == 0:
-        np.save(f"{strategy}-{MPI.COMM_WORLD.size}.npy", answer)
+        np.save(f"{strategy}.npy", answer)
 """
 
 
@@ -56,7 +56,7 @@ def run(tmp_path):
         file = ROOT / table
         (package.parent / table).write_text(changed(file.read_text(encoding="utf-8"), fenced("diff", table)))
         done = subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=False, input=""
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100, check=False, input=""
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -96,11 +96,10 @@ def test_family(run):
     np.save(run.folder / "ids.npy", ids)
     np.save(run.folder / "mask.npy", mask)
     (run.folder / "logits.py").write_text(LOGITS)
-    script = commands("A family") + "python logits.py\nmpirun -n 2 python logits.py\n"
-    run("bash", "-c", script, **files)
+    run("bash", "-c", commands("A family") + "mpirun -n 2 python logits.py\n", **files)
     with torch.no_grad():
         logits = rival(torch.tensor(ids), attention_mask=torch.tensor(mask).long()).logits.numpy()
     expected = logits[np.arange(3), mask.sum(axis=1) - 1]  # of each text's last token
-    for name in ("single-1", "sp-1", "single-2", "sp-2"):
+    for name in ("single", "sp"):
         got = np.load(run.folder / f"{name}.npy")
         np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max(), err_msg=name)
