@@ -1,4 +1,4 @@
-"""What a file holds, without reading its weights."""
+"""What a file holds, without reading its weights; whether it is whole, which reads all of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import h5py
 
-from astra_mpi import hdf5
+from astra_mpi import checksum, hdf5
 from astra_mpi.codecfile import read_codec
-from astra_mpi.modelfile import read_config, read_preprocess
+from astra_mpi.modelfile import read_config, read_model, read_preprocess
 from astra_mpi.provenance import read_provenance
 from astra_mpi.weightfile import stored_dtype
 
@@ -27,6 +27,19 @@ def describe(path: str | Path) -> dict[str, Any]:
             hdf5.check_format(file, hdf5.CODEBOOKS)
             return facts | {"base_digest": hdf5.text(file, "base_digest")} | _codec(file) | _provenance(file)
         return facts | _model(file) | _codec(file) | _provenance(file)
+
+
+def check_contents(path: str | Path) -> str:
+    """Read all of a file and compare it with its checksums, those of weights too.
+
+    -> "whole", or that it has none. InputError if it is not what was written.
+    """
+    with hdf5.reading(path) as file:
+        checksum.require_whole(file)
+        known, kind = checksum.NAME in file.attrs, file.attrs.get("format")
+    if kind == hdf5.MODEL:
+        read_model(path)
+    return "whole" if known else "no checksum: written by an earlier version"
 
 
 def _model(file: h5py.File) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from astra_mpi import hdf5
+from astra_mpi import checksum, hdf5
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.results import write_json
@@ -56,6 +56,7 @@ def merge(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
         _write_attributes(file, pieces[0], summary)
         for piece in pieces:
             _copy(file, piece, total)
+            file.check()
         summary["metrics"] |= _metrics(file, pieces)
         file.attrs["summary"] = json.dumps(summary)
     write_json(output.with_suffix(".json"), summary)
@@ -73,6 +74,7 @@ def _read(path: Path) -> Piece:
         lengths = {item.shape[0] if item.shape else 0 for item in every.values()}
         items = _items(path, state, len(index))
         require(lengths == {len(items)} and _agrees(index, items), f"{path} does not hold its items; make it anew")
+        checksum.require_whole(file)
         return Piece(path, state, summary, deck, items, shapes)
 
 
