@@ -207,7 +207,7 @@ class Written(h5py.File):
 def writing(path: str | Path, aligned: bool = False) -> Iterator[Written]:
     """Create an HDF5 file under a temporary name; flushed to disk and renamed to `path` when the body succeeds.
 
-    `aligned`: datasets of a page or more begin at pages, for readers that map them. A checksum of its contents is added.
+    `aligned`: datasets of a page or more begin at pages, to be mapped. A checksum of the contents is added.
     After a failure nothing is left and an older file at `path` is untouched. InputError if the folder is missing,
     AstraError if the file cannot be written.
     """

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _describe(path: str, quick: bool) -> tuple[dict[str, Any], Exception | None]:
-    """A file, or a job's parts, which may also be named by the results that are to come; what is wrong with the file."""
+    """A file, or a job's parts, also named by the results that are to come; and what is wrong with the file."""
     from astra_mpi.errors import InputError
     from astra_mpi.info import check_contents, describe
     from astra_mpi.job_state import describe_job, is_parts_folder
