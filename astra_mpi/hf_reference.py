@@ -65,7 +65,6 @@ _BY_REASON = {
     "how it is computed, not what": """chunk_size_feed_forward attn_implementation experts_implementation pretraining_tp
         fusion_config base_model_tp_plan base_model_pp_plan base_model_ep_plan base_model_fsdp_plan""",
     "a record of how the folder was made": "transformers_version _name_or_path name_or_path _commit_hash torchscript",
-    "weights stay as they are stored; a note says where transformers rounds them": "dtype torch_dtype",
     "marks that the tokenizer puts into texts": "bos_token_id pad_token_id",
     "read with generation_config.json": "eos_token_id",
     "settings of pipelines": "task_specific_params",
@@ -80,6 +79,9 @@ _BY_REASON = {
         num_beam_groups diversity_penalty""",
 }
 HARMLESS = {key: why for why, keys in _BY_REASON.items() for key in keys.split()}
+
+#: keys that are left aside with a note (hf_tensors.py), and why
+ASIDE = dict.fromkeys(("dtype", "torch_dtype"), "weights stay as they are stored; transformers rounds them when it loads")
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Reference:
 
     def why_harmless(self, key: str) -> str | None:
         """Why a value of this key does not change an answer, or None if it may."""
-        return self.harmless.get(key) or HARMLESS.get(key)
+        return self.harmless.get(key) or HARMLESS.get(key) or ASIDE.get(key)
 
     def passing(self, key: str) -> tuple[Any, ...] | None:
         """The values, besides null, with which a key that the class does not have changes nothing; None: any."""
