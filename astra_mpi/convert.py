@@ -15,6 +15,7 @@ from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.hf_config import HFConfig
 from astra_mpi.hf_folder import Tensor, load_object, open_weights, sha256
+from astra_mpi.hf_generation import generation
 from astra_mpi.hf_tensors import Tensors, rounding
 from astra_mpi.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.models import FAMILIES
@@ -90,7 +91,7 @@ def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple
     # before the names of so many blocks are spelled out
     require(
         config.n_layers <= len(tensors.files),
-        f"{folder} has too few tensors for {family.reference.layers_key} = {config.n_layers}",
+        f"{folder} has too few tensors for {hf.called(hf.reference.layers_key)} = {config.n_layers}",
     )
     sources = family.hf_weights(config)
     found = {name: tensors.find(source.name) for name, source in sources.items()}
@@ -99,7 +100,7 @@ def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple
     left = tensors.unused(list(present.values()))
     require(
         not missing,
-        f"{folder} has no tensor {some(missing)}, which its config.json asks for ({tensors.blame(missing)});"
+        f"{folder} has no tensor {some(missing)}, which its config.json asks for ({tensors.blame(missing, hf)});"
         f" it has {len(left)} others{': ' * bool(left)}{some(left, 3)}; the folder is incomplete, or config.json is of"
         " another model",
     )
@@ -107,7 +108,7 @@ def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple
     require(
         not foreign,
         f"{folder} has tensors in its blocks that config.json does not ask for: {some(foreign)}"
-        f" ({tensors.blame(foreign)}); answers without them would be wrong, so it is not a {config.family} model as"
+        f" ({tensors.blame(foreign, hf)}); answers without them would be wrong, so it is not a {config.family} model as"
         " known here",
     )
     shapes = weight_shapes(config)
@@ -147,5 +148,6 @@ def _inputs(folder: Path, config: Any) -> tuple[str | None, dict[str, Any] | Non
         )
     preprocess: dict[str, Any] = {"max_tokens": hf_settings.max_tokens(folder, config.max_positions)}
     if FAMILIES[config.family].causal:
-        preprocess["end_tokens"] = hf_settings.end_tokens(folder, config.vocab_size)
+        preprocess["end_tokens"], asked = generation(folder, config.vocab_size)
+        notes += asked
     return tokenizer, preprocess, notes

@@ -40,8 +40,9 @@ class HFConfig:
 
     def __init__(self, values: Mapping[str, Any], reference: Reference) -> None:
         """InputError on architectures, custom code and quantisation that are not supported."""
-        self.values = {reference.aliases.get(key, key): value for key, value in values.items()}
-        self.values |= {name: values[alias] for alias, name in reference.aliases.items() if alias in values}
+        self._aliases = {name: alias for alias, name in reference.aliases.items() if alias in values}
+        self.values = {key: value for key, value in values.items() if key not in reference.aliases}
+        self.values |= {name: values[alias] for name, alias in self._aliases.items()}
         self.reference, self.read = reference, {"model_type"}
         self.notes, self.assumed = list[str](), list[str]()
         self._check_code()
@@ -61,6 +62,10 @@ class HFConfig:
         )
         return named
 
+    def called(self, key: str) -> str:
+        """What config.json calls a field."""
+        return self._aliases.get(key, key)
+
     def get(self, key: str) -> Any:
         """The value as it is, or the reference's default; None for a key without either."""
         self.read.add(key)
@@ -69,12 +74,13 @@ class HFConfig:
 
     def integer(self, key: str, at_least: int = 1) -> int:
         value = self._given(key)
-        require(type(value) is int and value >= at_least, f"{key} = {shown(value)} must be an integer >= {at_least}")
+        wrong = f"{self.called(key)} = {shown(value)} must be an integer >= {at_least}"
+        require(type(value) is int and value >= at_least, wrong)
         return value
 
     def number(self, key: str) -> float:
         """A positive, finite number."""
-        return positive(key, self._given(key))
+        return positive(self.called(key), self._given(key))
 
     def _given(self, key: str) -> Any:
         """`get`, and a note where the reference's default had to be taken."""
@@ -106,7 +112,8 @@ class HFConfig:
     def heads(self, width: str, heads: str) -> tuple[int, int]:
         """-> (width, heads), of which the one must be a multiple of the other."""
         d_model, n_heads = self.integer(width), self.integer(heads)
-        require(d_model % n_heads == 0, f"{width} = {d_model} is not a multiple of {heads} = {n_heads}")
+        wrong = f"{self.called(width)} = {d_model} is not a multiple of {self.called(heads)} = {n_heads}"
+        require(d_model % n_heads == 0, wrong)
         return d_model, n_heads
 
     def check_rest(self) -> None:
@@ -134,7 +141,8 @@ class HFConfig:
                 f"architectures: {shown(name)} is not supported, for its answers are not known here;"
                 f" use one of {', '.join(supported)}",
             )
-        code = self.get("auto_map") or {}
+        self.read.add("auto_map")
+        code = self.values.get("auto_map", {})
         require(isinstance(code, Mapping), f"auto_map = {shown(code)} must be an object")
         for kind in (kind for kind in code if kind.startswith(_MODEL_CODE) and code[kind]):
             raise InputError(

@@ -41,7 +41,7 @@ class Tensor:
             part = file.get_slice(self.name)
             step = max(1, _PIECE // max(1, math.prod(self.shape[1:])))
             for first in range(0, self.shape[0], step):
-                yield np.asarray(part[first : first + step], np.float32)
+                yield np.asarray(part[first : min(first + step, self.shape[0])], np.float32)
 
     def read(self) -> np.ndarray:
         """Its values as float32."""

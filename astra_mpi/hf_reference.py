@@ -81,7 +81,9 @@ _BY_REASON = {
 HARMLESS = {key: why for why, keys in _BY_REASON.items() for key in keys.split()}
 
 #: keys that are left aside with a note (hf_tensors.py), and why
-ASIDE = dict.fromkeys(("dtype", "torch_dtype"), "weights stay as they are stored; transformers rounds them when it loads")
+ASIDE = dict.fromkeys(
+    ("dtype", "torch_dtype"), "weights stay as they are stored; transformers rounds them when it loads"
+)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.hf_config import DEQUANTISE, HFConfig, shown
 from astra_mpi.hf_folder import Tensor
+from astra_mpi.hf_reference import ASIDE
 from astra_mpi.weightfile import some
 
 #: dtypes of config.json, as safetensors calls them
@@ -74,11 +75,10 @@ class Tensors:
             " of peft and save the result",
         )
 
-    def blame(self, names: Sequence[str]) -> str:
+    def blame(self, names: Sequence[str], hf: HFConfig) -> str:
         """The settings of config.json that decide whether there are tensors of these names."""
-        reference = self.family.reference
-        biases = [key for key in reference.fields if key.endswith("_bias")]
-        keys = [reference.layers_key] * bool(self.in_blocks(names))
+        biases = [key for key in hf.reference.fields if key.endswith("_bias")]
+        keys = [hf.called(hf.reference.layers_key)] * bool(self.in_blocks(names))
         keys += biases * any(name.endswith(".bias") for name in names)
         return ", ".join(keys or ["architectures"])
 
@@ -114,12 +114,12 @@ class Tensors:
 
 def rounding(hf: HFConfig, tensors: Mapping[str, Tensor]) -> list[str]:
     """A note where transformers rounds weights to the dtype of config.json when it loads them."""
-    wanted = hf.values.get("dtype") or hf.values.get("torch_dtype")
-    stored = sorted({tensor.dtype for tensor in tensors.values()})
+    key = next((key for key in ASIDE if hf.values.get(key) is not None), "dtype")
+    wanted, stored = hf.values.get(key), sorted({tensor.dtype for tensor in tensors.values()})
     if wanted in (None, "float32", "float64") or stored == [_STORED.get(str(wanted))]:
         return []
     return [
-        f"config.json says dtype = {shown(wanted)}, but weights are stored as {', '.join(stored)}: transformers rounds"
+        f"config.json says {key} = {shown(wanted)}, but weights are stored as {', '.join(stored)}: transformers rounds"
         " them when it loads them; here they stay as they are stored"
     ]
 

@@ -19,9 +19,10 @@ from differential import MISSING, Change, Table
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi import hf_generation
 from astra_mpi.convert import convert
 from astra_mpi.hf_reference import ASIDE, GUARDED, HARMLESS
-from astra_mpi.modelfile import write_model
+from astra_mpi.modelfile import ModelFile, write_model
 from astra_mpi.models import FAMILIES
 
 transformers.utils.logging.disable_progress_bar()
@@ -41,12 +42,17 @@ OTHERS: dict[str, list[Any]] = {
     "architectures": [["SomethingElse"], [], None, "BertModel"],
     "auto_map": [{"AutoModel": "modeling_x.Model"}, {}, {"AutoTokenizer": "tok.Tok"}],
     "quantization_config": [GPTQ, {"load_in_8bit": True}, None],
-    "hidden_act": ["gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "gelu_python_tanh"]
-    + ["gelu_accurate", "relu", "silu", "swish", "gelu_10", "quick_gelu", "mish", "linear", "nonsense", 3],
+    "hidden_act": [*transformers.activations.ACT2FN, "nonsense", 3],
     "transformers_version": ["4.1.0"],
     "dtype": ["bfloat16", "float16", "nonsense"],
     "torch_dtype": ["bfloat16"],
-    "id2label": [{"0": "a", "1": "b", "2": "c"}, {"0": "a", "1": "b"}, {}, {"1": "a", "2": "b", "5": "c"}, ["a", "b", "c"]],
+    "id2label": [
+        {"0": "a", "1": "b", "2": "c"},
+        {"0": "a", "1": "b"},
+        {},
+        {"1": "a", "2": "b", "5": "c"},
+        ["a", "b", "c"],
+    ],
     "num_labels": [3, 5, 0],
     "label2id": [{"a": 0, "b": 1, "c": 2}],
     "problem_type": ["regression", "multi_label_classification"],
@@ -58,11 +64,15 @@ OTHERS: dict[str, list[Any]] = {
     "head_dim": [8, 16, 4],
     "num_attention_heads": [2, 8, 5],
     "num_hidden_layers": [1, 3, 0],
-    "rope_parameters": [ROPE3, LINEAR, YARN, {}, LINEAR | {"partial_rotary_factor": 0.5}, LINEAR | {"type": "yarn"}]
-    + [{"type": "linear", "factor": 4.0}, {"factor": 4.0}, {"rope_type": "linear"}, {"rope_theta": None}]
-    + [{"rope_type": "default", "rope_theta": 50, "mscale": 1.0}, {"full_attention": ROPE3}, "linear"]
-    + [{**ROPE3, "original_max_position_embeddings": None}, {**ROPE3, "low_freq_factor": 9.0}],
-    "rope_scaling": [ROPE3, LINEAR, YARN, {}, None, {"type": "linear", "factor": 2.0}, {"type": "dynamic", "factor": 2.0}],
+    "rope_parameters": [
+        *(ROPE3, LINEAR, YARN, {}, LINEAR | {"partial_rotary_factor": 0.5}, LINEAR | {"type": "yarn"}, "linear"),
+        *({"type": "linear", "factor": 4.0}, {"factor": 4.0}, {"rope_type": "linear"}, {"rope_theta": None}),
+        *({"rope_type": "default", "rope_theta": 50, "mscale": 1.0}, {"full_attention": ROPE3}),
+        *({**ROPE3, "original_max_position_embeddings": None}, {**ROPE3, "low_freq_factor": 9.0}),
+    ],
+    "rope_scaling": [
+        *(ROPE3, LINEAR, YARN, {}, {"type": "linear", "factor": 2.0}, {"type": "dynamic", "factor": 2.0}, None),
+    ],
     "rope_theta": [50.0, 50, None, "50", 0, -1.0],
     "partial_rotary_factor": [0.5, 1.0, None],
     "original_max_position_embeddings": [8],
@@ -115,18 +125,36 @@ OTHERS["n_head"], OTHERS["n_layer"] = OTHERS["num_attention_heads"], OTHERS["num
 OTHERS["n_positions"] = OTHERS["max_position_embeddings"]
 
 #: keys in no class that are tried in every family, besides those that tables of hf_reference.py name
-ALSO = ("model_type", "auto_map", "quantization_config", "num_labels", "head_dim", "is_causal", "layer_types", "made_up_key")
+ALSO = (
+    "model_type",
+    "auto_map",
+    "quantization_config",
+    "num_labels",
+    "head_dim",
+    "is_causal",
+    "layer_types",
+    "made_up_key",
+)
 #: in decoders
 ALSO_DECODER = ("rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+TRAINED = ROPE3 | dict(original_max_position_embeddings=32)
 #: what has an effect only beside something else: family, key -> the changes that go with it
 BESIDE: dict[tuple[str, str], list[tuple[tuple[str, Any], ...]]] = {
+    **{(name, "torch_dtype"): [(), (("dtype", MISSING),)] for name in FAMILIES},
+    ("vit", "num_labels"): [(), (("id2label", MISSING),)],
     ("llama", "rope_theta"): [(), (("rope_parameters", MISSING),), (("rope_parameters", LINEAR),)],
     ("llama", "original_max_position_embeddings"): [(), (("rope_parameters", ROPE3),)],
-    ("llama", "max_position_embeddings"): [(), (("rope_parameters", ROPE3 | dict(original_max_position_embeddings=32)),)],
-    ("llama", "rope_scaling"): [(), (("rope_theta", 50.0),), (("rope_parameters", MISSING),), (("rope_parameters", ROPE3),)],
+    ("llama", "max_position_embeddings"): [(), (("rope_parameters", TRAINED),)],
+    ("llama", "rope_scaling"): [
+        *((), (("rope_theta", 50.0),), (("rope_parameters", MISSING),), (("rope_parameters", ROPE3),)),
+    ],
     ("llama", "rope_parameters"): [(), (("rope_theta", 50.0),), (("rope_scaling", LINEAR),)],
     ("llama", "partial_rotary_factor"): [(), (("rope_parameters", LINEAR),)],
 }
+
+
+#: the reference fails, though the value says that there is none
+EXCUSED = [("configuration_files", None)]
 
 
 class ConfigTable(Table):
@@ -135,6 +163,7 @@ class ConfigTable(Table):
     def __init__(self, family: str, model: str, auto: str, **settings: Any) -> None:
         self.name, self.family, self.auto = family, FAMILIES[family], getattr(transformers, auto)
         self.model, self.settings = getattr(transformers, model), settings
+        self.answers: dict[Any, np.ndarray] = {}  # of our engine, by config
 
     @property
     def config_class(self) -> Any:
@@ -191,15 +220,117 @@ class ConfigTable(Table):
 
     def got(self, folder: Path) -> tuple[np.ndarray, list[str]]:
         contents, notes = convert(folder)
-        path = folder.with_suffix(".h5")
-        write_model(path, contents)
-        model = astra_mpi.load(str(path), comm=MPI.COMM_SELF, strategy="single")
+        if contents.config not in self.answers:  # the weights are those of all changes
+            self.answers[contents.config] = self.run(_load(folder, contents))
+        return self.answers[contents.config], notes
+
+    def run(self, model: astra_mpi.Model) -> np.ndarray:
+        """Our engine's answer."""
         if self.name == "vit":
-            return model(IMAGES), notes
-        return model(IDS, gather=True)[1] if self.family.causal else model(IDS), notes
+            return model(IMAGES)
+        return model(IDS, gather=True)[1] if self.family.causal else model(IDS)
+
+    def excused(self, change: Change) -> bool:
+        return (change.key, change.value) in EXCUSED
 
     def stated(self, key: str) -> str:
         return "aside" if key in ASIDE else "harmless" if self.family.reference.why_harmless(key) else ""
+
+
+class GenerationTable(ConfigTable):
+    """generation_config.json: greedy continuations of a decoder."""
+
+    N_NEW = 12
+
+    def make(self, folder: Path) -> None:
+        super().make(folder)
+        (folder / "generation_config.json").write_text("{}")
+
+    def changes(self) -> Iterator[Change]:
+        for key in sorted({*vars(transformers.GenerationConfig()), "made_up_key"} - {"_original_object_hash"}):
+            for value in OTHERS_GENERATION.get(key, [0.5, 3, True]):
+                yield Change(key, value, "generation_config.json", BESIDE_GENERATION.get(key, ()))
+        yield Change("eos_token_id", END, "config.json", (("bos_token_id", 1),))
+
+    def expected(self, folder: Path) -> np.ndarray:
+        torch.manual_seed(0)
+        model = self.auto.from_pretrained(folder)
+        length = {} if model.generation_config.max_new_tokens else {"max_new_tokens": self.N_NEW}
+        found = model.generate(torch.from_numpy(IDS), attention_mask=torch.ones(IDS.shape), **length)
+        ends = model.generation_config.eos_token_id
+        ids = (found if torch.is_tensor(found) else found.sequences)[:, IDS.shape[1] :].numpy()
+        ended = np.cumsum(np.isin(ids, [] if ends is None else ends), axis=1)
+        ids = np.where(ended - np.isin(ids, [] if ends is None else ends) > 0, -1, ids)
+        return np.pad(ids, ((0, 0), (0, self.N_NEW - ids.shape[1])), constant_values=-1)
+
+    def got(self, folder: Path) -> tuple[np.ndarray, list[str]]:
+        contents, notes = convert(folder)
+        stop = tuple((contents.preprocess or {})["end_tokens"])
+        if stop not in self.answers:
+            self.answers[stop] = _load(folder, contents).generate(IDS, max_new_tokens=self.N_NEW, stop=stop)
+        return self.answers[stop], notes
+
+    def stated(self, key: str) -> str:
+        aside = key in {*hf_generation.ABSENT, *hf_generation.ABSENT_SAMPLING, *hf_generation.OWN}
+        return "aside" if aside else "harmless" if key in hf_generation.HARMLESS and key != "eos_token_id" else ""
+
+
+def _load(folder: Path, contents: ModelFile) -> astra_mpi.Model:
+    path = folder.with_suffix(".h5")
+    write_model(path, contents)
+    return astra_mpi.load(str(path), comm=MPI.COMM_SELF, strategy="single")
+
+
+#: a token that the greedy continuation of one prompt holds, and one of the other
+END, OTHER_END = 43, 18
+OTHERS_GENERATION: dict[str, list[Any]] = {
+    "eos_token_id": [END, [END, OTHER_END], None, 999, [999, END], "x", []],
+    "pad_token_id": [3],
+    "bos_token_id": [3],
+    "transformers_version": ["4.1.0"],
+    "_from_model_config": [True, False],
+    "do_sample": [True, False],
+    "temperature": [0.5],
+    "top_k": [3],
+    "top_p": [0.5],
+    "max_length": [25],
+    "max_new_tokens": [5],
+    "min_length": [30],
+    "min_new_tokens": [8],
+    "stop_strings": [["a"]],
+    "repetition_penalty": [1.5, 1.0],
+    "encoder_repetition_penalty": [1.5],
+    "no_repeat_ngram_size": [1, 0],
+    "bad_words_ids": [[[END]]],
+    "suppress_tokens": [[END]],
+    "begin_suppress_tokens": [[END]],
+    "sequence_bias": [[[[END], -10.0]]],
+    "forced_bos_token_id": [3],
+    "forced_eos_token_id": [3],
+    "exponential_decay_length_penalty": [[2, 2.0]],
+    "num_beams": [3, 1],
+    "num_return_sequences": [1],
+    "cache_implementation": ["dynamic", "static"],
+    "compile_config": [None],
+    "watermarking_config": [{"greenlist_ratio": 0.5, "bias": 5.0}],
+    "length_penalty": [2.0],
+    "early_stopping": [True],
+    "num_assistant_tokens_schedule": ["heuristic"],
+    "prompt_lookup_num_tokens": [3],
+    "speculation_type": [None],
+    "use_mtp": [False],
+    "continuous_batching_config": [None],
+    "cache_config": [None],
+    "decoder_start_token_id": [3],
+    "guidance_scale": [1.5, 1.0],
+    "output_scores": [True],
+}
+#: without an end, a least length changes nothing
+BESIDE_GENERATION: dict[str, tuple[tuple[str, Any], ...]] = {
+    **dict.fromkeys(("min_length", "min_new_tokens", "exponential_decay_length_penalty"), (("eos_token_id", END),)),
+    **dict.fromkeys(("temperature", "top_k", "top_p"), (("do_sample", True),)),
+    **dict.fromkeys(hf_generation.ABSENT_SAMPLING, (("do_sample", True),)),
+}
 
 
 TABLES: dict[str, Callable[[], Table]] = {
@@ -228,4 +359,7 @@ TABLES: dict[str, Callable[[], Table]] = {
         eos_token_id=2,
     ),
     "llama": functools.partial(ConfigTable, "llama", "LlamaForCausalLM", "AutoModelForCausalLM", **SIZES, **TEXT),
+    "generation": functools.partial(
+        GenerationTable, "llama", "LlamaForCausalLM", "AutoModelForCausalLM", **SIZES, **TEXT
+    ),
 }

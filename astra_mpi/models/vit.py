@@ -151,7 +151,8 @@ class ViT(Family):
     def from_hf(hf: HFConfig, tensors: Tensors) -> ViTConfig:
         """Hugging Face ViT config.json -> config. InputError on what is not supported."""
         d_model, n_heads = hf.heads("hidden_size", "num_attention_heads")
-        hf.only("head_dim", (None, d_model // n_heads))
+        if "head_dim" in hf.values:
+            hf.only("head_dim", (d_model // n_heads,))
         labels, n_classes = _labels(hf), 0
         unsaid = not hf.architectures and tensors.has("classifier.weight")
         if unsaid or "ViTForImageClassification" in hf.architectures:
@@ -213,15 +214,17 @@ class ViT(Family):
 
 
 def _labels(hf: HFConfig) -> tuple[str, ...]:
-    """A name per class. Where id2label is missing there are num_labels classes, 2 unless that is given."""
+    """A name per class: of id2label, unless num_labels is another number of them; LABEL_0 and on where neither names
+    them, 2 where neither counts them."""
     named = hf.get("id2label")
-    if named is None:
-        n_labels = 2 if hf.get("num_labels") is None else hf.integer("num_labels", at_least=0)
+    n_labels = 2 if named is None else len(named) if isinstance(named, dict) else -1
+    if "num_labels" in hf.values:
+        n_labels = hf.integer("num_labels", at_least=0)
+    if named is None or (isinstance(named, dict) and len(named) != n_labels):
         return tuple(f"LABEL_{i}" for i in range(n_labels))
-    hf.get("num_labels")
-    if not isinstance(named, dict) or sorted(named, key=str) != sorted(map(str, range(len(named)))):
+    if not isinstance(named, dict) or set(named) != set(map(str, range(n_labels))):
         raise InputError(f"id2label = {shown(named)} must name each of its classes, 0 and on")
-    return tuple(str(named[str(i)]) for i in range(len(named)))
+    return tuple(str(named[str(i)]) for i in range(n_labels))
 
 
 def _sides(hf: HFConfig, key: str) -> tuple[int, int]:
