@@ -13,7 +13,10 @@ import numpy as np
 from astra_mpi import hf_settings
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
-from astra_mpi.hf_folder import Tensor, load_settings, open_weights, sha256
+from astra_mpi.hf_config import HFConfig
+from astra_mpi.hf_folder import Tensor, load_object, open_weights, sha256
+from astra_mpi.hf_generation import generation
+from astra_mpi.hf_tensors import Tensors, rounding
 from astra_mpi.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.hf import Source, arranged, to_canonical
@@ -33,8 +36,8 @@ def convert(source: str | Path, dtype: str = "float32", command: str = "convert"
     modules = hf_settings.sentence_modules(source)
     folder = modules.get("Transformer", source)
     tensors, files = open_weights(folder)
-    family, config = _config(folder / "config.json", tensors, modules)
-    weights, notes = _weights(folder, family, config, tensors)
+    config, hf, named = _config(folder / "config.json", tensors, modules)
+    weights, notes = _weights(folder, config, hf, named)
     tokenizer, preprocess, more_notes = _inputs(folder, config)
     facts = {
         "source": source.resolve().name,
@@ -48,6 +51,7 @@ def convert(source: str | Path, dtype: str = "float32", command: str = "convert"
         provenance=provenance(command, **facts),
         stored_dtype=dtype,
     )
+    notes = hf.assumed + hf.notes + named.notes + rounding(hf, tensors) + notes
     return model, notes + more_notes
 
 
@@ -61,72 +65,71 @@ def restore(source: str | Path, dtype: str, command: str = "convert") -> tuple[M
     return dataclasses.replace(model, provenance=made, stored_dtype=dtype), notes
 
 
-def _config(path: Path, tensors: dict[str, Tensor], modules: dict[str, Path]) -> tuple[Any, Any]:
-    """-> (family, config)."""
-    hf = load_settings(path)
-    name = str(hf.get("model_type"))
+def _config(path: Path, tensors: dict[str, Tensor], modules: dict[str, Path]) -> tuple[Any, HFConfig, Tensors]:
+    """-> (config, what it was read from, the tensors by its family's names)."""
+    values = load_object(path)
+    name = str(values.get("model_type"))
     if name not in FAMILIES:
         raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(FAMILIES)}")
     family: Any = FAMILIES[name]
     try:
-        config = family.from_hf(hf)
-    except KeyError as exc:
-        raise InputError(f"{path} has no key {exc}; download it again") from exc
-    except (TypeError, ValueError, AttributeError) as exc:
-        raise InputError(f"{path} has a value of the wrong type ({exc}); download it again") from exc
+        hf = HFConfig(values, family.reference)
+        named = Tensors(path.parent, family, tensors)
+        named.check_plain()
+        config = family.from_hf(hf, named)
+        hf.check_rest()
     except InputError as exc:
         raise InputError(f"{path}: {exc}") from exc
     if name == "bert":
-        has_pooler = _find(tensors, family, "pooler.dense.weight") is not None
-        config = dataclasses.replace(config, has_pooler=has_pooler, **hf_settings.pooling(modules))
-    return family, config
+        config = dataclasses.replace(config, **hf_settings.pooling(modules))
+    return config, hf, named
 
 
-def _weights(folder: Path, family: Any, config: Any, tensors: dict[str, Tensor]) -> tuple[Weights, list[str]]:
+def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple[Weights, list[str]]:
     """-> (weights by canonical name, read when they are asked for; notes)."""
+    family: Any = FAMILIES[config.family]
     # before the names of so many blocks are spelled out
     require(
-        config.n_layers <= len(tensors), f"{folder} has too few tensors for {config.n_layers} blocks; download it again"
+        config.n_layers <= len(tensors.files),
+        f"{folder} has too few tensors for {hf.called(hf.reference.layers_key)} = {config.n_layers}",
     )
     sources = family.hf_weights(config)
-    found = {name: _find(tensors, family, source.name) for name, source in sources.items()}
+    found = {name: tensors.find(source.name) for name, source in sources.items()}
     missing = sorted({sources[name].name for name, tensor in found.items() if tensor is None})
-    require(not missing, f"{folder} has no tensor {some(missing)}, which its config.json asks for; download it again")
     present = {name: tensor for name, tensor in found.items() if tensor is not None}
-    unused = set(tensors) - {tensor.name for tensor in present.values()}
-    left = sorted(name for name in unused if not name.endswith(family.hf_constants))
-    foreign = [name for name in left if name.removeprefix(family.hf_prefix).startswith(family.hf_blocks)]
+    left = tensors.unused(list(present.values()))
+    require(
+        not missing,
+        f"{folder} has no tensor {some(missing)}, which its config.json asks for ({tensors.blame(missing, hf)});"
+        f" it has {len(left)} others{': ' * bool(left)}{some(left, 3)}; the folder is incomplete, or config.json is of"
+        " another model",
+    )
+    foreign = tensors.in_blocks(left)
     require(
         not foreign,
-        f"{folder} has tensors in its blocks that config.json does not ask for: {some(foreign)};"
-        f" answers without them would be wrong, so it is not a {config.family} model as known here",
+        f"{folder} has tensors in its blocks that config.json does not ask for: {some(foreign)}"
+        f" ({tensors.blame(foreign, hf)}); answers without them would be wrong, so it is not a {config.family} model as"
+        " known here",
     )
     shapes = weight_shapes(config)
+    assumed = f" ({'; '.join(hf.assumed)})" if hf.assumed else ""
     for name, tensor in present.items():
-        _check_tensor(name, shapes[name], sources[name], tensor)
+        _check_tensor(name, shapes[name], sources[name], tensor, assumed)
     weights = Made(present, lambda name: to_canonical(name, present[name].read(), shapes[name], sources[name]))
     notes = [f"{len(left)} tensors that this model does not use were left out: {some(left)}"] if left else []
     return weights, notes
 
 
-def _check_tensor(name: str, shape: tuple[int, ...], source: Source, tensor: Tensor) -> None:
-    """InputError unless weight `name` can be made of the tensor; only its description is looked at."""
+def _check_tensor(name: str, shape: tuple[int, ...], source: Source, tensor: Tensor, why: str) -> None:
+    """InputError, which ends in `why`, unless weight `name` can be made of the tensor; only its description is looked
+    at."""
     tensor.check()
-    wrong = f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, which config.json contradicts"
+    wrong = f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, which config.json contradicts{why}"
     require(math.prod(tensor.shape) == math.prod(shape) * source.n_parts, wrong)
     try:
         arranged(name, np.broadcast_to(np.float32(0), tensor.shape), shape, source)
     except ValueError as exc:
         raise InputError(wrong) from exc
-
-
-def _find(tensors: dict[str, Tensor], family: Any, name: str) -> Tensor | None:
-    """A tensor by its Hugging Face name, with or without the family's prefix, or as TensorFlow once called it."""
-    old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-    for candidate in (family.hf_prefix + name, name, family.hf_prefix + old, old):
-        if candidate in tensors:
-            return tensors[candidate]
-    return None
 
 
 def _inputs(folder: Path, config: Any) -> tuple[str | None, dict[str, Any] | None, list[str]]:
@@ -145,5 +148,6 @@ def _inputs(folder: Path, config: Any) -> tuple[str | None, dict[str, Any] | Non
         )
     preprocess: dict[str, Any] = {"max_tokens": hf_settings.max_tokens(folder, config.max_positions)}
     if FAMILIES[config.family].causal:
-        preprocess["end_tokens"] = hf_settings.end_tokens(folder, config.vocab_size)
+        preprocess["end_tokens"], asked = generation(folder, config.vocab_size)
+        notes += asked
     return tokenizer, preprocess, notes

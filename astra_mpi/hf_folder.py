@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from astra_mpi.config import require
 from astra_mpi.errors import InputError
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+#: values of a tensor read at a time where it is not needed as a whole: 4 MiB
+_PIECE = 1 << 20
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -30,6 +34,14 @@ class Tensor:
         """InputError on integers and exotic floats."""
         if self.dtype not in _FLOATS:
             raise InputError(f"{self.path}: tensor {self.name} is {self.dtype}; save the model as float32 or bfloat16")
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Its values as float32, some rows at a time."""
+        with _safe_open(self.path) as file:
+            part = file.get_slice(self.name)
+            step = max(1, _PIECE // max(1, math.prod(self.shape[1:])))
+            for first in range(0, self.shape[0], step):
+                yield np.asarray(part[first : min(first + step, self.shape[0])], np.float32)
 
     def read(self) -> np.ndarray:
         """Its values as float32."""
@@ -90,12 +102,17 @@ def load_json(path: Path) -> Any:
         raise InputError(f"{path} is not valid JSON ({exc}); download it again") from exc
 
 
-def load_settings(path: Path) -> dict[str, Any]:
-    """The object of a JSON file, without the keys that are null."""
+def load_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; InputError if it is another value."""
     value = load_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object; download it again")
-    return {key: entry for key, entry in value.items() if entry is not None}
+    return value
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """The object of a JSON file, without the keys that are null."""
+    return {key: entry for key, entry in load_object(path).items() if entry is not None}
 
 
 def sha256(path: Path) -> str:

@@ -77,16 +77,6 @@ def tokenizer(folder: Path, vocab_size: int) -> str | None:
     return text
 
 
-def end_tokens(folder: Path, vocab_size: int) -> list[int]:
-    """Tokens after which the model has no more to say: eos_token_id, one or several, as generation knows it."""
-    for name in ("generation_config.json", "config.json"):
-        given = load_settings(folder / name).get("eos_token_id") if (folder / name).is_file() else None
-        if given is not None:
-            every = given if isinstance(given, list) else [given]
-            return [i for i in every if isinstance(i, int) and 0 <= i < vocab_size]
-    return []
-
-
 def image_preprocessing(folder: Path, image_size: tuple[int, int], channels: int) -> Preprocess:
     """preprocessor_config.json in our terms. InputError if it is missing or does what `Preprocess` does not."""
     path = folder / "preprocessor_config.json"

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from astra_mpi.config import ModelConfig, require
+from astra_mpi.hf_config import HFConfig
+from astra_mpi.hf_reference import Reference
+from astra_mpi.hf_tensors import Tensors
 from astra_mpi.models.batch import Batch, pack_ids
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.family import Family
-from astra_mpi.models.hf import Source, activation, map_names
+from astra_mpi.models.hf import Source, map_names
 from astra_mpi.partition import Layout
 from astra_mpi.xp import module_of, take
 
@@ -105,26 +108,60 @@ class Bert(Family):
             shapes |= {"pooler.weight": (d, d), "pooler.bias": (d,)}
         return shapes | block_shapes(config, Bert.recipe)
 
+    reference = Reference(
+        architectures=(
+            *("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction", "BertLMHeadModel"),
+            *("BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering"),
+            "BertForMultipleChoice",
+        ),
+        fields=dict(
+            vocab_size=30522,
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            intermediate_size=3072,
+            hidden_act="gelu",
+            hidden_dropout_prob=0.1,
+            attention_probs_dropout_prob=0.1,
+            max_position_embeddings=512,
+            type_vocab_size=2,
+            initializer_range=0.02,
+            layer_norm_eps=1e-12,
+            pad_token_id=0,
+            use_cache=True,
+            classifier_dropout=None,
+            is_decoder=False,
+            add_cross_attention=False,
+            bos_token_id=None,
+            eos_token_id=None,
+            tie_word_embeddings=True,
+        ),
+        guarded={"is_causal": (False,)},
+        harmless={"tie_word_embeddings": "of a head that is left out", "id2label": "of a head that is left out"}
+        | {"num_labels": "of a head that is left out"},
+    )
+
     @staticmethod
-    def from_hf(hf: dict[str, Any]) -> BertConfig:
-        """Hugging Face BERT config.json -> config. KeyError on a missing key."""
-        positions = hf.get("position_embedding_type", "absolute")
-        require(positions == "absolute", f"position_embedding_type '{positions}' is not supported; only absolute is")
-        require(not hf.get("is_decoder", False), "a BERT decoder is not supported; only encoders are")
+    def from_hf(hf: HFConfig, tensors: Tensors) -> BertConfig:
+        """Hugging Face BERT config.json -> config. InputError on what is not supported."""
+        d_model, n_heads = hf.heads("hidden_size", "num_attention_heads")
         return BertConfig(
-            d_model=hf["hidden_size"],
-            n_heads=hf["num_attention_heads"],
-            n_kv_heads=hf["num_attention_heads"],
-            n_layers=hf["num_hidden_layers"],
-            d_ff=hf["intermediate_size"],
-            activation=activation(hf["hidden_act"]),
-            norm_eps=hf["layer_norm_eps"],
-            vocab_size=hf["vocab_size"],
-            max_positions=hf["max_position_embeddings"],
-            type_vocab=hf.get("type_vocab_size", 2),
+            d_model=d_model,
+            n_heads=n_heads,
+            n_kv_heads=n_heads,
+            n_layers=hf.integer("num_hidden_layers"),
+            d_ff=hf.integer("intermediate_size"),
+            activation=hf.activation("hidden_act"),
+            norm_eps=hf.number("layer_norm_eps"),
+            vocab_size=hf.integer("vocab_size"),
+            max_positions=hf.integer("max_position_embeddings"),
+            type_vocab=hf.integer("type_vocab_size"),
+            has_pooler=tensors.has("pooler.dense.weight"),
         )
 
     hf_prefix = "bert."
+    hf_anchor = "embeddings.LayerNorm.weight"
+    hf_other_names = ((r"LayerNorm\.weight", "LayerNorm.gamma"), (r"LayerNorm\.bias", "LayerNorm.beta"))
 
     @staticmethod
     def hf_weights(config: BertConfig) -> dict[str, Source]:
