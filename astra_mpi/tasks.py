@@ -43,6 +43,8 @@ def check_task(deck: Deck, config: Any) -> None:
         wanted, what = ("embed",), " without a classifier"
     misfit = f"task.name = '{deck.task.name}' does not fit {deck.model.path}: a {config.family} model{what}"
     require(deck.task.name in wanted, f"{misfit}; give {' or '.join(wanted)}")
+    prompt = deck.task.prompt
+    require(not prompt or deck.task.name == "embed", f"task.prompt = {prompt!r} is for task.name = 'embed' only")
 
 
 class Embed:
@@ -57,7 +59,8 @@ class Embed:
 
     def open(self, open_source: Callable[..., Source] = open_input) -> Source:
         """The items, on rank 0."""
-        return open_source(self.deck.input, self.model.tokenizer, self.model.preprocess, self.model.config)
+        model, prompt = self.model, self.deck.task.prompt
+        return open_source(self.deck.input, model.tokenizer, model.preprocess, model.config, prompt=prompt)
 
     def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
         """Collective: what is kept of these items, (B, ..) each, on rank 0; the others have no `part`."""
