@@ -27,13 +27,14 @@ def pooling_of(folder: Path, normalized: bool) -> tuple[str, bool, list[str]]:
     settings = load_object(path)
     require(any(key in settings for key in _SIZES), f"{path} has no embedding_dimension; download it again")
     given = settings.get("pooling_mode", "mean")
-    if "pooling_mode" not in settings and any(key in settings for key in _FLAGS):
-        given = [mode for key, mode in _FLAGS.items() if settings.get(key)] or "mean"
     modes = given if isinstance(given, list) else [given]
-    names = ", ".join(map(str, modes))
+    names = "pooling_mode " + ", ".join(map(str, modes))
+    if "pooling_mode" not in settings:
+        on = [key for key in _FLAGS if settings.get(key)]
+        modes, names = [_FLAGS[key] for key in on] or ["mean"], ", ".join(on)
     if modes == ["mean_sqrt_len_tokens"] and normalized:
         modes = ["mean"]  # in another length, which does not last
-    require(modes in (["mean"], ["cls"]), f"{path}: pooling_mode {names} is not supported; only mean and cls are")
+    require(modes in (["mean"], ["cls"]), f"{path}: {names} is not supported; only mean and cls are")
     include_prompt = settings.get("include_prompt", True)
     unknown = sorted(set(settings) - {*_FLAGS, *_SIZES, "pooling_mode", "include_prompt"})
     return (

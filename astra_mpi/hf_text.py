@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.hf_folder import load_settings
 from astra_mpi.hf_sentence import SentenceEncoder
 from astra_mpi.hf_sentence_text import SentenceText, read_sentence_text
-from astra_mpi.hf_tokenizer import FILE, FolderTokenizer, read_tokenizer
+from astra_mpi.hf_tokenizer import FILE, read_tokenizer
 from astra_mpi.hf_tokenizer_classes import BACKEND
-from astra_mpi.hf_tokenizer_files import CONFIG, load_object
+from astra_mpi.hf_tokenizer_files import CONFIG
 from astra_mpi.text import Tokenizer
 
 #: vocabularies that no tokenizer is made of here
@@ -41,16 +40,16 @@ def read_text_settings(folder: Path, config: Any, encoder: SentenceEncoder | Non
     """
     sentence = read_sentence_text(folder) if encoder is not None else SentenceText()
     found = read_tokenizer(folder, load_settings(folder / "config.json"), sentence.overrides or {})
-    max_tokens, notes = _max_tokens(folder, config.max_positions, sentence.max_length, found)
+    max_tokens, notes = _max_tokens(folder, config.max_positions, sentence.max_length, found.max_length)
     preprocess: dict[str, Any] = {"max_tokens": max_tokens}
     aside = list(sentence.left_aside)
     if encoder is not None:
         aside += encoder.left_aside
         if encoder.prompts:
             preprocess |= {"prompts": encoder.prompts, "default_prompt": encoder.default_prompt}
-    if found is None:
-        return FolderText(None, preprocess, [*notes, _without(folder)], aside)
-    contents = _contents(found, sentence, max_tokens)
+    if found.fast is None:
+        return FolderText(None, preprocess, [*notes, _without(folder, found.class_name)], aside)
+    contents = _contents(found.fast, found.truncation_side, sentence, max_tokens)
     try:
         beyond = _beyond(contents, config.vocab_size)
     except InputError as exc:
@@ -63,32 +62,29 @@ def read_text_settings(folder: Path, config: Any, encoder: SentenceEncoder | Non
             f"{folder / FILE}: {', '.join(found.replaced)} gave way to what {found.class_name} makes of {CONFIG}, as in"
             f" transformers 5; tokenizer_class = '{BACKEND.name}' there would keep {FILE} as it is"
         )
-    return FolderText(contents, preprocess, notes + beyond, aside + found.left_aside)
+    return FolderText(contents, preprocess, notes + beyond, [*aside, *found.left_aside])
 
 
-def _max_tokens(
-    folder: Path, max_positions: int, wanted: float | None, found: FolderTokenizer | None
-) -> tuple[int, list[str]]:
-    """-> (longest text the model is meant for, and no longer than its positions; notes)."""
-    if wanted is not None:
-        if wanted > max_positions and wanted != float("inf"):
-            note = f"{folder}: texts of max_seq_length {wanted} tokens do not fit the model's {max_positions} positions"
-            return max_positions, [f"{note}; they are cut to that"]
-        return int(min(wanted, max_positions)), []
-    length: Any = found.max_length if found is not None else load_object(folder / CONFIG).get("model_max_length")
-    known = length is None or (type(length) in (int, float) and length > 0)
-    require(known, f"{folder / CONFIG}: model_max_length = {length!r} must be a positive integer")
-    return int(min(max_positions if length is None else length, max_positions)), []
+def _max_tokens(folder: Path, max_positions: int, wanted: float | None, own: float | None) -> tuple[int, list[str]]:
+    """-> (longest text the model is meant for, and no longer than its positions; notes).
+
+    wanted: of sentence-transformers, which comes before the tokenizer's own.
+    """
+    length = own if wanted is None else wanted
+    notes = []
+    if wanted is not None and max_positions < wanted < float("inf"):
+        note = f"{folder}: max_seq_length {wanted} is more than the model's {max_positions} positions"
+        notes.append(f"{note}; longer texts are cut to these")
+    return int(min(max_positions if length is None else length, max_positions)), notes
 
 
-def _contents(found: FolderTokenizer, sentence: SentenceText, max_tokens: int) -> str:
-    fast = found.fast
+def _contents(fast: Any, side: str, sentence: SentenceText, max_tokens: int) -> str:
     if sentence.lower_case:
         _lower(fast)
     fast.no_padding()
     fast.no_truncation()
-    if found.truncation_side != "right":  # which the model file's reader takes from here
-        fast.enable_truncation(max_tokens, direction=found.truncation_side)
+    if side != "right":  # which the model file's reader takes from here
+        fast.enable_truncation(max_tokens, direction=side)
     contents: str = fast.to_str()
     return contents
 
@@ -118,9 +114,9 @@ def _beyond(contents: str, vocab_size: int) -> list[str]:
     ]
 
 
-def _without(folder: Path) -> str:
+def _without(folder: Path, class_name: str) -> str:
     there = [name for name in _OTHER_FILES if (folder / name).is_file()]
-    only = f", only {', '.join(there)}" if there else ""
+    only = f", only {', '.join(there)}, of which no {class_name} is made here" if there else ""
     return (
         f"{folder} has no {FILE}{only}, so the model will take only token ids; "
         "AutoTokenizer.from_pretrained(...).save_pretrained(...) makes one"

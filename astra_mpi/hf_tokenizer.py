@@ -15,7 +15,7 @@ from astra_mpi.hf_folder import load_settings
 from astra_mpi.hf_tokenizer_classes import BACKEND, CLASSES, Parts, TokenizerClass, class_of
 from astra_mpi.hf_tokenizer_files import CONFIG, NAMED, load_object, read_settings
 from astra_mpi.hf_tokenizer_keys import check_keys, checked, left_aside
-from astra_mpi.text import fast_tokenizer
+from astra_mpi.text import fast_tokenizer, refusing
 
 FILE = "tokenizer.json"
 #: classes of the families whose folders name none; others take tokenizer.json as it is
@@ -26,17 +26,17 @@ _OWN = {"bert": "BertTokenizer", "gpt2": "GPT2Tokenizer"}
 class FolderTokenizer:
     """What was made of a folder's tokenizer files."""
 
-    fast: Any  # tokenizers.Tokenizer
+    fast: Any | None  # tokenizers.Tokenizer; None: there are no files that its class could be made of
     class_name: str
     max_length: float | None  # longest text, special tokens included
-    truncation_side: str  # "right" or "left": where a longer text is cut
-    split_special_tokens: bool  # special tokens that a text spells are ordinary characters
-    replaced: list[str]  # parts of tokenizer.json that the class replaces by its own
-    left_aside: list[str]  # keys that change nothing
+    truncation_side: str = "right"  # or "left": where a longer text is cut
+    split_special_tokens: bool = False  # special tokens that a text spells are ordinary characters
+    replaced: tuple[str, ...] = ()  # parts of tokenizer.json that the class replaces by its own
+    left_aside: tuple[str, ...] = ()  # keys that change nothing
 
 
-def read_tokenizer(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any]) -> FolderTokenizer | None:
-    """The tokenizer of a folder with this config.json; None if there is nothing that it can be made of.
+def read_tokenizer(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any]) -> FolderTokenizer:
+    """The tokenizer of a folder with this config.json.
 
     overrides: of sentence-transformers, instead of keys of tokenizer_config.json. InputError names file and key.
     """
@@ -45,34 +45,29 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], overrides: dict[str,
     text = _text(folder / FILE)
     chosen = _choose(folder, given, config, text)
     whole = None if text is None else json.loads(text)
-    if whole is None and not (chosen.files and all((folder / name).is_file() for name in chosen.files)):
-        return None
     settings = read_settings(folder, whole, overrides)
-    original = None if text is None else _parsed(text, folder / FILE)
+    length = _length(folder, settings)
+    if whole is None and not (chosen.files and all((folder / name).is_file() for name in chosen.files)):
+        return FolderTokenizer(None, chosen.name, length)
+    original = None if whole is None else _parsed(whole, chosen, folder / FILE)
     dropout = ((whole or {}).get("model") or {}).get("dropout")
     require(not dropout, f"{folder / FILE}: model.dropout = {dropout} makes tokens at random; set it to null")
     side = _side(folder, settings, original)
-    try:
+    with refusing(f"{folder}: no {chosen.name} can be made of its tokenizer files ({{}}); save the tokenizer again"):
         fast = _made(folder, chosen, settings, whole, original)
         _clean_up(fast, settings)
-    except InputError:
-        raise
-    except Exception as exc:  # the library raises nothing more precise
-        raise InputError(f"{folder}: no {chosen.name} can be made of its tokenizer files ({exc})") from exc
-    length = settings.get("model_max_length")
+    split = bool(settings.get("split_special_tokens", False))
+    replaced = _replaced(original, fast) if original is not None and chosen.build is not None else []
+    aside = left_aside(folder, {*given, *overrides}, chosen)
+    return FolderTokenizer(fast, chosen.name, length, side, split, tuple(replaced), tuple(aside))
+
+
+def _length(folder: Path, settings: Mapping[str, Any]) -> float | None:
+    length: Any = settings.get("model_max_length")
     length = settings.get("max_len") if length is None else length
     known = length is None or (type(length) in (int, float) and length > 0)
     require(known, f"{folder / CONFIG}: model_max_length = {length!r} must be a positive integer")
-    split = settings.get("split_special_tokens", False)
-    return FolderTokenizer(
-        fast,
-        chosen.name,
-        length,
-        side,
-        bool(split),
-        _replaced(original, fast) if original is not None and chosen.build is not None else [],
-        left_aside(folder, {*given, *overrides}, chosen),
-    )
+    return None if length is None else float(length)
 
 
 def _text(path: Path) -> str | None:
@@ -85,9 +80,14 @@ def _text(path: Path) -> str | None:
         raise InputError(f"{path} is not UTF-8 at byte {exc.start}; download it again") from exc
 
 
-def _parsed(text: str, path: Path) -> Any:
+def _parsed(whole: dict[str, Any], chosen: TokenizerClass, path: Path) -> Any:
+    """tokenizer.json as a tokenizer; for a class that builds its own model, without words."""
+    model = whole.get("model")
+    if chosen.build is not None and isinstance(model, dict) and model.get("type") not in (None, "Unigram"):
+        model = model | {"vocab": {}} | ({"merges": []} if model["type"] == "BPE" else {})
+        whole = whole | {"model": model, "added_tokens": []}
     try:
-        return fast_tokenizer(text)
+        return fast_tokenizer(json.dumps(whole))
     except InputError as exc:
         raise InputError(f"{path}: {exc}") from exc
 

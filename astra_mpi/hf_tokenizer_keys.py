@@ -22,7 +22,7 @@ READ = (
 
 #: without effect on the tokens of a text, and why
 HARMLESS = {
-    "padding_side": "nothing is padded",
+    "padding_side": "nothing is padded; where it is, the reference's answer depends on what else is in a batch",
     "pad_token_type_id": "nothing is padded",
     "pad_to_multiple_of": "nothing is padded",
     "max_length": "an argument of a call, which the reference does not take from here",

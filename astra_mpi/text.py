@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,21 @@ def fast_tokenizer(json: str) -> Any:
         from tokenizers import Tokenizer as FastTokenizer
     except ImportError as exc:
         raise InputError("text needs the tokenizers library; pip install 'astra-mpi[text]'") from exc
-    try:
+    with refusing("the tokenizer cannot be read ({}); convert a folder with a tokenizer.json"):
         return FastTokenizer.from_str(json)
-    except Exception as exc:  # the library raises nothing more precise
-        raise InputError(f"the tokenizer cannot be read ({exc}); convert a folder with a tokenizer.json") from exc
+
+
+@contextmanager
+def refusing(message: str) -> Iterator[None]:
+    """What the `tokenizers` library raises as an InputError; "{}" in the message becomes its own words."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as exc:  # it raises nothing more precise, and a panic of its Rust code is no Exception
+        if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
+            raise
+        raise InputError(message.replace("{}", str(exc))) from exc
 
 
 class Tokenizer:
@@ -90,7 +102,7 @@ class Tokenizer:
         self.check_room(max_tokens)
         self._fast.enable_truncation(max_tokens + self._n_left_out, direction=self._side)
         try:
-            encodings = self._fast.encode_batch([self.prompt + text for text in texts])
+            encodings = self._encodings(texts)
         finally:
             self._fast.no_truncation()
         rows = [np.array(e.ids[: len(e.ids) - self._n_left_out], dtype=np.int32) for e in encodings]
@@ -129,7 +141,12 @@ class Tokenizer:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens per text, prompt and special tokens included, nothing cut."""
-        return [len(encoding.ids) for encoding in self._fast.encode_batch([self.prompt + text for text in texts])]
+        return [len(encoding.ids) for encoding in self._encodings(texts)]
+
+    def _encodings(self, texts: Sequence[str]) -> list[Any]:
+        with refusing("the model's tokenizer has no tokens for a text ({}); convert another one"):
+            found: list[Any] = self._fast.encode_batch([self.prompt + text for text in texts])
+        return found
 
     def check_room(self, max_tokens: int) -> None:
         """InputError unless a text of one token fits."""
@@ -160,7 +177,9 @@ def prompt_of(preprocess: Mapping[str, Any] | None, wanted: str | bool | None) -
 
     InputError on a name that the model does not have.
     """
-    known: dict[str, str] = (preprocess or {}).get("prompts", {})
+    known: Any = (preprocess or {}).get("prompts", {})
+    good = isinstance(known, dict) and all(isinstance(prompt, str) for prompt in known.values())
+    require(good, "the prompts of the model file are damaged; convert the model again")
     if wanted is None:
         wanted = (preprocess or {}).get("default_prompt")
     if not wanted:
@@ -168,7 +187,7 @@ def prompt_of(preprocess: Mapping[str, Any] | None, wanted: str | bool | None) -
     if wanted not in known:
         names = f"one of {', '.join(known)}" if known else "none, for it has no prompts"
         raise InputError(f"prompt {wanted!r} is not one of this model's; give {names}, or false for no prompt")
-    return known[str(wanted)]
+    return str(known[wanted])
 
 
 def tokenizer_of(

@@ -46,15 +46,12 @@ def word_pieces() -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     fast = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    fast.normalizer = normalizers.BertNormalizer(lowercase=False)  # so that words of both cases are in it
+    fast.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)  # words of both kinds are in it
     fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     fast.decoder = decoders.WordPiece()
-    special = list(_BERT.values())
-    _train(fast, trainers.WordPieceTrainer(vocab_size=260, special_tokens=special, show_progress=False))
-    fast.train_from_iterator(
-        [*CORPUS * 4, *(text.lower() for text in CORPUS)],
-        trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False),
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=list(_BERT.values()), show_progress=False)
+    plain = [normalizers.BertNormalizer().normalize_str(text) for text in CORPUS]
+    fast.train_from_iterator([*CORPUS, *plain] * 4, trainer)
     fast.normalizer = normalizers.BertNormalizer(lowercase=True)
     fast.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
@@ -72,7 +69,8 @@ def byte_level(prefix: bool = False, *more: str) -> Any:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<|endoftext|>", *more]
     return _train(
-        fast, trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, special_tokens=special, show_progress=False)
+        fast,
+        trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, special_tokens=special, show_progress=False),
     )
 
 
@@ -104,9 +102,7 @@ def unigram() -> Any:
     trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
     _train(fast, trainer)
     fast.decoder = decoders.Metaspace()
-    fast.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
     return fast
 
 
