@@ -16,7 +16,9 @@ from astra_mpi.errors import InputError
 from astra_mpi.hf_config import HFConfig
 from astra_mpi.hf_folder import Tensor, load_object, open_weights, sha256
 from astra_mpi.hf_generation import generation
+from astra_mpi.hf_sentence import SentenceEncoder, read_encoder
 from astra_mpi.hf_tensors import Tensors, rounding
+from astra_mpi.hf_text import read_text_settings
 from astra_mpi.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.hf import Source, arranged, to_canonical
@@ -33,15 +35,16 @@ def convert(source: str | Path, dtype: str = "float32", command: str = "convert"
     """
     source = Path(source)
     require(source.is_dir(), f"{source} is not a folder; give a Hugging Face folder with config.json and safetensors")
-    modules = hf_settings.sentence_modules(source)
-    folder = modules.get("Transformer", source)
+    encoder = read_encoder(source)
+    folder = encoder.transformer if encoder is not None else source
     tensors, files = open_weights(folder)
-    config, hf, named = _config(folder / "config.json", tensors, modules)
+    config, hf, named = _config(folder / "config.json", tensors, encoder)
     weights, notes = _weights(folder, config, hf, named)
-    tokenizer, preprocess, more_notes = _inputs(folder, config)
+    tokenizer, preprocess, more_notes, left_aside = _inputs(folder, config, encoder)
     facts = {
         "source": source.resolve().name,
         "source_sha256": json.dumps({path.name: sha256(path) for path in files}),
+        "left_aside": json.dumps(left_aside),
     }
     model = ModelFile(
         config,
@@ -65,7 +68,7 @@ def restore(source: str | Path, dtype: str, command: str = "convert") -> tuple[M
     return dataclasses.replace(model, provenance=made, stored_dtype=dtype), notes
 
 
-def _config(path: Path, tensors: dict[str, Tensor], modules: dict[str, Path]) -> tuple[Any, HFConfig, Tensors]:
+def _config(path: Path, tensors: dict[str, Tensor], encoder: SentenceEncoder | None) -> tuple[Any, HFConfig, Tensors]:
     """-> (config, what it was read from, the tensors by its family's names)."""
     values = load_object(path)
     name = str(values.get("model_type"))
@@ -81,7 +84,13 @@ def _config(path: Path, tensors: dict[str, Tensor], modules: dict[str, Path]) ->
     except InputError as exc:
         raise InputError(f"{path}: {exc}") from exc
     if name == "bert":
-        config = dataclasses.replace(config, **hf_settings.pooling(modules))
+        pooled = encoder.config_fields(config.d_model) if encoder is not None else {}
+        config = dataclasses.replace(config, **pooled)
+    elif encoder is not None:
+        raise InputError(
+            f"{encoder.path} makes embeddings with a {name} model (pooling {encoder.pooling}), which is not supported; "
+            f"only with bert; remove {encoder.path.name} to take the model without it"
+        )
     return config, hf, named
 
 
@@ -132,22 +141,18 @@ def _check_tensor(name: str, shape: tuple[int, ...], source: Source, tensor: Ten
         raise InputError(wrong) from exc
 
 
-def _inputs(folder: Path, config: Any) -> tuple[str | None, dict[str, Any] | None, list[str]]:
-    """-> (tokenizer, preprocess, notes)."""
+def _inputs(
+    folder: Path, config: Any, encoder: SentenceEncoder | None
+) -> tuple[str | None, dict[str, Any] | None, list[str], list[str]]:
+    """-> (tokenizer, preprocess, notes, keys left aside)."""
     if config.family == "vit":
         try:
-            return None, hf_settings.image_preprocessing(folder, config.image_size, config.channels).as_dict(), []
+            return None, hf_settings.image_preprocessing(folder, config.image_size, config.channels).as_dict(), [], []
         except InputError as exc:
-            return None, None, [f"{exc}; the model will take only float32 images that are already normalised"]
-    tokenizer = hf_settings.tokenizer(folder, config.vocab_size)
-    notes = []
-    if tokenizer is None:
-        notes.append(
-            f"{folder} has no tokenizer.json, so the model will take only token ids; "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...) makes one"
-        )
-    preprocess: dict[str, Any] = {"max_tokens": hf_settings.max_tokens(folder, config.max_positions)}
+            return None, None, [f"{exc}; the model will take only float32 images that are already normalised"], []
+    text = read_text_settings(folder, config, encoder)
+    preprocess = dict(text.preprocess)
     if FAMILIES[config.family].causal:
         preprocess["end_tokens"], asked = generation(folder, config.vocab_size)
-        notes += asked
-    return tokenizer, preprocess, notes
+        text.notes.extend(asked)
+    return text.tokenizer, preprocess, text.notes, text.left_aside

@@ -44,6 +44,8 @@ class TaskSection:
     name: Literal["classify", "embed", "perplexity", "generate"]
     pooling: Literal["mean", "cls", "pooler"] | None = None  # default the model's own: from tokens to one vector
     normalize: bool | None = None  # default the model's own: scale vectors to length 1
+    # embed: default the model's own, if it has a default one: name of what is put before every text; false: nothing
+    prompt: bool | str | None = None
     # perplexity: default half of input.max_tokens: windows of so many tokens begin that far apart
     stride: Positive | None = None
     # generate (docs/generate.md)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import h5py
 
 from astra_mpi import checksum, hdf5
 from astra_mpi.codecfile import read_codec
+from astra_mpi.hf_text import usage
 from astra_mpi.modelfile import read_config, read_model, read_preprocess
 from astra_mpi.provenance import read_provenance
 from astra_mpi.weightfile import stored_dtype
@@ -55,7 +56,19 @@ def _model(file: h5py.File) -> dict[str, Any]:
         "dtypes": sorted({stored_dtype(item) for item in weights}),
         "tokenizer": "tokenizer" in file,
         "preprocess": read_preprocess(file),
+        "usage": usage_of(config, read_preprocess(file), "tokenizer" in file, read_provenance(file)),
     }
+
+
+def usage_of(
+    config: Any, preprocess: Mapping[str, Any] | None, tokenizer: bool, provenance: Mapping[str, str]
+) -> dict[str, str]:
+    """How texts become embeddings or tokens, in words; {} for models of images."""
+    try:
+        aside = json.loads(provenance.get("left_aside", "[]"))
+    except (ValueError, RecursionError):
+        aside = []
+    return usage(config, preprocess, tokenizer, [str(entry) for entry in aside] if isinstance(aside, list) else [])
 
 
 def _codec(file: h5py.File) -> dict[str, Any]:

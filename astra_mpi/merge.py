@@ -14,7 +14,7 @@ import numpy as np
 from astra_mpi import checksum, hdf5
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
-from astra_mpi.results import write_json
+from astra_mpi.results import LATER, write_json
 from astra_mpi.shards import parse_shard, shard_items
 from astra_mpi.summary import costs
 
@@ -107,7 +107,7 @@ def _check_same_job(first: Piece, other: Piece) -> None:
     names = sorted(name for name in {*first.state, *other.state} if name not in _OWN)
     for name in names:
         one, two = first.state.get(name), other.state.get(name)
-        if one != two:
+        if one != two and not (name in LATER and None in (one, two)):
             raise InputError(
                 f"{other.path} is of another job than {first.path}: {name} is {two!r} there and {one!r} here; "
                 "merge the shards of one job"

@@ -21,6 +21,9 @@ from astra_mpi.errors import InputError
 from astra_mpi.lock import Lock
 from astra_mpi.stuck import bounded
 
+#: parts of the state that results of earlier versions do not have
+LATER = ("text_digest",)
+
 
 def parts_folder(output: Path) -> Path:
     return output.with_name(output.name + ".parts")
@@ -248,7 +251,8 @@ def _recorded(output: Path) -> dict[str, str] | None:
 
 def _check_same(state: Mapping[str, Any], recorded: Mapping[str, Any], where: Path) -> None:
     state = json.loads(json.dumps(state))
-    changed = sorted(key for key in {*state, *recorded} if state.get(key) != recorded.get(key))
+    known = {*state, *recorded} - {key for key in LATER if key not in recorded}
+    changed = sorted(key for key in known if state.get(key) != recorded.get(key))
     if changed:
         key = changed[0]
         raise InputError(

@@ -18,6 +18,7 @@ from astra_mpi.convert import convert
 from astra_mpi.errors import InputError
 from astra_mpi.modelfile import read_model, weight_shapes, write_model
 from astra_mpi.presets import preset_config, presets, random_weights
+from astra_mpi.text import tokenizer_of
 from fakes import bert_config
 
 SIZES = dict(hidden_size=24, num_attention_heads=3, num_hidden_layers=2, intermediate_size=40)
@@ -157,10 +158,11 @@ def test_vit_without_classifier_and_biases(tmp_path):
 def sentence_transformers(folder, pooling, *more, tokens=7):
     kinds = ["Transformer", "Pooling", *more]
     paths = ["", "1_Pooling", "2_More"][: len(kinds)]
-    modules = [{"type": f"sentence_transformers.models.{k}", "path": p} for k, p in zip(kinds, paths, strict=True)]
+    kind = "sentence_transformers.models."
+    modules = [{"name": k, "type": kind + k, "path": p} for k, p in zip(kinds, paths, strict=True)]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 24} | pooling))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": tokens}))
 
 
@@ -200,9 +202,13 @@ def test_longest_text_never_exceeds_the_positions(folder):
 @pytest.mark.parametrize(
     ("pooling", "more", "message"),
     [
-        ({"pooling_mode_max_tokens": True}, [], r"1_Pooling/config\.json pools by pooling_mode_max_tokens"),
+        ({"pooling_mode_max_tokens": True}, [], r"1_Pooling/config\.json: pooling_mode_max_tokens is not supported"),
         ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, [], "only mean and cls"),
-        ({"pooling_mode": "mean"}, ["Dense"], "modules.json has a module of type Dense"),
+        (
+            {"pooling_mode": "mean"},
+            ["Dense"],
+            r"modules\.json has a module of type sentence_transformers\.models\.Dense",
+        ),
     ],
 )
 def test_unsupported_sentence_encoder(folder, pooling, more, message):
@@ -218,11 +224,12 @@ def put_tokenizer(folder, n_tokens):
     return (folder / "tokenizer.json").read_text(encoding="utf-8")
 
 
-def test_tokenizer_is_copied(folder):
-    text = word_tokenizer({"größe": 1})
+def test_tokenizer_is_taken_as_it_is_where_its_class_says_so(folder):
+    text = word_tokenizer({"größe": 1, "a": 0})
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     model, notes = convert(folder)
-    assert model.tokenizer == text
+    assert json.loads(model.tokenizer)["model"] == json.loads(text)["model"]
     assert not notes
 
 
@@ -232,6 +239,15 @@ def test_tokenizer_that_does_not_fit_the_vocabulary(folder, added):
     words = {"a": 0} | {f"w{i}": i for i in range(1, vocab)}
     words = word_tokenizer(words, {"last": vocab}) if added else word_tokenizer(words | {"last": vocab})
     (folder / "tokenizer.json").write_text(words)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "TokenizersBackend"}))
+    if added:  # which only a text that spells it gives
+        model, notes = convert(folder)
+        assert re.search(r"1 of the tokenizer's tokens \('last'\) lie beyond", notes[0])
+        with pytest.raises(
+            InputError, match=rf"text 1 has the token 'last' \(id {vocab}\), for which the model has no"
+        ):
+            tokenizer_of(model.tokenizer, vocab).encode(["w3", "last"], 9)
+        return
     said = rf"tokenizer\.json: the tokenizer does not fit the model: it has ids up to {vocab} \('last'\)"
     with pytest.raises(InputError, match=said):
         convert(folder)
@@ -310,7 +326,7 @@ def put(name, content):
 
 
 def module(path):
-    return json.dumps([{"type": "sentence_transformers.models.Transformer", "path": path}]).encode()
+    return json.dumps([{"name": "0", "type": "sentence_transformers.models.Transformer", "path": path}]).encode()
 
 
 def edit(**changes):

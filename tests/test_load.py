@@ -62,6 +62,15 @@ def test_pooling_can_be_chosen(comm, folder):
     assert_raised_everywhere(comm, InputError, "pooler weights", path=str(path), pooling="pooler")
 
 
+def test_first_numbers_of_an_embedding(comm, folder):
+    config = bert_config(normalize=True, embedding_size=7)
+    short = write_on_root(comm, folder / "short.h5", model_file(config))
+    whole = write_on_root(comm, folder / "whole.h5", model_file(bert_config(normalize=True)))
+    batch = random_batch(config, 2, 13)
+    answer = astra_mpi.load(str(short), comm=comm, strategy="sp")(*batch)
+    np.testing.assert_array_equal(answer, astra_mpi.load(str(whole), comm=comm, strategy="sp")(*batch)[:, :7])
+
+
 def test_model_files_that_differ(comm, folder):
     mine = folder / f"model{comm.rank}.h5"
     write_model(mine, model_file(vit_config(), seed=int(comm.rank == comm.size - 1)))

@@ -24,6 +24,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("model", metavar="MODEL.h5", help="model file")
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="items like those of later runs")
     parser.add_argument("--dataset", metavar="A,B", help="field, column(s) or dataset of FILE (default as in decks)")
+    parser.add_argument("--prompt", metavar="NAME", help="put before texts; '': none (default as in decks)")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.h5", help="model file with codebooks to write")
     parser.add_argument("--codebook-only", action="store_true", help="write a codebook file for this model instead")
     parser.add_argument(
@@ -91,12 +92,25 @@ def _open(args: argparse.Namespace, model: ModelFile) -> Source:
     kind: Any = "images" if model.config.family == "vit" else "text" if text else "tokens"
     names = tuple(args.dataset.split(",")) if args.dataset else None
     dataset = names[0] if names and len(names) == 1 else names
-    return open_input(InputSection(args.data, kind, dataset), model.tokenizer, model.preprocess, model.config)
+    section = InputSection(args.data, kind, dataset)
+    return open_input(section, model.tokenizer, model.preprocess, model.config, prompt=args.prompt)
 
 
 def _command(args: argparse.Namespace) -> str:
     """The command as typed, files without their folders."""
-    names = ("dataset", "samples", "seed", "kind", "groups", "stages", "codebook_size", "site", "encoder", "metric")
+    names = (
+        "dataset",
+        "prompt",
+        "samples",
+        "seed",
+        "kind",
+        "groups",
+        "stages",
+        "codebook_size",
+        "site",
+        "encoder",
+        "metric",
+    )
     given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) is not None]
     options = [f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from astra_mpi.config import require
     from astra_mpi.convert import convert, restore
     from astra_mpi.hdf5 import check_target
+    from astra_mpi.info import usage_of
     from astra_mpi.llama2c import convert_llama2c
     from astra_mpi.modelfile import weight_shapes, write_model
 
@@ -51,4 +52,6 @@ def run(args: argparse.Namespace) -> int:
     digest = write_model(args.output, model)
     n_parameters = sum(prod(shape) for shape in weight_shapes(model.config).values())
     print(f"{args.output}: {model.config.family}, {n_parameters:,} parameters, {args.dtype}, digest {digest[:12]}")
+    for name, value in usage_of(model.config, model.preprocess, model.tokenizer is not None, model.provenance).items():
+        print(f"  {name:<15}{value}")
     return 0

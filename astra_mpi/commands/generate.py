@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     with collective(comm):
         _check_family(args.model, model)
         generator = Generator(task, model, args.seed)
-        tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, open_ended=True)
+        tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, open_ended=True, preprocess=model.preprocess)
         ids = _prompt_ids(text, tokenizer, model.config.max_positions)
     if args.strategy is None and comm.Get_size() > 1:
         model.use("astra" if model.codec else "sp", counted_keys=args.counted_keys == "on")
@@ -119,7 +119,7 @@ def _prompt_ids(text: str, tokenizer: Tokenizer, max_positions: int) -> np.ndarr
     """Token ids (T,). InputError where there are none, or too many."""
     from astra_mpi.config import require
 
-    (ids,) = tokenizer.encode([text], max_positions)
+    (ids,) = tokenizer.encode([text], max_positions, lambda _: "the prompt")
     require(len(ids) > 0, "the prompt is empty, with no token to go on from; give a text")
     room = len(ids) < max_positions
     require(room, f"the prompt fills this model's {max_positions} positions; shorten it")

@@ -32,6 +32,7 @@ class BertConfig(ModelConfig):
     type_vocab: int = 2  # segment types; every token is of type 0
     pooling: str = "mean"  # mean over content tokens, first token, or tanh layer over the first token
     normalize: bool = False  # scale embeddings to length 1
+    embedding_size: int = 0  # numbers kept of an embedding, after that; 0: all
     has_pooler: bool = False  # the checkpoint has the tanh layer
 
     family: ClassVar[str] = "bert"
@@ -48,6 +49,13 @@ class BertConfig(ModelConfig):
             self.pooling != "pooler" or self.has_pooler,
             "config: pooling 'pooler' needs a checkpoint with pooler weights",
         )
+        size = self.embedding_size
+        good = type(size) is int and 0 <= size < self.d_model
+        require(good, f"config: embedding_size = {size!r} is outside 0..{self.d_model - 1}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Without what is not set, so that models that earlier versions know keep their digest."""
+        return {name: value for name, value in super().as_dict().items() if name != "embedding_size" or value}
 
     @property
     def n_class(self) -> int:
@@ -84,7 +92,7 @@ class Bert(Family):
         return x
 
     def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Shares summed over ranks (B, D) -> embeddings (B, D)."""
+        """Shares summed over ranks (B, D) -> embeddings (B, D), or their first `embedding_size` numbers."""
         xp = module_of(pooled)
         if self.config.pooling == "mean":
             pooled = pooled / xp.asarray(np.maximum(lengths, 1)[:, None].astype(np.float32))
@@ -92,7 +100,7 @@ class Bert(Family):
             pooled = xp.tanh(self.product(pooled, "pooler.weight") + self.w["pooler.bias"])
         if self.config.normalize:
             pooled = pooled / xp.maximum(xp.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
-        return pooled
+        return xp.ascontiguousarray(pooled[:, : self.config.embedding_size or None])
 
     @staticmethod
     def weight_shapes(config: BertConfig) -> Shapes:
