@@ -14,6 +14,7 @@ from astra_mpi import hf_settings
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.hf_folder import Tensor, load_settings, open_weights, sha256
+from astra_mpi.hf_images import image_preprocessing
 from astra_mpi.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.hf import Source, arranged, to_canonical
@@ -133,7 +134,8 @@ def _inputs(folder: Path, config: Any) -> tuple[str | None, dict[str, Any] | Non
     """-> (tokenizer, preprocess, notes)."""
     if config.family == "vit":
         try:
-            return None, hf_settings.image_preprocessing(folder, config.image_size, config.channels).as_dict(), []
+            images, notes = image_preprocessing(folder, config.image_size, config.channels)
+            return None, images.as_dict(), notes
         except InputError as exc:
             return None, None, [f"{exc}; the model will take only float32 images that are already normalised"]
     tokenizer = hf_settings.tokenizer(folder, config.vocab_size)
