@@ -13,7 +13,8 @@ import numpy as np
 from astra_mpi import hf_settings
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
-from astra_mpi.hf_folder import Tensor, load_settings, open_weights, sha256
+from astra_mpi.hf_folder import Tensor, check_adapter, load_settings, open_weights, sha256
+from astra_mpi.hf_found import checked_folder
 from astra_mpi.hf_images import image_preprocessing
 from astra_mpi.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.models import FAMILIES
@@ -29,17 +30,18 @@ def convert(source: str | Path, dtype: str = "float32", command: str = "convert"
     dtype: how `write_model` will store the weights. Returns the model and notes for the user. InputError on a folder
     that is incomplete, damaged or of an unknown family.
     """
-    source = Path(source)
-    require(source.is_dir(), f"{source} is not a folder; give a Hugging Face folder with config.json and safetensors")
+    source = checked_folder(source)
     modules = hf_settings.sentence_modules(source)
     folder = modules.get("Transformer", source)
+    check_adapter(source)
+    check_adapter(folder)
     tensors, files = open_weights(folder)
     family, config = _config(folder / "config.json", tensors, modules)
     weights, notes = _weights(folder, family, config, tensors)
     tokenizer, preprocess, more_notes = _inputs(folder, config)
     facts = {
         "source": source.resolve().name,
-        "source_sha256": json.dumps({path.name: sha256(path) for path in files}),
+        "source_sha256": json.dumps({path.relative_to(folder).as_posix(): sha256(path) for path in files}),
     }
     model = ModelFile(
         config,
