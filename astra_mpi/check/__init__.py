@@ -7,6 +7,7 @@ source is read by transformers, in float64, and both get the same random inputs,
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def compare(source: Path, path: Path, model: ModelFile) -> Iterator[Finding]:
     from astra_mpi.check import decoders, encoders, images
     from astra_mpi.check.reference import Reference, load_reference
 
+    print(f"check: {source} is read by transformers", file=sys.stderr, flush=True)
     reference: Reference = load_reference(source, model)
     family: Any = {"bert": encoders, "vit": images}.get(model.config.family, decoders)
     yield from family.compare(reference, _loaded(path))

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.check.encoders import auto_tokenizer, rounding
-from astra_mpi.check.findings import Finding, equal_rows, held_against
-from astra_mpi.check.inputs import TEXTS, Tokens, random_tokens
-from astra_mpi.check.reference import Outputs, Reference
-from astra_mpi.text import Tokenizer
+from astra_mpi.check.findings import Finding, held_against
+from astra_mpi.check.inputs import Tokens, random_tokens
+from astra_mpi.check.reference import Outputs, Reference, rounding
+from astra_mpi.check.texts import compare_texts
 
 _NEW_TOKENS = 16
 
@@ -26,12 +25,7 @@ def compare(reference: Reference, model: Any) -> Iterator[Finding]:
     if exact is not None:
         yield rounding(reference, expected["logits"], exact["logits"])
     yield _greedy(reference, model, allowed)
-    if not reference.is_folder:
-        yield Finding("texts", note="not compared, for transformers does not read tokenizers of llama2.c")
-    elif model.tokenizer is None:
-        yield Finding("texts", note="not compared, for the file has no tokenizer")
-    else:
-        yield from _texts(reference, model)
+    yield from compare_texts(reference, model)
 
 
 def _forward(torch_model: Any, tokens: Tokens) -> Outputs:
@@ -61,19 +55,3 @@ def _greedy(reference: Reference, model: Any, allowed: float) -> Finding:
         i = far[0]
         return Finding(what, wrong=f"token {i} is {new[i]} instead of {choices[i].argmax()}")
     return Finding(what)
-
-
-def _texts(reference: Reference, model: Any) -> Iterator[Finding]:
-    theirs = auto_tokenizer(reference)
-    what = f"token ids of {len(TEXTS)} texts by AutoTokenizer"
-    if isinstance(theirs, str):
-        yield Finding(what, note=f"not compared ({theirs})")
-        return
-    ours = Tokenizer(model.tokenizer)
-    ids = [theirs(text)["input_ids"] for text in TEXTS]
-    longest = max(map(len, ids)) + 1
-    yield equal_rows(what, TEXTS, [row.tolist() for row in ours.encode(TEXTS, longest)], ids)
-    rng, n = np.random.default_rng(2), min(len(theirs), model.config.vocab_size)
-    rows = [*map(np.array, ids), *rng.integers(0, n, (8, 12))]
-    texts = [theirs.decode(row.tolist(), skip_special_tokens=True) for row in rows]
-    yield equal_rows(f"texts of {len(rows)} rows of ids", texts, [ours.decode(row) for row in rows], texts)

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from astra_mpi.check.findings import Finding, equal_rows, held_against, tolerance
-from astra_mpi.check.inputs import TEXTS, Tokens, random_tokens
-from astra_mpi.check.reference import Outputs, Reference, round_weights
-from astra_mpi.deck import InputSection
-from astra_mpi.inputs import open_input
+from astra_mpi.check.findings import Finding, held_against
+from astra_mpi.check.inputs import Tokens, random_tokens
+from astra_mpi.check.reference import Outputs, Reference, rounding
+from astra_mpi.check.texts import compare_texts
 
 
 def compare(reference: Reference, model: Any) -> Iterator[Finding]:
     """The model file, loaded, against the reference."""
     yield from _random(reference, model)
-    if model.tokenizer is None:
-        yield Finding("texts", note="not compared, for the file has no tokenizer")
-    elif (reference.source / "modules.json").is_file():
-        yield _sentences(reference, model)
-    else:
-        yield _ids(reference, model)
+    yield from compare_texts(reference, model)
 
 
 def _random(reference: Reference, model: Any) -> Iterator[Finding]:
@@ -38,13 +27,6 @@ def _random(reference: Reference, model: Any) -> Iterator[Finding]:
     yield held_against(f"embeddings, {model.config.pooling}", embeddings, expected["embeddings"], allowed)
     if exact is not None:
         yield rounding(reference, expected["embeddings"], exact["embeddings"])
-
-
-def rounding(reference: Reference, rounded: np.ndarray, exact: np.ndarray) -> Finding:
-    """What the storage of the weights costs: told, not judged."""
-    finding = held_against("", rounded, exact, 0)
-    cost = f"{finding.difference:.1e}, {finding.relative:.1e} of the largest value"
-    return Finding(f"the reference with its weights in {reference.dtype} instead of float32", note=f"changes by {cost}")
 
 
 def _forward(torch_model: Any, tokens: Tokens, config: Any) -> Outputs:
@@ -61,50 +43,3 @@ def _forward(torch_model: Any, tokens: Tokens, config: Any) -> Outputs:
     if config.normalize:
         pooled = torch.nn.functional.normalize(pooled)
     return {"hidden": hidden[keep].numpy(), "embeddings": pooled.numpy()}
-
-
-def text_batch(model: Any, texts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts -> ids and mask (B, T), as a job reads them from a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "texts.jsonl")
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        source = open_input(InputSection(path, "text"), model.tokenizer, model.preprocess, model.config)
-        ids, mask = source.batch(0, len(texts))
-    assert mask is not None
-    return ids, mask
-
-
-def _ids(reference: Reference, model: Any) -> Finding:
-    """Token ids of texts, special tokens and truncation included."""
-    what = f"token ids of {len(TEXTS)} texts by AutoTokenizer"
-    tokenizer = auto_tokenizer(reference)
-    if isinstance(tokenizer, str):
-        return Finding(what, note=f"not compared ({tokenizer})")
-    ids, mask = text_batch(model, TEXTS)
-    longest = min(tokenizer.model_max_length, model.config.max_positions)
-    expected = tokenizer(list(TEXTS), truncation=True, max_length=longest)["input_ids"]
-    return equal_rows(what, TEXTS, [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)], expected)
-
-
-def auto_tokenizer(reference: Reference) -> Any:
-    """The folder's tokenizer by transformers, or why there is none, in words."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(reference.folder, local_files_only=True, trust_remote_code=False)
-    except Exception as exc:  # the library raises what it likes
-        return f"transformers cannot read it: {next(iter(str(exc).splitlines()), type(exc).__name__)}"
-
-
-def _sentences(reference: Reference, model: Any) -> Finding:
-    """Embeddings of texts, from characters to pooling, by sentence-transformers."""
-    what = f"SentenceTransformer.encode of {len(TEXTS)} texts"
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        return Finding(what, note="not compared, for sentence-transformers is not installed")
-    theirs = SentenceTransformer(str(reference.source), device="cpu", local_files_only=True, trust_remote_code=False)
-    if reference.dtype != "float32":
-        round_weights(theirs[0].auto_model, reference.dtype)
-    expected = theirs.float().encode(list(TEXTS), show_progress_bar=False)
-    return held_against(what, model(*text_batch(model, TEXTS)), expected, tolerance(0))

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.check.encoders import rounding
 from astra_mpi.check.findings import FLOOR, Finding, equal_rows, held_against
-from astra_mpi.check.reference import Outputs, Reference
+from astra_mpi.check.reference import Outputs, Reference, first_line, rounding
 from astra_mpi.images import Preprocess
 from astra_mpi.synthetic import random_batch
 
@@ -27,7 +26,7 @@ def compare(reference: Reference, model: Any) -> Iterator[Finding]:
     if config.n_classes:
         names = reference.model.config.id2label
         every = [str(i) for i in range(config.n_classes)]
-        yield equal_rows("names of classes", every, config.labels or every, [names[i] for i in range(len(every))])
+        yield equal_rows("names of classes", every, config.labels or every, [names.get(i) for i in range(len(every))])
     yield _pixels(reference, model)
 
 
@@ -52,7 +51,7 @@ def _pixels(reference: Reference, model: Any) -> Finding:
             reference.folder, local_files_only=True, trust_remote_code=False, use_fast=False
         )
     except Exception as exc:  # the library raises what it likes
-        return Finding(what, note=f"not compared ({next(iter(str(exc).splitlines()), type(exc).__name__)})")
+        return Finding(what, note=f"not compared, for transformers cannot read it ({first_line(exc)})")
     prepare, (height, width) = Preprocess(**model.preprocess), model.config.image_size
     rng, ours, expected = np.random.default_rng(0), [], []
     for shape in ((height, width), (height + 37, width + 12), (height // 2 + 3, width * 2 + 5), (height, height)):

@@ -1,33 +1,10 @@
-"""Random token ids and texts that both sides get."""
+"""Random token ids that both sides get."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import numpy as np
-
-TEXTS = (
-    "The quick brown fox jumps over the lazy dog.",
-    "MiXeD CaSe and UPPER CASE, with 1234567890 and 3.14159!",
-    "Crème brûlée, naïve façade, Zürich, Łódź, smörgåsbord, Ångström",
-    "e\u0301 and \u00e9 are one letter; \ufb01 is a ligature, \u2460 a number, \uff21\uff22 wide letters",
-    "中文字符和日本語のテキスト、한국어도 있다。",
-    "Привет, мир! Γειά σου Κόσμε. שלום עולם. مرحبا بالعالم. नमस्ते दुनिया",
-    "emoji 🙂 👩‍👩‍👧 🇨🇭 and a flag",
-    "  leading,   inner    and trailing spaces  ",
-    "tabs\tand\nnew\n\nlines\r\nof several kinds\u00a0\u2003",
-    "soft\u00adhyphen, zero\u200bwidth, \ufeffmark, right-to-left \u200f",
-    "don't can't it's we'll I'm they've 'quoted' \"double\" “curly” — dash … dots",
-    "[CLS] [SEP] [MASK] [PAD] <s> </s> <unk> <|endoftext|> <pad>",
-    "https://example.org/a?b=c&d=e#f name@example.org C:\\dir\\file.txt",
-    "def f(x):\n    return x ** 2  # comment\n",
-    "antidisestablishmentarianism Donaudampfschifffahrtsgesellschaftskapitän",
-    "a",
-    "ß İ ı ǅ ς",
-    "word " * 600,
-    "x" * 300,
-    "字" * 700,
-)
 
 
 class Tokens(NamedTuple):

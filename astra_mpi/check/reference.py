@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from astra_mpi.check.findings import relative, tolerance
+from astra_mpi.check.findings import Finding, relative, tolerance
 from astra_mpi.errors import InputError
 from astra_mpi.hf_settings import sentence_modules
 from astra_mpi.modelfile import ModelFile
 
 _INSTALL = "pip install torch 'transformers>=5'"
+#: nothing is downloaded, no code of the folder and no pickle is run
+SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 Outputs = dict[str, np.ndarray]
 
 
@@ -63,14 +66,11 @@ def load_reference(source: Path, model: ModelFile) -> Reference:
     )
     if model.config.family == "vit" and not model.config.n_classes:
         kind = "AutoModel"
-    with _quiet(transformers):
+    with quiet():
         try:
-            reference = getattr(transformers, kind).from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, attn_implementation="eager"
-            )
+            reference = getattr(transformers, kind).from_pretrained(folder, attn_implementation="eager", **SAFE)
         except Exception as exc:  # the library raises what it likes
-            said = f"{type(exc).__name__}: {next(iter(str(exc).splitlines()), '')}"
-            raise InputError(f"transformers cannot read {folder} ({said}); convert without --check") from exc
+            raise InputError(f"transformers cannot read {folder} ({first_line(exc)}); convert without --check") from exc
     return Reference(source, folder, reference.eval().float(), model.stored_dtype)
 
 
@@ -90,19 +90,29 @@ def _libraries() -> Any:
     return transformers
 
 
-class _quiet:
-    """Without the library's bars of progress, which other code of this process may want."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' bars of progress, which other code of this process may want."""
+    from transformers.utils import logging
 
-    def __init__(self, transformers: Any) -> None:
-        self.logging = transformers.utils.logging
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()
 
-    def __enter__(self) -> None:
-        self.was = self.logging.is_progress_bar_enabled()
-        self.logging.disable_progress_bar()
 
-    def __exit__(self, *_: Any) -> None:
-        if self.was:
-            self.logging.enable_progress_bar()
+def first_line(exc: Exception) -> str:
+    """What an exception of another library says, in one line."""
+    return f"{type(exc).__name__}: {next(iter(str(exc).splitlines()), '')}"
+
+
+def rounding(reference: Reference, rounded: np.ndarray, exact: np.ndarray) -> Finding:
+    """What the storage of the weights costs: told, not judged."""
+    cost = "{:.1e}, {:.1e} of the largest value".format(*relative(rounded, exact))
+    return Finding(f"the reference with its weights in {reference.dtype} instead of float32", note=f"changes by {cost}")
 
 
 def round_weights(model: Any, dtype: str) -> None:
