@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi import hf_settings
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.hf_config import HFConfig
-from astra_mpi.hf_folder import Tensor, load_object, open_weights, sha256
+from astra_mpi.hf_folder import Tensor, check_adapter, load_object, open_weights, sha256
+from astra_mpi.hf_found import checked_folder
 from astra_mpi.hf_generation import generation
+from astra_mpi.hf_images import image_preprocessing
 from astra_mpi.hf_sentence import SentenceEncoder, read_encoder
 from astra_mpi.hf_tensors import Tensors, rounding
 from astra_mpi.hf_text import read_text_settings
@@ -33,17 +34,18 @@ def convert(source: str | Path, dtype: str = "float32", command: str = "convert"
     dtype: how `write_model` will store the weights. Returns the model and notes for the user. InputError on a folder
     that is incomplete, damaged or of an unknown family.
     """
-    source = Path(source)
-    require(source.is_dir(), f"{source} is not a folder; give a Hugging Face folder with config.json and safetensors")
+    source = checked_folder(source)
     encoder = read_encoder(source)
     folder = encoder.transformer if encoder is not None else source
+    check_adapter(source)
+    check_adapter(folder)
     tensors, files = open_weights(folder)
     config, hf, named = _config(folder / "config.json", tensors, encoder)
     weights, notes = _weights(folder, config, hf, named)
     tokenizer, preprocess, more_notes, left_aside = _inputs(folder, config, encoder)
     facts = {
         "source": source.resolve().name,
-        "source_sha256": json.dumps({path.name: sha256(path) for path in files}),
+        "source_sha256": json.dumps({path.relative_to(folder).as_posix(): sha256(path) for path in files}),
         "left_aside": json.dumps(left_aside),
     }
     model = ModelFile(
@@ -147,7 +149,8 @@ def _inputs(
     """-> (tokenizer, preprocess, notes, keys left aside)."""
     if config.family == "vit":
         try:
-            return None, hf_settings.image_preprocessing(folder, config.image_size, config.channels).as_dict(), [], []
+            images, notes = image_preprocessing(folder, config.image_size, config.channels)
+            return None, images.as_dict(), notes, []
         except InputError as exc:
             return None, None, [f"{exc}; the model will take only float32 images that are already normalised"], []
     text = read_text_settings(folder, config, encoder)

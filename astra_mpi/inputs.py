@@ -117,7 +117,7 @@ def _open_images(section: InputSection, preprocess: dict[str, Any] | None, confi
             f"{height_width[1]}; give uint8 images, which are resized",
         )
     require(
-        channels == config.channels,
+        channels == config.channels if prepare is None else prepare.takes(channels),
         f"{section.path}: images have {channels} channels, the model takes {config.channels}; convert the images",
     )
     return ImageSource(images, prepare, section.path, _labels(file, section, shape[0]), _sha256(section.path))
@@ -134,7 +134,7 @@ def _open_folder(section: InputSection, preprocess: dict[str, Any] | None, confi
     if section.labels is not None:
         labels = read_labels(section.path, section.labels, paths)
         files = [*paths, section.path / section.labels]
-    return FileSource(paths, decoder(config.channels), prepare, labels, folder_digest(section.path, files))
+    return FileSource(paths, decoder(config.channels, prepare.rgb), prepare, labels, folder_digest(section.path, files))
 
 
 def _dataset(section: InputSection) -> str:
