@@ -153,6 +153,8 @@ STRATEGIES: dict[str, Callable[[Job, Coding], Cost]] = {
     "sp:kv": lambda job, coding: token_parallel(job, sp_wire(job.shape, "kv", "float32"), "sp:kv", exact=True),
     "sp:float16": lambda job, coding: token_parallel(job, sp_wire(job.shape, "x", "float16"), "sp:float16"),
     "sp:int8": lambda job, coding: token_parallel(job, sp_wire(job.shape, "x", "int8"), "sp:int8"),
+    "sp:kv:float16": lambda job, coding: token_parallel(job, sp_wire(job.shape, "kv", "float16"), "sp:kv:float16"),
+    "sp:kv:int8": lambda job, coding: token_parallel(job, sp_wire(job.shape, "kv", "int8"), "sp:kv:int8"),
     "bp": lambda job, coding: block_parallel(job),
     "bp:sp": lambda job, coding: block_parallel(job, sequence=True),
     "segment_means:8": lambda job, coding: token_parallel(job, segment_wire(job.shape, 8), "segment_means:8"),
