@@ -1,0 +1,87 @@
+"""Measurements of milliseconds at load: how fast these ranks multiply, and the link between them (docs/planner.md).
+
+`probes.py` measures more, and longer: what `doctor` reports.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from astra_mpi.errors import collective
+from astra_mpi.latency import Network
+from astra_mpi.watched import waiting
+from astra_mpi.xp import settle
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from astra_mpi.engine import Model
+
+_TAG = 11
+#: of the rows and of all multiply-adds of the matrix product: a millisecond of one core
+_ROWS, _MADDS = 128, 1 << 25
+#: CPU quotas are handed out in periods, often of 10 ms
+_LEAST_S = 0.02
+#: messages grow until they take so much longer than an empty one
+_FIRST_BYTES, _LAST_BYTES, _ENOUGH_S = 1 << 12, 1 << 20, 2e-3
+_LAPS = 3
+
+
+def gemm_speeds(model: Model, n_tokens: int) -> np.ndarray:
+    """Collective: multiply-adds per second (P,) of every rank, in a product of the shape of the model's MLP.
+
+    All ranks at once, by the model's clock.
+    """
+    config, backend, clock = model.config, model.backend, model.clock
+    every = np.empty(model.comm.Get_size())
+    with collective(model.comm):
+        columns = max(1, min(config.d_ff, _MADDS // config.d_model))
+        rows = max(1, min(n_tokens, _ROWS, _MADDS // (config.d_model * columns)))
+        x = backend.put(np.ones((rows, config.d_model), np.float32))
+        weight = backend.put(np.ones((config.d_model, columns), np.float32))
+        settle(x @ weight)
+    model.comm.Barrier()
+    with collective(model.comm), clock.running():
+        n_products, start_s = 0, clock.now()
+        while clock.now() - start_s < _LEAST_S:
+            settle(x @ weight)
+            n_products += 1
+        speed = n_products * rows * config.d_model * columns / (clock.now() - start_s)
+    model.comm.Allgather(np.array([speed]), every)
+    return every
+
+
+def measure_link(comm: MPI.Comm) -> Network:
+    """Collective: ports as fast as the slowest of these, from messages that every rank sends to all others at once.
+
+    comm: one on which nobody else sends. Half a round trip is what an empty message takes.
+    """
+    _lap(comm, 1)  # connections are made at first use
+    empty_s = min(_lap(comm, 1) for _ in range(_LAPS))
+    n_bytes = _FIRST_BYTES
+    while True:
+        extra_s = min(_lap(comm, n_bytes) for _ in range(_LAPS)) - empty_s
+        if extra_s > max(_ENOUGH_S, empty_s) or n_bytes >= _LAST_BYTES:
+            break
+        n_bytes *= 4
+    return Network(8 * (comm.Get_size() - 1) * n_bytes / max(extra_s, 1e-6), 2 * empty_s)
+
+
+def _lap(comm: MPI.Comm, n_bytes: int) -> float:
+    """Collective: seconds in which every rank has sent `n_bytes` to each other one; of the slowest, told to all."""
+    from mpi4py import MPI
+
+    others = [r for r in range(comm.Get_size()) if r != comm.Get_rank()]
+    message, room = np.zeros(n_bytes, np.uint8), np.empty((len(others), n_bytes), np.uint8)
+    comm.Barrier()
+    start_s = time.perf_counter()
+    requests = [comm.Irecv(buffer, other, _TAG) for buffer, other in zip(room, others, strict=True)]
+    requests += [comm.Isend(message, other, _TAG) for other in others]
+    with waiting(comm, "a short message"):
+        MPI.Request.Waitall(requests)
+    mine, slowest = np.array([time.perf_counter() - start_s]), np.empty(1)
+    comm.Allreduce(mine, slowest, op=MPI.MAX)
+    return float(slowest[0])
