@@ -92,7 +92,7 @@ def token_parallel(job: Job, wire: Wire, strategy: str, exact: bool = False) -> 
         sending = [*job.counts[:-1], 0] if job.shape.causal else job.counts  # nobody sees the last rank's tokens
         sent = tuple(-(-job.batch * wire.keys(n) * wire.bits // 8) for n in sending)
         paper_bits = job.batch * job.tokens / job.size * wire.bits / wire.tokens_per_key
-        transfer = Transfer("gather", sent, paper_bits)
+        transfer = Transfer("gather", sent, paper_bits, job.shape.causal)
     stage = Stage(job.shape.config.n_layers, ranks, transfer)
     return Cost(strategy, exact, (stage,), closing_bytes=closing_bytes(job))
 
