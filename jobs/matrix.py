@@ -8,6 +8,8 @@ page is written only if all cells ran and none failed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 import tempfile
 import time
@@ -36,6 +38,7 @@ def outcomes(bench: Bench, wanted: list[Variant], commands: list[str]) -> Iterat
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, metavar="PAGE.md", help="the page of all outcomes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every cell")
     parser.add_argument("--commands", default=",".join(COMMANDS), help="default all: %(default)s")
     parser.add_argument("--families", default=",".join(CONFIGS), help="default all: %(default)s")
     parser.add_argument("--codecs", default=",".join([PLAIN, *CODECS]), help="default all: %(default)s")
@@ -58,6 +61,8 @@ def main() -> int:
         reasons = len(found) - given - failed
         spent = f"{time.monotonic() - start_s:.0f} s"
         print(f"{len(found)} cells: {given} results, {reasons} reasons, {failed} failed; {spent}")
+        if args.json:
+            args.json.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=0) + "\n")
         whole = set(commands) == set(COMMANDS) and len(wanted) == len(list(variants()))
         if args.write and whole and not failed:
             args.write.write_text(page(found))

@@ -25,8 +25,8 @@ _HEAD = """# What works with what
 Made by `mpirun -n 2 python jobs/matrix.py --write docs/support.md` from what happened on small random models, not by
 hand. Every cell was run: `yes` is a result that was looked at (`verify` agrees with the oracle, files hold finite
 numbers of all items, times are above zero), a number is the reason with which the command ended, exit code 2, or with
-which it skipped the row. "+ codes": the model has codebooks, {codecs} of them tried one by one ({names}); they never
-differed unless a cell names two outcomes.
+which it skipped the row. "+ codes": the model has codebooks, which were tried one after another:
+{names}. A cell names two outcomes where these differed.
 """
 
 
@@ -38,7 +38,7 @@ def page(outcomes: Iterable[Outcome]) -> str:
         row.setdefault(one.variant.column, set()).add(one.text)
     reasons: list[str] = []
     names = ", ".join(CODECS)
-    lines = [_HEAD.format(codecs=len(CODECS), names=names)]
+    lines = [_HEAD.format(names=names)]
     for table in sorted(cells, key=list(_TITLES).index):
         lines += [f"## {_TITLES[table]}", "", *_table(table, cells[table], reasons), ""]
     lines += ["## Reasons", "", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]

@@ -177,7 +177,7 @@ def test_the_line_names_what_is_faster_and_what_it_costs(name, words):
 def test_link_probe_finds_the_link_in_few_messages(monkeypatch, mbps, rtt_s):
     spent = []
 
-    def lap(comm, n_bytes):
+    def lap(comm, n_bytes, nap_s=0.0):
         spent.append(rtt_s / 2 + 8 * 3 * n_bytes / (1e6 * mbps))
         return spent[-1]
 
@@ -186,7 +186,7 @@ def test_link_probe_finds_the_link_in_few_messages(monkeypatch, mbps, rtt_s):
     assert found.bandwidth_bps == pytest.approx(1e6 * mbps, rel=0.1) and found.rtt_s == pytest.approx(
         rtt_s, abs=50 / 1e6 / mbps
     )
-    assert sum(spent) < 0.26  # one message of 8 KiB to each of three others takes 197 ms at 1 Mbit/s
+    assert sum(spent) < 0.28  # one message of 8 KiB to each of three others takes 197 ms at 1 Mbit/s
 
 
 @mpi
