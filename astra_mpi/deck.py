@@ -64,8 +64,9 @@ class TaskSection:
 
 @dataclass(frozen=True)
 class ParallelSection:
-    # what ranks own and exchange: single, sp, tp, segment_means or astra; options may follow, as in "sp:kv:int8"
-    strategy: str = "astra"
+    # what ranks own and exchange: single, sp, tp, segment_means or astra; options may follow, as in "sp:kv:int8". auto:
+    # astra with codebooks, else the exact strategy that is predicted to be fastest on these ranks (docs/planner.md)
+    strategy: str = "auto"
     # the cut: "even", or by speeds so that the ranks finish together: "auto" measures them, "causal" (decoders) takes
     # them as equal, or one relative speed per rank
     weights: Literal["even", "auto", "causal"] | tuple[float, ...] = "even"
@@ -89,10 +90,10 @@ class ParallelSection:
     @property
     def spec(self) -> str:
         """`strategy` with the keys beside it, as one word. InputError on what does not exist or gives no answers."""
-        from astra_mpi.strategies import STRATEGIES, parse  # MPI starts with them; other decks are read without
+        from astra_mpi.strategies import AUTO, STRATEGIES, parse_request  # MPI starts with them; others need none
 
-        spec = parse(self.strategy, gather=self.gather, wire=self.wire, ratio=self.ratio, first=self.first)
-        reason = STRATEGIES[spec.name].latency_only
+        spec = parse_request(self.strategy, gather=self.gather, wire=self.wire, ratio=self.ratio, first=self.first)
+        reason = "" if spec.name == AUTO else STRATEGIES[spec.name].latency_only
         require(not reason, f"strategy '{spec}' is for `astra-mpi bench`, {reason}")
         return str(spec)
 

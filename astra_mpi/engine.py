@@ -63,12 +63,14 @@ class Model:
         self.exchange = Exchange(comm, self.laps, conditions.missing, backend.staging)
         self.exchange.connect(conditions.network)
         self.report: dict[str, Any] = {}
+        self.chosen: dict[str, Any] | None = None  # how the strategy was chosen, where nobody named it (`auto.py`)
         self._layouts: dict[tuple[Strategy, bytes, bool], Layout] = {}
         self._planned: Layout | None = None  # of the last pass
 
     def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto") -> None:
         """Choose the strategy (see `astra_mpi.load`). Collective. It stays in `strategy` and can be put back there."""
         spec = parse(strategy)
+        self.chosen = None
         self.strategy: Strategy = STRATEGIES[spec.name](self.parts(counted_keys, remote), spec)
 
     def parts(self, counted_keys: bool = True, remote: str = "auto") -> Parts:
@@ -281,5 +283,10 @@ class Model:
             "latency_s": latency,
             "weight_bytes": [int(n) for n in told[:, 1]],
             **described,
-            "choices": {**described["choices"], "weights": weights, **self.backend.choices},
+            "choices": {**described["choices"], "weights": weights, **self.backend.choices, **self._own_choice()},
+            "auto": self.chosen,
         }
+
+    def _own_choice(self) -> dict[str, str]:
+        """What an unfinished job goes on with."""
+        return {} if self.chosen is None else {"strategy": str(self.strategy.spec)}

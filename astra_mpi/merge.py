@@ -20,6 +20,8 @@ from astra_mpi.summary import costs
 
 #: settings in which the shards of one job differ
 _OWN = ("input.shard",)
+#: what shards may each have chosen for themselves, all of them exact (`auto.py`)
+_CHOSEN = ("strategy", "bits_per_token_per_block", "auto")
 #: items of an output that are copied in one go
 _ROWS = 4096
 
@@ -176,6 +178,7 @@ def merged_summary(pieces: Sequence[Piece]) -> dict[str, Any]:
     first, choices = every[0], [summary["choices"] for summary in every]
     return {
         **first,
+        **{name: _common([summary.get(name) for summary in every]) for name in _CHOSEN},
         **{name: sum(summary[name] for summary in every) for name in ("items", "tokens")},
         **costs(every),
         "metrics": {"forward_s": sum(summary["metrics"].get("forward_s", 0.0) for summary in every)},
@@ -186,6 +189,11 @@ def merged_summary(pieces: Sequence[Piece]) -> dict[str, Any]:
             for piece in pieces
         ],
     }
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """The value of all files, None where they differ."""
+    return values[0] if all(value == values[0] for value in values) else None
 
 
 def _metrics(file: h5py.File, pieces: Sequence[Piece]) -> dict[str, Any]:

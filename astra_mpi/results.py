@@ -92,6 +92,18 @@ def recorded_choices(output: Path) -> dict[str, Any]:
     return {}
 
 
+def recorded_job(output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state of the job at `output`, finished or not, and the choices it made. InputError where there is none."""
+    recorded = _recorded(output)
+    if recorded is None:
+        return _read_state(parts_folder(output) / "state.json"), recorded_choices(output)
+    try:
+        state, choices = json.loads(recorded["state"]), json.loads(recorded["choices"])
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise InputError(f"{output} is damaged ({exc}); remove it, or give another output.path") from exc
+    return state, choices
+
+
 class Results:
     """The growing results of one job. It holds the lock of the parts folder until `close`.
 

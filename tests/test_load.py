@@ -104,7 +104,9 @@ def test_codebook_file_in_place_of_the_models_own(comm, folder):
     config = bert_config()
     file = model_file(config)
     path = write_on_root(comm, folder / "model.h5", dataclasses.replace(file, codec=None))
-    assert_raised_everywhere(comm, InputError, r"model\.h5 with strategy astra.*no codebooks", path=str(path))
+    assert_raised_everywhere(
+        comm, InputError, r"model\.h5 with strategy astra.*no codebooks", path=str(path), strategy="astra"
+    )
     digest = astra_mpi.load(str(path), comm=comm, strategy="single").digest
     codec = random_codec(config, CodecConfig(stages=1, codebook_size=4))
     if comm.rank == 0:

@@ -30,7 +30,7 @@ from astra_mpi.planner import Setting, best_cut, compare_codecs, plan
 from astra_mpi.planner_inputs import make_setting, read_outline, read_profile
 from astra_mpi.synthetic import random_batch
 from astra_mpi.work import Cost, Job, RankWork, Stage, Transfer, Work, shape_of
-from fakes import bert_config, model_file, vit_config
+from fakes import bert_config, llama_config, model_file, vit_config
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
 ROUND = Speeds(gemm=1e9, attention=1e9, encode=1e9, table=1e9, elements=1e9, stream=1e9, block_s=0.0)
@@ -252,6 +252,17 @@ def test_strategies_that_these_ranks_cannot_use_are_skipped_with_a_reason():
     }
     assert "cannot be cut into 5 equal parts" in rows["bp"]["skipped"] and "skipped" in rows["bp:sp"]
     assert rows["astra"]["latency_s"]["port"] > 0
+
+
+@pytest.mark.parametrize("speeds", [(ROUND,) * 3, (ROUND, ROUND, ROUND.times(0.5))])
+def test_what_a_family_cannot_use_is_skipped_and_the_rest_is_planned(speeds):
+    """Of equally fast ranks and of uneven ones, whose cuts are made from the costs."""
+    answer = plan(Setting(llama_config(), 30, speeds, Network(1e9, 0)))
+    rows = {row["strategy"]: row for row in answer["strategies"]}
+    assert list(rows) == list(STRATEGIES)
+    assert {name for name, row in rows.items() if "skipped" in row} == {"bp", "bp:sp", "segment_means:8"}
+    assert "no position for rotary keys" in rows["segment_means:8"]["skipped"]
+    assert advice({**answer, "size": 3})
 
 
 def test_families_shapes():

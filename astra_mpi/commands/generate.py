@@ -28,7 +28,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("prompt", nargs="?", help="text to go on from")
     parser.add_argument("--prompt-file", metavar="FILE", help="a text file, whole, instead")
     _add_sampling_options(parser)
-    parser.add_argument("--strategy", metavar="A", help="default: astra with codebooks, else sp; see `bench`")
+    parser.add_argument(
+        "--strategy",
+        default="auto",
+        metavar="A",
+        help="auto (default): astra with codebooks, else the exact one that suits the link (docs/planner.md)",
+    )
     parser.add_argument("--decode", default="auto", help="local, merged or auto (default; docs/generate.md)")
     add_loading_options(parser, "of drawn tokens and of what is lost")
     parser.set_defaults(run=run, spmd=True, strategies=None)
@@ -50,32 +55,37 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     import numpy as np
 
+    from astra_mpi.auto import Workload, decide, hint, reason
     from astra_mpi.broadcast import broadcast_text
     from astra_mpi.continuation import continuation
     from astra_mpi.errors import collective
     from astra_mpi.generation import Generator, Printer
+    from astra_mpi.strategies import AUTO, coded_form, parse_request
     from astra_mpi.text import tokenizer_of
 
     text = ""
     with collective(comm):
-        task = _task(args)
+        task, request = _task(args), parse_request(args.strategy)
         if comm.Get_rank() == 0:
             text = _prompt(args)
     text = broadcast_text(comm, text)
-    model = load_model(args, comm, args.strategy or "single")
+    model = load_model(args, comm, None if request.name == AUTO else args.strategy)
     with collective(comm):
         _check_family(args.model, model)
         generator = Generator(task, model, args.seed)
         tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, open_ended=True, preprocess=model.preprocess)
         ids = _prompt_ids(text, tokenizer, model.config.max_positions)
-    if args.strategy is None and comm.Get_size() > 1:
-        model.use("astra" if model.codec else "sp", counted_keys=args.counted_keys == "on")
+    if request.name == AUTO:
+        workload = Workload(len(ids), new_tokens=args.max_new_tokens, decode=args.decode)
+        coded = coded_form(request) if comm.Get_size() > 1 else "single"  # which needs no tables
+        decide(model, workload, coded, counted_keys=args.counted_keys == "on")
     printer = Printer(tokenizer, ids, sys.stdout) if comm.Get_rank() == 0 else None
     new = generator(ids[None], np.ones((1, len(ids)), bool), [0], printer)[0]
     with collective(comm):
         if printer is not None:
             printer.close()
-            print(_costs(model.report), file=sys.stderr, flush=True)
+            said = [_costs(model.report), reason(model.chosen), hint(model.chosen, "--strategy ")]
+            print("\n".join(filter(None, said)), file=sys.stderr, flush=True)
             if args.json:
                 told = {"prompt": text, "text": continuation(tokenizer, ids, new[new >= 0])}
                 write_json(args.json, told | {"tokens": new[new >= 0].tolist(), "report": model.report})

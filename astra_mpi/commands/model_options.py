@@ -89,8 +89,8 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers such as 2,1,1") from exc
 
 
-def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str) -> Model:
-    """Collective: the model as the options say."""
+def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str | None) -> Model:
+    """Collective: the model as the options say; strategy: as `load` takes it."""
     from astra_mpi.errors import collective
     from astra_mpi.hdf5 import check_target
     from astra_mpi.loading import load
