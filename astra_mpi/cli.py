@@ -1,7 +1,7 @@
 """The command line. MPI and NumPy are imported only once a command runs, so that `--help` is quick and safe anywhere.
 
 A command is a module of `astra_mpi.commands` with `add_parser(subparsers)`, which sets the default `run`: fn(args) ->
-exit code, or with `spmd=True` fn(args, comm) on every rank.
+exit code, or with `spmd=True` fn(args, comm) on every rank. `uses_mpi=True`: one process, which computes as one rank.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"astra-mpi {__version__}")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
-    parser.set_defaults(spmd=False)
+    parser.set_defaults(spmd=False, uses_mpi=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in pkgutil.iter_modules(commands.__path__):
         add_parser = getattr(import_module(f"astra_mpi.commands.{module.name}"), "add_parser", None)
@@ -92,6 +92,8 @@ def _alone(args: argparse.Namespace) -> int:
 
     try:
         check_alone(args.command)
+        if args.uses_mpi and (code := _start_mpi(args.debug)):
+            return code
         return int(args.run(args))
     except BrokenPipeError:
         raise
@@ -106,9 +108,23 @@ def _together(args: argparse.Namespace) -> int:
 
     WITNESS.start(getattr(args, "command", "command"))
     try:
-        return _on_all_ranks(args)
+        return _start_mpi(args.debug) or _on_all_ranks(args)
     finally:
         WITNESS.leave()
+
+
+def _start_mpi(debug: bool) -> int:
+    """0, or the exit code if MPI cannot be started here, told once on each machine."""
+    from astra_mpi.launch import local_rank
+    from astra_mpi.shared_memory import start_mpi
+
+    try:
+        start_mpi()
+    except Exception as exc:
+        if local_rank() == 0:
+            _say(exc, debug)
+        return _exit_code(exc)
+    return 0
 
 
 def _on_all_ranks(args: argparse.Namespace) -> int:

@@ -99,6 +99,7 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def _no_folder(function: Callable[..., Any]) -> str:
-    given = f"NUMBA_CACHE_DIR={config.CACHE_DIR}, " if config.CACHE_DIR else ""
+    folder = getattr(config, "CACHE_DIR", "")
+    given = f"NUMBA_CACHE_DIR={folder}, " if folder else ""
     beside = os.path.join(os.path.dirname(function.__code__.co_filename), "__pycache__")
     return f"none of {given}{beside} and the user's cache folder can be written"

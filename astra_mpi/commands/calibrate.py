@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
         default=METRICS[0],
         help="by what codes are nearest: keys-values, what they change in these (default), or plain distance",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, uses_mpi=True)
 
 
 def run(args: argparse.Namespace) -> int:
