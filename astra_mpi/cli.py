@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
-from astra_mpi import __version__, commands, log
+from astra_mpi import __version__, commands, log, terminal
+from astra_mpi.errors import AstraError, ReaderGone
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -28,14 +29,26 @@ MEETING_S = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    args = _parse(argv)
+    """Run one command; returns the exit code, which is not 0 if part of its output was lost."""
+    terminal.prepare()
     try:
+        args = _parse(argv)
         code = _together(args) if args.spmd else _alone(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output is gone: `astra-mpi info model.h5 | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except SystemExit:  # of --help, --version and wrong use
+        code = _end(0)
+        if code:
+            return code
+        raise
+    return _end(code)
+
+
+def _end(code: int) -> int:
+    try:
+        terminal.end()
+    except AstraError as exc:
+        if not code:
+            _say(exc, debug=False)
+        return code or exc.exit_code
     return code
 
 
@@ -95,8 +108,6 @@ def _alone(args: argparse.Namespace) -> int:
         if args.uses_mpi and (code := _start_mpi(args.debug)):
             return code
         return int(args.run(args))
-    except BrokenPipeError:
-        raise
     except (Exception, KeyboardInterrupt) as exc:
         if launched_rank() == 0:
             _say(exc, args.debug)
@@ -189,14 +200,14 @@ def _meet(meeting: MPI.Comm) -> bool:
 
 
 def _say(exc: BaseException, debug: bool, where: str = "") -> None:
+    if isinstance(exc, ReaderGone):
+        return
     if debug:
         traceback.print_exception(exc)
     print(f"astra-mpi: error: {where}{_text(exc, debug)}", file=sys.stderr, flush=True)
 
 
 def _text(exc: BaseException, debug: bool) -> str:
-    from astra_mpi.errors import AstraError
-
     if isinstance(exc, KeyboardInterrupt):
         return "interrupted"
     if isinstance(exc, AstraError):

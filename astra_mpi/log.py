@@ -46,7 +46,9 @@ def configure(rank: int, level: str | None, folder: str | None) -> None:
     else:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            handler = logging.FileHandler(Path(folder) / f"rank-{rank:04d}.log")
+            handler = logging.FileHandler(
+                Path(folder) / f"rank-{rank:04d}.log", encoding="utf-8", errors="backslashreplace"
+            )
         except OSError as exc:
             from astra_mpi.errors import InputError  # NumPy comes with it, and --help does without
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -160,6 +161,26 @@ def _fitting(text: str, group: list[Span], tokenizer: Tokenizer, max_tokens: int
         middle = len(group) // 2
         yield from _fitting(text, group[:middle], tokenizer, max_tokens)
         yield from _fitting(text, group[middle:], tokenizer, max_tokens)
+
+
+def undecodable(text: str) -> str:
+    """What keeps `text` from being Unicode: a byte of an argument or name, half a character of JSON; "" if nothing."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        code = ord(text[exc.start])
+        if 0xDC80 <= code <= 0xDCFF:  # how Python passes on what it cannot decode
+            return f"byte 0x{code - 0xDC00:02X} behind {exc.start} characters is not UTF-8"
+        return f"\\u{code:04x} behind {exc.start} characters is half of a character"
+    return ""
+
+
+def argument_text(argument: str) -> str:
+    """An argument as text, UTF-8 whatever the locale. InputError, without a name for it, if it is not."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        raise InputError(f"{undecodable(argument)}; give it in UTF-8") from None
 
 
 def read_text(path: str | Path) -> str:
