@@ -40,7 +40,7 @@ def write_report(runs: Sequence[Path], output: Path, figures: Path | None = None
     lacking = missing_matplotlib()
     pictures = [] if lacking else draw_all(measured)
     try:
-        output.write_text(page(measured, pictures, lacking), encoding="utf-8")
+        output.write_text(page(measured, pictures, lacking), encoding="utf-8", errors="backslashreplace")
         if figures is not None and not lacking:
             save_pictures(pictures, figures)
     except OSError as exc:
