@@ -30,7 +30,13 @@ class VerifyError(AstraError):
     exit_code = 4
 
 
-_KINDS: tuple[type[AstraError], ...] = (AstraError, InputError, VerifyError)
+class ReaderGone(AstraError):
+    """Whoever read standard output has gone, as `head` does: the end is silent, with what SIGPIPE would give (141)."""
+
+    exit_code = 141
+
+
+_KINDS: tuple[type[AstraError], ...] = (AstraError, InputError, VerifyError, ReaderGone)
 
 
 @contextmanager

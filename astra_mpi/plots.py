@@ -42,7 +42,13 @@ class Picture:
 
 def missing_matplotlib() -> str:
     """What to do about it; empty if it is there."""
-    return "" if find_spec("matplotlib") else "plots need matplotlib; run pip install 'astra-mpi[plot]'"
+    if not find_spec("matplotlib"):
+        return "plots need matplotlib; run pip install 'astra-mpi[plot]'"
+    try:
+        import matplotlib  # noqa: F401 - it wants a folder
+    except OSError:
+        return "matplotlib finds no folder that it can write; set MPLCONFIGDIR to one"
+    return ""
 
 
 def draw_all(measured: Measured) -> list[Picture]:

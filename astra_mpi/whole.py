@@ -195,8 +195,8 @@ def write_bytes(path: str | Path, data: bytes, mark: str | None = None) -> None:
 
 
 def write_text(path: str | Path, text: str, mark: str | None = None) -> None:
-    """As `writing`, in UTF-8."""
-    write_bytes(path, text.encode(), mark)
+    """As `writing`, in UTF-8; what is no character, such as a byte of a name that is not UTF-8, as an escape."""
+    write_bytes(path, text.encode(errors="backslashreplace"), mark)
 
 
 def append(path: str | Path, text: str) -> None:
@@ -205,7 +205,7 @@ def append(path: str | Path, text: str) -> None:
     try:
         end = os.fstat(file.handle).st_size
         try:
-            file.write_at(end, text.encode())
+            file.write_at(end, text.encode(errors="backslashreplace"))
         except AstraError:
             with suppress(OSError):
                 os.ftruncate(file.handle, end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +38,13 @@ def add_parser(subparsers: Any) -> None:
         default=METRICS[0],
         help="by what codes are nearest: keys-values, what they change in these (default), or plain distance",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, uses_mpi=True)
 
 
 def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from astra_mpi.calibrate import fit_codec, shuffled_batches
+    from astra_mpi.calibrate import fit_codec, shuffled_batches, too_few
     from astra_mpi.codecfile import write_codebooks
     from astra_mpi.config import require
     from astra_mpi.hdf5 import check_target
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         threads=threads,
         metric=args.metric,
         progress=lambda done, total: bar.advance(1),
+        on_tokens=lambda n: _warn(too_few(n, args.samples, config.codebook_size, str(args.data), "--samples")),
     )
     bar.close()
     made = provenance(_command(args), source=args.data.name)
@@ -82,6 +84,11 @@ def run(args: argparse.Namespace) -> int:
     bits, encoder = config.bits_per_token, codec.config.encoder
     print(f"{args.output}: {bits} bits per token and block, encoder {encoder}, codebooks {codec.digest[:12]}")
     return 0
+
+
+def _warn(text: str) -> None:
+    if text:
+        print(f"astra-mpi: warning: {text}", file=sys.stderr, flush=True)
 
 
 def _open(args: argparse.Namespace, model: ModelFile) -> Source:

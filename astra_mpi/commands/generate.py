@@ -79,7 +79,8 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         workload = Workload(len(ids), new_tokens=args.max_new_tokens, decode=args.decode)
         coded = coded_form(request) if comm.Get_size() > 1 else "single"  # which needs no tables
         decide(model, workload, coded, counted_keys=args.counted_keys == "on")
-    printer = Printer(tokenizer, ids, sys.stdout) if comm.Get_rank() == 0 else None
+    with collective(comm):
+        printer = Printer(tokenizer, ids, sys.stdout) if comm.Get_rank() == 0 else None
     new = generator(ids[None], np.ones((1, len(ids)), bool), [0], printer)[0]
     with collective(comm):
         if printer is not None:
@@ -106,16 +107,32 @@ def _task(args: argparse.Namespace) -> TaskSection:
     temperature = args.temperature if args.temperature is not None else float(drawn)
     names = ("max_new_tokens", "top_k", "top_p", "ignore_end", "decode")
     given = {name: getattr(args, name) for name in names}
-    return TaskSection("generate", temperature=temperature, stop=tuple(args.stop), **given)
+    return TaskSection("generate", temperature=temperature, stop=_stop(args.stop), **given)
+
+
+def _stop(given: list[str]) -> tuple[str, ...]:
+    from astra_mpi.errors import InputError
+    from astra_mpi.text import argument_text
+
+    try:
+        return tuple(argument_text(text) for text in given)
+    except InputError as exc:
+        raise InputError(f"--stop: {exc}") from exc
 
 
 def _prompt(args: argparse.Namespace) -> str:
     from astra_mpi.config import require
-    from astra_mpi.text import read_text
+    from astra_mpi.errors import InputError
+    from astra_mpi.text import argument_text, read_text
 
     one = (args.prompt is None) != (args.prompt_file is None)
     require(one, "give a prompt, or --prompt-file FILE" + (", not both" if args.prompt else ""))
-    return read_text(args.prompt_file) if args.prompt is None else str(args.prompt)
+    if args.prompt is None:
+        return read_text(args.prompt_file)
+    try:
+        return argument_text(args.prompt)
+    except InputError as exc:
+        raise InputError(f"the prompt: {exc}, or as --prompt-file") from exc
 
 
 def _check_family(path: str, model: Model) -> None:
