@@ -102,9 +102,10 @@ def in_child(work: Callable[[], Row]) -> Row:
 
 
 def by_size(writer: Writer, folder: Path, step: int, most: int) -> Row:
-    """Limits from 0 to beyond the largest file."""
+    """Limits from 0 to beyond the largest file, at least 16."""
     trial = Trial(writer, folder)
     largest = max(path.stat().st_size for path in trial.example.rglob("*") if path.is_file())
+    step = max(1, min(step, largest // 16))
     for i, n_bytes in enumerate(range(0, largest + 2 * step, step)):
         trial.attempt(largest_file(n_bytes), old=i % 4 == 3)
     return trial.row
