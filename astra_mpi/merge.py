@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from astra_mpi import checksum, hdf5
 from astra_mpi.config import require
-from astra_mpi.errors import InputError
+from astra_mpi.errors import AstraError, InputError
 from astra_mpi.results import LATER, write_json
 from astra_mpi.shards import parse_shard, shard_items
 from astra_mpi.summary import costs
@@ -54,14 +55,19 @@ def merge(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
         summary = merged_summary(pieces)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
         raise InputError(f"{pieces[0].path}: its summary is not what astra-mpi writes ({exc!r}); make it anew") from exc
-    with hdf5.writing(output) as file:
-        _write_attributes(file, pieces[0], summary)
-        for piece in pieces:
-            _copy(file, piece, total)
-            file.check()
-        summary["metrics"] |= _metrics(file, pieces)
-        file.attrs["summary"] = json.dumps(summary)
-    write_json(output.with_suffix(".json"), summary)
+    try:
+        with hdf5.writing(output) as file:
+            _write_attributes(file, pieces[0], summary)
+            for piece in pieces:
+                _copy(file, piece, total)
+                file.check()
+            summary["metrics"] |= _metrics(file, pieces)
+            file.attrs["summary"] = json.dumps(summary)
+        write_json(output.with_suffix(".json"), summary)
+    except AstraError:
+        with suppress(OSError):  # a second try would be refused
+            output.unlink(missing_ok=True)
+        raise
     return summary
 
 

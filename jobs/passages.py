@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from astra_mpi import whole
 from astra_mpi.errors import InputError
 from astra_mpi.modelfile import read_model
 from astra_mpi.passages import passages
@@ -51,9 +51,7 @@ def main() -> None:
     items = [{"source": name, "text": p} for name, text in sources for p in passages(text, tokenizer, max_tokens)]
     if not items:
         raise InputError(f"{args.source}: no text in it")
-    temporary = args.out.with_name(args.out.name + ".tmp")
-    temporary.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
-    os.replace(temporary, args.out)
+    whole.write_text(args.out, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
     print(f"{len(items)} passages of up to {max_tokens} tokens in {args.out}")
 
 
