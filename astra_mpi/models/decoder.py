@@ -116,6 +116,13 @@ def embedding_shapes(config: DecoderConfig) -> Shapes:
     return shapes
 
 
+def causal_layers(hf: HFConfig, key: str) -> int:
+    """Number of blocks. InputError if one of them sees other tokens than all before it."""
+    n_layers = hf.integer(key)
+    hf.only("layer_types", (None, ["full_attention"] * n_layers))
+    return n_layers
+
+
 def tied_head(hf: HFConfig, tensors: Tensors, word: str, head: str = "lm_head.weight") -> bool:
     """Whether the head is the word embedding, as transformers decides it: config.json says so and the checkpoint does
     not have two that differ. One that is alone then stands for both.

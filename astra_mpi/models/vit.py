@@ -12,7 +12,7 @@ import numpy as np
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.errors import InputError
 from astra_mpi.hf_config import HFConfig, shown
-from astra_mpi.hf_reference import Reference
+from astra_mpi.hf_reference import ENCODER, Reference
 from astra_mpi.hf_tensors import Tensors
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
@@ -144,15 +144,14 @@ class ViT(Family):
             pooler_act="tanh",
         ),
         guarded={"is_causal": (False,)},
-        harmless={"tie_word_embeddings": "there are no words"},
+        harmless={**ENCODER, **dict.fromkeys(("tie_word_embeddings", "vocab_size"), "there are no words")},
     )
 
     @staticmethod
     def from_hf(hf: HFConfig, tensors: Tensors) -> ViTConfig:
         """Hugging Face ViT config.json -> config. InputError on what is not supported."""
         d_model, n_heads = hf.heads("hidden_size", "num_attention_heads")
-        if "head_dim" in hf.values:
-            hf.only("head_dim", (d_model // n_heads,))
+        hf.only("head_dim", (d_model // n_heads,) if "head_dim" in hf.values else (None,))
         labels, n_classes = _labels(hf), 0
         unsaid = not hf.architectures and tensors.has("classifier.weight")
         if unsaid or "ViTForImageClassification" in hf.architectures:
@@ -216,9 +215,9 @@ class ViT(Family):
 def _labels(hf: HFConfig) -> tuple[str, ...]:
     """A name per class: of id2label, unless num_labels is another number of them; LABEL_0 and on where neither names
     them, 2 where neither counts them."""
-    named = hf.get("id2label")
+    named, counted = hf.get("id2label"), hf.get("num_labels")
     n_labels = 2 if named is None else len(named) if isinstance(named, dict) else -1
-    if "num_labels" in hf.values:
+    if counted is not None or "num_labels" in hf.values:
         n_labels = hf.integer("num_labels", at_least=0)
     if named is None or (isinstance(named, dict) and len(named) != n_labels):
         return tuple(f"LABEL_{i}" for i in range(n_labels))
