@@ -168,6 +168,11 @@ def tables() -> dict[str, Callable[[], Table]]:
 
 def main() -> int:
     known = tables()
+    if "--docs" in sys.argv[1:]:
+        import differential_docs
+
+        differential_docs.write()
+        return 0
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(known)} (default all)")
     parser.add_argument("--docs", action="store_true", help="write the tables of docs/checkpoints.md")

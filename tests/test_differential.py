@@ -20,6 +20,7 @@ from astra_mpi.models import FAMILIES
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import differential
 import differential_config
+import differential_docs
 from differential import MISSING
 
 CLASSES = {family: transformers.AutoConfig.for_model(family).__class__ for family in FAMILIES}
@@ -85,3 +86,8 @@ def test_settings(name):
     wrong = [f"{row.change}: {row.detail}" for row in rows if not row.right]
     assert not wrong, "\n".join(wrong)
     assert sum(row.verdict == "honoured" for row in rows) > 1
+
+
+def test_the_tables_of_the_docs_are_up_to_date():
+    made = differential_docs.PAGE.read_text().split(differential_docs.BEGIN)[1].split(differential_docs.END)[0]
+    assert made == "\n" + differential_docs.tables(), "run python jobs/differential.py --docs"
