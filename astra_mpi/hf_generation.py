@@ -55,7 +55,7 @@ def generation(folder: Path, vocab_size: int) -> tuple[list[int], list[str]]:
     ends, notes = _ends(path, asked.get("eos_token_id"), vocab_size)
     if path is own:
         other = load_object(folder / "config.json").get("eos_token_id")
-        if not ends and other is not None:
+        if asked.get("eos_token_id") is None and other is not None:
             notes.append(
                 f"{path.name} names no eos_token_id, so transformers does not end a text, though config.json names"
                 f" {shown(other)}; generate does the same unless told --stop"
