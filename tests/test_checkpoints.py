@@ -97,11 +97,11 @@ def test_missing_keys_have_the_defaults_of_transformers(tmp_path, name, missing)
     assert any(f"config.json has no {missing[0]}; " in note and "the reference's default" in note for note in notes)
 
 
-WRAPPERS = ["module.", "_orig_mod.", "module._orig_mod.", "base_model.model.", "0.auto_model.", "net.encoder."]
+WRAPPERS = [("bert", "module."), ("bert", "0.auto_model."), ("vit", "net.encoder."), ("gpt2", "module._orig_mod.")]
+WRAPPERS += [("gpt2", "_orig_mod."), ("llama", "base_model.model.")]
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "llama"])
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(("name", "wrapper"), WRAPPERS)
 def test_what_a_wrapper_put_before_all_names(tmp_path, name, wrapper):
     table = made(name, tmp_path)
     want = table.expected(tmp_path)
@@ -135,7 +135,10 @@ ONE = "embeddings.LayerNorm.weight"
     ("change", "message"),
     [
         (lambda t: {f"module.{k}": v for k, v in t.items()} | {"dense.weight": torch.ones(2)}, "others do not"),
-        (lambda t: {f"{p}.{k}": v for p in ("query", "passage") for k, v in t.items()}, "several models, passage"),
+        (
+            lambda t: {f"{p}.{k}": v for p in ("query", "passage") for k, v in t.items()},
+            "models, under passage",
+        ),
         (lambda t: t | {f"bert.{ONE}": t[ONE]}, "two tensors for one weight"),
         (lambda t: t | {f"{Q}.lora_A.weight": torch.ones(2)}, "has an adapter.*merge_and_unload"),
         (lambda t: t | {f"{Q}.qweight": torch.ones(2)}, "has quantised weights.*full precision"),
