@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +79,13 @@ def _config(path: Path, tensors: dict[str, Tensor], encoder: SentenceEncoder | N
     if name not in FAMILIES:
         raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(FAMILIES)}")
     family: Any = FAMILIES[name]
-    try:
+    with _said_of(path):
         hf = HFConfig(values, family.reference)
-        named = Tensors(path.parent, family, tensors)
-        named.check_plain()
+    named = Tensors(path.parent, family, tensors)
+    named.check_plain()
+    with _said_of(path):
         config = family.from_hf(hf, named)
         hf.check_rest()
-    except InputError as exc:
-        raise InputError(f"{path}: {exc}") from exc
     if name == "bert":
         pooled = encoder.config_fields(config.d_model) if encoder is not None else {}
         config = dataclasses.replace(config, **pooled)
@@ -94,6 +95,15 @@ def _config(path: Path, tensors: dict[str, Tensor], encoder: SentenceEncoder | N
             f"only with bert; remove {encoder.path.name} to take the model without it"
         )
     return config, hf, named
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """The file's name before what is said of its contents."""
+    try:
+        yield
+    except InputError as exc:
+        raise InputError(f"{path}: {exc}") from exc
 
 
 def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple[Weights, list[str]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from astra_mpi.config import require
-from astra_mpi.hf_config import shown
+from astra_mpi.hf_config import same, shown
 from astra_mpi.hf_folder import load_object
 from astra_mpi.weightfile import some
 
@@ -51,10 +52,10 @@ def generation(folder: Path, vocab_size: int) -> tuple[list[int], list[str]]:
     own = folder / "generation_config.json"
     path = own if own.is_file() else folder / "config.json"
     asked = {key: value for key, value in load_object(path).items() if value is not None}
-    ends, notes = _ends(path, asked.get("eos_token_id", []), vocab_size)
+    ends, notes = _ends(path, asked.get("eos_token_id"), vocab_size)
     if path is own:
         other = load_object(folder / "config.json").get("eos_token_id")
-        if not ends and other is not None:
+        if asked.get("eos_token_id") is None and other is not None:
             notes.append(
                 f"{path.name} names no eos_token_id, so transformers does not end a text, though config.json names"
                 f" {shown(other)}; generate does the same unless told --stop"
@@ -68,8 +69,10 @@ def generation(folder: Path, vocab_size: int) -> tuple[list[int], list[str]]:
 
 def _ends(path: Path, given: Any, vocab_size: int) -> tuple[list[int], list[str]]:
     """-> (the ids that can be generated, notes)."""
+    if given is None:
+        return [], []
     ids = given if isinstance(given, list) else [given]
-    good = all(type(i) is int for i in ids)
+    good = bool(ids) and all(type(i) is int for i in ids)
     require(good, f"{path}: eos_token_id = {shown(given)} must be a token id, or several")
     outside = [i for i in ids if not 0 <= i < vocab_size]
     note = (
@@ -82,13 +85,18 @@ def _left_aside(name: str, asked: dict[str, Any]) -> list[str]:
     """What `generate` does otherwise unless it is told, in sentences."""
     sampling = asked.get("do_sample") is True
     absent = ABSENT | (ABSENT_SAMPLING if sampling else {})
-    missed = [f"{key} = {shown(asked[key])}" for key in absent if key in asked and asked[key] not in absent[key]]
-    notes = [f"{name} asks for {', '.join(missed)}, which generate does not have: left aside"] if missed else []
+    missed = [key for key in absent if key in asked and not any(same(asked[key], one) for one in absent[key])]
+    notes = [f"{name} asks for {_said(asked, missed)}, which generate does not have: left aside"] if missed else []
     if sampling:
-        options = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | {key: asked[key] for key in OWN if key in asked}
-        told = f"--temperature {options['temperature']:g} --top-k {options['top_k']} --top-p {options['top_p']:g}"
-        notes.append(f"{name} asks for do_sample; generate takes the likeliest token unless told {told}")
-    lengths = [f"{key} = {shown(asked[key])}" for key in ("max_length", "max_new_tokens") if key in asked]
+        drawn = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}  # the reference's defaults
+        told = " ".join(f"--{key.replace('_', '-')} {shown(asked.get(key, drawn[key]))}" for key in drawn)
+        wanted = _said(asked, ["do_sample", *(key for key in drawn if key in asked)])
+        notes.append(f"{name} asks for {wanted}; generate takes the likeliest token unless told {told}")
+    lengths = [key for key in ("max_length", "max_new_tokens") if key in asked]
     if lengths:
-        notes.append(f"{name} asks for {', '.join(lengths)}; generate is told --max-new-tokens")
+        notes.append(f"{name} asks for {_said(asked, lengths)}; generate is told --max-new-tokens")
     return notes
+
+
+def _said(asked: dict[str, Any], keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} = {shown(asked[key])}" for key in keys)

@@ -48,9 +48,15 @@ GUARDED_DECODER: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "is_causal": (True,),
         "sliding_window": (),
         "attention_chunk_size": (),
-        "layer_types": (),
         "kv_sharing_modes": (),
     }
+)
+
+#: what is looked at in encoders too, but acts in decoders only
+_DECODERS = ("layer_types", "sliding_window", "attention_chunk_size", "kv_sharing_modes")
+ENCODER: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(_DECODERS, "of decoders; here every token sees all")
+    | dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), "of models with rotary positions")
 )
 
 #: why keys do not change an answer -> those keys. Fields of a class may have any value here
@@ -69,7 +75,7 @@ _BY_REASON = {
     "read with generation_config.json": "eos_token_id",
     "settings of pipelines": "task_specific_params",
     "looked at, but of models of another kind": """vision_aspect_ratio vision_feature_layer
-        vision_feature_select_strategy mtp_layer_types""",
+        vision_feature_select_strategy mtp_layer_types gguf_file""",
     "of generation, and read with generation_config.json": """max_length min_length do_sample early_stopping num_beams
         temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences
         encoder_no_repeat_ngram_size bad_words_ids output_scores return_dict_in_generate forced_bos_token_id

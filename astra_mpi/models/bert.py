@@ -11,7 +11,7 @@ import numpy as np
 
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.hf_config import HFConfig
-from astra_mpi.hf_reference import Reference
+from astra_mpi.hf_reference import ENCODER, Reference
 from astra_mpi.hf_tensors import Tensors
 from astra_mpi.models.batch import Batch, pack_ids
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
@@ -145,8 +145,11 @@ class Bert(Family):
             tie_word_embeddings=True,
         ),
         guarded={"is_causal": (False,)},
-        harmless={"tie_word_embeddings": "of a head that is left out", "id2label": "of a head that is left out"}
-        | {"num_labels": "of a head that is left out"},
+        harmless={
+            **ENCODER,
+            **dict.fromkeys(("tie_word_embeddings", "id2label", "num_labels"), "of a head that is left out"),
+            "head_dim": "compared with other keys, not used",
+        },
     )
 
     @staticmethod

@@ -8,7 +8,7 @@ import numpy as np
 
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.errors import InputError
-from astra_mpi.hf_config import HFConfig
+from astra_mpi.hf_config import HFConfig, shown
 from astra_mpi.hf_tensors import Tensors, equal
 from astra_mpi.models.batch import Batch, pack_ids
 from astra_mpi.models.block import Shapes
@@ -114,6 +114,17 @@ def embedding_shapes(config: DecoderConfig) -> Shapes:
     if not config.tied:
         shapes["head.weight"] = (config.d_model, config.vocab_size)
     return shapes
+
+
+def causal_layers(hf: HFConfig, key: str) -> int:
+    """Number of blocks. InputError if one of them sees other tokens than all before it."""
+    n_layers = hf.integer(key)
+    kinds = hf.get("layer_types")
+    full = isinstance(kinds, list) and len(kinds) == n_layers and all(kind == "full_attention" for kind in kinds)
+    require(
+        kinds is None or full, f"layer_types = {shown(kinds)} is not supported; only full_attention in all blocks is"
+    )
+    return n_layers
 
 
 def tied_head(hf: HFConfig, tensors: Tensors, word: str, head: str = "lm_head.weight") -> bool:

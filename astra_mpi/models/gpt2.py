@@ -14,7 +14,7 @@ from astra_mpi.hf_reference import GUARDED_DECODER, Reference
 from astra_mpi.hf_tensors import Tensors
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
-from astra_mpi.models.decoder import Decoder, DecoderConfig, embedding_shapes, tied_head
+from astra_mpi.models.decoder import Decoder, DecoderConfig, causal_layers, embedding_shapes, tied_head
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.partition import Layout
 from astra_mpi.xp import take
@@ -79,6 +79,8 @@ class GPT2(Decoder):
         guarded=GUARDED_DECODER,
         harmless={
             "reorder_and_upcast_attn": "the order of the same operations",
+            **dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), "of models with rotary positions"),
+            "head_dim": "of other models' caches",
             "n_ctx": "older name of n_positions, which counts",
             "id2label": "of a head that is not part of what is converted",
             "num_labels": "of a head that is not part of what is converted",
@@ -99,7 +101,7 @@ class GPT2(Decoder):
             d_model=d_model,
             n_heads=n_heads,
             n_kv_heads=n_heads,
-            n_layers=hf.integer("n_layer"),
+            n_layers=causal_layers(hf, "n_layer"),
             d_ff=4 * d_model if hf.get("n_inner") is None else hf.integer("n_inner"),
             activation=hf.activation("activation_function"),
             norm_eps=hf.number("layer_norm_epsilon"),

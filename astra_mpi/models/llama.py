@@ -14,7 +14,7 @@ from astra_mpi.hf_reference import GUARDED_DECODER, Reference
 from astra_mpi.hf_tensors import Tensors
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
-from astra_mpi.models.decoder import Decoder, DecoderConfig, embedding_shapes, tied_head
+from astra_mpi.models.decoder import Decoder, DecoderConfig, causal_layers, embedding_shapes, tied_head
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.models.rope import Rope, rope_settings
 from astra_mpi.partition import Layout
@@ -128,7 +128,7 @@ class Llama(Decoder):
             d_model=d_model,
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
-            n_layers=hf.integer("num_hidden_layers"),
+            n_layers=causal_layers(hf, "num_hidden_layers"),
             d_ff=hf.integer("intermediate_size"),
             activation=hf.activation("hidden_act"),
             norm_eps=hf.number("rms_norm_eps"),

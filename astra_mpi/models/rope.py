@@ -66,14 +66,14 @@ def rope_settings(hf: HFConfig, max_positions: int) -> Rope:
     where that has none, its own `original_max_position_embeddings` in any case. `type` is an older name of `rope_type`.
     InputError names what is not supported.
     """
-    hf.get("rope_parameters")
+    for key in ("rope_parameters", "rope_scaling"):
+        require(isinstance(hf.get(key) or {}, dict), f"{key} = {shown(hf.get(key))} must be an object")
     key = "rope_scaling" if hf.get("rope_scaling") else "rope_parameters"
     found = hf.get(key) or {}
-    require(isinstance(found, dict), f"{key} = {shown(found)} must be an object")
     kind = found.get("rope_type", found.get("type", "default"))
     if kind not in TYPES:
         raise InputError(f"{key}: rope_type {shown(kind)} is not supported; use one of {', '.join(TYPES)}")
-    own = {name: hf.get(name) for name in _OWN if name in hf.values}
+    own = {name: value for name, value in ((name, hf.get(name)) for name in _OWN) if name in hf.values}
     merged = {"rope_theta": 10000.0, "original_max_position_embeddings": max_positions} | own | found
     if "original_max_position_embeddings" in own:
         merged["original_max_position_embeddings"] = own["original_max_position_embeddings"]

@@ -10,9 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from astra_mpi.config import ModelConfig, require
-from astra_mpi.errors import InputError
 from astra_mpi.hf_config import HFConfig, shown
-from astra_mpi.hf_reference import Reference
+from astra_mpi.hf_reference import ENCODER, Reference
 from astra_mpi.hf_tensors import Tensors
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
@@ -144,19 +143,15 @@ class ViT(Family):
             pooler_act="tanh",
         ),
         guarded={"is_causal": (False,)},
-        harmless={"tie_word_embeddings": "there are no words"},
+        harmless={**ENCODER, **dict.fromkeys(("tie_word_embeddings", "vocab_size"), "there are no words")},
     )
 
     @staticmethod
     def from_hf(hf: HFConfig, tensors: Tensors) -> ViTConfig:
         """Hugging Face ViT config.json -> config. InputError on what is not supported."""
         d_model, n_heads = hf.heads("hidden_size", "num_attention_heads")
-        if "head_dim" in hf.values:
-            hf.only("head_dim", (d_model // n_heads,))
-        labels, n_classes = _labels(hf), 0
-        unsaid = not hf.architectures and tensors.has("classifier.weight")
-        if unsaid or "ViTForImageClassification" in hf.architectures:
-            n_classes = len(labels)
+        hf.only("head_dim", (d_model // n_heads,) if "head_dim" in hf.values else (None,))
+        n_classes, labels = _classes(hf, tensors)
         return ViTConfig(
             d_model=d_model,
             n_heads=n_heads,
@@ -170,7 +165,7 @@ class ViT(Family):
             channels=hf.integer("num_channels"),
             n_classes=n_classes,
             qkv_bias=hf.flag("qkv_bias"),
-            labels=labels if n_classes else (),
+            labels=labels,
         )
 
     hf_prefix = "vit."
@@ -213,18 +208,28 @@ class ViT(Family):
     PRESETS: ClassVar[dict[str, Callable[[int | None], ViTConfig]]] = {}
 
 
-def _labels(hf: HFConfig) -> tuple[str, ...]:
-    """A name per class: of id2label, unless num_labels is another number of them; LABEL_0 and on where neither names
-    them, 2 where neither counts them."""
-    named = hf.get("id2label")
-    n_labels = 2 if named is None else len(named) if isinstance(named, dict) else -1
-    if "num_labels" in hf.values:
-        n_labels = hf.integer("num_labels", at_least=0)
-    if named is None or (isinstance(named, dict) and len(named) != n_labels):
-        return tuple(f"LABEL_{i}" for i in range(n_labels))
-    if not isinstance(named, dict) or set(named) != set(map(str, range(n_labels))):
-        raise InputError(f"id2label = {shown(named)} must name each of its classes, 0 and on")
-    return tuple(str(named[str(i)]) for i in range(n_labels))
+def _classes(hf: HFConfig, tensors: Tensors) -> tuple[int, tuple[str, ...]]:
+    """-> (number of classes, 0 for a model without a classifier; their names).
+
+    There are as many as id2label names, or as num_labels says, which makes names of its own where it is another number.
+    """
+    named, own = hf.get("id2label"), hf.get("num_labels") is not None or "num_labels" in hf.values
+    good = named is None or (isinstance(named, dict) and set(named) == set(map(str, range(len(named)))))
+    require(good, f"id2label = {shown(named)} must name each of its classes, 0 and on")
+    n_named = 2 if named is None else len(named)
+    n_classes = hf.integer("num_labels", at_least=0) if own else n_named
+    head = tensors.find("classifier.weight")
+    if "ViTForImageClassification" not in hf.architectures and (hf.architectures or head is None):
+        return 0, ()
+    if n_classes == 0 or head is None:
+        return n_classes, ()
+    require(
+        head.shape[0] == n_classes,
+        f"{head.path}: {head.name} is of {head.shape[0]} classes, but num_labels or id2label of {n_classes}",
+    )
+    if named is None or n_named != n_classes:
+        return n_classes, tuple(f"LABEL_{i}" for i in range(n_classes))
+    return n_classes, tuple(str(named[str(i)]) for i in range(n_classes))
 
 
 def _sides(hf: HFConfig, key: str) -> tuple[int, int]:
