@@ -204,7 +204,7 @@ def silence() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

@@ -164,7 +164,7 @@ def test_prompts_are_chosen_by_name(folder, capsys):
         assert abs(run_deck(path, override) - encoded(folder, **options)).max() < 1e-5
     capsys.readouterr()
     assert run_deck(path, "task.prompt=qurey") == 2
-    assert "prompt 'qurey' is not one of this model's; give one of query, passage" in capsys.readouterr().err
+    assert "prompt 'qurey' is not one of this model's; give one of passage, query" in capsys.readouterr().err
     assert run_deck(path, "task.name=classify", "task.prompt=query") == 2
     np.save(path.parent / "ids.npy", np.ones((2, 3), int))
     assert run_deck(path, "input.path=" + str(path.parent / "ids.npy"), "input.kind=tokens", "task.prompt=query") == 2
@@ -234,9 +234,9 @@ def test_passages_leave_room_for_the_prompt(folder):
     tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, preprocess=model.preprocess, prompt=None)
     plain = tokenizer_of(model.tokenizer, model.config.vocab_size)
     text = "the quick brown fox jumps over the lazy dog. " * 20
-    cut = passages(text, tokenizer, 20)
-    assert max(tokenizer.count(cut)) <= 20 < max(tokenizer.count(passages(text, plain, 20)))
-    with pytest.raises(InputError, match="leaves no room beside 5 tokens of the prompt 'query: '"):
+    cut = passages(text, tokenizer, 13)
+    assert max(tokenizer.count(cut)) <= 13 < max(tokenizer.count(passages(text, plain, 13)))
+    with pytest.raises(InputError, match="leaves no room beside 4 tokens of the prompt 'query: '"):
         tokenizer.check_room(tokenizer.n_fixed)
 
 
