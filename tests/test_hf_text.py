@@ -292,6 +292,25 @@ def test_what_is_refused_is_named(folder, file, keys, message):
         convert(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("tokenizer.json", dict(model=[])), ("tokenizer.json", dict(added_tokens=[1])),
+        ("tokenizer.json", dict(normalizer=[3])), ("tokenizer_config.json", dict(model_input_names=[[]])),
+        ("tokenizer_config.json", dict(added_tokens_decoder={"x": {}})),
+        ("tokenizer_config.json", dict(extra_special_tokens=[{}])), ("tokenizer_config.json", dict(cls_token={"a": 1})),
+        ("special_tokens_map.json", dict(cls_token={"a": 1})), ("added_tokens.json", {"x": []}),
+        ("config_sentence_transformers.json", dict(default_prompt_name=[])), ("modules.json", {"1.path": 7}),
+        ("config_sentence_transformers.json", dict(prompts=[1])), ("1_Pooling/config.json", dict(pooling_mode={})),
+        ("sentence_bert_config.json", dict(processing_kwargs={"text": 3})), ("modules.json", {"1": 7}),
+    ],
+)  # fmt: skip
+def test_values_that_nobody_expects_are_one_sentence(folder, file, keys):
+    changed(folder, file, **keys)
+    with pytest.raises(InputError):
+        convert(folder)
+
+
 def test_a_pooling_of_a_decoder_is_refused(folder):
     import transformers
 
