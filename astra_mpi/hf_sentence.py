@@ -10,6 +10,7 @@ from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.hf_folder import load_json, load_settings
 from astra_mpi.hf_sentence_pooling import check_normalize, pooling_of
+from astra_mpi.hf_tokenizer_files import damaged
 
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 #: without effect on embeddings: how they are compared, what made the file, and what is checked here
@@ -42,9 +43,13 @@ def read_encoder(folder: Path) -> SentenceEncoder | None:
 
     InputError names the file and the key of what is not supported.
     """
-    path = folder / MODULES
-    if not path.is_file():
+    if not (folder / MODULES).is_file():
         return None
+    with damaged(folder):
+        return _read(folder, folder / MODULES)
+
+
+def _read(folder: Path, path: Path) -> SentenceEncoder:
     modules = _modules(path)
     settings = load_settings(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     kind = settings.get("model_type", "SentenceTransformer")

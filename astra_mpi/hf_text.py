@@ -13,7 +13,7 @@ from astra_mpi.hf_sentence import SentenceEncoder
 from astra_mpi.hf_sentence_text import SentenceText, read_sentence_text
 from astra_mpi.hf_tokenizer import FILE, read_tokenizer
 from astra_mpi.hf_tokenizer_classes import BACKEND
-from astra_mpi.hf_tokenizer_files import CONFIG
+from astra_mpi.hf_tokenizer_files import CONFIG, damaged
 from astra_mpi.text import Tokenizer
 
 #: vocabularies that no tokenizer is made of here
@@ -38,8 +38,9 @@ def read_text_settings(folder: Path, config: Any, encoder: SentenceEncoder | Non
 
     folder: of the Transformer. encoder: what modules.json says, if there is one.
     """
-    sentence = read_sentence_text(folder) if encoder is not None else SentenceText()
-    found = read_tokenizer(folder, load_settings(folder / "config.json"), sentence.overrides or {})
+    with damaged(folder):
+        sentence = read_sentence_text(folder) if encoder is not None else SentenceText()
+        found = read_tokenizer(folder, load_settings(folder / "config.json"), sentence.overrides or {})
     max_tokens, notes = _max_tokens(folder, config.max_positions, sentence.max_length, found.max_length)
     preprocess: dict[str, Any] = {"max_tokens": max_tokens}
     aside = list(sentence.left_aside)

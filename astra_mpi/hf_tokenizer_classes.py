@@ -7,7 +7,7 @@ normalizer and pre-tokenizer of that file. `TokenizersBackend` takes the file as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Settings = Mapping[str, Any]
@@ -206,6 +206,7 @@ CLASSES = (
 
 
 def class_of(name: str) -> TokenizerClass | None:
-    """The class of this name, with or without Fast at its end; None if it is not one of these."""
+    """The class of this name, with or without Fast at its end, under this name; None if it is not one of these."""
     bare = name.removesuffix("Fast") if name != "PreTrainedTokenizerFast" else name
-    return next((c for c in CLASSES if bare in (c.name, *c.aliases)), None)
+    found = next((c for c in CLASSES if bare in (c.name, *c.aliases)), None)
+    return None if found is None else replace(found, name=bare)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,21 @@ from astra_mpi.hf_folder import load_json
 
 #: special tokens that have a name of their own
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+#: what a token may have beside its text
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+
+
+@contextmanager
+def damaged(folder: Path) -> Iterator[None]:
+    """InputError where a value in the JSON files of a folder is of a type that nobody expects."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as exc:
+        raise InputError(
+            f"{folder}: its tokenizer or sentence-transformers files have a value of the wrong type ({exc}); download"
+            " them again"
+        ) from exc
 
 
 def load_object(path: Path) -> dict[str, Any]:
@@ -108,9 +124,10 @@ def token_of(entry: Any, path: Path) -> Any:
     """An AddedToken from its JSON object. InputError."""
     from tokenizers import AddedToken
 
+    given = {key: entry[key] for key in _FLAGS if key in entry} if isinstance(entry, dict) else {}
     try:
-        return AddedToken(**{key: value for key, value in entry.items() if key != "__type"})
-    except (TypeError, AttributeError) as exc:
+        return AddedToken(entry["content"], **given)
+    except (TypeError, KeyError) as exc:
         raise InputError(f"{path}: {entry!r} is no added token ({exc}); save the tokenizer again") from exc
 
 

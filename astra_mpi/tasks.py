@@ -68,7 +68,8 @@ class Embed:
     def open(self, open_source: Callable[..., Source] = open_input) -> Source:
         """The items, on rank 0."""
         model, prompt = self.model, self.deck.task.prompt
-        return open_source(self.deck.input, model.tokenizer, model.preprocess, model.config, prompt=prompt)
+        more = {} if prompt is None else {"prompt": prompt}
+        return open_source(self.deck.input, model.tokenizer, model.preprocess, model.config, **more)
 
     def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
         """Collective: what is kept of these items, (B, ..) each, on rank 0; the others have no `part`."""

@@ -90,8 +90,8 @@ def reference_tokens(folder: Path) -> list[Any]:
         limit = int(min(tokenizer.model_max_length, MAX_POSITIONS))
         rows = [tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in TEXTS]
         return [*rows, [tokenizer.decode(row, skip_special_tokens=True) for row in rows]]
-    except Exception as exc:  # whatever it is, there is no answer
-        raise Fails(f"{type(exc).__name__}: {exc}") from exc
+    except BaseException as exc:
+        raise _no_answer(exc) from exc
 
 
 def own_tokens(folder: Path) -> list[Any]:
@@ -113,8 +113,14 @@ def reference_embeddings(folder: Path) -> np.ndarray:
     try:
         model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         return np.asarray(model.encode(TEXTS, batch_size=1))
-    except Exception as exc:
-        raise Fails(f"{type(exc).__name__}: {exc}") from exc
+    except BaseException as exc:
+        raise _no_answer(exc) from exc
+
+
+def _no_answer(exc: BaseException) -> BaseException:
+    """Whatever is wrong, there is no answer; a panic of Rust code is no Exception."""
+    known = isinstance(exc, Exception) or type(exc).__name__ == "PanicException"
+    return Fails(f"{type(exc).__name__}: {exc}") if known else exc
 
 
 def own_embeddings(folder: Path) -> np.ndarray:
@@ -204,7 +210,7 @@ def silence() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

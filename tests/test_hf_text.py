@@ -164,7 +164,7 @@ def test_prompts_are_chosen_by_name(folder, capsys):
         assert abs(run_deck(path, override) - encoded(folder, **options)).max() < 1e-5
     capsys.readouterr()
     assert run_deck(path, "task.prompt=qurey") == 2
-    assert "prompt 'qurey' is not one of this model's; give one of query, passage" in capsys.readouterr().err
+    assert "prompt 'qurey' is not one of this model's; give one of passage, query" in capsys.readouterr().err
     assert run_deck(path, "task.name=classify", "task.prompt=query") == 2
     np.save(path.parent / "ids.npy", np.ones((2, 3), int))
     assert run_deck(path, "input.path=" + str(path.parent / "ids.npy"), "input.kind=tokens", "task.prompt=query") == 2
@@ -234,9 +234,9 @@ def test_passages_leave_room_for_the_prompt(folder):
     tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, preprocess=model.preprocess, prompt=None)
     plain = tokenizer_of(model.tokenizer, model.config.vocab_size)
     text = "the quick brown fox jumps over the lazy dog. " * 20
-    cut = passages(text, tokenizer, 20)
-    assert max(tokenizer.count(cut)) <= 20 < max(tokenizer.count(passages(text, plain, 20)))
-    with pytest.raises(InputError, match="leaves no room beside 5 tokens of the prompt 'query: '"):
+    cut = passages(text, tokenizer, 13)
+    assert max(tokenizer.count(cut)) <= 13 < max(tokenizer.count(passages(text, plain, 13)))
+    with pytest.raises(InputError, match="leaves no room beside 4 tokens of the prompt 'query: '"):
         tokenizer.check_room(tokenizer.n_fixed)
 
 
@@ -289,6 +289,25 @@ def test_prompt_of_refuses_what_the_model_does_not_have():
 def test_what_is_refused_is_named(folder, file, keys, message):
     changed(folder, file, **keys)
     with pytest.raises(InputError, match=message):
+        convert(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("tokenizer.json", dict(model=[])), ("tokenizer.json", dict(added_tokens=[1])),
+        ("tokenizer.json", dict(normalizer=[3])), ("tokenizer_config.json", dict(model_input_names=[[]])),
+        ("tokenizer_config.json", dict(added_tokens_decoder={"x": {}})),
+        ("tokenizer_config.json", dict(extra_special_tokens=[{}])), ("tokenizer_config.json", dict(cls_token={"a": 1})),
+        ("special_tokens_map.json", dict(cls_token={"a": 1})), ("added_tokens.json", {"x": []}),
+        ("config_sentence_transformers.json", dict(default_prompt_name=[])), ("modules.json", {"1.path": 7}),
+        ("config_sentence_transformers.json", dict(prompts=[1])), ("1_Pooling/config.json", dict(pooling_mode={})),
+        ("sentence_bert_config.json", dict(processing_kwargs={"text": 3})), ("modules.json", {"1": 7}),
+    ],
+)  # fmt: skip
+def test_values_that_nobody_expects_are_one_sentence(folder, file, keys):
+    changed(folder, file, **keys)
+    with pytest.raises(InputError):
         convert(folder)
 
 
