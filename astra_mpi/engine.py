@@ -12,6 +12,7 @@ import numpy as np
 
 from astra_mpi.backend import Backend
 from astra_mpi.conditions import Conditions
+from astra_mpi.config import require
 from astra_mpi.decode.generation import generate
 from astra_mpi.decode.request import OnTokens, Request, Sample
 from astra_mpi.errors import InputError, collective, raise_together, same_on_all
@@ -208,8 +209,12 @@ class Model:
 
     def _normalised(self, inputs: np.ndarray) -> np.ndarray:
         """uint8 images (B, height, width, channels) -> float32 (B, channels, height, width); else the inputs."""
-        if self.config.family == "vit" and self.preprocess and np.asarray(inputs).dtype == np.uint8:
-            return Preprocess(**self.preprocess)(np.asarray(inputs))
+        if self.config.family == "vit" and np.asarray(inputs).dtype == np.uint8:
+            none = (
+                "uint8 images need the model's preprocessing, and its file has none; give float32, already normalised"
+            )
+            require(bool(self.preprocess), none)
+            return Preprocess(**(self.preprocess or {}))(np.asarray(inputs))
         return inputs
 
     def layout(self, lengths: np.ndarray, spread: bool = False) -> Layout:

@@ -25,7 +25,7 @@ class InputError(AstraError):
 
 
 class VerifyError(AstraError):
-    """`verify` found a disagreement (exit code 4)."""
+    """`verify` or `convert --check` found a disagreement (exit code 4)."""
 
     exit_code = 4
 

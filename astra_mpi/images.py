@@ -11,6 +11,8 @@ import numpy as np
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
 
+#: of an image that is resized: an edge, and all
+_LONGEST_EDGE, _MOST_PIXELS = 1 << 14, 1 << 26
 #: fields that files of earlier versions lack; they are written only where they differ from these
 _LATER: dict[str, Any] = {"resize": (), "crop": False, "rgb": False}
 
@@ -36,13 +38,14 @@ class Preprocess:
             object.__setattr__(self, "rescale", float(self.rescale))
             if self.resize is not None:
                 object.__setattr__(self, "resize", tuple(map(int, self.resize)))
-        except (TypeError, ValueError) as exc:
+        except (TypeError, ValueError, OverflowError) as exc:
             raise InputError(
                 f"image preprocessing: a value has the wrong type ({exc}); convert the model again"
             ) from exc
         require(len(self.size) == 2 and min(self.size) > 0, f"image preprocessing: size {self.size} is not two pixels")
         edges = self.resize or (1,)
-        require(len(edges) <= 2 and min(edges) > 0, f"image preprocessing: resize {edges} is not one or two pixels")
+        known = len(edges) <= 2 and min(edges) > 0 and max(edges) <= _LONGEST_EDGE
+        require(known, f"image preprocessing: resize {edges} is not one or two numbers from 1 to {_LONGEST_EDGE}")
         same = len(self.mean) == len(self.std) > 0
         require(same and all(self.std), "image preprocessing: give one mean and one std, not 0, per channel")
         require(self.resample in range(6), f"image preprocessing: resample {self.resample!r} is outside 0..5")
@@ -104,6 +107,8 @@ class Preprocess:
         height, width = self._target(*images.shape[1:3])
         if images.shape[1:3] == (height, width):
             return images
+        narrow = f"images of {images.shape[1]} x {images.shape[2]} would become {height} x {width}; give other images"
+        require(0 < height * width <= _MOST_PIXELS, narrow)
         try:
             from PIL import Image
         except ImportError as exc:

@@ -82,6 +82,26 @@ def test_images_of_another_shape_than_the_model_takes_are_refused():
         prepare(np.zeros((1, 20, 10), np.uint8))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rescale": 10**400}, "a value has the wrong type"),
+        ({"resize": [1 << 20, 8]}, "is not one or two numbers from 1 to 16384"),
+        ({"resize": [1, 2, 3]}, "is not one or two numbers"),
+        ({"crop": 1}, "crop and rgb are true or false"),
+        ({"rgb": True}, "rgb, and 1 channels"),
+    ],
+)
+def test_settings_that_no_file_should_have(changes, message):
+    with pytest.raises(InputError, match=message):
+        Preprocess(**{"size": [8, 8], "mean": [0.5], "std": [0.5]} | changes)
+
+
+def test_an_image_that_would_become_very_long():
+    with pytest.raises(InputError, match="images of 1 x 9000 would become 8000 x 72000000; give other images"):
+        Preprocess([8, 8], [0.5], [0.5], resize=[8000], crop=True)(np.zeros((1, 1, 9000), np.uint8))
+
+
 def test_files_of_earlier_versions_need_no_new_keys():
     assert set(Preprocess([8, 8], [0.5], [0.5]).as_dict()) == {"size", "mean", "std", "rescale", "resample"}
     new = Preprocess([8, 8], [0.5], [0.5], resize=None, crop=True)

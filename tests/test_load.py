@@ -182,6 +182,9 @@ def test_uint8_images_are_normalised_by_the_model(comm, folder):
     np.testing.assert_allclose(model(pixels), model(by_hand.transpose(0, 3, 1, 2).astype(np.float32)), atol=1e-5)
     with pytest.raises(InputError, match="channels"):
         model(pixels[..., :2])
+    model.preprocess = None
+    with pytest.raises(InputError, match="uint8 images need the model's preprocessing, and its file has none"):
+        model(pixels)
 
 
 def test_threads(comm, folder):
