@@ -105,7 +105,7 @@ def _alone(args: argparse.Namespace) -> int:
 
     try:
         check_alone(args.command)
-        if args.uses_mpi and (code := _start_mpi(args.debug)):
+        if getattr(args, "uses_mpi", False) and (code := _start_mpi(args.debug)):
             return code
         return int(args.run(args))
     except (Exception, KeyboardInterrupt) as exc:

@@ -3,6 +3,7 @@
 import os
 import resource
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from numba import config
 from numba.core.caching import Cache
 from numba.core.codegen import CPUCodegen
 
+from astra_mpi.backend import get_backend
 from astra_mpi.kernels import _compile, cpu
 
 KERNEL = """
@@ -105,6 +107,40 @@ def test_damaged_files_are_made_anew(load, module, ending, damage):
     n_compiled = load()[0]
     assert n_compiled == 2 or (damage, ending) == ("swapped", ".nbi")
     assert load()[::2] == (0, "") or damage == "unreadable"
+
+
+def test_read_only_root_without_home(module):
+    """As in a container image: nothing but a tmpfs can be written."""
+    if os.geteuid() or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare")
+    read_only = "mount --bind / / && mount -o remount,ro,bind / || exit 99; mount -t tmpfs none /dev/shm"
+    code = f"import runpy, numpy as np\nassert runpy.run_path({str(module)!r})['total'](np.ones(5)) == 5\n"
+    code += "from astra_mpi.kernels._compile import STATE\nprint(STATE.trouble)"
+    words = ["unshare", "-m", "bash", "-c", f'{read_only}; exec "$@"', "bash", sys.executable, "-c", code]
+    plain = {name: value for name, value in os.environ.items() if name not in ("HOME", "NUMBA_CACHE_DIR")}
+    done = subprocess.run(words, env=plain, capture_output=True, text=True, timeout=60)
+    if done.returncode == 99 or "unshare failed" in done.stderr:
+        pytest.skip("no file system may be mounted here")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("and the user's cache folder can be written\n")
+
+
+@pytest.mark.mpi
+def test_one_note_of_rank_0(comm, monkeypatch, capsys):
+    """Once, where something had to be compiled; all ranks then compile at once."""
+    state = _compile.CacheState(trouble="nowhere")
+    monkeypatch.setattr(_compile, "STATE", state)
+    todo = [3]
+
+    def warm_up():
+        state.n_compiled += todo.pop() if todo else 0
+
+    monkeypatch.setattr(cpu, "warm_up", warm_up)
+    for _ in range(2):
+        get_backend("numpy", comm)
+    said = capsys.readouterr().err
+    assert said.count("astra-mpi: note: compiled kernels are not kept (nowhere)") == (comm.rank == 0)
+    assert said.count("which took 0 s; set NUMBA_CACHE_DIR to a folder") == (comm.rank == 0)
 
 
 def test_processes_that_compile_at_once(load, module):
