@@ -28,7 +28,7 @@ _LEAST_S, _SHARED_S, _OURS = 0.01, 0.06, 0.9
 #: messages grow until they take so much longer than an empty one
 _FIRST_BYTES, _LAST_BYTES, _ENOUGH_S = 1 << 13, 1 << 21, 4e-3
 #: of a message the quickest lap counts, of so many, or of fewer that have taken so long together
-_LAPS, _LONG_S = 4, 0.04
+_LAPS, _LONG_S = 4, 0.03
 _NAP_S = 1e-4
 
 

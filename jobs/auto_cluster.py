@@ -55,7 +55,7 @@ def measure(args: argparse.Namespace, comm: MPI.Comm) -> dict[str, Any]:
     model = astra_mpi.load(args.model, comm=comm, strategy="single")
     ids, _ = random_batch(model.config, 1, args.tokens)
     found = {}
-    for name in (*EXACT, *args.also.split(",")) if args.also else EXACT:
+    for name in args.strategies.split(","):
         if model.obstacle(name) or (args.new_tokens and name == "tp"):
             continue
         model.use(name)
@@ -82,7 +82,8 @@ def main() -> None:
     parser.add_argument("--make", metavar="PATH", help="write a model, and nothing else")
     parser.add_argument("--tokens", type=int, default=512, help="default %(default)s")
     parser.add_argument("--new-tokens", type=int, default=0, help="default none")
-    parser.add_argument("--also", default="sp:kv:int8", metavar="A,B", help="also timed (default %(default)s)")
+    timed = ",".join([*EXACT, "sp:kv:int8"])
+    parser.add_argument("--strategies", default=timed, metavar="A,B", help="timed (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="default %(default)s")
     parser.add_argument("--choices", type=int, default=5, help="how often it is asked (default %(default)s)")
     parser.add_argument("--json", type=Path, help="everything, appended as a line")

@@ -186,7 +186,7 @@ def test_link_probe_finds_the_link_in_few_messages(monkeypatch, mbps, rtt_s):
     assert found.bandwidth_bps == pytest.approx(1e6 * mbps, rel=0.1) and found.rtt_s == pytest.approx(
         rtt_s, abs=50 / 1e6 / mbps
     )
-    assert sum(spent) < 0.28  # one message of 8 KiB to each of three others takes 197 ms at 1 Mbit/s
+    assert sum(spent) < 0.35  # one message of 8 KiB to each of three others takes 197 ms at 1 Mbit/s
 
 
 @mpi

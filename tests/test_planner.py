@@ -265,6 +265,23 @@ def test_what_a_family_cannot_use_is_skipped_and_the_rest_is_planned(speeds):
     assert advice({**answer, "size": 3})
 
 
+@pytest.mark.parametrize(("bps", "bound"), [(1e6, "port"), (1e9, "rank")])
+def test_ranks_of_a_causal_model_work_ahead(bps, bound):
+    """One message of 80 kB after another, or one block of the slower rank after another."""
+    ranks = (RankWork(during=Work(gemm=1e6)), RankWork(during=Work(gemm=3e6), after=Work(gemm=1e6)))
+    transfer = Transfer("gather", (80000, 0), 0.0, forward=True)
+    cost = Cost("sp", True, (Stage(5, ranks, transfer),))
+    both = Cost("sp", True, (Stage(5, ranks, replace(transfer, forward=False)),))
+    network = Network(bps, 0.002)
+    period_s = 0.64 if bound == "port" else 0.004
+    first_s = latency(replace(cost, stages=(replace(cost.stages[0], repeats=1),)), (ROUND, ROUND), network).total
+    assert first_s == pytest.approx(max(8 * 80000 / bps + 0.001, 0.003) + 0.001)
+    assert latency(cost, (ROUND, ROUND), network).total == pytest.approx(first_s + 4 * period_s)
+    assert latency(both, (ROUND, ROUND), network).total == pytest.approx(5 * first_s)
+    for at in (cost, both):
+        assert latency(at, (ROUND, ROUND), network, "paper").total == pytest.approx(5 * 0.004)
+
+
 def test_families_shapes():
     """The counts come from the weights, so a class token and an MLP of any width are in them."""
     shape = shape_of(vit_config())
