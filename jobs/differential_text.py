@@ -207,7 +207,7 @@ def rows_of(name: str, changes: list[Change], scratch: Path) -> Iterator[Row]:
 
 
 def silence() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ |= {"HF_HUB_OFFLINE": "1", "RUST_BACKTRACE": "0"}
     import transformers
 
     transformers.utils.logging.set_verbosity(logging.CRITICAL)
