@@ -21,7 +21,9 @@ from astra_mpi.info import check_contents
 
 Row = dict[str, Any]
 
-#: command -> its words, the files it writes first, and whether it takes several ranks
+#: bytes that a file may have at least: PyTorch looks for a folder where a temporary one can be written
+LEAST = 64
+#: command -> its words, and whether it takes several ranks
 COMMANDS: dict[str, tuple[str, bool]] = {
     "init": ("init llama-tiny out/m.h5 --no-codebooks --dtype int8", False),
     "convert": ("convert hf out/m.h5", False),
@@ -92,7 +94,7 @@ def _by_size(folder: Path, words: list[str], ranks: int) -> Row:
         return row | {"tried": 1, "wrong": [f"without a fault it ends with {code}: {said}"]}
     whole = _arrays(folder / "out")
     sizes = sorted({path.stat().st_size for path in (folder / "out").rglob("*") if path.is_file()})
-    for n_bytes in sorted({0, *(size // 2 for size in sizes), *(size - 1 for size in sizes)}):
+    for n_bytes in sorted({LEAST, *(size // 2 for size in sizes), *(size - 1 for size in sizes)}):
         row["tried"] += 1
         code, said = _start(folder, words, ranks, n_bytes)
         if not code:
