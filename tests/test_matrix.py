@@ -22,8 +22,8 @@ from matrix_page import page, read_page
 PAGE = Path(__file__).parents[1] / "docs" / "support.md"
 CODED = {"bert": "grouped hidden", "vit": "residual normed", "gpt2": "grouped kv", "llama": "residual kv"}
 VARIANTS = [Variant(family, codec) for family, own in CODED.items() for codec in (PLAIN, own)]
-#: each takes long in another process, or is tried on one model
-ONCE = {"train": "bert", "doctor": "vit"}
+#: left to the job: in processes of its own; on models with codebooks; on other families
+ELSEWHERE, PLAIN_ONLY, ONCE = ("sweep",), ("report", "merge", "calibrate"), {"train": "bert", "doctor": "vit"}
 QUICK = (AUTO, "single", "tp", "segment_means:8", "astra:inputs")
 
 
@@ -57,8 +57,9 @@ def test_commands_on_one_rank(tmp_path, known, variant):
     bench = folder_of(MPI.COMM_SELF, tmp_path, variant)
     n_cells = 0
     for name, command in COMMANDS.items():
-        left = name == "sweep" or (name == "train" and find_spec("torch") is None)
-        if left or ONCE.get(name, variant.family) != variant.family or (name in ONCE and variant.coded):
+        if name in ELSEWHERE or (name == "train" and find_spec("torch") is None):
+            continue
+        if (variant.coded and name in (*PLAIN_ONLY, *ONCE)) or ONCE.get(name, variant.family) != variant.family:
             continue
         outcomes = run(bench, variant, QUICK) if name == "run" else command(bench, variant)
         n_cells += checked(known, outcomes)
@@ -70,8 +71,10 @@ def test_commands_on_one_rank(tmp_path, known, variant):
 def test_commands_on_these_ranks(comm, tmp_path, known, family):
     variant = Variant(family, CODED[family])
     bench = folder_of(comm, tmp_path, variant)
+    heads = CONFIGS[family].n_heads  # which bp cuts into equal parts: on 3 ranks it has another reason
     for name in ("info", "verify"):
-        assert checked(known, COMMANDS[name](bench, variant))
+        outcomes = [one for one in COMMANDS[name](bench, variant) if heads % comm.size == 0 or "bp" not in one.row]
+        assert checked(known, outcomes)
     assert checked(known, run(bench, variant, (AUTO, "tp")))
 
 
