@@ -57,14 +57,17 @@ def usual(config: Any, tokens: int | None = None, new_tokens: int = 0, batch: in
     return Workload(tokens, batch, new_tokens)
 
 
-def decide(model: Model, workload: Workload, coded: str = "astra", **options: Any) -> None:
+def decide(model: Model, workload: Workload, coded: str = "astra", *, advises: bool = True, **options: Any) -> None:
     """Collective: use a strategy on `model`, the same on all ranks, and keep in `model.chosen` why (docs/planner.md).
 
     With codebooks `coded`: what is answered then does not depend on a measurement. Else the fastest exact strategy by
-    the emulated network, or by a probe of the real one. One rank measures nothing. options: of `Model.use`.
+    the emulated network, or by a probe of the real one. One rank measures nothing. advises: with codebooks too, so that
+    `hint` can name what would be much faster. options: of `Model.use`.
     """
     if model.comm.Get_size() == 1:
         chosen = {"strategy": "single" if model.codec is None else coded, "by": "one rank"}
+    elif model.codec is not None and not advises:
+        chosen = {"strategy": coded, "by": "codebooks"}
     else:
         setting, measured = _measured(model, workload)
         text = ""
@@ -89,7 +92,7 @@ def _measured(model: Model, workload: Workload) -> tuple[Setting, dict[str, Any]
     if emulated.rate is None:
         link = measure_link(model.exchange.comm)
     else:  # a shared medium carries one message at a time
-        bps = float(emulated.rate.bps.mean())
+        bps = emulated.rate.mean_bps
         link = Network(bps / model.comm.Get_size() if emulated.shared else bps, emulated.rtt_s)
     speeds = tuple(assumed_speeds(2e-9 * speed) for speed in gemm)
     setting = Setting(model.config, workload.tokens, speeds, link, workload.batch)

@@ -97,6 +97,13 @@ class ParallelSection:
         require(not reason, f"strategy '{spec}' is for `astra-mpi bench`, {reason}")
         return str(spec)
 
+    @property
+    def is_auto(self) -> bool:
+        """Whether the job chooses the strategy for its first batch."""
+        from astra_mpi.strategies import AUTO, parse_request
+
+        return parse_request(self.strategy).name == AUTO
+
 
 @dataclass(frozen=True)
 class RunSection:

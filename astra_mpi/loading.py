@@ -129,7 +129,7 @@ def load(
 
         with collective(comm):
             workload = usual(model.config, tokens, new_tokens)
-        decide(model, workload, coded_form(request), counted_keys=counted_keys, remote=remote)
+        decide(model, workload, coded_form(request), advises=False, counted_keys=counted_keys, remote=remote)
     else:
         model.use(str(request), counted_keys=counted_keys, remote=remote)
     return model

@@ -65,13 +65,26 @@ def start_mpi() -> None:
     """Import and start MPI, once it is known that it can live here: InputError otherwise, on all ranks of a machine."""
     import mpi4py
 
-    if "mpi4py.MPI" in sys.modules:
-        return
-    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    if "mpi4py.MPI" not in sys.modules:
+        mpi4py.rc.initialize = False
+        if mpi4py.rc.finalize is None and "MPI4PY_RC_FINALIZE" not in os.environ:
+            mpi4py.rc.finalize = True
     from mpi4py import MPI
 
+    if MPI.Is_initialized():
+        return
     _check(MPI.Get_library_version())
-    MPI.Init_thread()
+    if _of_mpi4py("threads").lower() in ("0", "n", "no", "false", "off"):
+        MPI.Init()
+    else:
+        MPI.Init_thread(getattr(MPI, f"THREAD_{_of_mpi4py('thread_level').upper()}"))
+
+
+def _of_mpi4py(name: str) -> str:
+    """What a site or user has told mpi4py, which reads it only where it starts MPI by itself."""
+    import mpi4py
+
+    return os.environ.get(f"MPI4PY_RC_{name.upper()}", str(getattr(mpi4py.rc, name)))
 
 
 def _check(library: str) -> None:

@@ -62,6 +62,9 @@ def compare(source: Path, path: Path, model: ModelFile) -> Iterator[Finding]:
 
 
 def _loaded(path: Path) -> Any:
+    from astra_mpi.shared_memory import start_mpi
+
+    start_mpi()
     from mpi4py import MPI
 
     from astra_mpi.loading import load

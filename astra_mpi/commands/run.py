@@ -49,7 +49,6 @@ def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[s
     from astra_mpi.job_strategy import choose_for_job
     from astra_mpi.results import check_room, recorded_choices
     from astra_mpi.shards import resolve
-    from astra_mpi.strategies import AUTO
     from astra_mpi.threads import set_threads
     from astra_mpi.watched import watched
 
@@ -69,7 +68,7 @@ def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[s
     comm = watched(comm, limit_s)
     model = _load(deck, choices, comm)
     log.event("model loaded", path=deck.model.path, strategy=deck.parallel.spec, threads=threads)
-    choose = partial(choose_for_job, deck, model, comm, choices) if deck.parallel.strategy == AUTO else None
+    choose = partial(choose_for_job, deck, model, comm, choices) if deck.parallel.is_auto else None
     return runner.run(deck, model, comm, threads=threads, choices=choices, stop=stop, choose=choose)
 
 
@@ -79,13 +78,12 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
     Without a strategy where the deck leaves it to `choose_for_job`, which knows the first batch.
     """
     from astra_mpi.loading import load
-    from astra_mpi.strategies import AUTO
 
     parallel = deck.parallel
     return load(
         str(deck.model.path),
         comm=comm,
-        strategy=None if parallel.strategy == AUTO else parallel.spec,
+        strategy=None if parallel.is_auto else parallel.spec,
         backend=parallel.backend,
         transport=parallel.transport,
         precision=parallel.precision,

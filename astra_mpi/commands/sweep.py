@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("deck", metavar="DECK.toml", help="such as jobs/experiments/sweep-small.toml")
     parser.add_argument("--retry", action="store_true", help="try again what failed for good, too")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, uses_mpi=True)  # which the strategies bring
 
 
 def run(args: argparse.Namespace) -> int:
