@@ -115,6 +115,8 @@ kind = "tokens"
 mask = "lengths"
 [task]
 name = "embed"
+[parallel]
+strategy = "astra"
 [run]
 batch = 2
 [output]
