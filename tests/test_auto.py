@@ -12,7 +12,7 @@ from test_generation import N_NEW, PROMPTS, letter_tokenizer
 
 import astra_mpi
 from astra_mpi import auto, job_strategy, runner, short_probes
-from astra_mpi.auto import EXACT, Workload, fastest_exact, hint, predictions, reason
+from astra_mpi.auto import EXACT, Workload, decide, fastest_exact, hint, predictions, reason, usual
 from astra_mpi.broadcast import broadcast_text
 from astra_mpi.cli import _parse
 from astra_mpi.errors import InputError
@@ -97,6 +97,8 @@ def test_codebooks_are_used_whatever_the_network_and_what_is_faster_is_named(com
     inputs = astra_mpi.load(str(folder / "coded.h5"), comm=comm, strategy="auto:inputs", **SLOW)
     assert str(inputs.strategy.spec) == "astra:inputs"
     if comm.size > 1:
+        assert model.chosen == {"strategy": "astra", "by": "codebooks"}  # nothing was measured for it
+        decide(model, usual(model.config))
         assert model.chosen["by"] == "codebooks" and model.chosen["faster"]["strategy"] == "single"
         said = hint(model.chosen, "--strategy ")
         assert said.startswith("astra-mpi: single is predicted to be ") and said.endswith(": --strategy single")
