@@ -1,4 +1,4 @@
-"""Short measurements, tenths of a second in all: how fast these ranks multiply, and the link between them (docs/planner.md).
+"""Short measurements, tenths of a second: how fast these ranks multiply, and their link (docs/planner.md).
 
 `probes.py` measures more, and longer: what `doctor` reports.
 """
