@@ -81,6 +81,30 @@ def edit(folder: Path, change: Change) -> None:
     path.write_text(json.dumps(contents, ensure_ascii=False), encoding="utf-8")
 
 
+def first_changes(folder: Path, changes: list[Change]) -> list[Change]:
+    """Of every key the first value that this folder does not have."""
+    first: dict[tuple[str, str], Change] = {}
+    for change in changes:
+        if _value(folder, change) != change.value:
+            first.setdefault((change.file, change.key), change)
+    return list(first.values())
+
+
+def _value(folder: Path, change: Change) -> Any:
+    """What a folder has where a change is made."""
+    path = folder / change.file
+    if not path.is_file():
+        return REMOVED
+    value = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        value = json.loads(value)
+    for key in filter(None, change.key.split(".")):
+        if isinstance(value, dict) and key not in value:
+            return REMOVED
+        value = value[int(key) if key.isdigit() else key]
+    return value
+
+
 def reference_tokens(folder: Path) -> list[Any]:
     """Token ids per text as AutoTokenizer gives them, and of decoders their text."""
     import transformers
@@ -190,12 +214,14 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def rows_of(name: str, changes: list[Change], scratch: Path) -> Iterator[Row]:
-    """Every change of one folder, the folder unchanged first."""
+def rows_of(name: str, changes: list[Change], scratch: Path, first: bool = False) -> Iterator[Row]:
+    """Every change of one folder (first: of every key only the first), the folder unchanged first of all."""
     original = scratch / name
     (sentence_encoder if name == SENTENCES else FOLDERS[name])(original)
     with quiet():
         base = (reference_embeddings if name == SENTENCES else reference_tokens)(original)
+    if first:
+        changes = first_changes(original, changes)
     there = [c for c in changes if c.file != "tokenizer.json" or (original / c.file).is_file()]
     for i, change in enumerate([Change("tokenizer_config.json", "verbose", False), *there]):
         folder = scratch / f"{name}-{i}"

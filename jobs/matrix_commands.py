@@ -106,9 +106,6 @@ def read(bench: Bench, name: str) -> Any:
     return json.loads((bench.folder / name).read_text())
 
 
-# ---- the commands, each on one variant
-
-
 def info(bench: Bench, variant: Variant) -> Iterator[Outcome]:
     def judge() -> str:
         found = read(bench, "info.json")
