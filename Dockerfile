@@ -4,6 +4,8 @@
 #   docker run --rm astra-mpi bash .ci/run        all checks (installs what they need)
 # On a cluster: apptainer build astra-mpi.sif docker-daemon://astra-mpi:latest, then
 #   srun --mpi=pmi2 apptainer exec astra-mpi.sif astra-mpi run deck.toml
+# Read-only, or as a user who cannot write site-packages: -e NUMBA_CACHE_DIR=/data/kernels keeps compiled kernels.
+# More than 9 ranks in one container: --shm-size=256m (docs/reference/environments.md).
 FROM python:3.11-slim-bookworm
 WORKDIR /opt/astra-mpi
 COPY . .

@@ -26,7 +26,7 @@ def advice(plan: dict[str, Any]) -> list[str]:
         why = "Later tokens see more" if plan["weights"] == "causal" else "Ranks are uneven"
         sentences.append(f"{why}: cut by --weights {plan['weights']}, about {'/'.join(map(str, best['cut']))} tokens.")
     if best["strategy"] == "astra":
-        sentences.append(_nearer(others))
+        sentences += _nearer(others)
     if not best["exact"]:
         sentences.append(_exact(others))
     return sentences
@@ -56,11 +56,12 @@ def _stay(plan: dict[str, Any], best: dict[str, Any]) -> str:
     )
 
 
-def _nearer(others: list[dict[str, Any]]) -> str:
-    row = next(row for row in others if row["strategy"] == "astra:inputs")
-    return (
+def _nearer(others: list[dict[str, Any]]) -> list[str]:
+    return [
         f"astra:inputs is nearer to exact, since its first block needs no codes, and takes {1e3 * _port_s(row):.1f} ms."
-    )
+        for row in others
+        if row["strategy"] == "astra:inputs"
+    ]
 
 
 def _exact(others: list[dict[str, Any]]) -> str:

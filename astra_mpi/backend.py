@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -76,8 +77,10 @@ def _numpy(comm: MPI.Comm) -> Backend:
     from astra_mpi.kernels import cpu
 
     failure: Exception | None = None
+    state = cpu.cache_state()
+    n_before, begin_s = state.n_compiled, time.monotonic()
     try:
-        if comm.Get_rank() == 0:
+        if comm.Get_rank() == 0 and state.folder:
             with alone(comm, "compilation"):
                 cpu.warm_up()
     except Exception as exc:
@@ -87,9 +90,20 @@ def _numpy(comm: MPI.Comm) -> Backend:
         while not turn.Test():
             time.sleep(0.001)
     raise_together(comm, failure)
-    with collective(comm):
+    with collective(comm), alone(comm, "compilation"):
         cpu.warm_up()
+    if comm.Get_rank() == 0 and state.trouble and state.n_compiled > n_before:
+        _say_anew(state.trouble, time.monotonic() - begin_s)
     return Backend("numpy", np, cpu)
+
+
+def _say_anew(trouble: str, took_s: float) -> None:
+    print(
+        f"astra-mpi: note: compiled kernels are not kept ({trouble}) and are made anew at each start, which took"
+        f" {took_s:.0f} s; set NUMBA_CACHE_DIR to a folder that can be written",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _cuda(comm: MPI.Comm, transport: str, precision: str) -> Backend:

@@ -1,7 +1,7 @@
 """The command line. MPI and NumPy are imported only once a command runs, so that `--help` is quick and safe anywhere.
 
 A command is a module of `astra_mpi.commands` with `add_parser(subparsers)`, which sets the default `run`: fn(args) ->
-exit code, or with `spmd=True` fn(args, comm) on every rank.
+exit code, or with `spmd=True` fn(args, comm) on every rank. `uses_mpi=True`: one process, which computes as one rank.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
-from astra_mpi import __version__, commands, log
+from astra_mpi import __version__, commands, log, terminal
+from astra_mpi.errors import AstraError, ReaderGone
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -28,14 +29,26 @@ MEETING_S = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    args = _parse(argv)
+    """Run one command; returns the exit code, which is not 0 if part of its output was lost."""
+    terminal.prepare()
     try:
+        args = _parse(argv)
         code = _together(args) if args.spmd else _alone(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output is gone: `astra-mpi info model.h5 | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except SystemExit:  # of --help, --version and wrong use
+        code = _end(0)
+        if code:
+            return code
+        raise
+    return _end(code)
+
+
+def _end(code: int) -> int:
+    try:
+        terminal.end()
+    except AstraError as exc:
+        if not code:
+            _say(exc, debug=False)
+        return code or exc.exit_code
     return code
 
 
@@ -68,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"astra-mpi {__version__}")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
-    parser.set_defaults(spmd=False)
+    parser.set_defaults(spmd=False, uses_mpi=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in pkgutil.iter_modules(commands.__path__):
         add_parser = getattr(import_module(f"astra_mpi.commands.{module.name}"), "add_parser", None)
@@ -92,9 +105,9 @@ def _alone(args: argparse.Namespace) -> int:
 
     try:
         check_alone(args.command)
+        if getattr(args, "uses_mpi", False) and (code := _start_mpi(args.debug)):
+            return code
         return int(args.run(args))
-    except BrokenPipeError:
-        raise
     except (Exception, KeyboardInterrupt) as exc:
         if launched_rank() == 0:
             _say(exc, args.debug)
@@ -106,9 +119,23 @@ def _together(args: argparse.Namespace) -> int:
 
     WITNESS.start(getattr(args, "command", "command"))
     try:
-        return _on_all_ranks(args)
+        return _start_mpi(args.debug) or _on_all_ranks(args)
     finally:
         WITNESS.leave()
+
+
+def _start_mpi(debug: bool) -> int:
+    """0, or the exit code if MPI cannot be started here, told once on each machine."""
+    from astra_mpi.launch import local_rank
+    from astra_mpi.shared_memory import start_mpi
+
+    try:
+        start_mpi()
+    except Exception as exc:
+        if local_rank() == 0:
+            _say(exc, debug)
+        return _exit_code(exc)
+    return 0
 
 
 def _on_all_ranks(args: argparse.Namespace) -> int:
@@ -173,14 +200,14 @@ def _meet(meeting: MPI.Comm) -> bool:
 
 
 def _say(exc: BaseException, debug: bool, where: str = "") -> None:
+    if isinstance(exc, ReaderGone):
+        return
     if debug:
         traceback.print_exception(exc)
     print(f"astra-mpi: error: {where}{_text(exc, debug)}", file=sys.stderr, flush=True)
 
 
 def _text(exc: BaseException, debug: bool) -> str:
-    from astra_mpi.errors import AstraError
-
     if isinstance(exc, KeyboardInterrupt):
         return "interrupted"
     if isinstance(exc, AstraError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 import numpy as np
 
 from astra_mpi.errors import collective
+from astra_mpi.process import temporary_folder
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -150,8 +150,8 @@ def _turn(comm: MPI.Comm) -> IO[str]:
     """Collective: a lock file that the ranks of one host share; nothing of it stays in the file system."""
     token = np.frombuffer(os.urandom(8), np.uint8).copy()
     comm.Bcast(token, root=0)
-    path = Path(tempfile.gettempdir()) / f"astra-mpi-{token.tobytes().hex()}.turn"
     with collective(comm):
+        path = temporary_folder() / f"astra-mpi-{token.tobytes().hex()}.turn"
         turn = path.open("a")  # closed with the clock
     path.unlink(missing_ok=True)
     return turn

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from astra_mpi import hdf5
+from astra_mpi import checksum, hdf5
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.config import CodecConfig, ModelConfig, require
 from astra_mpi.provenance import write_provenance
@@ -131,4 +131,6 @@ def read_codebooks(path: str | Path, base_digest: str) -> Codec:
             hdf5.text(file, "base_digest") == base_digest,
             f"{path} holds codebooks of another model; calibrate this one (`astra-mpi calibrate --codebook-only`)",
         )
-        return read_codec(file)
+        codec = read_codec(file)
+        checksum.require_whole(file)
+        return codec

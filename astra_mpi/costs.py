@@ -93,7 +93,7 @@ def token_parallel(job: Job, wire: Wire, strategy: str, exact: bool = False) -> 
         sending = [*job.counts[:-1], 0] if job.shape.causal else job.counts  # nobody sees the last rank's tokens
         sent = tuple(-(-job.batch * wire.keys(n) * wire.bits // 8) for n in sending)
         paper_bits = job.batch * job.tokens / job.size * wire.bits / wire.tokens_per_key
-        transfer = Transfer("gather", sent, paper_bits)
+        transfer = Transfer("gather", sent, paper_bits, job.shape.causal)
     stage = Stage(job.shape.config.n_layers, ranks, transfer)
     return Cost(strategy, exact, (stage,), closing_bytes=closing_bytes(job))
 
@@ -154,6 +154,8 @@ STRATEGIES: dict[str, Callable[[Job, Coding], Cost]] = {
     "sp:kv": lambda job, coding: token_parallel(job, sp_wire(job.shape, "kv", "float32"), "sp:kv", exact=True),
     "sp:float16": lambda job, coding: token_parallel(job, sp_wire(job.shape, "x", "float16"), "sp:float16"),
     "sp:int8": lambda job, coding: token_parallel(job, sp_wire(job.shape, "x", "int8"), "sp:int8"),
+    "sp:kv:float16": lambda job, coding: token_parallel(job, sp_wire(job.shape, "kv", "float16"), "sp:kv:float16"),
+    "sp:kv:int8": lambda job, coding: token_parallel(job, sp_wire(job.shape, "kv", "int8"), "sp:kv:int8"),
     "bp": lambda job, coding: block_parallel(job),
     "bp:sp": lambda job, coding: block_parallel(job, sequence=True),
     "segment_means:8": lambda job, coding: token_parallel(job, segment_wire(job.shape, 8), "segment_means:8"),

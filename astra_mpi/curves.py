@@ -11,7 +11,7 @@ from astra_mpi.config import require
 from astra_mpi.decode_plan import compute_seconds, crossover_bps, steps, wait_seconds
 from astra_mpi.errors import InputError
 from astra_mpi.planner import Setting, best_cut, plan
-from astra_mpi.plots import missing_matplotlib
+from astra_mpi.plots import missing_matplotlib, save_figure
 
 LOWEST_BPS, HIGHEST_BPS, POINTS = 1e6, 1e9, 31
 CONTEXTS = 128, 131072  # shortest and longest prompt
@@ -52,8 +52,8 @@ def draw(path: str, setting: Setting, title: str) -> None:
 
 def _save(path: str, figure: Any) -> None:
     try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as exc:
+        save_figure(path, figure, dpi=150)
+    except ValueError as exc:
         raise InputError(f"--plot {path} cannot be written ({exc}); give a .png, .svg or .pdf") from exc
 
 

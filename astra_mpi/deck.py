@@ -45,6 +45,8 @@ class TaskSection:
     name: Literal["classify", "embed", "perplexity", "generate"]
     pooling: Literal["mean", "cls", "pooler"] | None = None  # default the model's own: from tokens to one vector
     normalize: bool | None = None  # default the model's own: scale vectors to length 1
+    # embed: default the model's own, if it has a default one: name of what is put before every text; false: nothing
+    prompt: bool | str | None = None
     # perplexity: default half of input.max_tokens: windows of so many tokens begin that far apart
     stride: Positive | None = None
     # generate (docs/reference/generate.md)
@@ -63,8 +65,9 @@ class TaskSection:
 
 @dataclass(frozen=True)
 class ParallelSection:
-    # what ranks own and exchange: single, sp, tp, segment_means or astra; options may follow, as in "sp:kv:int8"
-    strategy: str = "astra"
+    # what ranks own and exchange: single, sp, tp, segment_means or astra; options may follow, as in "sp:kv:int8". auto:
+    # astra with codebooks, else the exact strategy that is predicted to be fastest here (docs/explanation/planner.md)
+    strategy: str = "auto"
     # the cut: "even", or by speeds so that the ranks finish together: "auto" measures them, "causal" (decoders) takes
     # them as equal, or one relative speed per rank
     weights: Literal["even", "auto", "causal"] | tuple[float, ...] = "even"
@@ -88,12 +91,19 @@ class ParallelSection:
     @property
     def spec(self) -> str:
         """`strategy` with the keys beside it, as one word. InputError on what does not exist or gives no answers."""
-        from astra_mpi.strategies import STRATEGIES, parse  # MPI starts with them; other decks are read without
+        from astra_mpi.strategies import AUTO, STRATEGIES, parse_request  # MPI starts with them; others need none
 
-        spec = parse(self.strategy, gather=self.gather, wire=self.wire, ratio=self.ratio, first=self.first)
-        reason = STRATEGIES[spec.name].latency_only
+        spec = parse_request(self.strategy, gather=self.gather, wire=self.wire, ratio=self.ratio, first=self.first)
+        reason = "" if spec.name == AUTO else STRATEGIES[spec.name].latency_only
         require(not reason, f"strategy '{spec}' is for `astra-mpi bench`, {reason}")
         return str(spec)
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the job chooses the strategy for its first batch."""
+        from astra_mpi.strategies import AUTO, parse_request
+
+        return parse_request(self.strategy).name == AUTO
 
 
 @dataclass(frozen=True)

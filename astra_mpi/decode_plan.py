@@ -18,10 +18,10 @@ _WORTH = 1.05
 
 
 def decode_plan(setting: Setting, n_new: int) -> dict[str, Any]:
-    """Every strategy that generates, in both ways, as JSON types. InputError for a model that does not generate."""
+    """Every strategy in the ways it generates, as JSON types. InputError for a model that does not generate."""
     require(setting.shape.causal, "--new-tokens is for decoders, and this model is none; leave it away")
     require(n_new >= 1, f"--new-tokens {n_new}: at least 1")
-    rows = [row for strategy in STRATEGIES if (row := _row(setting, strategy, n_new)) is not None]
+    rows = [_row(setting, strategy, n_new) for strategy in STRATEGIES]
     config = setting.config
     row_bytes = config.n_layers * 2 * config.d_kv * 4
     return {
@@ -31,12 +31,13 @@ def decode_plan(setting: Setting, n_new: int) -> dict[str, Any]:
     }
 
 
-def _row(setting: Setting, strategy: str, n_new: int) -> dict[str, Any] | None:
-    ways: dict[str, Decode] = {}
-    with suppress(InputError):  # of a strategy that this model cannot use
-        ways = steps(setting, strategy, n_new, best_cut(setting, strategy))
-    if not ways:
-        return None
+def _row(setting: Setting, strategy: str, n_new: int) -> dict[str, Any]:
+    try:
+        counts = best_cut(setting, strategy)
+        decode_cost(setting.job(counts), setting.coding, strategy, "local", n_new)
+    except InputError as exc:
+        return {"strategy": strategy, "skipped": str(exc)}
+    ways = steps(setting, strategy, n_new, counts)
     modes = {mode: _mode(setting, strategy, step, n_new) for mode, step in ways.items()}
     return {
         "strategy": strategy,
@@ -100,7 +101,7 @@ def crossover_bps(setting: Setting, ways: dict[str, Decode]) -> float | None:
 
 def decode_advice(plan: dict[str, Any]) -> list[str]:
     """What to use, in words; `plan` as `decode_plan` gives it."""
-    rows, n_new = plan["strategies"], plan["new_tokens"]
+    rows, n_new = [row for row in plan["strategies"] if "skipped" not in row], plan["new_tokens"]
     alone = next(row for row in rows if row["strategy"] == "single")["modes"]["local"]
     others = [(row, mode) for row in rows if row["strategy"] != "single" for mode in row["modes"]]
     if not others:

@@ -11,7 +11,7 @@ import numpy as np
 from astra_mpi.backend import get_backend
 from astra_mpi.findings import findings
 from astra_mpi.gpuaware import gpu_answer
-from astra_mpi.placement import placement
+from astra_mpi.placement import kernel_cache, placement
 from astra_mpi.probes import kernel_speeds, measure_links, quiet_barrier
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def examine(comm: MPI.Comm, files: list[str], gpu: bool, links_s: float) -> dict
     facts = placement(comm, files)
     facts["gpu"] = gpu_answer(gpu)
     kernels = get_backend("numpy", comm).kernels
+    facts["kernel_cache"] = kernel_cache()  # known once they are compiled
     comm.Barrier()  # all at once, as in use: ranks that share cores are to feel each other
     facts["speeds"] = dataclasses.asdict(kernel_speeds(kernels))
     quiet_barrier(comm)

@@ -12,6 +12,7 @@ import numpy as np
 
 from astra_mpi.backend import Backend
 from astra_mpi.conditions import Conditions
+from astra_mpi.config import require
 from astra_mpi.decode.generation import generate
 from astra_mpi.decode.request import OnTokens, Request, Sample
 from astra_mpi.errors import InputError, collective, raise_together, same_on_all
@@ -63,12 +64,14 @@ class Model:
         self.exchange = Exchange(comm, self.laps, conditions.missing, backend.staging)
         self.exchange.connect(conditions.network)
         self.report: dict[str, Any] = {}
+        self.chosen: dict[str, Any] | None = None  # how the strategy was chosen, where nobody named it (`auto.py`)
         self._layouts: dict[tuple[Strategy, bytes, bool], Layout] = {}
         self._planned: Layout | None = None  # of the last pass
 
     def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto") -> None:
         """Choose the strategy (see `astra_mpi.load`). Collective. It stays in `strategy` and can be put back there."""
         spec = parse(strategy)
+        self.chosen = None
         self.strategy: Strategy = STRATEGIES[spec.name](self.parts(counted_keys, remote), spec)
 
     def parts(self, counted_keys: bool = True, remote: str = "auto") -> Parts:
@@ -206,8 +209,12 @@ class Model:
 
     def _normalised(self, inputs: np.ndarray) -> np.ndarray:
         """uint8 images (B, height, width, channels) -> float32 (B, channels, height, width); else the inputs."""
-        if self.config.family == "vit" and self.preprocess and np.asarray(inputs).dtype == np.uint8:
-            return Preprocess(**self.preprocess)(np.asarray(inputs))
+        if self.config.family == "vit" and np.asarray(inputs).dtype == np.uint8:
+            none = (
+                "uint8 images need the model's preprocessing, and its file has none; give float32, already normalised"
+            )
+            require(bool(self.preprocess), none)
+            return Preprocess(**(self.preprocess or {}))(np.asarray(inputs))
         return inputs
 
     def layout(self, lengths: np.ndarray, spread: bool = False) -> Layout:
@@ -281,5 +288,10 @@ class Model:
             "latency_s": latency,
             "weight_bytes": [int(n) for n in told[:, 1]],
             **described,
-            "choices": {**described["choices"], "weights": weights, **self.backend.choices},
+            "choices": {**described["choices"], "weights": weights, **self.backend.choices, **self._own_choice()},
+            "auto": self.chosen,
         }
+
+    def _own_choice(self) -> dict[str, str]:
+        """What an unfinished job goes on with."""
+        return {} if self.chosen is None else {"strategy": str(self.strategy.spec)}

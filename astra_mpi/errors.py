@@ -25,12 +25,18 @@ class InputError(AstraError):
 
 
 class VerifyError(AstraError):
-    """`verify` found a disagreement (exit code 4)."""
+    """`verify` or `convert --check` found a disagreement (exit code 4)."""
 
     exit_code = 4
 
 
-_KINDS: tuple[type[AstraError], ...] = (AstraError, InputError, VerifyError)
+class ReaderGone(AstraError):
+    """Whoever read standard output has gone, as `head` does: the end is silent, with what SIGPIPE would give (141)."""
+
+    exit_code = 141
+
+
+_KINDS: tuple[type[AstraError], ...] = (AstraError, InputError, VerifyError, ReaderGone)
 
 
 @contextmanager

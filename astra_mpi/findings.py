@@ -34,6 +34,8 @@ def findings(facts: Facts, bandwidth_bps: np.ndarray, rtt_s: np.ndarray) -> list
         *_versions(facts),
         _tasks(facts),
         *(_cores(host, ranks) for host, ranks in by_host(facts).items()),
+        *_places(facts, "shared_memory", "shared memory"),
+        *_places(facts, "kernel_cache", "compiled kernels"),
         _speeds(facts),
         _links(bandwidth_bps, rtt_s),
         _gpu(facts),
@@ -91,6 +93,15 @@ def _cores(host: str, ranks: Facts) -> Finding:
     most = max(1, here // ranks[0]["threads"])
     cure = f"start at most {most} ranks on this host" + (", or --threads 1" if threads > len(ranks) else "")
     return Finding(check, False, found, cure)
+
+
+def _places(facts: Facts, fact: str, name: str) -> list[Finding]:
+    """What each host's first rank that lacks something found, else the first rank."""
+    answers = []
+    for host, ranks in by_host(facts).items():
+        fine, found, cure = min((rank[fact] for rank in ranks), key=lambda answer: bool(answer[0]))
+        answers.append(Finding(f"{name} of {host}", bool(fine), found, cure))
+    return answers
 
 
 def _speeds(facts: Facts) -> Finding:

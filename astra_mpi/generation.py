@@ -15,6 +15,7 @@ from astra_mpi.deck import TaskSection
 from astra_mpi.errors import InputError
 from astra_mpi.sampling import Sampler
 from astra_mpi.sources import Source
+from astra_mpi.terminal import raise_if_lost
 from astra_mpi.text import Tokenizer, tokenizer_of
 
 #: prompts looked at in one go when they are checked
@@ -110,7 +111,10 @@ def outputs(tokens: np.ndarray, prompts: Sequence[np.ndarray], tokenizer: Tokeni
 
 
 class Printer:
-    """One sequence's text on a terminal or in a pipe as it comes, the prompt first. Only rank 0 has one."""
+    """One sequence's text on a terminal or in a pipe as it comes, the prompt first. Only rank 0 has one.
+
+    Once the text cannot be written, whoever hands it on is told: generating it would be in vain.
+    """
 
     def __init__(self, tokenizer: Tokenizer, prompt: np.ndarray, stream: TextIO | None = None) -> None:
         self._text, self._stream = TextStream(tokenizer, prompt), sys.stderr if stream is None else stream
@@ -127,6 +131,7 @@ class Printer:
     def _print(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+        raise_if_lost(self._stream)
 
 
 def metrics(reports: Iterable[Mapping[str, Any]], n_tokens: np.ndarray) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +11,18 @@ from typing import Any
 import h5py
 import numpy as np
 
+from astra_mpi import checksum, whole
+from astra_mpi.checksum import CHUNK_BYTES, DEFLATED
 from astra_mpi.config import require
-from astra_mpi.errors import AstraError, InputError
+from astra_mpi.errors import InputError
 from astra_mpi.heaps import endless
+from astra_mpi.shield import Shield
 from astra_mpi.stuck import bounded
 
 MODEL, CODEBOOKS, RESULTS = "astra-mpi", "astra-mpi-codebooks", "astra-mpi-results"
 FORMATS = {MODEL: "a model file", CODEBOOKS: "a codebook file", RESULTS: "a results file"}
 VERSION = 1
 
-#: deflate packs so many bytes into one at most, and a chunk is unpacked as a whole
-_DEFLATED, CHUNK_BYTES = 1040, 1 << 26
 #: what h5py raises on damaged files, depending on where the damage is
 _H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 
@@ -168,7 +168,7 @@ def table(file: h5py.File, name: str) -> h5py.Dataset | None:
     require(item.dtype.kind in "iufb", f"{where} is {item.dtype}; give numbers")
     require(item.shape is not None and len(item.shape) > 0, f"{where} has no items; give an array")
     size = item.id.get_storage_size()
-    require(item.nbytes <= _DEFLATED * size + 4096, f"{where} claims {item.nbytes} bytes and has {size}; write it anew")
+    require(item.nbytes <= DEFLATED * size + 4096, f"{where} claims {item.nbytes} bytes and has {size}; write it anew")
     chunk_bytes = int(np.prod(item.chunks or (0,), dtype=object)) * item.dtype.itemsize
     require(chunk_bytes <= CHUNK_BYTES, f"{where} has chunks of {chunk_bytes} bytes; rewrite it with smaller ones")
     return item
@@ -191,29 +191,36 @@ def read(item: h5py.Dataset, dtype: str) -> np.ndarray:
     return array
 
 
+class Written(h5py.File):
+    """An HDF5 file while it is written. The library never learns of a write that fails; `check` tells."""
+
+    def __init__(self, path: Path, shield: Shield, **options: Any) -> None:
+        super().__init__(path, "w", driver="fileobj", fileobj=shield, **options)
+        self._shield = shield
+
+    def check(self) -> None:
+        """Raise what a write so far has failed with; ask now and then where much is written."""
+        self._shield.check()
+
+
 @contextmanager
-def writing(path: str | Path, aligned: bool = False) -> Iterator[h5py.File]:
+def writing(path: str | Path, aligned: bool = False) -> Iterator[Written]:
     """Create an HDF5 file under a temporary name; flushed to disk and renamed to `path` when the body succeeds.
 
-    `aligned`: large datasets begin at pages, for readers that map them.
-    After a failure nothing is left and an older file at `path` is untouched. InputError if the folder is missing.
+    `aligned`: datasets of a page or more begin at pages, to be mapped. A checksum of the contents is added.
+    After a failure nothing is left and an older file at `path` is untouched. InputError if the folder is missing,
+    AstraError if the file cannot be written.
     """
     path = Path(path)
     require(path.parent.is_dir(), f"the folder {path.parent} does not exist; create it or choose another output")
     require(not path.is_dir(), f"{path} is a folder; choose another name for the output")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # the 1.8 layout allows attributes over 64 KB (long lists of labels); any HDF5 since 2008 reads it
-        align: dict[str, Any] = {"alignment_threshold": 1 << 16, "alignment_interval": 1 << 12} if aligned else {}
-        with h5py.File(temporary, "w", libver=("v108", "v108"), **align) as file:
-            yield file
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except (OSError, RuntimeError) as exc:  # HDF5 flushes when it closes, and then calls a full disk a RuntimeError
-        raise AstraError(f"{path} cannot be written ({_reason(exc)}); check space and permissions") from exc
-    finally:
-        temporary.unlink(missing_ok=True)
+    # the 1.8 layout allows attributes over 64 KB (long lists of labels); any HDF5 since 2008 reads it
+    options: dict[str, Any] = {"alignment_threshold": 1 << 12, "alignment_interval": 1 << 12} if aligned else {}
+    options |= {"libver": ("v108", "v108")}
+    with whole.writing(path) as raw, Shield(raw) as shield, Written(path, shield, **options) as file:
+        yield file
+        file.check()
+        file.attrs[checksum.NAME] = checksum.contents(file)
 
 
 def check_target(path: str | Path) -> None:
@@ -222,17 +229,3 @@ def check_target(path: str | Path) -> None:
     require(path.parent.is_dir(), f"the folder {path.parent} does not exist; create it or choose another output")
     require(not path.is_dir(), f"{path} is a folder; choose another name for the output")
     require(os.access(path.parent, os.W_OK), f"the folder {path.parent} cannot be written; choose another output")
-
-
-def _reason(exc: BaseException) -> str:
-    """Of the operating system, which HDF5 hides in several lines of its own."""
-    found = re.search(r"error message = '([^']*)'", str(exc))
-    return found[1] if found else getattr(exc, "strerror", None) or " ".join(str(exc).split())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

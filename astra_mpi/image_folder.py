@@ -56,8 +56,11 @@ def read_labels(folder: Path, name: str, paths: Sequence[Path]) -> np.ndarray:
     return np.array([classes[name] for name in names], dtype=np.int64)
 
 
-def decoder(channels: int) -> Callable[[Path], np.ndarray]:
-    """A function: image file -> uint8 (height, width, channels), turned as its EXIF data say; 1 channel is grey."""
+def decoder(channels: int, on_white: bool = False) -> Callable[[Path], np.ndarray]:
+    """A function: image file -> uint8 (height, width, channels), turned as its EXIF data say; 1 channel is grey.
+
+    on_white: what is transparent shows white; otherwise the colour that it would have if it were not.
+    """
     try:
         from PIL import Image, ImageOps
     except ImportError as exc:
@@ -70,7 +73,11 @@ def decoder(channels: int) -> Callable[[Path], np.ndarray]:
             with Image.open(path, formats=("PNG", "JPEG")) as image:
                 width, height = image.size
                 require(width * height <= MOST_PIXELS, f"{path} has {width} x {height} pixels; scale it down")
-                pixels = np.asarray(ImageOps.exif_transpose(image).convert(modes[channels]))
+                turned = ImageOps.exif_transpose(image)
+                if on_white and ("A" in turned.getbands() or "transparency" in turned.info):
+                    turned = turned.convert("RGBA")
+                    turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
+                pixels = np.asarray(turned.convert(modes[channels]))
         except InputError:
             raise
         except Exception as exc:  # a broken image may raise anything

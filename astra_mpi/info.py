@@ -1,17 +1,18 @@
-"""What a file holds, without reading its weights."""
+"""What a file holds, without reading its weights; whether it is whole, which reads all of it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 
-from astra_mpi import hdf5
+from astra_mpi import checksum, hdf5
 from astra_mpi.codecfile import read_codec
-from astra_mpi.modelfile import read_config, read_preprocess
+from astra_mpi.hf_text import usage
+from astra_mpi.modelfile import read_config, read_model, read_preprocess
 from astra_mpi.provenance import read_provenance
 from astra_mpi.weightfile import stored_dtype
 
@@ -29,6 +30,19 @@ def describe(path: str | Path) -> dict[str, Any]:
         return facts | _model(file) | _codec(file) | _provenance(file)
 
 
+def check_contents(path: str | Path) -> str:
+    """Read all of a file and compare it with its checksums, those of weights too.
+
+    -> "whole", or that it has none. InputError if it is not what was written.
+    """
+    with hdf5.reading(path) as file:
+        checksum.require_whole(file)
+        known, kind = checksum.NAME in file.attrs, file.attrs.get("format")
+    if kind == hdf5.MODEL:
+        read_model(path)
+    return "whole" if known else "no checksum: written by an earlier version"
+
+
 def _model(file: h5py.File) -> dict[str, Any]:
     config, _ = read_config(file)
     weights = [item for item in _members(hdf5.group(file, "weights")) if isinstance(item, h5py.Dataset)]
@@ -42,7 +56,19 @@ def _model(file: h5py.File) -> dict[str, Any]:
         "dtypes": sorted({stored_dtype(item) for item in weights}),
         "tokenizer": "tokenizer" in file,
         "preprocess": read_preprocess(file),
+        "usage": usage_of(config, read_preprocess(file), "tokenizer" in file, read_provenance(file)),
     }
+
+
+def usage_of(
+    config: Any, preprocess: Mapping[str, Any] | None, tokenizer: bool, provenance: Mapping[str, str]
+) -> dict[str, str]:
+    """How texts become embeddings or tokens, in words; {} for models of images."""
+    try:
+        aside = json.loads(provenance.get("left_aside", "[]"))
+    except (ValueError, RecursionError):
+        aside = []
+    return usage(config, preprocess, tokenizer, [str(entry) for entry in aside] if isinstance(aside, list) else [])
 
 
 def _codec(file: h5py.File) -> dict[str, Any]:

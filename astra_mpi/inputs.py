@@ -25,10 +25,12 @@ def open_input(
     preprocess: dict[str, Any] | None,
     config: Any,
     prompts: bool = False,
+    prompt: str | bool | None = None,
 ) -> Source:
     """The items of [input] for a model of this (family's) config, tokenizer and image preprocessing.
 
     prompts: texts are to be gone on with, so that no token ends them, and only input.max_tokens cuts them.
+    prompt: is put before texts: None, the model's default one; one of its names; False or "", none.
     InputError, naming file and cure, on what the model cannot take.
     """
     takes = ("images",) if hasattr(config, "image_size") else ("text", "tokens")
@@ -36,6 +38,7 @@ def open_input(
         section.kind in takes,
         f"input.kind = '{section.kind}' does not fit a {config.family} model; give {' or '.join(takes)}",
     )
+    require(not prompt or section.kind == "text", "task.prompt is for input.kind = 'text' only")
     require(section.mask is None or section.kind == "tokens", "input.mask is for input.kind = 'tokens' only")
     folder = section.kind == "images" and section.path.is_dir()
     require(folder or section.path.is_file(), f"{section.path} does not exist or is no file; check input.path")
@@ -47,7 +50,8 @@ def open_input(
         if section.kind == "tokens":
             source = _open_tokens(section, max_tokens, config)
         else:
-            source = _open_text(section, tokenizer_of(tokenizer, config.vocab_size, prompts), max_tokens)
+            fast = tokenizer_of(tokenizer, config.vocab_size, prompts, preprocess, "" if prompts else prompt)
+            source = _open_text(section, fast, max_tokens)
     require(source.n_items > 0, f"{section.path} holds no items")
     _check_labels(source, section, config)
     return source
@@ -59,7 +63,7 @@ def _open_text(section: InputSection, tokenizer: Tokenizer, max_tokens: int) -> 
     if not section.whole:
         return TextSource(Records(section.path, columns, section.labels), tokenizer, max_tokens)
     require(section.labels is None, f"{section.path}: a .txt file has no labels; use .jsonl or .tsv")
-    ids = tokenizer.encode([read_text(section.path)], max_tokens)
+    ids = tokenizer.encode([read_text(section.path)], max_tokens, lambda _: str(section.path))
     return TokenSource(ids, [np.ones(len(row), dtype=bool) for row in ids], None, _sha256(section.path))
 
 
@@ -113,7 +117,7 @@ def _open_images(section: InputSection, preprocess: dict[str, Any] | None, confi
             f"{height_width[1]}; give uint8 images, which are resized",
         )
     require(
-        channels == config.channels,
+        channels == config.channels if prepare is None else prepare.takes(channels),
         f"{section.path}: images have {channels} channels, the model takes {config.channels}; convert the images",
     )
     return ImageSource(images, prepare, section.path, _labels(file, section, shape[0]), _sha256(section.path))
@@ -130,7 +134,7 @@ def _open_folder(section: InputSection, preprocess: dict[str, Any] | None, confi
     if section.labels is not None:
         labels = read_labels(section.path, section.labels, paths)
         files = [*paths, section.path / section.labels]
-    return FileSource(paths, decoder(config.channels), prepare, labels, folder_digest(section.path, files))
+    return FileSource(paths, decoder(config.channels, prepare.rgb), prepare, labels, folder_digest(section.path, files))
 
 
 def _dataset(section: InputSection) -> str:

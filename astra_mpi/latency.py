@@ -72,7 +72,8 @@ def latency(cost: Cost, speeds: Sequence[Speeds], network: Network, accounting: 
     """Predicted latency of a strategy on ranks of these speeds (P,).
 
     port, contributed: the exchange runs while a rank does what needs nothing of the others, and only the excess is
-    waited for. paper: compute, then the exchange.
+    waited for; where messages go forward only, a rank also works ahead of those behind it. paper: compute, then the
+    exchange.
     """
     laps = _laps(cost, speeds)
     compute = sum(lap.repeats * max(map(sum, lap.times)) for lap in laps)
@@ -114,7 +115,16 @@ def _seconds(speeds: Speeds, rank: RankWork) -> tuple[float, float, float]:
 
 
 def _total_s(laps: Sequence[_Lap], network: Network, accounting: str) -> float:
-    return sum(lap.repeats * _lap_s(lap, network, accounting) for lap in laps)
+    return sum(
+        _lap_s(lap, network, accounting) + (lap.repeats - 1) * _period_s(lap, network, accounting) for lap in laps
+    )
+
+
+def _period_s(lap: _Lap, network: Network, accounting: str) -> float:
+    """Of one more lap. Where messages go forward only, the first ranks run ahead: the slowest rank or port counts."""
+    if accounting == "paper" or lap.transfer is None or not lap.transfer.forward:
+        return _lap_s(lap, network, accounting)
+    return max(*map(sum, lap.times), transfer_s(lap.transfer, network._replace(rtt_s=0.0), accounting), 0.0)
 
 
 def _lap_s(lap: _Lap, network: Network, accounting: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from astra_mpi.errors import InputError
 
@@ -11,6 +12,9 @@ LAUNCHER_PREFIXES = ("PMI", "OMPI_COMM_WORLD", "PRTE", "PMIX", "HYD", "MPI_LOCAL
 # variables of Hydra and SLURM's PMI-2, of Open MPI, and of a SLURM job step
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+# of the processes on this machine
+_LOCAL_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+_LOCAL_RANKS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 
 
 def launched_rank() -> int:
@@ -21,6 +25,25 @@ def launched_rank() -> int:
 def launched_size() -> int:
     """How many processes the launcher started; 1 without a launcher."""
     return _first(_SIZES, 1)
+
+
+def local_rank() -> int:
+    """This process's number among those the launcher started on this machine; 0 without a launcher."""
+    return _first(_LOCAL_RANKS, 0)
+
+
+def local_size() -> int:
+    """How many processes the launcher started on this machine; 1 if it does not say."""
+    return _first(_LOCAL_SIZES, _slurm_local_size())
+
+
+def _slurm_local_size() -> int:
+    """From SLURM_STEP_TASKS_PER_NODE, such as 2(x3),1: two tasks on three nodes, then one."""
+    counts: list[int] = []
+    for count, _, times in re.findall(r"(\d+)(\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(count)] * int(times or 1)
+    node = _first(("SLURM_NODEID",), 0)
+    return counts[node] if node < len(counts) else 1
 
 
 def task_counts() -> dict[str, int]:

@@ -44,6 +44,12 @@ def convert_llama2c(
 def read_checkpoint(path: Path) -> tuple[LlamaConfig, dict[str, np.ndarray]]:
     """-> (config, weights by canonical name). InputError on other files."""
     raw = _read(path)
+    pickled = raw.startswith((b"PK", b"\x80"))
+    require(
+        not pickled,
+        f"{path} is a pickle of PyTorch, not a checkpoint of llama2.c, and is never loaded; give a Hugging Face folder"
+        " with safetensors, which save_pretrained(...) writes",
+    )
     require(len(raw) >= _HEADER.size, f"{path} is too short for a llama2.c checkpoint; download it again")
     width, d_ff, n_layers, n_heads, n_kv_heads, vocab, positions = _HEADER.unpack_from(raw)
     require(width != _MAGIC, f"{path} is not in version 0 of llama2.c's format; export it with --version 0")

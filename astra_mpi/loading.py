@@ -18,7 +18,7 @@ from astra_mpi.errors import InputError, collective, same_on_all
 from astra_mpi.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
 from astra_mpi.partition import cut
-from astra_mpi.strategies import STRATEGIES, parse
+from astra_mpi.strategies import AUTO, STRATEGIES, coded_form, parse_request
 from astra_mpi.threads import set_threads
 from astra_mpi.units import duration_s
 from astra_mpi.watched import alone, watched
@@ -31,7 +31,7 @@ def load(
     path: str,
     *,
     comm: MPI.Comm,
-    strategy: str = "astra",
+    strategy: str | None = "auto",
     backend: str = "numpy",
     transport: str = "host",
     precision: str = "float32",
@@ -51,27 +51,32 @@ def load(
     missing: str = "drop",
     seed: int = 0,
     watchdog: str | None = None,
+    tokens: int | None = None,
+    new_tokens: int = 0,
 ) -> Model:
     """Load the model file at `path` on every rank of `comm`. Collective.
 
-    strategy: a name with options, such as "astra", "sp", "sp:kv:int8", "segment_means:8". backend: "numpy",
-    "reference" or "cuda"; of the latter, transport: "host" or "cuda-aware", how messages get to MPI, and precision:
-    "float32", "tf32" or "float16" (docs/explanation/gpu.md). codebooks: a codebook file for this model, instead of the
-    codebooks inside it. weights: relative speeds of the ranks, for a cut with which they finish together; "auto"
-    measures them, "causal" takes them as equal where later tokens cost more (decoders), "even" and None cut evenly.
-    counted_keys: let far tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how
-    far keys come from codes. encoder: "auto" searches codebooks in their subspace where they have one, "exact" in
-    all of the space. pooling, normalize: instead of the model's own (BERT). threads: of BLAS and Numba in this
-    process; None leaves them as they are. network: "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%";
-    accounting: which bytes it charges, "port", "contributed" or "paper". clock: "wall", or "virtual", which counts
-    CPU seconds `speed` times, one factor or one per rank. deadline: such as "5ms", how long astra waits at one
-    exchange; missing: codes are dropped ("drop") or replaced ("mean"). seed: of what is lost.
-    docs/explanation/network.md has them all. watchdog: such as "60s" (None: 300 s), how long a rank waits for a silent
-    one before it names it and ends all by MPI's Abort (docs/explanation/faults.md); "0": for ever.
+    strategy: a name with options, such as "astra", "sp", "sp:kv:int8", "segment_means:8"; "auto": `astra` with
+    codebooks, else the exact strategy that is predicted to be fastest here (docs/explanation/planner.md), for one
+    sequence of `tokens` (default the model's own, up to 1024) and `new_tokens` after it; None: none yet, `Model.use`
+    comes first. backend: "numpy", "reference" or "cuda"; of the latter, transport: "host" or "cuda-aware", how messages
+    get to MPI, and precision: "float32", "tf32" or "float16" (docs/explanation/gpu.md). codebooks: a codebook file for
+    this model, instead of the codebooks inside it. weights: relative speeds of the ranks, for a cut with which they
+    finish together; "auto" measures them, "causal" takes them as equal where later tokens cost more (decoders), "even"
+    and None cut evenly. counted_keys: let far tokens of equal code share a key (exact). remote: "table", "gemm" or
+    "auto" (timed), how far keys come from codes. encoder: "auto" searches codebooks in their subspace where they have
+    one, "exact" in all of the space. pooling, normalize: instead of the model's own (BERT). threads: of BLAS and Numba
+    in this process; None leaves them as they are. network: "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%";
+    accounting: which bytes it charges, "port", "contributed" or "paper". clock: "wall", or "virtual", which counts CPU
+    seconds `speed` times, one factor or one per rank. deadline: such as "5ms", how long astra waits at one exchange;
+    missing: codes are dropped ("drop") or replaced ("mean"). seed: of what is lost. docs/explanation/network.md has
+    them all. watchdog: such as "60s" (None: 300 s), how long a rank waits for a silent one before it names it and ends
+    all by MPI's Abort (docs/explanation/faults.md); "0": for ever.
 
     Raises InputError on all ranks alike: files that cannot be read or differ between ranks, or options that do not fit.
     """
-    spec = parse(strategy)
+    request = None if strategy is None else parse_request(strategy)
+    auto = request is not None and request.name == AUTO
     comm = watched(comm, None if watchdog is None else duration_s(watchdog))
     require(encoder in ("auto", "exact"), f"encoder '{encoder}' is unknown; use auto or exact")
     with collective(comm):
@@ -94,14 +99,16 @@ def load(
             set_threads(threads)
         options = {"pooling": pooling, "normalize": normalize}
         changes = {name: value for name, value in options.items() if value is not None}
-        share = (comm.Get_rank(), comm.Get_size()) if STRATEGIES[spec.name].reads_part else (0, 1)
+        reads_part = request is not None and not auto and STRATEGIES[request.name].reads_part
+        share = (comm.Get_rank(), comm.Get_size()) if reads_part else (0, 1)
         with alone(comm, f"reading {path}"):
             file = _read(path, codebooks, changes, share)
         family = file.config.family
         fits = FAMILIES[family].causal or weights != "causal"
         require(fits, f"{path}: a {family} model attends both ways; use weights = even")
-        reason = STRATEGIES[spec.name].obstacle(spec, file.config, file.codec, comm.Get_size())
-        require(reason is None, f"{path} with strategy {spec}: {reason}")
+        if request is not None and not auto:
+            reason = STRATEGIES[request.name].obstacle(request, file.config, file.codec, comm.Get_size())
+            require(reason is None, f"{path} with strategy {request}: {reason}")
         if file.codec is not None and encoder == "exact":
             file = dataclasses.replace(file, codec=file.codec.exact())
     _same_everywhere(comm, f"{path} differs between ranks; copy the same file to every machine", file.digest)
@@ -115,7 +122,16 @@ def load(
     model = Model(file, comm, get_backend(backend, comm, transport, precision), speeds, conditions)
     if weights == "auto":
         model.cut_weights = rank_speeds(model)
-    model.use(strategy, counted_keys=counted_keys, remote=remote)
+    if request is None:
+        return model
+    if auto:
+        from astra_mpi.auto import decide, usual  # above this module: it runs the planner
+
+        with collective(comm):
+            workload = usual(model.config, tokens, new_tokens)
+        decide(model, workload, coded_form(request), advises=False, counted_keys=counted_keys, remote=remote)
+    else:
+        model.use(str(request), counted_keys=counted_keys, remote=remote)
     return model
 
 

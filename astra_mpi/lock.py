@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from astra_mpi import whole
 from astra_mpi.errors import AstraError, InputError
 
 BEAT_EVERY_S = 10.0
@@ -27,9 +28,9 @@ SETTLE_S = 0.2
 class Lock:
     """Holds `path` from construction to `release`: a JSON file that says who holds it, written anew at every beat.
 
-    InputError if another run holds it. A holder on this machine is asked for by its process number and start; one on
-    another machine is waited for until it beats, or until it has been silent for STALE_AFTER_S. The lock of a dead one
-    is taken over with a notice on stderr.
+    InputError if another run holds it, AstraError if it cannot be written. A holder on this machine is asked for by its
+    process number and start; one on another machine is waited for until it beats, or until it has been silent for
+    STALE_AFTER_S. The lock of a dead one is taken over with a notice on stderr.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,41 +44,51 @@ class Lock:
         self._thread.start()
 
     def beat(self) -> None:
-        """Show that this run is alive. AstraError if another run took the lock over."""
+        """Show that this run is alive, on a full disk too. AstraError if another run took the lock over."""
         if _read(self.path).get("token") != self.token:
             raise AstraError(f"{self.path.parent}: another run took over while this one was silent; this one stops")
-        self._write()
+        try:
+            self._write()
+        except OSError:
+            with suppress(OSError):  # a time takes no room
+                os.utime(self.path)
 
     def release(self) -> None:
         self._stop.set()
         self._thread.join()
         if _read(self.path).get("token") == self.token:
-            self.path.unlink()
+            with suppress(OSError):  # that of an ended process is taken over
+                self.path.unlink()
 
     def _acquire(self) -> None:
-        if self._create():
-            return
-        _wait_for_silence(self.path)
-        self._write()
+        try:
+            if self._create():
+                return
+            _wait_for_silence(self.path)
+            self._write()
+        except OSError as exc:
+            raise whole.failed(self.path, exc) from exc
+        finally:
+            with suppress(OSError):
+                self._name.unlink(missing_ok=True)
         time.sleep(SETTLE_S)
         if _read(self.path).get("token") != self.token:
             raise InputError(_in_use(self.path, _read(self.path)))
 
     def _create(self) -> bool:
         """True if there was no lock; whole at once, so that nobody meets one that says nothing."""
+        beside = self._beside()
         try:
-            os.link(self._beside(), self.path)
+            os.link(beside, self.path)
             return True
         except FileExistsError:
             return False
         except OSError:  # a file system without links
             with suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-                self._write()
+                beside.replace(self.path)
                 return True
             return False
-        finally:
-            self._name.unlink(missing_ok=True)
 
     def _beside(self) -> Path:
         """What the lock is to say, in a file of this run's."""
@@ -87,7 +98,10 @@ class Lock:
 
     def _write(self) -> None:
         with self._writing:
-            self._beside().replace(self.path)
+            try:
+                self._beside().replace(self.path)
+            finally:
+                self._name.unlink(missing_ok=True)
 
     def _beat_on(self) -> None:
         while not self._stop.wait(BEAT_EVERY_S):
@@ -95,8 +109,6 @@ class Lock:
                 self.beat()
             except AstraError:  # the next finished batch reports it
                 return
-            except OSError:  # a full disk may have room again
-                continue
 
 
 def look(path: Path) -> dict[str, Any] | None:
@@ -120,10 +132,10 @@ def look(path: Path) -> dict[str, Any] | None:
 
 def _wait_for_silence(path: Path) -> None:
     """Return once the lock may be taken over, with a notice; InputError while its holder is alive."""
-    holder, said = _read(path), False
+    holder, beaten, said = _read(path), _beaten_s(path), False
     while path.exists():
         now = _read(path)
-        if (now and now != holder) or _here(now) is True:
+        if (now and (now != holder or _beaten_s(path) != beaten)) or _here(now) is True:
             raise InputError(_in_use(path, now))
         silent_s = _silent_s(path)
         if _here(now) is False or silent_s > STALE_AFTER_S:
@@ -147,6 +159,14 @@ def _name(holder: dict[str, Any]) -> str:
 
 def _tell(text: str) -> None:
     print(f"astra-mpi: {text}", file=sys.stderr, flush=True)
+
+
+def _beaten_s(path: Path) -> float:
+    """When the holder last gave a sign of life, by the clock of the file system; 0 if there is no lock."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _silent_s(path: Path) -> float:

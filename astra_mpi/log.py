@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from astra_mpi import whole
 
 LEVELS = ("debug", "info", "warning", "error")
 _LOG = logging.getLogger("astra_mpi")
@@ -30,11 +33,28 @@ class _Line(logging.Formatter):
         return super().format(record)
 
 
+class _Lines(logging.Handler):
+    """Appends to a file. Where that fails, the log ends, and the job goes on: one line on stderr says so."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        super().__init__()
+        whole.make_folder(folder)
+        self._path = folder / name
+        whole.append(self._path, "")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            whole.append(self._path, self.format(record) + "\n")
+        except Exception as exc:
+            _LOG.removeHandler(self)
+            print(f"astra-mpi: {exc}; this log ends here, the job goes on", file=sys.stderr, flush=True)
+
+
 def configure(rank: int, level: str | None, folder: str | None) -> None:
     """Where this process's events go: nowhere; to a file of this rank in `folder`, appended; or to stderr.
 
     To stderr go all events of rank 0 from `level` on, and warnings and errors of the other ranks. Default level: info.
-    InputError if the folder cannot be written.
+    AstraError if the folder cannot be written.
     """
     if level is None and folder is None:
         return
@@ -44,13 +64,7 @@ def configure(rank: int, level: str | None, folder: str | None) -> None:
         handler = logging.StreamHandler()
         handler.setLevel(number if rank == 0 else max(number, logging.WARNING))
     else:
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            handler = logging.FileHandler(Path(folder) / f"rank-{rank:04d}.log")
-        except OSError as exc:
-            from astra_mpi.errors import InputError  # NumPy comes with it, and --help does without
-
-            raise InputError(f"{folder} cannot be written ({exc.strerror}); give another --log-dir") from exc
+        handler = _Lines(Path(folder), f"rank-{rank:04d}.log")
     handler.setFormatter(_Line(rank))
     _LOG.addHandler(handler)
     _LOG.setLevel(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ from typing import Any
 import h5py
 import numpy as np
 
-from astra_mpi import hdf5
+from astra_mpi import checksum, hdf5
 from astra_mpi.config import require
-from astra_mpi.errors import InputError
-from astra_mpi.results import write_json
+from astra_mpi.errors import AstraError, InputError
+from astra_mpi.results import LATER, write_json
 from astra_mpi.shards import parse_shard, shard_items
 from astra_mpi.summary import costs
 
 #: settings in which the shards of one job differ
 _OWN = ("input.shard",)
+#: what shards may each have chosen for themselves, all of them exact (`auto.py`)
+_CHOSEN = ("strategy", "bits_per_token_per_block", "auto")
 #: items of an output that are copied in one go
 _ROWS = 4096
 
@@ -52,13 +55,19 @@ def merge(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
         summary = merged_summary(pieces)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
         raise InputError(f"{pieces[0].path}: its summary is not what astra-mpi writes ({exc!r}); make it anew") from exc
-    with hdf5.writing(output) as file:
-        _write_attributes(file, pieces[0], summary)
-        for piece in pieces:
-            _copy(file, piece, total)
-        summary["metrics"] |= _metrics(file, pieces)
-        file.attrs["summary"] = json.dumps(summary)
-    write_json(output.with_suffix(".json"), summary)
+    try:
+        with hdf5.writing(output) as file:
+            _write_attributes(file, pieces[0], summary)
+            for piece in pieces:
+                _copy(file, piece, total)
+                file.check()
+            summary["metrics"] |= _metrics(file, pieces)
+            file.attrs["summary"] = json.dumps(summary)
+        write_json(output.with_suffix(".json"), summary)
+    except AstraError:
+        with suppress(OSError):  # a second try would be refused
+            output.unlink(missing_ok=True)
+        raise
     return summary
 
 
@@ -73,6 +82,7 @@ def _read(path: Path) -> Piece:
         lengths = {item.shape[0] if item.shape else 0 for item in every.values()}
         items = _items(path, state, len(index))
         require(lengths == {len(items)} and _agrees(index, items), f"{path} does not hold its items; make it anew")
+        checksum.require_whole(file)
         return Piece(path, state, summary, deck, items, shapes)
 
 
@@ -105,7 +115,7 @@ def _check_same_job(first: Piece, other: Piece) -> None:
     names = sorted(name for name in {*first.state, *other.state} if name not in _OWN)
     for name in names:
         one, two = first.state.get(name), other.state.get(name)
-        if one != two:
+        if one != two and not (name in LATER and None in (one, two)):
             raise InputError(
                 f"{other.path} is of another job than {first.path}: {name} is {two!r} there and {one!r} here; "
                 "merge the shards of one job"
@@ -174,6 +184,7 @@ def merged_summary(pieces: Sequence[Piece]) -> dict[str, Any]:
     first, choices = every[0], [summary["choices"] for summary in every]
     return {
         **first,
+        **{name: _common([summary.get(name) for summary in every]) for name in _CHOSEN},
         **{name: sum(summary[name] for summary in every) for name in ("items", "tokens")},
         **costs(every),
         "metrics": {"forward_s": sum(summary["metrics"].get("forward_s", 0.0) for summary in every)},
@@ -184,6 +195,11 @@ def merged_summary(pieces: Sequence[Piece]) -> dict[str, Any]:
             for piece in pieces
         ],
     }
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """The value of all files, None where they differ."""
+    return values[0] if all(value == values[0] for value in values) else None
 
 
 def _metrics(file: h5py.File, pieces: Sequence[Piece]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from astra_mpi import hdf5
+from astra_mpi import checksum, hdf5
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.codecfile import check_codec, read_codec, write_codec
 from astra_mpi.config import require
@@ -50,7 +50,7 @@ def read_model(path: str | Path, share: tuple[int, int] = (0, 1)) -> ModelFile:
         codec = read_codec(file) if "codec" in file else None
         if codec is not None:
             check_codec(codec, config, path)
-        return ModelFile(
+        model = ModelFile(
             config,
             weights,
             codec,
@@ -60,6 +60,8 @@ def read_model(path: str | Path, share: tuple[int, int] = (0, 1)) -> ModelFile:
             hdf5.text(file, "digest"),
             stored_dtype,
         )
+        checksum.require_whole(file)  # last: what is wrong is named above, if it can be
+        return model
 
 
 def read_config(file: h5py.File) -> tuple[Any, str]:

@@ -31,6 +31,13 @@ class Rate:
     end_s: float = np.inf  # where what was measured ends
     origin: str = ""  # the file
 
+    @property
+    def mean_bps(self) -> float:
+        """Over the time for which each row holds; of a bandwidth without an end that bandwidth."""
+        if not np.isfinite(self.end_s):
+            return float(self.bps[-1])
+        return float(np.average(self.bps, weights=np.diff(self.times_s, append=self.end_s)))
+
     def finish(self, start_s: float, n_bytes: float) -> float:
         """When a transfer of `n_bytes` that begins at `start_s` ends, alone on the link."""
         i = max(int(np.searchsorted(self.times_s, start_s, "right")) - 1, 0)

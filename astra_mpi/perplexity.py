@@ -48,7 +48,7 @@ def open_windows(deck: Deck, model: Any) -> WindowSource:
         section.kind == "text" and section.path.suffix == ".txt",
         f"{section.path}: perplexity is of one text; give input.kind = 'text' and a .txt file",
     )
-    tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size)
+    tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, preprocess=model.preprocess)
     window = min(limit, section.max_tokens or (model.preprocess or {}).get("max_tokens", limit))
     stride = deck.task.stride or max(1, window // 2)
     require(
@@ -57,7 +57,7 @@ def open_windows(deck: Deck, model: Any) -> WindowSource:
     )
     require(stride <= window, f"task.stride = {stride} leaves out tokens between windows of {window}; lower it")
     text = read_text(section.path)
-    (ids,) = tokenizer.encode([text], max(len(text.encode()) + 2, 1 << 16))
+    (ids,) = tokenizer.encode([text], max(len(text.encode()) + 2, 1 << 16), lambda _: str(section.path))
     require(len(ids) > 1, f"{section.path} has fewer than two tokens, so that nothing is predicted")
     return WindowSource(ids, window, stride, hashlib.sha256(section.path.read_bytes()).hexdigest())
 

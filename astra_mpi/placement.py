@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from astra_mpi.launch import task_counts
+from astra_mpi.launch import local_size, task_counts
+from astra_mpi.shared_memory import FOLDER, room_bytes, shortage
 from astra_mpi.summary import versions
 
 if TYPE_CHECKING:
@@ -27,8 +28,31 @@ def placement(comm: MPI.Comm, files: list[str]) -> dict[str, Any]:
         "threads": threads_in_force(),
         "tasks": task_counts(),
         "versions": versions(),
+        "shared_memory": _shared_memory(MPI.Get_library_version()),
         "files": {path: _digest(path) for path in files},
     }
+
+
+def _shared_memory(library: str) -> tuple[bool, str, str]:
+    """Of this machine, as it was before MPI took its part: whether it suffices, what was found, the cure."""
+    free = room_bytes()
+    lacking = shortage(library, local_size(), free)
+    if lacking is not None:
+        return False, lacking.found, lacking.cure
+    return True, "none to see" if free is None else f"{free >> 20} MiB free in {FOLDER}", ""
+
+
+def kernel_cache() -> tuple[bool, str, str]:
+    """Whether compiled kernels are kept between runs, where or why not, and the cure."""
+    from astra_mpi.kernels import cpu
+
+    state = cpu.cache_state()
+    if state.trouble:
+        return False, f"not kept: {state.trouble}", "set NUMBA_CACHE_DIR to a folder that can be written"
+    given = os.environ.get("NUMBA_CACHE_DIR", "")
+    if given and not state.folder.startswith(os.path.abspath(given)):
+        return False, f"kept in {state.folder}", f"NUMBA_CACHE_DIR={given} cannot be written; give another folder"
+    return True, f"kept in {state.folder}", ""
 
 
 def threads_in_force() -> int:

@@ -69,7 +69,8 @@ def best_cut(setting: Setting, strategy: str) -> list[int]:
     """Tokens per rank that make `strategy` fastest: the even cut, or shares moved until ranks take equally long.
 
     Never worse than the even cut, by the prediction under port accounting. Even where ranks are equally fast and see
-    equally much, and for strategies whose parts are equal. `tp` cuts heads and columns in proportion.
+    equally much, and for strategies whose parts are equal. `tp` cuts heads and columns in proportion. InputError where
+    the strategy cannot be used.
     """
     alike = len(set(setting.speeds)) == 1
     sees_more = setting.shape.causal and strategy.split(":")[0] in BY_TOKENS  # a later token
@@ -89,6 +90,13 @@ def best_cut(setting: Setting, strategy: str) -> list[int]:
         if total < least:
             best, least = counts, total
     return best
+
+
+def best_way(setting: Setting, strategy: str, alone: int = 0) -> tuple[list[int], Cost]:
+    """The best cut and what it costs. alone: the rank of `single`. InputError where the strategy cannot be used."""
+    counts = best_cut(setting, strategy)
+    job = setting.job(counts)
+    return counts, single(job, alone) if strategy == "single" else STRATEGIES[strategy](job, setting.coding)
 
 
 def _total(setting: Setting, strategy: str, counts: Sequence[int]) -> float:
@@ -111,13 +119,11 @@ def memory_bytes(setting: Setting, cost: Cost, counts: Sequence[int]) -> int:
 def plan(setting: Setting) -> dict[str, Any]:
     """Every strategy under each accounting, as JSON types; see docs/explanation/planner.md for the fields."""
     alone_rank = fastest_rank(setting)
-    alone = single(setting.job(setting.even), alone_rank)
-    single_s = latency(alone, setting.speeds, setting.network).total
+    single_s = latency(single(setting.job(setting.even), alone_rank), setting.speeds, setting.network).total
     rows = []
     for strategy in STRATEGIES:
-        counts = best_cut(setting, strategy)
         try:
-            cost = alone if strategy == "single" else STRATEGIES[strategy](setting.job(counts), setting.coding)
+            counts, cost = best_way(setting, strategy, alone_rank)
         except InputError as exc:
             rows.append({"strategy": strategy, "skipped": str(exc)})
             continue

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from astra_mpi import whole
 from astra_mpi.charts import AXES, Bars, Chart, Line, line_charts, phase_bars
 from astra_mpi.runs import Measured
 
@@ -41,7 +42,13 @@ class Picture:
 
 def missing_matplotlib() -> str:
     """What to do about it; empty if it is there."""
-    return "" if find_spec("matplotlib") else "plots need matplotlib; run pip install 'astra-mpi[plot]'"
+    if not find_spec("matplotlib"):
+        return "plots need matplotlib; run pip install 'astra-mpi[plot]'"
+    try:
+        import matplotlib  # noqa: F401 - it wants a folder
+    except OSError:
+        return "matplotlib finds no folder that it can write; set MPLCONFIGDIR to one"
+    return ""
 
 
 def draw_all(measured: Measured) -> list[Picture]:
@@ -60,10 +67,21 @@ def draw_all(measured: Measured) -> list[Picture]:
 
 
 def save_pictures(pictures: Sequence[Picture], folder: Path) -> None:
-    """As PNG."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """As PNG. AstraError if they cannot be written."""
+    whole.make_folder(folder)
     for picture in pictures:
-        picture.figure.savefig(folder / f"{picture.name}.png", dpi=150)
+        save_figure(folder / f"{picture.name}.png", picture.figure, dpi=150)
+
+
+def save_figure(path: str | Path, figure: Any, **options: Any) -> None:
+    """Of matplotlib, in the format of the name's ending (PNG without one), whole or not at all.
+
+    options: those of its `savefig`. AstraError if it cannot be written, ValueError on a format that is not known.
+    """
+    path = Path(path)
+    buffer = io.BytesIO()  # libraries of image formats write past Python, and lose the reason of a failure
+    figure.savefig(buffer, format=path.suffix[1:] or "png", **options)
+    whole.write_bytes(path if path.suffix else path.with_suffix(".png"), buffer.getvalue())
 
 
 def _figure(title: str, facts: str) -> tuple[Any, Any]:

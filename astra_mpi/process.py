@@ -9,9 +9,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
-from astra_mpi.errors import AstraError
+from astra_mpi.errors import AstraError, InputError
 from astra_mpi.signals import StopRequests
 
 POLL_S = 0.05
@@ -27,12 +28,20 @@ class ProgramError(AstraError):
         self.exit_code = exit_code
 
 
+def temporary_folder() -> Path:
+    """Where short-lived files go. InputError if there is no such place, as in a container that is read-only."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as exc:
+        raise InputError("no folder for temporary files can be written; set TMPDIR to one, such as /dev/shm") from exc
+
+
 def run_program(command: Sequence[str], stop: StopRequests, limit_s: float | None = None) -> None:
     """Run `command`, its output thrown away. ProgramError if it fails, takes over `limit_s` or cannot be started.
 
     Returns early, with the program ended, once a stop is requested.
     """
-    with tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile(dir=temporary_folder()) as err:
         try:
             # os.environ is the environment at our own start: an MPI started here since may have added to the real one
             program = subprocess.Popen(

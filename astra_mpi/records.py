@@ -18,6 +18,7 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
+from astra_mpi.text import undecodable
 
 #: bytes of the longest line that is read
 LONGEST_LINE = 16 << 20
@@ -82,6 +83,8 @@ class Records:
             for column in self.columns:
                 text = _field(where, row, column)
                 require(isinstance(text, str), f"{where}: {text!r} is not text; choose the field with input.dataset")
+                bad = undecodable(text)
+                require(not bad, f"{where}: {bad}; correct the line, or write \\ufffd there")
             if labels is not None:
                 classes.append(_integer(where, _field(where, row, labels)))
             self._starts.append(start)

@@ -149,7 +149,8 @@ def _head(config: Any, weights: Weights, hidden: Array) -> Array:
         output = hidden[0]
     else:
         output = np.tanh(_linear(hidden[0], weights, "pooler"))
-    return output / np.linalg.norm(output) if config.normalize else output
+    output = output / np.linalg.norm(output) if config.normalize else output
+    return output[: getattr(config, "embedding_size", 0) or None]
 
 
 def _block(

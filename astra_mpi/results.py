@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,11 +15,14 @@ from typing import Any
 import h5py
 import numpy as np
 
-from astra_mpi import hdf5
+from astra_mpi import checksum, hdf5, whole
 from astra_mpi.config import require
-from astra_mpi.errors import AstraError, InputError
+from astra_mpi.errors import InputError
 from astra_mpi.lock import Lock
 from astra_mpi.stuck import bounded
+
+#: parts of the state that results of earlier versions do not have
+LATER = ("text_digest",)
 
 
 def parts_folder(output: Path) -> Path:
@@ -29,37 +31,18 @@ def parts_folder(output: Path) -> Path:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Whole or not at all, like the HDF5 files. AstraError if it cannot be written."""
-    beside = path.with_name(f".{path.name}.tmp")  # a killed run's is written over
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(values, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as exc:
-        raise AstraError(f"{path} cannot be written ({exc.strerror}); check space and permissions") from exc
-    finally:
-        beside.unlink(missing_ok=True)
+    whole.write_text(path, json.dumps(values, indent=2) + "\n", mark="")  # a killed run's is written over
 
 
 def check_room(output: Path) -> None:
-    """InputError, before any work, if results cannot be written to `output`."""
+    """InputError, before any work, if results cannot be written to `output`; AstraError where the disk is full."""
     _recorded(output)
-    probe = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"room?")
-        probe.unlink()
-    except OSError as exc:
-        raise _cannot(output.parent, exc) from exc
-
-
-def _cannot(folder: Path, exc: OSError) -> InputError:
-    return InputError(f"{folder} cannot be written ({exc.strerror}); give another output.path")
+    whole.make_folder(output.parent)
+    whole.check_place(output)
 
 
 def remove_leftovers(output: Path) -> None:
-    """Parts beside finished results: a run was killed while it removed them. Those of a run at work stay."""
+    """Parts beside finished results: a run ended while it removed them. Those of a run at work stay."""
     folder = parts_folder(output)
     if not folder.is_dir():
         return
@@ -69,9 +52,11 @@ def remove_leftovers(output: Path) -> None:
 
 
 def _remove_parts(folder: Path, lock: Lock) -> None:
-    for path in folder.iterdir():
-        if path != lock.path:  # which goes last
-            path.unlink(missing_ok=True)
+    """What cannot be removed stays, for the next run of this job: the results are whole."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path != lock.path:  # which goes last
+                path.unlink(missing_ok=True)
     lock.release()
     with suppress(OSError):  # another run may have begun here
         folder.rmdir()
@@ -80,7 +65,7 @@ def _remove_parts(folder: Path, lock: Lock) -> None:
 def finished_summary(output: Path, state: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary inside `output` if it holds the finished results of this very job; None if there is no such file.
 
-    InputError if it holds results of other settings.
+    InputError if it holds results of other settings, or is damaged.
     """
     recorded = _recorded(output)
     if recorded is None:
@@ -92,17 +77,31 @@ def finished_summary(output: Path, state: Mapping[str, Any]) -> dict[str, Any] |
     except (KeyError, TypeError, ValueError, RecursionError) as exc:
         raise InputError(f"{output} is damaged ({exc}); remove it, or give another output.path") from exc
     _check_same(state, before, output)
+    with hdf5.reading(output) as file:
+        checksum.require_whole(file, "remove it, or make it anew with run.resume=false")
     return summary
 
 
 def recorded_choices(output: Path) -> dict[str, Any]:
     """Choices made by timing in the finished batches of an unfinished job; nothing if there are none."""
     for part in sorted(parts_folder(output).glob("part-*.h5")):
-        report = _report(part)
+        report = _report(part, checked=True)
         if report is not None:
             choices: dict[str, Any] = report.get("choices", {})
             return choices
     return {}
+
+
+def recorded_job(output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state of the job at `output`, finished or not, and the choices it made. InputError where there is none."""
+    recorded = _recorded(output)
+    if recorded is None:
+        return _read_state(parts_folder(output) / "state.json"), recorded_choices(output)
+    try:
+        state, choices = json.loads(recorded["state"]), json.loads(recorded["choices"])
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise InputError(f"{output} is damaged ({exc}); remove it, or give another output.path") from exc
+    return state, choices
 
 
 class Results:
@@ -118,11 +117,8 @@ class Results:
         self.items, self.n_items, self.batch = items, len(items), batch
         self.n_parts = -(-self.n_items // batch)
         _recorded(output)  # refuse early what may not be replaced
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = Lock(self.folder / "lock")
-        except OSError as exc:
-            raise _cannot(self.folder, exc) from exc
+        whole.make_folder(self.folder)
+        self.lock = Lock(self.folder / "lock")
         try:
             self._open(resume)
             with bounded(str(self.folder)):
@@ -154,7 +150,7 @@ class Results:
         self.finished.add(part)
 
     def join(self, summary: Mapping[str, Any], deck: Mapping[str, Any]) -> None:
-        """All parts -> `output` in input order; removes the parts."""
+        """All parts -> `output` in input order; removes the parts. InputError if one is damaged: nothing is joined."""
         self.lock.beat()
         with hdf5.writing(self.output) as file:
             file.attrs["format"] = hdf5.RESULTS
@@ -168,6 +164,7 @@ class Results:
             file.attrs["summary"] = json.dumps(summary)
             for part in range(self.n_parts):
                 self._append(file, part)
+                file.check()
             self.lock.beat()  # it took long, perhaps
         _remove_parts(self.folder, self.lock)
 
@@ -190,6 +187,7 @@ class Results:
     def _append(self, file: h5py.File, part: int) -> None:
         start, stop = self.span(part)
         with hdf5.reading(self._part(part)) as piece:
+            checksum.require_whole(piece, "the same command makes it again")
             for name in ["inputs/index", *(f"outputs/{output}" for output in piece["outputs"])]:
                 values = piece[name]
                 whole = file.require_dataset(name, (self.n_items, *values.shape[1:]), values.dtype)
@@ -206,7 +204,9 @@ class Results:
                 group = hdf5.group(file, "outputs")
                 outputs = [hdf5.stored(group, name) for name in group]
                 rows = {item.shape[0] if item.shape else 0 for item in outputs}
-                return rows == {len(index)} and np.array_equal(hdf5.read(found, "int64"), index)
+                if rows != {len(index)} or not np.array_equal(hdf5.read(found, "int64"), index):
+                    return False
+                return checksum.fits(file) is not False  # parts of earlier versions have none
         except InputError:
             return False
 
@@ -263,7 +263,8 @@ def _recorded(output: Path) -> dict[str, str] | None:
 
 def _check_same(state: Mapping[str, Any], recorded: Mapping[str, Any], where: Path) -> None:
     state = json.loads(json.dumps(state))
-    changed = sorted(key for key in {*state, *recorded} if state.get(key) != recorded.get(key))
+    known = {*state, *recorded} - {key for key in LATER if key not in recorded}
+    changed = sorted(key for key in known if state.get(key) != recorded.get(key))
     if changed:
         key = changed[0]
         raise InputError(
@@ -272,11 +273,14 @@ def _check_same(state: Mapping[str, Any], recorded: Mapping[str, Any], where: Pa
         )
 
 
-def _report(part: Path) -> dict[str, Any] | None:
-    """The report in a part; None if the part is not there or cannot be read, and is to be made again."""
+def _report(part: Path, checked: bool = False) -> dict[str, Any] | None:
+    """The report in a part; None if the part is not there or cannot be read, and is to be made again.
+
+    checked: also None if the part is not as it was written.
+    """
     try:
         with hdf5.reading(part) as file:
-            return _report_in(file)
+            return None if checked and checksum.fits(file) is False else _report_in(file)
     except InputError:
         return None
 

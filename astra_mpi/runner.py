@@ -20,6 +20,7 @@ from astra_mpi.results import Results, finished_summary, remove_leftovers, write
 from astra_mpi.shards import shard_items, take
 from astra_mpi.signals import Interrupted, StopRequests
 from astra_mpi.sources import Source
+from astra_mpi.strategies import AUTO
 from astra_mpi.stuck import bounded
 from astra_mpi.summary import summarise
 from astra_mpi.tasks import TASKS, Embed, Part, check_task
@@ -50,13 +51,15 @@ def run(
     choices: Mapping[str, Any] | None = None,
     stop: StopRequests | None = None,
     open_source: Callable[..., Source] = open_input,
+    choose: Callable[[Source | None, Results | None], None] | None = None,
 ) -> dict[str, Any]:
     """Run `deck` with the loaded `model`, from where an earlier run stopped. Collective.
 
     Writes deck.output.path and the summary beside it; returns the summary on every rank. threads: in force, for the
-    record. choices: those that an earlier part of this job made. stop: where signals are noted already. InputError, on
-    all ranks, on input the model cannot take or results that belong to other settings; Interrupted after a signal, with
-    the finished batches kept.
+    record. choices: those that an earlier part of this job made. stop: where signals are noted already. choose:
+    collective, for a model without a strategy yet: called once, before the first batch. InputError, on all ranks, on
+    input the model cannot take or results that belong to other settings; Interrupted after a signal, with the finished
+    batches kept.
     """
     root = comm.Get_rank() == 0
     source: Source | None = None
@@ -78,7 +81,7 @@ def run(
     summary = json.loads(broadcast_text(comm, json.dumps(summary)))
     if summary is None:
         with nullcontext(stop) if stop is not None else StopRequests() as requests:
-            summary = _run_batches(deck, model, comm, task, source, items, state, requests)
+            summary = _run_batches(deck, model, comm, task, source, items, state, requests, choose)
     with collective(comm):
         if root:
             write_json(deck.output.path.with_suffix(".json"), summary)
@@ -94,6 +97,7 @@ def _run_batches(
     items: range,
     state: dict[str, Any],
     stop: StopRequests,
+    choose: Callable[[Source | None, Results | None], None] | None,
 ) -> dict[str, Any]:
     """All pending batches, then the joined results; returns the summary on every rank."""
     results: Results | None = None
@@ -103,6 +107,8 @@ def _run_batches(
             if source is not None:
                 with alone(comm, f"opening {deck.output.path}"):
                     results = Results(deck.output.path, state, items, deck.run.batch, deck.run.resume)
+        if choose is not None:
+            choose(source, results)
         _loop(model, comm, task, source, results, stop)
         log.event("batches done, results are joined", path=deck.output.path)
         with collective(comm), alone(comm, f"writing {deck.output.path}"):
@@ -169,6 +175,8 @@ def _interrupted(signum: int, last: int | None) -> Interrupted:
 def _state(deck: Deck, model: Any, source: Source, size: int, threads: int) -> dict[str, Any]:
     """What must be the same when a job goes on."""
     settings = {f"{section}.{key}": v for section, keys in deck.as_dict().items() for key, v in keys.items()}
+    if deck.parallel.strategy == AUTO and model.codec_digest:  # what it stands for, whatever is measured
+        settings["parallel.strategy"] = "astra"
     return {
         **{name: value for name, value in settings.items() if name not in _FREE},
         "run.threads": threads,

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from astra_mpi.errors import InputError
+from astra_mpi.text import argument_text
 
 Positive = Annotated[int, "at least 1"]
 
@@ -58,10 +59,21 @@ def check_name(what: str, name: str, known: Iterable[str], origin: str) -> None:
 def _checked(name: str, hint: Any, item: Given) -> Any:
     for value in [item.value] if item.text is None else [item.value, item.text]:
         try:
-            return _convert(value, hint, item.folder)
+            converted = _convert(value, hint, item.folder)
         except TypeError:
             continue
+        try:
+            return _as_text(converted)
+        except InputError as exc:
+            raise InputError(f"{item.origin}: {name}: {exc}") from exc
     raise InputError(f"{item.origin}: {name} = {item.value!r} does not fit; give {describe(hint)}")
+
+
+def _as_text(value: Any) -> Any:
+    """Strings, and those of a list, as Unicode: the command line may bring other bytes, which are for paths only."""
+    if isinstance(value, tuple):
+        return tuple(map(_as_text, value))
+    return argument_text(value) if isinstance(value, str) and not value.isascii() else value
 
 
 def _convert(value: Any, hint: Any, folder: Path) -> Any:

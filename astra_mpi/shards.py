@@ -55,8 +55,18 @@ def resolve(deck: Deck) -> Deck:
 
 def shard_path(output: Path, index: int, count: int) -> Path:
     """out.h5 -> out.03-of-16.h5: sorted by name they are in the order of their numbers."""
-    number = str(index).rjust(len(str(count - 1)), "0")
-    return output.with_name(f"{output.stem}.{number}-of-{count}{output.suffix}")
+    return output.with_name(f"{output.stem}{_number(index, count)}{output.suffix}")
+
+
+def _number(index: int, count: int) -> str:
+    return f".{str(index).rjust(len(str(count - 1)), '0')}-of-{count}"
+
+
+def other_shards(output: Path, shard: str) -> list[Path]:
+    """Output files of the other shards, there or not; output: of this one, which is `shard`, "I/N"."""
+    index, count = parse_shard(shard)
+    whole = output.with_name(output.stem.removesuffix(_number(index, count)) + output.suffix)
+    return [shard_path(whole, i, count) for i in range(count) if i != index]
 
 
 def shard_items(n_items: int, shard: str | None, by: str) -> range:

@@ -67,8 +67,9 @@ class TextSource:
 
     def batch(self, start: int, stop: int, step: int = 1) -> tuple[np.ndarray, np.ndarray | None]:
         """-> ids int32 (B, T), mask bool (B, T); T = the longest of these items."""
-        texts = self.records.texts(range(start, stop, step))
-        return padded(self.tokenizer.encode(texts, self.max_tokens))
+        items = range(start, stop, step)
+        texts = self.records.texts(items)
+        return padded(self.tokenizer.encode(texts, self.max_tokens, lambda i: f"{self.records.path}: item {items[i]}"))
 
 
 @dataclass

@@ -37,6 +37,7 @@ def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | Non
         **cost,
         "metrics": {"forward_s": told.forward_s, **_metrics(results, labels)},
         "choices": first["choices"],
+        "auto": first.get("auto"),
         "deck": deck.as_dict(),
         "host": host(),
         "versions": versions(),

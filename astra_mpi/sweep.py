@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from astra_mpi import whole
 from astra_mpi.errors import InputError
 from astra_mpi.lock import Lock
 from astra_mpi.process import ProgramError, run_program
@@ -84,10 +85,7 @@ def find_launcher(launcher: str) -> list[str]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    try:
-        (folder / "models").mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise InputError(f"{folder} cannot be made ({exc.strerror}); change output.path") from exc
+    whole.make_folder(folder / "models")
     lock = Lock(folder / "lock")
     try:
         yield

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from astra_mpi import __version__
+from astra_mpi import __version__, whole
 from astra_mpi.network import parse_network
 from astra_mpi.strategies import parse
 from astra_mpi.sweep_deck import SweepDeck
@@ -99,14 +99,5 @@ class Store:
         return record if isinstance(record, dict) and ("runs" in record or "failure" in record) else None
 
     def put(self, key: str, record: Mapping[str, Any]) -> None:
-        write_whole(self.folder / f"{key}.json", json.dumps(record, indent=1))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write under a temporary name and rename: `path` has all of it, or is untouched."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+        """AstraError if it cannot be written."""
+        whole.write_text(self.folder / f"{key}.json", json.dumps(record, indent=1))

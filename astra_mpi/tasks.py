@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,21 +45,31 @@ def check_task(deck: Deck, config: Any) -> None:
         wanted, what = ("embed",), " without a classifier"
     misfit = f"task.name = '{deck.task.name}' does not fit {deck.model.path}: a {config.family} model{what}"
     require(deck.task.name in wanted, f"{misfit}; give {' or '.join(wanted)}")
+    prompt = deck.task.prompt
+    require(not prompt or deck.task.name == "embed", f"task.prompt = {prompt!r} is for task.name = 'embed' only")
+
+
+def _text_digest(model: Any) -> str:
+    """sha256 of how the model's file turns text into tokens, of which its own digest says nothing."""
+    rules = {name: (model.preprocess or {}).get(name) for name in ("max_tokens", "prompts", "split_special_tokens")}
+    told = json.dumps([model.tokenizer, rules, (model.preprocess or {}).get("default_prompt")], sort_keys=True)
+    return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
 
 
 class Embed:
     """One vector per item."""
 
-    #: what must be the same when a job goes on, beside the deck
-    state: Mapping[str, Any] = {}
-
     def __init__(self, deck: Deck, model: Any, comm: MPI.Comm, choices: Mapping[str, Any]) -> None:
         """On every rank. choices: those that an earlier part of this job made. InputError on what does not fit."""
         self.deck, self.model, self.comm = deck, model, comm
+        #: what must be the same when a job goes on, beside the deck
+        self.state: dict[str, Any] = {"text_digest": _text_digest(model)} if deck.input.kind == "text" else {}
 
     def open(self, open_source: Callable[..., Source] = open_input) -> Source:
         """The items, on rank 0."""
-        return open_source(self.deck.input, self.model.tokenizer, self.model.preprocess, self.model.config)
+        model, prompt = self.model, self.deck.task.prompt
+        more = {} if prompt is None else {"prompt": prompt}
+        return open_source(self.deck.input, model.tokenizer, model.preprocess, model.config, **more)
 
     def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
         """Collective: what is kept of these items, (B, ..) each, on rank 0; the others have no `part`."""
@@ -94,7 +106,7 @@ class Generate(Embed):
     def __init__(self, deck: Deck, model: Any, comm: MPI.Comm, choices: Mapping[str, Any]) -> None:
         super().__init__(deck, model, comm, choices)
         self.generator = generation.Generator(deck.task, model, deck.run.seed, choices.get("decode"))
-        self.state = {"stop_tokens": list(self.generator.stop)}
+        self.state |= {"stop_tokens": list(self.generator.stop)}
         self.tokenizer = None if model.tokenizer is None else Tokenizer(model.tokenizer)
         wanted = deck.task.stream
         self.talks = self.tokenizer is not None and (

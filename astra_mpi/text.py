@@ -1,66 +1,124 @@
-"""Text as users have it: read strictly, cut into passages, turned into token ids."""
+"""Text as users have it: read strictly, turned into token ids."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
 
-Span = tuple[int, int]  # start and end of a piece of a text
+Named = Callable[[int], str]
 
-#: where a text may be cut: between paragraphs, else between sentences, else between words
-_BOUNDARIES = (
-    re.compile(r"\n\s*\n"),
-    re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])\s*"),
-    re.compile(r"\s+"),
-)
+
+def fast_tokenizer(json: str) -> Any:
+    """The `tokenizers.Tokenizer` of these contents of a tokenizer.json. InputError."""
+    try:
+        from tokenizers import Tokenizer as FastTokenizer
+    except ImportError as exc:
+        raise InputError("text needs the tokenizers library; pip install 'astra-mpi[text]'") from exc
+    with refusing("the tokenizer cannot be read ({}); convert a folder with a tokenizer.json"):
+        return FastTokenizer.from_str(json)
+
+
+@contextmanager
+def refusing(message: str) -> Iterator[None]:
+    """What the `tokenizers` library raises as an InputError; "{}" in the message becomes its own words."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as exc:  # it raises nothing more precise, and a panic of its Rust code is no Exception
+        if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
+            raise
+        raise InputError(message.replace("{}", str(exc))) from exc
 
 
 class Tokenizer:
     """A Hugging Face fast tokenizer, given as the contents of its tokenizer.json.
 
     open_ended: what it puts after a text, as </s> or [SEP], is left out, because the text is to be gone on with.
+    prompt: is put before every text, and cut with it. vocab_size: of the model; ids beyond are errors. split_special:
+    special tokens that a text spells are ordinary characters.
     InputError if the `tokenizers` library is missing or cannot read it.
     """
 
-    def __init__(self, json: str, open_ended: bool = False) -> None:
-        try:
-            from tokenizers import Tokenizer as FastTokenizer
-        except ImportError as exc:
-            raise InputError("text needs the tokenizers library; pip install 'astra-mpi[text]'") from exc
-        try:
-            self._fast = FastTokenizer.from_str(json)
-        except Exception as exc:  # the library raises nothing more precise
-            raise InputError(f"the tokenizer cannot be read ({exc}); convert a folder with a tokenizer.json") from exc
+    def __init__(
+        self,
+        json: str,
+        open_ended: bool = False,
+        prompt: str = "",
+        vocab_size: int | None = None,
+        split_special: bool = False,
+    ) -> None:
+        self._fast = fast_tokenizer(json)
+        self._side = (self._fast.truncation or {}).get("direction", "right")
         self._fast.no_padding()
         self._fast.no_truncation()
+        self._fast.encode_special_tokens = split_special
+        self.prompt, self._vocab_size = prompt, vocab_size
         self._n_left_out = self._n_ending() if open_ended else 0
         # around every text, as [CLS] and [SEP]
         self.n_special: int = self._fast.num_special_tokens_to_add(False) - self._n_left_out
+        #: with the prompt's
+        self.n_fixed: int = self.n_special + len(self._fast.encode(prompt, add_special_tokens=False).ids)
 
     def check_fits(self, vocab_size: int) -> None:
-        """InputError if it gives ids that a model of this vocabulary does not have."""
-        highest = max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1)
+        """InputError if an ordinary text gives ids that a model of this vocabulary does not have."""
+        beyond = self._ordinary_beyond(vocab_size)
+        around = [i for i in self._fast.encode("").ids if i >= vocab_size]
+        highest = max([*beyond, *around], default=0)
         require(
             highest < vocab_size,
             f"the tokenizer does not fit the model: it has ids up to {highest} ({self._fast.id_to_token(highest)!r}),"
             f" the vocabulary ends at {vocab_size - 1}; convert the model with its own tokenizer",
         )
 
-    def encode(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
-        """Token ids (T_i,) int32 per text, special tokens included, cut to at most `max_tokens`."""
+    def beyond(self, vocab_size: int) -> list[str]:
+        """Tokens that the model has no row for, and that only a text gives that spells them."""
+        every = self._fast.get_vocab(with_added_tokens=True)
+        return sorted((token for token, i in every.items() if i >= vocab_size), key=every.__getitem__)
+
+    def _ordinary_beyond(self, vocab_size: int) -> list[int]:
+        """Ids beyond the vocabulary that texts can give without spelling a token's name."""
+        own = self._fast.get_vocab(with_added_tokens=False)
+        beyond = {token: i for token, i in own.items() if i >= vocab_size}
+        if not beyond:
+            return []
+        added = {token.content for token in self._fast.get_added_tokens_decoder().values()}
+        within = _mergeable(json_of(self._fast)) if beyond.keys() - added else None
+        return [i for token, i in beyond.items() if token not in added and (within is None or token in within)]
+
+    def encode(self, texts: Sequence[str], max_tokens: int, name: Named = "text {}".format) -> list[np.ndarray]:
+        """Token ids (T_i,) int32 per text, prompt and special tokens included, cut to at most `max_tokens`.
+
+        InputError on a token that the model has no row for; it calls the text by its `name`.
+        """
         self.check_room(max_tokens)
-        self._fast.enable_truncation(max_tokens + self._n_left_out)
+        self._fast.enable_truncation(max_tokens + self._n_left_out, direction=self._side)
         try:
-            encodings = self._fast.encode_batch(list(texts))
+            encodings = self._encodings(texts)
         finally:
             self._fast.no_truncation()
-        return [np.array(e.ids[: len(e.ids) - self._n_left_out], dtype=np.int32) for e in encodings]
+        rows = [np.array(e.ids[: len(e.ids) - self._n_left_out], dtype=np.int32) for e in encodings]
+        for i, row in enumerate(rows):
+            self._check_ids(row, name, i)
+        return rows
+
+    def _check_ids(self, row: np.ndarray, name: Named, i: int) -> None:
+        bad = row[row >= self._vocab_size] if self._vocab_size is not None else row[:0]
+        if bad.size:
+            token = self._fast.id_to_token(int(bad[0]))
+            raise InputError(
+                f"{name(i)} has the token {token!r} (id {bad[0]}), for which the model has no row: its vocabulary ends"
+                f" at {(self._vocab_size or 0) - 1}; take it out of the text"
+            )
 
     def _n_ending(self) -> int:
         """Special tokens that are put after every text."""
@@ -83,83 +141,93 @@ class Tokenizer:
         return self._fast.decode(ids.tolist())
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens per text, special tokens included, nothing cut."""
-        return [len(encoding.ids) for encoding in self._fast.encode_batch(list(texts))]
+        """Tokens per text, prompt and special tokens included, nothing cut."""
+        return [len(encoding.ids) for encoding in self._encodings(texts)]
+
+    def _encodings(self, texts: Sequence[str]) -> list[Any]:
+        with refusing("the model's tokenizer has no tokens for a text ({}); convert another one"):
+            found: list[Any] = self._fast.encode_batch([self.prompt + text for text in texts])
+        return found
 
     def check_room(self, max_tokens: int) -> None:
         """InputError unless a text of one token fits."""
-        require(
-            max_tokens > self.n_special,
-            f"max_tokens = {max_tokens} leaves no room beside {self.n_special} special tokens; raise it",
-        )
+        beside = f"{self.n_special} special tokens"
+        if self.prompt:
+            beside = f"{self.n_fixed} tokens of the prompt {self.prompt!r} and around every text"
+        require(max_tokens > self.n_fixed, f"max_tokens = {max_tokens} leaves no room beside {beside}; raise it")
 
 
-def tokenizer_of(json: str | None, vocab_size: int, open_ended: bool = False) -> Tokenizer:
-    """A model file's tokenizer. InputError if there is none, or if it is not for a vocabulary of this size."""
+def _mergeable(fast: Mapping[str, Any]) -> set[str] | None:
+    """Of byte pairs, the tokens that texts can give; None of other kinds, which may give all."""
+    model = fast["model"]
+    if model["type"] != "BPE" or model["ignore_merges"]:
+        return None
+    prefix = model["continuing_subword_prefix"] or ""
+    made = {a + b.removeprefix(prefix) for a, b in model["merges"]} | {model["unk_token"]}
+    return made | {token for token in model["vocab"] if len(token) <= 1 + len(prefix) or token.startswith("<0x")}
+
+
+def json_of(fast: Any) -> dict[str, Any]:
+    """A `tokenizers.Tokenizer` as the object of its tokenizer.json."""
+    contents: dict[str, Any] = json.loads(fast.to_str())
+    return contents
+
+
+def prompt_of(preprocess: Mapping[str, Any] | None, wanted: str | bool | None) -> str:
+    """What is put before texts. wanted: None, the model's default; a name of its prompts; or "" or False, nothing.
+
+    InputError on a name that the model does not have.
+    """
+    known: Any = (preprocess or {}).get("prompts", {})
+    good = isinstance(known, dict) and all(isinstance(prompt, str) for prompt in known.values())
+    require(good, "the prompts of the model file are damaged; convert the model again")
+    if wanted is None:
+        wanted = (preprocess or {}).get("default_prompt")
+    if not wanted:
+        return ""
+    if wanted not in known:
+        names = f"one of {', '.join(known)}" if known else "none, for it has no prompts"
+        raise InputError(f"prompt {wanted!r} is not one of this model's; give {names}, or false for no prompt")
+    return str(known[wanted])
+
+
+def tokenizer_of(
+    json: str | None,
+    vocab_size: int,
+    open_ended: bool = False,
+    preprocess: Mapping[str, Any] | None = None,
+    prompt: str | bool | None = "",
+) -> Tokenizer:
+    """A model file's tokenizer, with a prompt as `prompt_of` takes it.
+
+    InputError if there is none, or if it is not for a vocabulary of this size.
+    """
     if json is None:
         raise InputError("the model file holds no tokenizer; convert a folder with tokenizer.json, or give token ids")
-    tokenizer = Tokenizer(json, open_ended)
+    split = bool((preprocess or {}).get("split_special_tokens"))
+    tokenizer = Tokenizer(json, open_ended, prompt_of(preprocess, prompt), vocab_size, split)
     tokenizer.check_fits(vocab_size)
     return tokenizer
 
 
-def passages(text: str, tokenizer: Tokenizer, max_tokens: int) -> list[str]:
-    """Cut a text into passages of at most `max_tokens` tokens, special tokens included.
-
-    Whole paragraphs are packed greedily. A paragraph that is too long is cut between sentences, a sentence between
-    words, a word between characters. Only white space between passages is dropped.
-    """
-    tokenizer.check_room(max_tokens)
-    pieces = list(_pieces(text, (0, len(text)), 0, tokenizer, max_tokens))
-    packed = [list(group) for group in _pack(pieces, max_tokens - tokenizer.n_special)]
-    return [text[start:end].strip() for group in packed for start, end in _fitting(text, group, tokenizer, max_tokens)]
-
-
-def _pieces(text: str, span: Span, level: int, tokenizer: Tokenizer, max_tokens: int) -> Iterator[tuple[Span, int]]:
-    """Spans that fit, as large as the boundaries allow, with their tokens (special ones not counted)."""
-    spans = _split(text, span, level)
-    for piece, count in zip(spans, tokenizer.count([text[a:b] for a, b in spans]), strict=True):
-        if count <= max_tokens:
-            yield piece, count - tokenizer.n_special
-        else:
-            require(piece[1] - piece[0] > 1, f"max_tokens = {max_tokens} is too small for one character; raise it")
-            yield from _pieces(text, piece, level + 1, tokenizer, max_tokens)
+def undecodable(text: str) -> str:
+    """What keeps `text` from being Unicode: a byte of an argument or name, half a character of JSON; "" if nothing."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        code = ord(text[exc.start])
+        if 0xDC80 <= code <= 0xDCFF:  # how Python passes on what it cannot decode
+            return f"byte 0x{code - 0xDC00:02X} behind {exc.start} characters is not UTF-8"
+        return f"\\u{code:04x} behind {exc.start} characters is half of a character"
+    return ""
 
 
-def _split(text: str, span: Span, level: int) -> list[Span]:
-    """The non-empty pieces of a span at the boundaries of a level; beyond the last level, its two halves."""
-    start, end = span
-    if level >= len(_BOUNDARIES):
-        middle = (start + end) // 2
-        return [(start, middle), (middle, end)]
-    cuts = [match.span() for match in _BOUNDARIES[level].finditer(text, start, end)]
-    starts, ends = [start, *(b for _, b in cuts)], [*(a for a, _ in cuts), end]
-    return [(a, b) for a, b in zip(starts, ends, strict=True) if text[a:b].strip()]
-
-
-def _pack(pieces: list[tuple[Span, int]], room: int) -> Iterator[list[Span]]:
-    """Groups of consecutive pieces, each as long as `room` tokens allow."""
-    group: list[Span] = []
-    used = 0
-    for piece, count in pieces:
-        if group and used + count > room:
-            yield group
-            group, used = [], 0
-        group.append(piece)
-        used += count
-    if group:
-        yield group
-
-
-def _fitting(text: str, group: list[Span], tokenizer: Tokenizer, max_tokens: int) -> Iterator[Span]:
-    """The group as one span; halved where its tokens together are more than the sum of its pieces'."""
-    span = group[0][0], group[-1][1]
-    if len(group) == 1 or tokenizer.count([text[slice(*span)]])[0] <= max_tokens:
-        yield span
-    else:
-        middle = len(group) // 2
-        yield from _fitting(text, group[:middle], tokenizer, max_tokens)
-        yield from _fitting(text, group[middle:], tokenizer, max_tokens)
+def argument_text(argument: str) -> str:
+    """An argument as text, UTF-8 whatever the locale. InputError, without a name for it, if it is not."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        raise InputError(f"{undecodable(argument)}; give it in UTF-8") from None
 
 
 def read_text(path: str | Path) -> str:

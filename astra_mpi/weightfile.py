@@ -21,11 +21,11 @@ _CHUNK = 1 << 20
 _EXPONENT = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 
 
-def write_weights(file: h5py.File, head: str, weights: Weights, shapes: Shapes, dtype: str) -> None:
+def write_weights(file: hdf5.Written, head: str, weights: Weights, shapes: Shapes, dtype: str) -> None:
     """Create /weights, /scales where there are int8 ones, and the attributes `digest` and `manifest`.
 
     head: what the digest begins with. Weights are asked for one at a time, so that they can be made on demand.
-    InputError on weights that are not finite, not of `shapes`, or exceed `dtype`.
+    InputError on weights that are not finite, not of `shapes`, or exceed `dtype`; AstraError if they cannot be written.
     """
     check_names(file.filename, shapes, weights)
     identity, lines = hashlib.sha256(head.encode()), []
@@ -33,6 +33,7 @@ def write_weights(file: h5py.File, head: str, weights: Weights, shapes: Shapes, 
     for name in sorted(shapes):
         stored = _as_stored(name, weights[name], shapes[name], dtype)
         item, checksum = _write(file, group, name, stored)
+        file.check()
         identity.update(f"{name} {stored.shape}\n".encode())
         for rows in _row_slices(stored):
             identity.update(np.ascontiguousarray(stored[rows], "<f4").data)

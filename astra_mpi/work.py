@@ -113,6 +113,7 @@ class Transfer:
     kind: str  # "gather": every rank gets every message; "reduce": the sum of all
     contributed: tuple[int, ...]  # bytes that each rank puts in
     paper_bits: float  # what arXiv 2505.19342 charges: one local payload
+    forward: bool = False  # to the ranks behind the sender only, who waits for none of them
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ P ranks are computed by the differentiable twin, which equals the engine (tests/
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -26,7 +27,7 @@ from accuracy_rivals import rival
 from accuracy_tables import table
 from mpi4py import MPI
 
-from astra_mpi import codecfile, modelfile
+from astra_mpi import codecfile, modelfile, whole
 from astra_mpi.config import require
 from astra_mpi.errors import AstraError
 from astra_mpi.modelfile import ModelFile
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace) -> None:
             if row["name"] in wanted and not out.exists():
                 print(f"{out.stem}", file=sys.stderr, flush=True)
                 result = measure(row, seed, spec, task, folder, path.parent)
-                out.write_text(json.dumps(result, indent=1) + "\n")
+                whole.write_text(out, json.dumps(result, indent=1) + "\n")
 
 
 def measure(row: dict, seed: int, spec: dict, task: dict, folder: Path, here: Path) -> dict:
@@ -195,7 +196,8 @@ def measure(row: dict, seed: int, spec: dict, task: dict, folder: Path, here: Pa
         at = {"ranks": 0, "test": test}
         own[test] = as_cases(metric, evaluated(replace(model, codec=None), deck, task, at), scores)
         if not kept.exists():
-            np.save(kept, own[test])
+            np.save(buffer := io.BytesIO(), own[test])
+            whole.write_bytes(kept, buffer.getvalue())
         exact[test] = np.load(kept)
     figures = []
     sends = model.codec is not None or "rival" in row
@@ -246,7 +248,7 @@ def render(args: argparse.Namespace) -> None:
     lines = [args.head.read_text().rstrip() if args.head else "# Accuracy"]
     for title in dict.fromkeys(r["experiment"] for r in results):
         lines += ["", f"## {title}", "", *table([r for r in results if r["experiment"] == title])]
-    Path(args.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    whole.write_text(args.output, "\n".join(lines) + "\n")
     if args.plot:
         draw(results, args.plot)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.plots import save_figure
+
 STYLES = {
     "trained": ("o", "C0"),
     "codebooks alone": ("s", "C2"),
@@ -53,7 +55,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_ylabel(AXES[next(r["metric"] for r in results if r["experiment"] == title)])
         axes.legend(named.values(), named.keys(), fontsize=7)
-    figure.savefig(path)
+    save_figure(path, figure)
 
 
 def titles(results: list[dict[str, Any]]) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi import whole
 from astra_mpi.bench import trace
 from astra_mpi.codecfile import read_codebooks
 from astra_mpi.engine import Model
@@ -119,9 +120,9 @@ def main() -> None:
         rows = [summarise(name, np.array(passes[name]), single, reports[name]) for name in prepared if passes[name]]
         show(rows, comm.Get_size())
         if args.json:
-            Path(args.json).write_text(json.dumps({"ranks": comm.Get_size(), "runs": rows}, indent=2))
+            whole.write_text(args.json, json.dumps({"ranks": comm.Get_size(), "runs": rows}, indent=2))
         if text is not None:
-            Path(args.trace).write_text(text)
+            whole.write_text(args.trace, text)
 
 
 if __name__ == "__main__":

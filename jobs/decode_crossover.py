@@ -20,6 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi import whole
+from astra_mpi.plots import save_figure
+
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 MBPS = (1, 10, 30, 100, 300, 1000)
 RTT_MS = 0.2
@@ -76,7 +79,7 @@ def measure(folder: Path, path: Path) -> None:
         found = {"ranks": comm.size, "layers": LAYERS, "vocabulary": VOCABULARY, "rtt_ms": RTT_MS, "new_tokens": N_NEW}
         found |= {"speeds": dataclasses.asdict(speeds), "rows": rows}
         predict(found, folder)
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        whole.write_text(path, json.dumps(found, indent=1) + "\n")
         print(json.dumps({"json": str(path), "rows": len(rows)}))
 
 
@@ -164,7 +167,7 @@ def draw(found: dict[str, Any], path: str) -> None:
     right.set_title(f"crossover, {found['ranks']} ranks, round trip {found['rtt_ms']:g} ms", fontsize=10)
     right.legend(fontsize=8)
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "decode"}):
-        figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
+        save_figure(path, figure, metadata={"Date": None} if path.endswith(".svg") else None)
 
 
 def drawn(by_length: dict[Any, float | None]) -> tuple[list[int], list[float]]:

@@ -7,10 +7,14 @@ import io
 import json
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import h5py
 import numpy as np
+
+from astra_mpi import checksum
+from astra_mpi.errors import InputError
 
 _NUMBERS = [0, 1, -1, 2, 7, 127, 255, 256, 1 << 15, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 62]
 _VALUES: list[Any] = [*_NUMBERS, -(1 << 31), 10**30, 1.5, -0.0, float("nan"), float("inf"), 1e308, None, True, "", "x"]
@@ -156,8 +160,11 @@ def damage_hdf5(data: bytes, draw: random.Random) -> bytes:
     with h5py.File(buffer, "r+") as file:
         for _ in range(draw.choice([1, 1, 2])):
             _damage_object(file, draw)
-        if draw.random() < 0.7 and "digest" in file.attrs:
-            _sign(file)
+        if draw.random() < 0.7:
+            if "digest" in file.attrs:
+                _sign(file)
+            with suppress(InputError, KeyError, TypeError, ValueError, OSError, RuntimeError):
+                file.attrs[checksum.NAME] = checksum.contents(file)
     return buffer.getvalue()
 
 

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from astra_mpi import whole
+
 rng = np.random.default_rng(0)
 #: inputs in turn take at least so many bytes together
 _ROTATION = 256 << 20
@@ -349,8 +351,9 @@ def main(argv: list[str] | None = None) -> int:
                     flush=True,
                 )
     if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"gpu": backend.choices["gpu"], "ceilings": ceilings, "rows": rows}, file, indent=2)
+        whole.write_text(
+            args.json, json.dumps({"gpu": backend.choices["gpu"], "ceilings": ceilings, "rows": rows}, indent=2)
+        )
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from astra_mpi import whole
 from astra_mpi.codec.codebook import BlockCodec, Codebook
 from astra_mpi.codec.tables import Norm, Projection, make_far
 from astra_mpi.kernels import cpu
@@ -236,8 +237,7 @@ def main() -> None:
                     flush=True,
                 )
     if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"limits": limit._asdict(), "kernels": rows}, file, indent=2)
+        whole.write_text(args.json, json.dumps({"limits": limit._asdict(), "kernels": rows}, indent=2))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import h5py
 import numpy as np
 from job_processes import Memory, marked, of_job, ranks_of
 
+from astra_mpi import whole
 from astra_mpi.launch import LAUNCHER_PREFIXES
 
 #: how far a rank's memory may spread while batch follows batch
@@ -105,7 +106,7 @@ def main() -> int:
             "largest_mib": round(max((mib for _, _, mib in spreads), default=0.0), 1),
         },
     }
-    (args.folder / "memory.json").write_text(json.dumps(memory.seen))
+    whole.write_text(args.folder / "memory.json", json.dumps(memory.seen))
     print(json.dumps(result))
     return 1 if problems else 0
 

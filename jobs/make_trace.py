@@ -11,6 +11,8 @@ import argparse
 
 import numpy as np
 
+from astra_mpi import whole
+
 
 def markov(n: int, levels: np.ndarray, stay: float, seed: int) -> np.ndarray:
     """(n,) of `levels`, begun anywhere with equal chance."""
@@ -42,8 +44,7 @@ def main() -> None:
         parser.error("a trace has two steps or more: raise --seconds")
     mbps = markov(n, np.linspace(args.low, args.high, args.levels), args.stay, args.seed)
     rows = [f"{i * args.step:g},{rate:g}\n" for i, rate in enumerate(mbps)]
-    with open(args.output, "w", encoding="utf-8") as file:
-        file.writelines(["time_s,mbps\n", *rows])
+    whole.write_text(args.output, "".join(["time_s,mbps\n", *rows]))
     print(f"{args.output}: {n} steps of {args.step:g} s, mean {mbps.mean():.1f} Mbps")
 
 

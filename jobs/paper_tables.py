@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from paper_model import INPUTS, MODEL, deviations, measured_speedups, table
 
+from astra_mpi import whole
 from astra_mpi.errors import InputError
 from astra_mpi.published import PUBLISHED
 from astra_mpi.units import duration_s
@@ -44,10 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     print("\n".join(lines))
     if args.json:
         answer = {"calibration": INPUTS, "rtt_s": rtt_s, "tables": tables}
-        Path(args.json).write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
+        whole.write_text(args.json, json.dumps(answer, indent=2) + "\n")
     if args.markdown:
         text = "\n".join([*preamble(args.rtt), *lines])
-        Path(args.markdown).write_text(text + "\n", encoding="utf-8")
+        whole.write_text(args.markdown, text + "\n")
     return 0
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from astra_mpi import whole
 from astra_mpi.errors import InputError
 from astra_mpi.modelfile import read_model
-from astra_mpi.text import Tokenizer, passages, read_text
+from astra_mpi.passages import passages
+from astra_mpi.text import read_text, tokenizer_of
 
 SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".csv", ".org", ".log"}
 MAX_TOKENS = 256
@@ -43,17 +44,14 @@ def main() -> None:
     parser.add_argument("source", type=Path, nargs="?", help="text file or folder (default: Python's documentation)")
     args = parser.parse_args()
     model = read_model(args.model)
-    if model.tokenizer is None:
-        raise InputError(f"{args.model} holds no tokenizer; convert a folder that has tokenizer.json")
-    tokenizer = Tokenizer(model.tokenizer)
-    max_tokens = min(MAX_TOKENS, model.config.max_positions)
+    tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, preprocess=model.preprocess, prompt=None)
+    longest = (model.preprocess or {}).get("max_tokens", model.config.max_positions)
+    max_tokens = min(MAX_TOKENS, longest)
     sources = files(args.source) if args.source else python_documentation()
     items = [{"source": name, "text": p} for name, text in sources for p in passages(text, tokenizer, max_tokens)]
     if not items:
         raise InputError(f"{args.source}: no text in it")
-    temporary = args.out.with_name(args.out.name + ".tmp")
-    temporary.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
-    os.replace(temporary, args.out)
+    whole.write_text(args.out, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
     print(f"{len(items)} passages of up to {max_tokens} tokens in {args.out}")
 
 

@@ -26,7 +26,13 @@ if [ -z "${MODEL:-}" ]; then
   setup_minilm
   MODEL=$MINILM
 fi
-astra-mpi convert "$MODEL" "$work/model.h5"
+check=()
+if python -c 'import sys; from importlib.util import find_spec as f; sys.exit(not (f("torch") and f("transformers")))'; then
+  check=(--check) # the conversion against transformers
+else
+  echo "the conversion is not held against transformers: .venv/bin/pip install torch transformers, and start again"
+fi
+astra-mpi convert "$MODEL" "$work/model.h5" ${check[@]+"${check[@]}"}
 python jobs/passages.py "$work/model.h5" "$work/passages.jsonl" ${corpus[@]+"${corpus[@]}"}
 astra-mpi calibrate "$work/model.h5" --data "$work/passages.jsonl" -o "$work/astra.h5" --threads "$CORES"
 for strategy in sp astra; do

@@ -17,7 +17,7 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.text import Tokenizer
+from astra_mpi.text import Tokenizer, tokenizer_of
 
 QUESTIONS = [
     "How do I catch an exception and clean up afterwards?",
@@ -32,7 +32,7 @@ TOP = 5
 
 def embed(model: Any, tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     """(n, D) embeddings of a few short texts, one call."""
-    rows = tokenizer.encode(texts, model.config.max_positions)
+    rows = tokenizer.encode(texts, (model.preprocess or {}).get("max_tokens", model.config.max_positions))
     ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
     mask = np.zeros(ids.shape, bool)
     for i, row in enumerate(rows):
@@ -79,7 +79,7 @@ def main(comm: MPI.Comm) -> None:
     args = parser.parse_args()
     questions = args.question or QUESTIONS
     model = astra_mpi.load(str(args.folder / "astra.h5"), comm=comm, strategy="sp")
-    tokenizer = Tokenizer(model.tokenizer)
+    tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, preprocess=model.preprocess, prompt=None)
     asked = {}
     for strategy in ("sp", "astra"):
         model.use(strategy)

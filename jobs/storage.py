@@ -21,6 +21,7 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi import whole
 from astra_mpi.config import DTYPES
 from astra_mpi.convert import restore
 from astra_mpi.engine import Model
@@ -108,7 +109,7 @@ def main() -> None:
         print(f"{dtype:<10}" + "".join(f"{row[name]:>14.4g}" for name in names))
     if args.json:
         found = {"model": str(args.model), "tokens": args.tokens, "rows": rows}
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        whole.write_text(args.json, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from mpi4py import MPI
 
 import astra_mpi
 from astra_mpi.commands.model_options import add_condition_options, condition_arguments
-from astra_mpi.text import Tokenizer, read_text
+from astra_mpi.text import Tokenizer, read_text, tokenizer_of
 
 BATCH = 64
 
@@ -31,7 +31,7 @@ def embed_all(model, tokenizer: Tokenizer, texts: list[str], max_tokens: int) ->
     missed = dict.fromkeys(("messages", "lost", "late"), 0)
     rows = tokenizer.encode(texts, max_tokens)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    out = np.empty((len(rows), model.config.d_model), np.float32)
+    out = np.empty((len(rows), model.config.embedding_size or model.config.d_model), np.float32)
     for first in range(0, len(order), BATCH):
         chosen = order[first : first + BATCH]
         lengths = np.array([len(rows[i]) for i in chosen])
@@ -64,9 +64,10 @@ def main(comm: MPI.Comm) -> None:
         seed=args.seed,
         **condition_arguments(args),
     )
+    tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, preprocess=model.preprocess, prompt=None)
     scores, first, second = read_pairs(args.tsv)
     start = time.perf_counter()
-    both, missed = embed_all(model, Tokenizer(model.tokenizer), first + second, args.max_tokens)
+    both, missed = embed_all(model, tokenizer, first + second, args.max_tokens)
     wall_s = time.perf_counter() - start
     if comm.Get_rank() == 0:
         from scipy.stats import spearmanr

@@ -18,6 +18,7 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi import whole
 from astra_mpi.engine import Model
 from astra_mpi.synthetic import random_batch
 
@@ -90,8 +91,7 @@ def main() -> None:
                 f"{f'{low:.2f}..{high:.2f}':>16}{row['limit']:>7.2f}x{row['distinct_keys']:>6.0f}"
             )
         if args.json:
-            with open(args.json, "w", encoding="utf-8") as file:
-                json.dump(rows, file, indent=2)
+            whole.write_text(args.json, json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import numpy as np
 from numba import njit
 
+from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels._cpu_math import FASTMATH, exp, f32, from_ordered_bits, i32, ordered_bits
 
 Array = np.ndarray
@@ -59,7 +60,7 @@ def _attend_tile(q, k, v, key_bias, reach, acc, row_max, row_sum, heads, rows, k
     acc[heads.start * repeat : heads.stop * repeat, rows] += sums.reshape(-1, sums.shape[2], d_head)
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _softmax_step(scores, key_bias, reach, first, acc, row_max, row_sum):
     """scores (h, a, m) -> exp(scores + key_bias - new maximum); acc, row_max and row_sum follow the new maximum.
 
@@ -121,7 +122,7 @@ def attend_codes(
     return weights
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _attend_codes(key_codes, parts, value_codes, scale, offset, scores, weights, row_max, row_sum):
     n_keys, n_codes = key_codes.shape
     n_heads = parts.shape[2]
@@ -157,7 +158,7 @@ def attend_rows(
     _attend_rows(np.ascontiguousarray(q), table, rows, key_bias, scores, acc, row_max, row_sum)
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _attend_rows(q, table, rows, key_bias, scores, acc, row_max, row_sum):
     h_kv, repeat, d = q.shape
     for j in range(rows.size):

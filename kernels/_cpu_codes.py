@@ -1,8 +1,8 @@
 """What is done with codes: wire packing, decoding, table sums."""
 
 import numpy as np
-from numba import njit
 
+from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels._cpu_math import FASTMATH
 from astra_mpi.kernels.reference import check_message, code_dtype
 
@@ -60,7 +60,7 @@ def _wide(codes):
     return np.ascontiguousarray(codes, np.uint16)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _pack(codes, bits, message):
     mask = np.uint64((1 << bits) - 1)
     pending, n_pending, position = np.uint64(0), 0, 0
@@ -76,7 +76,7 @@ def _pack(codes, bits, message):
         message[position] = pending
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _unpack(message, bits, codes):
     mask = np.uint64((1 << bits) - 1)
     pending, n_pending, position = np.uint64(0), 0, 0
@@ -91,7 +91,7 @@ def _unpack(message, bits, codes):
         n_pending -= bits
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _gather(codes, entries, out):
     n_groups, _, width = entries.shape
     for i in range(codes.shape[0]):
@@ -101,7 +101,7 @@ def _gather(codes, entries, out):
                 out[i, g * width + w] = entry[w]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _table_sum(codes, tables, plain, scale, bias, out):
     n, n_tables = codes.shape
     width = out.shape[1]
@@ -124,7 +124,7 @@ def _table_sum(codes, tables, plain, scale, bias, out):
                 row[e] = row[e] * factor + bias[e]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@compiled(fastmath=FASTMATH)
 def _gram_sum(codes, gram, out):
     n, n_stages = codes.shape
     for i in range(n):

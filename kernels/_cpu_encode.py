@@ -8,6 +8,7 @@ tokens are encoded together, and equal entries give the lowest index.
 import numpy as np
 from numba import njit
 
+from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels._cpu_math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
 from astra_mpi.kernels.reference import code_dtype
 
@@ -52,7 +53,7 @@ def _tiles(n, n_codes):
         yield slice(start, stop), scratch[: stop - start]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _pick(scores, half_norms, x, first_row, first_column, entries, codes, column):
     """codes[first_row + i, column] = argmin_k half_norms[k] - scores[i, k], exact among near ties."""
     n_rows, n_codes = scores.shape
@@ -89,7 +90,7 @@ def _rounding(vector, best):
     return f32((vector.size + 4) * 2.0**-23 * 1.5) * reach * reach
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _nearest_of_close(vector, entries, half_norms, scores, limit):
     """The lowest index of least float64 distance among the entries whose score is within the limit."""
     least, chosen = np.inf, 0
@@ -104,7 +105,7 @@ def _nearest_of_close(vector, entries, half_norms, scores, limit):
     return chosen
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _subtract(residual, entries, codes, stage):
     """residual[i] -= entries[codes[i, stage]]."""
     for i in range(residual.shape[0]):

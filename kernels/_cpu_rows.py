@@ -1,8 +1,8 @@
 """Normalisation, rotation and activation: one pass over rows that stay in the first-level cache."""
 
 import numpy as np
-from numba import njit
 
+from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels._cpu_math import FASTMATH, erf, exp, f32
 
 Array = np.ndarray
@@ -69,7 +69,7 @@ def activate(x: Array, bias: Array | None, name: str) -> Array:
     return x
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _layer_norm(x, weight, bias, eps, out):
     n, width = x.shape
     for i in range(n):
@@ -86,7 +86,7 @@ def _layer_norm(x, weight, bias, eps, out):
             result[j] = (row[j] - mean) * factor * weight[j] + bias[j]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _add_residual(x, y, bias):
     n, width = x.shape
     for i in range(n):
@@ -95,7 +95,7 @@ def _add_residual(x, y, bias):
             row[j] += other[j] + bias[j]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _add_layer_norm(x, y, bias, weight, norm_bias, eps, out):
     for i in range(x.shape[0]):
         rows = slice(i, i + 1)
@@ -103,7 +103,7 @@ def _add_layer_norm(x, y, bias, weight, norm_bias, eps, out):
         _layer_norm(x[rows], weight, norm_bias, eps, out[rows])
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _rms_norm(x, weight, eps, out):
     n, width = x.shape
     for i in range(n):
@@ -116,7 +116,7 @@ def _rms_norm(x, weight, eps, out):
             result[j] = row[j] * factor * weight[j]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _add_rms_norm(x, y, bias, weight, eps, out):
     for i in range(x.shape[0]):
         rows = slice(i, i + 1)
@@ -124,7 +124,7 @@ def _add_rms_norm(x, y, bias, weight, eps, out):
         _rms_norm(x[rows], weight, eps, out[rows])
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _rotate(x, turns, n_heads):
     n, d_head = turns.shape
     half = d_head // 2
@@ -139,7 +139,7 @@ def _rotate(x, turns, n_heads):
                 second[a] = v * cos[a] + u * sin[a]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _multiply(x, bias, factor):
     n, width = x.shape
     for i in range(n):
@@ -148,7 +148,7 @@ def _multiply(x, bias, factor):
             row[j] = (row[j] + bias[j]) * other[j]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _activate(x, bias, kind):
     n, width = x.shape
     for i in range(n):

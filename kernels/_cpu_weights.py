@@ -4,9 +4,10 @@ A product with one vector is bound by memory, so it reads the narrow numbers onc
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
+from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels._cpu_math import FASTMATH, f32, i32
 
 Array = np.ndarray
@@ -68,7 +69,7 @@ def _number_of(value):
     return half
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _widen(values, scale, scaled, first, out):
     for i in range(out.shape[0]):
         row, wide = values[i, first : first + out.shape[1]], out[i]
@@ -81,7 +82,7 @@ def _widen(values, scale, scaled, first, out):
                 wide[j] = _number(row[j])
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _vecmat(x, values, scale, scaled, out):
     m, n = values.shape
     out[:] = 0
@@ -103,7 +104,7 @@ def _vecmat(x, values, scale, scaled, out):
             out[j] *= scale[j]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _matvec(values, scale, scaled, x, out):
     m, n = values.shape
     single = m % 4

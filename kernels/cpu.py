@@ -7,6 +7,7 @@ array's kernel anew.
 
 import numpy as np
 
+from astra_mpi.kernels import _compile
 from astra_mpi.kernels._cpu_attention import attend, attend_codes, attend_rows
 from astra_mpi.kernels._cpu_codes import decode_grouped, decode_residual, gram_sum, pack, table_sum, unpack
 from astra_mpi.kernels._cpu_encode import encode_grouped, encode_residual
@@ -32,6 +33,7 @@ __all__ = [
     "attend",
     "attend_codes",
     "attend_rows",
+    "cache_state",
     "count_codes",
     "decode_grouped",
     "decode_residual",
@@ -51,6 +53,11 @@ __all__ = [
     "warm_up",
     "widen",
 ]
+
+
+def cache_state() -> _compile.CacheState:
+    """Where compiled kernels are kept between runs, or why they are not; complete after `warm_up`."""
+    return _compile.STATE
 
 
 def warm_up() -> None:

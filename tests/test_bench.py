@@ -106,7 +106,8 @@ def test_calibrate_command(tmp_path):
     np.save(tmp_path / "ids.npy", ids)
     arguments = ("calibrate", tmp_path / "m.h5", "--data", tmp_path / "ids.npy", "--stages", 2, "--codebook-size", 32)
     for name in ("a.h5", "b.h5"):
-        astra(*arguments, "-o", tmp_path / name, "--threads", 2)
+        _, said = astra(*arguments, "-o", tmp_path / name, "--threads", 2)
+        assert "warning: 480 tokens are few for codebooks of 32 entries; 4096 are better: " in said
     first, second = read_model(tmp_path / "a.h5").codec, read_model(tmp_path / "b.h5").codec
     assert first.digest == second.digest
     assert first.config.bits_per_token == 10

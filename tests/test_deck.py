@@ -32,7 +32,7 @@ def test_defaults_and_paths(tmp_path):
     assert deck.model.path == tmp_path / "models/m.h5"
     assert deck.output.path == tmp_path / "out.h5"
     assert (deck.parallel.strategy, deck.parallel.weights, deck.run.batch, deck.run.resume) == (
-        "astra",
+        "auto",
         "even",
         8,
         True,
@@ -69,7 +69,7 @@ def test_overrides(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "spec"),
     [
-        ([], "astra"),
+        ([], "auto"),
         (["parallel.strategy=sp"], "sp"),
         (["parallel.strategy=sp:int8:kv"], "sp:kv:int8"),
         (["parallel.strategy=sp", "parallel.gather=kv", "parallel.wire=float16"], "sp:kv:float16"),
@@ -77,7 +77,8 @@ def test_overrides(tmp_path, monkeypatch):
         (["parallel.strategy=tp"], "tp"),
         (["parallel.strategy=segment_means"], "segment_means:8"),
         (["parallel.strategy=segment_means", "parallel.ratio=4"], "segment_means:4"),
-        (["parallel.gather=kv"], "astra"),  # of another strategy: left aside
+        (["parallel.first=inputs"], "auto:inputs"),
+        (["parallel.strategy=astra", "parallel.gather=kv"], "astra"),  # of another strategy: left aside
     ],
 )
 def test_strategy_and_the_keys_beside_it(tmp_path, overrides, spec):

@@ -27,6 +27,7 @@ def facts(n=2, **changes):
         host="node1", cpus=4, cores=[0, 1, 2, 3], quota=None, threads=1, tasks={"PMI_SIZE": n}, files={},
         versions=VERSIONS, speeds={"gemm": 50e9},
         gpu=(True, "no GPU backend asked", ""),
+        shared_memory=(True, "64 MiB free", ""), kernel_cache=(True, "in /c", ""),
     )  # fmt: skip
     each = {name: value if isinstance(value, list) else [value] * n for name, value in changes.items()}
     return [plain | {"rank": r} | {name: values[r] for name, values in each.items()} for r in range(n)]
@@ -60,6 +61,8 @@ def test_nothing_wrong():
         (dict(speeds=[{"gemm": 50e9}, {"gemm": 25e9}]), "speed", "--weights 1.00,0.50"),
         (dict(files=[{"m.h5": "1 bytes, sha256 a"}, {"m.h5": "1 bytes, sha256 b"}]), "file m.h5", "file system"),
         (dict(files={"m.h5": "cannot be read (gone)"}), "file m.h5", "file system"),
+        (dict(shared_memory=[(True, "", ""), (False, "1 MiB free", "enlarge")]), "shared memory of node1", "enlarge"),
+        (dict(kernel_cache=(False, "not kept", "NUMBA_CACHE_DIR")), "compiled kernels of node1", "NUMBA_CACHE_DIR"),
         (dict(gpu=[(True, "", ""), (False, "cupy is not installed", "pip install")]), "gpu", "pip install"),
     ],
 )

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from astra_mpi.calibrate import too_few
 from astra_mpi.codec import fit
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.fit import fit_codebook
 from astra_mpi.codec.kmeans import assign, kmeans, means
 from astra_mpi.config import CodecConfig
 from astra_mpi.errors import InputError
-from astra_mpi.kernels import cpu
+from astra_mpi.kernels import cpu, reference
 from fakes import squared_error
 
 faiss = pytest.importorskip("faiss")
@@ -136,3 +137,26 @@ def test_refused_samples():
         fit_codebook(np.empty((0, 4), np.float32), config, 0, cpu)
     with pytest.raises(InputError, match="NaN"):
         fit_codebook(np.full((9, 4), np.nan, np.float32), config, 0, cpu)
+
+
+def test_fewer_samples_than_entries_are_repeated_and_the_repeats_not_chosen():
+    x = np.random.default_rng(4).normal(size=(5, 3)).astype(np.float32)
+    entries = kmeans(x, 16, 0, reference)
+    assert entries.shape == (16, 3)
+    np.testing.assert_array_equal(assign(x, entries, reference), np.arange(5))
+
+
+@pytest.mark.parametrize(
+    "n_tokens, wanted, n_entries, said",
+    [
+        (32768, 32768, 256, ""),
+        (16384, 32768, 256, ""),
+        (16383, 32768, 256, "256 entries; 32768 are better: F has no more, give more of it"),
+        (32768, 32768, 1024, "1024 entries; 131072 are better: give --samples 131072"),
+        (900, 9999, 1024, "1024 entries, with entries that repeat others; 131072 are better: F has no more, give more"
+         " of it and give --samples 131072"),
+    ],
+)  # fmt: skip
+def test_too_few_tokens(n_tokens, wanted, n_entries, said):
+    told = f"{n_tokens} tokens are few for codebooks of {said}" if said else ""
+    assert too_few(n_tokens, wanted, n_entries, "F", "--samples") == told

@@ -62,6 +62,15 @@ def test_pooling_can_be_chosen(comm, folder):
     assert_raised_everywhere(comm, InputError, "pooler weights", path=str(path), pooling="pooler")
 
 
+def test_first_numbers_of_an_embedding(comm, folder):
+    config = bert_config(normalize=True, embedding_size=7)
+    short = write_on_root(comm, folder / "short.h5", model_file(config))
+    whole = write_on_root(comm, folder / "whole.h5", model_file(bert_config(normalize=True)))
+    batch = random_batch(config, 2, 13)
+    answer = astra_mpi.load(str(short), comm=comm, strategy="sp")(*batch)
+    np.testing.assert_array_equal(answer, astra_mpi.load(str(whole), comm=comm, strategy="sp")(*batch)[:, :7])
+
+
 def test_model_files_that_differ(comm, folder):
     mine = folder / f"model{comm.rank}.h5"
     write_model(mine, model_file(vit_config(), seed=int(comm.rank == comm.size - 1)))
@@ -95,7 +104,9 @@ def test_codebook_file_in_place_of_the_models_own(comm, folder):
     config = bert_config()
     file = model_file(config)
     path = write_on_root(comm, folder / "model.h5", dataclasses.replace(file, codec=None))
-    assert_raised_everywhere(comm, InputError, r"model\.h5 with strategy astra.*no codebooks", path=str(path))
+    assert_raised_everywhere(
+        comm, InputError, r"model\.h5 with strategy astra.*no codebooks", path=str(path), strategy="astra"
+    )
     digest = astra_mpi.load(str(path), comm=comm, strategy="single").digest
     codec = random_codec(config, CodecConfig(stages=1, codebook_size=4))
     if comm.rank == 0:
@@ -171,6 +182,9 @@ def test_uint8_images_are_normalised_by_the_model(comm, folder):
     np.testing.assert_allclose(model(pixels), model(by_hand.transpose(0, 3, 1, 2).astype(np.float32)), atol=1e-5)
     with pytest.raises(InputError, match="channels"):
         model(pixels[..., :2])
+    model.preprocess = None
+    with pytest.raises(InputError, match="uint8 images need the model's preprocessing, and its file has none"):
+        model(pixels)
 
 
 def test_threads(comm, folder):

@@ -63,6 +63,12 @@ def test_unknown_accounting():
         parse_network("10Mbps", "ports")
 
 
+def test_mean_bandwidth_counts_how_long_each_row_holds(tmp_path):
+    rate = read_trace(str(trace(tmp_path, "0,100", "1,10", "10,10")))
+    assert rate.mean_bps == pytest.approx((100e6 + 9 * 10e6 + 9 * 10e6) / 19)
+    assert parse_network("10Mbps").rate.mean_bps == 10e6
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -98,6 +98,7 @@ def test_single_equals_pytorch(tmp_path, make, stride):
             parameter += 0.3 * torch.randn_like(parameter)
     theirs.save_pretrained(tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer.json").write_text(byte_tokenizer())
+    (tmp_path / "hf" / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')  # as it is
     deck = make_job(tmp_path, gpt2_config(), "single", stride=stride)
     write_model(tmp_path / "model.h5", convert(tmp_path / "hf")[0])
     model = astra_mpi.load(str(tmp_path / "model.h5"), comm=MPI.COMM_SELF, strategy="single")

@@ -30,7 +30,7 @@ from astra_mpi.planner import Setting, best_cut, compare_codecs, plan
 from astra_mpi.planner_inputs import make_setting, read_outline, read_profile
 from astra_mpi.synthetic import random_batch
 from astra_mpi.work import Cost, Job, RankWork, Stage, Transfer, Work, shape_of
-from fakes import bert_config, model_file, vit_config
+from fakes import bert_config, llama_config, model_file, vit_config
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
 ROUND = Speeds(gemm=1e9, attention=1e9, encode=1e9, table=1e9, elements=1e9, stream=1e9, block_s=0.0)
@@ -252,6 +252,34 @@ def test_strategies_that_these_ranks_cannot_use_are_skipped_with_a_reason():
     }
     assert "cannot be cut into 5 equal parts" in rows["bp"]["skipped"] and "skipped" in rows["bp:sp"]
     assert rows["astra"]["latency_s"]["port"] > 0
+
+
+@pytest.mark.parametrize("speeds", [(ROUND,) * 3, (ROUND, ROUND, ROUND.times(0.5))])
+def test_what_a_family_cannot_use_is_skipped_and_the_rest_is_planned(speeds):
+    """Of equally fast ranks and of uneven ones, whose cuts are made from the costs."""
+    answer = plan(Setting(llama_config(), 30, speeds, Network(1e9, 0)))
+    rows = {row["strategy"]: row for row in answer["strategies"]}
+    assert list(rows) == list(STRATEGIES)
+    assert {name for name, row in rows.items() if "skipped" in row} == {"bp", "bp:sp", "segment_means:8"}
+    assert "no position for rotary keys" in rows["segment_means:8"]["skipped"]
+    assert advice({**answer, "size": 3})
+
+
+@pytest.mark.parametrize(("bps", "bound"), [(1e6, "port"), (1e9, "rank")])
+def test_ranks_of_a_causal_model_work_ahead(bps, bound):
+    """One message of 80 kB after another, or one block of the slower rank after another."""
+    ranks = (RankWork(during=Work(gemm=1e6)), RankWork(during=Work(gemm=3e6), after=Work(gemm=1e6)))
+    transfer = Transfer("gather", (80000, 0), 0.0, forward=True)
+    cost = Cost("sp", True, (Stage(5, ranks, transfer),))
+    both = Cost("sp", True, (Stage(5, ranks, replace(transfer, forward=False)),))
+    network = Network(bps, 0.002)
+    period_s = 0.64 if bound == "port" else 0.004
+    first_s = latency(replace(cost, stages=(replace(cost.stages[0], repeats=1),)), (ROUND, ROUND), network).total
+    assert first_s == pytest.approx(max(8 * 80000 / bps + 0.001, 0.003) + 0.001)
+    assert latency(cost, (ROUND, ROUND), network).total == pytest.approx(first_s + 4 * period_s)
+    assert latency(both, (ROUND, ROUND), network).total == pytest.approx(5 * first_s)
+    for at in (cost, both):
+        assert latency(at, (ROUND, ROUND), network, "paper").total == pytest.approx(5 * 0.004)
 
 
 def test_families_shapes():

@@ -1,6 +1,7 @@
 """The batch job around a small stand-in model, at any number of ranks."""
 
 import json
+import resource
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from astra_mpi import runner
+from astra_mpi import checksum, runner
 from astra_mpi.broadcast import broadcast_batch, broadcast_text
 from astra_mpi.deck import load_deck
 from astra_mpi.errors import AstraError, InputError
@@ -204,6 +205,31 @@ def test_lost_lock_is_an_error_on_all_ranks(comm, folder):
     with pytest.raises(AstraError, match="another run took over") as caught:
         execute(comm, folder, StandIn(comm, steal))
     assert caught.value.collective
+
+
+@pytest.mark.parametrize("n_bytes", range(0, 16 * 1024, 1024))
+def test_a_failed_write_ends_all_ranks_and_loses_nothing(comm, folder, n_bytes):
+    """Files of at most so many bytes: all ranks raise the one sentence, and the same job goes on to the same bits."""
+    deck = make_deck(comm, folder)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    said = ""
+    try:
+        runner.run(deck, StandIn(comm), comm, open_source=open_source)
+    except AstraError as exc:
+        said = str(exc)
+        assert exc.collective and type(exc) is AstraError
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert said == broadcast_text(comm, said)
+    assert not said or ("cannot be written (File too large)" in said and str(folder) in said)
+    assert bool(said) if n_bytes < 5 * 1024 else n_bytes < 14 * 1024 or not said
+    assert not [path.name for path in folder.rglob("*") if path.name.endswith(".tmp") or path.name.startswith("lock")]
+    comm.Barrier()
+    execute(comm, folder, StandIn(comm))
+    np.testing.assert_array_equal(results(comm, folder), expected())
+    with h5py.File(folder / "out.h5", locking=False) as file:
+        assert checksum.fits(file)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (5, 7)])

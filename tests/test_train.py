@@ -1,6 +1,7 @@
 """`astra-mpi train`: what it writes, on one process and on several, stopped and continued; wrong input."""
 
 import json
+import resource
 import sys
 from dataclasses import replace
 
@@ -304,6 +305,34 @@ def test_precision_is_that_of_every_rank(comm, monkeypatch):
     last = comm.Get_rank() == comm.Get_size() - 1
     monkeypatch.setattr(start, "has_bfloat16", lambda device: not last)
     assert start.halves("auto", "cpu", comm) is False
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("n_bytes", [300, 9000])
+def test_a_failed_write_ends_all_ranks_and_loses_nothing(comm, mpi_tmp_path, n_bytes):
+    """The log, a checkpoint or the model: one sentence on all ranks, then the same model as undisturbed."""
+    changes = dict(train_steps=2, train_checkpoint_every=1, train_batch=4, output_path=str(mpi_tmp_path / "out.h5"))
+    if comm.Get_rank() == 0:
+        small_deck(mpi_tmp_path, "vit", **changes)
+    comm.Barrier()
+    deck = load_train_deck(mpi_tmp_path / "deck.toml")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        with pytest.raises(AstraError, match=r"cannot be written \(File too large\)") as caught:
+            run(deck, comm)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.collective and caught.value.exit_code == 3
+    assert not list(mpi_tmp_path.rglob("*.tmp"))
+    comm.Barrier()
+    run(deck, comm)
+    if n_bytes == 300:  # nothing had been done yet
+        return
+    again = read_model(deck.output.path).digest
+    comm.Barrier()
+    run(load_train_deck(mpi_tmp_path / "deck.toml", ["train.resume=false"]), comm)
+    assert read_model(deck.output.path).digest == again
 
 
 @pytest.mark.mpi

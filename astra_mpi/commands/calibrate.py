@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("model", metavar="MODEL.h5", help="model file")
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="items like those of later runs")
     parser.add_argument("--dataset", metavar="A,B", help="field, column(s) or dataset of FILE (default as in decks)")
+    parser.add_argument("--prompt", metavar="NAME", help="put before texts; '': none (default as in decks)")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.h5", help="model file with codebooks to write")
     parser.add_argument("--codebook-only", action="store_true", help="write a codebook file for this model instead")
     parser.add_argument(
@@ -36,13 +38,13 @@ def add_parser(subparsers: Any) -> None:
         default=METRICS[0],
         help="by what codes are nearest: keys-values, what they change in these (default), or plain distance",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, uses_mpi=True)
 
 
 def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from astra_mpi.calibrate import fit_codec, shuffled_batches
+    from astra_mpi.calibrate import fit_codec, shuffled_batches, too_few
     from astra_mpi.codecfile import write_codebooks
     from astra_mpi.config import require
     from astra_mpi.hdf5 import check_target
@@ -69,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         threads=threads,
         metric=args.metric,
         progress=lambda done, total: bar.advance(1),
+        on_tokens=lambda n: _warn(too_few(n, args.samples, config.codebook_size, str(args.data), "--samples")),
     )
     bar.close()
     made = provenance(_command(args), source=args.data.name)
@@ -83,6 +86,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _warn(text: str) -> None:
+    if text:
+        print(f"astra-mpi: warning: {text}", file=sys.stderr, flush=True)
+
+
 def _open(args: argparse.Namespace, model: ModelFile) -> Source:
     from astra_mpi.deck import InputSection
     from astra_mpi.inputs import open_input
@@ -91,12 +99,25 @@ def _open(args: argparse.Namespace, model: ModelFile) -> Source:
     kind: Any = "images" if model.config.family == "vit" else "text" if text else "tokens"
     names = tuple(args.dataset.split(",")) if args.dataset else None
     dataset = names[0] if names and len(names) == 1 else names
-    return open_input(InputSection(args.data, kind, dataset), model.tokenizer, model.preprocess, model.config)
+    section = InputSection(args.data, kind, dataset)
+    return open_input(section, model.tokenizer, model.preprocess, model.config, prompt=args.prompt)
 
 
 def _command(args: argparse.Namespace) -> str:
     """The command as typed, files without their folders."""
-    names = ("dataset", "samples", "seed", "kind", "groups", "stages", "codebook_size", "site", "encoder", "metric")
+    names = (
+        "dataset",
+        "prompt",
+        "samples",
+        "seed",
+        "kind",
+        "groups",
+        "stages",
+        "codebook_size",
+        "site",
+        "encoder",
+        "metric",
+    )
     given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) is not None]
     options = [f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

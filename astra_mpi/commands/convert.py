@@ -28,6 +28,12 @@ def add_parser(subparsers: Any) -> None:
         help="storage of weights, on disk and in memory (default %(default)s)",
     )
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.bin that belongs to a llama2.c model.bin")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="hold the written file against SRC in transformers, on random inputs and texts; exit code 4 and no OUT.h5"
+        " if they differ (needs transformers and PyTorch)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -35,10 +41,15 @@ def run(args: argparse.Namespace) -> int:
     from astra_mpi.config import require
     from astra_mpi.convert import convert, restore
     from astra_mpi.hdf5 import check_target
+    from astra_mpi.info import usage_of
     from astra_mpi.llama2c import convert_llama2c
     from astra_mpi.modelfile import weight_shapes, write_model
 
     check_target(args.output)
+    if args.check and Path(args.source).suffix != ".h5":
+        from astra_mpi.check.reference import require_libraries
+
+        require_libraries(Path(args.source))
     command = f"convert {Path(args.source).resolve().name} {Path(args.output).name} --dtype {args.dtype}"
     if Path(args.source).suffix == ".bin":
         model, notes = convert_llama2c(args.source, args.tokenizer, args.dtype, command)
@@ -48,7 +59,14 @@ def run(args: argparse.Namespace) -> int:
         model, notes = (restore if again else convert)(args.source, args.dtype, command)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    digest = write_model(args.output, model)
+    if args.check:
+        from astra_mpi.check import write_checked
+
+        digest = write_checked(Path(args.source), Path(args.output), model)
+    else:
+        digest = write_model(args.output, model)
     n_parameters = sum(prod(shape) for shape in weight_shapes(model.config).values())
     print(f"{args.output}: {model.config.family}, {n_parameters:,} parameters, {args.dtype}, digest {digest[:12]}")
+    for name, value in usage_of(model.config, model.preprocess, model.tokenizer is not None, model.provenance).items():
+        print(f"  {name:<15}{value}")
     return 0

@@ -28,7 +28,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("prompt", nargs="?", help="text to go on from")
     parser.add_argument("--prompt-file", metavar="FILE", help="a text file, whole, instead")
     _add_sampling_options(parser)
-    parser.add_argument("--strategy", metavar="A", help="default: astra with codebooks, else sp; see `bench`")
+    parser.add_argument(
+        "--strategy",
+        default="auto",
+        metavar="A",
+        help="auto (default): astra with codebooks, else the exact one for this link (docs/explanation/planner.md)",
+    )
     parser.add_argument("--decode", default="auto", help="local, merged or auto (default; docs/reference/generate.md)")
     add_loading_options(parser, "of drawn tokens and of what is lost")
     parser.set_defaults(run=run, spmd=True, strategies=None)
@@ -50,32 +55,38 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     import numpy as np
 
+    from astra_mpi.auto import Workload, decide, hint, reason
     from astra_mpi.broadcast import broadcast_text
     from astra_mpi.continuation import continuation
     from astra_mpi.errors import collective
     from astra_mpi.generation import Generator, Printer
+    from astra_mpi.strategies import AUTO, coded_form, parse_request
     from astra_mpi.text import tokenizer_of
 
     text = ""
     with collective(comm):
-        task = _task(args)
+        task, request = _task(args), parse_request(args.strategy)
         if comm.Get_rank() == 0:
             text = _prompt(args)
     text = broadcast_text(comm, text)
-    model = load_model(args, comm, args.strategy or "single")
+    model = load_model(args, comm, None if request.name == AUTO else args.strategy)
     with collective(comm):
         _check_family(args.model, model)
         generator = Generator(task, model, args.seed)
-        tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, open_ended=True)
+        tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, open_ended=True, preprocess=model.preprocess)
         ids = _prompt_ids(text, tokenizer, model.config.max_positions)
-    if args.strategy is None and comm.Get_size() > 1:
-        model.use("astra" if model.codec else "sp", counted_keys=args.counted_keys == "on")
-    printer = Printer(tokenizer, ids, sys.stdout) if comm.Get_rank() == 0 else None
+    if request.name == AUTO:
+        workload = Workload(len(ids), new_tokens=args.max_new_tokens, decode=args.decode)
+        coded = coded_form(request) if comm.Get_size() > 1 else "single"  # which needs no tables
+        decide(model, workload, coded, counted_keys=args.counted_keys == "on")
+    with collective(comm):
+        printer = Printer(tokenizer, ids, sys.stdout) if comm.Get_rank() == 0 else None
     new = generator(ids[None], np.ones((1, len(ids)), bool), [0], printer)[0]
     with collective(comm):
         if printer is not None:
             printer.close()
-            print(_costs(model.report), file=sys.stderr, flush=True)
+            said = [_costs(model.report), reason(model.chosen), hint(model.chosen, "--strategy ")]
+            print("\n".join(filter(None, said)), file=sys.stderr, flush=True)
             if args.json:
                 told = {"prompt": text, "text": continuation(tokenizer, ids, new[new >= 0])}
                 write_json(args.json, told | {"tokens": new[new >= 0].tolist(), "report": model.report})
@@ -96,16 +107,32 @@ def _task(args: argparse.Namespace) -> TaskSection:
     temperature = args.temperature if args.temperature is not None else float(drawn)
     names = ("max_new_tokens", "top_k", "top_p", "ignore_end", "decode")
     given = {name: getattr(args, name) for name in names}
-    return TaskSection("generate", temperature=temperature, stop=tuple(args.stop), **given)
+    return TaskSection("generate", temperature=temperature, stop=_stop(args.stop), **given)
+
+
+def _stop(given: list[str]) -> tuple[str, ...]:
+    from astra_mpi.errors import InputError
+    from astra_mpi.text import argument_text
+
+    try:
+        return tuple(argument_text(text) for text in given)
+    except InputError as exc:
+        raise InputError(f"--stop: {exc}") from exc
 
 
 def _prompt(args: argparse.Namespace) -> str:
     from astra_mpi.config import require
-    from astra_mpi.text import read_text
+    from astra_mpi.errors import InputError
+    from astra_mpi.text import argument_text, read_text
 
     one = (args.prompt is None) != (args.prompt_file is None)
     require(one, "give a prompt, or --prompt-file FILE" + (", not both" if args.prompt else ""))
-    return read_text(args.prompt_file) if args.prompt is None else str(args.prompt)
+    if args.prompt is None:
+        return read_text(args.prompt_file)
+    try:
+        return argument_text(args.prompt)
+    except InputError as exc:
+        raise InputError(f"the prompt: {exc}, or as --prompt-file") from exc
 
 
 def _check_family(path: str, model: Model) -> None:
@@ -119,7 +146,7 @@ def _prompt_ids(text: str, tokenizer: Tokenizer, max_positions: int) -> np.ndarr
     """Token ids (T,). InputError where there are none, or too many."""
     from astra_mpi.config import require
 
-    (ids,) = tokenizer.encode([text], max_positions)
+    (ids,) = tokenizer.encode([text], max_positions, lambda _: "the prompt")
     require(len(ids) > 0, "the prompt is empty, with no token to go on from; give a text")
     room = len(ids) < max_positions
     require(room, f"the prompt fills this model's {max_positions} positions; shorten it")

@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, input and codebooks (default %(default)s)")
     add_codec_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, uses_mpi=True)
 
 
 def run(args: argparse.Namespace) -> int:

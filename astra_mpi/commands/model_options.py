@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers such as 2,1,1") from exc
 
 
-def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str) -> Model:
-    """Collective: the model as the options say."""
+def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str | None) -> Model:
+    """Collective: the model as the options say; strategy: as `load` takes it."""
     from astra_mpi.errors import collective
     from astra_mpi.hdf5 import check_target
     from astra_mpi.loading import load
@@ -124,18 +125,17 @@ def write_json(path: str, values: Any) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    """To `path`, or to stdout when it is "-". InputError if it cannot be written, or is an HDF5 file."""
+    """To `path`, whole or not at all, or to stdout when it is "-". AstraError if it cannot be written; InputError if it
+    is an HDF5 file, or where no file can be."""
+    from astra_mpi import whole
     from astra_mpi.errors import InputError
 
     if path == "-":
         sys.stdout.write(text + "\n")
         return
-    try:
+    with suppress(OSError):
         if os.path.isfile(path):
             with open(path, "rb") as old:
                 if old.read(4) == b"\x89HDF":
                     raise InputError(f"{path} is a model or result file and is not overwritten; give another name")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-    except OSError as exc:
-        raise InputError(f"{path} cannot be written ({exc.strerror}); check the folder") from exc
+    whole.write_text(path, text + "\n")

@@ -162,7 +162,9 @@ def _decode(plan: dict[str, Any]) -> list[str]:
         f"{'of full':>9}{'merged is faster':>24}",
     ]
     for row in plan["strategies"]:
-        for mode, way in row["modes"].items():
+        if "skipped" in row:
+            lines.append(f"{row['strategy']:<17}skipped: {row['skipped']}")
+        for mode, way in row.get("modes", {}).items():
             last = _crossover(row) if mode == "merged" else ""
             cache = max(way["cache_bytes"])
             lines.append(

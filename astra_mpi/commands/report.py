@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
 def write_report(runs: Sequence[Path], output: Path, figures: Path | None = None) -> None:
     """Without matplotlib the page has a sentence in place of the plots, and stderr has it too."""
+    from astra_mpi import whole
     from astra_mpi.errors import InputError
     from astra_mpi.plots import draw_all, missing_matplotlib, save_pictures
     from astra_mpi.report_html import page
@@ -39,12 +40,9 @@ def write_report(runs: Sequence[Path], output: Path, figures: Path | None = None
     measured = read_runs(runs)
     lacking = missing_matplotlib()
     pictures = [] if lacking else draw_all(measured)
-    try:
-        output.write_text(page(measured, pictures, lacking), encoding="utf-8")
-        if figures is not None and not lacking:
-            save_pictures(pictures, figures)
-    except OSError as exc:
-        raise InputError(f"{exc.filename or output} cannot be written ({exc.strerror}); check the folder") from exc
+    whole.write_text(output, page(measured, pictures, lacking))
+    if figures is not None and not lacking:
+        save_pictures(pictures, figures)
     if lacking:
         print(f"astra-mpi: no plots: {lacking}", file=sys.stderr)
     print(f"{output}: {len(pictures)} plots, {len(measured.runs)} runs")

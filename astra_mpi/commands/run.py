@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[s
     from astra_mpi.broadcast import broadcast_text
     from astra_mpi.deck import Deck, load_deck
     from astra_mpi.errors import collective
+    from astra_mpi.job_strategy import choose_for_job
     from astra_mpi.results import check_room, recorded_choices
     from astra_mpi.shards import resolve
     from astra_mpi.threads import set_threads
@@ -66,18 +68,22 @@ def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[s
     comm = watched(comm, limit_s)
     model = _load(deck, choices, comm)
     log.event("model loaded", path=deck.model.path, strategy=deck.parallel.spec, threads=threads)
-    return runner.run(deck, model, comm, threads=threads, choices=choices, stop=stop)
+    choose = partial(choose_for_job, deck, model, comm, choices) if deck.parallel.is_auto else None
+    return runner.run(deck, model, comm, threads=threads, choices=choices, stop=stop, choose=choose)
 
 
 def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
-    """Collective: the model as the deck says, with the choices that an earlier part of this job made."""
+    """Collective: the model as the deck says, with the choices that an earlier part of this job made.
+
+    Without a strategy where the deck leaves it to `choose_for_job`, which knows the first batch.
+    """
     from astra_mpi.loading import load
 
     parallel = deck.parallel
     return load(
         str(deck.model.path),
         comm=comm,
-        strategy=parallel.spec,
+        strategy=None if parallel.is_auto else parallel.spec,
         backend=parallel.backend,
         transport=parallel.transport,
         precision=parallel.precision,

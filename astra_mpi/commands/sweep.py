@@ -18,19 +18,19 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("deck", metavar="DECK.toml", help="such as jobs/experiments/sweep-small.toml")
     parser.add_argument("--retry", action="store_true", help="try again what failed for good, too")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, uses_mpi=True)  # which the strategies bring
 
 
 def run(args: argparse.Namespace) -> int:
+    from astra_mpi import whole
     from astra_mpi.commands.report import write_report
     from astra_mpi.sweep import run_sweep
     from astra_mpi.sweep_deck import load_sweep
-    from astra_mpi.sweep_points import write_whole
 
     deck = load_sweep(args.deck)
     result = run_sweep(deck, args.retry)
     path, report = deck.beside(".json"), deck.beside(".html")
-    write_whole(path, json.dumps(result, indent=1) + "\n")
+    whole.write_text(path, json.dumps(result, indent=1) + "\n")
     failed = result["failures"]
     for one in failed:
         print(f"failed: {one['strategy']}, {one['network']}, {one['ranks']} ranks: {one['failure']}", file=sys.stderr)

@@ -24,7 +24,7 @@ def predicted_mode(model: Model, layout: Layout, n_new: int) -> str:
     network, spec = model.exchange.network, str(model.strategy.spec)
     if layout.size == 1 or network.rate is None or spec == "single":
         return "local"
-    link = latency.Network(float(network.rate.bps.mean()), network.rtt_s)
+    link = latency.Network(network.rate.mean_bps, network.rtt_s)
     coding = Coding() if model.codec is None else Coding(model.codec.config, remote=_remote(model))
     longest = int(layout.lengths.argmax())
     slices = layout.counts[longest][layout.order[longest]]

@@ -10,10 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from astra_mpi.config import ModelConfig, require
+from astra_mpi.hf_config import HFConfig
+from astra_mpi.hf_reference import ENCODER, Reference
+from astra_mpi.hf_tensors import Tensors
 from astra_mpi.models.batch import Batch, pack_ids
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.family import Family
-from astra_mpi.models.hf import Source, activation, map_names
+from astra_mpi.models.hf import Source, map_names
 from astra_mpi.partition import Layout
 from astra_mpi.xp import module_of, take
 
@@ -29,6 +32,7 @@ class BertConfig(ModelConfig):
     type_vocab: int = 2  # segment types; every token is of type 0
     pooling: str = "mean"  # mean over content tokens, first token, or tanh layer over the first token
     normalize: bool = False  # scale embeddings to length 1
+    embedding_size: int = 0  # numbers kept of an embedding, after that; 0: all
     has_pooler: bool = False  # the checkpoint has the tanh layer
 
     family: ClassVar[str] = "bert"
@@ -45,6 +49,13 @@ class BertConfig(ModelConfig):
             self.pooling != "pooler" or self.has_pooler,
             "config: pooling 'pooler' needs a checkpoint with pooler weights",
         )
+        size = self.embedding_size
+        good = type(size) is int and 0 <= size < self.d_model
+        require(good, f"config: embedding_size = {size!r} is outside 0..{self.d_model - 1}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Without what is not set, so that models that earlier versions know keep their digest."""
+        return {name: value for name, value in super().as_dict().items() if name != "embedding_size" or value}
 
     @property
     def n_class(self) -> int:
@@ -81,7 +92,7 @@ class Bert(Family):
         return x
 
     def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Shares summed over ranks (B, D) -> embeddings (B, D)."""
+        """Shares summed over ranks (B, D) -> embeddings (B, D), or their first `embedding_size` numbers."""
         xp = module_of(pooled)
         if self.config.pooling == "mean":
             pooled = pooled / xp.asarray(np.maximum(lengths, 1)[:, None].astype(np.float32))
@@ -89,7 +100,7 @@ class Bert(Family):
             pooled = xp.tanh(self.product(pooled, "pooler.weight") + self.w["pooler.bias"])
         if self.config.normalize:
             pooled = pooled / xp.maximum(xp.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
-        return pooled
+        return xp.ascontiguousarray(pooled[:, : self.config.embedding_size or None])
 
     @staticmethod
     def weight_shapes(config: BertConfig) -> Shapes:
@@ -105,26 +116,63 @@ class Bert(Family):
             shapes |= {"pooler.weight": (d, d), "pooler.bias": (d,)}
         return shapes | block_shapes(config, Bert.recipe)
 
+    reference = Reference(
+        architectures=(
+            *("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction", "BertLMHeadModel"),
+            *("BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering"),
+            "BertForMultipleChoice",
+        ),
+        fields=dict(
+            vocab_size=30522,
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            intermediate_size=3072,
+            hidden_act="gelu",
+            hidden_dropout_prob=0.1,
+            attention_probs_dropout_prob=0.1,
+            max_position_embeddings=512,
+            type_vocab_size=2,
+            initializer_range=0.02,
+            layer_norm_eps=1e-12,
+            pad_token_id=0,
+            use_cache=True,
+            classifier_dropout=None,
+            is_decoder=False,
+            add_cross_attention=False,
+            bos_token_id=None,
+            eos_token_id=None,
+            tie_word_embeddings=True,
+        ),
+        guarded={"is_causal": (False,)},
+        harmless={
+            **ENCODER,
+            **dict.fromkeys(("tie_word_embeddings", "id2label", "num_labels"), "of a head that is left out"),
+            "head_dim": "compared with other keys, not used",
+        },
+    )
+
     @staticmethod
-    def from_hf(hf: dict[str, Any]) -> BertConfig:
-        """Hugging Face BERT config.json -> config. KeyError on a missing key."""
-        positions = hf.get("position_embedding_type", "absolute")
-        require(positions == "absolute", f"position_embedding_type '{positions}' is not supported; only absolute is")
-        require(not hf.get("is_decoder", False), "a BERT decoder is not supported; only encoders are")
+    def from_hf(hf: HFConfig, tensors: Tensors) -> BertConfig:
+        """Hugging Face BERT config.json -> config. InputError on what is not supported."""
+        d_model, n_heads = hf.heads("hidden_size", "num_attention_heads")
         return BertConfig(
-            d_model=hf["hidden_size"],
-            n_heads=hf["num_attention_heads"],
-            n_kv_heads=hf["num_attention_heads"],
-            n_layers=hf["num_hidden_layers"],
-            d_ff=hf["intermediate_size"],
-            activation=activation(hf["hidden_act"]),
-            norm_eps=hf["layer_norm_eps"],
-            vocab_size=hf["vocab_size"],
-            max_positions=hf["max_position_embeddings"],
-            type_vocab=hf.get("type_vocab_size", 2),
+            d_model=d_model,
+            n_heads=n_heads,
+            n_kv_heads=n_heads,
+            n_layers=hf.integer("num_hidden_layers"),
+            d_ff=hf.integer("intermediate_size"),
+            activation=hf.activation("hidden_act"),
+            norm_eps=hf.number("layer_norm_eps"),
+            vocab_size=hf.integer("vocab_size"),
+            max_positions=hf.integer("max_position_embeddings"),
+            type_vocab=hf.integer("type_vocab_size"),
+            has_pooler=tensors.has("pooler.dense.weight"),
         )
 
     hf_prefix = "bert."
+    hf_anchor = "embeddings.LayerNorm.weight"
+    hf_other_names = ((r"LayerNorm\.weight", "LayerNorm.gamma"), (r"LayerNorm\.bias", "LayerNorm.beta"))
 
     @staticmethod
     def hf_weights(config: BertConfig) -> dict[str, Source]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from astra_mpi.config import ModelConfig, require
+from astra_mpi.errors import InputError
+from astra_mpi.hf_config import HFConfig, shown
+from astra_mpi.hf_tensors import Tensors, equal
 from astra_mpi.models.batch import Batch, pack_ids
 from astra_mpi.models.block import Shapes
 from astra_mpi.models.family import Family
@@ -111,3 +114,37 @@ def embedding_shapes(config: DecoderConfig) -> Shapes:
     if not config.tied:
         shapes["head.weight"] = (config.d_model, config.vocab_size)
     return shapes
+
+
+def causal_layers(hf: HFConfig, key: str) -> int:
+    """Number of blocks. InputError if one of them sees other tokens than all before it."""
+    n_layers = hf.integer(key)
+    kinds = hf.get("layer_types")
+    full = isinstance(kinds, list) and len(kinds) == n_layers and all(kind == "full_attention" for kind in kinds)
+    require(
+        kinds is None or full, f"layer_types = {shown(kinds)} is not supported; only full_attention in all blocks is"
+    )
+    return n_layers
+
+
+def tied_head(hf: HFConfig, tensors: Tensors, word: str, head: str = "lm_head.weight") -> bool:
+    """Whether the head is the word embedding, as transformers decides it: config.json says so and the checkpoint does
+    not have two that differ. One that is alone then stands for both.
+
+    InputError where there is no head at all.
+    """
+    found_word, found_head = tensors.find(word), tensors.find(head)
+    if not hf.flag("tie_word_embeddings"):
+        if found_head is None:
+            raise InputError(
+                f"there is no tensor {head}, and tie_word_embeddings is false: this is a base model without a head;"
+                " give the checkpoint of the language model, or set tie_word_embeddings to true if its head is the word"
+                " embedding"
+            )
+        return False
+    if found_word is None and found_head is not None:
+        tensors.use(word, instead=head)
+    if found_word is None or found_head is None or equal(found_word, found_head):
+        return True
+    hf.notes.append(f"tie_word_embeddings is true, but {head} is not the word embedding; it was kept as the head")
+    return False

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from astra_mpi.hf_reference import Reference
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Recipe
 from astra_mpi.scratch import Scratch
@@ -23,10 +24,16 @@ class Family:
     #: what codebooks quantise unless told otherwise: behind a norm, if the block begins with one, an error changes keys
     #: and values by a linear map, which is the metric of codec/metric.py
     default_site: ClassVar[str] = "hidden"
+    #: what transformers reads of its config.json
+    reference: ClassVar[Reference]
     #: prefix of tensor names in checkpoints with a head on top
     hf_prefix: ClassVar[str] = ""
+    #: a tensor that every checkpoint has; what stands before its name was put there by a wrapper
+    hf_anchor: ClassVar[str] = ""
+    #: other names that transformers takes for a tensor: a pattern in ours, and what stands there instead
+    hf_other_names: ClassVar[tuple[tuple[str, str], ...]] = ()
     #: what the names of tensors in blocks begin with, after the prefix
-    hf_blocks: ClassVar[str] = "encoder.layer."
+    hf_blocks: ClassVar[tuple[str, ...]] = ("encoder.layer.",)
     #: ends of the names of tensors that are no weights
     hf_constants: ClassVar[tuple[str, ...]] = ("position_ids",)
 

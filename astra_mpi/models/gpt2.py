@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from astra_mpi.config import require
+from astra_mpi.hf_config import HFConfig
+from astra_mpi.hf_reference import GUARDED_DECODER, Reference
+from astra_mpi.hf_tensors import Tensors
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
-from astra_mpi.models.decoder import Decoder, DecoderConfig, embedding_shapes
-from astra_mpi.models.hf import Source, activation, check_architecture, map_names
+from astra_mpi.models.decoder import Decoder, DecoderConfig, causal_layers, embedding_shapes, tied_head
+from astra_mpi.models.hf import Source, map_names
 from astra_mpi.partition import Layout
 from astra_mpi.xp import take
 
@@ -43,28 +46,73 @@ class GPT2(Decoder):
         shapes = {"embed.position": (config.max_positions, d), "norm.weight": (d,), "norm.bias": (d,)}
         return embedding_shapes(config) | shapes | block_shapes(config)
 
+    reference = Reference(
+        architectures=("GPT2LMHeadModel", "GPT2Model"),
+        fields=dict(
+            vocab_size=50257,
+            n_positions=1024,
+            n_embd=768,
+            n_layer=12,
+            n_head=12,
+            n_inner=None,
+            activation_function="gelu_new",
+            resid_pdrop=0.1,
+            embd_pdrop=0.1,
+            attn_pdrop=0.1,
+            layer_norm_epsilon=1e-5,
+            initializer_range=0.02,
+            summary_type="cls_index",
+            summary_use_proj=True,
+            summary_activation=None,
+            summary_proj_to_labels=True,
+            summary_first_dropout=0.1,
+            scale_attn_weights=True,
+            use_cache=True,
+            bos_token_id=50256,
+            eos_token_id=50256,
+            pad_token_id=None,
+            scale_attn_by_inverse_layer_idx=False,
+            reorder_and_upcast_attn=False,
+            add_cross_attention=False,
+            tie_word_embeddings=True,
+        ),
+        guarded=GUARDED_DECODER,
+        harmless={
+            "reorder_and_upcast_attn": "the order of the same operations",
+            **dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), "of models with rotary positions"),
+            "head_dim": "of other models' caches",
+            "n_ctx": "older name of n_positions, which counts",
+            "id2label": "of a head that is not part of what is converted",
+            "num_labels": "of a head that is not part of what is converted",
+        },
+        aliases={
+            "hidden_size": "n_embd",
+            "max_position_embeddings": "n_positions",
+            "num_attention_heads": "n_head",
+            "num_hidden_layers": "n_layer",
+        },
+    )
+
     @staticmethod
-    def from_hf(hf: dict[str, Any]) -> GPT2Config:
-        """Hugging Face GPT-2 config.json -> config. KeyError on a missing key."""
-        check_architecture(hf, ("GPT2LMHeadModel", "GPT2Model"))
-        wanted = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-        for key, value in wanted.items():
-            require(hf.get(key, value) is value, f"{key} = {hf.get(key)} is not supported; only {value} is")
+    def from_hf(hf: HFConfig, tensors: Tensors) -> GPT2Config:
+        """Hugging Face GPT-2 config.json -> config. InputError on what is not supported."""
+        d_model, n_heads = hf.heads("n_embd", "n_head")
         return GPT2Config(
-            d_model=hf["n_embd"],
-            n_heads=hf["n_head"],
-            n_kv_heads=hf["n_head"],
-            n_layers=hf["n_layer"],
-            d_ff=hf.get("n_inner", 4 * hf["n_embd"]),
-            activation=activation(hf["activation_function"]),
-            norm_eps=hf["layer_norm_epsilon"],
-            vocab_size=hf["vocab_size"],
-            max_positions=hf["n_positions"],
-            tied=hf.get("tie_word_embeddings", True),
+            d_model=d_model,
+            n_heads=n_heads,
+            n_kv_heads=n_heads,
+            n_layers=causal_layers(hf, "n_layer"),
+            d_ff=4 * d_model if hf.get("n_inner") is None else hf.integer("n_inner"),
+            activation=hf.activation("activation_function"),
+            norm_eps=hf.number("layer_norm_epsilon"),
+            vocab_size=hf.integer("vocab_size"),
+            max_positions=hf.integer("n_positions"),
+            tied=tied_head(hf, tensors, "wte.weight"),
         )
 
     hf_prefix = "transformer."
-    hf_blocks = "h."
+    hf_anchor = "ln_f.weight"
+    hf_blocks = ("h.",)
     hf_constants = (".attn.bias", ".attn.masked_bias", "lm_head.weight")
 
     @staticmethod

@@ -1,21 +1,12 @@
-"""Hugging Face names and settings in this package's terms."""
+"""Hugging Face names in this package's terms."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from astra_mpi.config import require
 from astra_mpi.models.block import Shapes
-
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-
-
-def activation(name: str) -> str:
-    """`hidden_act` -> our name of it; an unknown one is refused by `ModelConfig`."""
-    return _ACTIVATIONS.get(name, name)
 
 
 class Source(NamedTuple):
@@ -25,12 +16,6 @@ class Source(NamedTuple):
     part: int = 0
     n_parts: int = 1
     in_out: bool = False  # a linear layer stored (in, out); they are (out, in) as a rule
-
-
-def check_architecture(hf: dict[str, Any], supported: Sequence[str]) -> None:
-    """InputError where config.json names another architecture than those `supported`."""
-    for name in hf.get("architectures", []):
-        require(name in supported, f"architecture '{name}' is not supported; use one of {', '.join(supported)}")
 
 
 def map_names(shapes: Shapes, names: dict[str, str], block: dict[str, str], prefix: str) -> dict[str, Source]:

@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from astra_mpi.config import require
+from astra_mpi.hf_config import HFConfig
+from astra_mpi.hf_reference import GUARDED_DECODER, Reference
+from astra_mpi.hf_tensors import Tensors
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
-from astra_mpi.models.decoder import Decoder, DecoderConfig, embedding_shapes
-from astra_mpi.models.hf import Source, activation, check_architecture, map_names
-from astra_mpi.models.rope import Rope
+from astra_mpi.models.decoder import Decoder, DecoderConfig, causal_layers, embedding_shapes, tied_head
+from astra_mpi.models.hf import Source, map_names
+from astra_mpi.models.rope import Rope, rope_settings
 from astra_mpi.partition import Layout
 from astra_mpi.xp import take
 
@@ -77,34 +80,74 @@ class Llama(Decoder):
         blocks = block_shapes(config, Llama.recipe, config.unbiased)
         return embedding_shapes(config) | {"norm.weight": (config.d_model,)} | blocks
 
+    reference = Reference(
+        architectures=("LlamaForCausalLM", "LlamaModel"),
+        fields=dict(
+            vocab_size=32000,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=None,
+            hidden_act="silu",
+            max_position_embeddings=2048,
+            initializer_range=0.02,
+            rms_norm_eps=1e-6,
+            use_cache=True,
+            pad_token_id=None,
+            bos_token_id=1,
+            eos_token_id=2,
+            pretraining_tp=1,
+            tie_word_embeddings=False,
+            rope_parameters=None,
+            attention_bias=False,
+            attention_dropout=0.0,
+            mlp_bias=False,
+            head_dim=None,
+        ),
+        guarded=GUARDED_DECODER,
+        harmless={
+            "id2label": "of a head that is not part of what is converted",
+            "num_labels": "of a head that is not part of what is converted",
+        },
+    )
+
     @staticmethod
-    def from_hf(hf: dict[str, Any]) -> LlamaConfig:
-        """Hugging Face Llama config.json -> config. KeyError on a missing key."""
-        check_architecture(hf, ("LlamaForCausalLM", "LlamaModel"))
-        d_model, n_heads = hf["hidden_size"], hf["num_attention_heads"]
-        d_head = hf.get("head_dim", d_model // n_heads)
+    def from_hf(hf: HFConfig, tensors: Tensors) -> LlamaConfig:
+        """Hugging Face Llama config.json -> config. InputError on what is not supported."""
+        d_model, n_heads = hf.heads("hidden_size", "num_attention_heads")
+        hf.only("head_dim", (None, d_model // n_heads), " (hidden_size / num_attention_heads)")
+        n_kv_heads = n_heads if hf.get("num_key_value_heads") is None else hf.integer("num_key_value_heads")
         require(
-            d_head * n_heads == d_model,
-            f"head_dim = {d_head} is not supported; only hidden_size / num_attention_heads = {d_model / n_heads:g} is",
+            n_heads % n_kv_heads == 0,
+            f"num_attention_heads = {n_heads} is not a multiple of num_key_value_heads = {n_kv_heads}",
         )
+        positions = hf.integer("max_position_embeddings")
+        rope = rope_settings(hf, positions)
         return LlamaConfig(
             d_model=d_model,
             n_heads=n_heads,
-            n_kv_heads=hf.get("num_key_value_heads", n_heads),
-            n_layers=hf["num_hidden_layers"],
-            d_ff=hf["intermediate_size"],
-            activation=activation(hf["hidden_act"]),
-            norm_eps=hf["rms_norm_eps"],
-            vocab_size=hf["vocab_size"],
-            max_positions=hf["max_position_embeddings"],
-            tied=hf.get("tie_word_embeddings", False),
-            attention_bias=hf.get("attention_bias", False),
-            mlp_bias=hf.get("mlp_bias", False),
-            **_rope_settings(hf),
+            n_kv_heads=n_kv_heads,
+            n_layers=causal_layers(hf, "num_hidden_layers"),
+            d_ff=hf.integer("intermediate_size"),
+            activation=hf.activation("hidden_act"),
+            norm_eps=hf.number("rms_norm_eps"),
+            vocab_size=hf.integer("vocab_size"),
+            max_positions=positions,
+            tied=tied_head(hf, tensors, "embed_tokens.weight"),
+            rope_theta=rope.theta,
+            rope_type=rope.type,
+            rope_factor=rope.factor,
+            rope_low_factor=rope.low_factor,
+            rope_high_factor=rope.high_factor,
+            rope_trained_positions=rope.trained_positions,
+            attention_bias=hf.flag("attention_bias"),
+            mlp_bias=hf.flag("mlp_bias"),
         )
 
     hf_prefix = "model."
-    hf_blocks = "layers."
+    hf_anchor = "norm.weight"
+    hf_blocks = ("layers.",)
     hf_constants = (".rotary_emb.inv_freq", "lm_head.weight")
 
     @staticmethod
@@ -117,20 +160,6 @@ class Llama(Decoder):
         return map_names(Llama.weight_shapes(config), names, block, "layers.{}")
 
     PRESETS: ClassVar[dict[str, Preset]] = {}
-
-
-def _rope_settings(hf: dict[str, Any]) -> dict[str, Any]:
-    """Rotary positions as config fields; newer files have all of it in `rope_parameters`."""
-    settings = hf.get("rope_parameters") or {"rope_theta": hf.get("rope_theta", 10000.0)} | hf.get("rope_scaling", {})
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    found = {"rope_theta": float(settings["rope_theta"]), "rope_type": kind}
-    if kind in ("linear", "llama3"):
-        found["rope_factor"] = float(settings["factor"])
-    if kind == "llama3":
-        found["rope_low_factor"] = float(settings["low_freq_factor"])
-        found["rope_high_factor"] = float(settings["high_freq_factor"])
-        found["rope_trained_positions"] = settings["original_max_position_embeddings"]
-    return found
 
 
 def _preset(d_model: int, n_heads: int, n_layers: int, d_ff: int, positions: int, **settings: Any) -> Preset:

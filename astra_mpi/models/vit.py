@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from astra_mpi.config import ModelConfig, require
+from astra_mpi.hf_config import HFConfig, shown
+from astra_mpi.hf_reference import ENCODER, Reference
+from astra_mpi.hf_tensors import Tensors
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.family import Family
-from astra_mpi.models.hf import Source, activation, map_names
+from astra_mpi.models.hf import Source, map_names
 from astra_mpi.partition import Layout
 from astra_mpi.xp import beside, module_of, take
 
@@ -119,29 +122,65 @@ class ViT(Family):
             shapes |= {"head.weight": (d, config.n_classes), "head.bias": (config.n_classes,)}
         return shapes | block_shapes(config, ViT.recipe, () if config.qkv_bias else "qkv")
 
+    reference = Reference(
+        architectures=("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),
+        fields=dict(
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            intermediate_size=3072,
+            hidden_act="gelu",
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=0.02,
+            layer_norm_eps=1e-12,
+            image_size=224,
+            patch_size=16,
+            num_channels=3,
+            qkv_bias=True,
+            encoder_stride=16,
+            pooler_output_size=None,
+            pooler_act="tanh",
+        ),
+        guarded={"is_causal": (False,)},
+        harmless={**ENCODER, **dict.fromkeys(("tie_word_embeddings", "vocab_size"), "there are no words")},
+    )
+
     @staticmethod
-    def from_hf(hf: dict[str, Any]) -> ViTConfig:
-        """Hugging Face ViT config.json -> config. KeyError on a missing key."""
-        size = hf["image_size"]
-        classifier = "ViTForImageClassification" in hf.get("architectures", [])
-        labels = {int(i): str(name) for i, name in hf.get("id2label", {}).items()} or {0: "LABEL_0", 1: "LABEL_1"}
+    def from_hf(hf: HFConfig, tensors: Tensors) -> ViTConfig:
+        """Hugging Face ViT config.json -> config. InputError on what is not supported."""
+        d_model, n_heads = hf.heads("hidden_size", "num_attention_heads")
+        hf.only("head_dim", (d_model // n_heads,) if "head_dim" in hf.values else (None,))
+        n_classes, labels = _classes(hf, tensors)
         return ViTConfig(
-            d_model=hf["hidden_size"],
-            n_heads=hf["num_attention_heads"],
-            n_kv_heads=hf["num_attention_heads"],
-            n_layers=hf["num_hidden_layers"],
-            d_ff=hf["intermediate_size"],
-            activation=activation(hf["hidden_act"]),
-            norm_eps=hf["layer_norm_eps"],
-            image_size=(size, size) if isinstance(size, int) else tuple(size),
-            patch_size=hf["patch_size"],
-            channels=hf.get("num_channels", 3),
-            n_classes=len(labels) if classifier else 0,
-            qkv_bias=hf.get("qkv_bias", True),
-            labels=tuple(labels[i] for i in sorted(labels)) if classifier else (),
+            d_model=d_model,
+            n_heads=n_heads,
+            n_kv_heads=n_heads,
+            n_layers=hf.integer("num_hidden_layers"),
+            d_ff=hf.integer("intermediate_size"),
+            activation=hf.activation("hidden_act"),
+            norm_eps=hf.number("layer_norm_eps"),
+            image_size=_sides(hf, "image_size"),
+            patch_size=_square(hf, "patch_size"),
+            channels=hf.integer("num_channels"),
+            n_classes=n_classes,
+            qkv_bias=hf.flag("qkv_bias"),
+            labels=labels,
         )
 
     hf_prefix = "vit."
+    hf_anchor = "embeddings.cls_token"
+    hf_blocks = ("encoder.layer.", "layers.")
+    hf_other_names = (
+        # transformers 5 renamed its modules; as it writes the older names, files have these or those
+        (r"encoder\.layer\.(\d+)\.attention\.attention\.query", r"layers.\1.attention.q_proj"),
+        (r"encoder\.layer\.(\d+)\.attention\.attention\.key", r"layers.\1.attention.k_proj"),
+        (r"encoder\.layer\.(\d+)\.attention\.attention\.value", r"layers.\1.attention.v_proj"),
+        (r"encoder\.layer\.(\d+)\.attention\.output\.dense", r"layers.\1.attention.o_proj"),
+        (r"encoder\.layer\.(\d+)\.intermediate\.dense", r"layers.\1.mlp.fc1"),
+        (r"encoder\.layer\.(\d+)\.output\.dense", r"layers.\1.mlp.fc2"),
+        (r"encoder\.layer\.", "layers."),
+    )
 
     @staticmethod
     def hf_weights(config: ViTConfig) -> dict[str, Source]:
@@ -167,6 +206,46 @@ class ViT(Family):
         return map_names(ViT.weight_shapes(config), names, block, "encoder.layer.{}")
 
     PRESETS: ClassVar[dict[str, Callable[[int | None], ViTConfig]]] = {}
+
+
+def _classes(hf: HFConfig, tensors: Tensors) -> tuple[int, tuple[str, ...]]:
+    """-> (number of classes, 0 for a model without a classifier; their names).
+
+    There are as many as id2label names, or as num_labels says, which makes names of its own where it is another number.
+    """
+    named, own = hf.get("id2label"), hf.get("num_labels") is not None or "num_labels" in hf.values
+    good = named is None or (isinstance(named, dict) and set(named) == set(map(str, range(len(named)))))
+    require(good, f"id2label = {shown(named)} must name each of its classes, 0 and on")
+    n_named = 2 if named is None else len(named)
+    n_classes = hf.integer("num_labels", at_least=0) if own else n_named
+    head = tensors.find("classifier.weight")
+    if "ViTForImageClassification" not in hf.architectures and (hf.architectures or head is None):
+        return 0, ()
+    if n_classes == 0 or head is None:
+        return n_classes, ()
+    require(
+        head.shape[0] == n_classes,
+        f"{head.path}: {head.name} is of {head.shape[0]} classes, but num_labels or id2label of {n_classes}",
+    )
+    if named is None or n_named != n_classes:
+        return n_classes, tuple(f"LABEL_{i}" for i in range(n_classes))
+    return n_classes, tuple(str(named[str(i)]) for i in range(n_classes))
+
+
+def _sides(hf: HFConfig, key: str) -> tuple[int, int]:
+    """Height and width, where one number stands for both."""
+    value = hf.get(key)
+    sides = tuple(value) if isinstance(value, list) else (value, value)
+    good = len(sides) == 2 and all(type(side) is int and side >= 1 for side in sides)
+    require(good, f"{key} = {shown(value)} must be an integer >= 1, or two")
+    return sides
+
+
+def _square(hf: HFConfig, key: str) -> int:
+    """A side of what is as wide as it is high."""
+    height, width = _sides(hf, key)
+    require(height == width, f"{key} = {shown([height, width])} is not supported; only squares are")
+    return height
 
 
 def _preset(n_tokens: int | None, *, d_model: int, n_heads: int, n_layers: int, grid: int, n_classes: int) -> ViTConfig:

@@ -16,9 +16,23 @@ STRATEGIES = {strategy.name: strategy for strategy in _ALL}
 _KNOWN = {name: strategy.options for name, strategy in STRATEGIES.items()}
 
 
+#: instead of a strategy: `astra` with codebooks, else what is predicted to be fastest (`astra_mpi.auto`)
+AUTO = "auto"
+
+
 def parse(text: str, **keys: Value | None) -> Spec:
     """name[:option[:option]] -> spec; `keys`: options given beside it. InputError lists what is possible."""
     return _spec.parse_spec(text, _KNOWN, keys)
+
+
+def parse_request(text: str, **keys: Value | None) -> Spec:
+    """`parse`, but that AUTO stands for itself, with the options of `astra`."""
+    return _spec.parse_spec(text, {**_KNOWN, AUTO: Astra.options}, keys)
+
+
+def coded_form(request: Spec) -> str:
+    """The `astra` that AUTO stands for where there are codebooks."""
+    return str(Spec(Astra.name, request.known, request.values))
 
 
 def forms(text: str) -> list[str]:
@@ -26,4 +40,4 @@ def forms(text: str) -> list[str]:
     return _spec.forms(text, _KNOWN) if text in _KNOWN else [str(parse(text))]
 
 
-__all__ = ["STRATEGIES", "Parts", "Spec", "Strategy", "forms", "parse"]
+__all__ = ["AUTO", "STRATEGIES", "Parts", "Spec", "Strategy", "coded_form", "forms", "parse", "parse_request"]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from astra_mpi import hdf5
+from astra_mpi import checksum, hdf5
 from astra_mpi.config import require
 
 FORMAT = "astra-mpi-checkpoint"
@@ -26,6 +26,7 @@ def save(path: Path, digest: str, step: int, wall_s: float, cpu_s: float, tensor
         group = file.create_group("state")
         for name, tensor in tensors.items():
             group.create_dataset(name, data=tensor.detach().cpu().numpy())
+            file.check()
 
 
 def load(path: Path, digest: str) -> tuple[int, float, float, dict[str, Tensor]]:
@@ -37,6 +38,7 @@ def load(path: Path, digest: str) -> tuple[int, float, float, dict[str, Tensor]]
             f"{path} is a checkpoint of another deck, model or data; give another output.path, or train.resume=false"
             " to discard it",
         )
+        checksum.require_whole(file, "give another output.path, or train.resume=false to discard it")
         group = hdf5.group(file, "state")
         tensors = {name: torch.from_numpy(np.array(item)) for name, item in group.items()}
         times = hdf5.number(file, "wall_s"), hdf5.number(file, "cpu_s")

@@ -17,7 +17,7 @@ from astra_mpi.inputs import open_input
 from astra_mpi.modelfile import ModelFile
 from astra_mpi.partition import displs, even
 from astra_mpi.sources import FileSource, ImageSource, Source
-from astra_mpi.text import Tokenizer, read_text
+from astra_mpi.text import read_text, tokenizer_of
 from astra_mpi.train.deck import DataSection
 
 #: batches of sequences of similar length are made from so many batches at a time
@@ -127,12 +127,11 @@ def open_items(section: DataSection, path: Path, model: ModelFile, need_labels: 
 
 def _windows(section: DataSection, path: Path, model: ModelFile) -> Sequences:
     """A running text as windows side by side; what is left at its end is dropped."""
-    if model.tokenizer is None:
-        raise InputError("the model file holds no tokenizer; convert a folder with tokenizer.json, or give token ids")
+    tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, preprocess=model.preprocess)
     limit = model.config.max_positions
     window = min(limit, section.max_tokens or (model.preprocess or {}).get("max_tokens", limit))
     text = read_text(path)
-    (ids,) = Tokenizer(model.tokenizer).encode([text], max(len(text.encode()) + 2, 1 << 16))
+    (ids,) = tokenizer.encode([text], max(len(text.encode()) + 2, 1 << 16), lambda _: str(path))
     n = len(ids) // window
     require(n > 0 and window > 1, f"{path} has {len(ids)} tokens, fewer than one window of {window}; give more text")
     rows = list(ids[: n * window].reshape(n, window))

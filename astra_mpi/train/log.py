@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from astra_mpi import whole
+from astra_mpi.plots import save_figure
+
 LINE_EVERY_S = 10.0
 
 
@@ -19,12 +22,11 @@ class Log:
         self.first, self.start_s, self.said_s = first, time.monotonic(), 0.0
         kept = read_log(path) if first and path.exists() else []
         self.records = [record for record in kept if record["step"] <= first]
-        path.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+        whole.write_text(path, "".join(json.dumps(record) + "\n" for record in self.records), mark="")
 
     def write(self, record: dict[str, Any], aloud: bool = False) -> None:
         self.records.append(record)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        whole.append(self.path, json.dumps(record) + "\n")
         now_s = time.monotonic()
         if aloud or now_s - self.said_s >= LINE_EVERY_S:
             self.said_s = now_s
@@ -72,4 +74,4 @@ def draw_curve(records: list[dict[str, Any]], picture: Path, metric: str) -> Non
         right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
     handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
     axes.legend(handles=handles, loc="best")
-    figure.savefig(picture, dpi=120)
+    save_figure(picture, figure, dpi=120)

@@ -57,9 +57,10 @@ class Run:
         """Collective: train to the end; -> the last validation figures."""
         train = self.deck.train
         log = None
-        if self.on_root:
-            names = self.deck.beside(".jsonl"), self.deck.beside(".png")
-            log = Log(*names, self.first, train.steps, self.metric.name)
+        with collective(self.comm):
+            if self.on_root:
+                names = self.deck.beside(".jsonl"), self.deck.beside(".png")
+                log = Log(*names, self.first, train.steps, self.metric.name)
         figures: dict[str, float] = {}
         if self.first == 0:
             figures = self._evaluate(0, log)
@@ -77,6 +78,7 @@ class Run:
         return figures
 
     def _step(self, step: int, log: Log | None) -> None:
+        """Collective."""
         batch = self.items.part(self.order.joint(step), self.comm.Get_rank(), self.comm.Get_size())
         loss, norm = self.trainer.step(step, batch)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -88,10 +90,13 @@ class Run:
             error.collective = True
             raise error
         done = step + 1
-        if log is not None and (done % self.deck.train.log_every == 0 or done == 1):
-            log.write({"step": done, "loss": loss, "gradient": norm, "wall_s": self.times[0]})
+        if done % self.deck.train.log_every == 0 or done == 1:
+            with collective(self.comm):
+                if log is not None:
+                    log.write({"step": done, "loss": loss, "gradient": norm, "wall_s": self.times[0]})
 
     def _evaluate(self, done: int, log: Log | None) -> dict[str, float]:
+        """Collective."""
         train, trainer = self.deck.train, self.trainer
         figures = evaluate(
             trainer.twin,
@@ -104,9 +109,10 @@ class Run:
             teacher=trainer.teacher,
             replicas=trainer.replicas,
         )
-        if log is not None:
-            log.write({"step": done, **figures, "wall_s": self.times[0]}, aloud=True)
-            log.draw()
+        with collective(self.comm):
+            if log is not None:
+                log.write({"step": done, **figures, "wall_s": self.times[0]}, aloud=True)
+                log.draw()
         return figures
 
     @property

@@ -13,7 +13,7 @@ from llvmlite.binding import get_host_cpu_features
 
 from astra_mpi import codecfile, modelfile
 from astra_mpi.broadcast import broadcast_text
-from astra_mpi.calibrate import fit_codec
+from astra_mpi.calibrate import fit_codec, too_few
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.config import CodecConfig, require
 from astra_mpi.errors import InputError, collective
@@ -120,8 +120,22 @@ def starting_codec(
             chunks = (items.part(order[a : a + BATCH]) for a in range(0, len(order), BATCH))
             batches = ((b.inputs, None if model.config.family == "vit" else b.keep) for b in chunks)
             seed, n_samples, metric = deck.train.seed, section.samples, section.metric
-            codec = fit_codec(model, batches, config, seed=seed, n_samples=n_samples, threads=threads, metric=metric)
+            codec = fit_codec(
+                model,
+                batches,
+                config,
+                seed=seed,
+                n_samples=n_samples,
+                threads=threads,
+                metric=metric,
+                on_tokens=lambda n: _warn(too_few(n, n_samples, config.codebook_size, "data.train", "codec.samples")),
+            )
     return _same_everywhere(codec, comm)
+
+
+def _warn(text: str) -> None:
+    if text:
+        print(f"astra-mpi: warning: starting codebooks: {text}", file=sys.stderr, flush=True)
 
 
 def _same_everywhere(codec: Codec | None, comm: MPI.Comm) -> Codec:

@@ -128,7 +128,8 @@ class Twin:
             pooled = x[:, : view.n_replicas].mean(dim=1)
             if config.pooling == "pooler":
                 pooled = torch.tanh(self._linear(pooled, "pooler"))
-        return F.normalize(pooled, dim=-1) if config.normalize else pooled
+        pooled = F.normalize(pooled, dim=-1) if config.normalize else pooled
+        return pooled[:, : config.embedding_size or None]
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self.w[name + ".weight"].T, self.w.get(name + ".bias"))

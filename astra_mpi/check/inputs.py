@@ -1,0 +1,38 @@
+"""Random token ids that both sides get."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Tokens(NamedTuple):
+    """Sequences of random tokens, some with gaps between their positions."""
+
+    ids: np.ndarray  # (B, max_positions) int64, for our side: a token stands at its position
+    mask: np.ndarray  # (B, max_positions) bool: where there is one
+    lengths: np.ndarray  # (B,)
+
+    def packed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """-> ids, positions, mask (B, T): the tokens side by side, as transformers takes them."""
+        keep = np.arange(self.lengths.max()) < self.lengths[:, None]
+        ids, positions = np.zeros(keep.shape, np.int64), np.zeros(keep.shape, np.int64)
+        ids[keep], positions[keep] = self.ids[self.mask], np.nonzero(self.mask)[1]
+        return ids, positions, keep
+
+
+def random_tokens(config: Any, longest: int = 96, seed: int = 0) -> Tokens:
+    """Ragged sequences from position 0 on, and one whose positions are spread up to the model's last."""
+    rng = np.random.default_rng(seed)
+    n = min(longest, config.max_positions)
+    lengths = np.array([n, max(1, 2 * n // 3), min(5, n), 1, n])
+    mask = np.arange(config.max_positions) < lengths[:, None]
+    spread = rng.permutation(config.max_positions)[:n]
+    spread[np.argmin(spread)], spread[np.argmax(spread)] = 0, config.max_positions - 1
+    mask[-1] = False
+    mask[-1, spread] = True
+    lengths[-1] = mask[-1].sum()
+    ids = rng.integers(0, config.vocab_size, mask.shape)
+    ids[0, 0], ids[-1, -1] = config.vocab_size - 1, 0
+    return Tokens(ids, mask, lengths)
