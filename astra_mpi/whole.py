@@ -26,7 +26,7 @@ _CURES = {
 #: the place was given wrongly, if a file cannot even be begun there
 _WRONG_PLACE = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
-    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS),
 )
 
 
