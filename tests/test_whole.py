@@ -384,6 +384,19 @@ def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text() == "x" and os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.parametrize(("number", "code"), [(errno.EROFS, 2), (errno.EACCES, 2), (errno.ENOSPC, 3), (errno.EIO, 3)])
+def test_where_no_file_can_be_begun(tmp_path, monkeypatch, number, code):
+    """Wrong use where the place is wrong, a failure where the disk fails."""
+
+    def fails(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.raises(AstraError, match="a cannot be written") as caught:
+        whole.write_text(tmp_path / "a", "x")
+    assert caught.value.exit_code == code
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_merge_whose_folder_fails_is_finished(inputs, tmp_path, monkeypatch, which):
     """The error comes behind the renaming, of the results or of their summary: nothing that is whole is removed."""
