@@ -51,6 +51,8 @@ def read_encoder(folder: Path) -> SentenceEncoder | None:
 
 def _read(folder: Path, path: Path) -> SentenceEncoder:
     modules = _modules(path)
+    whole = modules["Transformer"]
+    require(whole.is_dir(), f"{path} gives the Transformer the path {whole}, which is no folder; download it again")
     settings = load_settings(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     kind = settings.get("model_type", "SentenceTransformer")
     require(kind == "SentenceTransformer", f"{folder / SETTINGS}: model_type = {kind!r} is not supported")

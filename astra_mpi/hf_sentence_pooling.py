@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_mpi.config import require
-from astra_mpi.hf_tokenizer_files import load_object
+from astra_mpi.hf_tokenizer_files import optional_object
 
 #: keys of before `pooling_mode`, in the order in which the modes are put side by side
 _FLAGS = {
@@ -24,7 +24,7 @@ def pooling_of(folder: Path, normalized: bool) -> tuple[str, bool, list[str]]:
     """-> (pooling, whether the tokens of a prompt count, keys left aside). InputError names what is not supported."""
     path = folder / "config.json"
     require(path.is_file(), f"{path} is missing; give a complete Hugging Face folder")
-    settings = load_object(path)
+    settings = optional_object(path)
     require(any(key in settings for key in _SIZES), f"{path} has no embedding_dimension; download it again")
     given = settings.get("pooling_mode", "mean")
     modes = given if isinstance(given, list) else [given]
@@ -47,7 +47,7 @@ def pooling_of(folder: Path, normalized: bool) -> tuple[str, bool, list[str]]:
 def check_normalize(folder: Path) -> None:
     """InputError unless the module scales the embedding itself."""
     path, own = folder / "config.json", "sentence_embedding"
-    settings: dict[str, Any] = load_object(path)
+    settings: dict[str, Any] = optional_object(path)
     names = {"module_input_name": settings.get("module_input_name", own)}
     names["module_output_name"] = settings.get("module_output_name") or own
     for key, name in names.items():

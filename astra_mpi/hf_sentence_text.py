@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_mpi.config import require
-from astra_mpi.hf_tokenizer_files import load_object
+from astra_mpi.hf_tokenizer_files import optional_object
 from astra_mpi.hf_tokenizer_keys import HARMLESS, READ
 
 #: the first that is there and not empty
@@ -21,6 +21,10 @@ _MODEL = ("torch_dtype", "dtype", "attn_implementation", "trust_remote_code", "l
 _CONFIG = ("trust_remote_code", "use_cache")
 #: of the tokenizer's call, and where they lead
 _CALL = {"padding": (True, "longest"), "truncation": (True, "longest_first"), "return_tensors": ("pt",)}
+#: settings of the classes, and of the loading, that may stand in processor_kwargs
+_SETTINGS = (
+    "do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "legacy", "trim_offsets",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class SentenceText:
 
 def read_sentence_text(folder: Path) -> SentenceText:
     """The settings of the Transformer module in this folder. InputError names file and key."""
-    path = next((folder / name for name in _FILES if load_object(folder / name)), folder / _FILES[0])
-    given = load_object(path)
+    path = next((folder / name for name in _FILES if optional_object(folder / name)), folder / _FILES[0])
+    given = optional_object(path)
     new = {"model_args": "model_kwargs", "tokenizer_args": "processor_kwargs", "config_args": "config_kwargs"}
     for old, name in new.items():
         if old in given:
@@ -58,12 +62,6 @@ def read_sentence_text(folder: Path) -> SentenceText:
     other = [f"{path.name}: {key} (not read by encode)" for key in _HARMLESS if given.get(key) is not None]
     other += [f"{path.name}: {key} (not known)" for key in sorted(set(given) - read - set(_HARMLESS))]
     return SentenceText(length, bool(given.get("do_lower_case", False)), overrides, tuple(other))
-
-
-#: settings of the classes, and of the loading, that may stand in processor_kwargs
-_SETTINGS = (
-    "do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "legacy", "trim_offsets",
-)  # fmt: skip
 
 
 def _object(path: Path, given: dict[str, Any], key: str) -> dict[str, Any]:

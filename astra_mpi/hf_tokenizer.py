@@ -13,7 +13,7 @@ from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.hf_folder import load_settings
 from astra_mpi.hf_tokenizer_classes import BACKEND, CLASSES, Parts, TokenizerClass, class_of
-from astra_mpi.hf_tokenizer_files import CONFIG, NAMED, load_object, read_settings
+from astra_mpi.hf_tokenizer_files import CONFIG, NAMED, optional_object, read_settings
 from astra_mpi.hf_tokenizer_keys import check_keys, checked, left_aside
 from astra_mpi.text import fast_tokenizer, refusing
 
@@ -40,7 +40,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], overrides: dict[str,
 
     overrides: of sentence-transformers, instead of keys of tokenizer_config.json. InputError names file and key.
     """
-    given = load_object(folder / CONFIG)
+    given = optional_object(folder / CONFIG)
     check_keys(folder / CONFIG, given | overrides)
     text = _text(folder / FILE)
     chosen = _choose(folder, given, config, text)

@@ -9,7 +9,7 @@ from typing import Any
 
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
-from astra_mpi.hf_folder import load_json
+from astra_mpi.hf_folder import load_object
 
 #: special tokens that have a name of their own
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -30,14 +30,9 @@ def damaged(folder: Path) -> Iterator[None]:
         ) from exc
 
 
-def load_object(path: Path) -> dict[str, Any]:
+def optional_object(path: Path) -> dict[str, Any]:
     """The object of a JSON file, nulls included; {} if there is no file. InputError on anything else."""
-    if not path.is_file():
-        return {}
-    value = load_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is not a JSON object; download it again")
-    return value
+    return load_object(path) if path.is_file() else {}
 
 
 def read_settings(folder: Path, whole: dict[str, Any] | None, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +42,7 @@ def read_settings(folder: Path, whole: dict[str, Any] | None, overrides: dict[st
     known of added tokens by id lies under `added_tokens_decoder`, named tokens beyond the usual ones under
     `model_specific`. InputError names file and key.
     """
-    given = load_object(folder / CONFIG)
+    given = optional_object(folder / CONFIG)
     given.pop("tokenizer_class", None)
     if whole is not None:  # which then has the last word on them
         given.pop("add_bos_token", None)
@@ -91,7 +86,7 @@ def _added_tokens(
         if not isinstance(entries, dict):
             raise InputError(f"{folder / CONFIG}: added_tokens_decoder is not an object; save the tokenizer again")
         return {_integer(i, folder / CONFIG): token_of(entry, folder / CONFIG) for i, entry in entries.items()}
-    for key, value in load_object(folder / SPECIAL).items():
+    for key, value in optional_object(folder / SPECIAL).items():
         if isinstance(value, dict) and key != "extra_special_tokens":
             value = token_of(value | {"special": True}, folder / SPECIAL)
         elif isinstance(value, list) and key == "extra_special_tokens":
@@ -102,7 +97,7 @@ def _added_tokens(
     added = {}
     known = {str(given[name]) for name in NAMED if given.get(name)}
     known |= set(map(str, given.get("extra_special_tokens") or []))
-    for text, i in load_object(folder / ADDED).items():
+    for text, i in optional_object(folder / ADDED).items():
         flags = {"rstrip": False, "lstrip": False, "normalized": text not in known, "special": text in known}
         added[_integer(i, folder / ADDED)] = token_of({"content": text, **flags}, folder / ADDED)
     for entry in (whole or {}).get("added_tokens") or []:

@@ -61,9 +61,6 @@ def conditions(network):
     return [f"parallel.{name}={value}" for name, value in network.items()]
 
 
-# ---- what is chosen
-
-
 @mpi
 @pytest.mark.parametrize("network", [FAST, SLOW, {}])
 def test_all_ranks_choose_the_same_exact_strategy_and_record_it(comm, folder, network):
@@ -171,9 +168,6 @@ def test_the_line_names_what_is_faster_and_what_it_costs(name, words):
     assert hint({"strategy": "single"}, "") == hint(None, "") == ""
 
 
-# ---- the probe
-
-
 @pytest.mark.parametrize("mbps", [1, 10, 100, 10000])
 @pytest.mark.parametrize("rtt_s", [1e-4, 2e-2])
 def test_link_probe_finds_the_link_in_few_messages(monkeypatch, mbps, rtt_s):
@@ -198,9 +192,6 @@ def test_link_probe_on_real_ranks(comm):
     found = comm.allgather(short_probes.measure_link(comm))
     assert all(link == found[0] for link in found)
     assert 1e6 < found[0].bandwidth_bps < 1e14 and 0 < found[0].rtt_s < 1
-
-
-# ---- jobs
 
 
 @mpi
@@ -312,9 +303,6 @@ def test_single_in_a_job_of_several_ranks(comm, folder, task):
     summary = json.loads((folder / "out.json").read_text())
     assert summary["strategy"] == "single" and sum(summary["contributed_bytes"]) == 0
     assert summary["auto"]["by"] == ("prediction" if comm.size > 1 else "one rank")
-
-
-# ---- generate
 
 
 @mpi

@@ -241,24 +241,57 @@ def test_a_continuation_that_is_not_the_references(folders, tmp_path, capsys, mo
     assert "greedy continuation of 8 random tokens, 16 tokens: DIFFERENT, token 0 is" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("normalize", [[], ["Normalize"]])
-def test_sentence_transformers(folders, tmp_path, capsys, normalize):
-    """From characters to embedding, by that library; it reads the folder's own pooling and longest text."""
-    pytest.importorskip("sentence_transformers")
-    bert(tmp_path)
+def sentences(folder, *normalize, **settings):
+    """A folder of sentence-transformers; settings: of sentence_bert_config.json."""
+    bert(folder)
     kinds = ["Transformer", "Pooling", *normalize]
     modules = [{"type": f"sentence_transformers.models.{kind}", "path": f"{i}_{kind}"} for i, kind in enumerate(kinds)]
     modules = [{"idx": i, "name": str(i), **module} for i, module in enumerate(modules)]
     modules[0]["path"] = ""
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (folder / "modules.json").write_text(json.dumps(modules))
     for i, kind in enumerate(kinds[1:], 1):
-        (tmp_path / f"{i}_{kind}").mkdir()
+        (folder / f"{i}_{kind}").mkdir()
     pooling = {"word_embedding_dimension": 24, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 40, "do_lower_case": False}))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    settings = {"max_seq_length": 40, "do_lower_case": False} | settings
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("normalize", [[], ["Normalize"]])
+def test_sentence_transformers(tmp_path, capsys, normalize):
+    """From characters to embedding, by that library; it reads the folder's own pooling and longest text."""
+    pytest.importorskip("sentence_transformers")
+    sentences(tmp_path, *normalize)
     assert check(tmp_path, tmp_path / "m.h5", "--dtype", "bfloat16") == 0
     out = capsys.readouterr().out
     assert "embeddings, cls" in out and "SentenceTransformer.encode of 20 texts: largest difference" in out
+
+
+def test_without_sentence_transformers_the_tokens_are_compared(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    sentences(tmp_path)
+    assert check(tmp_path, tmp_path / "m.h5") == 0
+    out = capsys.readouterr().out
+    assert "embeddings of texts: NOT COMPARED, for sentence-transformers is not installed (pip install 'sent" in out
+    assert "token ids of 20 texts by AutoTokenizer: equal" in out
+    sound = convert_module.convert
+    fault = other_preprocess(max_tokens=39)
+    monkeypatch.setattr(convert_module, "convert", lambda *a: (fault(sound(*a)[0]), []))
+    assert check(tmp_path, tmp_path / "m.h5") == 4
+    assert "token ids of 20 texts by AutoTokenizer" in capsys.readouterr().err
+
+
+def test_without_sentence_transformers_what_changes_texts_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    sentences(tmp_path, do_lower_case=True)
+    prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    assert check(tmp_path, tmp_path / "m.h5") == 0
+    told = "token ids of texts: NOT COMPARED, for the sentence settings have a default prompt, do_lower_case"
+    assert told in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert check(tmp_path, tmp_path / "m.h5") == 2
+    assert "pip install torch 'transformers>=5' 'sentence-transformers>=6'" in capsys.readouterr().err
 
 
 def test_llama2c(tmp_path, capsys, monkeypatch):
@@ -290,13 +323,29 @@ def test_without_the_libraries(folders, tmp_path, capsys, monkeypatch, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_transformers_cannot_read(folders, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "reader", "told"),
+    [
+        ("bert", "transformers.AutoModel.from_pretrained", "transformers cannot read {} (KeyError: 'an"),
+        ("bert", "transformers.AutoTokenizer.from_pretrained", "transformers cannot read the tokenizer of {} (Key"),
+        ("vit", "transformers.AutoImageProcessor.from_pretrained", "cannot read the image processor of {} (Key"),
+        ("sentences", "sentence_transformers.SentenceTransformer.__init__", "sentence-transformers cannot read {} (K"),
+    ],
+)
+def test_what_the_reference_cannot_read_is_not_passed(folders, tmp_path, capsys, monkeypatch, family, reader, told):
     def fails(*_, **__):
         raise KeyError("an odd\nmessage")
 
-    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", fails)
-    assert check(folders["bert"], tmp_path / "m.h5") == 2
-    assert "transformers cannot read" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    folder = folders[family] if family in folders else tmp_path / "hf"
+    if family == "sentences":
+        pytest.importorskip("sentence_transformers")
+        sentences(folder)
+    monkeypatch.setattr(reader, fails)
+    out = tmp_path / "made" / "m.h5"
+    out.parent.mkdir()
+    assert check(folder, out) == 2
+    error = capsys.readouterr().err
+    assert told.format(folder) in error and "convert without --check" in error and not list(out.parent.iterdir())
 
 
 def test_tolerance():

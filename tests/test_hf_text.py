@@ -22,23 +22,14 @@ from astra_mpi.cli import main
 from astra_mpi.convert import convert
 from astra_mpi.errors import InputError
 from astra_mpi.hf_text import read_text_settings
+from astra_mpi.hf_tokenizer_classes import CLASSES
 from astra_mpi.modelfile import read_model, write_model
 from astra_mpi.passages import passages
 from astra_mpi.text import Tokenizer, prompt_of, tokenizer_of
 from fakes import bert_config
 
-#: keys whose changes are made here: those of the failures that were found first
-BERT_KEYS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "post_processor", "normalizer", "auto_map",
-             "truncation_side", "model_max_length", "truncation", "cls_token", "tokenizer_class",
-             "an_unknown_key")  # fmt: skip
-LLAMA_KEYS = ("add_prefix_space", "legacy", "post_processor", "added_tokens_decoder", "additional_special_tokens",
-              "split_special_tokens", "clean_up_tokenization_spaces", "added_tokens")  # fmt: skip
-FILES_KEYS = ("add_prefix_space", "add_bos_token", "bos_token", "")
-SENTENCE_KEYS = {
-    ("sentence_bert_config.json", "max_seq_length"), ("sentence_bert_config.json", "do_lower_case"),
-    ("config_sentence_transformers.json", "default_prompt_name"), ("config_sentence_transformers.json", "truncate_dim"),
-    ("1_Pooling/config.json", "pooling_mode"), ("modules.json", ""), ("1_Pooling/config.json", "include_prompt"),
-}  # fmt: skip
+#: a folder per class of tokenizer, and those that have no tokenizer.json
+FAST = ("bert", "bert-backend", "bert-vocab", "bert-xlm", "gpt2", "gpt2-files", "llama", "llama-qwen2", "llama-roberta")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,30 +38,31 @@ def quiet_libraries():
 
 
 def check(name, changes, scratch):
-    rows = list(job.rows_of(name, changes, scratch))
-    assert len(rows) > len(changes) // 2
+    rows = list(job.rows_of(name, changes, scratch, first=True))
+    assert len(rows) > len({(change.file, change.key) for change in changes}) * 0.8
     assert [row for row in rows if row.outcome == "MISMATCH"] == []
-    assert any(row.detail == "another answer than before" for row in rows)  # the changes do change something
+    assert sum(row.detail == "another answer than before" for row in rows) > 3  # the changes do change something
 
 
-@pytest.mark.parametrize(
-    ("name", "keys"),
-    [("bert", BERT_KEYS), ("llama", LLAMA_KEYS), ("gpt2-files", FILES_KEYS), ("bert-vocab", ("do_lower_case",))],
-)
-def test_every_value_of_a_setting_of_the_tokenizer(name, keys, tmp_path):
-    check(name, [change for change in tokenizer_changes() if change.key in keys], tmp_path)
+@pytest.mark.parametrize("name", FAST)
+def test_every_setting_of_the_tokenizer_with_another_value(name, tmp_path):
+    check(name, tokenizer_changes(), tmp_path)
 
 
-def test_every_value_of_a_setting_of_the_sentence_encoder(tmp_path):
-    changes = [change for change in sentence_changes() if (change.file, change.key) in SENTENCE_KEYS]
-    check(job.SENTENCES, changes, tmp_path)
+def test_every_setting_of_the_sentence_encoder_with_another_value(tmp_path):
+    check(job.SENTENCES, sentence_changes(), tmp_path)
+
+
+def test_every_class_of_tokenizer_has_its_folder(tmp_path):
+    made = set()
+    for name in FAST:
+        FOLDERS[name](tmp_path / name)
+        made.add(read_text_settings(tmp_path / name, bert_config(vocab_size=2000), None).preprocess["tokenizer_class"])
+    assert [kind.name for kind in CLASSES if not made & {kind.name, *kind.aliases}] == []
 
 
 def test_changes_cover_what_the_installed_libraries_read():
     assert uncovered() == []
-
-
-# --- the values that were wrong once --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -202,9 +194,6 @@ def byte_pairs():
     return byte_level().to_str()
 
 
-# --- everywhere else -------------------------------------------------------------------------------------------------
-
-
 def test_convert_and_info_print_what_was_taken(folder, capsys):
     changed(folder, "config_sentence_transformers.json", default_prompt_name="query", truncate_dim=5)
     changed(folder, "tokenizer_config.json", chat_template="{{ messages }}", strange=1)
@@ -270,6 +259,7 @@ def test_prompt_of_refuses_what_the_model_does_not_have():
     ("file", "keys", "message"),
     [
         ("modules.json", {"0.type": "code.Transformer"}, r"modules\.json has a module of type code\.Transformer"),
+        ("modules.json", {"0.path": "nowhere"}, r"gives the Transformer the path \S*nowhere, which is no folder"),
         ("1_Pooling/config.json", dict(pooling_mode="lasttoken"), r"1_Pooling/config\.json: pooling_mode lasttoken"),
         (
             "sentence_bert_config.json",

@@ -66,9 +66,6 @@ def test_a_failed_write_loses_nothing(inputs, memory, name, fault):
         assert row["tried"] > row["failed"], "no size was large enough"
 
 
-# --- processes -----------------------------------------------------------------------------------------------------
-
-
 def limited(n_bytes, *words, cwd):
     """A command whose files may have so many bytes -> exit code and what it said."""
     done = subprocess.run(
@@ -86,9 +83,6 @@ def test_a_process_ends_with_one_sentence(inputs, tmp_path, n_bytes):
     assert code == 3
     assert said == f"astra-mpi: error: m.h5 cannot be written (File too large); {whole._CURES[errno.EFBIG]}\n"
     assert os.listdir(tmp_path) == []
-
-
-# --- the checksum --------------------------------------------------------------------------------------------------
 
 
 def damage(path, name="outputs/embedding"):
@@ -193,9 +187,6 @@ def test_the_checksum_of_a_hostile_file_ends(tmp_path):
             build(file)
             file.attrs["checksum"] = "0" * 64
             assert checksum.fits(file) is False
-
-
-# --- the parts -----------------------------------------------------------------------------------------------------
 
 
 def full(*args, **options):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.check.findings import FLOOR, Finding, equal_rows, held_against
-from astra_mpi.check.reference import Outputs, Reference, first_line, rounding
+from astra_mpi.check.reference import Outputs, Reference, reads, rounding
 from astra_mpi.images import Preprocess
 from astra_mpi.synthetic import random_batch
 
@@ -44,14 +44,12 @@ def _pixels(reference: Reference, model: Any) -> Finding:
     what = "uint8 images by AutoImageProcessor"
     if model.preprocess is None:
         return Finding(what, note="not compared, for the file takes float32 images alone")
-    try:
+    with reads(f"the image processor of {reference.folder}"):
         from transformers import AutoImageProcessor
 
         theirs = AutoImageProcessor.from_pretrained(
             reference.folder, local_files_only=True, trust_remote_code=False, use_fast=False
         )
-    except Exception as exc:  # the library raises what it likes
-        return Finding(what, note=f"not compared, for transformers cannot read it ({first_line(exc)})")
     prepare, (height, width) = Preprocess(**model.preprocess), model.config.image_size
     rng, ours, expected = np.random.default_rng(0), [], []
     for shape in ((height, width), (height + 37, width + 12), (height // 2 + 3, width * 2 + 5), (height, height)):

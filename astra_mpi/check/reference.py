@@ -13,10 +13,11 @@ import numpy as np
 
 from astra_mpi.check.findings import Finding, relative, tolerance
 from astra_mpi.errors import InputError
-from astra_mpi.hf_sentence import read_encoder
+from astra_mpi.hf_sentence import MODULES, read_encoder
 from astra_mpi.modelfile import ModelFile
 
-_INSTALL = "pip install torch 'transformers>=5'"
+_INSTALL, _SENTENCES = "pip install torch 'transformers>=5'", "'sentence-transformers>=6'"
+INSTALL_SENTENCES = f"pip install {_SENTENCES}"
 #: nothing is downloaded, no code of the folder and no pickle is run
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 Outputs = dict[str, np.ndarray]
@@ -31,6 +32,7 @@ class Reference:
     model: Any  # torch.nn.Module
     dtype: str  # what the model file stores
     is_folder: bool = True
+    is_rounded: bool = False  # whether `model` has its weights in `dtype` already
 
     def outputs(self, forward: Callable[[Any], Outputs]) -> tuple[Outputs, float, Outputs | None]:
         """-> (`forward`'s arrays by name, in float64 with rounded weights; tolerance; those of weights not rounded).
@@ -50,12 +52,10 @@ class Reference:
         own = max((relative(single[name], array)[1] for name, array in double.items()), default=0.0)
         return double, tolerance(own), exact
 
-    is_rounded = False
-
 
 def load_reference(source: Path, model: ModelFile) -> Reference:
     """InputError if transformers or PyTorch are missing, or cannot read the source."""
-    transformers = _libraries()
+    transformers = _libraries(source)
     if source.is_file():
         from astra_mpi.check.llama2c import reference_of
 
@@ -67,26 +67,24 @@ def load_reference(source: Path, model: ModelFile) -> Reference:
     )
     if model.config.family == "vit" and not model.config.n_classes:
         kind = "AutoModel"
-    with quiet():
-        try:
-            reference = getattr(transformers, kind).from_pretrained(folder, attn_implementation="eager", **SAFE)
-        except Exception as exc:  # the library raises what it likes
-            raise InputError(f"transformers cannot read {folder} ({first_line(exc)}); convert without --check") from exc
+    with quiet(), reads(str(folder)):
+        reference = getattr(transformers, kind).from_pretrained(folder, attn_implementation="eager", **SAFE)
     return Reference(source, folder, reference.eval().float(), model.stored_dtype)
 
 
-def require_libraries() -> None:
+def require_libraries(source: Path) -> None:
     """InputError, with the command that installs them, if transformers or PyTorch are missing."""
-    _libraries()
+    _libraries(source)
 
 
-def _libraries() -> Any:
+def _libraries(source: Path) -> Any:
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: nothing is asked of the network
     try:
         import torch  # noqa: F401
         import transformers
     except ImportError as exc:
-        raise InputError(f"--check needs transformers and PyTorch ({exc.name} is missing); {_INSTALL}") from exc
+        install = f"{_INSTALL} {_SENTENCES}" if (source / MODULES).is_file() else _INSTALL
+        raise InputError(f"--check needs transformers and PyTorch ({exc.name} is missing); {install}") from exc
     transformers.utils.logging.set_verbosity_error()
     return transformers
 
@@ -105,7 +103,16 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def first_line(exc: Exception) -> str:
+@contextmanager
+def reads(what: str, library: str = "transformers") -> Iterator[None]:
+    """Whatever the library raises as InputError: without its answer there is no check."""
+    try:
+        yield
+    except Exception as exc:  # the library raises what it likes
+        raise InputError(f"{library} cannot read {what} ({first_line(exc)}); convert without --check") from exc
+
+
+def first_line(exc: BaseException) -> str:
     """What an exception of another library says, in one line."""
     return f"{type(exc).__name__}: {next(iter(str(exc).splitlines()), '')}"
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from astra_mpi.check.findings import Finding, equal_rows, held_against, tolerance
-from astra_mpi.check.reference import Reference, first_line, quiet, round_weights
+from astra_mpi.check.reference import INSTALL_SENTENCES, Reference, quiet, reads, round_weights
 from astra_mpi.deck import InputSection
+from astra_mpi.hf_sentence import SentenceEncoder, read_encoder
+from astra_mpi.hf_sentence_text import read_sentence_text
 from astra_mpi.inputs import open_input
 from astra_mpi.text import Tokenizer
 
@@ -44,27 +47,32 @@ def compare_texts(reference: Reference, model: Any) -> Iterator[Finding]:
     """As the source's own library reads them: sentence-transformers, or the tokenizer of transformers."""
     if not reference.is_folder:
         yield Finding("texts", note="not compared, for transformers does not read tokenizers of llama2.c")
-    elif model.tokenizer is None:
-        yield Finding("texts", note="not compared, for the file has no tokenizer")
-    elif (reference.source / "modules.json").is_file():
-        yield _sentences(reference, model)
-    else:
-        yield from _tokenizers(reference, model)
-
-
-def _tokenizers(reference: Reference, model: Any) -> Iterator[Finding]:
-    """Token ids of texts, special tokens and truncation included, and for decoders texts of ids."""
-    from transformers import AutoTokenizer
-
-    what = f"token ids of {len(TEXTS)} texts by AutoTokenizer"
-    try:
-        theirs = AutoTokenizer.from_pretrained(reference.folder, local_files_only=True, trust_remote_code=False)
-    except Exception as exc:  # the library raises what it likes
-        yield Finding(what, note=f"not compared, for transformers cannot read it ({first_line(exc)})")
         return
+    if model.tokenizer is None:
+        yield Finding("texts", note="not compared, for the file has no tokenizer")
+        return
+    encoder = read_encoder(reference.source)
+    if encoder is None:
+        yield from _tokenizers(reference, model)
+    elif find_spec("sentence_transformers") is None:
+        yield from _sentences_by_tokens(reference, model, encoder)
+    else:
+        yield _sentences(reference, model)
+
+
+def _tokenizers(reference: Reference, model: Any, longest: float | None = None) -> Iterator[Finding]:
+    """Token ids of texts, special tokens and truncation included, and for decoders texts of ids.
+
+    longest: of the folder's sentence settings, instead of the tokenizer's own.
+    """
+    what = f"token ids of {len(TEXTS)} texts by AutoTokenizer"
+    with reads(f"the tokenizer of {reference.folder}"):
+        from transformers import AutoTokenizer
+
+        theirs = AutoTokenizer.from_pretrained(reference.folder, local_files_only=True, trust_remote_code=False)
+        most = int(min(longest or theirs.model_max_length, model.config.max_positions))
+        expected = theirs(list(TEXTS), truncation=True, max_length=most)["input_ids"]
     ids, mask = _batch(model, TEXTS)
-    longest = min(theirs.model_max_length, model.config.max_positions)
-    expected = theirs(list(TEXTS), truncation=True, max_length=longest)["input_ids"]
     yield equal_rows(what, TEXTS, [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)], expected)
     if model.family.causal:
         rng, n = np.random.default_rng(2), min(len(theirs), model.config.vocab_size)
@@ -88,11 +96,9 @@ def _batch(model: Any, texts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
 def _sentences(reference: Reference, model: Any) -> Finding:
     """Embeddings of texts, from characters to pooling, by sentence-transformers."""
     what = f"SentenceTransformer.encode of {len(TEXTS)} texts"
-    try:
+    with quiet(), reads(str(reference.source), "sentence-transformers"):
         from sentence_transformers import SentenceTransformer
-    except ImportError:
-        return Finding(what, note="not compared, for sentence-transformers is not installed")
-    with quiet():
+
         theirs = SentenceTransformer(
             str(reference.source),
             device="cpu",
@@ -100,7 +106,24 @@ def _sentences(reference: Reference, model: Any) -> Finding:
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
-    if reference.dtype != "float32":
-        round_weights(theirs[0].auto_model, reference.dtype)
-    expected = theirs.float().encode(list(TEXTS), show_progress_bar=False)
+        if reference.dtype != "float32":
+            round_weights(theirs[0].auto_model, reference.dtype)
+        expected = theirs.float().encode(list(TEXTS), show_progress_bar=False)
     return held_against(what, model(*_batch(model, TEXTS)), expected, tolerance(0))
+
+
+def _sentences_by_tokens(reference: Reference, model: Any, encoder: SentenceEncoder) -> Iterator[Finding]:
+    """Token ids alone, where the sentence settings leave the text and its tokenizer as they are."""
+    missing = f"for sentence-transformers is not installed ({INSTALL_SENTENCES})"
+    yield Finding("embeddings of texts", note=f"NOT COMPARED, {missing}")
+    settings = read_sentence_text(encoder.transformer)
+    own = {
+        "a default prompt": encoder.default_prompt is not None and encoder.prompts[encoder.default_prompt],
+        "do_lower_case": settings.lower_case,
+        "arguments of the tokenizer": settings.overrides,
+    }
+    if any(own.values()):
+        told = ", ".join(name for name in own if own[name])
+        yield Finding("token ids of texts", note=f"NOT COMPARED, for the sentence settings have {told}, and {missing}")
+    else:
+        yield from _tokenizers(reference, model, settings.max_length)

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check and Path(args.source).suffix != ".h5":
         from astra_mpi.check.reference import require_libraries
 
-        require_libraries()
+        require_libraries(Path(args.source))
     command = f"convert {Path(args.source).resolve().name} {Path(args.output).name} --dtype {args.dtype}"
     if Path(args.source).suffix == ".bin":
         model, notes = convert_llama2c(args.source, args.tokenizer, args.dtype, command)
