@@ -50,6 +50,7 @@ def reading(path: str | Path) -> Iterator[h5py.File]:
 
 def _check_file(path: Path) -> None:
     require(not path.is_dir(), f"{path} is a folder; give an HDF5 file (`astra-mpi convert` makes one of a folder)")
+    require(path.is_file() or not path.exists(), f"{path} is a pipe or a device; give an ordinary file")
     try:
         with path.open("rb") as raw:
             empty = not raw.read(1)

@@ -14,7 +14,7 @@ import numpy as np
 from astra_mpi import checksum, hdf5
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
-from astra_mpi.results import LATER, write_json
+from astra_mpi.results import LATER, check_summary, summary_path, write_json
 from astra_mpi.shards import parse_shard, shard_items
 from astra_mpi.summary import costs
 
@@ -45,6 +45,7 @@ def merge(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
     InputError names the files: other settings, another model or input, items that are missing or there twice.
     """
     output = Path(output)
+    check_summary(output)
     pieces = sorted((_read(Path(path)) for path in paths), key=lambda piece: piece.items.start)
     for piece in pieces[1:]:
         _check_same_job(pieces[0], piece)
@@ -63,7 +64,7 @@ def merge(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
                 _copy(file, piece, total)
             summary["metrics"] |= _metrics(file, pieces)
             file.attrs["summary"] = json.dumps(summary)
-    write_json(output.with_suffix(".json"), summary)
+    write_json(summary_path(output), summary)
     return summary
 
 
