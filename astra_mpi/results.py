@@ -244,7 +244,7 @@ class Results:
             kept = sorted(self.folder.glob("part-*"))
             require(
                 not (resume and kept),
-                f"{self.folder} has finished parts, but no state.json to say of which job; run.resume=false discards them",
+                f"{self.folder} has finished parts, but no state.json to say of which; run.resume=false discards them",
             )
             for part in kept:
                 part.unlink()
