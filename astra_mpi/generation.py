@@ -113,7 +113,8 @@ def outputs(tokens: np.ndarray, prompts: Sequence[np.ndarray], tokenizer: Tokeni
 class Printer:
     """One sequence's text on a terminal or in a pipe as it comes, the prompt first. Only rank 0 has one.
 
-    Once the text cannot be written, whoever hands it on is told: generating it would be in vain.
+    Once standard output cannot be written, whoever hands text on is told: generating it would be in vain. What is lost
+    of another stream, beside the results of a job, is lost.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: np.ndarray, stream: TextIO | None = None) -> None:
@@ -131,7 +132,8 @@ class Printer:
     def _print(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
-        raise_if_lost(self._stream)
+        if self._stream is sys.stdout:
+            raise_if_lost(self._stream)
 
 
 def metrics(reports: Iterable[Mapping[str, Any]], n_tokens: np.ndarray) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def reading(path: str | Path) -> Iterator[h5py.File]:
 
 def _check_file(path: Path) -> None:
     require(not path.is_dir(), f"{path} is a folder; give an HDF5 file (`astra-mpi convert` makes one of a folder)")
+    require(path.is_file() or not path.exists(), f"{path} is a pipe or a device; give an ordinary file")
     try:
         with path.open("rb") as raw:
             empty = not raw.read(1)
@@ -212,8 +213,7 @@ def writing(path: str | Path, aligned: bool = False) -> Iterator[Written]:
     AstraError if the file cannot be written.
     """
     path = Path(path)
-    require(path.parent.is_dir(), f"the folder {path.parent} does not exist; create it or choose another output")
-    require(not path.is_dir(), f"{path} is a folder; choose another name for the output")
+    _check_name(path)
     # the 1.8 layout allows attributes over 64 KB (long lists of labels); any HDF5 since 2008 reads it
     options: dict[str, Any] = {"alignment_threshold": 1 << 12, "alignment_interval": 1 << 12} if aligned else {}
     options |= {"libver": ("v108", "v108")}
@@ -226,6 +226,11 @@ def writing(path: str | Path, aligned: bool = False) -> Iterator[Written]:
 def check_target(path: str | Path) -> None:
     """InputError, before the work, if no file can be written at `path`."""
     path = Path(path)
+    _check_name(path)
+    require(os.access(path.parent, os.W_OK), f"the folder {path.parent} cannot be written; choose another output")
+
+
+def _check_name(path: Path) -> None:
     require(path.parent.is_dir(), f"the folder {path.parent} does not exist; create it or choose another output")
     require(not path.is_dir(), f"{path} is a folder; choose another name for the output")
-    require(os.access(path.parent, os.W_OK), f"the folder {path.parent} cannot be written; choose another output")
+    require(whole.is_ordinary(path), f"{path} is a pipe, a device or an open file; HDF5 needs an ordinary file")

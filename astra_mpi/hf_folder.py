@@ -74,7 +74,8 @@ def open_weights(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
     if (folder / WHOLE).is_file():
         tensors = _read_header(folder / WHOLE)
         return tensors, [folder / WHOLE]
-    require((folder / INDEX).is_file(), no_weights(folder))
+    if not (folder / INDEX).is_file():
+        raise InputError(no_weights(folder))
     weight_map = load_settings(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{folder / INDEX} names no weights; download it again")

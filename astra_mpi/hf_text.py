@@ -11,7 +11,7 @@ from astra_mpi.errors import InputError
 from astra_mpi.hf_folder import load_settings
 from astra_mpi.hf_sentence import SentenceEncoder
 from astra_mpi.hf_sentence_text import SentenceText, read_sentence_text
-from astra_mpi.hf_tokenizer import FILE, read_tokenizer
+from astra_mpi.hf_tokenizer import FILE, FolderTokenizer, read_tokenizer
 from astra_mpi.hf_tokenizer_classes import BACKEND
 from astra_mpi.hf_tokenizer_files import CONFIG, damaged
 from astra_mpi.text import Tokenizer
@@ -54,7 +54,11 @@ def read_text_settings(folder: Path, config: Any, encoder: SentenceEncoder | Non
     try:
         beyond = _beyond(contents, config.vocab_size)
     except InputError as exc:
-        raise InputError(f"{folder / FILE if (folder / FILE).is_file() else folder}: {exc}") from exc
+        plain = _as_it_stands(folder / FILE, found, sentence, max_tokens, config.vocab_size)
+        if plain is None:
+            raise InputError(f"{folder / FILE if (folder / FILE).is_file() else folder}: {exc}") from exc
+        contents = plain
+        beyond = [f"{FILE} was taken as it stands; as transformers makes it {found.class_name}, {exc}"]
     preprocess["tokenizer_class"] = found.class_name
     if found.split_special_tokens:
         preprocess["split_special_tokens"] = True
@@ -87,6 +91,22 @@ def _contents(fast: Any, side: str, sentence: SentenceText, max_tokens: int) -> 
     if side != "right":  # which the model file's reader takes from here
         fast.enable_truncation(max_tokens, direction=side)
     contents: str = fast.to_str()
+    return contents
+
+
+def _as_it_stands(
+    path: Path, found: FolderTokenizer, sentence: SentenceText, max_tokens: int, vocab_size: int
+) -> str | None:
+    """tokenizer.json without what transformers adds to it, where only that gives tokens beyond the vocabulary."""
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer as FastTokenizer
+
+    contents = _contents(FastTokenizer.from_file(str(path)), found.truncation_side, sentence, max_tokens)
+    try:
+        _beyond(contents, vocab_size)
+    except InputError:
+        return None
     return contents
 
 

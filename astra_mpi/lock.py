@@ -45,6 +45,8 @@ class Lock:
 
     def beat(self) -> None:
         """Show that this run is alive, on a full disk too. AstraError if another run took the lock over."""
+        if not self.path.exists():
+            raise AstraError(f"{self.path} was removed while this run was at work, and with it what it kept; it stops")
         if _read(self.path).get("token") != self.token:
             raise AstraError(f"{self.path.parent}: another run took over while this one was silent; this one stops")
         try:

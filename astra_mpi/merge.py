@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import numpy as np
 
 from astra_mpi import checksum, hdf5
 from astra_mpi.config import require
-from astra_mpi.errors import AstraError, InputError
-from astra_mpi.results import LATER, write_json
+from astra_mpi.errors import InputError
+from astra_mpi.results import LATER, check_summary, summary_path, write_json
 from astra_mpi.shards import parse_shard, shard_items
 from astra_mpi.summary import costs
 
@@ -42,10 +41,11 @@ class Piece:
 def merge(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
     """Join the results at `paths` in `output`, an HDF5 file with its summary beside it; returns the summary.
 
+    What is there already is finished: the HDF5 file of a merge of the same results that could not write its summary.
     InputError names the files: other settings, another model or input, items that are missing or there twice.
     """
     output = Path(output)
-    require(not output.exists(), f"{output} exists; give another name, or remove it")
+    check_summary(output)
     pieces = sorted((_read(Path(path)) for path in paths), key=lambda piece: piece.items.start)
     for piece in pieces[1:]:
         _check_same_job(pieces[0], piece)
@@ -55,20 +55,30 @@ def merge(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
         summary = merged_summary(pieces)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
         raise InputError(f"{pieces[0].path}: its summary is not what astra-mpi writes ({exc!r}); make it anew") from exc
-    try:
+    if output.exists():
+        summary = _written(output, summary)
+    else:
         with hdf5.writing(output) as file:
             _write_attributes(file, pieces[0], summary)
             for piece in pieces:
                 _copy(file, piece, total)
-                file.check()
             summary["metrics"] |= _metrics(file, pieces)
             file.attrs["summary"] = json.dumps(summary)
-        write_json(output.with_suffix(".json"), summary)
-    except AstraError:
-        with suppress(OSError):  # a second try would be refused
-            output.unlink(missing_ok=True)
-        raise
+    write_json(summary_path(output), summary)
     return summary
+
+
+def _written(output: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary in the file at `output`; InputError unless it is a whole merge of the same results."""
+    try:
+        with hdf5.reading(output) as file:
+            checksum.require_whole(file)
+            found = _json(file, "summary")
+    except InputError:
+        found = {}
+    expected = {**json.loads(json.dumps(summary)), "metrics": found.get("metrics")}
+    require(found == expected, f"{output} exists; give another name, or remove it")
+    return found
 
 
 def _read(path: Path) -> Piece:
@@ -168,7 +178,7 @@ def _write_attributes(file: h5py.File, first: Piece, summary: Mapping[str, Any])
         file.attrs[name] = json.dumps(summary[name])
 
 
-def _copy(file: h5py.File, piece: Piece, total: int) -> None:
+def _copy(file: hdf5.Written, piece: Piece, total: int) -> None:
     with hdf5.reading(piece.path) as part:
         for name in ["inputs/index", *(f"outputs/{output}" for output in piece.outputs)]:
             values = part[name]
@@ -176,6 +186,7 @@ def _copy(file: h5py.File, piece: Piece, total: int) -> None:
             for start in range(0, len(piece.items), _ROWS):
                 items = piece.items[start : start + _ROWS]
                 whole[items.start : items.stop : items.step] = values[start : start + _ROWS]
+                file.check()
 
 
 def merged_summary(pieces: Sequence[Piece]) -> dict[str, Any]:

@@ -34,9 +34,31 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     whole.write_text(path, json.dumps(values, indent=2) + "\n", mark="")  # a killed run's is written over
 
 
+def summary_path(output: Path) -> Path:
+    """Where the summary of results goes."""
+    return output.with_suffix(".json")
+
+
+def check_summary(output: Path) -> None:
+    """InputError if the summary of `output` would take the place of the results, or of a file that is no summary."""
+    path = summary_path(output)
+    require(path != output, f"{output} is where the summary goes; give results another ending, such as .h5")
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    require(
+        isinstance(found, dict) and "astra_mpi" in found,
+        f"{path} exists and is no summary of astra-mpi, whose place that is; move it, or give another output",
+    )
+
+
 def check_room(output: Path) -> None:
     """InputError, before any work, if results cannot be written to `output`; AstraError where the disk is full."""
     _recorded(output)
+    check_summary(output)
     whole.make_folder(output.parent)
     whole.check_place(output)
 
@@ -219,7 +241,12 @@ class Results:
         if resume and path.exists():
             _check_same(self.state, _read_state(path), self.folder)
         else:
-            for part in self.folder.glob("part-*"):
+            kept = sorted(self.folder.glob("part-*"))
+            require(
+                not (resume and kept),
+                f"{self.folder} has finished parts, but no state.json to say of which; run.resume=false discards them",
+            )
+            for part in kept:
                 part.unlink()
             write_json(path, self.state)
         self._tidy()

@@ -16,7 +16,7 @@ from astra_mpi.deck import Deck
 from astra_mpi.errors import collective
 from astra_mpi.inputs import open_input
 from astra_mpi.progress import Progress
-from astra_mpi.results import Results, finished_summary, remove_leftovers, write_json
+from astra_mpi.results import Results, finished_summary, remove_leftovers, summary_path, write_json
 from astra_mpi.shards import shard_items, take
 from astra_mpi.signals import Interrupted, StopRequests
 from astra_mpi.sources import Source
@@ -84,7 +84,7 @@ def run(
             summary = _run_batches(deck, model, comm, task, source, items, state, requests, choose)
     with collective(comm):
         if root:
-            write_json(deck.output.path.with_suffix(".json"), summary)
+            write_json(summary_path(deck.output.path), summary)
     return summary
 
 

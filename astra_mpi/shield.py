@@ -10,6 +10,8 @@ from astra_mpi.whole import RawFile
 
 #: what is kept of a failed write: all metadata, which the library reads again, but not the values of large datasets
 _KEPT_BYTES = 1 << 24
+#: of all failed writes together; beyond it the largest are dropped, for metadata comes in small pieces
+_ALL_KEPT_BYTES = 1 << 26
 
 
 class Shield:
@@ -24,6 +26,7 @@ class Shield:
         self._failure: BaseException | None = None
         self._place = self._end = 0
         self._kept: list[tuple[int, bytes]] = []
+        self._n_kept_bytes = 0
 
     def __enter__(self) -> Shield:
         return self
@@ -54,9 +57,17 @@ class Shield:
         except BaseException as exc:  # Ctrl-C too: an exception is a failed write to the library
             self._failure = exc
         if self._failure is not None and view.nbytes <= _KEPT_BYTES:
-            self._kept.append((self._place, bytes(view)))
+            self._keep(bytes(view))
         self._end = max(self._end, self._place + view.nbytes)
         return view.nbytes
+
+    def _keep(self, data: bytes) -> None:
+        self._kept.append((self._place, data))
+        self._n_kept_bytes += len(data)
+        while self._n_kept_bytes > _ALL_KEPT_BYTES:
+            largest = max(self._kept, key=lambda piece: len(piece[1]))
+            self._kept.remove(largest)
+            self._n_kept_bytes -= len(largest[1])
 
     def readinto(self, data: Any) -> int:
         view = memoryview(data)

@@ -26,7 +26,7 @@ _CURES = {
 #: the place was given wrongly, if a file cannot even be begun there
 _WRONG_PLACE = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
-    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS),
 )
 
 
@@ -98,15 +98,16 @@ class RawFile:
 def writing(path: str | Path, mark: str | None = None) -> Iterator[RawFile]:
     """A file under a temporary name beside `path`; on disk and renamed when the body succeeds.
 
-    After a failure nothing is left of it, and an older file at `path` is untouched. mark: what tells the temporary
-    names of several writers of one file apart; by default the process number. What is no ordinary file, such as a pipe
-    or a terminal, is written to directly. AstraError; InputError if no file can be begun at `path`.
+    After a failure an older file at `path` is untouched and nothing is left of the new one; only if the disk failed at
+    the folder's entry, behind the renaming, is the new one there, whole. mark: what tells the temporary names of
+    several writers of one file apart; by default the process number. What is no ordinary file, such as a pipe, a
+    terminal or /dev/stdout, is written to directly. AstraError; InputError if no file can be begun at `path`.
     """
-    target = Path(os.path.realpath(path))  # a link stays one
-    if target.exists() and not target.is_file():
+    if not is_ordinary(path):
         with _direct(path) as file:
             yield file
         return
+    target = followed(path)
     with _beside(path, target, mark) as (file, temporary):
         yield file
         file.sync()
@@ -116,9 +117,31 @@ def writing(path: str | Path, mark: str | None = None) -> Iterator[RawFile]:
             _sync_folder(target.parent)
 
 
+def take_place(hidden: Path, path: str | Path) -> None:
+    """Give a file that is on disk, beside `followed(path)`, the name `path`. AstraError as `writing`."""
+    target = followed(path)
+    try:
+        with suppress(OSError):
+            hidden.chmod(stat.S_IMODE(target.stat().st_mode))
+        os.replace(hidden, target)
+        _sync_folder(target.parent)
+    except OSError as exc:
+        raise failed(path, exc) from exc
+
+
+def followed(path: str | Path) -> Path:
+    """The place behind links: they stay."""
+    return Path(os.path.realpath(path))
+
+
+def is_ordinary(path: str | Path) -> bool:
+    """Whether a file may take its place: there is none, or one that is neither a pipe, a device nor an open one."""
+    return _descriptor(path) is None and (os.path.isfile(path) or not os.path.exists(path))
+
+
 def check_place(path: str | Path) -> None:
     """AstraError if not even a few bytes can be written beside `path`; InputError where the place is wrong."""
-    with _beside(path, Path(path), None) as (file, _):
+    with _beside(path, followed(path), None) as (file, _):
         file.write(b"room?")
         file.sync()
 
@@ -144,11 +167,37 @@ def _beside(path: str | Path, target: Path, mark: str | None) -> Iterator[tuple[
 
 @contextmanager
 def _direct(path: str | Path) -> Iterator[RawFile]:
-    file = _Stream(path, _open(path, Path(path), os.O_WRONLY))
+    file = _Stream(path, _open_descriptor(path))
     try:
         yield file
     finally:
         file.close()
+
+
+def _open_descriptor(path: str | Path) -> int:
+    """For writing; a descriptor of this process is shared, for what is printed there before and behind stays."""
+    folder, number = _descriptor(path) or ("", "")
+    if number.isdigit() and folder == os.path.realpath("/proc/self/fd"):
+        print(end="", flush=True)
+        try:
+            return os.dup(int(number))
+        except OSError as exc:
+            raise failed(path, exc, begun=False) from exc
+    return _open(path, Path(path), os.O_WRONLY | os.O_APPEND)
+
+
+def _descriptor(path: str | Path) -> tuple[str, str] | None:
+    """The folder and number of the open file that `path` names, as /dev/stdout and /dev/fd/3 do."""
+    place = os.path.abspath(path)
+    for _ in range(40):  # as many links as Linux follows
+        folder, name = os.path.realpath(os.path.dirname(place)), os.path.basename(place)
+        if folder.startswith("/proc/") and folder.endswith("/fd"):
+            return folder, name
+        try:
+            place = os.path.join(folder, os.readlink(place))
+        except OSError:
+            return None
+    return None
 
 
 class _Stream(RawFile):
@@ -178,7 +227,10 @@ def _keep_mode(target: Path, handle: int) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:  # files may be made there, but not listed
+        return
     try:
         os.fsync(handle)
     except OSError as exc:

@@ -1,10 +1,11 @@
 """Is every setting of a checkpoint folder honoured, or refused by name? Each is changed alone and asked of both.
 
-    python jobs/differential.py                    # all tables
-    python jobs/differential.py llama gpt2         # some of them
+    python jobs/differential.py                    # all of it: tables, text and images
+    python jobs/differential.py llama gpt2         # some tables
+    python jobs/differential.py text images        # differential_text.py, differential_images.py
     python jobs/differential.py --docs             # docs/reference/checkpoints.md anew
 
-A table (differential_config.py and others) is a folder that the reference loads, changes of its files one at a time,
+A table (differential_config.py) is a folder that the reference loads, changes of its files one at a time,
 and how the reference and this project answer. A change is right if
 
 - the project gives the reference's answer within 1e-4, or
@@ -13,29 +14,38 @@ and how the reference and this project answer. A change is right if
 - the key is stated to be harmless, and the reference's answer is in fact the same as without the change, or
 - the key is stated to be left aside with a note, and a note names it.
 
-Prints a line per change and totals; exit code 1 if one is wrong. Needs the extra `test`.
+A refusal of what leaves the reference's answer as it was is right too, and counted apart. Prints a line per change and
+totals; exit code 1 if one is wrong, in any part. Needs the extra `test`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
+import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from astra_mpi.check.reference import first_line
 from astra_mpi.errors import InputError
 
 ATOL = 1e-4
 #: two ways to compute the same differ by less
 ROUNDING = 1e-5
+#: verdict on a refusal of what the reference answers as without the change
+NEEDLESS = "refused, though the answer is the same"
 #: as the value of a change: the key is taken out
 MISSING = object()
 
@@ -89,7 +99,7 @@ class Row:
     """What became of a change."""
 
     change: Change
-    verdict: str  # honoured, no effect, refused, harmless, noted; WRONG
+    verdict: str  # honoured, no effect, refused, NEEDLESS, harmless, noted; WRONG
     detail: str
 
     @property
@@ -116,22 +126,24 @@ def check(table: Table, select: Callable[[Table], Iterable[Change]] | None = Non
 
 
 def judge(table: Table, change: Change, folder: Path, unchanged: np.ndarray) -> Row:
-    """Both sides asked, and what follows. The reference is not asked about what is refused by name."""
-    refusal = None
+    """Both sides asked, and what follows."""
+    refusal, named = None, False
     try:
         got, notes = table.got(folder)
     except InputError as exc:
-        if change.key in str(exc):
-            return Row(change, "refused", str(exc).replace(str(folder), "FOLDER"))
-        refusal = f"{exc} (key not named)"
+        refusal = str(exc).replace(str(folder), "FOLDER")
+        named = names(change.key, refusal)
     try:
         expected = table.expected(folder)
         why = "" if expected is not None else "the reference makes up weights"
     except Exception as exc:  # whatever a library raises on what it does not like
-        expected, why = None, f"the reference fails: {_first_line(exc)}"
+        expected, why = None, f"the reference fails: {first_line(exc)[:100]}"
+    if refusal is not None and not named and expected is not None:
+        return Row(change, "WRONG", f"{refusal} (key not named)")
     if refusal is not None:
-        return Row(change, "refused" if expected is None else "WRONG", f"{refusal} {why}")
-    noted = any(change.key in note for note in notes)
+        same = expected is not None and distance(expected, unchanged) <= ROUNDING
+        return Row(change, NEEDLESS if same else "refused", f"{refusal} {why}".strip())
+    noted = any(names(change.key, note) for note in notes)
     stated = table.stated(change.key)
     if stated == "aside" and noted:
         return Row(change, "noted", "")
@@ -154,43 +166,63 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max(initial=0)) if a.shape == b.shape else np.inf
 
 
-def _first_line(exc: Exception) -> str:
-    text = str(exc).strip() or type(exc).__name__
-    return " ".join(text.split())[:100]
+def names(key: str, message: str) -> bool:
+    """Whether a message has this key as a word, not as a part of another."""
+    return re.search(rf"(?<!\w){re.escape(key)}(?!\w)", message) is not None
 
 
-def tables() -> dict[str, Callable[[], Table]]:
-    """All of them by name; another file of tables is a line here."""
+def silence() -> None:
+    """Libraries that say nothing of odd folders, and ask nothing of the network."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "RUST_BACKTRACE": "0"}
+    import transformers
+
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
+def check_table(name: str, make: Callable[[], Table]) -> int:
+    """A line per change and the totals, printed -> how many are wrong."""
+    rows = []
+    for row in check(make()):
+        rows.append(row)
+        print(f"{name:10} {row.verdict:9} {row.change}   {row.detail}"[:200], flush=True)
+    counts = Counter(row.verdict for row in rows)
+    print(f"{name}: {len(rows)} changes: {', '.join(f'{n} {verdict}' for verdict, n in sorted(counts.items()))}")
+    return counts["WRONG"]
+
+
+def parts() -> dict[str, Callable[[], int]]:
+    """By name what prints a part's rows and gives the number of its findings."""
     import differential_config
+    import differential_images
+    import differential_text
 
-    return {**differential_config.TABLES}
+    tables = {name: partial(check_table, name, make) for name, make in differential_config.TABLES.items()}
+    return {**tables, "text": differential_text.findings, "images": differential_images.findings}
 
 
 def main() -> int:
-    known = tables()
-    if "--docs" in sys.argv[1:]:
+    every = parts()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(every)} (default all)")
+    parser.add_argument(
+        "--docs", action="store_true", help="write the tables of docs/reference/checkpoints.md, check nothing"
+    )
+    args = parser.parse_args()
+    unknown = sorted(set(args.parts) - set(every))
+    if unknown:
+        parser.error(f"unknown part {', '.join(unknown)}")
+    if args.docs:
         import differential_docs
 
         differential_docs.write()
         return 0
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(known)} (default all)")
-    parser.add_argument("--docs", action="store_true", help="write the tables of docs/reference/checkpoints.md")
-    args = parser.parse_args()
-    unknown = sorted(set(args.tables) - set(known))
-    if unknown:
-        parser.error(f"unknown table {', '.join(unknown)}")
-    wrong = 0
-    for name in args.tables or known:
-        rows = []
-        for row in check(known[name]()):
-            rows.append(row)
-            print(f"{name:10} {row.verdict:9} {row.change}   {row.detail}"[:200], flush=True)
-        counts = Counter(row.verdict for row in rows)
-        print(f"{name}: {len(rows)} changes: {', '.join(f'{n} {verdict}' for verdict, n in sorted(counts.items()))}")
-        wrong += counts["WRONG"]
-    print(json.dumps({"wrong": wrong}))
-    return 1 if wrong else 0
+    silence()
+    wrong = {name: every[name]() for name in args.parts or every}
+    print(json.dumps({"wrong": sum(wrong.values()), "of": wrong}))
+    return 1 if any(wrong.values()) else 0
 
 
 if __name__ == "__main__":

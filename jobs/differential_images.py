@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 import collections
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from differential import names, silence
 
 from astra_mpi.errors import InputError
 from astra_mpi.hf_images import CLASSES, image_preprocessing
@@ -133,8 +133,8 @@ def outcome(folder: Path, settings: dict[str, Any], changed: str, size: tuple[in
     try:
         prepare, _ = image_preprocessing(folder, size, 3)
     except InputError as exc:
-        named = [key for key in VALUES if key in changed]
-        if any(key in str(exc) for key in named) or not _has_images(_reference(folder), size):
+        named = [key for key in VALUES if names(key, changed)]
+        if any(names(key, str(exc)) for key in named) or not _has_images(_reference(folder), size):
             return "refused", str(exc)
         return "finding: refused without its name", str(exc)
     theirs = _reference(folder)
@@ -186,30 +186,32 @@ def _compare(processor: Any, prepare: Any, batch: np.ndarray, size: tuple[int, i
     return "same" if off <= TOLERANCE else f"finding: {batch.shape} differs by {off:.1e}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--class", dest="kinds", action="append", choices=CLASSES, help="of these alone")
-    parser.add_argument("--verbose", action="store_true", help="a line per case")
-    args = parser.parse_args()
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
+def findings(kinds: Sequence[str] = (), verbose: bool = False) -> int:
+    """Print findings (verbose: all cases) and totals -> how many there are. Default: of all classes."""
     counts: collections.Counter[str] = collections.Counter()
     for key in unknown_settings():
         counts["finding"] += 1
         print(f"finding: transformers reads {key}, which this job does not set")
     with tempfile.TemporaryDirectory() as folder:
-        for kind in args.kinds or CLASSES:
+        for kind in kinds or CLASSES:
             every = [(changed, settings, SIZE) for changed, settings in cases(kind)]
             every.append(("all left out", {"image_processor_type": kind}, (224, 224)))
             for changed, settings, size in every:
                 end, details = outcome(Path(folder), settings, changed, size)
                 counts[end.split(":")[0]] += 1
-                if args.verbose or end.startswith("finding"):
+                if verbose or end.startswith("finding"):
                     print(f"{kind}, {changed}: {end} ({details})")
     print(f"{sum(counts.values())} cases: " + ", ".join(f"{n} {end}" for end, n in sorted(counts.items())))
-    return 1 if counts["finding"] else 0
+    return counts["finding"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--class", dest="kinds", action="append", choices=CLASSES, help="of these alone")
+    parser.add_argument("--verbose", action="store_true", help="a line per case")
+    args = parser.parse_args()
+    silence()
+    return 1 if findings(args.kinds or (), args.verbose) else 0
 
 
 if __name__ == "__main__":

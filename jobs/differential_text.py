@@ -3,10 +3,10 @@
 python jobs/differential_text.py [--folder NAME] [--key KEY] [--all]
 For every folder of differential_text_folders.py, and every change of differential_text_fields.py, AutoTokenizer of
 transformers (or SentenceTransformer.encode) and this project make tokens (embeddings) of the same texts. A change ends
-as `same`, as `refused` by a sentence that names the key, or as `fails there`, where the reference has no answer itself.
-Anything else is a MISMATCH: so is a key that this project calls harmless and that changes the reference's answer, and
-a field that the reference's source reads and no change covers. Prints mismatches (--all: every change) and totals as
-JSON; exit code 1 on a mismatch.
+as `same`, as `refused` by a sentence that names the key (told apart where the answer would be the same), or as
+`fails there`, where the reference has no answer itself. Anything else is a MISMATCH: so is a key that this project
+calls harmless and that changes the reference's answer, and a field that the reference's source reads and no change
+covers. Prints mismatches (--all: every change) and totals as JSON; exit code 1 on a mismatch.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ import collections
 import contextlib
 import copy
 import json
-import logging
 import os
 import shutil
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+from differential import NEEDLESS, silence
 from differential_text_fields import (
     REMOVED,
     Change,
@@ -37,6 +36,7 @@ from differential_text_fields import (
 )
 from differential_text_folders import FOLDERS, MAX_POSITIONS, TEXTS, sentence_encoder
 
+from astra_mpi.check.reference import first_line
 from astra_mpi.errors import InputError
 from astra_mpi.hf_text import read_text_settings
 from astra_mpi.hf_tokenizer_keys import HARMLESS
@@ -144,7 +144,7 @@ def reference_embeddings(folder: Path) -> np.ndarray:
 def _no_answer(exc: BaseException) -> BaseException:
     """Whatever is wrong, there is no answer; a panic of Rust code is no Exception."""
     known = isinstance(exc, Exception) or type(exc).__name__ == "PanicException"
-    return Fails(f"{type(exc).__name__}: {exc}") if known else exc
+    return Fails(first_line(exc)) if known else exc
 
 
 def own_embeddings(folder: Path) -> np.ndarray:
@@ -185,10 +185,11 @@ def compare(folder: Path, name: str, change: Change, base: Any) -> Row:
     except InputError as exc:
         if want is None:
             return Row(name, change, "fails there", "refused here too")
-        named = change.names(str(exc))
-        return Row(name, change, "refused" if named else "MISMATCH", str(exc).replace(str(folder), ""))
+        refused = NEEDLESS if same(want, base) else "refused"
+        said = str(exc).replace(str(folder), "")
+        return Row(name, change, refused if change.names(said) else "MISMATCH", said)
     if want is None:
-        return Row(name, change, "fails there", reason.splitlines()[0][:200] if reason else "")
+        return Row(name, change, "fails there", reason[:200])
     if not same(want, got):
         return Row(name, change, "MISMATCH", difference(want, got))
     if change.file == "tokenizer_config.json" and change.key in HARMLESS and not same(want, base):
@@ -232,14 +233,22 @@ def rows_of(name: str, changes: list[Change], scratch: Path, first: bool = False
             shutil.rmtree(folder)
 
 
-def silence() -> None:
-    os.environ |= {"HF_HUB_OFFLINE": "1", "RUST_BACKTRACE": "0"}
-    import transformers
-
-    transformers.utils.logging.set_verbosity(logging.CRITICAL)
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
+def findings(folders: Sequence[str] = (), key: str | None = None, every: bool = False) -> int:
+    """Print mismatches (every: all changes) and totals -> how many there are. Default: of all folders and keys."""
+    counts: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in folders or [*FOLDERS, SENTENCES]:
+            changes = sentence_changes() if name == SENTENCES else tokenizer_changes()
+            changes = [change for change in changes if key in (None, change.key)]
+            for row in rows_of(name, changes, Path(scratch)):
+                counts[row.outcome] += 1
+                if every or row.outcome == "MISMATCH":
+                    print(f"{row.outcome:<12}{row.folder:<18}{row.change}  {row.detail}", flush=True)
+    missing = uncovered()
+    for field in missing:
+        print(f"MISMATCH    no change covers {field}, which the reference reads")
+    print(json.dumps({**counts, "not covered": len(missing)}))
+    return counts["MISMATCH"] + len(missing)
 
 
 def main() -> int:
@@ -249,20 +258,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="print every change")
     args = parser.parse_args()
     silence()
-    counts: collections.Counter[str] = collections.Counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in [args.folder] if args.folder else [*FOLDERS, SENTENCES]:
-            changes = sentence_changes() if name == SENTENCES else tokenizer_changes()
-            changes = [change for change in changes if args.key in (None, change.key)]
-            for row in rows_of(name, changes, Path(scratch)):
-                counts[row.outcome] += 1
-                if args.all or row.outcome == "MISMATCH":
-                    print(f"{row.outcome:<12}{row.folder:<18}{row.change}  {row.detail}", flush=True)
-    missing = uncovered()
-    for field in missing:
-        print(f"MISMATCH    no change covers {field}, which the reference reads")
-    print(json.dumps({**counts, "not covered": len(missing)}))
-    return 1 if counts["MISMATCH"] or missing else 0
+    return 1 if findings([args.folder] if args.folder else (), args.key, args.all) else 0
 
 
 if __name__ == "__main__":

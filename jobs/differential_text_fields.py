@@ -6,6 +6,8 @@ import inspect
 import re
 from typing import Any, NamedTuple
 
+from differential import names
+
 REMOVED = "<removed>"
 CONFIG, FILE, SPECIAL, ADDED = (
     "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json",
@@ -28,7 +30,7 @@ class Change(NamedTuple):
         parts = [part for part in self.key.split(".") if part and not part.isdigit()] or [self.file]
         if isinstance(self.value, str) and self.value != REMOVED:
             parts.append(self.value.removesuffix("Fast"))
-        return any(part in message for part in parts)
+        return any(names(part, message) for part in parts)
 
     def __str__(self) -> str:
         return f"{self.file} {self.key} = {str(self.value)[:60]}"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ LEAST = 64
 COMMANDS: dict[str, tuple[str, bool]] = {
     "init": ("init llama-tiny out/m.h5 --no-codebooks --dtype int8", False),
     "convert": ("convert hf out/m.h5", False),
+    "convert --check": ("convert plain out/m.h5 --check", False),
     "calibrate": ("calibrate model.h5 --data tokens.npz -o out/m.h5 --samples 200 --codebook-size 8", False),
     "run": ("run batch.toml output.path=out/out.h5", True),
     "train": ("train train.toml output.path=out/m.h5 train.steps=2 train.batch=2 codec.codebook_size=8", True),
@@ -38,7 +40,10 @@ COMMANDS: dict[str, tuple[str, bool]] = {
     "info": ("info model.h5 --json out/i.json", False),
     "merge": ("merge out/m.h5 shard0.h5 shard1.h5", False),
     "report": ("report runs.json -o out/r.html --figures out/figures", False),
+    "sweep": ("sweep sweep-one.toml", False),
 }
+#: what a command needs besides
+_NEEDS = {"convert --check": ("torch", "transformers")}
 _DECK = """
 [model]
 path = "model.h5"
@@ -55,10 +60,27 @@ batch = 2
 [output]
 path = "out.h5"
 """
-#: MPI's own shared memory is a file too: the limit comes after it
+_SWEEP = """
+[model]
+path = "model.h5"
+tokens = [8]
+[sweep]
+strategies = ["single", "sp"]
+networks = ["10Mbps"]
+ranks = [1]
+clock = "virtual"
+repeats = 1
+warmup = 0
+[launch]
+launcher = "bash -c 'ulimit -S -f unlimited; exec \\"$@\\"' {ranks}"
+[output]
+path = "out/s"
+"""
+#: MPI's own shared memory is a file too: the limit comes after it, and the points of a sweep have none
 _LIMITED = (
     "import resource, sys; from mpi4py import MPI; from astra_mpi.cli import main; "
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); sys.exit(main(sys.argv[2:]))"
+    "most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]; "
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), most)); sys.exit(main(sys.argv[2:]))"
 )
 
 
@@ -67,6 +89,9 @@ def run_all(folder: Path) -> Iterator[tuple[tuple[str, str], Row]]:
     folder.mkdir()
     _make_inputs(folder)
     for name, (words, together) in COMMANDS.items():
+        if missing := [need for need in _NEEDS.get(name, ()) if not find_spec(need)]:
+            print(f"{name:<24}skipped: {', '.join(missing)} missing", flush=True)
+            continue
         for ranks in (1, 2) if together else (1,):
             yield (name, f"size, {ranks} rank{'s' * (ranks > 1)}"), _by_size(folder, words.split(), ranks)
     if os.geteuid() == 0 and shutil.which("unshare"):
@@ -80,7 +105,9 @@ def _make_inputs(folder: Path) -> None:
     from astra_mpi.modelfile import ModelFile, write_model
 
     fuzz_files.write_all(folder)
+    shutil.copytree(folder / "hf", folder / "plain", ignore=shutil.ignore_patterns("modules.json", "pool"))
     (folder / "batch.toml").write_text(_DECK)
+    (folder / "sweep-one.toml").write_text(_SWEEP)
     make_inputs(folder)
     llama = fuzz_files.LLAMA
     write_model(folder / "speaks.h5", ModelFile(llama, fuzz_files.weights_of(llama), None, fuzz_files.tokenizer_json()))

@@ -234,29 +234,33 @@ def deck(bench: Bench, variant: Variant, task: str, name: str = "out.h5") -> lis
     return ["run", str(empty), *(f"{key}={value}" for key, value in {**given, **more.get(task, {})}.items())]
 
 
-def _finite(path: Path, n_items: int | None) -> str:
+def _whole(bench: Bench, path: Path, task: str) -> str:
+    """Finite numbers of all items; of perplexity, which cuts its text into windows, of all tokens but the first."""
     with h5py.File(path, locking=False) as file:
-        for name, values in file["outputs"].items():
-            if values.dtype.kind == "f" and not np.isfinite(values[()]).all():
-                return f"outputs/{name} is not finite"
-            if n_items is not None and len(values) != n_items:
-                return f"outputs/{name} has {len(values)} items"
-    return ""
+        outputs = {name: values[()] for name, values in file["outputs"].items()}
+    for name, values in outputs.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            return f"outputs/{name} is not finite"
+        if task != "perplexity" and len(values) != N_ITEMS:
+            return f"outputs/{name} has {len(values)} items of {N_ITEMS}"
+    if task == "perplexity":
+        n_scored, n_tokens = outputs["scored"].sum(), len((bench.folder / "texts.txt").read_text())
+        return "" if n_scored == n_tokens - 1 else f"{n_scored} of {n_tokens} tokens are scored"
+    return "" if outputs else "no outputs"
 
 
 def run(bench: Bench, variant: Variant, specs: tuple[str, ...] = (AUTO, *SPECS)) -> Iterator[Outcome]:
     """Every task with the default strategy; the one that fits with every strategy."""
     fits = {"bert": "embed", "vit": "classify"}.get(variant.family)
     out = bench.folder / "out.h5"
-    n_items = N_ITEMS if fits else None
     for task in TASKS:
         words = [*deck(bench, variant, task), "parallel.network=1Mbps,rtt=0.1ms"]
-        yield outcome(bench, "commands", f"`run`, {task}", variant, words, lambda: _finite(out, n_items))
+        yield outcome(bench, "commands", f"`run`, {task}", variant, words, lambda task=task: _whole(bench, out, task))
     for task in (fits,) if fits else ("perplexity", "generate"):
         for spec in specs:
             words = [*deck(bench, variant, task), f"parallel.strategy={spec}"]
             words += ["parallel.network=1Mbps,rtt=0.1ms"] if spec == AUTO else []
-            one = outcome(bench, f"run, {task}", spec, variant, words, lambda: _finite(out, n_items))
+            one = outcome(bench, f"run, {task}", spec, variant, words, lambda task=task: _whole(bench, out, task))
             prefixes = f"MODEL.h5 with strategy {spec}: ", f"strategy {spec} does", f"strategy '{spec}' is "
             yield _without(one, *prefixes, "command line: parallel.strategy: ")
 
@@ -272,7 +276,12 @@ def merge(bench: Bench, variant: Variant) -> Iterator[Outcome]:
     if bench.comm.Get_rank() == 0:
         merged.unlink(missing_ok=True)
     yield outcome(
-        bench, "commands", "`merge` of shards", variant, ["merge", str(merged), *parts], lambda: _finite(merged, None)
+        bench,
+        "commands",
+        "`merge` of shards",
+        variant,
+        ["merge", str(merged), *parts],
+        lambda: _whole(bench, merged, task),
     )
 
 
@@ -298,12 +307,15 @@ def convert(bench: Bench, variant: Variant) -> Iterator[Outcome]:
         made = bench.path("stored.h5")
         words = ["convert", bench.path(variant.file), made, "--dtype", dtype]
         one = outcome(bench, "commands", f"`convert` .h5, {dtype}", variant, words, lambda: "")
-        if one.text == YES:
-            code, said = bench.run(
-                "verify", made, "--batch", "1", "--strategies", "single,astra" if variant.coded else "sp"
-            )
-            one = one if code == 0 else Outcome(one.table, one.row, variant, f"verify: exit {code}: {said}", True)
-        yield one
+        yield _verified(bench, one, made, "single,astra" if variant.coded else "sp")
+
+
+def _verified(bench: Bench, one: Outcome, made: str, strategies: str) -> Outcome:
+    """Collective: a command's outcome, and that `verify` passes the file that it made."""
+    if one.text != YES:
+        return one
+    code, said = bench.run("verify", made, "--batch", "1", "--strategies", strategies)
+    return one if code == 0 else Outcome(one.table, one.row, one.variant, f"verify: exit {code}: {said}", True)
 
 
 def train(bench: Bench, variant: Variant) -> Iterator[Outcome]:
@@ -316,16 +328,14 @@ def train(bench: Bench, variant: Variant) -> Iterator[Outcome]:
     )
     trained = bench.folder / "trained.h5"
 
-    def judge() -> str:
-        return "" if trained.stat().st_size else "an empty file"
-
     for learn in ("all", "codebooks"):
         words = ["train", bench.path("empty.toml"), f"model.path={bench.path(variant.file)}", f"train.learn={learn}"]
         words += [f"data.{key}={bench.path(value) if key == 'train' else value}" for key, value in data.items()]
         words += ["codec.stages=2", "codec.codebook_size=4", "train.steps=2", "train.batch=4", "train.ranks=[2]"]
         words += ["train.eval_every=2", "train.resume=false", f"output.path={bench.path('trained.h5')}"]
         (bench.folder / "empty.toml").write_text("")
-        yield outcome(bench, "commands", f"`train`, {learn}", variant, words, judge)
+        one = outcome(bench, "commands", f"`train`, {learn}", variant, words, lambda: "")
+        yield _verified(bench, one, str(trained), "astra")
         if bench.comm.Get_rank() == 0:
             trained.unlink(missing_ok=True)
 

@@ -22,11 +22,13 @@ _TITLES = {
 }
 _HEAD = """# What works with what
 
-Made by `mpirun -n 2 python jobs/matrix.py --write docs/reference/support.md` from what happened on small random models,
-not by hand. Every cell was run: `yes` is a result that was looked at (`verify` agrees with the oracle, files hold
-finite numbers of all items, times are above zero), a number is the reason with which the command ended, exit code 2, or with
-which it skipped the row. "+ codes": the model has codebooks, which were tried one after another:
-{names}. A cell names two outcomes where these differed.
+Made by `mpirun -n 2 python jobs/matrix.py --write docs/reference/support.md` from what happened on small random
+models, not by hand. Every cell was run: `yes` is a result that was looked at (`verify` agrees with the oracle, also
+on the files of `convert` and `train`; results and merged files hold finite numbers of all items; codebooks are of
+the kind asked for; times are above zero; `info`, `doctor`, `sweep` and pages no more than were made), a number is
+the reason with which the command ended, exit code 2, or with which it skipped the row. "+ codes": the model has
+codebooks, which were tried one after another: {names}.
+A cell names two outcomes where these differed.
 """
 
 

@@ -1,7 +1,9 @@
 """convert --check: sound conversions of every family pass, faults of a conversion are found, and leave no file."""
 
 import dataclasses
+import errno
 import json
+import os
 import sys
 
 import numpy as np
@@ -206,6 +208,30 @@ def test_faults_are_found_and_leave_no_file(folders, tmp_path, capsys, monkeypat
     assert any(line.startswith(f"check: {told}") or told in line for line in printed.out.splitlines() if "DIFF" in line)
     assert f"{out} is not written, for it gives other answers than {folders[family]}" in printed.err
     assert out.read_bytes() == b"an older file" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_checked_file_takes_its_place_as_others_do(folders, tmp_path, capsys, monkeypatch):
+    """Behind a link, with the older file's permissions; a failure is one sentence."""
+    assert main(["convert", str(folders["vit"]), str(tmp_path / "old.h5")]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    out = tmp_path / "elsewhere" / "m.h5"
+    out.write_bytes(b"old")
+    out.chmod(0o640)
+    (tmp_path / "m.h5").symlink_to(out)
+    assert check(tmp_path / "old.h5", tmp_path / "m.h5") == 0
+    assert (tmp_path / "m.h5").is_symlink() and read_model(out).config.family == "vit"
+    assert out.stat().st_mode & 0o777 == 0o640 and [path.name for path in out.parent.iterdir()] == ["m.h5"]
+    before, replace = out.read_bytes(), os.replace
+
+    def fails(source, target):
+        if str(source).endswith(".checked"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    assert check(tmp_path / "old.h5", tmp_path / "m.h5", "--dtype", "int8") == 3
+    assert f"error: {tmp_path / 'm.h5'} cannot be written (Input/output error); " in capsys.readouterr().err
+    assert out.read_bytes() == before and len(list(out.parent.iterdir())) == 1
 
 
 def test_a_continuation_that_is_not_the_references(folders, tmp_path, capsys, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from astra_mpi import hf_generation
+from astra_mpi.errors import InputError
 from astra_mpi.hf_config import ACTIVATIONS
 from astra_mpi.hf_reference import ASIDE, BASE, GUARDED, HARMLESS
 from astra_mpi.kernels import reference as kernels
@@ -86,6 +87,50 @@ def test_settings(name):
     wrong = [f"{row.change}: {row.detail}" for row in rows if not row.right]
     assert not wrong, "\n".join(wrong)
     assert sum(row.verdict == "honoured" for row in rows) > 1
+
+
+class Toy:
+    """A table of one key that the reference answers as `moved` says, and that is refused by `said`."""
+
+    def __init__(self, said, moved):
+        self.said, self.moved = said, moved
+
+    def expected(self, folder):
+        return np.ones(2) + self.moved
+
+    def got(self, folder):
+        raise InputError(self.said)
+
+
+@pytest.mark.parametrize(
+    ("said", "moved", "verdict"),
+    [
+        ("config.json: n_layer = 3 is not supported", 1, "refused"),
+        ("config.json: n_layer = 3 is not supported", 0, differential.NEEDLESS),
+        ("config.json: n_layers = 3 is not supported", 1, "WRONG"),
+        ("config.json: text_n_layer = 3 is not supported", 0, "WRONG"),
+    ],
+)
+def test_a_refusal_names_the_key_itself(tmp_path, said, moved, verdict):
+    change = differential.Change("n_layer", 3)
+    assert differential.judge(Toy(said, moved), change, tmp_path, np.ones(2)).verdict == verdict
+
+
+def test_all_is_all(monkeypatch, capsys):
+    """Without arguments every part runs, and a finding of any is exit code 1."""
+    assert set(differential.parts()) == {*differential_config.TABLES, "text", "images"}
+    found = {"llama": 0, "text": 0, "images": 0}
+    monkeypatch.setattr(differential, "parts", lambda: {name: lambda name=name: found[name] for name in found})
+    monkeypatch.setattr(differential, "silence", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["differential.py"])
+    assert differential.main() == 0
+    for name in found:
+        found[name] = 2
+        assert differential.main() == 1 and f'"{name}": 2' in capsys.readouterr().out
+        found[name] = 0
+    found["text"] = 1
+    monkeypatch.setattr(sys, "argv", ["differential.py", "images"])
+    assert differential.main() == 0
 
 
 def test_the_tables_of_the_docs_are_up_to_date():

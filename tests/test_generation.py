@@ -1,6 +1,7 @@
 """Generation as a job and as a command, against a loop that computes every token from the whole sequence anew."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -323,6 +324,16 @@ def test_job_that_prints_as_it_goes(tmp_path):
         texts = file["outputs/text"].asstr()[()]
     assert summary["metrics"]["new_tokens"] == N_NEW * len(PROMPTS)
     assert "".join(f"{prompt}{text}\n" for prompt, text in zip(PROMPTS, texts, strict=True)) in err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_job_goes_on_where_stderr_is_full(tmp_path):
+    write_files(tmp_path, llama_config())
+    words = [sys.executable, "-m", "astra_mpi", "run", "deck.toml", "task.stream=true", "run.batch=1"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=full, text=True, timeout=120)
+    assert done.returncode == 0
+    assert json.loads(done.stdout.splitlines()[-1])["metrics"]["new_tokens"] == N_NEW * len(PROMPTS)
 
 
 @pytest.mark.parametrize(

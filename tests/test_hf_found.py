@@ -147,6 +147,16 @@ def test_shards_in_a_folder_of_their_own(tmp_path):
     assert sorted(files) == sorted({f"weights/{shard}" for shard in where.values()})
 
 
+def test_a_sharded_folder_is_not_searched_for_other_weights(tmp_path, monkeypatch):
+    shards(tmp_path)
+
+    def searched(folder):
+        raise AssertionError("a search through the folder")
+
+    monkeypatch.setattr("astra_mpi.hf_folder.no_weights", searched)
+    assert convert(tmp_path)[0].config.family == "gpt2"
+
+
 def test_an_index_that_names_what_a_shard_has_not(tmp_path):
     index, where = shards(tmp_path)
     first, second = sorted(set(where.values()))[:2]

@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import transformers
 from sentence_transformers import SentenceTransformer  # here, for it takes longer than a test may
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
@@ -320,3 +321,20 @@ def test_results_of_another_tokenizer_are_not_gone_on_with(folder, capsys):
     made(folder)
     assert run_deck(path, "run.resume=true") == 2
     assert "holds results with text_digest" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_transformers_would_spoil_is_taken_as_it_stands(tmp_path):
+    """Without a tokenizer_config.json, AutoTokenizer adds [CLS] and [SEP], for which this model has no rows."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    config = transformers.BertConfig(
+        vocab_size=24, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    plain = Tokenizer(models.WordLevel({f"w{i}": i for i in range(24)}, unk_token="w0"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.save(str(tmp_path / "tokenizer.json"))
+    model, notes = convert(tmp_path)
+    assert any("tokenizer.json was taken as it stands" in note for note in notes)
+    ids = tokenizer_of(model.tokenizer, 24).encode(["w3 w5"], 8)[0]
+    assert ids.tolist() == [3, 5]

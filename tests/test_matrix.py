@@ -19,7 +19,7 @@ from matrix_commands import COMMANDS, YES, Bench, Outcome, outcome, run
 from matrix_models import CODECS, CONFIGS, PLAIN, Variant, write_models
 from matrix_page import page, read_page
 
-PAGE = Path(__file__).parents[1] / "docs" / "support.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "support.md"
 CODED = {"bert": "grouped hidden", "vit": "residual normed", "gpt2": "grouped kv", "llama": "residual kv"}
 VARIANTS = [Variant(family, codec) for family, own in CODED.items() for codec in (PLAIN, own)]
 #: left to the job: in processes of its own; on models with codebooks; on other families

@@ -15,7 +15,7 @@ import pytest
 from astra_mpi import lock
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.lock import Lock
-from astra_mpi.results import Results, finished_summary, parts_folder, recorded_choices
+from astra_mpi.results import Results, check_room, finished_summary, parts_folder, recorded_choices
 
 STATE = {"task.name": "embed", "model_digest": "m", "codec_digest": "c", "run.batch": 3, "parallel.weights": (1.0, 2.0)}
 SUMMARY = {"choices": {"remote": "table"}, "versions": {}}
@@ -212,3 +212,38 @@ def test_lock_beats_while_a_batch_takes_long(tmp_path, monkeypatch):
         time.sleep(0.01)
     held.release()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_summary_never_takes_the_place_of_results_or_of_another_file(tmp_path):
+    with pytest.raises(InputError, match=r"y\.json is where the summary goes"):
+        check_room(tmp_path / "y.json")
+    (tmp_path / "z.json").write_text("not mine")
+    with pytest.raises(InputError, match=r"z\.json exists and is no summary"):
+        check_room(tmp_path / "z.h5")
+    (tmp_path / "z.json").write_text(json.dumps({"astra_mpi": "0.1.0"}))
+    check_room(tmp_path / "z.h5")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "out.h5")
+    with pytest.raises(InputError, match="holds no results"):
+        check_room(tmp_path / "out.h5")
+
+
+def test_parts_of_an_unknown_job_are_not_removed(tmp_path):
+    folder = parts_folder(tmp_path / "out.h5")
+    folder.mkdir()
+    (folder / "part-00000000.h5").write_bytes(b"hours of work")
+    with pytest.raises(InputError, match=r"no state\.json"):
+        Results(tmp_path / "out.h5", {}, range(4), 2, True)
+    assert (folder / "part-00000000.h5").exists()
+    Results(tmp_path / "out.h5", {}, range(4), 2, False).close()
+    assert not (folder / "part-00000000.h5").exists()
+
+
+def test_a_lock_that_vanished_is_told_as_such(tmp_path):
+    held = lock.Lock(tmp_path / "lock")
+    (tmp_path / "lock").unlink()
+    with pytest.raises(AstraError, match="was removed while this run was at work"):
+        held.beat()
+    held.release()

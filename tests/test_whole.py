@@ -23,6 +23,7 @@ from astra_mpi.errors import AstraError, InputError
 from astra_mpi.lock import Lock
 from astra_mpi.merge import merge
 from astra_mpi.results import finished_summary, recorded_choices
+from astra_mpi.shield import Shield
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import fault_writers
@@ -218,6 +219,40 @@ def test_the_library_reads_what_could_not_be_written(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_what_is_kept_of_failed_writes_is_bounded(tmp_path, monkeypatch):
+    """The largest pieces go first; small ones, such as metadata, are read again."""
+    monkeypatch.setattr(os, "pwrite", full)
+    handle = os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT)
+    kept = Shield(whole.RawFile("a", handle))
+    kept.write(b"metadata")
+    values = bytes(1 << 23)
+    for i in range(20):
+        kept.seek(8 + i * len(values))
+        kept.write(values)
+    kept.seek(0)
+    found = bytearray(8)
+    kept.readinto(found)
+    assert found == b"metadata" and sum(len(data) for _, data in kept._kept) <= 1 << 26
+    os.close(handle)
+
+
+def test_a_child_tells_all_that_went_wrong():
+    row = {"tried": 1, "failed": 1, "wrong": ["é" * 1000] * 300}
+    assert fault_writes.in_child(lambda: row) == row
+
+
+def test_a_limit_is_undone():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    soft = (1 << 40, before[1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    try:
+        with fault_writes.largest_file(100):
+            pass
+        assert resource.getrlimit(resource.RLIMIT_FSIZE) == soft
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_lock_on_a_full_disk(tmp_path, monkeypatch):
     """None is left that would refuse the next run, and a holder whose beats find no room still shows that it lives."""
     with monkeypatch.context() as patched:
@@ -288,6 +323,94 @@ def test_links_modes_and_what_is_no_file(tmp_path):
         whole.write_text(tmp_path, "x")
     with pytest.raises(InputError, match=r"none/a cannot be written \(No such file or directory\); create its folder"):
         whole.write_text(tmp_path / "none" / "a", "x")
+
+
+_TO_STDOUT = """
+import os, sys
+from astra_mpi import whole
+print("before")
+whole.write_text(sys.argv[1], "told\\n")
+print("behind")
+"""
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link"])
+@pytest.mark.parametrize("place", ["pipe", "file"])
+def test_standard_output_is_written_to(tmp_path, name, place):
+    """Through a pipe, and redirected, where the file is open: what is printed before and behind stays."""
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    words = [sys.executable, "-c", _TO_STDOUT, name]
+    with open(tmp_path / "out.txt", "w") as out:
+        goes_to = subprocess.PIPE if place == "pipe" else out
+        done = subprocess.run(words, cwd=tmp_path, env=outside(), stdout=goes_to, timeout=60, check=True)
+    said = done.stdout.decode() if place == "pipe" else (tmp_path / "out.txt").read_text()
+    assert said == "before\ntold\nbehind\n" and sorted(os.listdir(tmp_path)) == ["link", "out.txt"]
+
+
+def test_hdf5_is_not_written_to_what_is_no_file(capsys):
+    assert main(["init", "llama-tiny", "/dev/null"]) == 2
+    assert "/dev/null is a pipe, a device or an open file" in capsys.readouterr().err
+
+
+def test_the_place_that_is_tried_is_behind_the_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "none" / "a")
+    with pytest.raises(InputError, match="No such file or directory"):
+        whole.check_place(tmp_path / "link")
+
+
+def on_folders(call, number):
+    """os.open or os.fsync that fails for folders."""
+
+    def fails(what, *args):
+        if os.path.isdir(f"/proc/self/fd/{what}" if isinstance(what, int) else what):
+            raise OSError(number, os.strerror(number))
+        return call(what, *args)
+
+    return fails
+
+
+def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "open", on_folders(os.open, errno.EACCES))
+    whole.write_text(tmp_path / "a", "x")
+    assert (tmp_path / "a").read_text() == "x" and os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EROFS, 2), (errno.EACCES, 2), (errno.ENOSPC, 3), (errno.EIO, 3)])
+def test_where_no_file_can_be_begun(tmp_path, monkeypatch, number, code):
+    """Wrong use where the place is wrong, a failure where the disk fails."""
+
+    def fails(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.raises(AstraError, match="a cannot be written") as caught:
+        whole.write_text(tmp_path / "a", "x")
+    assert caught.value.exit_code == code
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_merge_whose_folder_fails_is_finished(inputs, tmp_path, monkeypatch, which):
+    """The error comes behind the renaming, of the results or of their summary: nothing that is whole is removed."""
+    paths, output = [inputs / f"shard{index}.h5" for index in range(2)], tmp_path / "m.h5"
+    fails, seen = on_folders(os.fsync, errno.EIO), []
+
+    def fsync(handle):
+        seen.append(os.path.isdir(f"/proc/self/fd/{handle}"))
+        return (fails if sum(seen) == which + 1 else real)(handle)
+
+    real = os.fsync
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        with pytest.raises(AstraError, match="Input/output error"):
+            merge(paths, output)
+    before = output.read_bytes()
+    with h5py.File(output) as file:
+        assert checksum.fits(file)
+    summary = merge(paths, output)
+    assert json.loads((tmp_path / "m.json").read_text()) == summary and output.read_bytes() == before
+    damage(output)
+    with pytest.raises(InputError, match=r"m\.h5 exists; give another name"):
+        merge(paths, output)
 
 
 @pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS"])

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from astra_mpi import whole
 from astra_mpi.check.findings import Finding
 from astra_mpi.errors import AstraError, VerifyError
 from astra_mpi.modelfile import ModelFile, write_model
@@ -22,9 +24,10 @@ def write_checked(source: Path, output: Path, model: ModelFile) -> str:
     """Write `model`, converted from `source`, and check the written file; a line per finding is printed.
 
     Returns the digest. The file gets its name only if the check passes; VerifyError if it does not, InputError if a
-    program that is needed is missing or cannot read the source.
+    program that is needed is missing or cannot read the source, AstraError if it cannot be written.
     """
-    hidden = output.with_name(f".{output.name}.{os.getpid()}.checked")
+    target = whole.followed(output)
+    hidden = target.with_name(f".{target.name}.{os.getpid()}.checked")
     try:
         try:
             digest = write_model(hidden, model)
@@ -39,11 +42,11 @@ def write_checked(source: Path, output: Path, model: ModelFile) -> str:
                 f"{output} is not written, for it gives other answers than {source}: {wrong[0].what}, {wrong[0].why};"
                 " convert without --check to look into it, and please report it"
             )
-        os.replace(hidden, output)
-        _sync(output.parent)
+        whole.take_place(hidden, output)
         return digest
     finally:
-        hidden.unlink(missing_ok=True)
+        with suppress(OSError):
+            hidden.unlink(missing_ok=True)
 
 
 def compare(source: Path, path: Path, model: ModelFile) -> Iterator[Finding]:
@@ -71,11 +74,3 @@ def _loaded(path: Path) -> Any:
     from astra_mpi.loading import load
 
     return load(str(path), comm=MPI.COMM_SELF, strategy="single")
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -42,4 +42,5 @@ def _forward(torch_model: Any, tokens: Tokens, config: Any) -> Outputs:
         pooled = hidden[:, 0] if config.pooling == "cls" else out.pooler_output
     if config.normalize:
         pooled = torch.nn.functional.normalize(pooled)
+    pooled = pooled[:, : config.embedding_size or None]
     return {"hidden": hidden[keep].numpy(), "embeddings": pooled.numpy()}

@@ -112,7 +112,7 @@ def reads(what: str, library: str = "transformers") -> Iterator[None]:
         raise InputError(f"{library} cannot read {what} ({first_line(exc)}); convert without --check") from exc
 
 
-def first_line(exc: Exception) -> str:
+def first_line(exc: BaseException) -> str:
     """What an exception of another library says, in one line."""
     return f"{type(exc).__name__}: {next(iter(str(exc).splitlines()), '')}"
 
