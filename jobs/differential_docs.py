@@ -14,7 +14,7 @@ from astra_mpi import hf_generation
 from astra_mpi.hf_reference import ASIDE, BASE, GUARDED, HARMLESS
 from astra_mpi.models import FAMILIES
 
-PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "checkpoints.md"
 BEGIN, END = "<!-- made by jobs/differential.py --docs -->", "<!-- end -->"
 
 
