@@ -26,7 +26,7 @@ from astra_mpi.runs import read_runs
 from astra_mpi.sweep_points import Store
 
 RECORD = {"settings": {"ranks": 2}, "runs": [{"latency_s": i / 7} for i in range(60)]}
-SUMMARY = {"choices": {}, "versions": {}, "metrics": {"forward_s": 0.5}, "notes": ["x" * 40] * 20}
+SUMMARY = {"astra_mpi": "0", "choices": {}, "versions": {}, "metrics": {"forward_s": 0.5}, "notes": ["x" * 40] * 20}
 
 
 @dataclass(frozen=True)
