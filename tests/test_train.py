@@ -311,7 +311,7 @@ def test_precision_is_that_of_every_rank(comm, monkeypatch):
 @pytest.mark.parametrize("n_bytes", [300, 9000])
 def test_a_failed_write_ends_all_ranks_and_loses_nothing(comm, mpi_tmp_path, n_bytes):
     """The log, a checkpoint or the model: one sentence on all ranks, then the same model as undisturbed."""
-    changes = dict(train_steps=2, train_checkpoint_every=1, train_batch=4, output_path=str(mpi_tmp_path / "out.h5"))
+    changes = dict(train_steps=2, train_checkpoint_every=1, train_batch=8, output_path=str(mpi_tmp_path / "out.h5"))
     if comm.Get_rank() == 0:
         small_deck(mpi_tmp_path, "vit", **changes)
     comm.Barrier()

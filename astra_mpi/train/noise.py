@@ -38,7 +38,8 @@ class Noise:
         parts = [
             torch.randn(n, width, generator=generator.manual_seed(int(s))) for s, n in zip(seeds, lengths, strict=True)
         ]
-        return self.mean + torch.cat(parts).to(device) @ self.factor.T
+        drawn = torch.cat([torch.zeros(0, width), *parts])  # a rank may hold no sequence of a small batch
+        return self.mean + drawn.to(device) @ self.factor.T
 
     @property
     def factor(self) -> Tensor:
