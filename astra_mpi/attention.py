@@ -12,8 +12,8 @@ from types import ModuleType
 
 import numpy as np
 
+from astra_mpi.device.scratch import Scratch
 from astra_mpi.partition import Layout
-from astra_mpi.scratch import Scratch
 
 
 class Attention:

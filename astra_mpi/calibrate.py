@@ -10,19 +10,19 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from astra_mpi.backend import get_backend
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.codec.fit import fit_codebook
 from astra_mpi.codec.metric import keys_values_metric, pulled_back
 from astra_mpi.codec.subspace import with_subspace
 from astra_mpi.config import METRICS, CodecConfig, require
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
-from astra_mpi.exchange import Pending
-from astra_mpi.modelfile import ModelFile
-from astra_mpi.sources import Source
+from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.inputs.sources import Source
 from astra_mpi.strategies import Spec
 from astra_mpi.strategies.remote import projection
 from astra_mpi.strategies.token_parallel import TokenParallel
+from astra_mpi.wire.exchange import Pending
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]
 

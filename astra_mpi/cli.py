@@ -18,8 +18,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
-from astra_mpi import __version__, commands, log, terminal
+from astra_mpi import __version__, commands
 from astra_mpi.errors import AstraError, ReaderGone
+from astra_mpi.job import log
+from astra_mpi.ranks import terminal
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -67,7 +69,7 @@ class _Parser(argparse.ArgumentParser):
     """Of several ranks, rank 0 alone says what is wrong with the command line."""
 
     def error(self, message: str) -> NoReturn:
-        from astra_mpi.launch import launched_rank
+        from astra_mpi.ranks.launch import launched_rank
 
         if launched_rank() != 0:
             time.sleep(1.0)  # a launcher may end all ranks once one has ended
@@ -101,7 +103,7 @@ def _add_log_options(command: argparse.ArgumentParser) -> None:
 
 
 def _alone(args: argparse.Namespace) -> int:
-    from astra_mpi.launch import check_alone, launched_rank
+    from astra_mpi.ranks.launch import check_alone, launched_rank
 
     try:
         check_alone(args.command)
@@ -115,7 +117,7 @@ def _alone(args: argparse.Namespace) -> int:
 
 
 def _together(args: argparse.Namespace) -> int:
-    from astra_mpi.witness import WITNESS
+    from astra_mpi.ranks.witness import WITNESS
 
     WITNESS.start(getattr(args, "command", "command"))
     try:
@@ -126,8 +128,8 @@ def _together(args: argparse.Namespace) -> int:
 
 def _start_mpi(debug: bool) -> int:
     """0, or the exit code if MPI cannot be started here, told once on each machine."""
-    from astra_mpi.launch import local_rank
-    from astra_mpi.shared_memory import start_mpi
+    from astra_mpi.ranks.launch import local_rank
+    from astra_mpi.ranks.shared_memory import start_mpi
 
     try:
         start_mpi()
@@ -139,13 +141,13 @@ def _start_mpi(debug: bool) -> int:
 
 
 def _on_all_ranks(args: argparse.Namespace) -> int:
-    from astra_mpi.launch import check_together, launched_rank
-    from astra_mpi.witness import WITNESS
+    from astra_mpi.ranks.launch import check_together, launched_rank
+    from astra_mpi.ranks.witness import WITNESS
 
     try:
         from mpi4py import MPI
 
-        from astra_mpi.watched import watched
+        from astra_mpi.ranks.watched import watched
 
         check_together(MPI.COMM_WORLD.Get_size())
         comm = watched(MPI.COMM_WORLD)
@@ -172,7 +174,7 @@ def _begin_log(args: argparse.Namespace, comm: MPI.Comm) -> None:
 
 def _fail(exc: BaseException, debug: bool, meeting: MPI.Comm) -> int:
     """The exit code if every rank fails, told once by rank 0; otherwise this rank tells and ends all."""
-    from astra_mpi.witness import WITNESS
+    from astra_mpi.ranks.witness import WITNESS
 
     rank = meeting.Get_rank()
     together = _meet(meeting)

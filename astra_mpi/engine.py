@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from astra_mpi.backend import Backend
-from astra_mpi.conditions import Conditions
 from astra_mpi.config import require
 from astra_mpi.decode.generation import generate
 from astra_mpi.decode.request import OnTokens, Request, Sample
+from astra_mpi.decode.sampling import greedy
+from astra_mpi.device.backend import Backend
+from astra_mpi.device.scratch import Scratch
 from astra_mpi.errors import InputError, collective, raise_together, same_on_all
-from astra_mpi.exchange import Exchange
-from astra_mpi.images import Preprocess
-from astra_mpi.modelfile import ModelFile
+from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Block, block_weights
 from astra_mpi.models.decoder import Decoder
+from astra_mpi.models.images import Preprocess
+from astra_mpi.network.conditions import Conditions
 from astra_mpi.partition import Cut, Layout
-from astra_mpi.report import Laps, collect
-from astra_mpi.sampling import greedy
-from astra_mpi.scratch import Scratch
 from astra_mpi.strategies import STRATEGIES, Parts, Strategy, parse
+from astra_mpi.wire.exchange import Exchange
+from astra_mpi.wire.laps import Laps, collect
 
 if TYPE_CHECKING:
     from mpi4py import MPI

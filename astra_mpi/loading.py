@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from astra_mpi import codecfile, modelfile
-from astra_mpi.backend import get_backend
-from astra_mpi.balance import rank_speeds
-from astra_mpi.conditions import parse_conditions
 from astra_mpi.config import require
+from astra_mpi.device.backend import get_backend
+from astra_mpi.device.threads import set_threads
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError, collective, same_on_all
-from astra_mpi.modelfile import ModelFile
+from astra_mpi.files import codecfile, modelfile
+from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
+from astra_mpi.network.conditions import parse_conditions
+from astra_mpi.network.units import duration_s
 from astra_mpi.partition import cut
+from astra_mpi.planner.balance import rank_speeds
+from astra_mpi.ranks.watched import alone, watched
 from astra_mpi.strategies import AUTO, STRATEGIES, coded_form, parse_request
-from astra_mpi.threads import set_threads
-from astra_mpi.units import duration_s
-from astra_mpi.watched import alone, watched
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -125,7 +125,7 @@ def load(
     if request is None:
         return model
     if auto:
-        from astra_mpi.auto import decide, usual  # above this module: it runs the planner
+        from astra_mpi.planner.auto import decide, usual  # above this module: it runs the planner
 
         with collective(comm):
             workload = usual(model.config, tokens, new_tokens)

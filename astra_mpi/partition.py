@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from astra_mpi.config import require
-from astra_mpi.xp import module_of, take
+from astra_mpi.device.xp import module_of, take
 
 #: relative speeds of the ranks, "causal" (equal ones, see `finish_together`), or None for an even cut
 Cut = Sequence[float] | str | None

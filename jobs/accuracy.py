@@ -27,10 +27,10 @@ from accuracy_rivals import rival
 from accuracy_tables import table
 from mpi4py import MPI
 
-from astra_mpi import codecfile, modelfile, whole
 from astra_mpi.config import require
 from astra_mpi.errors import AstraError
-from astra_mpi.modelfile import ModelFile
+from astra_mpi.files import codecfile, modelfile, whole
+from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.train.cuts import make_view
 from astra_mpi.train.data import open_items
 from astra_mpi.train.deck import TrainDeck, load_train_deck, resolved

@@ -18,13 +18,13 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.auto import EXACT, hint
+from astra_mpi.convert.presets import random_model
+from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.engine import Model
-from astra_mpi.generation import seconds
-from astra_mpi.modelfile import write_model
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.job.generation import seconds
 from astra_mpi.models.llama import LlamaConfig
-from astra_mpi.presets import random_model
-from astra_mpi.synthetic import random_batch
+from astra_mpi.planner.auto import EXACT, hint
 
 
 def make(path: str) -> None:

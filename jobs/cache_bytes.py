@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 from mpi4py import MPI
 
-from astra_mpi.backend import get_backend
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.config import CodecConfig
+from astra_mpi.convert.presets import random_weights
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
-from astra_mpi.modelfile import ModelFile
+from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.models.gpt2 import GPT2Config
 from astra_mpi.models.llama import LlamaConfig
-from astra_mpi.presets import random_weights
 
 T, NEW, GROUPS, K = 1024, 2, 32, 1024
 

@@ -18,11 +18,11 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi import whole
-from astra_mpi.bench import trace
-from astra_mpi.codecfile import read_codebooks
+from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.engine import Model
-from astra_mpi.synthetic import random_batch
+from astra_mpi.files import whole
+from astra_mpi.files.codecfile import read_codebooks
+from astra_mpi.measure.bench import trace
 
 COUNTER = Path("/sys/class/net/eth0/statistics/tx_bytes")  # a rank sees its own node's
 COLUMNS = ("total_s", "outer_s", "wait_s", "counted_bytes")

@@ -13,7 +13,7 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.threads import set_threads
+from astra_mpi.device.threads import set_threads
 
 WAYS = (("single", "local"), ("astra", "local"), ("astra", "merged"))
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi import whole
-from astra_mpi.plots import save_figure
+from astra_mpi.files import whole
+from astra_mpi.measure.plots import save_figure
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 MBPS = (1, 10, 30, 100, 300, 1000)
@@ -32,8 +32,8 @@ SHOWN = (256, 2048, 8192)
 
 def model_path(folder: Path) -> Path:
     from astra_mpi.config import CodecConfig
-    from astra_mpi.modelfile import write_model
-    from astra_mpi.presets import preset_config, random_model
+    from astra_mpi.convert.presets import preset_config, random_model
+    from astra_mpi.files.modelfile import write_model
 
     path = folder / f"decode-{LAYERS}.h5"
     if not path.exists():
@@ -48,10 +48,10 @@ def measure(folder: Path, path: Path) -> None:
     from mpi4py import MPI
 
     import astra_mpi
+    from astra_mpi.device.threads import set_threads
+    from astra_mpi.doctor.probes import kernel_speeds, quiet_barrier
     from astra_mpi.errors import collective
-    from astra_mpi.network import parse_network
-    from astra_mpi.probes import kernel_speeds, quiet_barrier
-    from astra_mpi.threads import set_threads
+    from astra_mpi.network.spec import parse_network
 
     comm = MPI.COMM_WORLD
     set_threads(1)
@@ -94,10 +94,10 @@ def figures(made: dict[str, Any]) -> dict[str, Any]:
 
 def predict(found: dict[str, Any], folder: Path) -> None:
     """Adds `predicted_s` to the rows, and `crossover_mbps`, predicted, to the whole."""
-    from astra_mpi.decode_plan import compute_seconds, crossover_bps, steps, wait_seconds
-    from astra_mpi.latency import Network, Speeds
-    from astra_mpi.planner import Setting
-    from astra_mpi.planner_inputs import read_outline
+    from astra_mpi.costs.latency import Network, Speeds
+    from astra_mpi.planner.decode import compute_seconds, crossover_bps, steps, wait_seconds
+    from astra_mpi.planner.inputs import read_outline
+    from astra_mpi.planner.plan import Setting
 
     config, coding = read_outline(str(model_path(folder)))
     speeds = (Speeds(**found["speeds"]),) * found["ranks"]
@@ -141,7 +141,7 @@ def draw(found: dict[str, Any], path: str) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from astra_mpi.plots import PALETTE
+    from astra_mpi.measure.plots import PALETTE
 
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -19,13 +19,13 @@ from differential import MISSING, Change, Table
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi import hf_generation
-from astra_mpi.convert import convert
-from astra_mpi.hf_config import HFConfig
-from astra_mpi.hf_folder import load_object, open_weights
-from astra_mpi.hf_reference import ASIDE, GUARDED, HARMLESS
-from astra_mpi.hf_tensors import Tensors
-from astra_mpi.modelfile import ModelFile, write_model
+from astra_mpi.checkpoint.config import HFConfig
+from astra_mpi.checkpoint.folder import load_object, open_weights
+from astra_mpi.checkpoint.reference import ASIDE, GUARDED, HARMLESS
+from astra_mpi.checkpoint.tensors import Tensors
+from astra_mpi.convert import generation as hf_generation
+from astra_mpi.convert.hugging_face import convert
+from astra_mpi.files.modelfile import ModelFile, write_model
 from astra_mpi.models import FAMILIES
 
 transformers.utils.logging.disable_progress_bar()

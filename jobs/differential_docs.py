@@ -10,8 +10,8 @@ from typing import Any
 
 import differential_config
 
-from astra_mpi import hf_generation
-from astra_mpi.hf_reference import ASIDE, BASE, GUARDED, HARMLESS
+from astra_mpi.checkpoint.reference import ASIDE, BASE, GUARDED, HARMLESS
+from astra_mpi.convert import generation as hf_generation
 from astra_mpi.models import FAMILIES
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "checkpoints.md"

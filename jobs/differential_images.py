@@ -4,7 +4,7 @@
     python jobs/differential_images.py --class ViTImageProcessor --verbose
 
 For each class that `convert` knows, each setting is left out, and set to each of `VALUES`. The folder is read by
-AutoImageProcessor and by `astra_mpi.hf_images`, and both prepare uint8 images of odd sizes, grey, RGB and RGBA. A case
+AutoImageProcessor and by `astra_mpi.convert.images`, and both prepare uint8 images of odd sizes, grey, RGB and RGBA. A case
 ends well if ours are the same within TOLERANCE, or if we refuse with a sentence that names the setting, or if
 transformers has no image of the model's shape for it either. All else is printed; exit code 1 then. A setting that
 transformers reads and that has no value here is a finding too.
@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from differential import names, silence
 
+from astra_mpi.convert.images import CLASSES, image_preprocessing
 from astra_mpi.errors import InputError
-from astra_mpi.hf_images import CLASSES, image_preprocessing
 
 #: of the normalised values: float32 rounding; pixels are equal to the bit, as both resize with Pillow
 TOLERANCE = 1e-5

@@ -36,11 +36,11 @@ from differential_text_fields import (
 )
 from differential_text_folders import FOLDERS, MAX_POSITIONS, TEXTS, sentence_encoder
 
-from astra_mpi.check.reference import first_line
+from astra_mpi.convert.check.reference import first_line
+from astra_mpi.convert.text import read_text_settings
+from astra_mpi.convert.tokenizer_keys import HARMLESS
 from astra_mpi.errors import InputError
-from astra_mpi.hf_text import read_text_settings
-from astra_mpi.hf_tokenizer_keys import HARMLESS
-from astra_mpi.text import tokenizer_of
+from astra_mpi.inputs.text import tokenizer_of
 
 TOLERANCE = 1e-4
 SENTENCES = "sentence encoder"
@@ -152,9 +152,9 @@ def own_embeddings(folder: Path) -> np.ndarray:
     from mpi4py import MPI
 
     import astra_mpi
-    from astra_mpi.convert import convert
-    from astra_mpi.modelfile import write_model
-    from astra_mpi.sources import padded
+    from astra_mpi.convert.hugging_face import convert
+    from astra_mpi.files.modelfile import write_model
+    from astra_mpi.inputs.sources import padded
 
     path = folder / "made.h5"
     write_model(path, convert(folder)[0])

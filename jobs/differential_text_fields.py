@@ -328,7 +328,7 @@ def _uncovered_of_tokenizers() -> set[str]:
     from transformers import tokenization_utils_tokenizers as fast
     from transformers.models.auto import tokenization_auto as auto
 
-    from astra_mpi.hf_tokenizer_classes import CLASSES
+    from astra_mpi.convert.tokenizer_classes import CLASSES
 
     known = set(TOKENIZER) | {"name", "content", "type"}
     backend = fast.TokenizersBackend

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from astra_mpi.errors import AstraError
-from astra_mpi.info import check_contents
+from astra_mpi.job.info import check_contents
 
 Row = dict[str, Any]
 
@@ -102,7 +102,7 @@ def run_all(folder: Path) -> Iterator[tuple[tuple[str, str], Row]]:
 def _make_inputs(folder: Path) -> None:
     from fault_writers import make_inputs
 
-    from astra_mpi.modelfile import ModelFile, write_model
+    from astra_mpi.files.modelfile import ModelFile, write_model
 
     fuzz_files.write_all(folder)
     shutil.copytree(folder / "hf", folder / "plain", ignore=shutil.ignore_patterns("modules.json", "pool"))

@@ -14,16 +14,16 @@ from typing import Any
 import fuzz_files
 import numpy as np
 
-from astra_mpi import checksum, codecfile, hdf5, modelfile, whole
 from astra_mpi.commands.model_options import write_text
-from astra_mpi.log import LEVELS
-from astra_mpi.merge import merge
+from astra_mpi.files import checksum, codecfile, hdf5, modelfile, whole
+from astra_mpi.job.log import LEVELS
+from astra_mpi.job.merge import merge
+from astra_mpi.job.results import Results, finished_summary, remove_leftovers, write_json
+from astra_mpi.measure.page import page
+from astra_mpi.measure.plots import save_figure
+from astra_mpi.measure.runs import read_runs
+from astra_mpi.measure.sweep.points import Store
 from astra_mpi.models.bert import BertConfig
-from astra_mpi.plots import save_figure
-from astra_mpi.report_html import page
-from astra_mpi.results import Results, finished_summary, remove_leftovers, write_json
-from astra_mpi.runs import read_runs
-from astra_mpi.sweep_points import Store
 
 RECORD = {"settings": {"ranks": 2}, "runs": [{"latency_s": i / 7} for i in range(60)]}
 SUMMARY = {"astra_mpi": "0", "choices": {}, "versions": {}, "metrics": {"forward_s": 0.5}, "notes": ["x" * 40] * 20}

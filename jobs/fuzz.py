@@ -36,27 +36,22 @@ import fuzz_files
 import numpy as np
 from mpi4py import MPI
 
-from astra_mpi import (
-    codecfile,
-    convert,
-    deck,
-    info,
-    llama2c,
-    merge,
-    modelfile,
-    network,
-    planner_inputs,
-    results,
-    sweep_deck,
-    witness,
-)
-from astra_mpi.backend import get_backend
-from astra_mpi.deck import InputSection
+from astra_mpi.convert import hugging_face as convert
+from astra_mpi.convert import llama2c
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.decks import deck
+from astra_mpi.decks.deck import InputSection
+from astra_mpi.device.backend import get_backend
+from astra_mpi.device.threads import set_threads
 from astra_mpi.engine import Model
 from astra_mpi.errors import AstraError
-from astra_mpi.inputs import open_input
-from astra_mpi.synthetic import random_batch
-from astra_mpi.threads import set_threads
+from astra_mpi.files import codecfile, modelfile
+from astra_mpi.inputs.opening import open_input
+from astra_mpi.job import info, merge, results
+from astra_mpi.measure.sweep import deck as sweep_deck
+from astra_mpi.network import spec as network
+from astra_mpi.planner import inputs as planner_inputs
+from astra_mpi.ranks import witness
 from astra_mpi.train.deck import load_train_deck
 
 #: seconds of wall and processor time, and bytes of memory, that a case may take
@@ -277,7 +272,11 @@ def apart(read: Read, path: Path) -> dict[str, Any]:
     if os.WIFSIGNALED(status):
         return {"end": f"signal {os.WTERMSIG(status)}", "text": text, "finding": True}
     if os.WEXITSTATUS(status) == 2 and not text:
-        return {"end": "refused", "text": "HDF5 did not come back and was ended (astra_mpi/stuck.py)", "finding": False}
+        return {
+            "end": "refused",
+            "text": "HDF5 did not come back and was ended (astra_mpi/files/stuck.py)",
+            "finding": False,
+        }
     outcome: dict[str, Any] = json.loads(text)
     return outcome
 

@@ -13,8 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from astra_mpi import checksum
 from astra_mpi.errors import InputError
+from astra_mpi.files import checksum
 
 _NUMBERS = [0, 1, -1, 2, 7, 127, 255, 256, 1 << 15, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 62]
 _VALUES: list[Any] = [*_NUMBERS, -(1 << 31), 10**30, 1.5, -0.0, float("nan"), float("inf"), 1e308, None, True, "", "x"]

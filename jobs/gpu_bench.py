@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from astra_mpi import whole
+from astra_mpi.files import whole
 
 rng = np.random.default_rng(0)
 #: inputs in turn take at least so many bytes together
@@ -267,7 +267,7 @@ def _new_token(
 
 def model_cases(bench: Bench) -> Iterator[Case]:
     """Bar: no slower than PyTorch eager in float16, the answer on the host in both."""
-    from astra_mpi.presets import preset_config, random_weights
+    from astra_mpi.convert.presets import preset_config, random_weights
 
     config = preset_config("vit-tiny" if bench.small else "vit-base", bench.size(1024, 16))
     config = dataclasses.replace(config, n_layers=bench.size(config.n_layers, 2))
@@ -294,9 +294,9 @@ def model_cases(bench: Bench) -> Iterator[Case]:
 def _vit(bench: Bench, config: Any, weights: Any, batch: int) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
     from mpi4py import MPI
 
-    from astra_mpi.backend import get_backend
+    from astra_mpi.device.backend import get_backend
     from astra_mpi.engine import Model
-    from astra_mpi.modelfile import ModelFile
+    from astra_mpi.files.modelfile import ModelFile
 
     backend = get_backend("cuda", MPI.COMM_SELF, precision="float16")
     model = Model(ModelFile(config, weights), MPI.COMM_SELF, backend)
@@ -326,7 +326,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from mpi4py import MPI
 
-    from astra_mpi.backend import get_backend
+    from astra_mpi.device.backend import get_backend
     from astra_mpi.errors import InputError
 
     try:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from astra_mpi import whole
 from astra_mpi.codec.codebook import BlockCodec, Codebook
 from astra_mpi.codec.tables import Norm, Projection, make_far
+from astra_mpi.device.threads import set_threads
+from astra_mpi.files import whole
 from astra_mpi.kernels import cpu
-from astra_mpi.threads import set_threads
 
 rng = np.random.default_rng(0)
 D, D_FF, REMOTE = 768, 3072, 768

@@ -29,8 +29,8 @@ import h5py
 import numpy as np
 from job_processes import Memory, marked, of_job, ranks_of
 
-from astra_mpi import whole
-from astra_mpi.launch import LAUNCHER_PREFIXES
+from astra_mpi.files import whole
+from astra_mpi.ranks.launch import LAUNCHER_PREFIXES
 
 #: how far a rank's memory may spread while batch follows batch
 FLAT = 0.02

@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 
-from astra_mpi import whole
+from astra_mpi.files import whole
 
 
 def markov(n: int, levels: np.ndarray, stay: float, seed: int) -> np.ndarray:

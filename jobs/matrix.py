@@ -21,8 +21,8 @@ from matrix_models import CODECS, CONFIGS, PLAIN, Variant, variants, write_model
 from matrix_page import page
 from mpi4py import MPI
 
-from astra_mpi.broadcast import broadcast_text
-from astra_mpi.watched import watched
+from astra_mpi.ranks.broadcast import broadcast_text
+from astra_mpi.ranks.watched import watched
 
 
 def outcomes(bench: Bench, wanted: list[Variant], commands: list[str]) -> Iterator[Outcome]:

@@ -21,9 +21,9 @@ from matrix_models import CODECS, DECODERS, N_ITEMS, SITES, Variant
 from mpi4py import MPI
 
 from astra_mpi import cli
-from astra_mpi.broadcast import broadcast_text
 from astra_mpi.errors import AstraError
 from astra_mpi.models import FAMILIES
+from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.strategies import AUTO, STRATEGIES, forms
 
 SPECS = tuple(spec for name in STRATEGIES for spec in forms(name))

@@ -17,9 +17,9 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.weights import Narrow
 from astra_mpi.engine import Model
-from astra_mpi.synthetic import random_batch
-from astra_mpi.weights import Narrow
 
 MIB = 1 << 20
 

@@ -21,16 +21,16 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.broadcast import broadcast_text
 from astra_mpi.config import DTYPES
-from astra_mpi.convert import restore
+from astra_mpi.convert.hugging_face import restore
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.decode.sampling import greedy
+from astra_mpi.device.threads import set_threads
 from astra_mpi.engine import Model
 from astra_mpi.errors import collective
-from astra_mpi.modelfile import write_model
+from astra_mpi.files.modelfile import write_model
 from astra_mpi.models import FAMILIES
-from astra_mpi.sampling import greedy
-from astra_mpi.synthetic import random_batch
-from astra_mpi.threads import set_threads
+from astra_mpi.ranks.broadcast import broadcast_text
 
 SAME, LAST_BITS, LOSSY = "the same bits", "the last bits", "the answer"
 #: new tokens of the rows about decoding

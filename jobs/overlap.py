@@ -17,10 +17,10 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.exchange import Exchange
-from astra_mpi.messages import Plan
-from astra_mpi.report import Laps
-from astra_mpi.synthetic import random_batch
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.wire.exchange import Exchange
+from astra_mpi.wire.laps import Laps
+from astra_mpi.wire.messages import Plan
 
 
 class Collective(Plan):

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from astra_mpi.config import CodecConfig, ModelConfig
-from astra_mpi.costs import STRATEGIES, Coding
+from astra_mpi.costs.latency import Network, Speeds, latency, transfer_s
+from astra_mpi.costs.strategies import STRATEGIES, Coding
+from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.errors import InputError
-from astra_mpi.latency import Network, Speeds, latency, transfer_s
+from astra_mpi.measure.published import PUBLISHED
+from astra_mpi.network.units import bandwidth_bps
 from astra_mpi.partition import even
-from astra_mpi.published import PUBLISHED
-from astra_mpi.units import bandwidth_bps
-from astra_mpi.work import Job, shape_of
 
 MODEL = ModelConfig(768, 12, 12, 12, 3072, "gelu", 1e-12)
 #: one_device_s: published latency of one device at 1024 tokens, the only input of "counts". The others are those of

@@ -2,7 +2,7 @@
 
     python jobs/paper_tables.py [--rtt 1ms] [--measured bench.json ..] [--json F] [--markdown docs/log/paper-tables.md]
 
-Each scheme gives: the published figure where there is one (astra_mpi/published.py), the cost model under the paper's
+Each scheme gives: the published figure where there is one (astra_mpi/measure/published.py), the cost model under the paper's
 accounting ("counts": calibrated by the time of one device alone; "fitted": by two more inputs), the fitted model under
 switch accounting, and what `astra-mpi bench --clock virtual --json` measured, where --measured files have it.
 """
@@ -16,10 +16,10 @@ from typing import Any
 
 from paper_model import INPUTS, MODEL, deviations, measured_speedups, table
 
-from astra_mpi import whole
 from astra_mpi.errors import InputError
-from astra_mpi.published import PUBLISHED
-from astra_mpi.units import duration_s
+from astra_mpi.files import whole
+from astra_mpi.measure.published import PUBLISHED
+from astra_mpi.network.units import duration_s
 
 LIMIT = 0.10  # deviations beyond it are listed
 UNITS = {"bandwidth": "Mbps", "ranks": "ranks", "tokens": "tokens"}

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from astra_mpi import whole
 from astra_mpi.errors import InputError
-from astra_mpi.modelfile import read_model
-from astra_mpi.passages import passages
-from astra_mpi.text import read_text, tokenizer_of
+from astra_mpi.files import whole
+from astra_mpi.files.modelfile import read_model
+from astra_mpi.inputs.passages import passages
+from astra_mpi.inputs.text import read_text, tokenizer_of
 
 SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".csv", ".org", ".log"}
 MAX_TOKENS = 256

@@ -18,14 +18,14 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.bench import measure
 from astra_mpi.codec.codebook import BlockCodec
 from astra_mpi.config import CodecConfig
+from astra_mpi.convert.presets import preset_config, random_model
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.threads import set_threads
 from astra_mpi.errors import collective
-from astra_mpi.modelfile import write_model
-from astra_mpi.presets import preset_config, random_model
-from astra_mpi.synthetic import random_batch
-from astra_mpi.threads import set_threads
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.measure.bench import measure
 
 
 class UniformCodes(BlockCodec):

@@ -17,7 +17,7 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.text import Tokenizer, tokenizer_of
+from astra_mpi.inputs.text import Tokenizer, tokenizer_of
 
 QUESTIONS = [
     "How do I catch an exception and clean up afterwards?",

@@ -21,14 +21,14 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi import whole
 from astra_mpi.config import DTYPES
-from astra_mpi.convert import restore
+from astra_mpi.convert.hugging_face import restore
+from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.engine import Model
-from astra_mpi.modelfile import write_model
+from astra_mpi.files import whole
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.inputs.text import Tokenizer
 from astra_mpi.models.decoder import Decoder
-from astra_mpi.synthetic import random_batch
-from astra_mpi.text import Tokenizer
 
 MIB = 1 << 20
 

@@ -16,7 +16,7 @@ from mpi4py import MPI
 
 import astra_mpi
 from astra_mpi.commands.model_options import add_condition_options, condition_arguments
-from astra_mpi.text import Tokenizer, read_text, tokenizer_of
+from astra_mpi.inputs.text import Tokenizer, read_text, tokenizer_of
 
 BATCH = 64
 

@@ -18,9 +18,9 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi import whole
+from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.engine import Model
-from astra_mpi.synthetic import random_batch
+from astra_mpi.files import whole
 
 
 def limit(model: Model, n_tokens: int) -> float:

@@ -15,8 +15,8 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.engine import Model
-from astra_mpi.synthetic import random_batch
 
 
 def waits(model: Model) -> list[float]:

@@ -23,12 +23,12 @@ from mpi4py import MPI
 
 import astra_mpi
 from astra_mpi.config import DTYPES
+from astra_mpi.convert.presets import preset_config, random_weights
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.threads import set_threads
 from astra_mpi.engine import Model
-from astra_mpi.modelfile import ModelFile, write_model
+from astra_mpi.files.modelfile import ModelFile, write_model
 from astra_mpi.models import FAMILIES
-from astra_mpi.presets import preset_config, random_weights
-from astra_mpi.synthetic import random_batch
-from astra_mpi.threads import set_threads
 
 
 def config_of(name: str, n_tokens: int, n_layers: int) -> Any:

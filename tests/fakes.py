@@ -5,13 +5,13 @@ import numpy as np
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.codec.fit import energy
 from astra_mpi.config import CodecConfig
-from astra_mpi.modelfile import ModelFile
+from astra_mpi.device.weights import narrowed
+from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.bert import BertConfig
 from astra_mpi.models.gpt2 import GPT2Config
 from astra_mpi.models.llama import LlamaConfig
 from astra_mpi.models.vit import ViTConfig
-from astra_mpi.weights import narrowed
 
 
 def vit_config(grid=(3, 5), **changes):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from training import write_deck, write_images, write_small
 
-from astra_mpi.backend import get_backend
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
-from astra_mpi.synthetic import random_batch
 from astra_mpi.train.twin import Twin
 from fakes import bert_config, gpt2_config, model_file, vit_config
 

@@ -11,16 +11,19 @@ import pytest
 from test_generation import N_NEW, PROMPTS, letter_tokenizer
 
 import astra_mpi
-from astra_mpi import auto, job_strategy, runner, short_probes
-from astra_mpi.auto import EXACT, Workload, decide, fastest_exact, hint, predictions, reason, usual
-from astra_mpi.broadcast import broadcast_text
 from astra_mpi.cli import _parse
+from astra_mpi.costs.latency import Network, assumed_speeds
 from astra_mpi.errors import InputError
-from astra_mpi.latency import Network, assumed_speeds
-from astra_mpi.merge import merge
-from astra_mpi.modelfile import write_model
-from astra_mpi.planner import Setting, plan
-from astra_mpi.signals import Interrupted
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.job import runner
+from astra_mpi.job import strategy as job_strategy
+from astra_mpi.job.merge import merge
+from astra_mpi.planner import auto
+from astra_mpi.planner import probes as short_probes
+from astra_mpi.planner.auto import EXACT, Workload, decide, fastest_exact, hint, predictions, reason, usual
+from astra_mpi.planner.plan import Setting, plan
+from astra_mpi.ranks.broadcast import broadcast_text
+from astra_mpi.ranks.signals import Interrupted
 from fakes import bert_config, gpt2_config, llama_config, model_file
 
 mpi = pytest.mark.mpi

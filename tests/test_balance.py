@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import astra_mpi
-from astra_mpi.backend import get_backend
-from astra_mpi.balance import rank_speeds
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
-from astra_mpi.modelfile import write_model
-from astra_mpi.synthetic import random_batch
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.planner.balance import rank_speeds
 from fakes import model_file, vit_config
 
 

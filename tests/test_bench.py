@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from astra_mpi.backend import get_backend
-from astra_mpi.bench import measure, trace
 from astra_mpi.calibrate import activations
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
-from astra_mpi.modelfile import read_model, write_model
-from astra_mpi.report import PHASES, collect
+from astra_mpi.files.modelfile import read_model, write_model
+from astra_mpi.measure.bench import measure, trace
 from astra_mpi.strategies import STRATEGIES
-from astra_mpi.synthetic import random_batch
+from astra_mpi.wire.laps import PHASES, collect
 from fakes import bert_config, model_file, vit_config
 
 

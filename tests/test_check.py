@@ -13,12 +13,12 @@ import transformers
 from test_llama2c import write_checkpoint
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from astra_mpi import convert as convert_module
-from astra_mpi.check.findings import CEILING, FLOOR, Finding, held_against, tolerance
-from astra_mpi.check.reference import round_weights
 from astra_mpi.cli import main
+from astra_mpi.convert import hugging_face as convert_module
+from astra_mpi.convert.check.findings import CEILING, FLOOR, Finding, held_against, tolerance
+from astra_mpi.convert.check.reference import round_weights
 from astra_mpi.engine import Model
-from astra_mpi.modelfile import read_model
+from astra_mpi.files.modelfile import read_model
 
 SIZES = dict(hidden_size=24, num_attention_heads=3, num_hidden_layers=2, intermediate_size=40)
 IMAGES = {"size": {"height": 8, "width": 12}, "image_mean": [0.4], "image_std": [0.2], "resample": 3}
@@ -298,7 +298,7 @@ def test_llama2c(tmp_path, capsys, monkeypatch):
     write_checkpoint(tmp_path / "model.bin", shared=False)
     assert check(tmp_path / "model.bin", tmp_path / "m.h5") == 0
     assert "transformers does not read tokenizers of llama2.c" in capsys.readouterr().out
-    monkeypatch.setattr("astra_mpi.llama2c._halves", lambda weight, d_head: weight)
+    monkeypatch.setattr("astra_mpi.convert.llama2c._halves", lambda weight, d_head: weight)
     assert check(tmp_path / "model.bin", tmp_path / "m.h5") == 4
     assert "logits after each of 5 sequences" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from astra_mpi.convert import convert
+from astra_mpi.convert.hugging_face import convert
 from astra_mpi.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
@@ -185,8 +185,8 @@ def test_numbers_as_large_as_can_be_written(tmp_path):
 
 
 def test_tensors_are_compared_in_pieces(tmp_path, monkeypatch):
-    from astra_mpi import hf_folder
-    from astra_mpi.hf_tensors import equal
+    from astra_mpi.checkpoint import folder as hf_folder
+    from astra_mpi.checkpoint.tensors import equal
 
     monkeypatch.setattr(hf_folder, "_PIECE", 40)
     values = torch.from_numpy(np.random.default_rng(0).standard_normal((7, 20)))

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from astra_mpi import __version__, cli, launch, threads
+from astra_mpi import __version__, cli
+from astra_mpi.device import threads
 from astra_mpi.errors import InputError
+from astra_mpi.ranks import launch
 
 LAUNCHERS = ("PMI", "OMPI", "PRTE", "SLURM", "HYD", "MPI")
 BESIDE = shutil.which("mpirun", path=str(Path(sys.executable).parent))
@@ -187,7 +189,7 @@ def test_exit_code_of_a_command_is_that_of_mpirun():
 
 def test_threads_in_force(monkeypatch):
     code = (
-        "from astra_mpi.threads import set_threads\nimport json, numba, numpy, threadpoolctl\n"
+        "from astra_mpi.device.threads import set_threads\nimport json, numba, numpy, threadpoolctl\n"
         "n = set_threads()\nblas = [p['num_threads'] for p in threadpoolctl.threadpool_info()]\n"
         "print(json.dumps([n, numba.get_num_threads(), max(blas)]))"
     )
@@ -211,7 +213,7 @@ def test_more_threads_than_cores_are_noticed(capsys, monkeypatch):
     for name in launch._RANKS:
         monkeypatch.delenv(name, raising=False)
     cores = len(os.sched_getaffinity(0))
-    code = f"from astra_mpi.threads import set_threads; set_threads({cores + 3})"
+    code = f"from astra_mpi.device.threads import set_threads; set_threads({cores + 3})"
     assert f"{cores + 3} threads per rank on {cores} cores" in start(sys.executable, "-c", code).stderr
 
 

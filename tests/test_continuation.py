@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from test_llama2c import write_tokenizer
 from test_text import byte_pairs
 
-from astra_mpi.continuation import TextStream, continuation
-from astra_mpi.llama2c import tokenizer_json
-from astra_mpi.text import Tokenizer
+from astra_mpi.convert.llama2c import tokenizer_json
+from astra_mpi.inputs.text import Tokenizer
+from astra_mpi.job.continuation import TextStream, continuation
 
 TEXT = "the cat sat on  the hat — Zürich 猫👩‍🚀\n\nthat"
 

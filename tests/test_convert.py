@@ -14,11 +14,11 @@ from tokenizers.models import WordLevel
 
 from astra_mpi.cli import main
 from astra_mpi.config import CodecConfig
-from astra_mpi.convert import convert
+from astra_mpi.convert.hugging_face import convert
+from astra_mpi.convert.presets import preset_config, presets, random_weights
 from astra_mpi.errors import InputError
-from astra_mpi.modelfile import read_model, weight_shapes, write_model
-from astra_mpi.presets import preset_config, presets, random_weights
-from astra_mpi.text import tokenizer_of
+from astra_mpi.files.modelfile import read_model, weight_shapes, write_model
+from astra_mpi.inputs.text import tokenizer_of
 from fakes import bert_config
 
 SIZES = dict(hidden_size=24, num_attention_heads=3, num_hidden_layers=2, intermediate_size=40)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from astra_mpi.config import CodecConfig, ModelConfig
-from astra_mpi.costs import STRATEGIES, Coding, astra, encode_madds, single
+from astra_mpi.costs.strategies import STRATEGIES, Coding, astra, encode_madds, single
+from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.partition import even
-from astra_mpi.work import Job, shape_of
 
 D, L, T = 768, 12, 1024
 VIT_BASE = ModelConfig(D, 12, 12, L, 4 * D, "gelu", 1e-12)

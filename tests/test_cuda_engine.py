@@ -13,13 +13,13 @@ import pytest
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.backend import get_backend
-from astra_mpi.conditions import parse_conditions
 from astra_mpi.config import CodecConfig
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import AstraError, InputError
-from astra_mpi.synthetic import random_batch
-from astra_mpi.verify import verify
+from astra_mpi.network.conditions import parse_conditions
+from astra_mpi.oracle.verify import verify
 from cuda_emulation.devices import GPU, device
 from fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
 from test_models import BERT, DECODERS, SIZES, VITS, check_bert, check_decoder, check_vit
@@ -345,7 +345,7 @@ def test_generation_equals_the_cpu(comm, anywhere, family, strategy):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_generation_from_codes_equals_the_cpu(comm, anywhere, monkeypatch, family, codec):
     """What is kept of far tokens: rows of a table and counts, or codes, rebuilt a few at a time."""
-    from astra_mpi.decode import packed
+    from astra_mpi.caches import packed
 
     monkeypatch.setattr(packed, "TILE", 7)
     gpu, cpu, inputs, mask = models(comm, family, CODECS[codec])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from astra_mpi.deck import Deck, load_deck
+from astra_mpi.decks.deck import Deck, load_deck
 from astra_mpi.errors import InputError
 
 DECK = """

@@ -6,21 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from astra_mpi.backend import get_backend
 from astra_mpi.cli import _parser
 from astra_mpi.config import CodecConfig
-from astra_mpi.costs import STRATEGIES, Coding
-from astra_mpi.decode_costs import MODES, decode_cost
-from astra_mpi.decode_plan import compute_seconds, crossover_bps, decode_advice, decode_plan, steps, wait_seconds
+from astra_mpi.costs.decode import MODES, decode_cost
+from astra_mpi.costs.latency import Network, assumed_speeds
+from astra_mpi.costs.strategies import STRATEGIES, Coding
+from astra_mpi.costs.work import Job, shape_of
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
-from astra_mpi.latency import Network, assumed_speeds
-from astra_mpi.modelfile import write_model
+from astra_mpi.files.modelfile import write_model
 from astra_mpi.models.gpt2 import GPT2
 from astra_mpi.models.llama import Llama
-from astra_mpi.network import parse_network
-from astra_mpi.planner import Setting
-from astra_mpi.work import Job, shape_of
+from astra_mpi.network.spec import parse_network
+from astra_mpi.planner.decode import compute_seconds, crossover_bps, decode_advice, decode_plan, steps, wait_seconds
+from astra_mpi.planner.plan import Setting
 from fakes import bert_config, gpt2_config, llama_config, model_file
 
 N_NEW = 6

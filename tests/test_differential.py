@@ -11,10 +11,10 @@ import pytest
 import torch
 import transformers
 
-from astra_mpi import hf_generation
+from astra_mpi.checkpoint.config import ACTIVATIONS
+from astra_mpi.checkpoint.reference import ASIDE, BASE, GUARDED, HARMLESS
+from astra_mpi.convert import generation as hf_generation
 from astra_mpi.errors import InputError
-from astra_mpi.hf_config import ACTIVATIONS
-from astra_mpi.hf_reference import ASIDE, BASE, GUARDED, HARMLESS
 from astra_mpi.kernels import reference as kernels
 from astra_mpi.models import FAMILIES
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from astra_mpi.cli import main
-from astra_mpi.modelfile import read_model
+from astra_mpi.files.modelfile import read_model
 from astra_mpi.models.vit import ViT
 
 JOBS = Path(__file__).parent.parent / "jobs"

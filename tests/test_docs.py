@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from astra_mpi.deck import Deck
+from astra_mpi.decks.deck import Deck
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

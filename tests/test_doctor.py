@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from astra_mpi.doctor import examine, gather_json
-from astra_mpi.findings import findings
-from astra_mpi.gpuaware import gpu_answer, try_alone
+from astra_mpi.costs.latency import Speeds
+from astra_mpi.doctor.diagnosis import examine, gather_json
+from astra_mpi.doctor.findings import findings
+from astra_mpi.doctor.gpuaware import gpu_answer, try_alone
+from astra_mpi.doctor.placement import cpu_quota
+from astra_mpi.doctor.probes import kernel_speeds, measure_links
 from astra_mpi.kernels import reference
-from astra_mpi.latency import Speeds
-from astra_mpi.placement import cpu_quota
-from astra_mpi.probes import kernel_speeds, measure_links
 
 VERSIONS = {"mpi": "MPICH 5", "mpi4py": "4.1", "python": "3.11"}
 MPIRUN = Path(sys.executable).parent / "mpirun"

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from astra_mpi.clock import WallClock
 from astra_mpi.errors import AstraError, InputError, raise_together
-from astra_mpi.exchange import Exchange
-from astra_mpi.report import Laps
+from astra_mpi.network.clock import WallClock
+from astra_mpi.wire.exchange import Exchange
+from astra_mpi.wire.laps import Laps
 
 
 @pytest.mark.mpi

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from astra_mpi.backend import get_backend
-from astra_mpi.conditions import parse_conditions
 from astra_mpi.config import CodecConfig
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
-from astra_mpi.synthetic import random_batch
-from astra_mpi.verify import verify
+from astra_mpi.network.conditions import parse_conditions
+from astra_mpi.oracle.verify import verify
 from fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
 
 pytestmark = pytest.mark.mpi

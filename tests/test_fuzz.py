@@ -12,15 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from astra_mpi.arrays import ArrayFile
+from astra_mpi.checkpoint.folder import load_json
 from astra_mpi.config import require
-from astra_mpi.deck import InputSection, load_deck
+from astra_mpi.decks.deck import InputSection, load_deck
 from astra_mpi.errors import InputError
-from astra_mpi.hf_folder import load_json
-from astra_mpi.inputs import open_input
-from astra_mpi.modelfile import read_model
-from astra_mpi.network import read_trace
-from astra_mpi.planner_inputs import read_profile
+from astra_mpi.files.modelfile import read_model
+from astra_mpi.inputs.arrays import ArrayFile
+from astra_mpi.inputs.opening import open_input
+from astra_mpi.network.spec import read_trace
+from astra_mpi.planner.inputs import read_profile
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import fuzz_damage

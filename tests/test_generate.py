@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from astra_mpi.backend import get_backend
 from astra_mpi.config import CodecConfig
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
-from astra_mpi.reference import oracle
-from astra_mpi.synthetic import random_batch
+from astra_mpi.oracle.reference import oracle
 from fakes import gpt2_config, llama_config, model_file
 
 pytestmark = pytest.mark.mpi

@@ -5,15 +5,15 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from astra_mpi.backend import get_backend
-from astra_mpi.conditions import parse_conditions
+from astra_mpi.caches.cache import Softmax
+from astra_mpi.caches.codes import CodeSpace, ScoredCodes, TurnedCodes
 from astra_mpi.config import CodecConfig
-from astra_mpi.decode.cache import Softmax
-from astra_mpi.decode.codes import CodeSpace, ScoredCodes, TurnedCodes
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import AstraError, InputError
+from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.partition import even
-from astra_mpi.synthetic import random_batch
 from fakes import bert_config, gpt2_config, llama_config, model_file
 
 MODES = pytest.mark.parametrize("decode", ["local", "merged"])

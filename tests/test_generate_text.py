@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from astra_mpi.backend import get_backend
+from astra_mpi.convert.llama2c import read_checkpoint
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
-from astra_mpi.llama2c import read_checkpoint
-from astra_mpi.modelfile import ModelFile
+from astra_mpi.files.modelfile import ModelFile
 from fakes import llama_config, random_weights
 
 SPECS = ["single", "sp", "sp:kv"]
@@ -113,7 +113,7 @@ CHECKPOINTS = {
 def test_text_is_that_of_transformers(tmp_path, comm, family):
     """Three query heads per key head, an odd vocabulary, RoPE scaling."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    from astra_mpi.convert import convert
+    from astra_mpi.convert.hugging_face import convert
 
     torch.manual_seed(0)
     made = {"gpt2": ("GPT2Config", "GPT2LMHeadModel"), "llama": ("LlamaConfig", "LlamaForCausalLM")}[family]

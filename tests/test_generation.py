@@ -14,16 +14,16 @@ import pytest
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi import runner
-from astra_mpi.broadcast import broadcast_text
 from astra_mpi.cli import _parser
-from astra_mpi.continuation import continuation
-from astra_mpi.deck import load_deck
+from astra_mpi.decks.deck import load_deck
+from astra_mpi.decode.sampling import Sampler
 from astra_mpi.errors import InputError
-from astra_mpi.modelfile import ModelFile, write_model
-from astra_mpi.sampling import Sampler
-from astra_mpi.signals import Interrupted
-from astra_mpi.text import Tokenizer
+from astra_mpi.files.modelfile import ModelFile, write_model
+from astra_mpi.inputs.text import Tokenizer
+from astra_mpi.job import runner
+from astra_mpi.job.continuation import continuation
+from astra_mpi.ranks.broadcast import broadcast_text
+from astra_mpi.ranks.signals import Interrupted
 from fakes import bert_config, gpt2_config, llama_config, model_file
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
@@ -234,7 +234,7 @@ def test_watchdog_lets_one_rank_decode_alone_for_long(comm, folder):
 
 def test_zero_bytes_do_not_end_a_text(tmp_path):
     """HDF5 keeps strings up to their first zero byte."""
-    from astra_mpi.generation import outputs
+    from astra_mpi.job.generation import outputs
 
     vocab = {"a": 0, "\0": 1}
     model = {"type": "BPE", "vocab": vocab, "merges": []}

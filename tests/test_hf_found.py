@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from astra_mpi.cli import main
-from astra_mpi.convert import convert
+from astra_mpi.convert.hugging_face import convert
 from astra_mpi.errors import InputError
 
 INDEX = "model.safetensors.index.json"
@@ -153,7 +153,7 @@ def test_a_sharded_folder_is_not_searched_for_other_weights(tmp_path, monkeypatc
     def searched(folder):
         raise AssertionError("a search through the folder")
 
-    monkeypatch.setattr("astra_mpi.hf_folder.no_weights", searched)
+    monkeypatch.setattr("astra_mpi.checkpoint.folder.no_weights", searched)
     assert convert(tmp_path)[0].config.family == "gpt2"
 
 

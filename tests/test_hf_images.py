@@ -10,10 +10,10 @@ import transformers
 from PIL import Image
 from transformers.models.clip import CLIPImageProcessorPil
 
+from astra_mpi.convert.images import CLASSES, image_preprocessing
 from astra_mpi.errors import InputError
-from astra_mpi.hf_images import CLASSES, image_preprocessing
-from astra_mpi.image_folder import decoder
-from astra_mpi.images import Preprocess
+from astra_mpi.inputs.image_folder import decoder
+from astra_mpi.models.images import Preprocess
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import differential_images

@@ -20,13 +20,13 @@ from differential_text_fields import Change, sentence_changes, tokenizer_changes
 from differential_text_folders import FOLDERS, put, sentence_encoder
 
 from astra_mpi.cli import main
-from astra_mpi.convert import convert
+from astra_mpi.convert.hugging_face import convert
+from astra_mpi.convert.text import read_text_settings
+from astra_mpi.convert.tokenizer_classes import CLASSES
 from astra_mpi.errors import InputError
-from astra_mpi.hf_text import read_text_settings
-from astra_mpi.hf_tokenizer_classes import CLASSES
-from astra_mpi.modelfile import read_model, write_model
-from astra_mpi.passages import passages
-from astra_mpi.text import Tokenizer, prompt_of, tokenizer_of
+from astra_mpi.files.modelfile import read_model, write_model
+from astra_mpi.inputs.passages import passages
+from astra_mpi.inputs.text import Tokenizer, prompt_of, tokenizer_of
 from fakes import bert_config
 
 #: a folder per class of tokenizer, and those that have no tokenizer.json

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from astra_mpi.codecfile import read_codebooks
-from astra_mpi.deck import load_deck
+from astra_mpi.decks.deck import load_deck
 from astra_mpi.errors import InputError
-from astra_mpi.info import describe
-from astra_mpi.modelfile import read_model
+from astra_mpi.files.codecfile import read_codebooks
+from astra_mpi.files.modelfile import read_model
+from astra_mpi.job.info import describe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import fuzz_damage

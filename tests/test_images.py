@@ -7,7 +7,7 @@ import pytest
 from transformers.models.vit import ViTImageProcessorPil
 
 from astra_mpi.errors import InputError
-from astra_mpi.images import Preprocess
+from astra_mpi.models.images import Preprocess
 
 RGB = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
 

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from astra_mpi.deck import InputSection
+from astra_mpi.decks.deck import InputSection
 from astra_mpi.errors import InputError
-from astra_mpi.inputs import open_input
+from astra_mpi.inputs.opening import open_input
 
 TEXT_MODEL = SimpleNamespace(family="bert", vocab_size=50, max_positions=6)
 IMAGE_MODEL = SimpleNamespace(family="vit", image_size=(4, 6), channels=3, n_classes=10)

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from astra_mpi.launch import LAUNCHER_PREFIXES
-from astra_mpi.modelfile import write_model
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.ranks.launch import LAUNCHER_PREFIXES
 from fakes import bert_config, model_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))

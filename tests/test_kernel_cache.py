@@ -13,7 +13,7 @@ from numba import config
 from numba.core.caching import Cache
 from numba.core.codegen import CPUCodegen
 
-from astra_mpi.backend import get_backend
+from astra_mpi.device.backend import get_backend
 from astra_mpi.kernels import _compile, cpu
 
 KERNEL = """

@@ -10,9 +10,9 @@ from mpi4py import MPI
 
 import astra_mpi
 from astra_mpi.cli import main
+from astra_mpi.convert.llama2c import convert_llama2c, read_checkpoint, read_pieces, tokenizer_json
 from astra_mpi.errors import InputError
-from astra_mpi.llama2c import convert_llama2c, read_checkpoint, read_pieces, tokenizer_json
-from astra_mpi.text import Tokenizer
+from astra_mpi.inputs.text import Tokenizer
 
 D, F, L, H, HKV, T = 24, 37, 2, 6, 2, 11
 TEXTS = ["", "a", "the cat sat", " the  theatre\n", "Zürich, the hat — 猫 that", "aaaa aaa"]

@@ -7,12 +7,12 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import astra_mpi
-from astra_mpi.codecfile import write_codebooks
 from astra_mpi.config import CodecConfig
+from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.errors import AstraError, InputError
-from astra_mpi.images import Preprocess
-from astra_mpi.modelfile import write_model
-from astra_mpi.synthetic import random_batch
+from astra_mpi.files.codecfile import write_codebooks
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.models.images import Preprocess
 from fakes import bert_config, model_file, random_codec, vit_config
 
 pytestmark = pytest.mark.mpi

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mpi4py import MPI
 
-from astra_mpi.broadcast import broadcast_text
+from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.strategies import AUTO
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from astra_mpi.backend import get_backend
 from astra_mpi.calibrate import activations, fit_codec
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.metric import RIDGE, keys_values_metric, pulled_back
 from astra_mpi.codec.tables import Norm, Projection
 from astra_mpi.config import CodecConfig
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
-from astra_mpi.modelfile import read_model, write_model
+from astra_mpi.files.modelfile import read_model, write_model
 from astra_mpi.models import FAMILIES
-from astra_mpi.synthetic import random_batch
 from fakes import bert_config, gpt2_config, llama_config, model_file, random_basis, vit_config
 from kernels import cpu
 

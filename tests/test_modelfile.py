@@ -11,13 +11,13 @@ import h5py
 import numpy as np
 import pytest
 
-from astra_mpi import hdf5
-from astra_mpi.codecfile import read_codebooks, write_codebooks
 from astra_mpi.config import CodecConfig
+from astra_mpi.device.weights import Narrow, forget, mapped_file, narrowed
 from astra_mpi.errors import AstraError, InputError
-from astra_mpi.info import describe
-from astra_mpi.modelfile import ModelFile, read_model, write_model
-from astra_mpi.weights import Narrow, forget, mapped_file, narrowed
+from astra_mpi.files import hdf5
+from astra_mpi.files.codecfile import read_codebooks, write_codebooks
+from astra_mpi.files.modelfile import ModelFile, read_model, write_model
+from astra_mpi.job.info import describe
 from fakes import bert_config, model_file, random_codec, random_weights, vit_config
 
 SETTINGS = {

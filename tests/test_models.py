@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.convert import convert
+from astra_mpi.convert.hugging_face import convert
 from astra_mpi.errors import raise_together
-from astra_mpi.modelfile import write_model
-from astra_mpi.text import Tokenizer
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.inputs.text import Tokenizer
 
 ATOL = 1e-4
 SIZES = dict(hidden_size=24, num_attention_heads=3, num_hidden_layers=2, intermediate_size=40)

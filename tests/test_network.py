@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from astra_mpi.errors import InputError
-from astra_mpi.link import make_link
-from astra_mpi.network import REAL, parse_network, read_trace
+from astra_mpi.network.link import make_link
+from astra_mpi.network.spec import REAL, parse_network, read_trace
 
 MBYTE = 125_000  # bytes that take one second at 1 Mbps
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from astra_mpi.broadcast import broadcast_text
 from astra_mpi.config import CodecConfig
-from astra_mpi.modelfile import write_model
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.ranks.broadcast import broadcast_text
 from fakes import bert_config, gpt2_config, model_file
 
 pytestmark = pytest.mark.mpi

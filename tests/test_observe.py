@@ -14,10 +14,10 @@ from test_cli import MPIRUN, outside
 from test_results import open_results, values
 from test_shards import write_job
 
-from astra_mpi import log
 from astra_mpi.cli import main
 from astra_mpi.errors import InputError
-from astra_mpi.job_state import describe_job
+from astra_mpi.job import log
+from astra_mpi.job.state import describe_job
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (DEBUG|INFO|WARNING|ERROR) rank (\d+) batch (\d+|-): (.+)")
 STATE = {"task.name": "embed", "run.batch": 3, "input_items": 8, "ranks": 2, "parallel.strategy": "astra"}

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import astra_mpi
-from astra_mpi import runner
-from astra_mpi.deck import load_deck
+from astra_mpi.decks.deck import load_deck
 from astra_mpi.errors import InputError
-from astra_mpi.modelfile import ModelFile, write_model
-from astra_mpi.perplexity import WindowSource
+from astra_mpi.files.modelfile import ModelFile, write_model
+from astra_mpi.inputs.windows import WindowSource
+from astra_mpi.job import runner
 from fakes import bert_config, gpt2_config, llama_config, model_file
 
 TEXT = "the cat sat on the hat, and that was that. " * 4
@@ -89,7 +89,7 @@ def test_single_equals_pytorch(tmp_path, make, stride):
     import transformers
     from mpi4py import MPI
 
-    from astra_mpi.convert import convert
+    from astra_mpi.convert.hugging_face import convert
 
     torch.manual_seed(0)
     theirs = make(transformers).eval()

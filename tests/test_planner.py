@@ -13,23 +13,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astra_mpi.advice import advice
-from astra_mpi.backend import get_backend
-from astra_mpi.balance import token_cost
 from astra_mpi.cli import _parser
 from astra_mpi.config import CodecConfig, ModelConfig
-from astra_mpi.costs import STRATEGIES, Coding, astra_wire, segment_wire, token_parallel
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.costs.latency import ACCOUNTINGS, Network, Speeds, assumed_speeds, latency, transfer_s
+from astra_mpi.costs.strategies import STRATEGIES, Coding, astra_wire, segment_wire, token_parallel
+from astra_mpi.costs.work import Cost, Job, RankWork, Stage, Transfer, Work, shape_of
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
-from astra_mpi.latency import ACCOUNTINGS, Network, Speeds, assumed_speeds, latency, transfer_s
-from astra_mpi.measured import best_codec, measured
-from astra_mpi.modelfile import write_model
+from astra_mpi.files.modelfile import write_model
 from astra_mpi.models import FAMILIES
 from astra_mpi.partition import even, finish_together, weighted
-from astra_mpi.planner import Setting, best_cut, compare_codecs, plan
-from astra_mpi.planner_inputs import make_setting, read_outline, read_profile
-from astra_mpi.synthetic import random_batch
-from astra_mpi.work import Cost, Job, RankWork, Stage, Transfer, Work, shape_of
+from astra_mpi.planner.advice import advice
+from astra_mpi.planner.balance import token_cost
+from astra_mpi.planner.inputs import make_setting, read_outline, read_profile
+from astra_mpi.planner.measured import best_codec, measured
+from astra_mpi.planner.plan import Setting, best_cut, compare_codecs, plan
 from fakes import bert_config, llama_config, model_file, vit_config
 
 MPIRUN = Path(sys.executable).parent / "mpirun"

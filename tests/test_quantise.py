@@ -5,9 +5,9 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from astra_mpi.backend import get_backend
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.config import CodecConfig
+from astra_mpi.device.backend import get_backend
 from astra_mpi.train.averages import Averages
 from astra_mpi.train.cuts import draw_cut, make_view
 from astra_mpi.train.noise import Noise

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from astra_mpi.reference import oracle
-from astra_mpi.reference_far import Means, Rounded
+from astra_mpi.oracle.far import Means, Rounded
+from astra_mpi.oracle.reference import oracle
 
 D = 24
 TOL = 1e-10  # float64 on both sides, activations of order 1

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from astra_mpi.charts import line_charts, phase_bars, shown_conditions
 from astra_mpi.errors import InputError
-from astra_mpi.plots import _plain, draw_all, missing_matplotlib
-from astra_mpi.published import PUBLISHED, scheme_of
-from astra_mpi.report_html import page
-from astra_mpi.runs import read_runs
-from astra_mpi.verdict import verdict
+from astra_mpi.measure.charts import line_charts, phase_bars, shown_conditions
+from astra_mpi.measure.page import page
+from astra_mpi.measure.plots import _plain, draw_all, missing_matplotlib
+from astra_mpi.measure.published import PUBLISHED, scheme_of
+from astra_mpi.measure.runs import read_runs
+from astra_mpi.measure.verdict import verdict
 
 drawn = pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib (extra plot) is not installed")
 

@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
-from astra_mpi import lock
 from astra_mpi.errors import AstraError, InputError
-from astra_mpi.lock import Lock
-from astra_mpi.results import Results, check_room, finished_summary, parts_folder, recorded_choices
+from astra_mpi.job import lock
+from astra_mpi.job.lock import Lock
+from astra_mpi.job.results import Results, check_room, finished_summary, parts_folder, recorded_choices
 
 STATE = {"task.name": "embed", "model_digest": "m", "codec_digest": "c", "run.batch": 3, "parallel.weights": (1.0, 2.0)}
 SUMMARY = {"choices": {"remote": "table"}, "versions": {}}

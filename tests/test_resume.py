@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from test_cli import MPIRUN, outside
 
-from astra_mpi import lock
 from astra_mpi.errors import AstraError
-from astra_mpi.modelfile import write_model
-from astra_mpi.results import Results, check_room, finished_summary, parts_folder, remove_leftovers, write_json
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.job import lock
+from astra_mpi.job.results import Results, check_room, finished_summary, parts_folder, remove_leftovers, write_json
 from fakes import bert_config, model_file
 
 STATE = {"task.name": "embed", "model_digest": "m", "codec_digest": "c", "run.batch": 3}

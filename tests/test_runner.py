@@ -10,12 +10,13 @@ import h5py
 import numpy as np
 import pytest
 
-from astra_mpi import checksum, runner
-from astra_mpi.broadcast import broadcast_batch, broadcast_text
-from astra_mpi.deck import load_deck
+from astra_mpi.decks.deck import load_deck
 from astra_mpi.errors import AstraError, InputError
-from astra_mpi.signals import SIGNALS, Interrupted
-from astra_mpi.sources import TokenSource
+from astra_mpi.files import checksum
+from astra_mpi.inputs.sources import TokenSource
+from astra_mpi.job import runner
+from astra_mpi.ranks.broadcast import broadcast_batch, broadcast_text
+from astra_mpi.ranks.signals import SIGNALS, Interrupted
 
 pytestmark = pytest.mark.mpi
 

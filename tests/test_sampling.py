@@ -6,8 +6,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from astra_mpi.decode.sampling import Sampler, greedy, uniform
 from astra_mpi.errors import InputError
-from astra_mpi.sampling import Sampler, greedy, uniform
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (3, 17)).astype(np.float32)
 

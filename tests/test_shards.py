@@ -8,10 +8,10 @@ import pytest
 from test_perplexity import TEXT, byte_tokenizer
 
 from astra_mpi.cli import main
-from astra_mpi.deck import load_deck
+from astra_mpi.decks.deck import load_deck
 from astra_mpi.errors import InputError
-from astra_mpi.modelfile import ModelFile, write_model
-from astra_mpi.shards import parse_shard, resolve, shard_items, shard_path
+from astra_mpi.files.modelfile import ModelFile, write_model
+from astra_mpi.inputs.shards import parse_shard, resolve, shard_items, shard_path
 from fakes import bert_config, gpt2_config, model_file
 
 N_ITEMS = 11

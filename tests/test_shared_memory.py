@@ -8,8 +8,8 @@ import sys
 import pytest
 from test_cli import MPIRUN, outside, own_lines
 
-from astra_mpi import launch, shared_memory
-from astra_mpi.shared_memory import KIB, MIB, room_bytes, shortage
+from astra_mpi.ranks import launch, shared_memory
+from astra_mpi.ranks.shared_memory import KIB, MIB, room_bytes, shortage
 
 MPICH = "MPICH Version:      5.0.2\nMPICH Device:       ch4:ucx ofi\n"
 OFI = "MPICH Version:      4.3.2\nMPICH Device:       ch4:ofi\n"

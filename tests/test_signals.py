@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from astra_mpi.signals import SIGNALS, StopRequests
+from astra_mpi.ranks.signals import SIGNALS, StopRequests
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from test_cli import MPIRUN, outside
 from test_perplexity import byte_tokenizer
 from test_shards import write_texts
 
-from astra_mpi.modelfile import ModelFile, write_model
+from astra_mpi.files.modelfile import ModelFile, write_model
 from fakes import bert_config, model_file
 
 ROOT = Path(__file__).parent.parent

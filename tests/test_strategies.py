@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from astra_mpi.backend import get_backend
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import AstraError
+from astra_mpi.oracle.verify import verify
 from astra_mpi.partition import even
 from astra_mpi.strategies import STRATEGIES, Parts, parse
-from astra_mpi.synthetic import random_batch
-from astra_mpi.verify import verify
 from fakes import bert_config, model_file, vit_config
 
 pytestmark = pytest.mark.mpi

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from test_inputs import read, sequences, write
 
-from astra_mpi.arrays import ArrayFile
 from astra_mpi.errors import InputError
-from astra_mpi.records import LONGEST_LINE, Records
-from astra_mpi.sources import Excerpt
+from astra_mpi.inputs.arrays import ArrayFile
+from astra_mpi.inputs.records import LONGEST_LINE, Records
+from astra_mpi.inputs.sources import Excerpt
 
 MIB = 1 << 20
 WIDE_MODEL = SimpleNamespace(family="bert", vocab_size=50, max_positions=512)

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 from test_cli import mpirun, outside, own_lines
 
-from astra_mpi import hdf5, heaps, witness
-from astra_mpi.arrays import ArrayFile
 from astra_mpi.errors import InputError
-from astra_mpi.info import describe
-from astra_mpi.modelfile import read_model
-from astra_mpi.stuck import bounded
+from astra_mpi.files import hdf5, heaps
+from astra_mpi.files.modelfile import read_model
+from astra_mpi.files.stuck import bounded
+from astra_mpi.inputs.arrays import ArrayFile
+from astra_mpi.job.info import describe
+from astra_mpi.ranks import witness
 
 #: what the header of the first text becomes: free space of no length, and a length that wraps around in 64 bits
 DAMAGES = {"zeros": bytes(16), "wraps": b"\1\0\1\0\0\0\0\0" + (2**64 - 16).to_bytes(8, "little")}
 LOOPS = """
 import sys
-from astra_mpi import heaps, witness
+from astra_mpi.files import heaps; from astra_mpi.ranks import witness
 heaps.SEARCHED_BYTES, witness.READING_S = 0, 1.0
 """
 
@@ -71,7 +72,7 @@ def test_whoever_is_stuck_ends_with_one_sentence(damaged):
 @pytest.mark.parametrize("damaged", ["zeros"], indirect=True)
 def test_a_rank_that_is_stuck_ends_all_with_one_sentence(damaged):
     code = LOOPS + (
-        "from astra_mpi.info import describe\n"
+        "from astra_mpi.job.info import describe\n"
         f"def run(args, comm):\n    if comm.rank == 1:\n        describe({str(damaged)!r})\n"
         "    comm.Barrier()\n    return 0"
     )

@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astra_mpi.backend import get_backend
 from astra_mpi.calibrate import fit_codec
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.codec.fit import fit_codebook
 from astra_mpi.codec.subspace import MAX_GROWTH, with_subspace
-from astra_mpi.codecfile import read_codebooks, write_codebooks
 from astra_mpi.config import CodecConfig
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
-from astra_mpi.info import describe
+from astra_mpi.files.codecfile import read_codebooks, write_codebooks
+from astra_mpi.job.info import describe
 from astra_mpi.kernels import cpu, reference
-from astra_mpi.reference import oracle
-from astra_mpi.synthetic import random_batch
-from astra_mpi.verify import GAP_TOLERANCE, verify
+from astra_mpi.oracle.reference import oracle
+from astra_mpi.oracle.verify import GAP_TOLERANCE, verify
 from fakes import bert_config, model_file, random_basis, random_codec, squared_error
 
 D = 120  # no multiple of 16

@@ -15,12 +15,12 @@ from test_cli import outside
 from test_report import one
 
 from astra_mpi.errors import InputError
-from astra_mpi.lock import Lock
-from astra_mpi.modelfile import write_model
-from astra_mpi.sweep import find_launcher, run_sweep
-from astra_mpi.sweep_deck import load_sweep
-from astra_mpi.sweep_points import Point, Store, points
-from astra_mpi.sweep_progress import SweepProgress, in_words
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.job.lock import Lock
+from astra_mpi.measure.sweep.deck import load_sweep
+from astra_mpi.measure.sweep.points import Point, Store, points
+from astra_mpi.measure.sweep.progress import SweepProgress, in_words
+from astra_mpi.measure.sweep.run import find_launcher, run_sweep
 from fakes import model_file, vit_config
 
 DECK = """

@@ -9,12 +9,12 @@ import pytest
 from test_cli import MPIRUN, astra, outside, own_lines
 
 from astra_mpi.config import CodecConfig
-from astra_mpi.deck import load_deck
+from astra_mpi.decks.deck import load_deck
 from astra_mpi.errors import InputError, ReaderGone
-from astra_mpi.modelfile import write_model
-from astra_mpi.records import Records
-from astra_mpi.terminal import _Output, raise_if_lost
-from astra_mpi.text import argument_text, undecodable
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.inputs.records import Records
+from astra_mpi.inputs.text import argument_text, undecodable
+from astra_mpi.ranks.terminal import _Output, raise_if_lost
 from fakes import gpt2_config, model_file
 
 FULL = "astra-mpi: error: standard output cannot be written (No space left on device); part of it is lost\n"
@@ -83,7 +83,7 @@ def test_error_that_cannot_be_told():
 
 RANK_0_WITHOUT_OUTPUT = """
 import os, sys
-from astra_mpi.launch import launched_rank
+from astra_mpi.ranks.launch import launched_rank
 if launched_rank() == 0:
     read, write = os.pipe()
     os.close(read)

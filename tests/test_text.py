@@ -11,8 +11,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from astra_mpi.errors import InputError
-from astra_mpi.passages import passages
-from astra_mpi.text import Tokenizer, read_text
+from astra_mpi.inputs.passages import passages
+from astra_mpi.inputs.text import Tokenizer, read_text
 
 WORDS = re.findall(r"\S+", "the quick brown fox jumps over a lazy dog while it rains in spain . , ! ? ##s ##ing é 語 ß")
 

@@ -15,9 +15,9 @@ from training import TEXT, small_deck, write_deck, write_images, write_small
 
 import astra_mpi
 from astra_mpi.cli import main
-from astra_mpi.codecfile import read_codebooks
 from astra_mpi.errors import AstraError, InputError
-from astra_mpi.modelfile import read_model
+from astra_mpi.files.codecfile import read_codebooks
+from astra_mpi.files.modelfile import read_model
 from astra_mpi.train import losses, start
 from astra_mpi.train.data import Order, hold_out
 from astra_mpi.train.deck import load_train_deck

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from astra_mpi.backend import get_backend
 from astra_mpi.config import CodecConfig
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
-from astra_mpi.synthetic import random_batch
 from astra_mpi.train.cuts import make_view
 from astra_mpi.train.quantise import Codebooks, Sender
 from astra_mpi.train.twin import Twin

@@ -3,7 +3,7 @@
 import pytest
 
 from astra_mpi.errors import InputError
-from astra_mpi.units import bandwidth_bps, duration_s
+from astra_mpi.network.units import bandwidth_bps, duration_s
 
 
 @pytest.mark.parametrize(

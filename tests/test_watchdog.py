@@ -8,12 +8,12 @@ import pytest
 from mpi4py import MPI
 from test_cli import mpirun, own_lines
 
-from astra_mpi.watchdog import Answer, judge
-from astra_mpi.watched import Watched, alone, waiting, watched
+from astra_mpi.ranks.watchdog import Answer, judge
+from astra_mpi.ranks.watched import Watched, alone, waiting, watched
 
 HANG = """
 import os, re, signal, time, numpy as np
-from astra_mpi.watched import alone
+from astra_mpi.ranks.watched import alone
 def run(args, comm):
     one = np.zeros(1)
     comm.Barrier()
@@ -71,9 +71,9 @@ import numpy as np, sys
 sys.path.insert(0, {tests!r})
 import astra_mpi
 from fakes import bert_config, model_file
-from astra_mpi.modelfile import write_model
-from astra_mpi.synthetic import random_batch
-from astra_mpi.broadcast import broadcast_text
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.ranks.broadcast import broadcast_text
 from mpi4py import MPI
 def run(args, _):
     comm = MPI.COMM_WORLD.Dup()

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from astra_mpi.backend import get_backend
 from astra_mpi.config import DTYPES
+from astra_mpi.device.backend import get_backend
+from astra_mpi.device.scratch import Scratch
+from astra_mpi.device.weights import Made, Narrow, SideBySide, narrowed, part, product, product_transposed
 from astra_mpi.engine import Model
 from astra_mpi.kernels import cpu, reference
-from astra_mpi.scratch import Scratch
-from astra_mpi.verify import verify
-from astra_mpi.weights import Made, Narrow, SideBySide, narrowed, part, product, product_transposed
+from astra_mpi.oracle.verify import verify
 from fakes import bert_config, model_file, vit_config
 
 NARROW = DTYPES[1:]
@@ -53,7 +53,7 @@ def test_what_stays_float32():
 @pytest.mark.parametrize("n_rows", [0, 1, 3, 9, 70])
 @pytest.mark.parametrize("dtype", NARROW)
 def test_products(kernels, dtype, n_rows, monkeypatch):
-    monkeypatch.setattr("astra_mpi.weights._TILE", 1000)  # several tiles, the last one narrower
+    monkeypatch.setattr("astra_mpi.device.weights._TILE", 1000)  # several tiles, the last one narrower
     x, weights = normal(n_rows, 45), [normal(45, 77, seed=1), normal(45, 20, seed=2)]
     narrow = [narrowed("a.weight", weight, dtype) for weight in weights]
     joined = np.concatenate([np.asarray(weight) for weight in narrow], axis=1)
@@ -89,7 +89,7 @@ def test_weights_made_on_demand():
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("config", [vit_config(), bert_config(pooling="pooler", has_pooler=True)], ids=["vit", "bert"])
 def test_strategies_equal_oracle_on_the_values_as_stored(comm, config, dtype):
-    from astra_mpi.synthetic import random_batch
+    from astra_mpi.convert.synthetic import random_batch
 
     model = Model(model_file(config, dtype=dtype), comm, get_backend("numpy", comm))
     inputs, mask = random_batch(config, 3, None if config.family == "vit" else 11, seed=1, ragged=True)

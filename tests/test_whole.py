@@ -17,13 +17,14 @@ import pytest
 from test_cli import outside
 from test_results import REPORT, STATE, SUMMARY, open_results, write
 
-from astra_mpi import checksum, hdf5, lock, log, whole
 from astra_mpi.cli import main
 from astra_mpi.errors import AstraError, InputError
-from astra_mpi.lock import Lock
-from astra_mpi.merge import merge
-from astra_mpi.results import finished_summary, recorded_choices
-from astra_mpi.shield import Shield
+from astra_mpi.files import checksum, hdf5, whole
+from astra_mpi.files.shield import Shield
+from astra_mpi.job import lock, log
+from astra_mpi.job.lock import Lock
+from astra_mpi.job.merge import merge
+from astra_mpi.job.results import finished_summary, recorded_choices
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import fault_writers
@@ -327,7 +328,7 @@ def test_links_modes_and_what_is_no_file(tmp_path):
 
 _TO_STDOUT = """
 import os, sys
-from astra_mpi import whole
+from astra_mpi.files import whole
 print("before")
 whole.write_text(sys.argv[1], "told\\n")
 print("behind")

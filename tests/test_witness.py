@@ -9,12 +9,12 @@ import time
 import pytest
 from test_cli import mpirun, own_lines
 
-from astra_mpi import witness
+from astra_mpi.ranks import witness
 
 DIES = """
 import os, signal
-from astra_mpi import witness
-from astra_mpi.witness import WITNESS
+from astra_mpi.ranks import witness
+from astra_mpi.ranks.witness import WITNESS
 {before}
 def run(args, comm):
     if comm.rank == 0 and WITNESS._process is not None:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from astra_mpi.modelfile import write_model
+from astra_mpi.files.modelfile import write_model
 from astra_mpi.train.deck import load_train_deck
 from fakes import bert_config, gpt2_config, model_file, vit_config
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.config import KINDS, MAX_CODEBOOK_SIZE, CodecConfig, require
-from astra_mpi.xp import beside, module_of
+from astra_mpi.device.xp import beside, module_of
 
 
 @dataclass(frozen=True, eq=False)

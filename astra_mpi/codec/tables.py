@@ -15,9 +15,9 @@ import numpy as np
 
 from astra_mpi.codec.codebook import BlockCodec, Codebook
 from astra_mpi.config import require
-from astra_mpi.scratch import Scratch
-from astra_mpi.weights import Matrix, Narrow, SideBySide, product
-from astra_mpi.xp import beside, module_of, to_host
+from astra_mpi.device.scratch import Scratch
+from astra_mpi.device.weights import Matrix, Narrow, SideBySide, product
+from astra_mpi.device.xp import beside, module_of, to_host
 
 #: residual stages look sigma up in Gram tables of up to this size per block; beyond it x^ is rebuilt
 GRAM_LIMIT_BYTES = 16 << 20

@@ -28,14 +28,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
-    from astra_mpi.bench import measure, trace
     from astra_mpi.config import require
+    from astra_mpi.convert.synthetic import random_batch
     from astra_mpi.errors import collective
-    from astra_mpi.network import parse_network
-    from astra_mpi.progress import Progress
+    from astra_mpi.job.progress import Progress
+    from astra_mpi.job.summary import host, versions
+    from astra_mpi.measure.bench import measure, trace
+    from astra_mpi.network.spec import parse_network
     from astra_mpi.strategies import STRATEGIES
-    from astra_mpi.summary import host, versions
-    from astra_mpi.synthetic import random_batch
 
     model = load_model(args, comm, "single")
     names = args.strategies or [name for name in STRATEGIES if not model.obstacle(name)]

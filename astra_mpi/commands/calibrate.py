@@ -11,8 +11,8 @@ from astra_mpi.commands.options import add_codec_options, codec_config
 from astra_mpi.config import METRICS
 
 if TYPE_CHECKING:
-    from astra_mpi.modelfile import ModelFile
-    from astra_mpi.sources import Source
+    from astra_mpi.files.modelfile import ModelFile
+    from astra_mpi.inputs.sources import Source
 
 
 def add_parser(subparsers: Any) -> None:
@@ -45,13 +45,13 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from astra_mpi.calibrate import fit_codec, shuffled_batches, too_few
-    from astra_mpi.codecfile import write_codebooks
     from astra_mpi.config import require
-    from astra_mpi.hdf5 import check_target
-    from astra_mpi.modelfile import read_model, write_model
-    from astra_mpi.progress import Progress
-    from astra_mpi.provenance import provenance
-    from astra_mpi.threads import set_threads
+    from astra_mpi.device.threads import set_threads
+    from astra_mpi.files.codecfile import write_codebooks
+    from astra_mpi.files.hdf5 import check_target
+    from astra_mpi.files.modelfile import read_model, write_model
+    from astra_mpi.files.provenance import provenance
+    from astra_mpi.job.progress import Progress
 
     require(args.samples >= 1, f"--samples {args.samples}: at least one")
     require(args.seed >= 0, f"--seed {args.seed}: at least 0")
@@ -92,8 +92,8 @@ def _warn(text: str) -> None:
 
 
 def _open(args: argparse.Namespace, model: ModelFile) -> Source:
-    from astra_mpi.deck import InputSection
-    from astra_mpi.inputs import open_input
+    from astra_mpi.decks.deck import InputSection
+    from astra_mpi.inputs.opening import open_input
 
     text = args.data.suffix in (".txt", ".jsonl", ".tsv")
     kind: Any = "images" if model.config.family == "vit" else "text" if text else "tokens"

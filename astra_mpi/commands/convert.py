@@ -39,15 +39,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from astra_mpi.config import require
-    from astra_mpi.convert import convert, restore
-    from astra_mpi.hdf5 import check_target
-    from astra_mpi.info import usage_of
-    from astra_mpi.llama2c import convert_llama2c
-    from astra_mpi.modelfile import weight_shapes, write_model
+    from astra_mpi.convert.hugging_face import convert, restore
+    from astra_mpi.convert.llama2c import convert_llama2c
+    from astra_mpi.files.hdf5 import check_target
+    from astra_mpi.files.modelfile import weight_shapes, write_model
+    from astra_mpi.job.info import usage_of
 
     check_target(args.output)
     if args.check and Path(args.source).suffix != ".h5":
-        from astra_mpi.check.reference import require_libraries
+        from astra_mpi.convert.check.reference import require_libraries
 
         require_libraries(Path(args.source))
     command = f"convert {Path(args.source).resolve().name} {Path(args.output).name} --dtype {args.dtype}"

@@ -32,9 +32,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     from astra_mpi.config import require
-    from astra_mpi.doctor import examine
+    from astra_mpi.device.threads import set_threads
+    from astra_mpi.doctor.diagnosis import examine
     from astra_mpi.errors import collective
-    from astra_mpi.threads import set_threads
 
     with collective(comm):
         require(0 < args.links_s < float("inf"), f"--links-s {args.links_s:g} is not above zero; give seconds")

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     import numpy as np
     from mpi4py import MPI
 
-    from astra_mpi.deck import TaskSection
+    from astra_mpi.decks.deck import TaskSection
     from astra_mpi.engine import Model
-    from astra_mpi.text import Tokenizer
+    from astra_mpi.inputs.text import Tokenizer
 
 
 def add_parser(subparsers: Any) -> None:
@@ -55,13 +55,13 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     import numpy as np
 
-    from astra_mpi.auto import Workload, decide, hint, reason
-    from astra_mpi.broadcast import broadcast_text
-    from astra_mpi.continuation import continuation
     from astra_mpi.errors import collective
-    from astra_mpi.generation import Generator, Printer
+    from astra_mpi.inputs.text import tokenizer_of
+    from astra_mpi.job.continuation import continuation
+    from astra_mpi.job.generation import Generator, Printer
+    from astra_mpi.planner.auto import Workload, decide, hint, reason
+    from astra_mpi.ranks.broadcast import broadcast_text
     from astra_mpi.strategies import AUTO, coded_form, parse_request
-    from astra_mpi.text import tokenizer_of
 
     text = ""
     with collective(comm):
@@ -98,7 +98,7 @@ def _task(args: argparse.Namespace) -> TaskSection:
     from typing import get_args, get_type_hints
 
     from astra_mpi.config import require
-    from astra_mpi.deck import TaskSection
+    from astra_mpi.decks.deck import TaskSection
 
     modes = get_args(get_type_hints(TaskSection)["decode"])
     require(args.decode in modes, f"--decode {args.decode} is unknown; use one of {', '.join(modes)}")
@@ -112,7 +112,7 @@ def _task(args: argparse.Namespace) -> TaskSection:
 
 def _stop(given: list[str]) -> tuple[str, ...]:
     from astra_mpi.errors import InputError
-    from astra_mpi.text import argument_text
+    from astra_mpi.inputs.text import argument_text
 
     try:
         return tuple(argument_text(text) for text in given)
@@ -123,7 +123,7 @@ def _stop(given: list[str]) -> tuple[str, ...]:
 def _prompt(args: argparse.Namespace) -> str:
     from astra_mpi.config import require
     from astra_mpi.errors import InputError
-    from astra_mpi.text import argument_text, read_text
+    from astra_mpi.inputs.text import argument_text, read_text
 
     one = (args.prompt is None) != (args.prompt_file is None)
     require(one, "give a prompt, or --prompt-file FILE" + (", not both" if args.prompt else ""))

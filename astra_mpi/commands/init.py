@@ -32,12 +32,12 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from astra_mpi.hdf5 import check_target
-    from astra_mpi.modelfile import write_model
-    from astra_mpi.presets import preset_config, random_model
-    from astra_mpi.progress import Progress
-    from astra_mpi.provenance import provenance
-    from astra_mpi.threads import set_threads
+    from astra_mpi.convert.presets import preset_config, random_model
+    from astra_mpi.device.threads import set_threads
+    from astra_mpi.files.hdf5 import check_target
+    from astra_mpi.files.modelfile import write_model
+    from astra_mpi.files.provenance import provenance
+    from astra_mpi.job.progress import Progress
 
     check_target(args.output)
     set_threads()

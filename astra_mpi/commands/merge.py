@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from astra_mpi.merge import merge
+    from astra_mpi.job.merge import merge
 
     print(json.dumps(merge(args.parts, args.output)))
     return 0

@@ -91,11 +91,11 @@ def _numbers(text: str) -> list[float]:
 
 def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str | None) -> Model:
     """Collective: the model as the options say; strategy: as `load` takes it."""
+    from astra_mpi.device.threads import set_threads
     from astra_mpi.errors import collective
-    from astra_mpi.hdf5 import check_target
+    from astra_mpi.files.hdf5 import check_target
     from astra_mpi.loading import load
     from astra_mpi.strategies import parse
-    from astra_mpi.threads import set_threads
 
     with collective(comm):
         if args.json not in (None, "-"):
@@ -127,8 +127,8 @@ def write_json(path: str, values: Any) -> None:
 def write_text(path: str, text: str) -> None:
     """To `path`, whole or not at all, or to stdout when it is "-". AstraError if it cannot be written; InputError if it
     is an HDF5 file, or where no file can be."""
-    from astra_mpi import whole
     from astra_mpi.errors import InputError
+    from astra_mpi.files import whole
 
     if path == "-":
         sys.stdout.write(text + "\n")

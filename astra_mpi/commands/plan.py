@@ -44,13 +44,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from astra_mpi.advice import advice, codec_advice
-    from astra_mpi.decode_plan import decode_advice, decode_plan
-    from astra_mpi.measured import measured
-    from astra_mpi.planner import compare_codecs, plan
+    from astra_mpi.planner.advice import advice, codec_advice
+    from astra_mpi.planner.decode import decode_advice, decode_plan
+    from astra_mpi.planner.measured import measured
+    from astra_mpi.planner.plan import compare_codecs, plan
 
     if args.plot:
-        from astra_mpi.curves import draw, draw_decode, require_matplotlib
+        from astra_mpi.planner.curves import draw, draw_decode, require_matplotlib
 
         require_matplotlib()
     setting, source = _setting(args)
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _setting(args: argparse.Namespace) -> Any:
-    from astra_mpi.planner_inputs import make_setting, read_outline, read_profile
+    from astra_mpi.planner.inputs import make_setting, read_outline, read_profile
 
     config, own = read_outline(args.model, args.codebooks)
     return make_setting(
@@ -147,7 +147,7 @@ def _mbps(row: dict[str, Any], bandwidth_bps: float | None) -> str:
 
 
 def _codec(row: dict[str, Any]) -> str:
-    from astra_mpi.advice import codec_name
+    from astra_mpi.planner.advice import codec_name
 
     marks = [name for name in ("used", "best") if row[name]] + (["beyond the budget"] if not row["fits"] else [])
     bits, total_ms = row["bits_per_token_per_block"], 1e3 * row["latency_s"]
@@ -176,6 +176,6 @@ def _decode(plan: dict[str, Any]) -> list[str]:
 
 
 def _crossover(row: dict[str, Any]) -> str:
-    from astra_mpi.advice import above
+    from astra_mpi.planner.advice import above
 
     return above(row["merged_beats_local_bps"])

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from astra_mpi.deck import Deck
+    from astra_mpi.decks.deck import Deck
     from astra_mpi.engine import Model
-    from astra_mpi.signals import StopRequests
+    from astra_mpi.ranks.signals import StopRequests
 
 _CONDITIONS = ("network", "accounting", "clock", "speed", "deadline", "missing")
 
@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
-    from astra_mpi.signals import StopRequests
+    from astra_mpi.ranks.signals import StopRequests
 
     with StopRequests() as stop:  # from the start, so that none ends a rank at any line
         summary = _run(args, comm, stop)
@@ -42,15 +42,15 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
 
 
 def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[str, Any]:
-    from astra_mpi import log, runner
-    from astra_mpi.broadcast import broadcast_text
-    from astra_mpi.deck import Deck, load_deck
+    from astra_mpi.decks.deck import Deck, load_deck
+    from astra_mpi.device.threads import set_threads
     from astra_mpi.errors import collective
-    from astra_mpi.job_strategy import choose_for_job
-    from astra_mpi.results import check_room, recorded_choices
-    from astra_mpi.shards import resolve
-    from astra_mpi.threads import set_threads
-    from astra_mpi.watched import watched
+    from astra_mpi.inputs.shards import resolve
+    from astra_mpi.job import log, runner
+    from astra_mpi.job.results import check_room, recorded_choices
+    from astra_mpi.job.strategy import choose_for_job
+    from astra_mpi.ranks.broadcast import broadcast_text
+    from astra_mpi.ranks.watched import watched
 
     text = ""
     with collective(comm):

@@ -22,10 +22,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from astra_mpi import whole
     from astra_mpi.commands.report import write_report
-    from astra_mpi.sweep import run_sweep
-    from astra_mpi.sweep_deck import load_sweep
+    from astra_mpi.files import whole
+    from astra_mpi.measure.sweep.deck import load_sweep
+    from astra_mpi.measure.sweep.run import run_sweep
 
     deck = load_sweep(args.deck)
     result = run_sweep(deck, args.retry)

@@ -24,8 +24,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
+    from astra_mpi.device.threads import set_threads
     from astra_mpi.errors import InputError, collective
-    from astra_mpi.threads import set_threads
 
     with collective(comm):
         try:

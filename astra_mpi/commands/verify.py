@@ -25,10 +25,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     from astra_mpi.config import require
+    from astra_mpi.convert.synthetic import random_batch
     from astra_mpi.errors import VerifyError, collective
+    from astra_mpi.oracle.verify import verify
     from astra_mpi.strategies import STRATEGIES
-    from astra_mpi.synthetic import random_batch
-    from astra_mpi.verify import verify
 
     names = args.strategies or list(STRATEGIES)
     model = load_model(args, comm, "single")

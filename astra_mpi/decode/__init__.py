@@ -1,1 +1,4 @@
-"""Decoding: what ranks keep of a prefill, and how they make token after token from it (docs/explanation/decode.md)."""
+"""New tokens after a prompt: `Model.generate`, a step per token, alone on one rank or merged over all.
+
+Asks of the engine what `prefill.Engine` says, and does not import it.
+"""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from astra_mpi import latency
-from astra_mpi.costs import Coding
-from astra_mpi.decode_costs import MODES, decode_cost
-from astra_mpi.decode_plan import step_seconds
-from astra_mpi.planner import Setting
-from astra_mpi.planner_inputs import ASSUMED_GFLOPS
+from astra_mpi.costs import latency
+from astra_mpi.costs.decode import MODES, decode_cost
+from astra_mpi.costs.strategies import Coding
+from astra_mpi.planner.decode import step_seconds
+from astra_mpi.planner.inputs import ASSUMED_GFLOPS
+from astra_mpi.planner.plan import Setting
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model

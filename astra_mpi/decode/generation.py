@@ -16,9 +16,9 @@ from astra_mpi.errors import AstraError, InputError, collective, raise_together,
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Layout
-from astra_mpi.report import collect
+from astra_mpi.ranks.watched import alone
 from astra_mpi.strategies.token_parallel import TokenParallel
-from astra_mpi.watched import alone
+from astra_mpi.wire.laps import collect
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model

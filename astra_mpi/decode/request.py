@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from astra_mpi.config import require
+from astra_mpi.decode.sampling import greedy
 from astra_mpi.errors import InputError
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import DecoderConfig
-from astra_mpi.sampling import greedy
 
 #: logits (n, V) of the sequences (n,) at this step -> their next token ids (n,)
 Sample = Callable[[np.ndarray, np.ndarray, int], np.ndarray]

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from astra_mpi.decode.cache import Cache, HostCache, Softmax
-from astra_mpi.decode.packed import PackedCache
+from astra_mpi.caches.cache import Cache, HostCache, Softmax
+from astra_mpi.caches.packed import PackedCache
+from astra_mpi.device.xp import settle, take, to_host
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Layout
 from astra_mpi.strategies.token_parallel import TokenParallel
-from astra_mpi.xp import settle, take, to_host
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from astra_mpi.exchange import Exchange, Pending
+from astra_mpi.wire.exchange import Exchange, Pending
 
 #: the first byte of a message: what a rank that failed, and drains its exchanges, does not send
 _WELL = 1

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.config import ModelConfig
-from astra_mpi.scratch import Scratch
-from astra_mpi.weights import Matrix, Narrow, SideBySide, Weights, forget, product
+from astra_mpi.device.scratch import Scratch
+from astra_mpi.device.weights import Matrix, Narrow, SideBySide, Weights, forget, product
 
 Shapes = dict[str, tuple[int, ...]]
 

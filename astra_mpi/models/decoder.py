@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from astra_mpi.checkpoint.config import HFConfig, shown
+from astra_mpi.checkpoint.tensors import Tensors, equal
 from astra_mpi.config import ModelConfig, require
+from astra_mpi.device.weights import product_transposed
+from astra_mpi.device.xp import module_of, take, to_host
 from astra_mpi.errors import InputError
-from astra_mpi.hf_config import HFConfig, shown
-from astra_mpi.hf_tensors import Tensors, equal
 from astra_mpi.models.batch import Batch, pack_ids
 from astra_mpi.models.block import Shapes
 from astra_mpi.models.family import Family
 from astra_mpi.partition import Layout
-from astra_mpi.weights import product_transposed
-from astra_mpi.xp import module_of, take, to_host
 
 #: logits computed at a time where those of all tokens are needed: 32 MiB of float64
 _LOGITS = 1 << 22

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from astra_mpi.hf_reference import Reference
+from astra_mpi.checkpoint.reference import Reference
+from astra_mpi.device.scratch import Scratch
+from astra_mpi.device.weights import Weights, product
+from astra_mpi.device.xp import module_of
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Recipe
-from astra_mpi.scratch import Scratch
-from astra_mpi.weights import Weights, product
-from astra_mpi.xp import module_of
 
 
 class Family:

@@ -8,16 +8,16 @@ from typing import ClassVar
 
 import numpy as np
 
+from astra_mpi.checkpoint.config import HFConfig
+from astra_mpi.checkpoint.reference import GUARDED_DECODER, Reference
+from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import require
-from astra_mpi.hf_config import HFConfig
-from astra_mpi.hf_reference import GUARDED_DECODER, Reference
-from astra_mpi.hf_tensors import Tensors
+from astra_mpi.device.xp import take
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.decoder import Decoder, DecoderConfig, causal_layers, embedding_shapes, tied_head
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.partition import Layout
-from astra_mpi.xp import take
 
 
 class GPT2Config(DecoderConfig):

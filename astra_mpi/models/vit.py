@@ -9,16 +9,16 @@ from typing import ClassVar
 
 import numpy as np
 
+from astra_mpi.checkpoint.config import HFConfig, shown
+from astra_mpi.checkpoint.reference import ENCODER, Reference
+from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import ModelConfig, require
-from astra_mpi.hf_config import HFConfig, shown
-from astra_mpi.hf_reference import ENCODER, Reference
-from astra_mpi.hf_tensors import Tensors
+from astra_mpi.device.xp import beside, module_of, take
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.family import Family
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.partition import Layout
-from astra_mpi.xp import beside, module_of, take
 
 
 @dataclass(frozen=True)

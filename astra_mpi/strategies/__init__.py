@@ -16,7 +16,7 @@ STRATEGIES = {strategy.name: strategy for strategy in _ALL}
 _KNOWN = {name: strategy.options for name, strategy in STRATEGIES.items()}
 
 
-#: instead of a strategy: `astra` with codebooks, else what is predicted to be fastest (`astra_mpi.auto`)
+#: instead of a strategy: `astra` with codebooks, else what is predicted to be fastest (`astra_mpi.planner.auto`)
 AUTO = "auto"
 
 

@@ -14,22 +14,22 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from astra_mpi.caches.cache import Kept, Part
+from astra_mpi.caches.codes import CodeSpace, CountedKeys, ScoredCodes, TurnedCodes
+from astra_mpi.caches.packed import Seen, SeenCodes, SeenCounts
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.codec.tables import distinct
 from astra_mpi.config import ModelConfig
-from astra_mpi.costs import Coding, Wire, astra_wire
-from astra_mpi.decode.cache import Kept, Part
-from astra_mpi.decode.codes import CodeSpace, CountedKeys, ScoredCodes, TurnedCodes
-from astra_mpi.decode.packed import Seen, SeenCodes, SeenCounts
+from astra_mpi.costs.strategies import Coding, Wire, astra_wire
+from astra_mpi.costs.work import shape_of
+from astra_mpi.device.xp import beside, take, to_host
 from astra_mpi.errors import AstraError
-from astra_mpi.exchange import Pending
 from astra_mpi.partition import Layout, displs
 from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
-from astra_mpi.work import shape_of
-from astra_mpi.xp import beside, take, to_host
+from astra_mpi.wire.exchange import Pending
 
 
 class Astra(TokenParallel):

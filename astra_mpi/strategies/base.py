@@ -11,11 +11,11 @@ import numpy as np
 
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import ModelConfig, require
-from astra_mpi.exchange import Exchange
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.block import Block, Recipe
 from astra_mpi.partition import Cut, Layout, cut
 from astra_mpi.strategies.spec import Option, Spec
+from astra_mpi.wire.exchange import Exchange
 
 
 @dataclass(frozen=True)

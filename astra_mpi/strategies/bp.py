@@ -14,12 +14,12 @@ import numpy as np
 from astra_mpi.attention import Attention
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import ModelConfig
+from astra_mpi.device.xp import beside, take
 from astra_mpi.models.block import Block, block_shapes
 from astra_mpi.partition import Layout, cut, even, ranges
 from astra_mpi.strategies.all_tokens import AllTokens
 from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.spec import Option, Spec
-from astra_mpi.xp import beside, take
 
 
 class BlockParallel(AllTokens):

@@ -11,9 +11,9 @@ import numpy as np
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.codec.tables import FarTable, Norm, Projection, make_far
 from astra_mpi.config import require
+from astra_mpi.device.xp import settle
 from astra_mpi.errors import collective
 from astra_mpi.models.block import Block
-from astra_mpi.xp import settle
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -13,14 +13,14 @@ import numpy as np
 
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import ModelConfig
-from astra_mpi.costs import Wire, segment_wire
-from astra_mpi.exchange import Pending
+from astra_mpi.costs.strategies import Wire, segment_wire
+from astra_mpi.costs.work import shape_of
+from astra_mpi.device.xp import beside, take
 from astra_mpi.partition import Layout, displs
 from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
-from astra_mpi.work import shape_of
-from astra_mpi.xp import beside, take
+from astra_mpi.wire.exchange import Pending
 
 
 class SegmentMeans(TokenParallel):

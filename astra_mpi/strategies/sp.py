@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.costs import Wire, sp_wire
-from astra_mpi.exchange import Pending
+from astra_mpi.costs.strategies import Wire, sp_wire
+from astra_mpi.costs.work import shape_of
+from astra_mpi.device.xp import take, to_host
 from astra_mpi.partition import Layout
 from astra_mpi.strategies.base import Parts
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
 from astra_mpi.strategies.wire import WIRES, pack_rows, row_bytes, unpack_rows
-from astra_mpi.work import shape_of
-from astra_mpi.xp import take, to_host
+from astra_mpi.wire.exchange import Pending
 
 
 class SequenceParallel(TokenParallel):

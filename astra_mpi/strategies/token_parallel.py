@@ -12,16 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 from astra_mpi.attention import Attention
-from astra_mpi.balance import token_cost
-from astra_mpi.costs import Wire
-from astra_mpi.decode.cache import Cache, Kept, Part, Rows
-from astra_mpi.decode.packed import Seen, SeenRows
-from astra_mpi.exchange import Pending
+from astra_mpi.caches.cache import Cache, Kept, Part, Rows
+from astra_mpi.caches.packed import Seen, SeenRows
+from astra_mpi.costs.strategies import Wire
+from astra_mpi.costs.work import shape_of
+from astra_mpi.device.xp import on_host, take, to_host
 from astra_mpi.partition import Cut, Layout, cut, displs, rotated
+from astra_mpi.planner.balance import token_cost
 from astra_mpi.strategies.base import Parts, Strategy
 from astra_mpi.strategies.spec import Spec
-from astra_mpi.work import shape_of
-from astra_mpi.xp import on_host, take, to_host
+from astra_mpi.wire.exchange import Pending
 
 
 class FarKeys(NamedTuple):

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.device.weights import SideBySide, forget, part
 from astra_mpi.models.block import Block
 from astra_mpi.partition import Layout, displs, even, weighted
 from astra_mpi.strategies.all_tokens import AllTokens
 from astra_mpi.strategies.base import Parts
 from astra_mpi.strategies.spec import Spec
-from astra_mpi.weights import SideBySide, forget, part
 
 
 class TensorParallel(AllTokens):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from astra_mpi.device.xp import module_of
 from astra_mpi.errors import AstraError
-from astra_mpi.xp import module_of
 
 #: rows below this are zeros on an int8 wire: their scale would have lost its precision
 _LEAST = np.float32(127) * np.finfo(np.float32).tiny

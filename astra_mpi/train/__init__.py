@@ -1,1 +1,4 @@
-"""Noise-augmented training (docs/explanation/training.md). Needs PyTorch, the extra `train`; nobody else imports it."""
+"""Training of codebooks and of whole models with noise-augmented quantisation. The only room that needs PyTorch.
+
+Gives codebook and model files. Nothing else imports it but its command.
+"""

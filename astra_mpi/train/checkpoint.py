@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from astra_mpi import checksum, hdf5
 from astra_mpi.config import require
+from astra_mpi.files import checksum, hdf5
 
 FORMAT = "astra-mpi-checkpoint"
 hdf5.FORMATS.setdefault(FORMAT, "a training checkpoint")

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.config import require
-from astra_mpi.deck import InputSection
+from astra_mpi.decks.deck import InputSection
 from astra_mpi.errors import InputError
-from astra_mpi.inputs import open_input
-from astra_mpi.modelfile import ModelFile
+from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.inputs.opening import open_input
+from astra_mpi.inputs.sources import FileSource, ImageSource, Source
+from astra_mpi.inputs.text import read_text, tokenizer_of
 from astra_mpi.partition import displs, even
-from astra_mpi.sources import FileSource, ImageSource, Source
-from astra_mpi.text import read_text, tokenizer_of
 from astra_mpi.train.deck import DataSection
 
 #: batches of sequences of similar length are made from so many batches at a time

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from astra_mpi.config import CodecConfig, require
-from astra_mpi.deck import given_settings
+from astra_mpi.decks.deck import given_settings
+from astra_mpi.decks.settings import Positive, build
 from astra_mpi.errors import InputError
-from astra_mpi.settings import Positive, build
 
 #: what does not change a run's result, so that a checkpoint may be continued under another value
 _FREE = {("train", "threads"), ("train", "resume"), ("train", "checkpoint_every"), ("train", "log_every")}
@@ -144,7 +144,7 @@ class TrainDeck:
 
 
 def load_train_deck(path: str | Path, overrides: Iterable[str] = ()) -> TrainDeck:
-    """Read and check a deck, as `astra_mpi.deck.load_deck` does."""
+    """Read and check a deck, as `astra_mpi.decks.deck.load_deck` does."""
     given = given_settings(path, TrainDeck, overrides)
     deck: TrainDeck = build(TrainDeck, given, str(path))
     try:

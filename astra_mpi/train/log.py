@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from astra_mpi import whole
-from astra_mpi.plots import save_figure
+from astra_mpi.files import whole
+from astra_mpi.measure.plots import save_figure
 
 LINE_EVERY_S = 10.0
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from astra_mpi import codecfile, modelfile
 from astra_mpi.errors import AstraError, collective
-from astra_mpi.provenance import provenance
-from astra_mpi.signals import Interrupted, StopRequests
+from astra_mpi.files import codecfile, modelfile
+from astra_mpi.files.provenance import provenance
+from astra_mpi.ranks.signals import Interrupted, StopRequests
 from astra_mpi.train import checkpoint
 from astra_mpi.train.deck import TrainDeck, resolved
 from astra_mpi.train.evaluate import evaluate

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.arrays import ArrayFile
 from astra_mpi.config import require
+from astra_mpi.convert.presets import random_weights
 from astra_mpi.errors import InputError
-from astra_mpi.images import Preprocess
-from astra_mpi.modelfile import ModelFile
+from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.inputs.arrays import ArrayFile
+from astra_mpi.inputs.text import read_text
 from astra_mpi.models.gpt2 import GPT2Config
+from astra_mpi.models.images import Preprocess
 from astra_mpi.models.llama import LlamaConfig
 from astra_mpi.models.vit import ViTConfig
-from astra_mpi.presets import random_weights
-from astra_mpi.text import read_text
 from astra_mpi.train.deck import DataSection, ShapeSection
 
 END_OF_TEXT = "<|endoftext|>"

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from llvmlite.binding import get_host_cpu_features
 
-from astra_mpi import codecfile, modelfile
-from astra_mpi.broadcast import broadcast_text
 from astra_mpi.calibrate import fit_codec, too_few
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.config import CodecConfig, require
 from astra_mpi.errors import InputError, collective
-from astra_mpi.modelfile import ModelFile
+from astra_mpi.files import codecfile, modelfile
+from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
+from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.train.data import Items, Order, hold_out, open_items
 from astra_mpi.train.deck import TrainDeck
 from astra_mpi.train.parallel import add_numbers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from astra_mpi.codec.codebook import Codec
-from astra_mpi.modelfile import ModelFile
+from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.train import losses
 from astra_mpi.train.augment import augmented
 from astra_mpi.train.averages import Averages

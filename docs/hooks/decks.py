@@ -12,8 +12,9 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from astra_mpi import deck, sweep_deck
-from astra_mpi.settings import describe
+from astra_mpi.decks import deck
+from astra_mpi.decks.settings import describe
+from astra_mpi.measure.sweep import deck as sweep_deck
 from astra_mpi.train import deck as train_deck
 
 #: mark in the page -> dataclass of a deck

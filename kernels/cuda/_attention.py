@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.device.xp import beside
 from astra_mpi.kernels.cuda._launch import MAX_D_HEAD, ceil_div, launch, row_stride, vectors
 from astra_mpi.kernels.cuda_source import options
-from astra_mpi.xp import beside
 
 Array = Any
 _TILE = 64

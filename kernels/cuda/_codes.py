@@ -7,10 +7,10 @@ from typing import Any
 import cupy
 import numpy as np
 
+from astra_mpi.device.xp import beside
 from astra_mpi.kernels.cuda._launch import ceil_div, kernel, launch, row_stride, vectors
 from astra_mpi.kernels.cuda_source import options
 from astra_mpi.kernels.reference import check_message, code_dtype
-from astra_mpi.xp import beside
 
 Array = Any
 _C_TYPES = {np.dtype(np.uint8): "unsigned char", np.dtype(np.uint16): "unsigned short"}

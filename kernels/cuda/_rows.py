@@ -105,7 +105,7 @@ def rotate(x: Array, turns: Array, n_heads: int) -> Array:
 
 def segment_sum(x: Array, starts: Array) -> Array:
     """(m, D) float32: sums of runs of rows of x (n, D); see reference.segment_sum."""
-    from astra_mpi.xp import beside
+    from astra_mpi.device.xp import beside
 
     m, (n, width) = len(starts), x.shape
     out = cupy.empty((m, width), np.float32)

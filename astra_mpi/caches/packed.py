@@ -1,0 +1,176 @@
+"""What decoding keeps in device memory: all sequences of a block side by side, attended to together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from astra_mpi.caches.cache import Cache, Part
+from astra_mpi.codec.tables import FarTable
+from astra_mpi.partition import displs, ranges
+
+if TYPE_CHECKING:
+    from astra_mpi.device.backend import Backend
+
+#: far tokens whose keys and values exist at a time, where they are rebuilt for every new token
+TILE = 16384
+
+
+class Keys(NamedTuple):
+    """What `attend_new` is to go over."""
+
+    kv: Any  # (m, 2 d_kv)
+    starts: Any  # (n,) of the sequences that get a token
+    ends: Any  # (n,)
+    longest: int
+    bias: Any | None = None
+    rows: Any | None = None
+
+
+class Chosen:
+    """The sequences that get a token, by their places among those that are kept.
+
+    Blocks ask for the same numbers of them: those are uploaded once per step.
+    """
+
+    def __init__(self, xp: Any, places: np.ndarray) -> None:
+        self.xp, self.places = xp, places
+        self.there = xp.asarray(places)
+        self._uploaded: dict[bytes, Any] = {}
+
+    def of(self, numbers: np.ndarray) -> Any:
+        """A number of every kept sequence, int64 -> those of the chosen ones, on the device."""
+        key = numbers.tobytes()
+        if key not in self._uploaded:
+            self._uploaded[key] = self.xp.asarray(numbers[self.places])
+        return self._uploaded[key]
+
+    def keys(self, kv: Any, starts: np.ndarray, ends: np.ndarray, bias: Any | None = None) -> Keys:
+        """All kept sequences' keys from starts to ends -> the chosen ones'."""
+        longest = int((ends - starts)[self.places].max(initial=0))
+        return Keys(kv, self.of(starts), self.of(ends), longest, bias)
+
+
+class Seen(Protocol):
+    """Far keys and values of all kept sequences in one block."""
+
+    def keys(self, chosen: Chosen) -> Iterator[Keys]:
+        """One after another, what a new token attends to."""
+
+    def arrays(self) -> Iterable[Any]:
+        """All that is kept."""
+
+
+class SeenRows:
+    """Keys and values as they are."""
+
+    def __init__(self, kv: Any, bias: Any | None, offsets: np.ndarray) -> None:
+        """kv (m, 2 d_kv), bias (m,) added to the scores; a sequence's at `offsets`."""
+        self.kv, self.bias, self.offsets = kv, bias, offsets
+
+    def keys(self, chosen: Chosen) -> Iterator[Keys]:
+        yield chosen.keys(self.kv, self.offsets[:-1], self.offsets[1:], self.bias)
+
+    def arrays(self) -> Iterable[Any]:
+        return [self.kv] if self.bias is None else [self.kv, self.bias]
+
+
+class SeenCounts:
+    """The distinct codes of each sequence with the logarithms of their counts, read from the table's rows."""
+
+    def __init__(self, rows: Any, values: Any, log_counts: Any, ends: Any) -> None:
+        """rows (K, 2 d_kv); values and log_counts (n K,), those of sequence s from s K up to ends[s] (n,)."""
+        self.rows, self.values, self.log_counts, self.ends = rows, values, log_counts, ends
+        self.starts = len(rows) * np.arange(len(ends))
+
+    def keys(self, chosen: Chosen) -> Iterator[Keys]:
+        starts, ends = chosen.of(self.starts), self.ends[chosen.there]
+        yield Keys(self.rows, starts, ends, len(self.rows), self.log_counts, self.values)
+
+    def arrays(self) -> Iterable[Any]:
+        return [self.values, self.log_counts, self.ends]
+
+
+class SeenCodes:
+    """Codes (m, C) whose keys and values are rebuilt for every new token, the keys turned by their positions."""
+
+    def __init__(
+        self, table: FarTable, codes: Any, turns: Any | None, offsets: np.ndarray, kernels: ModuleType, dtype: type
+    ) -> None:
+        """turns (m, d): as the kernel `rotate` takes them; None: keys carry no positions. dtype: of keys and values."""
+        self.table, self.codes, self.turns, self.offsets = table, codes, turns, offsets
+        self.kernels, self.dtype = kernels, dtype
+
+    def keys(self, chosen: Chosen) -> Iterator[Keys]:
+        for a in range(0, len(self.codes), TILE):
+            bounds = np.clip(self.offsets, a, a + TILE) - a
+            if (np.diff(bounds)[chosen.places] > 0).any():
+                kv: Any = self.table.far_kv(self.codes[a : a + TILE], self.kernels).astype(self.dtype, copy=False)
+                if self.turns is not None:
+                    self.kernels.rotate(kv, self.turns[a : a + TILE], kv.shape[1] // 2 // self.turns.shape[1])
+                yield chosen.keys(kv, bounds[:-1], bounds[1:])
+
+    def arrays(self) -> Iterable[Any]:
+        return [self.codes] if self.turns is None else [self.codes, self.turns]
+
+
+class PackedCache(Cache):
+    """In device memory, sequence after sequence, with room for each one's new tokens."""
+
+    def __init__(self, backend: Backend, *kept: Any) -> None:
+        super().__init__(*kept)
+        self.kernels, self.xp, self.dtype = backend.kernels, backend.xp, backend.dtype
+        self.heads = self.config.n_heads, self.config.n_kv_heads
+        self.own: list[Any] = [None] * self.config.n_layers  # (capacity, 2 d_kv)
+        self.seen: list[Seen | None] = [None] * self.config.n_layers
+        first = self.layout.row_offsets[self.sequences]
+        held = self.layout.row_offsets[self.sequences + 1] - first
+        capacity = displs(held + self.room[self.sequences])
+        self.capacity, self.starts, self.ends = int(capacity[-1]), capacity[:-1], capacity[:-1] + held
+        self.kernels.warm_up_new(self.heads, self.config.d_head, self.dtype)
+        self._prompt_rows = self.xp.asarray(ranges(first, held))
+        self._prompt_places = self.xp.asarray(ranges(self.starts, held))
+
+    def keep_own(self, i: int, kv: Any) -> None:
+        self.own[i] = self.xp.empty((self.capacity, kv.shape[1]), self.dtype)
+        self.own[i][self._prompt_places] = kv[self._prompt_rows]
+
+    def keep_far(self, i: int, offsets: np.ndarray, remember: Callable[[Part, np.ndarray], Seen]) -> None:
+        first, last = offsets[self.sequences], offsets[self.sequences + 1]
+        if self.keeps_far and (first < last).any():
+            self.seen[i] = remember(ranges(first, last - first), displs(last - first))
+
+    def plan(self, sequences: np.ndarray, keeps: bool) -> None:
+        places = np.searchsorted(self.sequences, sequences)
+        self._chosen, self._new = Chosen(self.xp, places), None
+        if keeps:
+            self._new = self.xp.asarray(self.ends[places])
+            self.ends[places] += 1
+        self._own = self._chosen.keys(None, self.starts, self.ends)
+
+    def attend(self, i: int, q: Any, kv: Any, rows: Any) -> None:
+        if self._new is not None:
+            self.own[i][self._new] = kv
+        seen = self.seen[i]
+        fresh = True
+        for keys in () if seen is None else seen.keys(self._chosen):
+            self._attend(q, keys, rows, fresh)
+            fresh = False
+        self._attend(q, self._own._replace(kv=self.own[i]), rows, fresh)
+
+    def _attend(self, q: Any, keys: Keys, rows: Any, fresh: bool) -> None:
+        spans = keys.starts, keys.ends
+        self.kernels.attend_new(q, keys.kv, self.heads, spans, keys.longest, keys.bias, keys.rows, rows, fresh)
+
+    def merge(self, parts: Sequence[Any], rows: Any) -> None:
+        self.kernels.merge_new(self.xp.stack(parts), rows, self.config.n_heads)
+
+    def finish(self, rows: Any, out: Any) -> None:
+        self.kernels.finish_new(rows, out, self.config.n_heads)
+
+    def arrays(self) -> Iterable[Any]:
+        seen = [array for of_block in self.seen if of_block is not None for array in of_block.arrays()]
+        return [array for array in self.own if array is not None] + seen

@@ -1,0 +1,55 @@
+"""A model file stored in another type against the one that it was made from: there is no other reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from astra_mpi.convert.check.findings import Finding
+from astra_mpi.files.modelfile import ModelFile, read_model
+
+#: largest relative error of rounding to nearest, and half the step of the smallest numbers
+_HALF_STEP = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134), "float32": (0.0, 0.0)}
+
+
+def compare_files(source: Path, path: Path) -> Iterator[Finding]:
+    """Every weight of the file at `path` against the same one of `source`, and what else they hold."""
+    old, new = read_model(source), read_model(path)
+    names = ("config", "tokenizer", "preprocess")
+    changed = [name for name in names if getattr(old, name) != getattr(new, name)]
+    codecs = [file.codec.digest if file.codec else "" for file in (old, new)]
+    changed += ["codebooks"] * (codecs[0] != codecs[1])
+    yield Finding(
+        f"config, tokenizer, preprocessing and codebooks of {source.name}",
+        wrong=f"{', '.join(changed)} differ" if changed else "",
+    )
+    yield _weights(old, new)
+
+
+def _weights(old: ModelFile, new: ModelFile) -> Finding:
+    what = f"{len(old.weights)} weights, {new.stored_dtype} for {old.stored_dtype}"
+    largest, worst = 0.0, 0.0
+    for name in old.weights:
+        before, after = np.asarray(old.weights[name], np.float32), np.asarray(new.weights[name], np.float32)
+        off = np.abs(after - before)
+        allowed = _rounding(name, before, new.stored_dtype)
+        if not (off <= allowed).all():
+            return Finding(what, wrong=f"{name} is off by {off.max():.1e}, more than rounding explains")
+        largest = max(largest, float(off.max(initial=0)))
+        worst = max(worst, float(off.max(initial=0) / max(np.abs(before).max(initial=0), 1e-30)))
+    note = f"largest difference {largest:.1e}, {worst:.1e} of a weight's largest value, as rounding explains"
+    return Finding(what, note=note if largest else "")
+
+
+def _rounding(name: str, before: np.ndarray, dtype: str) -> np.ndarray:
+    """The differences that storing as `dtype` explains (docs/explanation/storage.md), of the shape of the weight."""
+    linear = name.endswith(".weight") and before.ndim == 2
+    if before.ndim < 2 or (dtype == "int8" and not linear and name != "embed.word"):
+        return np.zeros_like(before)
+    if dtype == "int8":
+        step = np.abs(before).max(axis=0 if linear else 1, keepdims=True) / 127
+        return np.broadcast_to(step / 2 * (1 + 1e-5), before.shape)
+    share, smallest = _HALF_STEP[dtype]
+    return np.abs(before) * share + smallest

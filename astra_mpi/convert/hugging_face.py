@@ -1,0 +1,171 @@
+"""A Hugging Face folder -> a model file's contents."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.checkpoint.config import HFConfig
+from astra_mpi.checkpoint.folder import Tensor, check_adapter, load_object, open_weights, sha256
+from astra_mpi.checkpoint.found import checked_folder
+from astra_mpi.checkpoint.tensors import Tensors, rounding
+from astra_mpi.config import require
+from astra_mpi.convert.generation import generation
+from astra_mpi.convert.images import image_preprocessing
+from astra_mpi.convert.sentence import SentenceEncoder, read_encoder
+from astra_mpi.convert.text import read_text_settings
+from astra_mpi.device.weights import Made, Weights
+from astra_mpi.errors import InputError
+from astra_mpi.files.modelfile import ModelFile, read_model, weight_shapes
+from astra_mpi.files.provenance import provenance
+from astra_mpi.files.weightfile import some
+from astra_mpi.models import FAMILIES
+from astra_mpi.models.hf import Source, arranged, to_canonical
+
+
+def convert(source: str | Path, dtype: str = "float32", command: str = "convert") -> tuple[ModelFile, list[str]]:
+    """Read config.json, safetensors, tokenizer, pooling and image preprocessing of a Hugging Face folder.
+
+    dtype: how `write_model` will store the weights. Returns the model and notes for the user. InputError on a folder
+    that is incomplete, damaged or of an unknown family.
+    """
+    source = checked_folder(source)
+    encoder = read_encoder(source)
+    folder = encoder.transformer if encoder is not None else source
+    check_adapter(source)
+    check_adapter(folder)
+    tensors, files = open_weights(folder)
+    config, hf, named = _config(folder / "config.json", tensors, encoder)
+    weights, notes = _weights(folder, config, hf, named)
+    tokenizer, preprocess, more_notes, left_aside = _inputs(folder, config, encoder)
+    facts = {
+        "source": source.resolve().name,
+        "source_sha256": json.dumps({path.relative_to(folder).as_posix(): sha256(path) for path in files}),
+        "left_aside": json.dumps(left_aside),
+    }
+    model = ModelFile(
+        config,
+        weights,
+        tokenizer=tokenizer,
+        preprocess=preprocess,
+        provenance=provenance(command, **facts),
+        stored_dtype=dtype,
+    )
+    notes = hf.assumed + hf.notes + named.notes + rounding(hf, tensors) + notes
+    return model, notes + more_notes
+
+
+def restore(source: str | Path, dtype: str, command: str = "convert") -> tuple[ModelFile, list[str]]:
+    """A model file, to be written with its weights as `dtype`; codebooks and all else stay. InputError."""
+    model = read_model(source)
+    made = model.provenance | {"convert": command}
+    notes = []
+    if model.codec is not None and dtype != model.stored_dtype:
+        notes.append(f"its codebooks were fitted to the {model.stored_dtype} model; calibrate again to fit this one")
+    return dataclasses.replace(model, provenance=made, stored_dtype=dtype), notes
+
+
+def _config(path: Path, tensors: dict[str, Tensor], encoder: SentenceEncoder | None) -> tuple[Any, HFConfig, Tensors]:
+    """-> (config, what it was read from, the tensors by its family's names)."""
+    values = load_object(path)
+    name = str(values.get("model_type"))
+    if name not in FAMILIES:
+        raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(FAMILIES)}")
+    family: Any = FAMILIES[name]
+    with _said_of(path):
+        hf = HFConfig(values, family.reference)
+    named = Tensors(path.parent, family, tensors)
+    named.check_plain()
+    with _said_of(path):
+        config = family.from_hf(hf, named)
+        hf.check_rest()
+    if name == "bert":
+        pooled = encoder.config_fields(config.d_model) if encoder is not None else {}
+        config = dataclasses.replace(config, **pooled)
+    elif encoder is not None:
+        raise InputError(
+            f"{encoder.path} makes embeddings with a {name} model (pooling {encoder.pooling}), which is not supported; "
+            f"only with bert; remove {encoder.path.name} to take the model without it"
+        )
+    return config, hf, named
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """The file's name before what is said of its contents."""
+    try:
+        yield
+    except InputError as exc:
+        raise InputError(f"{path}: {exc}") from exc
+
+
+def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple[Weights, list[str]]:
+    """-> (weights by canonical name, read when they are asked for; notes)."""
+    family: Any = FAMILIES[config.family]
+    # before the names of so many blocks are spelled out
+    require(
+        config.n_layers <= len(tensors.files),
+        f"{folder} has too few tensors for {hf.called(hf.reference.layers_key)} = {config.n_layers}",
+    )
+    sources = family.hf_weights(config)
+    found = {name: tensors.find(source.name) for name, source in sources.items()}
+    missing = sorted({sources[name].name for name, tensor in found.items() if tensor is None})
+    present = {name: tensor for name, tensor in found.items() if tensor is not None}
+    left = tensors.unused(list(present.values()))
+    require(
+        not missing,
+        f"{folder} has no tensor {some(missing)}, which its config.json asks for ({tensors.blame(missing, hf)});"
+        f" it has {len(left)} others{': ' * bool(left)}{some(left, 3)}; the folder is incomplete, or config.json is of"
+        " another model",
+    )
+    foreign = tensors.in_blocks(left)
+    require(
+        not foreign,
+        f"{folder} has tensors in its blocks that config.json does not ask for: {some(foreign)}"
+        f" ({tensors.blame(foreign, hf)}); answers without them would be wrong, so it is not a {config.family} model as"
+        " known here",
+    )
+    shapes = weight_shapes(config)
+    assumed = f" ({'; '.join(hf.assumed)})" if hf.assumed else ""
+    for name, tensor in present.items():
+        _check_tensor(name, shapes[name], sources[name], tensor, assumed)
+    weights = Made(present, lambda name: to_canonical(name, present[name].read(), shapes[name], sources[name]))
+    notes = [f"{len(left)} tensors that this model does not use were left out: {some(left)}"] if left else []
+    return weights, notes
+
+
+def _check_tensor(name: str, shape: tuple[int, ...], source: Source, tensor: Tensor, why: str) -> None:
+    """InputError, which ends in `why`, unless weight `name` can be made of the tensor; only its description is looked
+    at."""
+    tensor.check()
+    wrong = f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, which config.json contradicts{why}"
+    require(math.prod(tensor.shape) == math.prod(shape) * source.n_parts, wrong)
+    try:
+        arranged(name, np.broadcast_to(np.float32(0), tensor.shape), shape, source)
+    except ValueError as exc:
+        raise InputError(wrong) from exc
+
+
+def _inputs(
+    folder: Path, config: Any, encoder: SentenceEncoder | None
+) -> tuple[str | None, dict[str, Any] | None, list[str], list[str]]:
+    """-> (tokenizer, preprocess, notes, keys left aside)."""
+    if config.family == "vit":
+        try:
+            images, notes = image_preprocessing(folder, config.image_size, config.channels)
+            return None, images.as_dict(), notes, []
+        except InputError as exc:
+            return None, None, [f"{exc}; the model will take only float32 images that are already normalised"], []
+    text = read_text_settings(folder, config, encoder)
+    preprocess = dict(text.preprocess)
+    if FAMILIES[config.family].causal:
+        preprocess["end_tokens"], asked = generation(folder, config.vocab_size)
+        text.notes.extend(asked)
+    return text.tokenizer, preprocess, text.notes, text.left_aside

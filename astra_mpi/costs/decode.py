@@ -1,0 +1,157 @@
+"""What a new token costs after a prefill, counted: alone on one rank, or merged over all (docs/explanation/planner.md).
+
+Pure functions of a model's shape, the cut and the strategy: no MPI, no seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from astra_mpi.config import require
+from astra_mpi.costs.strategies import Coding, astra_wire, segment_wire
+from astra_mpi.costs.work import Job, Shape, Transfer, Work, output_work
+
+MODES = ("local", "merged")
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One step: a token for every sequence of the batch."""
+
+    mode: str  # "local": the rank with a sequence's last token alone; "merged": all ranks
+    ranks: tuple[Work, ...]  # per rank, over all blocks and the head
+    transfers: tuple[tuple[int, Transfer], ...]  # how many of each kind, per step
+    cache_bytes: tuple[int, ...]  # per rank, at the last token
+
+
+def decode_cost(job: Job, coding: Coding, strategy: str, mode: str, n_new: int, alone: int = 0) -> Decode:
+    """A step in the middle of `n_new` new tokens. InputError where a strategy or a mode cannot be used.
+
+    Sequences are spread: rank r has slice (r + s) mod P of sequence s. alone: the rank of `single`.
+    """
+    name = strategy.split(":")[0]
+    require(job.shape.causal, "only decoders generate")
+    require(name in ("single", "sp", "segment_means", "astra"), f"{strategy} keeps no keys and values of whole tokens")
+    require(mode == "local" or name != "single", "one rank has nothing to merge")
+    require(not (name == "segment_means" and job.shape.rotary), "means of tokens have no position for rotary keys")
+    if mode == "merged":
+        return _merged(job, n_new)
+    if name == "single":
+        whole, last = replace(job, counts=(job.tokens,)), [job.batch * (r == alone) for r in range(job.size)]
+        return _local(whole, coding, strategy, n_new, last)
+    last = [-(-(job.batch - (job.size - 1 - r)) // job.size) for r in range(job.size)]  # from the last rank on
+    return _local(job, coding, strategy, n_new, last)
+
+
+def _local(job: Job, coding: Coding, strategy: str, n_new: int, last: list[int]) -> Decode:
+    """last (P,): sequences whose last token a rank has."""
+    shape, config = job.shape, job.shape.config
+    own, far = job.counts[-1], _far_keys(job, strategy)
+    exact = 1 / config.n_layers if strategy == "astra:inputs" else 0.0  # share of the blocks that keep far rows
+    far_work = _far_work(shape, coding, strategy, far) * (1 - exact) + _kept_rows(shape, far) * exact
+    per_sequence = _kept_rows(shape, own + n_new / 2) + far_work
+    ranks = tuple(_step_work(shape, n, per_sequence) + head_work(shape, n) for n in last)
+    row_bytes = 2 * config.d_kv * 4
+    kept = (own + n_new - 1 + exact * far) * row_bytes + (1 - exact) * _far_bytes(shape, coding, strategy, far)
+    return Decode("local", ranks, (), tuple(int(n * config.n_layers * kept) for n in last))
+
+
+def _merged(job: Job, n_new: int) -> Decode:
+    shape, config, size = job.shape, job.shape.config, job.size
+    own = [sum(job.counts[(r + i) % size] for i in range(job.batch)) for r in range(size)]  # of all sequences
+    # new tokens' keys and values go to one rank after another
+    read = [_kept_rows(shape, n + job.batch * n_new / 2 / size) * config.n_layers for n in own]
+    ranks = [_step_work(shape, job.batch, Work()) + kept for kept in read]
+    ranks[0] += head_work(shape, job.batch)
+    sent = job.batch * config.n_heads * (config.d_head + 2) * 4
+    ids = (1 + 4 * job.batch, *(1,) * (size - 1))  # rank 0 samples
+    transfers = (config.n_layers, Transfer("gather", (sent,) * size, 8.0 * sent)), (1, Transfer("gather", ids, 0.0))
+    row_bytes = config.n_layers * 2 * config.d_kv * 4
+    cache = tuple((n + job.batch * ((n_new - 1 - r + size - 1) // size)) * row_bytes for r, n in enumerate(own))
+    return Decode("merged", tuple(ranks), transfers if size > 1 else (), cache)
+
+
+def _step_work(shape: Shape, n: int, per_sequence: Work) -> Work:
+    """All blocks for one token of each of n sequences; weights are read once for all of them."""
+    if n == 0:
+        return Work()
+    config = shape.config
+    weights = 2 * shape.project_q + shape.project_kv + shape.mlp
+    elements = output_work(shape, n).elements + n * config.d_model
+    linear = Work(stream=weights, gemm=n * weights if n > 1 else 0, elements=elements, blocks=1)
+    return (linear + per_sequence * n) * config.n_layers
+
+
+def head_work(shape: Shape, n: int) -> Work:
+    """Logits of n tokens."""
+    numbers = getattr(shape.config, "vocab_size", 0) * shape.config.d_model
+    return Work(stream=numbers, gemm=n * numbers if n > 1 else 0) if n else Work()
+
+
+def _kept_rows(shape: Shape, n: float) -> Work:
+    """Attention to n tokens whose keys and values are kept as they are, in one block."""
+    return Work(stream=2 * shape.config.d_kv * n)
+
+
+def _far_work(shape: Shape, coding: Coding, strategy: str, n_far: int) -> Work:
+    """Attention to what is far, in one block, as `decode/codes.py` does it."""
+    config, name = shape.config, strategy.split(":")[0]
+    if name != "astra" or _keeps_far_rows(shape, coding) or n_far == 0:
+        return _kept_rows(shape, n_far)
+    if shape.rotary:  # keys and values are rebuilt, and turned
+        each = astra_wire(shape, coding).decode + Work(attention=2 * config.d_model, elements=config.d_kv)
+        return each * n_far
+    if _one_row(coding):
+        return _kept_rows(shape, _distinct(coding, n_far))
+    return _code_space(shape, coding, n_far)
+
+
+def _code_space(shape: Shape, coding: Coding, n_far: int) -> Work:
+    """Every entry scored once per head, sums gathered per far token, and every entry weighed once per head."""
+    config, codec = shape.config, coding.codec
+    gathered = Work(table=n_far * config.n_heads * (2 * codec.n_codebooks + 2))
+    if codec.site != "kv" and codec.kind == "residual" and coding.remote == "table":  # projected entries are read
+        return gathered + Work(stream=codec.n_codebooks * codec.codebook_size * 2 * config.d_kv)
+    width = config.d_kv if codec.site == "kv" else config.d_model
+    entries = codec.codebook_size * width * (codec.stages if codec.kind == "residual" else 1)
+    projected = 0 if codec.site == "kv" else shape.project_kv  # queries to entries, gathered entries to values
+    return gathered + Work(gemm=2 * entries * config.n_heads, stream=projected)
+
+
+def _keeps_far_rows(shape: Shape, coding: Coding) -> bool:
+    """Whether keys and values themselves are kept: rotary keys that would be projected again for every new token."""
+    return shape.rotary and coding.codec.site != "kv" and coding.remote == "gemm"
+
+
+def _one_row(coding: Coding) -> bool:
+    """Whether one code is one row of finished keys and values."""
+    return coding.codec.codes_per_token == 1 and coding.remote == "table"
+
+
+def _distinct(coding: Coding, n_far: int) -> int:
+    """Rows of far tokens, equal ones counted: as many as were found, or at most as there are codes."""
+    return min(n_far, coding.codec.codebook_size if coding.distinct is None else coding.distinct)
+
+
+def _far_bytes(shape: Shape, coding: Coding, strategy: str, n_far: int) -> float:
+    """Kept of what is far, in one block; the turns of rotary keys are kept once for all."""
+    config, name = shape.config, strategy.split(":")[0]
+    if name == "segment_means":
+        return n_far * (2 * config.d_kv + 1) * 4
+    if name != "astra" or _keeps_far_rows(shape, coding):
+        return n_far * 2 * config.d_kv * 4
+    if _one_row(coding) and not shape.rotary:
+        return _distinct(coding, n_far) * 6  # a code, and the logarithm of its count
+    code_bytes = 1 if coding.codec.codebook_size <= 256 else 2
+    scale = 4 if coding.codec.site == "hidden" and not shape.rotary else 0
+    turns = 4 * config.d_head / config.n_layers if shape.rotary else 0
+    return n_far * (coding.codec.codes_per_token * code_bytes + scale + turns)
+
+
+def _far_keys(job: Job, strategy: str) -> int:
+    """Far keys that the last rank holds of a sequence: tokens, or means of every rank's."""
+    name, _, ratio = strategy.partition(":")
+    if name != "segment_means":
+        return job.tokens - job.counts[-1]
+    wire = segment_wire(job.shape, int(ratio or 8))
+    return sum(wire.keys(n) for n in job.counts[:-1])

@@ -1,0 +1,159 @@
+"""Predicted seconds of a pass: counts of `costs.py` over measured or assumed speeds (docs/explanation/planner.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from astra_mpi.costs.work import Cost, RankWork, Transfer, Work
+
+#: which bytes an exchange is charged for
+ACCOUNTINGS = ("contributed", "port", "paper")
+_KINDS = ("gemm", "attention", "encode", "table", "elements", "stream")
+#: speeds of the other kernels over that of GEMM, in the units of `Speeds`; from `doctor` on one core of an x86-64
+#: server CPU with AVX2, rounded
+_OVER_GEMM = {"attention": 0.75, "encode": 0.9, "table": 0.15, "elements": 0.08, "stream": 0.1}
+_BLOCK_S = 1e-4
+#: bandwidths between which a break-even is looked for
+_LOWEST_BPS, _HIGHEST_BPS = 1.0, 1e15
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What one rank does per second, by kind of work (see `Work`)."""
+
+    gemm: float  # multiply-adds
+    attention: float  # multiply-adds
+    encode: float  # multiply-adds
+    table: float  # float32 numbers
+    elements: float  # float32 numbers
+    stream: float  # float32 numbers
+    block_s: float  # seconds that a block costs whatever its size
+
+    def seconds(self, work: Work) -> float:
+        return sum(getattr(work, kind) / getattr(self, kind) for kind in _KINDS) + work.blocks * self.block_s
+
+    def times(self, factor: float) -> Speeds:
+        """The speeds of a rank `factor` times as fast."""
+        return Speeds(**{kind: getattr(self, kind) * factor for kind in _KINDS}, block_s=self.block_s / factor)
+
+
+def assumed_speeds(gflops: float) -> Speeds:
+    """Of a rank whose float32 GEMM does `gflops` 10^9 floating-point operations per second, two to a multiply-add."""
+    gemm = gflops * 1e9 / 2
+    return Speeds(gemm, **{kind: ratio * gemm for kind, ratio in _OVER_GEMM.items()}, block_s=_BLOCK_S)
+
+
+class Network(NamedTuple):
+    """Ports of this bandwidth to one switch."""
+
+    bandwidth_bps: float
+    rtt_s: float
+
+
+class Latency(NamedTuple):
+    """Seconds of a forward pass."""
+
+    total: float
+    compute: float  # of the slowest rank, stage by stage
+    wait: float  # for exchanges, beyond what local work hides
+
+
+class _Lap(NamedTuple):
+    """A stage in seconds: per rank before, during and after the exchange."""
+
+    repeats: int
+    times: list[tuple[float, float, float]]
+    transfer: Transfer | None
+
+
+def latency(cost: Cost, speeds: Sequence[Speeds], network: Network, accounting: str = "port") -> Latency:
+    """Predicted latency of a strategy on ranks of these speeds (P,).
+
+    port, contributed: the exchange runs while a rank does what needs nothing of the others, and only the excess is
+    waited for; where messages go forward only, a rank also works ahead of those behind it. paper: compute, then the
+    exchange.
+    """
+    laps = _laps(cost, speeds)
+    compute = sum(lap.repeats * max(map(sum, lap.times)) for lap in laps)
+    total = _total_s(laps, network, accounting)
+    return Latency(total, compute, total - compute)
+
+
+def break_even_bps(cost: Cost, speeds: Sequence[Speeds], rtt_s: float, accounting: str, limit_s: float) -> float | None:
+    """Bandwidth above which a strategy takes less than `limit_s`; 0: any bandwidth; None: none."""
+    laps = _laps(cost, speeds)
+
+    def below(bandwidth_bps: float) -> bool:
+        return _total_s(laps, Network(bandwidth_bps, rtt_s), accounting) < limit_s
+
+    low, high = _LOWEST_BPS, _HIGHEST_BPS
+    if not below(high):
+        return None
+    if below(low):
+        return 0.0
+    for _ in range(40):  # to 10^-10
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if below(middle) else (middle, high)
+    return high
+
+
+def _laps(cost: Cost, speeds: Sequence[Speeds]) -> list[_Lap]:
+    laps = [
+        _Lap(stage.repeats, [_seconds(s, rank) for s, rank in zip(speeds, stage.ranks, strict=True)], stage.transfer)
+        for stage in cost.stages
+    ]
+    if cost.closing_bytes:
+        closing = Transfer("reduce", (cost.closing_bytes,) * len(speeds), 0.0)
+        laps.append(_Lap(1, [(0.0, 0.0, 0.0)] * len(speeds), closing))
+    return laps
+
+
+def _seconds(speeds: Speeds, rank: RankWork) -> tuple[float, float, float]:
+    return speeds.seconds(rank.before), speeds.seconds(rank.during), speeds.seconds(rank.after)
+
+
+def _total_s(laps: Sequence[_Lap], network: Network, accounting: str) -> float:
+    return sum(
+        _lap_s(lap, network, accounting) + (lap.repeats - 1) * _period_s(lap, network, accounting) for lap in laps
+    )
+
+
+def _period_s(lap: _Lap, network: Network, accounting: str) -> float:
+    """Of one more lap. Where messages go forward only, the first ranks run ahead: the slowest rank or port counts."""
+    if accounting == "paper" or lap.transfer is None or not lap.transfer.forward:
+        return _lap_s(lap, network, accounting)
+    return max(*map(sum, lap.times), transfer_s(lap.transfer, network._replace(rtt_s=0.0), accounting), 0.0)
+
+
+def _lap_s(lap: _Lap, network: Network, accounting: str) -> float:
+    exchange_s = transfer_s(lap.transfer, network, accounting) if lap.transfer else 0.0
+    if accounting == "paper" or lap.transfer is None:
+        return max(map(sum, lap.times)) + exchange_s
+    arrived_s = max(before for before, _, _ in lap.times) + exchange_s
+    return max(max(before + during, arrived_s) + after for before, during, after in lap.times)
+
+
+def transfer_s(transfer: Transfer, network: Network, accounting: str) -> float:
+    """Seconds of one exchange, from the last rank's start to the last arrival.
+
+    port: through a switch every rank receives all other messages and sends its own P - 1 times; an all-reduce is a
+    ring of 2 (P - 1) steps. contributed: as if every rank's bytes had to pass once. paper: one local payload, and no
+    latency of the network.
+    """
+    if accounting == "paper":
+        return transfer.paper_bits / network.bandwidth_bps
+    size, largest = len(transfer.contributed), max(transfer.contributed)
+    gathers = transfer.kind == "gather"
+    if accounting == "contributed":
+        n_bytes: float = largest
+    elif gathers:
+        received = sum(transfer.contributed) - min(transfer.contributed)
+        n_bytes = max(received, (size - 1) * largest)
+    else:
+        n_bytes = 2 * (size - 1) / size * largest
+    if n_bytes == 0:
+        return 0.0
+    steps = 1 if gathers else 2 * (size - 1)
+    return 8 * n_bytes / network.bandwidth_bps + steps * network.rtt_s / 2

@@ -1,0 +1,164 @@
+"""What every strategy computes and sends, counted: multiply-adds per rank and bytes per exchange.
+
+Pure functions of a model's shape, the cut and the strategy: no MPI, no seconds (`latency.py` has those).
+The model: docs/explanation/planner.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from astra_mpi.config import CodecConfig, require
+from astra_mpi.costs.rivals import block_parallel, tensor_parallel
+from astra_mpi.costs.work import Cost, Job, RankWork, Shape, Stage, Transfer, Work, closing_bytes, output_work
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How `astra` is run: the codec and the choices that change its cost."""
+
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    subspaces: tuple[int | None, ...] = (None,)  # widths searched, one per codebook set; None: exact search
+    remote: str = "table"  # far keys and values by projected tables, or "gemm"
+    distinct: int | None = None  # distinct far codes per sequence where counted keys are on, None: off
+
+
+class Wire(NamedTuple):
+    """What a rank sends of its tokens, and what the others make of it."""
+
+    site: str | None  # "hidden", "normed" or "kv"; None: nothing is sent
+    bits: int = 0  # per key sent
+    encode: Work = Work()  # per own token
+    decode: Work = Work()  # per far key
+    tokens_per_key: int = 1
+    distinct: int | None = None
+
+    def keys(self, n_tokens: int) -> int:
+        """Far keys that n tokens of one rank become."""
+        return -(-n_tokens // self.tokens_per_key)
+
+
+def encode_madds(codec: CodecConfig, width: int, subspaces: Sequence[int | None] = (None,)) -> float:
+    """Multiply-adds of coding one vector of `width`; the mean over `subspaces`, which differ from block to block.
+
+    Exact search: K * width per stage, or over all groups together. In a subspace of d: width * d to project, then
+    d * K per stage.
+    """
+    entries = codec.codebook_size * (codec.stages if codec.kind == "residual" else 1)
+    each = [entries * width if d is None else d * (width + entries) for d in subspaces]
+    return sum(each) / len(each)
+
+
+def astra_wire(shape: Shape, coding: Coding) -> Wire:
+    """Codes of C * b bits per token."""
+    codec, config = coding.codec, shape.config
+    kv_width, sums = 2 * config.d_kv, codec.stages if codec.kind == "residual" else 1
+    if codec.site == "kv":
+        encode = 2 * encode_madds(codec, config.d_kv, coding.subspaces)
+        decode = Work(table=sums * kv_width)
+    else:
+        encode = encode_madds(codec, config.d_model, coding.subspaces)
+        if coding.remote == "gemm":
+            decode = Work(gemm=shape.project_kv, table=sums * config.d_model, elements=config.d_model)
+        else:
+            decode = Work(table=codec.codes_per_token * kv_width)
+    return Wire(codec.site, codec.bits_per_token, Work(encode=encode), decode, distinct=coding.distinct)
+
+
+def sp_wire(shape: Shape, gather: str, number: str) -> Wire:
+    """Activations ("x") or keys and values ("kv") as float32, float16, or int8 with a float32 scale per token."""
+    config = shape.config
+    width = config.d_model if gather == "x" else 2 * config.d_kv
+    bits = {"float32": 32 * width, "float16": 16 * width, "int8": 8 * width + 32}[number]
+    cast = Work() if number == "float32" else Work(elements=width)
+    decode = Work(gemm=shape.project_kv, elements=config.d_model) if gather == "x" else Work()
+    return Wire("hidden" if gather == "x" else "kv", bits, cast, cast + decode)
+
+
+def segment_wire(shape: Shape, tokens_per_mean: int) -> Wire:
+    """Means of consecutive tokens as float32; far keys and values are projected from them."""
+    require(not shape.rotary, "segment_means cannot be used: means of tokens have no position for rotary keys")
+    d = shape.config.d_model
+    decode = Work(gemm=shape.project_kv, elements=d)
+    return Wire("hidden", 32 * d, Work(elements=d), decode, tokens_per_key=tokens_per_mean)
+
+
+def token_parallel(job: Job, wire: Wire, strategy: str, exact: bool = False) -> Cost:
+    """Every rank holds whole weights and its tokens; one all-gather per block, hidden behind local work."""
+    ranks = tuple(_token_rank(job, wire, r) for r in range(job.size))
+    transfer = None
+    if wire.site and job.size > 1:
+        sending = [*job.counts[:-1], 0] if job.shape.causal else job.counts  # nobody sees the last rank's tokens
+        sent = tuple(-(-job.batch * wire.keys(n) * wire.bits // 8) for n in sending)
+        paper_bits = job.batch * job.tokens / job.size * wire.bits / wire.tokens_per_key
+        transfer = Transfer("gather", sent, paper_bits, job.shape.causal)
+    stage = Stage(job.shape.config.n_layers, ranks, transfer)
+    return Cost(strategy, exact, (stage,), closing_bytes=closing_bytes(job))
+
+
+def _token_rank(job: Job, wire: Wire, rank: int) -> RankWork:
+    shape, config, n = job.shape, job.shape.config, job.counts[rank]
+    d, rows = config.d_model, n + shape.n_class
+    seen = n / 2 if shape.causal else n  # own tokens that a query sees on average
+    far_ranks = range(rank) if shape.causal else (s for s in range(job.size) if s != rank)
+    n_far = sum(wire.keys(job.counts[s]) for s in far_ranks)
+    if wire.distinct is not None:
+        n_far = min(n_far, wire.distinct)
+    norm = Work(elements=rows * d)
+    project = Work(gemm=rows * (shape.project_q + shape.project_kv))
+    local = Work(attention=2 * d * rows * (seen + shape.n_class))
+    far = wire.decode * n_far + Work(attention=2 * d * rows * n_far)
+    encode = wire.encode * n
+    before = {"normed": norm + encode, "kv": norm + project + encode}.get(wire.site or "", encode)
+    during = {"normed": project + local, "kv": local}.get(wire.site or "", norm + project + local)
+    after = (far + output_work(shape, rows)) * job.batch + Work(blocks=1)
+    return RankWork(before * job.batch, during * job.batch, after)
+
+
+def single(job: Job, rank: int = 0) -> Cost:
+    """Everything on one rank; the others idle."""
+    alone = token_parallel(replace(job, counts=(job.tokens,)), Wire(None), "single", exact=True)
+    (stage,) = alone.stages
+    ranks = tuple(stage.ranks[0] if r == rank else RankWork() for r in range(job.size))
+    return replace(alone, stages=(replace(stage, ranks=ranks),))
+
+
+def astra(job: Job, coding: Coding) -> Cost:
+    """The method (arXiv 2505.19342), with projected tables and counted keys as `coding` says."""
+    codec, config = coding.codec, job.shape.config
+    width = config.d_kv if codec.site == "kv" else config.d_model
+    per_set = width if codec.kind == "grouped" else codec.stages * width
+    numbers = codec.codebook_size * per_set * (2 if codec.site == "kv" else 1)
+    if codec.site != "kv" and coding.remote == "table":
+        numbers += codec.codes_per_token * codec.codebook_size * 2 * config.d_kv
+    cost = token_parallel(job, astra_wire(job.shape, coding), "astra")
+    return replace(cost, table_bytes=4 * numbers * config.n_layers)
+
+
+def astra_inputs(job: Job, coding: Coding) -> Cost:
+    """`astra` with a first block that sends nothing: far keys and values are projected from the embedded inputs."""
+    shape, cost = job.shape, astra(job, coding)
+    (stage,) = cost.stages
+    far = Work(gemm=shape.embed + shape.project_kv, elements=2 * shape.config.d_model)
+    ranks = tuple(_token_rank(job, Wire(None, decode=far), r) for r in range(job.size))
+    stages = Stage(1, ranks), replace(stage, repeats=stage.repeats - 1)
+    return replace(cost, strategy="astra:inputs", stages=stages)
+
+
+STRATEGIES: dict[str, Callable[[Job, Coding], Cost]] = {
+    "single": lambda job, coding: single(job),
+    "tp": lambda job, coding: tensor_parallel(job),
+    "sp": lambda job, coding: token_parallel(job, sp_wire(job.shape, "x", "float32"), "sp", exact=True),
+    "sp:kv": lambda job, coding: token_parallel(job, sp_wire(job.shape, "kv", "float32"), "sp:kv", exact=True),
+    "sp:float16": lambda job, coding: token_parallel(job, sp_wire(job.shape, "x", "float16"), "sp:float16"),
+    "sp:int8": lambda job, coding: token_parallel(job, sp_wire(job.shape, "x", "int8"), "sp:int8"),
+    "sp:kv:float16": lambda job, coding: token_parallel(job, sp_wire(job.shape, "kv", "float16"), "sp:kv:float16"),
+    "sp:kv:int8": lambda job, coding: token_parallel(job, sp_wire(job.shape, "kv", "int8"), "sp:kv:int8"),
+    "bp": lambda job, coding: block_parallel(job),
+    "bp:sp": lambda job, coding: block_parallel(job, sequence=True),
+    "segment_means:8": lambda job, coding: token_parallel(job, segment_wire(job.shape, 8), "segment_means:8"),
+    "astra": astra,
+    "astra:inputs": astra_inputs,
+}

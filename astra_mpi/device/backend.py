@@ -1,0 +1,134 @@
+"""Where arrays live and which kernels work on them. Chosen once, at load."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from astra_mpi.config import require
+from astra_mpi.device.gpus import choose_gpu
+from astra_mpi.device.staging import TRANSPORTS, Staging, make_staging
+from astra_mpi.device.weights import Weights
+from astra_mpi.device.xp import to_host
+from astra_mpi.errors import InputError, collective, raise_together
+from astra_mpi.ranks.watched import alone, waiting
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+BACKENDS = ("numpy", "reference", "cuda")
+#: how a GPU computes: float32; float32 whose matrix products round their factors to TF32; float16
+PRECISIONS = ("float32", "tf32", "float16")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array module and its kernels."""
+
+    name: str
+    xp: Any
+    kernels: ModuleType
+    dtype: type = np.float32  # of activations and weights
+    staging: Staging | None = None  # between device memory and MPI
+    choices: dict[str, Any] = field(default_factory=dict)  # for the summary
+
+    def upload(self, weights: Weights) -> Weights:
+        """Weights where the kernels work: a device's in its precision, whatever they are stored as."""
+        return weights if self.xp is np else {name: self.put(np.asarray(array)) for name, array in weights.items()}
+
+    def put(self, array: np.ndarray) -> Any:
+        """A float array of the host's, where the kernels work."""
+        return array if self.xp is np else self.xp.asarray(array.astype(self.dtype, copy=False))
+
+    def fetch(self, array: Any) -> np.ndarray:
+        """The array as the host's, float32 if the device's was less."""
+        return array if self.xp is np else to_host(array).astype(np.float32, copy=False)
+
+
+def get_backend(name: str, comm: MPI.Comm, transport: str = "host", precision: str = "float32") -> Backend:
+    """Collective. "numpy": Numba kernels; "reference": plain NumPy ones; "cuda": CuPy and CUDA kernels.
+
+    transport, precision: of "cuda", see TRANSPORTS and PRECISIONS. InputError on names that do not exist or do not go
+    together, and where there is no GPU.
+    """
+    require(name in BACKENDS, f"backend '{name}' is not available; use one of {', '.join(BACKENDS)}")
+    require(transport in TRANSPORTS, f"transport '{transport}' is unknown; use one of {', '.join(TRANSPORTS)}")
+    require(precision in PRECISIONS, f"precision '{precision}' is unknown; use one of {', '.join(PRECISIONS)}")
+    if name == "cuda":
+        return _cuda(comm, transport, precision)
+    for key, value, default in (("transport", transport, "host"), ("precision", precision, "float32")):
+        require(value == default, f"{key} = '{value}' is for backend cuda; this one is {name}")
+    if name == "reference":
+        from astra_mpi.kernels import reference
+
+        return Backend(name, np, reference)
+    return _numpy(comm)
+
+
+def _numpy(comm: MPI.Comm) -> Backend:
+    """Rank 0 compiles into the on-disk cache first and the others then load from it: many ranks compiling the same
+    kernels at once take twice as long.
+    """
+    from astra_mpi.kernels import cpu
+
+    failure: Exception | None = None
+    state = cpu.cache_state()
+    n_before, begin_s = state.n_compiled, time.monotonic()
+    try:
+        if comm.Get_rank() == 0 and state.folder:
+            with alone(comm, "compilation"):
+                cpu.warm_up()
+    except Exception as exc:
+        failure = exc
+    turn = comm.Ibarrier()
+    with waiting(comm, "compilation on rank 0"):
+        while not turn.Test():
+            time.sleep(0.001)
+    raise_together(comm, failure)
+    with collective(comm), alone(comm, "compilation"):
+        cpu.warm_up()
+    if comm.Get_rank() == 0 and state.trouble and state.n_compiled > n_before:
+        _say_anew(state.trouble, time.monotonic() - begin_s)
+    return Backend("numpy", np, cpu)
+
+
+def _say_anew(trouble: str, took_s: float) -> None:
+    print(
+        f"astra-mpi: note: compiled kernels are not kept ({trouble}) and are made anew at each start, which took"
+        f" {took_s:.0f} s; set NUMBA_CACHE_DIR to a folder that can be written",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _cuda(comm: MPI.Comm, transport: str, precision: str) -> Backend:
+    with collective(comm):
+        try:
+            import cupy
+        except ImportError as exc:
+            raise InputError(
+                f"backend cuda needs CuPy ({exc}); pip install 'astra-mpi[cuda12]' or [cuda13], as the driver needs"
+            ) from exc
+    gpu = choose_gpu(cupy, comm)
+    with collective(comm):
+        from astra_mpi.kernels import cuda
+
+        linalg = cupy._core._routines_linalg
+        product = linalg.COMPUTE_TYPE_TF32 if precision == "tf32" else linalg.COMPUTE_TYPE_DEFAULT
+        cupy._core.set_compute_type(np.float32, product)
+        dtype = np.float16 if precision == "float16" else np.float32
+        cuda.warm_up(dtype)
+        backend = Backend(
+            "cuda",
+            cupy,
+            cuda,
+            dtype,
+            make_staging(cupy, transport),
+            {"gpu": gpu, "transport": transport, "precision": precision},
+        )
+    return backend  # noqa: RET504, what `with` may swallow

@@ -1,0 +1,136 @@
+"""Codebooks on disk: the group /codec of a model file, or a codebook file for a model that lies elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.config import CodecConfig, ModelConfig, require
+from astra_mpi.files import checksum, hdf5
+from astra_mpi.files.provenance import write_provenance
+
+_TEXTS, _NUMBERS = ("site", "kind"), ("codebook_size", "groups", "stages")
+
+
+#: how entries may be stored
+DTYPES = ("float32", "float16")
+
+
+def rounded(codec: Codec, dtype: str) -> Codec:
+    """The codec that is read back when its entries are stored as `dtype`. InputError if they are too large for it."""
+    if dtype == "float32":
+        return codec
+    with np.errstate(over="ignore"):
+        blocks = [
+            BlockCodec(tuple(replace(b, entries=b.entries.astype(dtype).astype(np.float32)) for b in block.codebooks))
+            for block in codec.blocks
+        ]
+    return Codec(codec.config, tuple(blocks))
+
+
+def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
+    """Create /codec: settings and checksum as attributes, entries and bases of every block as datasets."""
+    codec = rounded(codec, dtype)
+    group = file.create_group("codec")
+    group.attrs.update({name: getattr(codec.config, name) for name in _TEXTS + _NUMBERS})
+    group.attrs["width"] = codec.blocks[0].codebooks[0].width
+    for i, block in enumerate(codec.blocks):
+        names = _datasets(codec.config.site)
+        for (name, subspace), book in zip(names, block.codebooks, strict=True):
+            group.create_dataset(f"{i}/{name}", data=book.entries.astype(dtype))
+            if book.basis is not None:
+                item = group.create_dataset(f"{i}/{subspace}", data=book.basis)
+                item.attrs["error_growth"] = book.error_growth
+    group.attrs["checksum"] = _checksum(codec)
+
+
+def read_codec(file: h5py.File) -> Codec:
+    """Read /codec. InputError if it contradicts itself or its checksum."""
+    group = hdf5.group(file, "codec")
+    texts = {name: hdf5.text(group, name) for name in _TEXTS}
+    numbers = {name: hdf5.integer(group, name) for name in _NUMBERS}
+    config = CodecConfig(**texts, **numbers)  # type: ignore[arg-type]
+    width = hdf5.integer(group, "width")
+    blocks = tuple(_read_block(hdf5.group(group, str(i)), config, width) for i in range(len(group)))
+    require(len(blocks) > 0, f"{file.filename}: /codec has no blocks; calibrate again")
+    codec = Codec(config, blocks)
+    require(
+        hdf5.text(group, "checksum") == _checksum(codec),
+        f"{file.filename}: /codec is damaged or edited (its checksum differs); calibrate again",
+    )
+    return codec
+
+
+def _read_block(group: h5py.Group, config: CodecConfig, width: int) -> BlockCodec:
+    entry_width = -(-width // config.groups) if config.kind == "grouped" else width
+    wanted = (config.n_codebooks, config.codebook_size, entry_width)
+    books = []
+    for name, subspace in _datasets(config.site):
+        item = hdf5.dataset(group, name, DTYPES)
+        require(
+            item.shape == wanted,
+            f"{group.file.filename}: {item.name} has shape {item.shape}, its settings say {wanted}; calibrate again",
+        )
+        entries = hdf5.read(item, "float32")
+        books.append(Codebook(config.kind, entries, width, *_read_subspace(group, subspace)))
+    return BlockCodec(tuple(books))
+
+
+def _read_subspace(group: h5py.Group, name: str) -> tuple[np.ndarray | None, float]:
+    """Basis and error growth; (None, 0) where the codebook is searched exactly."""
+    if name not in group:
+        return None, 0.0
+    item = hdf5.dataset(group, name, ("float32",))
+    return hdf5.read(item, "float32"), hdf5.number(item, "error_growth")
+
+
+def _datasets(site: str) -> tuple[tuple[str, str], ...]:
+    """Per codebook, the names of its entries and of its subspace."""
+    return (("keys", "keys_subspace"), ("values", "values_subspace")) if site == "kv" else (("codebook", "subspace"),)
+
+
+def _checksum(codec: Codec) -> str:
+    """sha256 over what is stored; unlike `Codec.digest` it stays when settings are added to `CodecConfig`."""
+    config, first = codec.config, codec.blocks[0].codebooks[0]
+    sha = hashlib.sha256(f"{[getattr(config, name) for name in _TEXTS + _NUMBERS]} {first.width}".encode())
+    for block in codec.blocks:
+        for book in block.codebooks:
+            for array in (book.entries, book.basis):
+                sha.update(b"" if array is None else array.astype("<f4", copy=False).data)
+    return sha.hexdigest()
+
+
+def check_codec(codec: Codec, config: ModelConfig, path: str | Path) -> None:
+    """InputError unless the codebooks are as many and as wide as the model's blocks."""
+    width = config.d_kv if codec.config.site == "kv" else config.d_model
+    have = (len(codec.blocks), codec.blocks[0].codebooks[0].width)
+    need = (config.n_layers, width)
+    require(have == need, f"{path}: codebooks for (blocks, width) {have}, the model has {need}; calibrate again")
+
+
+def write_codebooks(
+    path: str | Path, codec: Codec, base_digest: str, provenance: dict[str, str], dtype: str = "float32"
+) -> None:
+    """Write a codebook file for the model whose `ModelFile.digest` is `base_digest`, with entries stored as `dtype`."""
+    with hdf5.writing(path) as file:
+        file.attrs.update({"format": hdf5.CODEBOOKS, "version": hdf5.VERSION, "base_digest": base_digest})
+        write_codec(file, codec, dtype)
+        write_provenance(file, provenance)
+
+
+def read_codebooks(path: str | Path, base_digest: str) -> Codec:
+    """Read a codebook file; InputError if it cannot be read or belongs to another model."""
+    with hdf5.reading(path) as file:
+        hdf5.check_format(file, hdf5.CODEBOOKS)
+        require(
+            hdf5.text(file, "base_digest") == base_digest,
+            f"{path} holds codebooks of another model; calibrate this one (`astra-mpi calibrate --codebook-only`)",
+        )
+        codec = read_codec(file)
+        checksum.require_whole(file)
+        return codec

@@ -1,0 +1,229 @@
+"""Weights on disk (docs/reference/model-file.md): written one at a time, mapped when read, checked in one pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from astra_mpi.config import require
+from astra_mpi.device.weights import STORAGE, Narrow, Weights, narrowed, widened
+from astra_mpi.files import hdf5
+
+Shapes = Mapping[str, tuple[int, ...]]
+#: bytes read at a time when a file is checked: they stay in the cache for all checks
+_CHUNK = 1 << 20
+#: bits of the exponent, all set in NaN and infinite numbers
+_EXPONENT = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
+
+
+def write_weights(file: hdf5.Written, head: str, weights: Weights, shapes: Shapes, dtype: str) -> None:
+    """Create /weights, /scales where there are int8 ones, and the attributes `digest` and `manifest`.
+
+    head: what the digest begins with. Weights are asked for one at a time, so that they can be made on demand.
+    InputError on weights that are not finite, not of `shapes`, or exceed `dtype`; AstraError if they cannot be written.
+    """
+    check_names(file.filename, shapes, weights)
+    identity, lines = hashlib.sha256(head.encode()), []
+    group = file.create_group("weights")
+    for name in sorted(shapes):
+        stored = _as_stored(name, weights[name], shapes[name], dtype)
+        item, checksum = _write(file, group, name, stored)
+        file.check()
+        identity.update(f"{name} {stored.shape}\n".encode())
+        for rows in _row_slices(stored):
+            identity.update(np.ascontiguousarray(stored[rows], "<f4").data)
+        item.attrs["sha256"] = checksum
+        lines.append(_line(item, name))
+    digest = identity.hexdigest()
+    file.attrs.update({"digest": digest, "manifest": _manifest(head, digest, lines)})
+
+
+def _as_stored(name: str, weight: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray | Narrow:
+    check_shape("the model", name, weight.shape, shape)
+    if isinstance(weight, Narrow):
+        if weight.dtype == dtype:
+            return weight
+        weight = np.asarray(weight)
+    require(_finite(weight), f"weight {name} has NaN or infinite values; repair the source")
+    stored = narrowed(name, weight, dtype)
+    too_large = f"weight {name} has values too large for {dtype}; use --dtype float32"
+    require(dtype not in _EXPONENT or isinstance(stored, np.ndarray) or _finite_bits(stored.values, dtype), too_large)
+    return stored
+
+
+def _write(file: h5py.File, group: h5py.Group, name: str, stored: np.ndarray | Narrow) -> tuple[h5py.Dataset, str]:
+    """-> the dataset and the sha256 of what it and its scales hold."""
+    if isinstance(stored, np.ndarray):
+        return group.create_dataset(name, data=stored), hashlib.sha256(stored.data).hexdigest()
+    item, sha = group.create_dataset(name, data=stored.values), hashlib.sha256(stored.values.data)
+    if stored.dtype == "bfloat16":
+        item.attrs["dtype"] = "bfloat16"
+    if stored.scale is not None:
+        file.require_group("scales").create_dataset(name, data=stored.scale)
+        sha.update(stored.scale.data)
+    return item, sha.hexdigest()
+
+
+def read_weights(file: h5py.File, head: str, shapes: Shapes, share: tuple[int, int] = (0, 1)) -> tuple[Weights, str]:
+    """-> (weights, what matrices are stored as) of an open model file, checked.
+
+    Matrices are mapped, so they take memory only where and when they are used; vectors are float32 arrays.
+    share = (r, n): check the contents of every n-th weight only, from the r-th on. InputError on what does not fit.
+    """
+    group = hdf5.group(file, "weights")
+    check_names(file.filename, shapes, group)
+    items = {name: hdf5.dataset(group, name, ("float32", "float16", "uint16", "int8")) for name in sorted(shapes)}
+    for name, item in items.items():
+        check_shape(file.filename, name, item.shape, shapes[name])
+    dtypes = {name: stored_dtype(item) for name, item in items.items()}
+    scales = {name: _scale(file, items[name]) for name, dtype in dtypes.items() if dtype == "int8"}
+    if "manifest" in file.attrs:
+        lines = [_line(item, name) for name, item in items.items()]
+        _require_whole(file, hdf5.text(file, "manifest") == _manifest(head, hdf5.text(file, "digest"), lines))
+        for name in list(items)[share[0] :: share[1]]:
+            _check(file, items[name], dtypes[name], scales.get(name))
+    else:
+        _require_whole(file, hdf5.text(file, "digest") == _streamed_digest(file, head, items, dtypes))
+    weights = {name: _weight(file, items[name], scales.get(name)) for name in items}
+    matrices = {dtypes[name] for name, shape in shapes.items() if len(shape) > 1}
+    return weights, min(matrices, key=lambda dtype: STORAGE[dtype].itemsize)
+
+
+def stored_dtype(item: h5py.Dataset) -> str:
+    """What a dataset's numbers are; InputError on 16-bit integers that do not say so, and on narrow vectors."""
+    where = f"{item.file.filename}: {item.name}"
+    if item.dtype == STORAGE["bfloat16"]:
+        require(
+            item.attrs.get("dtype") == "bfloat16", f"{where} is uint16 without dtype = bfloat16; make the file anew"
+        )
+    name = next((name for name, dtype in STORAGE.items() if dtype == item.dtype), str(item.dtype))
+    require(
+        item.ndim > 1 or name in ("float32", "float16"), f"{where} is {name}; vectors must be float32; make it anew"
+    )
+    return name
+
+
+def _scale(file: h5py.File, item: h5py.Dataset) -> np.ndarray:
+    name = item.name.rpartition("/")[2]
+    scale = hdf5.dataset(hdf5.group(file, "scales"), name, ("float32",))
+    wanted = (len(item), 1) if name == "embed.word" else (1, item.shape[1])
+    require(
+        scale.shape == wanted,
+        f"{file.filename}: {scale.name} has shape {scale.shape}, its weight needs {wanted}; convert it again",
+    )
+    return hdf5.read(scale, "float32")
+
+
+def _weight(file: h5py.File, item: h5py.Dataset, scale: np.ndarray | None) -> np.ndarray | Narrow:
+    if item.ndim < 2:
+        return hdf5.read(item, "float32")
+    values = _mapped(file, item)
+    return values if values.dtype == np.float32 else Narrow(values, scale)
+
+
+def _mapped(file: h5py.File, item: h5py.Dataset) -> np.ndarray:
+    """A dataset's array in the file itself, read-only; read into memory where it does not lie on its own boundary."""
+    offset = item.id.get_offset()
+    if not item.size or offset % item.dtype.itemsize:
+        return hdf5.read(item, str(item.dtype))
+    return np.asarray(np.memmap(file.filename, item.dtype, "r", offset, item.shape))
+
+
+def _check(file: h5py.File, item: h5py.Dataset, dtype: str, scale: np.ndarray | None) -> None:
+    """InputError unless the numbers are those that were written, and finite."""
+    name, sha = item.name.rpartition("/")[2], hashlib.sha256()
+    for chunk in _chunks(file, item):
+        sha.update(chunk.data)
+        _require_finite(file, name, dtype not in _EXPONENT or _finite_bits(chunk, dtype))
+    if scale is not None:
+        sha.update(scale.data)
+        _require_finite(file, name, _finite(scale))
+    _require_whole(file, hdf5.text(item, "sha256") == sha.hexdigest(), f"weight {name}")
+
+
+def _streamed_digest(file: h5py.File, head: str, items: Mapping[str, h5py.Dataset], dtypes: Mapping[str, str]) -> str:
+    """The digest from the numbers, in files of before there was a manifest: float32 and float16 only."""
+    sha = hashlib.sha256(head.encode())
+    for name, item in items.items():
+        require(dtypes[name] in ("float32", "float16"), f"{file.filename} has no manifest; convert the model again")
+        sha.update(f"{name} {item.shape}\n".encode())
+        for chunk in _chunks(file, item):
+            _require_finite(file, name, _finite_bits(chunk, dtypes[name]))
+            sha.update(widened(chunk).astype("<f4", copy=False).data)
+    return sha.hexdigest()
+
+
+def _chunks(file: h5py.File, item: h5py.Dataset) -> Iterator[np.ndarray]:
+    """A dataset's numbers in order, some at a time, in one buffer; read past the library, which would copy."""
+    if not item.size:
+        return
+    left, buffer = item.nbytes, np.empty(_CHUNK, np.uint8)
+    with open(file.filename, "rb", buffering=0) as raw:
+        raw.seek(item.id.get_offset())
+        while left:
+            n_read = raw.readinto(buffer[: min(left, _CHUNK)].data) or 0
+            n_read -= n_read % item.dtype.itemsize if n_read < left else 0
+            require(n_read > 0, f"{file.filename} is truncated; copy it again or make it anew")
+            raw.seek(item.id.get_offset() + item.nbytes - left + n_read)
+            left -= n_read
+            yield buffer[:n_read].view(item.dtype)
+
+
+def _row_slices(stored: np.ndarray | Narrow) -> Iterator[slice]:
+    """Slices of a weight's first axis that hold a few MiB each."""
+    step = max(1, _CHUNK * len(stored) // max(1, stored.size))
+    return (slice(first, first + step) for first in range(0, len(stored), step))
+
+
+def _finite(array: np.ndarray) -> bool:
+    return all(bool(np.isfinite(array[rows]).all()) for rows in _row_slices(array))
+
+
+def _finite_bits(values: np.ndarray, dtype: str) -> bool:
+    exponent = np.array(_EXPONENT[dtype], f"u{values.dtype.itemsize}")
+    bits = values.reshape(-1).view(exponent.dtype)
+    parts = (bits[first : first + _CHUNK] for first in range(0, bits.size, _CHUNK))
+    return not any(bool(((part & exponent) == exponent).any()) for part in parts)
+
+
+def _line(item: h5py.Dataset, name: str) -> str:
+    return f"{name} {item.shape} {stored_dtype(item)} {hdf5.text(item, 'sha256')}\n"
+
+
+def _manifest(head: str, digest: str, lines: Iterable[str]) -> str:
+    return hashlib.sha256(f"{head}{digest}\n{''.join(lines)}".encode()).hexdigest()
+
+
+def _require_whole(file: h5py.File, whole: bool, what: str = "its weights or config") -> None:
+    require(
+        whole,
+        f"{file.filename} is damaged or edited ({what} differ from its digest); copy or convert it again",
+    )
+
+
+def _require_finite(file: h5py.File, name: str, finite: bool) -> None:
+    require(finite, f"{file.filename}: weight {name} has NaN or infinite values; repair the source")
+
+
+def check_names(path: str | Path, shapes: Shapes, found: Iterable[str]) -> None:
+    """InputError unless the weights found are those that the config asks for."""
+    missing, extra = sorted(set(shapes) - set(found)), sorted(set(found) - set(shapes))
+    are = {True: "is", False: "are"}
+    require(not missing, f"{path}: weight {some(missing)} {are[len(missing) == 1]} missing; convert the model again")
+    require(not extra, f"{path}: weight {some(extra)} {are[len(extra) == 1]} unknown to its config; convert it again")
+
+
+def some(names: list[str], limit: int = 20) -> str:
+    """The names; where they are many, the first ones and how many there are."""
+    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
+    return f"{', '.join(names[:limit])}{more}"
+
+
+def check_shape(path: str | Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """InputError unless a weight has the shape that the config asks for."""
+    require(found == wanted, f"{path}: weight {name} has shape {found}, its config says {wanted}; convert it again")

@@ -1,0 +1,155 @@
+"""Text items and their classes from .txt (a line each), .jsonl (a field) and .tsv (one column or several).
+
+A file is read through once when it is opened: every line is checked, and where it begins is kept. Afterwards lines are
+read when they are asked for, so that memory holds 8 bytes per line (16 with labels), not the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from astra_mpi.config import require
+from astra_mpi.errors import InputError
+from astra_mpi.inputs.text import undecodable
+
+#: bytes of the longest line that is read
+LONGEST_LINE = 16 << 20
+
+
+class Records:
+    """The rows of a text file; every column of every row is an item, row after row. Empty lines are skipped.
+
+    labels: (n_items,) int64 classes, if a field is named; digest: sha256 of the file. InputError names file and line.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], labels: str | None) -> None:
+        readers = {".txt": _plain_row, ".jsonl": _json_row, ".tsv": _tab_row}
+        if path.suffix not in readers:
+            raise InputError(f"{path}: text comes from {', '.join(readers)}, not from '{path.suffix}'; convert it")
+        require(path.suffix != ".txt" or labels is None, f"{path}: a .txt file has no labels; use .jsonl or .tsv")
+        self.path, self.columns = path, columns
+        self._row = readers[path.suffix]
+        self._header: list[str] | None = None
+        self._starts, classes = array("q"), array("q")
+        try:
+            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - lives as long as this
+        except OSError as exc:
+            raise InputError(f"{path} cannot be read ({exc.strerror}); check the path") from exc
+        self._unchanged = self._stamp()
+        self.digest = self._read_through(labels, classes)
+        self.n_items = len(self._starts) * len(columns)
+        self.labels = None if labels is None else np.repeat(np.frombuffer(classes, np.int64), len(columns))
+
+    def texts(self, items: range) -> list[str]:
+        """The texts of these items. InputError if the file has changed since it was opened."""
+        require(self._stamp() == self._unchanged, f"{self.path} has changed while it was read; start again")
+        found, row, row_number = [], {}, -1
+        for item in items:
+            number, column = divmod(item, len(self.columns))
+            if number != row_number:
+                row_number, start = number, self._starts[number]
+                self._file.seek(start)
+                row = self._row(str(self.path), _decoded(self._file.readline(), start), self._header)
+            found.append(row[self.columns[column]])
+        return found
+
+    def _read_through(self, labels: str | None, classes: array[int]) -> str:
+        """Check all lines and note where rows begin -> sha256."""
+        digest = hashlib.sha256()
+        for number, start, raw in _lines(self.path, self._file):
+            digest.update(raw)
+            try:
+                line = _decoded(raw, start)
+            except UnicodeDecodeError as exc:
+                raise InputError(
+                    f"{self.path} is not UTF-8 at byte {start + exc.start}; convert it, for example with "
+                    "iconv -f latin1 -t utf-8"
+                ) from exc
+            if not line.strip():
+                continue
+            if self.path.suffix == ".tsv" and self._header is None:
+                self._header = line.split("\t")
+                continue
+            where = self._where(number)
+            row = self._row(where, line, self._header)
+            for column in self.columns:
+                text = _field(where, row, column)
+                require(isinstance(text, str), f"{where}: {text!r} is not text; choose the field with input.dataset")
+                bad = undecodable(text)
+                require(not bad, f"{where}: {bad}; correct the line, or write \\ufffd there")
+            if labels is not None:
+                classes.append(_integer(where, _field(where, row, labels)))
+            self._starts.append(start)
+        return digest.hexdigest()
+
+    def _where(self, number: int) -> str:
+        return f"{self.path}, line {number}"
+
+    def _stamp(self) -> tuple[int, int]:
+        facts = os.fstat(self._file.fileno())
+        return facts.st_size, facts.st_mtime_ns
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """Number from 1, first byte and contents of every line."""
+    number = start = 0
+    while raw := file.readline(LONGEST_LINE + 1):
+        number += 1
+        require(
+            len(raw) <= LONGEST_LINE,
+            f"{path}, line {number} has more than {LONGEST_LINE >> 20} MiB; an item is one line, cut it into several",
+        )
+        yield number, start, raw
+        start += len(raw)
+
+
+def _decoded(raw: bytes, start: int) -> str:
+    """A line that begins at byte `start` of its file."""
+    text = raw.decode().removesuffix("\n").rstrip("\r")
+    return text if start else text.removeprefix("\ufeff")
+
+
+def _plain_row(where: str, line: str, _: list[str] | None) -> dict[str, Any]:
+    return {"text": line}
+
+
+def _json_row(where: str, line: str, _: list[str] | None) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as exc:
+        raise InputError(f"{where}: not valid JSON ({exc}); each line is one JSON object") from exc
+    require(isinstance(row, dict), f"{where}: each line is one JSON object, this is {type(row).__name__}")
+    return dict(row)
+
+
+def _tab_row(where: str, line: str, header: list[str] | None) -> dict[str, Any]:
+    """Quotes are ordinary characters."""
+    names, cells = header or [], line.split("\t")
+    require(len(cells) >= len(names), f"{where}: {len(cells)} columns, the header has {len(names)}")
+    return dict(zip(names, cells, strict=False))
+
+
+def _field(where: str, row: dict[str, Any], name: str) -> Any:
+    if name not in row:
+        raise InputError(
+            f"{where}: no field '{name}', only {', '.join(row)}; name one with input.dataset or input.labels"
+        )
+    return row[name]
+
+
+def _integer(where: str, value: Any) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(value, float) or not -(1 << 63) <= number < 1 << 63:
+        raise InputError(f"{where}: label {value!r} is not an integer; number the classes from 0")
+    return number

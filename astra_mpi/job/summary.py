@@ -1,0 +1,116 @@
+"""One JSON object that says what a job was, what it cost and what came out."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from astra_mpi import __version__
+from astra_mpi.decks.deck import Deck
+from astra_mpi.job import generation
+from astra_mpi.job.results import Results
+
+_COSTS = (
+    *("contributed_bytes", "formula_bytes", "port_bytes", "paper_bytes", "other_bytes"),
+    *("distinct_keys", "missing", "latency_s"),
+)
+
+
+def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | None) -> dict[str, Any]:
+    """The summary of a finished job from the reports of its batches: bytes added up, latencies as medians."""
+    first = next(results.reports())
+    told = _Told()
+    cost = costs(told.through(results.reports()))
+    return {
+        "astra_mpi": __version__,
+        "task": deck.task.name,
+        "model": str(deck.model.path),
+        **{name: first[name] for name in ("family", "strategy", "ranks")},
+        "items": results.n_items,
+        "tokens": told.tokens,
+        **{name: first[name] for name in ("codec", "bits_per_token_per_block")},
+        **{name: first[name] for name in ("network", "accounting", "clock", "speed")},
+        **cost,
+        "metrics": {"forward_s": told.forward_s, **_metrics(results, labels)},
+        "choices": first["choices"],
+        "auto": first.get("auto"),
+        "deck": deck.as_dict(),
+        "host": host(),
+        "versions": versions(),
+    }
+
+
+class _Told:
+    """Sums over reports as they pass."""
+
+    tokens, forward_s = 0, 0.0
+
+    def through(self, reports: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for report in reports:
+            self.tokens += sum(report["tokens"])
+            self.forward_s += report["latency_s"]["total"]
+            yield report
+
+
+def costs(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """What batches, or the shards of a job, cost together. Of each only its costs are kept."""
+    reports = [{name: report[name] for name in _COSTS} for report in reports]
+    return {
+        **{name: _added(reports, name) for name in ("contributed_bytes", "formula_bytes", "port_bytes")},
+        "paper_bytes": sum(report["paper_bytes"] for report in reports),
+        "other_bytes": sum(report["other_bytes"] for report in reports),
+        "distinct_keys": _mean([report["distinct_keys"] for report in reports]),
+        "missing": _missing([report["missing"] for report in reports]),
+        "latency_s": _medians([report["latency_s"] for report in reports]),
+    }
+
+
+def host() -> dict[str, Any]:
+    return {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()}
+
+
+def versions() -> dict[str, str]:
+    from mpi4py import MPI
+
+    names = ("mpi4py", "numpy", "numba", "h5py")
+    mpi = " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split())
+    return {"python": platform.python_version(), "mpi": mpi, **{name: version(name) for name in names}}
+
+
+def _added(reports: Sequence[dict[str, Any]], name: str) -> list[int]:
+    """A per-rank count, added up over batches."""
+    return [sum(counts) for counts in zip(*(report[name] for report in reports), strict=True)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _missing(parts: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Counts added up over batches."""
+    known = [part for part in parts if part is not None]
+    sums = {name: sum(part[name] for part in known) for name in ("messages", "lost", "late")}
+    return {**known[0], **sums} if known else None
+
+
+def _medians(latencies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The batch of median total; its phases belong together, so that they still add up."""
+    return sorted(latencies, key=lambda latency: latency["total"])[(len(latencies) - 1) // 2]
+
+
+def _metrics(results: Results, labels: np.ndarray | None) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    if labels is not None and results.state["task.name"] == "classify":
+        metrics["accuracy"] = float((results.outputs("class") == labels).mean())
+    if results.state["task.name"] == "perplexity":
+        nll, scored = results.outputs("nll").sum(dtype=np.float64), results.outputs("scored").sum()
+        metrics |= {"perplexity": float(np.exp(nll / scored)), "scored_tokens": int(scored)}
+    if results.state["task.name"] == "generate":
+        metrics |= generation.metrics(results.reports(), results.outputs("n_tokens"))
+    return metrics

@@ -1,0 +1,144 @@
+"""What a batch job does with a model: the input it opens, what it asks of the model, what it keeps of the answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from astra_mpi.config import require
+from astra_mpi.decks.deck import Deck
+from astra_mpi.inputs.opening import open_input
+from astra_mpi.inputs.sources import Source
+from astra_mpi.inputs.text import Tokenizer
+from astra_mpi.inputs.windows import WindowSource, open_windows, window_scores
+from astra_mpi.job import generation
+from astra_mpi.models import FAMILIES
+from astra_mpi.ranks.broadcast import broadcast_integers
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+Outputs = Mapping[str, np.ndarray]
+
+
+class Part(NamedTuple):
+    """A batch as rank 0 knows it."""
+
+    source: Source
+    items: range  # of the source
+    numbers: range  # theirs in the whole input
+
+
+def check_task(deck: Deck, config: Any) -> None:
+    """InputError if the model cannot do the task."""
+    wanted: tuple[str, ...]
+    if getattr(FAMILIES.get(config.family), "causal", False):
+        wanted, what = ("perplexity", "generate"), ""
+    elif getattr(config, "n_classes", 0):
+        wanted, what = ("classify",), " with a classifier"
+    else:
+        wanted, what = ("embed",), " without a classifier"
+    misfit = f"task.name = '{deck.task.name}' does not fit {deck.model.path}: a {config.family} model{what}"
+    require(deck.task.name in wanted, f"{misfit}; give {' or '.join(wanted)}")
+    prompt = deck.task.prompt
+    require(not prompt or deck.task.name == "embed", f"task.prompt = {prompt!r} is for task.name = 'embed' only")
+
+
+def _text_digest(model: Any) -> str:
+    """sha256 of how the model's file turns text into tokens, of which its own digest says nothing."""
+    rules = {name: (model.preprocess or {}).get(name) for name in ("max_tokens", "prompts", "split_special_tokens")}
+    told = json.dumps([model.tokenizer, rules, (model.preprocess or {}).get("default_prompt")], sort_keys=True)
+    return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
+
+
+class Embed:
+    """One vector per item."""
+
+    def __init__(self, deck: Deck, model: Any, comm: MPI.Comm, choices: Mapping[str, Any]) -> None:
+        """On every rank. choices: those that an earlier part of this job made. InputError on what does not fit."""
+        self.deck, self.model, self.comm = deck, model, comm
+        #: what must be the same when a job goes on, beside the deck
+        self.state: dict[str, Any] = {"text_digest": _text_digest(model)} if deck.input.kind == "text" else {}
+
+    def open(self, open_source: Callable[..., Source] = open_input) -> Source:
+        """The items, on rank 0."""
+        model, prompt = self.model, self.deck.task.prompt
+        more = {} if prompt is None else {"prompt": prompt}
+        return open_source(self.deck.input, model.tokenizer, model.preprocess, model.config, **more)
+
+    def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
+        """Collective: what is kept of these items, (B, ..) each, on rank 0; the others have no `part`."""
+        return {"embedding": self.model(inputs, mask)}
+
+    #: whether it says itself how far it is
+    talks = False
+
+
+class Classify(Embed):
+    """The logits of each item's classes."""
+
+    def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
+        logits = self.model(inputs, mask)
+        return {"logits": logits, "class": logits.argmax(axis=1).astype(np.int32)}
+
+
+class Perplexity(Embed):
+    """How well each window of a text is predicted."""
+
+    def open(self, open_source: Callable[..., Source] = open_input) -> Source:
+        return open_windows(self.deck, self.model)
+
+    def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
+        n_context = None
+        if part is not None and isinstance(part.source, WindowSource):
+            n_context = part.source.n_context[part.items.start : part.items.stop]
+        return window_scores(self.model, self.comm, inputs, mask, n_context)
+
+
+class Generate(Embed):
+    """What follows each prompt."""
+
+    def __init__(self, deck: Deck, model: Any, comm: MPI.Comm, choices: Mapping[str, Any]) -> None:
+        super().__init__(deck, model, comm, choices)
+        self.generator = generation.Generator(deck.task, model, deck.run.seed, choices.get("decode"))
+        self.state |= {"stop_tokens": list(self.generator.stop)}
+        self.tokenizer = None if model.tokenizer is None else Tokenizer(model.tokenizer)
+        wanted = deck.task.stream
+        self.talks = self.tokenizer is not None and (
+            sys.stderr.isatty() and deck.run.batch == 1 if wanted is None else wanted
+        )
+        require(not wanted or deck.run.batch == 1, "task.stream = true prints one text at a time; give run.batch = 1")
+        require(
+            not wanted or self.tokenizer is not None,
+            f"task.stream = true needs a tokenizer, and {deck.model.path} holds none; convert a folder with one",
+        )
+
+    def open(self, open_source: Callable[..., Source] = open_input) -> Source:
+        model, section = self.model, self.deck.input
+        source = open_source(section, model.tokenizer, model.preprocess, model.config, prompts=True)
+        return generation.PromptSource(source, str(section.path), model.config.max_positions)
+
+    def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
+        assert mask is not None
+        numbers = broadcast_integers(self.comm, None if part is None else np.array(part.numbers), len(inputs))
+        printer = None
+        if self.talks and self.tokenizer is not None and part is not None:
+            printer = generation.Printer(self.tokenizer, inputs[0][mask[0]])
+        tokens = self.generator(inputs, mask, numbers.tolist(), printer)
+        if printer is not None:
+            printer.close()
+        prompts = [row[keep] for row, keep in zip(inputs, mask, strict=True)]
+        return generation.outputs(tokens, prompts, self.tokenizer) if part is not None else {}
+
+
+TASKS: dict[str, type[Embed]] = {
+    "embed": Embed,
+    "classify": Classify,
+    "perplexity": Perplexity,
+    "generate": Generate,
+}

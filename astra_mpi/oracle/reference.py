@@ -1,0 +1,273 @@
+"""The serial oracle: what P ranks should compute, in one process, in float64, one sequence at a time.
+
+Written for reading and independently of the engine: the ranks are masks over one set of rows. The rows are P replicas
+of the class token (families that have one), then the T content tokens. A query sees the exact keys of its own rank's
+rows and the keys made from what it is sent of every other rank's content tokens (arXiv 2505.19342, Eq. 1):
+`reference_far.py`. Exact strategies are one rank; the decoupled architecture has blocks of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from astra_mpi.oracle.far import Far, Means, Quantised, Rounded
+
+Weights = Mapping[str, NDArray[Any]]
+#: families in which a token sees itself and the tokens before it
+DECODERS = ("gpt2", "llama")
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class OracleResult:
+    """One sequence's answer. `n_class` is 1 for families or tasks with a class token, else 0."""
+
+    output: Array  # (n_classes,) logits, (D,) class row or pooled embedding; decoders: (V,) logits after the last token
+    hidden: Array  # (n_class + T, D) after the last block (and the final norm, if any), replicas averaged before it;
+    # decoders: (T, V) logits
+    codes: list[Array]  # per coded block (T, C), the codes used; empty without a codec
+    flips: int  # given codes, or rounded numbers, that are not the oracle's own choice
+    worst_gap: float  # largest excess of a given code's or number's error over the best one's, see `reference_far.py`
+
+
+def oracle(
+    config: Any,
+    weights: Weights,
+    tokens: ArrayLike,
+    owner: ArrayLike,
+    size: int,
+    *,
+    codec: Any = None,
+    codes: Sequence[ArrayLike] | None = None,
+    first_coded: int = 0,
+    missing: Sequence[Array] | None = None,
+    stand_in: Sequence[Array] | None = None,
+    wire: str = "float32",
+    gather: str = "x",
+    seen: Sequence[ArrayLike] | None = None,
+    ratio: int = 0,
+    parts: Sequence[Sequence[Weights] | None] | None = None,
+    positions: ArrayLike | None = None,
+    merged: int = 0,
+) -> OracleResult:
+    """Forward pass of one sequence as `size` ranks would compute it; without options, the exact one of one rank.
+
+    config, weights: a model's, by the canonical names.
+    tokens: ViT: image (channels, height, width); others: ids (n_class + T,), placed at `positions` (default 0, 1, ..).
+    owner: (T,) the rank, below `size`, that holds each content token; the class token is not counted.
+    codec: far tokens are seen through its codebooks. codes: per block (T, C), to be used instead of the oracle's own
+    and checked against them. first_coded: blocks before this one see far tokens as they are, and have no codes.
+    missing: per block (P, P), receiver by sender, codes that did not come. They are left out, or the block's codes
+    `stand_in` (C,) take their place.
+    wire: "float16" or "int8": far tokens are seen rounded, their block inputs (gather "x") or keys and values ("kv").
+    seen: per block (T, D or 2 D), what came of that, to be used and checked.
+    ratio: far slices are seen as means of so many consecutive tokens. An owner's tokens must then be consecutive.
+    parts: per block None, or the weights of the `size` sub-blocks of width D / size that take its place.
+    merged: so many tokens at the end see the exact keys of all ranks, as ranks that merge their softmaxes do.
+    Raises ValueError if `owner` does not fit `tokens` or `size`.
+    """
+    exact = codec is None and wire == "float32" and not ratio
+    owner, n_ranks = np.asarray(owner, np.int64), 1 if exact else size
+    owner = np.zeros_like(owner) if exact else owner
+    embedded = _embed(config, weights, tokens, positions)
+    n_class = int(config.family == "vit" or getattr(config, "pooling", "mean") in ("cls", "pooler"))
+    if len(owner) != len(embedded) - n_class or not np.isin(owner, np.arange(n_ranks)).all():
+        raise ValueError(f"owner must name one of {n_ranks} ranks for each of {len(embedded) - n_class} content tokens")
+    far: Far | None = None
+    if codec is not None:
+        far = Quantised(owner, codec, codes, missing, stand_in, first_coded)
+    elif not exact:
+        far = Means(owner, ratio) if ratio else Rounded(owner, wire, gather, seen)
+    if far is not None and config.family in DECODERS:
+        far.look_back(size)
+    n_replicas = n_class * n_ranks
+    x = np.concatenate([np.repeat(embedded[:n_class], n_ranks, axis=0), embedded[n_class:]])  # (n_replicas + T, D)
+    rank = np.concatenate([np.tile(np.arange(n_ranks), n_class), owner])
+    places = np.arange(len(x)) if positions is None else np.asarray(positions)
+    for i in range(config.n_layers):
+        sub_blocks = parts[i] if parts else None
+        if sub_blocks is None:
+            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, places, far, i, merged)
+        else:
+            columns = np.split(x, size, axis=1)
+            heads = config.n_heads // size
+            pairs = zip(sub_blocks, columns, strict=True)
+            x = np.concatenate([_block(config, w, heads, part, rank, places, None, i) for w, part in pairs], axis=1)
+    averaged = x[:n_replicas].reshape(n_class, n_ranks, x.shape[1]).mean(axis=1)  # (n_class, D)
+    hidden = np.concatenate([averaged, x[n_replicas:]])
+    if config.family != "bert":
+        hidden = _norm(hidden, weights, "norm", config.norm_eps)
+    if config.family in DECODERS:
+        head = weights["embed.word"].T if config.tied else weights["head.weight"]
+        hidden = hidden @ head.astype(np.float64)
+    codes_used = far.codes if isinstance(far, Quantised) else []
+    flips, worst_gap = (far.flips, far.worst_gap) if far else (0, 0.0)
+    return OracleResult(_head(config, weights, hidden), hidden, codes_used, flips, worst_gap)
+
+
+def _of_block(weights: Weights, i: int) -> Weights:
+    """Weights of block i by their names inside it."""
+    prefix = f"blocks.{i}."
+    return {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
+
+
+def _embed(config: Any, weights: Weights, tokens: ArrayLike, positions: ArrayLike | None) -> Array:
+    """(n_class + T, D) in float64."""
+    w = {name: np.asarray(array, np.float64) for name, array in weights.items() if name.startswith("embed.")}
+    if config.family == "vit":
+        image, p = np.asarray(tokens, np.float64), config.patch_size
+        n_channels, height, width = image.shape
+        cells = image.reshape(n_channels, height // p, p, width // p, p).transpose(1, 3, 0, 2, 4)
+        patches = cells.reshape(-1, n_channels * p * p)  # (T, channels * p * p), rows of patches from the top
+        content = _linear(patches, w, "embed.patch")
+        return np.concatenate([w["embed.class"][None], content]) + w["embed.position"]
+    ids = np.asarray(tokens)
+    places = np.arange(len(ids)) if positions is None else np.asarray(positions)
+    if config.family == "llama":
+        return w["embed.word"][ids]
+    x = w["embed.word"][ids] + w["embed.position"][places]
+    if config.family == "gpt2":
+        return x
+    x = x + w["embed.type"][0]
+    return _norm(x, w, "embed.norm", config.norm_eps)
+
+
+def _head(config: Any, weights: Weights, hidden: Array) -> Array:
+    if config.family == "vit":
+        return _linear(hidden[0], weights, "head") if config.n_classes > 0 else hidden[0]
+    if config.family in DECODERS:
+        return hidden[-1] if len(hidden) else np.zeros(hidden.shape[1])
+    if config.pooling == "mean":
+        output = hidden.mean(axis=0)
+    elif config.pooling == "cls":
+        output = hidden[0]
+    else:
+        output = np.tanh(_linear(hidden[0], weights, "pooler"))
+    output = output / np.linalg.norm(output) if config.normalize else output
+    return output[: getattr(config, "embedding_size", 0) or None]
+
+
+def _block(
+    config: Any,
+    w: Weights,
+    n_heads: int,
+    x: Array,
+    rank: Array,
+    places: Array,
+    far: Far | None,
+    i: int,
+    merged: int = 0,
+) -> Array:
+    """Pre-norm: x + f(norm(x)); post-norm (BERT): norm(x + f(x)).
+
+    x: (rows, D) on the ranks `rank` (rows,); places: (rows,) positions of a decoder's rows, in their order.
+    """
+    pre_norm = config.family != "bert"
+
+    def norm(x: Array, which: str) -> Array:
+        return _norm(x, w, which, config.norm_eps)
+
+    normed = norm(x, "norm1") if pre_norm else x
+    q, keys, values = (_linear(normed, w, name) for name in "qkv")
+    sees_all = np.arange(len(x)) >= len(x) - merged
+    visible = (rank[:, None] == rank[None, :]) | sees_all[:, None]  # (rows, rows): same rank, exact keys
+    if config.family in DECODERS:
+        visible = np.tril(visible)
+    bias = np.zeros(len(x))
+    if far is not None:
+        content = slice(len(x) - far.n_tokens, None)  # class tokens are never sent
+        if far.site == "kv":
+            k_far, v_far = far(i, keys[content], values[content])
+        else:
+            (seen,) = far(i, x[content] if far.site == "hidden" else normed[content])
+            seen = norm(seen, "norm1") if pre_norm and far.site == "hidden" else seen
+            k_far, v_far = _linear(seen, w, "k"), _linear(seen, w, "v")
+        keys, values = np.concatenate([keys, k_far]), np.concatenate([values, v_far])
+        visible = np.concatenate([visible, far.visible(i, rank) & ~sees_all[:, None]], axis=1)
+        bias = np.concatenate([bias, far.bias])
+    if config.family == "llama":
+        angles = frequencies(config, q.shape[1] // n_heads)
+        q = _turned(q, places, angles)
+        keys = _turned(keys, np.resize(places, len(keys)), angles)  # far rows are the same tokens, in the same order
+    x = x + _linear(_attention(q, keys, values, visible, bias, n_heads), w, "o")
+    x = x if pre_norm else norm(x, "norm1")
+    entering = norm(x, "norm2") if pre_norm else x
+    inner = _linear(entering, w, "fc1")
+    if config.family == "llama":
+        inner = inner * _activate(_linear(entering, w, "gate"), config.activation)
+    else:
+        inner = _activate(inner, config.activation)
+    x = x + _linear(inner, w, "fc2")
+    return x if pre_norm else norm(x, "norm2")
+
+
+def _attention(q: Array, keys: Array, values: Array, visible: Array, bias: Array, n_heads: int) -> Array:
+    """softmax(q k^T / sqrt(d) + bias + mask) v, head by head.
+
+    q (rows, D), keys and values (m, d_kv), visible (rows, m), bias (m,). Several query heads may share a key head.
+    """
+    d_head = q.shape[1] // n_heads
+    sharers = q.shape[1] // max(keys.shape[1], 1)
+    out = np.empty_like(q)
+    for h in range(n_heads if len(q) else 0):
+        head = slice(h * d_head, (h + 1) * d_head)
+        read = slice(h // sharers * d_head, (h // sharers + 1) * d_head)
+        scores = np.where(visible, q[:, head] @ keys[:, read].T / math.sqrt(d_head) + bias, -np.inf)  # (rows, m)
+        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+        out[:, head] = shares @ values[:, read] / shares.sum(axis=1, keepdims=True)
+    return out
+
+
+def frequencies(config: Any, d_head: int) -> Array:
+    """(d_head / 2,): by how much a rotary model turns each pair from one position to the next."""
+    found = []
+    for pair in range(d_head // 2):
+        frequency = 1 / config.rope_theta ** (2 * pair / d_head)
+        if config.rope_type == "linear":
+            frequency /= config.rope_factor
+        elif config.rope_type == "llama3":
+            wavelength, trained = 2 * math.pi / frequency, config.rope_trained_positions
+            if wavelength > trained / config.rope_low_factor:
+                frequency /= config.rope_factor
+            elif wavelength > trained / config.rope_high_factor:
+                smooth = trained / wavelength - config.rope_low_factor
+                smooth /= config.rope_high_factor - config.rope_low_factor
+                frequency = (1 - smooth) * frequency / config.rope_factor + smooth * frequency
+        found.append(frequency)
+    return np.array(found)
+
+
+def _turned(x: Array, places: Array, angles: Array) -> Array:
+    """Heads of x (rows, ..) at `places` (rows,) as complex pairs (a, a + d/2), turned by angles (d / 2,) per place."""
+    heads = x.reshape(len(x), x.shape[1] // (2 * len(angles)), 2, len(angles))
+    turned = (heads[:, :, 0] + 1j * heads[:, :, 1]) * np.exp(1j * places[:, None] * angles)[:, None]
+    return np.stack([turned.real, turned.imag], axis=2).reshape(x.shape)
+
+
+def _linear(x: Array, weights: Weights, name: str) -> Array:
+    return x @ weights[name + ".weight"].astype(np.float64) + weights.get(name + ".bias", np.zeros(()))
+
+
+def _norm(x: Array, weights: Weights, name: str, eps: float) -> Array:
+    """LayerNorm over the last axis, or where there is no bias RMSNorm."""
+    if name + ".bias" not in weights:
+        return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weights[name + ".weight"]
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(variance + eps) * weights[name + ".weight"] + weights[name + ".bias"]
+
+
+def _activate(x: Array, name: str) -> Array:
+    if name == "gelu":
+        return x * 0.5 * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2)))
+    if name == "gelu_tanh":
+        return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    if name == "silu":
+        return x / (1 + np.exp(-x))
+    return np.maximum(x, 0)

@@ -1,0 +1,123 @@
+"""The strategy and way of decoding that are predicted to be fastest on given links (docs/explanation/planner.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from astra_mpi.config import require
+from astra_mpi.costs.decode import MODES, Decode, decode_cost, head_work
+from astra_mpi.costs.latency import Network, latency, transfer_s
+from astra_mpi.costs.strategies import STRATEGIES, single
+from astra_mpi.errors import InputError
+from astra_mpi.planner.plan import Setting, best_cut, fastest_rank
+
+#: a way that is faster by less is not worth other results, nor other machines
+_WORTH = 1.05
+
+
+def decode_plan(setting: Setting, n_new: int) -> dict[str, Any]:
+    """Every strategy in the ways it generates, as JSON types. InputError for a model that does not generate."""
+    require(setting.shape.causal, "--new-tokens is for decoders, and this model is none; leave it away")
+    require(n_new >= 1, f"--new-tokens {n_new}: at least 1")
+    rows = [_row(setting, strategy, n_new) for strategy in STRATEGIES]
+    config = setting.config
+    row_bytes = config.n_layers * 2 * config.d_kv * 4
+    return {
+        "new_tokens": n_new,
+        "full_cache_bytes": setting.batch * (setting.tokens + n_new - 1) * row_bytes,
+        "strategies": rows,
+    }
+
+
+def _row(setting: Setting, strategy: str, n_new: int) -> dict[str, Any]:
+    try:
+        counts = best_cut(setting, strategy)
+        decode_cost(setting.job(counts), setting.coding, strategy, "local", n_new)
+    except InputError as exc:
+        return {"strategy": strategy, "skipped": str(exc)}
+    ways = steps(setting, strategy, n_new, counts)
+    modes = {mode: _mode(setting, strategy, step, n_new) for mode, step in ways.items()}
+    return {
+        "strategy": strategy,
+        "exact": strategy in ("single", "sp", "sp:kv"),
+        "modes": modes,
+        "best": min(modes, key=lambda mode: float(modes[mode]["total_s"])),
+        "merged_beats_local_bps": crossover_bps(setting, ways),
+    }
+
+
+def steps(setting: Setting, strategy: str, n_new: int, counts: Sequence[int]) -> dict[str, Decode]:
+    """The ways of decoding that can be used, after a prompt cut into these `counts`."""
+    ways, job = {}, setting.job(counts)
+    for mode in MODES:
+        with suppress(InputError):
+            ways[mode] = decode_cost(job, setting.coding, strategy, mode, n_new, fastest_rank(setting))
+    return ways
+
+
+def _mode(setting: Setting, strategy: str, step: Decode, n_new: int) -> dict[str, Any]:
+    job = setting.job(best_cut(setting, strategy))
+    alone = strategy == "single"
+    prefill = single(job, fastest_rank(setting)) if alone else STRATEGIES[strategy](job, setting.coding)
+    sampled = setting.batch if alone or step.mode == "merged" else -(-setting.batch // setting.size)
+    first_s = latency(prefill, setting.speeds, setting.network).total
+    first_s += max(speeds.seconds(head_work(setting.shape, sampled)) for speeds in setting.speeds)
+    per_token_s = step_seconds(setting, step)
+    return {
+        "first_token_s": first_s,
+        "per_token_s": per_token_s,
+        "wait_s": wait_seconds(step, setting.network),
+        "total_s": first_s + (n_new - 1) * per_token_s,
+        "decode_bytes": [sum(n * transfer.contributed[r] for n, transfer in step.transfers) for r in range(job.size)],
+        "cache_bytes": list(step.cache_bytes),
+    }
+
+
+def compute_seconds(setting: Setting, step: Decode) -> float:
+    """Of the slowest rank."""
+    return max(speeds.seconds(work) for speeds, work in zip(setting.speeds, step.ranks, strict=True))
+
+
+def wait_seconds(step: Decode, network: Network) -> float:
+    """Nothing hides an exchange: a token's next block needs what it brings."""
+    return sum(n * transfer_s(transfer, network, "port") for n, transfer in step.transfers)
+
+
+def step_seconds(setting: Setting, step: Decode) -> float:
+    """One token of every sequence."""
+    return compute_seconds(setting, step) + wait_seconds(step, setting.network)
+
+
+def crossover_bps(setting: Setting, ways: dict[str, Decode]) -> float | None:
+    """Bandwidth above which merged decoding takes less per token than local; None where none is enough."""
+    if len(ways) < 2 or not ways["merged"].transfers:
+        return None
+    spared_s = compute_seconds(setting, ways["local"]) - compute_seconds(setting, ways["merged"])
+    spared_s -= wait_seconds(ways["merged"], Network(float("inf"), setting.network.rtt_s))
+    return wait_seconds(ways["merged"], Network(1.0, 0.0)) / spared_s if spared_s > 0 else None
+
+
+def decode_advice(plan: dict[str, Any]) -> list[str]:
+    """What to use, in words; `plan` as `decode_plan` gives it."""
+    rows, n_new = [row for row in plan["strategies"] if "skipped" not in row], plan["new_tokens"]
+    alone = next(row for row in rows if row["strategy"] == "single")["modes"]["local"]
+    others = [(row, mode) for row in rows if row["strategy"] != "single" for mode in row["modes"]]
+    if not others:
+        return []
+    row, mode = min(others, key=lambda way: float(way[0]["modes"][way[1]]["total_s"]))
+    way = row["modes"][mode]
+    if alone["total_s"] < _WORTH * way["total_s"]:
+        return [
+            f"For {n_new} new tokens stay on one rank ({alone['total_s']:.3g} s in all): {row['strategy']}, decoded"
+            f" {mode}, takes {way['total_s']:.3g} s."
+        ]
+    share = max(way["cache_bytes"]) / plan["full_cache_bytes"]
+    kind = "exact" if row["exact"] else "approximate"
+    return [
+        f"For {n_new} new tokens use {row['strategy']} ({kind}), decoded {mode}: {way['total_s']:.3g} s against"
+        f" {alone['total_s']:.3g} s on one rank; first token after {1e3 * way['first_token_s']:.1f} ms, then"
+        f" {1e3 * way['per_token_s']:.2f} ms each, on one rank {1e3 * alone['per_token_s']:.2f} ms; the largest cache"
+        f" of a rank is {share:.1%} of the full one."
+    ]

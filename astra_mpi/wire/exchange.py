@@ -1,0 +1,299 @@
+"""All that a forward pass exchanges. With its messages (`messages.py`, `mailbox.py`) alone in talking MPI there.
+
+Messages are uint8. Counts and buffers are planned once per shape; bytes and seconds are counted at the call. An
+exchange starts early and is waited for late, so that compute runs in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from astra_mpi.device.staging import Staging
+from astra_mpi.device.xp import module_of
+from astra_mpi.errors import AstraError
+from astra_mpi.network.link import Link, make_link
+from astra_mpi.network.missing import Missing
+from astra_mpi.network.spec import REAL, Network
+from astra_mpi.partition import displs
+from astra_mpi.ranks.watched import also_watched, waiting
+from astra_mpi.wire.laps import Laps
+from astra_mpi.wire.mailbox import Mailbox
+from astra_mpi.wire.messages import Plan, Requests
+from astra_mpi.wire.traffic import Traffic, traffic_report
+
+#: plans of several shapes are kept while their buffers are smaller than this, and they are fewer
+KEPT_BYTES, KEPT_PLANS = 1 << 20, 64
+#: the attribute of a communicator that holds this package's duplicate of it
+_KEY = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, private: private.Free())
+
+
+class Exchange:
+    """All-gathers and sums of one model over a private duplicate of its communicator."""
+
+    def __init__(
+        self, comm: MPI.Comm, laps: Laps, missing: Missing | None = None, staging: Staging | None = None
+    ) -> None:
+        """staging: how messages in device memory get to MPI; None where arrays are the host's."""
+        self.staging = staging
+        self.comm, self.laps, self.clock = also_watched(_private(comm), comm), laps, laps.clock
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self.missing = missing or Missing()
+        self._pending: Pending | None = None
+        self._plans: dict[tuple[tuple[int, ...], bool, bool], Plan | Mailbox] = {}
+        self.connect(REAL)
+        self.n_started, self.traffic = 0, Traffic()
+
+    def connect(self, network: Network) -> None:
+        """Collective: from now on, exchanges go over `network`, whose trace begins now."""
+        self._forget()
+        self.network = network
+        self.link: Link | None = make_link(network, self.rank, self.size)
+        if self.link is not None:
+            self.link.origin_s = self.clock.latest(self.comm)
+
+    def reset(self, key: int = 0) -> None:
+        """Start counting a new forward pass; collective. key: of the batch, what is lost at random depends on it."""
+        if self._pending is not None:
+            raise AstraError("the last forward pass was interrupted in an exchange; load the model anew")
+        self.settle()
+        self.clock.meet(self.comm)
+        if self.link is not None and self.link.ends:
+            now_s = self.clock.latest(self.comm)
+            self.link.check(now_s, collective=True)
+        self.missing.reset(key, self.network.loss, self.rank, self.size)
+        self.n_started, self.traffic = 0, Traffic()
+
+    def count_anew(self) -> None:
+        """What follows is counted apart from the forward pass before it."""
+        self.n_started, self.traffic = 0, Traffic()
+
+    def counted(self) -> list[float]:
+        """This rank's counts of the pass, one row of what `report` takes."""
+        return [*self.traffic.counts(), self.clock.speed, *self.missing.counted()]
+
+    def report(self, every: np.ndarray) -> dict[str, Any]:
+        """The counts (P, n) of all ranks, and what they were counted on."""
+        sent, speed, missed = np.split(every.T, [4, 5])
+        return {
+            **traffic_report(sent),
+            "network": self.network.text,
+            "accounting": self.network.accounting if self.link else None,  # of what the emulated link charges
+            "clock": self.clock.name,
+            "speed": [float(factor) for factor in speed[0]],
+            "missing": self.missing.report(missed),
+        }
+
+    def start(
+        self,
+        message: np.ndarray,
+        counts: Sequence[int],
+        may_miss: bool = False,
+        forward: bool = False,
+        on_host: bool = False,
+    ) -> Pending:
+        """Begin the all-gather of `message`, uint8 (counts[rank],); `counts` (P,) are bytes, the same on all ranks.
+
+        One exchange is under way at a time; its receive buffer is valid until the next one starts. may_miss: its end
+        need not wait for what is lost or late. forward: messages go to the ranks behind their sender only. on_host:
+        messages are the host's, also where arrays are a device's.
+        """
+        if self.link is not None:
+            self.link.check(self.clock.now())
+        return self._start(message, counts, may_miss, forward, on_host)
+
+    def _start(
+        self, message: np.ndarray, counts: Sequence[int], may_miss: bool, forward: bool, on_host: bool
+    ) -> Pending:
+        counts = tuple(int(n) for n in counts)
+        if self._pending is not None:
+            raise RuntimeError("an exchange is under way; wait for it first")
+        if message.nbytes != counts[self.rank]:
+            raise ValueError(f"message of {message.nbytes} bytes, planned {counts[self.rank]}")
+        may_miss = may_miss and self.loses
+        staging = None if on_host else self.staging
+        plan = self._planned(counts, forward, staging, may_miss and self._leaves_early)
+        self._pending = Pending(self, plan, counts, may_miss, forward, staging)
+        self.n_started += 1
+        self.traffic.gathered(counts, self.rank, forward)
+        if staging is None:
+            plan.parts[self.rank][:] = message
+            self._pending.send()
+        else:
+            staging.take(message, plan.parts[self.rank])
+        return self._pending
+
+    @property
+    def _leaves_early(self) -> bool:
+        """A rank goes on while messages are on their way. A virtual clock decides by times, with all messages here."""
+        return self.missing.deadline_s is not None and self.clock.name == "wall"
+
+    def _planned(
+        self, counts: tuple[int, ...], forward: bool, staging: Staging | None, leaves_early: bool
+    ) -> Plan | Mailbox:
+        key = counts, forward, staging is None
+        if key not in self._plans or isinstance(self._plans[key], Mailbox) != leaves_early:
+            early = leaves_early or any(isinstance(plan, Mailbox) for plan in self._plans.values())
+            many = len(self._plans) >= KEPT_PLANS
+            if early or many or sum(sum(planned) for planned, *_ in self._plans) + sum(counts) > KEPT_BYTES:
+                self._forget()
+            self._plans[key] = (
+                Mailbox(self.comm, counts, forward) if leaves_early else self._plan(counts, forward, staging)
+            )
+        return self._plans[key]
+
+    def _plan(self, counts: tuple[int, ...], forward: bool, staging: Staging | None) -> Plan:
+        empty = np.empty if staging is None else staging.message_buffer
+        return Plan(self.comm, counts, stamped=self.link is not None, forward=forward, empty=empty)
+
+    def _forget(self) -> None:
+        for plan in self._plans.values():
+            plan.free()
+        self._plans = {}
+
+    @property
+    def loses(self) -> bool:
+        """Whether messages can be missed at all."""
+        return self.network.loss > 0 or self.missing.deadline_s is not None
+
+    def settle(self) -> None:
+        """Receive what came too late; every rank has started the same exchanges."""
+        with waiting(self.comm, "late messages"):
+            for plan in self._plans.values():
+                plan.settle()
+
+    def sum(self, share: np.ndarray, failed: bool) -> tuple[np.ndarray, bool]:
+        """Sum `share` (B, D) float32 over ranks; the second answer says whether any rank passed `failed`.
+
+        Every forward pass ends here, so a failure on one rank reaches the others without a collective of its own.
+        """
+        total = self._reduce(np.append(share.ravel(), np.float32(failed)))
+        self.traffic.other_bytes += share.nbytes if self.size > 1 else 0
+        return total[:-1].reshape(share.shape), total[-1] > 0
+
+    def _reduce(self, part: np.ndarray) -> np.ndarray:
+        """The sum of `part` over ranks, on every rank."""
+        total = module_of(part).empty_like(part)
+        if self.link is None:
+            self.comm.Allreduce(part, total)
+        else:
+            begin_s, last_s = np.array([self.link.ready(self.clock.now())]), np.empty(1)
+            requests = [self.comm.Iallreduce(begin_s, last_s, op=MPI.MAX), self.comm.Iallreduce(part, total)]
+            with waiting(self.comm, "a sum"):
+                self.clock.wait(Requests(requests))
+            self.clock.wait_until(self.link.reduced(float(last_s[0]), part.nbytes))
+        self.laps.mark("exchange")
+        return total
+
+    def all_reduce(self, share: np.ndarray, class_bytes: int = 0) -> np.ndarray:
+        """Sum `share` (n, D) float32 over ranks: a block exchange, but for the `class_bytes` of class tokens in it."""
+        if self.size == 1:
+            return share
+        total = self._reduce(share) if self.staging is None else self.staging.reduced(share, self._reduce)
+        self.n_started += 1
+        self.traffic.reduced(share.nbytes - class_bytes, self.size)
+        self.traffic.other_bytes += class_bytes
+        return total
+
+    def as_class_bytes(self, n_bytes: int) -> None:
+        """Of what this rank contributed last, so many bytes are class tokens': they are counted apart."""
+        self.traffic.contributed_bytes -= n_bytes
+        self.traffic.other_bytes += n_bytes
+
+    def drain(
+        self,
+        counts: Sequence[int],
+        n_exchanges: int,
+        may_miss: bool = False,
+        forward: bool = False,
+        on_host: bool = False,
+    ) -> None:
+        """After a failure on this rank: take part in the remaining exchanges, so that no other rank hangs."""
+        if self._pending is not None:
+            self._pending.wait()
+        while self.n_started < n_exchanges:
+            self._start(np.zeros(counts[self.rank], dtype=np.uint8), counts, may_miss, forward, on_host).wait()
+
+    def room(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
+        """On rank 0, room for rows (n_r, D) of every rank; None elsewhere."""
+        return np.empty((int(counts.sum()), rows.shape[1]), rows.dtype) if self.rank == 0 else None
+
+    def gather_rows(self, rows: np.ndarray, counts: np.ndarray, every: np.ndarray | None) -> None:
+        """Rows (n_r, D) float32 of every rank, rank after rank, into rank 0's `every`. Not timed."""
+        width = rows.shape[1]
+        self.comm.Gatherv(rows, [every, counts * width, displs(counts * width)[:-1], MPI.FLOAT])
+
+
+class Pending:
+    """An all-gather under way."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        plan: Plan | Mailbox,
+        counts: tuple[int, ...],
+        may_miss: bool,
+        forward: bool,
+        staging: Staging | None,
+    ) -> None:
+        self._exchange, self._plan, self._counts, self._staging = exchange, plan, counts, staging
+        self.may_miss, self._forward = may_miss, forward
+        self._block, self._sent = exchange.n_started, False
+        self._start_s = exchange.clock.now()
+        #: (P,) ranks whose messages did not come, or not in time; known after `wait`
+        self.missing = np.zeros(exchange.size, dtype=bool)
+
+    def send(self) -> None:
+        """Let the message go, unless it has gone. One in device memory goes when what the rank computes meanwhile has
+        been queued there, so that neither waits for the other."""
+        exchange, plan = self._exchange, self._plan
+        if self._sent:
+            return
+        self._sent = True
+        if self._staging is not None:
+            self._staging.taken()
+            exchange.laps.mark("encode")
+        if exchange.link is not None:
+            departure_s = exchange.link.depart(exchange.clock.now(), self._counts, self._forward)
+            plan.stamps[exchange.rank] = departure_s
+        plan.start()
+        exchange.laps.mark("exchange")
+
+    def wait(self) -> list[np.ndarray]:
+        """The messages of all ranks, uint8 views into the receive buffer; undefined where `missing` or not heard.
+
+        Where messages are made on a device, they are there again.
+        """
+        self.send()
+        exchange, plan, clock = self._exchange, self._plan, self._exchange.clock
+        if exchange.staging is not None and clock.name == "virtual":
+            exchange.staging.settle()  # what is queued is this rank's work, not part of its wait
+            exchange.laps.mark("attention")
+        limit_s = exchange.missing.limit(clock.now()) if self.may_miss else np.inf
+        if isinstance(plan, Mailbox):
+            plan.limit_s, plan.now = limit_s, clock.now
+        with waiting(exchange.comm, f"exchange {self._block}"):
+            clock.wait(plan)
+        link, forward = exchange.link, self._forward
+        arrivals_s = plan.stamps if link is None else link.arrivals(plan.stamps, self._counts, forward)
+        if self.may_miss:
+            self.missing, ready_s = exchange.missing.judge(self._block, arrivals_s, limit_s, forward)
+        else:
+            ready_s = float(arrivals_s.max())
+        clock.wait_until(ready_s)
+        exchange._pending = None
+        exchange.laps.in_flight(self._start_s)
+        exchange.laps.mark("exchange")
+        return plan.parts if self._staging is None else self._staging.give(plan.parts)
+
+
+def _private(comm: MPI.Comm) -> MPI.Comm:
+    """The duplicate of `comm` that this package talks on, made once and kept with it. Collective."""
+    private = comm.Get_attr(_KEY)
+    if not isinstance(private, MPI.Comm):
+        private = comm.Dup()
+        comm.Set_attr(_KEY, private)
+    return private
