@@ -14,6 +14,8 @@ import pytest
 from mpi4py import MPI
 
 SYNC = MPI.COMM_WORLD.Dup()
+#: tests read the scripts in it as modules
+sys.path += sorted({str(path.parent) for path in (Path(__file__).parents[1] / "jobs").rglob("*.py")})
 LIMIT_S = float(os.environ.get("MPI_SYNC_TIMEOUT", "90"))
 
 

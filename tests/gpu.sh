@@ -19,11 +19,11 @@ ran() { # a log in which tests passed and none was skipped for want of a GPU
   grep -Eq '(^|[^0-9])[1-9][0-9]* passed' "$1" && ! grep -q 'no GPU' "$1"
 }
 log=$(mktemp)
-timeout -k 10 1200 python -m pytest -q -rs -m gpu "$@" tests/test_cuda_kernels.py | tee "$log"
+timeout -k 10 1200 python -m pytest -q -rs -m gpu "$@" tests/kernels/test_cuda_kernels.py | tee "$log"
 ran "$log" || { echo "no test ran on the GPU"; exit 1; }
 for ranks in ${RANKS:-1 2 4}; do
   echo "== mpirun -n $ranks, one GPU"
-  timeout -k 10 900 mpirun -n "$ranks" python -m pytest -q -rs --only-mpi -m gpu "$@" tests/test_cuda_engine.py | tee "$log"
+  timeout -k 10 900 mpirun -n "$ranks" python -m pytest -q -rs --only-mpi -m gpu "$@" tests/kernels/test_cuda_engine.py | tee "$log"
   ran "$log" || { echo "no test ran on the GPU at $ranks ranks"; exit 1; }
 done
 rm -f "$log"
@@ -31,7 +31,7 @@ rm -f "$log"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     echo "== compute-sanitizer --tool $tool"
-    compute-sanitizer --tool "$tool" --error-exitcode 9 python -m pytest -q -m gpu tests/test_cuda_kernels.py
+    compute-sanitizer --tool "$tool" --error-exitcode 9 python -m pytest -q -m gpu tests/kernels/test_cuda_kernels.py
   done
 else
   echo "compute-sanitizer is not installed (it comes with the CUDA toolkit): memcheck and racecheck were not run"

@@ -14,7 +14,7 @@ from astra_mpi.oracle.verify import verify
 from astra_mpi.partition import even, finish_together
 from astra_mpi.planner.balance import token_cost
 from astra_mpi.strategies import STRATEGIES
-from fakes import gpt2_config, llama_config, model_file
+from helpers.fakes import gpt2_config, llama_config, model_file
 
 pytestmark = pytest.mark.mpi
 

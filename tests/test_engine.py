@@ -9,7 +9,7 @@ from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
 from astra_mpi.oracle.verify import verify
-from fakes import bert_config, model_file, random_weights, vit_config
+from helpers.fakes import bert_config, model_file, random_weights, vit_config
 
 pytestmark = pytest.mark.mpi
 

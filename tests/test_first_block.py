@@ -9,7 +9,7 @@ from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.oracle.verify import verify
-from fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
+from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
 
 pytestmark = pytest.mark.mpi
 

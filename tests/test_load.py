@@ -13,7 +13,7 @@ from astra_mpi.errors import AstraError, InputError
 from astra_mpi.files.codecfile import write_codebooks
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.models.images import Preprocess
-from fakes import bert_config, model_file, random_codec, vit_config
+from helpers.fakes import bert_config, model_file, random_codec, vit_config
 
 pytestmark = pytest.mark.mpi
 

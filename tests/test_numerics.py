@@ -9,11 +9,11 @@ import pytest
 from astra_mpi.config import CodecConfig
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.ranks.broadcast import broadcast_text
-from fakes import bert_config, gpt2_config, model_file
+from helpers.fakes import bert_config, gpt2_config, model_file
 
 pytestmark = pytest.mark.mpi
 
-JOB = Path(__file__).resolve().parents[1] / "jobs" / "numerics.py"
+JOB = Path(__file__).resolve().parents[1] / "jobs" / "bench" / "numerics.py"
 spec = importlib.util.spec_from_file_location("numerics_job", JOB)
 numerics = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = numerics  # dataclasses look their module up

@@ -1,7 +1,7 @@
 """What transformers reads of config.json: the fields of its configuration classes, and keys that it reads besides.
 
 transformers is not needed to convert a model, so a family states here and in its own file what the class of its
-model_type has, and with which defaults; tests/test_differential.py holds the statement against transformers itself.
+model_type has, and with which defaults; tests/convert/test_differential.py holds the statement against transformers.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if args.check:
-        from astra_mpi.check import write_checked
+        from astra_mpi.convert.check import write_checked
 
         digest = write_checked(Path(args.source), Path(args.output), model)
     else:

@@ -16,7 +16,7 @@ def add_parser(subparsers: Any) -> None:
         " keeps what each gives, and writes <output>.json and the report <output>.html. A sweep that was ended goes on"
         " with the same command. Run it by itself, without mpirun. docs/reference/sweep.md has the keys.",
     )
-    parser.add_argument("deck", metavar="DECK.toml", help="such as jobs/experiments/sweep-small.toml")
+    parser.add_argument("deck", metavar="DECK.toml", help="such as jobs/bench/sweep-small.toml")
     parser.add_argument("--retry", action="store_true", help="try again what failed for good, too")
     parser.set_defaults(run=run, uses_mpi=True)  # which the strategies bring
 

@@ -1,5 +1,4 @@
-"""The ranks of a job: how the launcher started them, what they tell each other beside the forward pass, and how one that
-dies or hangs is named.
+"""The ranks of a job: how the launcher started them, what they say beside the forward pass, who died or hangs.
 
 Knows nothing of models, files and decks.
 """

@@ -124,7 +124,7 @@ def rounding(reference: Reference, rounded: np.ndarray, exact: np.ndarray) -> Fi
 
 
 def round_weights(model: Any, dtype: str) -> None:
-    """Round a float32 torch model to `dtype` as docs/explanation/storage.md says; `astra_mpi.device.weights` is not used."""
+    """Round a float32 torch model to `dtype` as docs/explanation/storage.md says, without `device.weights`."""
     import torch
     from transformers.pytorch_utils import Conv1D
 

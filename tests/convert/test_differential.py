@@ -1,0 +1,135 @@
+"""Every setting of a checkpoint folder honoured, or refused by name: a selection of jobs/checks/differential.py, and
+what it takes for granted."""
+
+import dataclasses
+import importlib
+import sys
+
+import differential
+import differential_config
+import differential_docs
+import numpy as np
+import pytest
+import torch
+import transformers
+from differential import MISSING
+
+from astra_mpi.checkpoint.config import ACTIVATIONS
+from astra_mpi.checkpoint.reference import ASIDE, BASE, GUARDED, HARMLESS
+from astra_mpi.convert import generation as hf_generation
+from astra_mpi.errors import InputError
+from astra_mpi.kernels import reference as kernels
+from astra_mpi.models import FAMILIES
+
+CLASSES = {family: transformers.AutoConfig.for_model(family).__class__ for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_stated_of_transformers(family):
+    """Fields and defaults of its configuration classes, and the names of its models."""
+    stated, theirs = FAMILIES[family].reference, CLASSES[family]
+    fields = {field.name: field.default for field in dataclasses.fields(theirs)}
+    assert {**BASE, **stated.fields} == fields
+    assert stated.aliases == theirs.attribute_map
+    module = importlib.import_module(theirs.__module__.replace("configuration", "modeling"))
+    assert set(stated.architectures) <= set(module.__all__)
+
+
+#: of a class or a call, not of config.json
+INTERNAL = {"sub_configs", "sub_configs_defaults", "is_heterogeneous", "model_type", "output_loading_info"}
+INTERNAL |= {"default_theta", "default_rope_type", "ignore_keys_at_rope_validation"}
+
+
+@pytest.mark.parametrize("table", [*FAMILIES, "generation"])
+def test_transformers_reads_nothing_that_is_not_known(table, tmp_path):
+    made = differential_config.TABLES[table]()
+    made.make(tmp_path)
+    stated = made.family.reference
+    known = {*stated.fields, *stated.guarded, *stated.harmless, *stated.aliases, *BASE, *GUARDED, *HARMLESS, *ASIDE}
+    assert made.read_by_reference(tmp_path) - known - made.read_here(tmp_path) - INTERNAL == set()
+
+
+def test_activations_are_those_that_compute_the_same():
+    x = torch.linspace(-12, 12, 401)[None]
+    ours = {name: kernels.activate(x.numpy().copy(), None, name)[0] for name in set(ACTIVATIONS.values())}
+    for name in transformers.activations.ACT2FN:
+        with torch.no_grad():
+            theirs = transformers.activations.ACT2FN[name](x)[0].float().numpy()
+        equal = {own for own, values in ours.items() if np.abs(values - theirs).max() < 1e-5}
+        assert equal == ({ACTIVATIONS[name]} if name in ACTIVATIONS else set()), name
+
+
+def test_settings_of_generation_are_all_known():
+    known = {*hf_generation.ABSENT, *hf_generation.ABSENT_SAMPLING, *hf_generation.OWN, *hf_generation.HARMLESS}
+    assert {*vars(transformers.GenerationConfig())} - {"_original_object_hash"} <= known
+
+
+def selection(table):
+    """Of every key the first value and none, of those with more to say all; what is harmless in any file once."""
+    every = ("tie_word_embeddings", "rope_scaling", "id2label", "num_labels", "eos_token_id")
+    seen = set()
+    for change in table.changes():
+        first = (change.key, repr(change.beside)) not in seen
+        seen.add((change.key, repr(change.beside)))
+        if change.key in HARMLESS and change.key not in table.family.reference.fields and table.name != "bert":
+            continue
+        if first or change.key in every or change.value is MISSING:
+            yield change
+
+
+@pytest.mark.parametrize("name", differential_config.TABLES)
+def test_settings(name):
+    table = differential_config.TABLES[name]()
+    rows = list(differential.check(table, selection))
+    wrong = [f"{row.change}: {row.detail}" for row in rows if not row.right]
+    assert not wrong, "\n".join(wrong)
+    assert sum(row.verdict == "honoured" for row in rows) > 1
+
+
+class Toy:
+    """A table of one key that the reference answers as `moved` says, and that is refused by `said`."""
+
+    def __init__(self, said, moved):
+        self.said, self.moved = said, moved
+
+    def expected(self, folder):
+        return np.ones(2) + self.moved
+
+    def got(self, folder):
+        raise InputError(self.said)
+
+
+@pytest.mark.parametrize(
+    ("said", "moved", "verdict"),
+    [
+        ("config.json: n_layer = 3 is not supported", 1, "refused"),
+        ("config.json: n_layer = 3 is not supported", 0, differential.NEEDLESS),
+        ("config.json: n_layers = 3 is not supported", 1, "WRONG"),
+        ("config.json: text_n_layer = 3 is not supported", 0, "WRONG"),
+    ],
+)
+def test_a_refusal_names_the_key_itself(tmp_path, said, moved, verdict):
+    change = differential.Change("n_layer", 3)
+    assert differential.judge(Toy(said, moved), change, tmp_path, np.ones(2)).verdict == verdict
+
+
+def test_all_is_all(monkeypatch, capsys):
+    """Without arguments every part runs, and a finding of any is exit code 1."""
+    assert set(differential.parts()) == {*differential_config.TABLES, "text", "images"}
+    found = {"llama": 0, "text": 0, "images": 0}
+    monkeypatch.setattr(differential, "parts", lambda: {name: lambda name=name: found[name] for name in found})
+    monkeypatch.setattr(differential, "silence", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["differential.py"])
+    assert differential.main() == 0
+    for name in found:
+        found[name] = 2
+        assert differential.main() == 1 and f'"{name}": 2' in capsys.readouterr().out
+        found[name] = 0
+    found["text"] = 1
+    monkeypatch.setattr(sys, "argv", ["differential.py", "images"])
+    assert differential.main() == 0
+
+
+def test_the_tables_of_the_docs_are_up_to_date():
+    made = differential_docs.PAGE.read_text().split(differential_docs.BEGIN)[1].split(differential_docs.END)[0]
+    assert made == "\n" + differential_docs.tables(), "run python jobs/checks/differential.py --docs"

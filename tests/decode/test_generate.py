@@ -1,0 +1,115 @@
+"""Generation on P real ranks: every step against the serial oracle, and whole texts against loops without a cache."""
+
+import numpy as np
+import pytest
+
+from astra_mpi.config import CodecConfig
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
+from astra_mpi.engine import Model
+from astra_mpi.oracle.reference import oracle
+from helpers.fakes import gpt2_config, llama_config, model_file
+
+pytestmark = pytest.mark.mpi
+
+SCALED = dict(rope_type="llama3", rope_factor=4.0, rope_trained_positions=16, rope_theta=100.0)
+FAMILIES = {
+    "gpt2": gpt2_config(),
+    "llama": llama_config(tied=False, attention_bias=True, **SCALED),
+}
+CODECS = {
+    "residual": CodecConfig(stages=3, codebook_size=16),
+    "grouped": CodecConfig(kind="grouped", groups=5, codebook_size=10),
+    "one-code": CodecConfig(stages=1, codebook_size=9),
+    "normed": CodecConfig(site="normed", kind="grouped", groups=4, codebook_size=300),
+    "normed-one-code": CodecConfig(site="normed", stages=1, codebook_size=9),
+    "kv": CodecConfig(site="kv", stages=2, codebook_size=8),
+    "kv-grouped": CodecConfig(site="kv", kind="grouped", groups=2, codebook_size=16),
+}
+
+
+def make_model(comm, config, codec=None, **changes):
+    return Model(model_file(config, codec), comm, get_backend("numpy", comm), **changes)
+
+
+def prompts(config, batch=4, n_tokens=17, seed=1):
+    """Lengths from n_tokens down to 1: shorter than the number of ranks, and not divisible by it."""
+    return random_batch(config, batch, n_tokens, seed=seed, ragged=True)
+
+
+class Recorder:
+    """A `sample` that draws from the logits, the same way wherever it runs, and keeps them."""
+
+    def __init__(self):
+        self.logits = {}
+
+    def __call__(self, logits, sequences, step):
+        self.logits |= {(int(s), step): row.copy() for s, row in zip(sequences, logits, strict=True)}
+        draws = [np.random.default_rng([7, int(s), step]).gumbel(size=logits.shape[1]) for s in sequences]
+        return (logits + np.array(draws)).argmax(axis=1)
+
+    def gathered(self, comm):
+        """{(sequence, step): logits} of all ranks; a sequence's step is sampled by one rank only."""
+        parts = comm.allgather(self.logits)
+        every = {key: row for part in parts for key, row in part.items()}
+        assert len(every) == sum(len(part) for part in parts)
+        return every
+
+
+def assert_steps_equal_oracle(comm, model, ids, mask, decode, n_new):
+    """Every step's logits, also of the prefill, are those of a whole pass of the oracle over prompt and new tokens."""
+    recorder = Recorder()
+    new = model.generate(ids, mask, max_new_tokens=n_new, decode=decode, sample=recorder)
+    got, terms, layout = recorder.gathered(comm), model.strategy.oracle_terms(), model.strategy.planned
+    if comm.rank == 0:
+        ends = np.cumsum(layout.lengths)
+        for s in range(len(ids)):
+            prompt, order = ids[s][mask[s]], layout.order[s]
+            own = np.repeat(np.arange(layout.size), layout.counts[s, order])
+            mine = layout.sequence_order[ends[s] - len(prompt) : ends[s]]
+            given = dict(terms)
+            if "codes" in terms:  # nobody is sent a new token
+                blank = np.zeros((n_new - 1, terms["codes"][0].shape[1]), np.int64)
+                given["codes"] = [np.concatenate([codes[mine], blank]) for codes in terms["codes"]]
+            tokens = np.concatenate([prompt, new[s, :-1]])
+            owner = np.concatenate([own, np.full(n_new - 1, own[-1])])
+            positions = np.flatnonzero(mask[s])
+            positions = np.concatenate([positions, positions[-1] + 1 + np.arange(n_new - 1)])
+            merged = n_new - 1 if decode == "merged" else 0
+            want = oracle(
+                model.config, model.weights, tokens, owner, layout.size, positions=positions, merged=merged, **given
+            ).hidden[len(prompt) - 1 :]
+            found = np.array([got[s, step] for step in range(n_new)])
+            np.testing.assert_allclose(found, want, atol=2e-4 * np.abs(want).max(), err_msg=f"sequence {s}")
+
+
+CASES = [(family, codec) for family in FAMILIES for codec in CODECS]
+
+
+@pytest.mark.parametrize("decode", ["local", "merged"])
+@pytest.mark.parametrize("remote", ["table", "gemm"])
+@pytest.mark.parametrize(("family", "codec"), CASES)
+def test_astra_steps_equal_oracle(comm, family, codec, remote, decode):
+    model = make_model(comm, FAMILIES[family], CODECS[codec])
+    model.use("astra", remote=remote)
+    assert_steps_equal_oracle(comm, model, *prompts(FAMILIES[family]), decode, 5)
+    assert model.report["choices"]["decode"] == decode
+
+
+def test_counted_keys_or_not(comm):
+    config = FAMILIES["gpt2"]
+    for codec in ("one-code", "normed-one-code"):
+        model = make_model(comm, config, CODECS[codec])
+        model.use("astra", remote="table", counted_keys=False)
+        assert_steps_equal_oracle(comm, model, *prompts(config), "local", 4)
+
+
+@pytest.mark.parametrize("decode", ["local", "merged"])
+@pytest.mark.parametrize("spec", ["single", "sp", "sp:kv", "segment_means:3", "astra:inputs"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rivals_steps_equal_oracle(comm, family, spec, decode):
+    model = make_model(comm, FAMILIES[family])
+    if model.obstacle(spec):
+        pytest.skip("rotary")
+    model.use(spec)
+    assert_steps_equal_oracle(comm, model, *prompts(FAMILIES[family]), decode, 5)
