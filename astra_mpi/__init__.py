@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["load"]
+from astra_mpi.version import __version__
+
+__all__ = ["__version__", "load"]
 
 # In a source checkout the kernels lie beside the package; a wheel has them inside (pyproject.toml).
 if not (Path(__path__[0]) / "kernels").is_dir():

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
-from astra_mpi import __version__, commands
+from astra_mpi import commands
 from astra_mpi.errors import AstraError, ReaderGone
 from astra_mpi.job import log
 from astra_mpi.ranks import terminal
+from astra_mpi.version import __version__
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -57,7 +59,6 @@ def collective(comm: MPI.Comm) -> Iterator[None]:
 
 def raise_together(comm: MPI.Comm, failure: Exception | None) -> None:
     """Collective: raise on all ranks what the lowest failing rank passes in; return if no rank fails."""
-    import numpy as np  # here, since `--help` does without it
 
     size = comm.Get_size()
     mine = np.array([size if failure is None else comm.Get_rank()], dtype=np.int32)
@@ -77,7 +78,6 @@ def same_on_all(error: AstraError) -> AstraError:
 
 
 def _broadcast_error(comm: MPI.Comm, root: int, failure: Exception | None) -> AstraError:
-    import numpy as np
 
     header = np.zeros(2, dtype=np.int32)
     text = b""
@@ -99,3 +99,9 @@ def _minimum() -> MPI.Op:
     from mpi4py import MPI
 
     return MPI.MIN
+
+
+def some(names: list[str], limit: int = 20) -> str:
+    """The names; where they are many, the first ones and how many there are."""
+    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
+    return f"{', '.join(names[:limit])}{more}"

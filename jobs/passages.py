@@ -14,8 +14,9 @@ from pathlib import Path
 from astra_mpi.errors import InputError
 from astra_mpi.files import whole
 from astra_mpi.files.modelfile import read_model
+from astra_mpi.files.utf8 import read_text
 from astra_mpi.inputs.passages import passages
-from astra_mpi.inputs.text import read_text, tokenizer_of
+from astra_mpi.inputs.text import tokenizer_of
 
 SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".csv", ".org", ".log"}
 MAX_TOKENS = 256

@@ -6,13 +6,13 @@ from mpi4py import MPI
 
 from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.costs.cut import token_cost
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
 from astra_mpi.oracle.verify import verify
 from astra_mpi.partition import even, finish_together
-from astra_mpi.planner.balance import token_cost
 from astra_mpi.strategies import STRATEGIES
 from helpers.fakes import gpt2_config, llama_config, model_file
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from astra_mpi.checkpoint.reference import Reference
 from astra_mpi.config import require
-from astra_mpi.errors import InputError
-from astra_mpi.files.weightfile import some
+from astra_mpi.errors import InputError, some
 
 #: activations of transformers that compute the same -> our name
 ACTIVATIONS = {

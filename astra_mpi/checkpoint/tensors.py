@@ -12,8 +12,7 @@ from astra_mpi.checkpoint.config import DEQUANTISE, HFConfig, shown
 from astra_mpi.checkpoint.folder import Tensor
 from astra_mpi.checkpoint.reference import ASIDE
 from astra_mpi.config import require
-from astra_mpi.errors import InputError
-from astra_mpi.files.weightfile import some
+from astra_mpi.errors import InputError, some
 
 #: dtypes of config.json, as safetensors calls them
 _STORED = {"float16": "F16", "bfloat16": "BF16"}

@@ -112,7 +112,7 @@ def _task(args: argparse.Namespace) -> TaskSection:
 
 def _stop(given: list[str]) -> tuple[str, ...]:
     from astra_mpi.errors import InputError
-    from astra_mpi.inputs.text import argument_text
+    from astra_mpi.files.utf8 import argument_text
 
     try:
         return tuple(argument_text(text) for text in given)
@@ -123,7 +123,7 @@ def _stop(given: list[str]) -> tuple[str, ...]:
 def _prompt(args: argparse.Namespace) -> str:
     from astra_mpi.config import require
     from astra_mpi.errors import InputError
-    from astra_mpi.inputs.text import argument_text, read_text
+    from astra_mpi.files.utf8 import argument_text, read_text
 
     one = (args.prompt is None) != (args.prompt_file is None)
     require(one, "give a prompt, or --prompt-file FILE" + (", not both" if args.prompt else ""))

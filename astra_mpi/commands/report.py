@@ -31,8 +31,9 @@ def write_report(runs: Sequence[Path], output: Path, figures: Path | None = None
     """Without matplotlib the page has a sentence in place of the plots, and stderr has it too."""
     from astra_mpi.errors import InputError
     from astra_mpi.files import whole
+    from astra_mpi.files.figure import missing_matplotlib
     from astra_mpi.measure.page import page
-    from astra_mpi.measure.plots import draw_all, missing_matplotlib, save_pictures
+    from astra_mpi.measure.plots import draw_all, save_pictures
     from astra_mpi.measure.runs import read_runs
 
     if output.resolve() in [path.resolve() for path in runs]:

@@ -9,7 +9,7 @@ from typing import Any
 from astra_mpi.checkpoint.config import same, shown
 from astra_mpi.checkpoint.folder import load_object
 from astra_mpi.config import require
-from astra_mpi.files.weightfile import some
+from astra_mpi.errors import some
 
 #: settings that change what transformers generates, and that `generate` does not have -> values that ask for nothing
 ABSENT: dict[str, tuple[Any, ...]] = {

@@ -22,10 +22,9 @@ from astra_mpi.convert.images import image_preprocessing
 from astra_mpi.convert.sentence import SentenceEncoder, read_encoder
 from astra_mpi.convert.text import read_text_settings
 from astra_mpi.device.weights import Made, Weights
-from astra_mpi.errors import InputError
+from astra_mpi.errors import InputError, some
 from astra_mpi.files.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.files.provenance import provenance
-from astra_mpi.files.weightfile import some
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.hf import Source, arranged, to_canonical
 

@@ -157,3 +157,7 @@ def transfer_s(transfer: Transfer, network: Network, accounting: str) -> float:
         return 0.0
     steps = 1 if gathers else 2 * (size - 1)
     return 8 * n_bytes / network.bandwidth_bps + steps * network.rtt_s / 2
+
+
+#: GFLOP/s of float32 GEMM on one core of a server CPU, where nothing was measured
+ASSUMED_GFLOPS = 50.0

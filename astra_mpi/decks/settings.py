@@ -10,7 +10,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from astra_mpi.errors import InputError
-from astra_mpi.inputs.text import argument_text
+from astra_mpi.files.utf8 import argument_text
 
 Positive = Annotated[int, "at least 1"]
 

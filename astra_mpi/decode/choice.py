@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from astra_mpi.costs import latency
 from astra_mpi.costs.decode import MODES, decode_cost
+from astra_mpi.costs.latency import ASSUMED_GFLOPS
+from astra_mpi.costs.setting import Setting, step_seconds
 from astra_mpi.costs.strategies import Coding
-from astra_mpi.planner.decode import step_seconds
-from astra_mpi.planner.inputs import ASSUMED_GFLOPS
-from astra_mpi.planner.plan import Setting
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model

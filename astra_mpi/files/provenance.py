@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import h5py
 
-from astra_mpi import __version__
 from astra_mpi.files import hdf5
+from astra_mpi.version import __version__
 
 _LIBRARIES = ("numpy", "h5py", "tokenizers")
 

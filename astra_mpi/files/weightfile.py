@@ -12,6 +12,7 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.device.weights import STORAGE, Narrow, Weights, narrowed, widened
+from astra_mpi.errors import some
 from astra_mpi.files import hdf5
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -216,12 +217,6 @@ def check_names(path: str | Path, shapes: Shapes, found: Iterable[str]) -> None:
     are = {True: "is", False: "are"}
     require(not missing, f"{path}: weight {some(missing)} {are[len(missing) == 1]} missing; convert the model again")
     require(not extra, f"{path}: weight {some(extra)} {are[len(extra) == 1]} unknown to its config; convert it again")
-
-
-def some(names: list[str], limit: int = 20) -> str:
-    """The names; where they are many, the first ones and how many there are."""
-    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
-    return f"{', '.join(names[:limit])}{more}"
 
 
 def check_shape(path: str | Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:

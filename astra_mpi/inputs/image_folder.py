@@ -10,7 +10,7 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
-from astra_mpi.inputs.text import read_text
+from astra_mpi.files.utf8 import read_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 #: of an image that is decoded, as much as Pillow takes for safe

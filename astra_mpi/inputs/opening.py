@@ -11,11 +11,12 @@ import numpy as np
 from astra_mpi.config import require
 from astra_mpi.decks.deck import InputSection
 from astra_mpi.errors import InputError
+from astra_mpi.files.utf8 import read_text
 from astra_mpi.inputs.arrays import ArrayFile
 from astra_mpi.inputs.image_folder import decoder, folder_digest, image_files, read_labels
 from astra_mpi.inputs.records import Records
 from astra_mpi.inputs.sources import ArraySource, FileSource, ImageSource, Source, TextSource, TokenSource
-from astra_mpi.inputs.text import Tokenizer, read_text, tokenizer_of
+from astra_mpi.inputs.text import Tokenizer, tokenizer_of
 from astra_mpi.models.images import Preprocess
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
-from astra_mpi.inputs.text import undecodable
+from astra_mpi.files.utf8 import undecodable
 
 #: bytes of the longest line that is read
 LONGEST_LINE = 16 << 20

@@ -13,8 +13,9 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.decks.deck import Deck
+from astra_mpi.files.utf8 import read_text
 from astra_mpi.inputs.sources import TokenSource
-from astra_mpi.inputs.text import read_text, tokenizer_of
+from astra_mpi.inputs.text import tokenizer_of
 from astra_mpi.ranks.broadcast import broadcast_integers
 
 if TYPE_CHECKING:

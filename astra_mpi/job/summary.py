@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi import __version__
 from astra_mpi.decks.deck import Deck
 from astra_mpi.job import generation
 from astra_mpi.job.results import Results
+from astra_mpi.version import __version__
 
 _COSTS = (
     *("contributed_bytes", "formula_bytes", "port_bytes", "paper_bytes", "other_bytes"),

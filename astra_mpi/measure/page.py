@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from astra_mpi import __version__
 from astra_mpi.measure.runs import Measured, Run, grouped
 from astra_mpi.measure.verdict import condition, verdict
+from astra_mpi.version import __version__
 
 if TYPE_CHECKING:
     from astra_mpi.measure.plots import Picture

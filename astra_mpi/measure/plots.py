@@ -6,11 +6,11 @@ import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from astra_mpi.files import whole
+from astra_mpi.files.figure import save_figure
 from astra_mpi.measure.charts import AXES, Bars, Chart, Line, line_charts, phase_bars
 from astra_mpi.measure.runs import Measured
 
@@ -40,17 +40,6 @@ class Picture:
         return buffer.getvalue()
 
 
-def missing_matplotlib() -> str:
-    """What to do about it; empty if it is there."""
-    if not find_spec("matplotlib"):
-        return "plots need matplotlib; run pip install 'astra-mpi[plot]'"
-    try:
-        import matplotlib  # noqa: F401 - it wants a folder
-    except OSError:
-        return "matplotlib finds no folder that it can write; set MPLCONFIGDIR to one"
-    return ""
-
-
 def draw_all(measured: Measured) -> list[Picture]:
     """Every chart of these runs."""
     names = sorted(dict.fromkeys(run.name for run in measured.runs), key=lambda name: not name.startswith("astra"))
@@ -71,17 +60,6 @@ def save_pictures(pictures: Sequence[Picture], folder: Path) -> None:
     whole.make_folder(folder)
     for picture in pictures:
         save_figure(folder / f"{picture.name}.png", picture.figure, dpi=150)
-
-
-def save_figure(path: str | Path, figure: Any, **options: Any) -> None:
-    """Of matplotlib, in the format of the name's ending (PNG without one), whole or not at all.
-
-    options: those of its `savefig`. AstraError if it cannot be written, ValueError on a format that is not known.
-    """
-    path = Path(path)
-    buffer = io.BytesIO()  # libraries of image formats write past Python, and lose the reason of a failure
-    figure.savefig(buffer, format=path.suffix[1:] or "png", **options)
-    whole.write_bytes(path if path.suffix else path.with_suffix(".png"), buffer.getvalue())
 
 
 def _figure(title: str, facts: str) -> tuple[Any, Any]:

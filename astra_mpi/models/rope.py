@@ -9,8 +9,7 @@ import numpy as np
 
 from astra_mpi.checkpoint.config import HFConfig, positive, shown
 from astra_mpi.config import require
-from astra_mpi.errors import InputError
-from astra_mpi.files.weightfile import some
+from astra_mpi.errors import InputError, some
 
 TYPES = ("default", "linear", "llama3")
 _THETA = {"rope_theta": "theta"}

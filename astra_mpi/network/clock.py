@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 import numpy as np
 
 from astra_mpi.errors import collective
-from astra_mpi.measure.sweep.process import temporary_folder
+from astra_mpi.ranks.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from mpi4py import MPI

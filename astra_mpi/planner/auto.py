@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from astra_mpi.config import require
 from astra_mpi.costs.decode import MODES, decode_cost, head_work
 from astra_mpi.costs.latency import Network, assumed_speeds, latency
+from astra_mpi.costs.setting import Setting, step_seconds
 from astra_mpi.costs.strategies import STRATEGIES, Coding
 from astra_mpi.costs.work import Work
 from astra_mpi.errors import InputError, collective
 from astra_mpi.planner.advice import WORTH
-from astra_mpi.planner.decode import step_seconds
-from astra_mpi.planner.plan import Setting, best_cut, cheaper_remote
+from astra_mpi.planner.plan import best_cut, cheaper_remote
 from astra_mpi.planner.probes import gemm_speeds, measure_link
 from astra_mpi.ranks.broadcast import broadcast_text
 

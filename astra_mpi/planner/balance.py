@@ -6,12 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from astra_mpi.costs.latency import assumed_speeds
-from astra_mpi.costs.strategies import Wire
-from astra_mpi.costs.work import Shape, Work
 from astra_mpi.device.xp import settle
 from astra_mpi.errors import collective
-from astra_mpi.partition import TokenCost
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model
@@ -41,18 +37,6 @@ def rank_speeds(model: Model) -> list[float]:
         passes_per_s = n_passes / (clock.now() - start_s)
     comm.Allgather(np.array([passes_per_s]), every)
     return [float(speed) for speed in np.round(every / every.max(), 3)]
-
-
-def token_cost(shape: Shape, wire: Wire) -> TokenCost:
-    """Of a causal model's token in one block: operations counted as `plan` counts them, at the speeds it assumes."""
-    config, speeds = shape.config, assumed_speeds(100.0)  # any: what counts is how the kinds of work compare
-    linear = 2 * shape.project_q + shape.project_kv + shape.mlp
-    return TokenCost(
-        own=speeds.seconds(Work(gemm=linear, elements=4 * config.d_model + config.d_ff)),
-        score=speeds.seconds(Work(attention=2 * config.d_model)),
-        far=speeds.seconds(wire.decode * (1 / wire.tokens_per_key)),
-        send=speeds.seconds(wire.encode),
-    )
 
 
 def _one_pass(model: Model, x: np.ndarray) -> None:

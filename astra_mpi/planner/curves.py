@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.config import require
+from astra_mpi.costs.setting import Setting, compute_seconds, wait_seconds
 from astra_mpi.errors import InputError
-from astra_mpi.measure.plots import missing_matplotlib, save_figure
-from astra_mpi.planner.decode import compute_seconds, crossover_bps, steps, wait_seconds
-from astra_mpi.planner.plan import Setting, best_cut, plan
+from astra_mpi.files.figure import missing_matplotlib, save_figure
+from astra_mpi.planner.decode import crossover_bps, steps
+from astra_mpi.planner.plan import best_cut, plan
 
 LOWEST_BPS, HIGHEST_BPS, POINTS = 1e6, 1e9, 31
 CONTEXTS = 128, 131072  # shortest and longest prompt

@@ -8,10 +8,11 @@ from typing import Any
 
 from astra_mpi.config import require
 from astra_mpi.costs.decode import MODES, Decode, decode_cost, head_work
-from astra_mpi.costs.latency import Network, latency, transfer_s
+from astra_mpi.costs.latency import Network, latency
+from astra_mpi.costs.setting import Setting, compute_seconds, step_seconds, wait_seconds
 from astra_mpi.costs.strategies import STRATEGIES, single
 from astra_mpi.errors import InputError
-from astra_mpi.planner.plan import Setting, best_cut, fastest_rank
+from astra_mpi.planner.plan import best_cut, fastest_rank
 
 #: a way that is faster by less is not worth other results, nor other machines
 _WORTH = 1.05
@@ -73,21 +74,6 @@ def _mode(setting: Setting, strategy: str, step: Decode, n_new: int) -> dict[str
         "decode_bytes": [sum(n * transfer.contributed[r] for n, transfer in step.transfers) for r in range(job.size)],
         "cache_bytes": list(step.cache_bytes),
     }
-
-
-def compute_seconds(setting: Setting, step: Decode) -> float:
-    """Of the slowest rank."""
-    return max(speeds.seconds(work) for speeds, work in zip(setting.speeds, step.ranks, strict=True))
-
-
-def wait_seconds(step: Decode, network: Network) -> float:
-    """Nothing hides an exchange: a token's next block needs what it brings."""
-    return sum(n * transfer_s(transfer, network, "port") for n, transfer in step.transfers)
-
-
-def step_seconds(setting: Setting, step: Decode) -> float:
-    """One token of every sequence."""
-    return compute_seconds(setting, step) + wait_seconds(step, setting.network)
 
 
 def crossover_bps(setting: Setting, ways: dict[str, Decode]) -> float | None:

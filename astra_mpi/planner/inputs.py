@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from astra_mpi.config import CodecConfig, require
-from astra_mpi.costs.latency import Network, Speeds, assumed_speeds
+from astra_mpi.costs.latency import ASSUMED_GFLOPS, Network, Speeds, assumed_speeds
+from astra_mpi.costs.setting import Setting
 from astra_mpi.costs.strategies import Coding
 from astra_mpi.errors import InputError
 from astra_mpi.files import hdf5
@@ -19,10 +20,8 @@ from astra_mpi.files.modelfile import read_config
 from astra_mpi.models import FAMILIES
 from astra_mpi.network.units import bandwidth_bps, duration_s
 from astra_mpi.planner.measured import best_codec, measured, same_codes
-from astra_mpi.planner.plan import Setting, cheaper_remote
+from astra_mpi.planner.plan import cheaper_remote
 
-#: GFLOP/s of float32 GEMM on one core of a server CPU, where nothing was measured
-ASSUMED_GFLOPS = 50.0
 DEFAULT_RTT_S = 1e-3
 _CODEC_NUMBERS = ("codebook_size", "groups", "stages")
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from astra_mpi import partition
-from astra_mpi.config import ModelConfig
-from astra_mpi.costs.latency import ACCOUNTINGS, Network, Speeds, break_even_bps, latency
+from astra_mpi.costs.latency import ACCOUNTINGS, break_even_bps, latency
+from astra_mpi.costs.setting import Setting
 from astra_mpi.costs.strategies import STRATEGIES, Coding, single
-from astra_mpi.costs.work import Cost, Job, Shape, shape_of
+from astra_mpi.costs.work import Cost
 from astra_mpi.errors import InputError
 from astra_mpi.planner.measured import best_codec, measured, same_codes
 
@@ -19,34 +19,6 @@ from astra_mpi.planner.measured import best_codec, measured, same_codes
 BY_TOKENS = ("sp", "segment_means", "astra")
 UNEVEN = (*BY_TOKENS, "tp")
 _ROUNDS = 30
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is planned for."""
-
-    config: ModelConfig
-    tokens: int  # T, content tokens of a sequence
-    speeds: tuple[Speeds, ...]  # (P,)
-    network: Network
-    batch: int = 1
-    coding: Coding = field(default_factory=Coding)
-
-    @property
-    def size(self) -> int:
-        return len(self.speeds)
-
-    @property
-    def shape(self) -> Shape:
-        return shape_of(self.config)
-
-    @property
-    def even(self) -> list[int]:
-        """The even cut of a sequence."""
-        return [int(n) for n in partition.even(self.tokens, self.size)]
-
-    def job(self, counts: Sequence[int]) -> Job:
-        return Job(self.shape, tuple(counts), self.batch)
 
 
 def fastest_rank(setting: Setting) -> int:

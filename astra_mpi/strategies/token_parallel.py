@@ -14,11 +14,11 @@ import numpy as np
 from astra_mpi.attention import Attention
 from astra_mpi.caches.cache import Cache, Kept, Part, Rows
 from astra_mpi.caches.packed import Seen, SeenRows
+from astra_mpi.costs.cut import token_cost
 from astra_mpi.costs.strategies import Wire
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import on_host, take, to_host
 from astra_mpi.partition import Cut, Layout, cut, displs, rotated
-from astra_mpi.planner.balance import token_cost
 from astra_mpi.strategies.base import Parts, Strategy
 from astra_mpi.strategies.spec import Spec
 from astra_mpi.wire.exchange import Pending

@@ -14,9 +14,10 @@ from astra_mpi.config import require
 from astra_mpi.decks.deck import InputSection
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.files.utf8 import read_text
 from astra_mpi.inputs.opening import open_input
 from astra_mpi.inputs.sources import FileSource, ImageSource, Source
-from astra_mpi.inputs.text import read_text, tokenizer_of
+from astra_mpi.inputs.text import tokenizer_of
 from astra_mpi.partition import displs, even
 from astra_mpi.train.deck import DataSection
 

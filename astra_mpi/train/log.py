@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_mpi.files import whole
-from astra_mpi.measure.plots import save_figure
+from astra_mpi.files.figure import save_figure
 
 LINE_EVERY_S = 10.0
 

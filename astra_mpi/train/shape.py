@@ -10,8 +10,8 @@ from astra_mpi.config import require
 from astra_mpi.convert.presets import random_weights
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.files.utf8 import read_text
 from astra_mpi.inputs.arrays import ArrayFile
-from astra_mpi.inputs.text import read_text
 from astra_mpi.models.gpt2 import GPT2Config
 from astra_mpi.models.images import Preprocess
 from astra_mpi.models.llama import LlamaConfig

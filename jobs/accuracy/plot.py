@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.measure.plots import save_figure
+from astra_mpi.files.figure import save_figure
 
 STYLES = {
     "trained": ("o", "C0"),

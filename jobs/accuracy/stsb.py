@@ -17,7 +17,8 @@ from mpi4py import MPI
 
 import astra_mpi
 from astra_mpi.commands.model_options import add_condition_options, condition_arguments
-from astra_mpi.inputs.text import Tokenizer, read_text, tokenizer_of
+from astra_mpi.files.utf8 import read_text
+from astra_mpi.inputs.text import Tokenizer, tokenizer_of
 
 BATCH = 64
 

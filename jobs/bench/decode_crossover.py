@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.files import whole
-from astra_mpi.measure.plots import save_figure
+from astra_mpi.files.figure import save_figure
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 MBPS = (1, 10, 30, 100, 300, 1000)
@@ -95,9 +95,9 @@ def figures(made: dict[str, Any]) -> dict[str, Any]:
 def predict(found: dict[str, Any], folder: Path) -> None:
     """Adds `predicted_s` to the rows, and `crossover_mbps`, predicted, to the whole."""
     from astra_mpi.costs.latency import Network, Speeds
-    from astra_mpi.planner.decode import compute_seconds, crossover_bps, steps, wait_seconds
+    from astra_mpi.costs.setting import Setting, compute_seconds, wait_seconds
+    from astra_mpi.planner.decode import crossover_bps, steps
     from astra_mpi.planner.inputs import read_outline
-    from astra_mpi.planner.plan import Setting
 
     config, coding = read_outline(str(model_path(folder)))
     speeds = (Speeds(**found["speeds"]),) * found["ranks"]

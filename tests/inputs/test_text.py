@@ -11,8 +11,9 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from astra_mpi.errors import InputError
+from astra_mpi.files.utf8 import read_text
 from astra_mpi.inputs.passages import passages
-from astra_mpi.inputs.text import Tokenizer, read_text
+from astra_mpi.inputs.text import Tokenizer
 from helpers.tokenizers import WORDS, byte_pairs
 
 

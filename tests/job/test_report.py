@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from astra_mpi.errors import InputError
+from astra_mpi.files.figure import missing_matplotlib
 from astra_mpi.measure.charts import line_charts, phase_bars, shown_conditions
 from astra_mpi.measure.page import page
-from astra_mpi.measure.plots import _plain, draw_all, missing_matplotlib
+from astra_mpi.measure.plots import _plain, draw_all
 from astra_mpi.measure.published import PUBLISHED, scheme_of
 from astra_mpi.measure.runs import read_runs
 from astra_mpi.measure.verdict import verdict

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from numba.core.caching import FunctionCache
 from numba.core.dispatcher import Dispatcher
 
-from astra_mpi.kernels import _cpu_attention, _cpu_codes, _cpu_encode, _cpu_rows, _cpu_weights, cpu, reference
-from astra_mpi.kernels._cpu_math import erf, exp
+from astra_mpi.kernels import cpu, reference
+from astra_mpi.kernels.cpu import _attention, _codes, _encode, _rows, _weights
+from astra_mpi.kernels.cpu._math import erf, exp
 
 BACKENDS = pytest.mark.parametrize("kernels", [reference, cpu], ids=["reference", "cpu"])
 SIZES = pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 33])
@@ -544,7 +545,7 @@ def test_products_with_narrow_weights(kernels, dtype, m, n, scaled):
 
 def compiled():
     """How many times each cached function of the cpu backend has been compiled or loaded."""
-    modules = (_cpu_attention, _cpu_codes, _cpu_encode, _cpu_rows, _cpu_weights)
+    modules = (_attention, _codes, _encode, _rows, _weights)
     functions = (f for module in modules for f in vars(module).values() if isinstance(f, Dispatcher))
     return {f.__name__: len(f.signatures) for f in functions if isinstance(f._cache, FunctionCache)}
 

@@ -12,6 +12,7 @@ import pytest
 import astra_mpi
 from astra_mpi.cli import _parse
 from astra_mpi.costs.latency import Network, assumed_speeds
+from astra_mpi.costs.setting import Setting
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.job import runner
@@ -20,7 +21,7 @@ from astra_mpi.job.merge import merge
 from astra_mpi.planner import auto
 from astra_mpi.planner import probes as short_probes
 from astra_mpi.planner.auto import EXACT, Workload, decide, fastest_exact, hint, predictions, reason, usual
-from astra_mpi.planner.plan import Setting, plan
+from astra_mpi.planner.plan import plan
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.ranks.signals import Interrupted
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file

@@ -10,6 +10,7 @@ from astra_mpi.cli import _parser
 from astra_mpi.config import CodecConfig
 from astra_mpi.costs.decode import MODES, decode_cost
 from astra_mpi.costs.latency import Network, assumed_speeds
+from astra_mpi.costs.setting import Setting, compute_seconds, wait_seconds
 from astra_mpi.costs.strategies import STRATEGIES, Coding
 from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.device.backend import get_backend
@@ -19,8 +20,7 @@ from astra_mpi.files.modelfile import write_model
 from astra_mpi.models.gpt2 import GPT2
 from astra_mpi.models.llama import Llama
 from astra_mpi.network.spec import parse_network
-from astra_mpi.planner.decode import compute_seconds, crossover_bps, decode_advice, decode_plan, steps, wait_seconds
-from astra_mpi.planner.plan import Setting
+from astra_mpi.planner.decode import crossover_bps, decode_advice, decode_plan, steps
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file
 
 N_NEW = 6

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from astra_mpi.cli import _parser
 from astra_mpi.config import CodecConfig, ModelConfig
 from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.costs.cut import token_cost
 from astra_mpi.costs.latency import ACCOUNTINGS, Network, Speeds, assumed_speeds, latency, transfer_s
+from astra_mpi.costs.setting import Setting
 from astra_mpi.costs.strategies import STRATEGIES, Coding, astra_wire, segment_wire, token_parallel
 from astra_mpi.costs.work import Cost, Job, RankWork, Stage, Transfer, Work, shape_of
 from astra_mpi.device.backend import get_backend
@@ -26,10 +28,9 @@ from astra_mpi.files.modelfile import write_model
 from astra_mpi.models import FAMILIES
 from astra_mpi.partition import even, finish_together, weighted
 from astra_mpi.planner.advice import advice
-from astra_mpi.planner.balance import token_cost
 from astra_mpi.planner.inputs import make_setting, read_outline, read_profile
 from astra_mpi.planner.measured import best_codec, measured
-from astra_mpi.planner.plan import Setting, best_cut, compare_codecs, plan
+from astra_mpi.planner.plan import best_cut, compare_codecs, plan
 from helpers.fakes import bert_config, llama_config, model_file, vit_config
 
 MPIRUN = Path(sys.executable).parent / "mpirun"

@@ -11,8 +11,8 @@ from astra_mpi.config import CodecConfig
 from astra_mpi.decks.deck import load_deck
 from astra_mpi.errors import InputError, ReaderGone
 from astra_mpi.files.modelfile import write_model
+from astra_mpi.files.utf8 import argument_text, undecodable
 from astra_mpi.inputs.records import Records
-from astra_mpi.inputs.text import argument_text, undecodable
 from astra_mpi.ranks.terminal import _Output, raise_if_lost
 from helpers.fakes import gpt2_config, model_file
 from helpers.processes import MPIRUN, astra, outside, own_lines

@@ -9,11 +9,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import IO
 
-from astra_mpi.errors import AstraError, InputError
+from astra_mpi.errors import AstraError
 from astra_mpi.ranks.signals import StopRequests
+from astra_mpi.ranks.temporary import temporary_folder
 
 POLL_S = 0.05
 GRACE_S = 10.0  # from SIGTERM to SIGKILL: a launcher has to end its ranks
@@ -26,14 +26,6 @@ class ProgramError(AstraError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-def temporary_folder() -> Path:
-    """Where short-lived files go. InputError if there is no such place, as in a container that is read-only."""
-    try:
-        return Path(tempfile.gettempdir())
-    except OSError as exc:
-        raise InputError("no folder for temporary files can be written; set TMPDIR to one, such as /dev/shm") from exc
 
 
 def run_program(command: Sequence[str], stop: StopRequests, limit_s: float | None = None) -> None:

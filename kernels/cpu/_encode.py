@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from astra_mpi.kernels._compile import compiled
-from astra_mpi.kernels._cpu_math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
+from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
 from astra_mpi.kernels.reference import code_dtype
 
 Array = np.ndarray

@@ -3,7 +3,7 @@
 import numpy as np
 
 from astra_mpi.kernels._compile import compiled
-from astra_mpi.kernels._cpu_math import FASTMATH, erf, exp, f32
+from astra_mpi.kernels.cpu._math import FASTMATH, erf, exp, f32
 
 Array = np.ndarray
 

@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 from astra_mpi.kernels._compile import compiled
-from astra_mpi.kernels._cpu_math import FASTMATH, exp, f32, from_ordered_bits, i32, ordered_bits
+from astra_mpi.kernels.cpu._math import FASTMATH, exp, f32, from_ordered_bits, i32, ordered_bits
 
 Array = np.ndarray
 

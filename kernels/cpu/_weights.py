@@ -8,7 +8,7 @@ from numba import types
 from numba.extending import overload
 
 from astra_mpi.kernels._compile import compiled
-from astra_mpi.kernels._cpu_math import FASTMATH, f32, i32
+from astra_mpi.kernels.cpu._math import FASTMATH, f32, i32
 
 Array = np.ndarray
 u32 = np.uint32

@@ -3,7 +3,7 @@
 import numpy as np
 
 from astra_mpi.kernels._compile import compiled
-from astra_mpi.kernels._cpu_math import FASTMATH
+from astra_mpi.kernels.cpu._math import FASTMATH
 from astra_mpi.kernels.reference import check_message, code_dtype
 
 Array = np.ndarray

@@ -8,10 +8,10 @@ array's kernel anew.
 import numpy as np
 
 from astra_mpi.kernels import _compile
-from astra_mpi.kernels._cpu_attention import attend, attend_codes, attend_rows
-from astra_mpi.kernels._cpu_codes import decode_grouped, decode_residual, gram_sum, pack, table_sum, unpack
-from astra_mpi.kernels._cpu_encode import encode_grouped, encode_residual
-from astra_mpi.kernels._cpu_rows import (
+from astra_mpi.kernels.cpu._attention import attend, attend_codes, attend_rows
+from astra_mpi.kernels.cpu._codes import decode_grouped, decode_residual, gram_sum, pack, table_sum, unpack
+from astra_mpi.kernels.cpu._encode import encode_grouped, encode_residual
+from astra_mpi.kernels.cpu._rows import (
     activate,
     activate_gated,
     add_layer_norm,
@@ -21,7 +21,7 @@ from astra_mpi.kernels._cpu_rows import (
     rms_norm,
     rotate,
 )
-from astra_mpi.kernels._cpu_weights import matvec, vecmat, widen
+from astra_mpi.kernels.cpu._weights import matvec, vecmat, widen
 from astra_mpi.kernels.reference import count_codes, finish, segment_sum
 
 __all__ = [
