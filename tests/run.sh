@@ -16,6 +16,7 @@ if [ -z "${FILES:-}" ]; then
   ruff check .
   ruff format --check .
   mypy
+  lint-imports --no-cache
 fi
 
 no_slurm=$(bash jobs/slurm/local_cluster.sh missing)

@@ -11,11 +11,11 @@ from astra_mpi.costs.setting import Setting, step_seconds
 from astra_mpi.costs.strategies import Coding
 
 if TYPE_CHECKING:
-    from astra_mpi.engine import Model
+    from astra_mpi.decode.prefill import Engine
     from astra_mpi.partition import Layout
 
 
-def predicted_mode(model: Model, layout: Layout, n_new: int) -> str:
+def predicted_mode(model: Engine, layout: Layout, n_new: int) -> str:
     """The way of decoding that is predicted to take less per token on the emulated network.
 
     "local", which sends nothing, on a network that nobody has described. Nothing is timed: all ranks choose the same.
@@ -34,6 +34,6 @@ def predicted_mode(model: Model, layout: Layout, n_new: int) -> str:
     return "merged" if merged < local else "local"
 
 
-def _remote(model: Model) -> str:
+def _remote(model: Engine) -> str:
     """How far keys come from codes: "table" or "gemm"."""
     return str(model.strategy.describe()["choices"].get("remote", "table"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
 from astra_mpi.config import require
 from astra_mpi.decode.choice import predicted_mode
+from astra_mpi.decode.prefill import Engine
 from astra_mpi.decode.request import Request, reasons
 from astra_mpi.decode.steps import MODES, Local
 from astra_mpi.decode.tokens import Tokens
@@ -20,11 +21,8 @@ from astra_mpi.ranks.watched import alone
 from astra_mpi.strategies.token_parallel import TokenParallel
 from astra_mpi.wire.laps import collect
 
-if TYPE_CHECKING:
-    from astra_mpi.engine import Model
 
-
-def generate(model: Model, ids: np.ndarray, mask: np.ndarray | None, request: Request) -> np.ndarray:
+def generate(model: Engine, ids: np.ndarray, mask: np.ndarray | None, request: Request) -> np.ndarray:
     """Collective: new tokens of the prompts ids (B, T), mask (B, T) -> (B, max_new_tokens) int32, -1 after the end."""
     with collective(model.comm):
         _check(model, request)
@@ -41,7 +39,7 @@ def generate(model: Model, ids: np.ndarray, mask: np.ndarray | None, request: Re
     return new
 
 
-def _check(model: Model, request: Request) -> None:
+def _check(model: Engine, request: Request) -> None:
     if not isinstance(model.family, Decoder):
         raise InputError(f"a {model.config.family} model generates no tokens; give GPT-2 or Llama")
     request.check(model.config)
@@ -66,7 +64,7 @@ class Generation:
     """One call of `generate` on this rank."""
 
     def __init__(
-        self, model: Model, request: Request, batch: Batch, first: np.ndarray, room: np.ndarray, streams: bool
+        self, model: Engine, request: Request, batch: Batch, first: np.ndarray, room: np.ndarray, streams: bool
     ) -> None:
         """first (B,): positions of the first new tokens; room (B,): how many there may be. streams: on rank 0."""
         self.model, self.request, self.first, self.room = model, request, first, room

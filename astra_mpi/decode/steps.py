@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from astra_mpi.caches.cache import Cache, HostCache, Softmax
 from astra_mpi.caches.packed import PackedCache
+from astra_mpi.decode.prefill import Engine
 from astra_mpi.device.xp import settle, take, to_host
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Layout
 from astra_mpi.strategies.token_parallel import TokenParallel
-
-if TYPE_CHECKING:
-    from astra_mpi.engine import Model
 
 
 class Local:
@@ -27,7 +25,7 @@ class Local:
     sampled: np.ndarray
     cache: Cache
 
-    def __init__(self, model: Model, layout: Layout, room: np.ndarray) -> None:
+    def __init__(self, model: Engine, layout: Layout, room: np.ndarray) -> None:
         """room (B,): tokens that each sequence may get."""
         assert isinstance(model.family, Decoder) and isinstance(model.strategy, TokenParallel)
         self.family, self.blocks, self.backend, self.laps = model.family, model.blocks, model.backend, model.laps

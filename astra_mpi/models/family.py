@@ -7,17 +7,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import Reference
+from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import Weights, product
 from astra_mpi.device.xp import module_of
 from astra_mpi.models.batch import Batch
-from astra_mpi.models.block import Recipe
+from astra_mpi.models.block import Recipe, Shapes
+from astra_mpi.models.hf import Source
+from astra_mpi.partition import Layout
 
 
 class Family:
-    """A config and weights at work: a family adds `prepare`, `embed`, `pool`, `final` and `head` (see `ViT`)."""
+    """A config and weights at work: a family adds what raises NotImplementedError here (see `ViT`)."""
 
+    #: its class of `ModelConfig`, whose `family` is the name in a model file and in `model_type` of config.json
+    Config: ClassVar[Any]
+    #: names of `astra-mpi init` -> how many tokens, or None -> config
+    PRESETS: ClassVar[Any]
     recipe: ClassVar[Recipe]
     #: a token attends to itself and the tokens before it
     causal: ClassVar[bool] = False
@@ -46,6 +54,41 @@ class Family:
         weight = self.w[name]
         out = module_of(x).empty((len(x), weight.shape[1]), x.dtype)
         return product(x, weight, out, self.kernels, self.scratch)
+
+    def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:
+        """Inputs and mask (B, T), 0 = drop -> packed batch. InputError on what cannot be an input of this model."""
+        raise NotImplementedError
+
+    def embed(self, batch: Batch, layout: Layout) -> np.ndarray:
+        """-> rows (n, D) of this rank."""
+        raise NotImplementedError
+
+    def pool(self, x: np.ndarray, layout: Layout) -> np.ndarray:
+        """Rows after the last block (n, D) -> this rank's share (B, share_width) of what `head` needs."""
+        raise NotImplementedError
+
+    def final(self, x: np.ndarray) -> np.ndarray:
+        """Rows after the last block (n, D) -> hidden states after the last norm (n, D), or logits (n, V)."""
+        raise NotImplementedError
+
+    def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Shares summed over ranks (B, share_width) -> answers, one row per sequence."""
+        raise NotImplementedError
+
+    @staticmethod
+    def weight_shapes(config: Any) -> Shapes:
+        """Name -> shape of every weight."""
+        raise NotImplementedError
+
+    @staticmethod
+    def from_hf(hf: HFConfig, tensors: Tensors) -> Any:
+        """config.json -> config. InputError on what is not supported."""
+        raise NotImplementedError
+
+    @staticmethod
+    def hf_weights(config: Any) -> dict[str, Source]:
+        """Weight -> where a Hugging Face checkpoint has it."""
+        raise NotImplementedError
 
     @property
     def share_width(self) -> int:

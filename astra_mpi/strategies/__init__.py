@@ -1,4 +1,7 @@
-"""Strategies: what a rank owns and what it exchanges. One file each, and its line in the table below."""
+"""Strategies: what a rank owns and what it exchanges. One file each, and its line in the table below.
+
+Knows a model's blocks and what carries bytes, not who asks for a forward pass and why.
+"""
 
 from astra_mpi.strategies import spec as _spec
 from astra_mpi.strategies.astra import Astra

@@ -1,1 +1,4 @@
-"""Many measurements from one deck: points, each kept in a file, then one result."""
+"""Many measurements from one deck: points, each kept in a file, then one result.
+
+Starts other programs and reads what they wrote; it measures nothing itself.
+"""
