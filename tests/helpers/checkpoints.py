@@ -149,26 +149,14 @@ VITS = {
     "one-row": ("ViTModel", dict(image_size=(3, 21), patch_size=3, num_channels=1, qkv_bias=False, hidden_act="relu")),
     "one-patch": ("ViTModel", dict(image_size=5, patch_size=5, num_channels=2, hidden_act="gelu_new")),
 }
-
-
 RIGHT = np.arange(13) < np.array([13, 1, 6])[:, None]  # padding on the right
-
-
 LEFT = RIGHT[:, ::-1]
-
-
 HOLES = np.random.default_rng(1).random((3, 13)) < 0.5
-
-
 GPT2 = dict(bos_token_id=0, eos_token_id=0, n_embd=15, n_head=3, n_layer=2, n_positions=20, vocab_size=53)
-
-
 LLAMA = dict(hidden_size=24, num_attention_heads=6, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=37)
-
-
+LLAMA |= dict(vocab_size=53, max_position_embeddings=20, rms_norm_eps=1e-5)
 LLAMA3 = dict(rope_type="llama3", rope_theta=100.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
-
-
+LLAMA3 |= dict(original_max_position_embeddings=16)
 DECODERS = {
     "gpt2": ("GPT2LMHeadModel", GPT2, RIGHT),
     "gpt2-untied": ("GPT2LMHeadModel", GPT2 | dict(tie_word_embeddings=False, n_inner=11), HOLES),

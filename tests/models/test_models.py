@@ -63,10 +63,6 @@ def test_bert(comm, mpi_tmp_path, case, strategy):
     check_bert(comm, Path(mpi_tmp_path), BERT | dict(hidden_act=activation), mask, pooling, strategy)
 
 
-LLAMA |= dict(vocab_size=53, max_position_embeddings=20, rms_norm_eps=1e-5)
-LLAMA3 |= dict(original_max_position_embeddings=16)
-
-
 @pytest.mark.mpi
 @pytest.mark.parametrize("strategy", ["single", "sp"])
 @pytest.mark.parametrize("case", DECODERS)
