@@ -194,8 +194,8 @@ def main() -> None:
         folder = Path(broadcast_text(comm, own))
         bench = Bench(comm, store(args.model, folder, comm), args.tokens, args.batch)
         if root:
-            print(f"{comm.Get_size()} ranks\n\n| what differs between two runs | what changes | largest difference | fixed by |")
-            print("|---|---|---|---|")
+            print(f"{comm.Get_size()} ranks\n")
+            print("| what differs between two runs | what changes | largest difference | fixed by |\n|---|---|---|---|")
         for row in filter(bench.applies, rows()):
             found = bench.difference(row)
             if root:
