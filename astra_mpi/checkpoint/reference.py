@@ -55,28 +55,29 @@ GUARDED_DECODER: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 #: what is looked at in encoders too, but acts in decoders only
 _DECODERS = ("layer_types", "sliding_window", "attention_chunk_size", "kv_sharing_modes")
 ENCODER: Mapping[str, str] = MappingProxyType(
-    dict.fromkeys(_DECODERS, "of decoders; here every token sees all")
-    | dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), "of models with rotary positions")
+    dict.fromkeys(_DECODERS, "is for decoders; in an encoder every token sees all tokens")
+    | dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), "is for models with rotary positions")
 )
 
-#: why keys do not change an answer -> those keys. Fields of a class may have any value here
+#: why keys do not change an answer (docs put "no effect: " before it) -> those keys, which may have any value
 _BY_REASON = {
     "acts in training only": """hidden_dropout_prob attention_probs_dropout_prob attention_dropout resid_pdrop
         embd_pdrop attn_pdrop classifier_dropout initializer_range gradient_checkpointing""",
-    "what is returned beside the answer, or its wrapping": """output_hidden_states output_attentions
+    "concerns what is returned beside the answer": """output_hidden_states output_attentions
         output_cross_attentions return_dict use_cache""",
-    "of a head that is not part of what is converted": """summary_type summary_use_proj summary_activation
+    "belongs to a head that is not converted": """summary_type summary_use_proj summary_activation
         summary_proj_to_labels summary_first_dropout encoder_stride pooler_output_size pooler_act problem_type
         label2id""",
-    "how it is computed, not what": """chunk_size_feed_forward attn_implementation experts_implementation pretraining_tp
-        fusion_config base_model_tp_plan base_model_pp_plan base_model_ep_plan base_model_fsdp_plan""",
+    "changes how the answer is computed, not the answer": """chunk_size_feed_forward attn_implementation
+        experts_implementation pretraining_tp fusion_config base_model_tp_plan base_model_pp_plan base_model_ep_plan
+        base_model_fsdp_plan""",
     "a record of how the folder was made": "transformers_version _name_or_path name_or_path _commit_hash torchscript",
-    "marks that the tokenizer puts into texts": "bos_token_id pad_token_id",
-    "read with generation_config.json": "eos_token_id",
-    "settings of pipelines": "task_specific_params",
-    "looked at, but of models of another kind": """vision_aspect_ratio vision_feature_layer
+    "names a token that the tokenizer adds to texts": "bos_token_id pad_token_id",
+    "see Generation below": "eos_token_id",
+    "settings of transformers' pipelines": "task_specific_params",
+    "is for models of another kind": """vision_aspect_ratio vision_feature_layer
         vision_feature_select_strategy mtp_layer_types gguf_file""",
-    "of generation, and read with generation_config.json": """max_length min_length do_sample early_stopping num_beams
+    "is for generation; see Generation below": """max_length min_length do_sample early_stopping num_beams
         temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences
         encoder_no_repeat_ngram_size bad_words_ids output_scores return_dict_in_generate forced_bos_token_id
         forced_eos_token_id remove_invalid_values suppress_tokens exponential_decay_length_penalty
@@ -86,9 +87,9 @@ _BY_REASON = {
 }
 HARMLESS = {key: why for why, keys in _BY_REASON.items() for key in keys.split()}
 
-#: keys that are left aside with a note (hf_tensors.py), and why
+#: keys that are ignored with a note (tensors.py), and why
 ASIDE = dict.fromkeys(
-    ("dtype", "torch_dtype"), "weights stay as they are stored; transformers rounds them when it loads"
+    ("dtype", "torch_dtype"), "weights stay as they are stored; transformers rounds them when it loads them"
 )
 
 

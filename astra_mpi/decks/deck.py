@@ -18,75 +18,83 @@ from astra_mpi.network.units import duration_s
 @dataclass(frozen=True)
 class ModelSection:
     path: Path  # required: the model file
-    codebooks: Path | None = None  # default none: a codebook file, instead of the codebooks in the model file
+    codebooks: Path | None = None  # a codebook file, used instead of the codebooks in the model file; default none
 
 
 @dataclass(frozen=True)
 class InputSection:
     path: Path  # required: .txt .jsonl .tsv (text), .npy .npz .h5 (tokens, images), a folder of PNG and JPEG (images)
     kind: Literal["images", "text", "tokens"]  # required: what the file holds
-    # default "text" for text, else `kind`: HDF5 dataset, .npz key, JSONL field, TSV column or columns (each an item)
+    # name of the HDF5 dataset, .npz key, JSONL field, TSV column; several fields or columns: each of them is an item.
+    # Default "text" for text, else `kind`
     dataset: str | tuple[str, ...] | None = None
-    # default none: name of the integer classes in the same file; for a folder, of a file in it, lines NAME<TAB>CLASS
+    # name of the integer classes in the same file; for a folder, of a file in it, lines NAME<TAB>CLASS. Default none
     labels: str | None = None
-    mask: str | None = None  # default none: dataset (N, T) of a tokens file, 0 = leave the token out
-    # default the model's own: longer items are cut to this; generate: default none, longer prompts are errors
+    mask: str | None = None  # tokens: name of a dataset (N, T) in the file; 0 leaves the token out. Default none
+    # longer items are cut to so many tokens. Default the model's own; generate: none, and longer prompts are errors
     max_tokens: Positive | None = None
-    whole: bool = False  # a .txt file is one item, line breaks included, instead of one per line
-    # default all items: "I/N", or "array/N" in a SLURM job array; output.path gets the shard's number
-    # (docs/reference/inputs.md)
+    whole: bool = False  # true: a .txt file is one item, with its line breaks; false: each line is one
+    # take only shard I of N: "I/N", or "array/N" in a SLURM job array; output.path gets the shard's number
+    # (docs/reference/inputs.md). Default all items
     shard: str | None = None
-    shard_by: Literal["contiguous", "strided"] = "contiguous"  # a shard's items: side by side, or every N-th
+    shard_by: Literal["contiguous", "strided"] = "contiguous"  # which items a shard has: neighbours, or every N-th
 
 
 @dataclass(frozen=True)
 class TaskSection:
-    # required: class logits, one vector per item, how well a text is predicted, or what follows a prompt
+    # required: classify gives class logits, embed one vector per item, perplexity how well a text is predicted,
+    # generate what follows a prompt
     name: Literal["classify", "embed", "perplexity", "generate"]
-    pooling: Literal["mean", "cls", "pooler"] | None = None  # default the model's own: from tokens to one vector
-    normalize: bool | None = None  # default the model's own: scale vectors to length 1
-    # embed: default the model's own, if it has a default one: name of what is put before every text; false: nothing
+    # embed: how tokens become one vector. Default the model's own
+    pooling: Literal["mean", "cls", "pooler"] | None = None
+    normalize: bool | None = None  # embed: whether vectors are scaled to length 1. Default the model's own
+    # embed: name of the model's prompt that is put before every text; false: nothing. Default its default prompt
     prompt: bool | str | None = None
-    # perplexity: default half of input.max_tokens: windows of so many tokens begin that far apart
+    # perplexity: windows begin so many tokens apart; a window has input.max_tokens. Default half of it
     stride: Positive | None = None
-    # generate (docs/reference/generate.md)
-    max_new_tokens: Positive | None = None  # required: so many tokens follow a prompt at most
-    temperature: float = 0.0  # 0: the most likely token; above: one is drawn, from logits divided by it
-    top_k: Positive | None = None  # default all: draw from so many of the most likely ones
-    top_p: float | None = None  # default all: and of them from the most likely ones of together this probability
-    # default none: tokens after which a sequence ends, ids or strings that are one token, beside the model's own
+    # generate (docs/reference/generate.md): required, the most tokens that follow a prompt
+    max_new_tokens: Positive | None = None
+    temperature: float = 0.0  # generate: 0 takes the most likely token; above, one is drawn, from logits divided by it
+    top_k: Positive | None = None  # generate: draw from so many of the most likely tokens. Default all
+    # generate: of these, draw from the fewest most likely ones that together have this probability. Default all
+    top_p: float | None = None
+    # generate: tokens after which a text ends, beside the model's own: ids, or strings that are one token. Default none
     stop: int | str | tuple[int | str, ...] | None = None
-    ignore_end: bool = False  # go on after the model's own end tokens
-    # one rank goes on with a sequence, or all keep their keys and merge; auto: local, or on an emulated network what is
-    # predicted to be faster
+    ignore_end: bool = False  # generate: true goes on after the model's own end tokens
+    # generate: local: one rank goes on with a text; merged: all ranks keep their keys and values and merge;
+    # auto: local, or on an emulated network what is predicted to be faster
     decode: Literal["auto", "local", "merged"] = "auto"
-    stream: bool | None = None  # default where stderr is a terminal and run.batch = 1: print the text as it comes
+    stream: bool | None = None  # generate: print texts as they come. Default if stderr is a terminal and run.batch = 1
 
 
 @dataclass(frozen=True)
 class ParallelSection:
-    # what ranks own and exchange: single, sp, tp, segment_means or astra; options may follow, as in "sp:kv:int8". auto:
-    # astra with codebooks, else the exact strategy that is predicted to be fastest here (docs/explanation/planner.md)
+    # what ranks own and exchange: single, sp, tp, segment_means or astra, perhaps with options, as in "sp:kv:int8"
+    # (docs/reference/strategies.md). auto: astra if the model has codebooks, else the exact strategy that is predicted
+    # to be fastest here (docs/explanation/planner.md)
     strategy: str = "auto"
-    # the cut: "even", or by speeds so that the ranks finish together: "auto" measures them, "causal" (decoders) takes
-    # them as equal, or one relative speed per rank
+    # how tokens are cut over ranks: "even", or so that ranks of unequal speed finish together: "auto" measures the
+    # speeds, "causal" (decoders) takes them as equal, or give one relative speed per rank
     weights: Literal["even", "auto", "causal"] | tuple[float, ...] = "even"
-    backend: Literal["numpy", "reference", "cuda"] = "numpy"  # which kernels
-    transport: Literal["host", "cuda-aware"] = "host"  # backend cuda: MPI sees host memory, or the GPU's
-    precision: Literal["float32", "tf32", "float16"] = "float32"  # backend cuda
-    counted_keys: bool = True  # remote tokens of equal code share a key (exact)
-    remote: Literal["auto", "table", "gemm"] = "auto"  # remote keys from projected codebooks or by GEMM; auto is timed
-    gather: Literal["x", "kv"] | None = None  # default "x": what sp sends, block inputs or keys and values
-    wire: Literal["float32", "float16", "int8"] | None = None  # default "float32": how sp sends it
-    ratio: Positive | None = None  # default 8: tokens per mean that segment_means sends
-    # default "codes": how astra's first block sees far tokens; "inputs": exactly, from the inputs, without an exchange
+    # which kernels: Numba, plain NumPy (slow, for checks), or a GPU per rank
+    backend: Literal["numpy", "reference", "cuda"] = "numpy"
+    transport: Literal["host", "cuda-aware"] = "host"  # cuda: whether MPI is given host memory or the GPU's
+    precision: Literal["float32", "tf32", "float16"] = "float32"  # cuda: of weights, activations and products
+    counted_keys: bool = True  # far tokens of equal code share one key; the answer is the same
+    remote: Literal["auto", "table", "gemm"] = "auto"  # far keys from projected codebooks, or by GEMM; auto times both
+    gather: Literal["x", "kv"] | None = None  # sp sends block inputs (x), or keys and values (kv). Default "x"
+    wire: Literal["float32", "float16", "int8"] | None = None  # the type in which sp sends them. Default "float32"
+    ratio: Positive | None = None  # segment_means: tokens per mean. Default 8
+    # how astra's first block sees far tokens: by their codes, or exactly, from the inputs, without an exchange.
+    # Default "codes"
     first: Literal["codes", "inputs"] | None = None
-    network: str = "real"  # or one to emulate, such as "10Mbps,rtt=2ms,loss=1%" (docs/explanation/network.md)
+    network: str = "real"  # or one to emulate: "10Mbps,rtt=2ms,loss=1%" (docs/explanation/network.md)
     accounting: Literal["port", "contributed", "paper"] = "port"  # which bytes the emulated network charges
-    clock: Literal["wall", "virtual"] = "wall"  # virtual: CPU time plus the emulated network
-    speed: float | tuple[float, ...] = 1.0  # virtual CPU seconds per real one, for all ranks or one per rank
-    deadline: str | None = None  # default none: such as "5ms", how long astra waits at an exchange
-    missing: Literal["drop", "mean"] = "drop"  # what becomes of codes that do not come
+    clock: Literal["wall", "virtual"] = "wall"  # virtual: CPU time of each rank plus the emulated network
+    # virtual clock: a CPU second counts as so many seconds; one number for all ranks, or one per rank
+    speed: float | tuple[float, ...] = 1.0
+    deadline: str | None = None  # how long astra waits at an exchange, such as "5ms". Default: until all is there
+    missing: Literal["drop", "mean"] = "drop"  # tokens whose codes do not come: left out, or replaced by the mean
 
     @property
     def spec(self) -> str:
@@ -109,10 +117,10 @@ class ParallelSection:
 @dataclass(frozen=True)
 class RunSection:
     batch: Positive = 8  # items per forward pass and per part file
-    resume: bool = True  # go on with unfinished results; false: discard them and start anew
-    seed: int = 0  # of what the emulated network loses at random, and of drawn tokens
-    threads: Positive | None = None  # default SLURM_CPUS_PER_TASK, else 1: threads per rank
-    # how long ranks wait for a silent one before all end (docs/explanation/faults.md); "0": for ever
+    resume: bool = True  # true: go on with unfinished results; false: discard them and start again
+    seed: int = 0  # of all that is random: what an emulated network loses, which tokens are drawn
+    threads: Positive | None = None  # threads per rank. Default SLURM_CPUS_PER_TASK, else 1
+    # how long ranks wait for a silent one before all end; "0": for ever (docs/explanation/faults.md)
     watchdog: str = "300s"
 
     @property

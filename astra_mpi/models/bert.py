@@ -147,8 +147,10 @@ class Bert(Family):
         guarded={"is_causal": (False,)},
         harmless={
             **ENCODER,
-            **dict.fromkeys(("tie_word_embeddings", "id2label", "num_labels"), "of a head that is left out"),
-            "head_dim": "compared with other keys, not used",
+            **dict.fromkeys(
+                ("tie_word_embeddings", "id2label", "num_labels"), "belongs to a head that is not converted"
+            ),
+            "head_dim": "is compared with other keys, but not used",
         },
     )
 

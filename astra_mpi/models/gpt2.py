@@ -78,12 +78,12 @@ class GPT2(Decoder):
         ),
         guarded=GUARDED_DECODER,
         harmless={
-            "reorder_and_upcast_attn": "the order of the same operations",
-            **dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), "of models with rotary positions"),
-            "head_dim": "of other models' caches",
-            "n_ctx": "older name of n_positions, which counts",
-            "id2label": "of a head that is not part of what is converted",
-            "num_labels": "of a head that is not part of what is converted",
+            "reorder_and_upcast_attn": "changes the order of operations only",
+            **dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), "is for models with rotary positions"),
+            "head_dim": "is for the caches of other models",
+            "n_ctx": "is the older name of `n_positions`, which is used instead",
+            "id2label": "belongs to a head that is not converted",
+            "num_labels": "belongs to a head that is not converted",
         },
         aliases={
             "hidden_size": "n_embd",

@@ -107,8 +107,8 @@ class Llama(Decoder):
         ),
         guarded=GUARDED_DECODER,
         harmless={
-            "id2label": "of a head that is not part of what is converted",
-            "num_labels": "of a head that is not part of what is converted",
+            "id2label": "belongs to a head that is not converted",
+            "num_labels": "belongs to a head that is not converted",
         },
     )
 

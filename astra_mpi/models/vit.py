@@ -143,7 +143,7 @@ class ViT(Family):
             pooler_act="tanh",
         ),
         guarded={"is_causal": (False,)},
-        harmless={**ENCODER, **dict.fromkeys(("tie_word_embeddings", "vocab_size"), "there are no words")},
+        harmless={**ENCODER, **dict.fromkeys(("tie_word_embeddings", "vocab_size"), "is for texts")},
     )
 
     @staticmethod

@@ -20,59 +20,65 @@ _FREE = {("train", "threads"), ("train", "resume"), ("train", "checkpoint_every"
 
 @dataclass(frozen=True)
 class ModelSection:
-    path: Path | None = None  # the model file to start from; without one, [shape] says what to make
-    codebooks: Path | None = None  # a codebook file for it, for codec.init = "model"
+    path: Path | None = None  # the model file to start from. Without one, [shape] says what to make
+    # codec.init = "model": a codebook file for the model. Default those in the model file
+    codebooks: Path | None = None
 
 
 @dataclass(frozen=True)
 class ShapeSection:
     """A model from random weights. Widths of heads and classes follow from the rest and from the data."""
 
-    family: Literal["vit", "gpt2", "llama"] | None = None
-    d_model: Positive = 128
-    n_heads: Positive = 4
-    n_layers: Positive = 4
-    d_ff: Positive | None = None  # default 4 * d_model
-    patch_size: Positive = 4  # images
-    max_tokens: Positive = 256  # text: positions
+    family: Literal["vit", "gpt2", "llama"] | None = None  # required in this section
+    d_model: Positive = 128  # width of a token
+    n_heads: Positive = 4  # heads of a block
+    n_layers: Positive = 4  # blocks
+    d_ff: Positive | None = None  # inner width of the MLP. Default 4 * d_model
+    patch_size: Positive = 4  # images: pixels along the side of a patch
+    max_tokens: Positive = 256  # text: positions of the model
     vocabulary: Positive = 2048  # text: size of the byte-level BPE vocabulary, made from data.train
 
 
 @dataclass(frozen=True)
 class DataSection:
-    train: Path  # required: as input.path of `astra-mpi run`
-    kind: Literal["images", "text", "tokens"]  # required: as input.kind; decoders read a .txt as one running text
-    valid: Path | None = None  # default: the share `holdout` of the training items, chosen by train.seed
-    holdout: float = 0.1
+    train: Path  # required: the training items, a path as input.path of `astra-mpi run`
+    kind: Literal["images", "text", "tokens"]  # required: as input.kind. Decoders read a .txt as one text
+    valid: Path | None = None  # validation items. Default: a share `holdout` of the training items
+    holdout: float = 0.1  # this share, drawn by train.seed
     dataset: str | tuple[str, ...] | None = None  # as input.dataset
     labels: str | None = None  # as input.labels
     mask: str | None = None  # as input.mask
-    max_tokens: Positive | None = None  # default the model's own
+    max_tokens: Positive | None = None  # longer items are cut to so many tokens. Default the model's own
 
 
 @dataclass(frozen=True)
 class CodecSection:
-    kind: Literal["residual", "grouped", "none"] = "residual"  # "none": train the exact model
-    groups: Positive = 1
-    stages: Positive = 4
-    codebook_size: Positive = 256
-    site: Literal["hidden", "normed", "kv"] | None = None  # default the family's own
-    encoder: Literal["exact", "auto", "subspace"] = "exact"  # where entries are searched, while training as later
-    # by what codes are nearest: what they change in keys and values, or distance (docs/explanation/equations.md);
-    # site kv and two groups or more have the latter
+    kind: Literal["residual", "grouped", "none"] = "residual"  # "none": train the exact model, without codebooks
+    groups: Positive = 1  # grouped: parts of a vector, each with a codebook
+    stages: Positive = 4  # residual: codebooks, each for what those before it leave over
+    codebook_size: Positive = 256  # entries of a codebook
+    # what is quantised: block input, normalised input, keys and values. Default the family's own
+    site: Literal["hidden", "normed", "kv"] | None = None
+    # where the nearest entry is searched: whole width, or a subspace
+    encoder: Literal["exact", "auto", "subspace"] = "exact"
+    # what "nearest" means: least change of keys and values, or least distance (docs/explanation/equations.md). Site kv
+    # and two groups or more always have plain
     metric: Literal["keys-values", "plain"] = "keys-values"
-    init: Literal["kmeans", "model"] = "kmeans"  # "model": the codebooks of [model]; the keys above are then not read
-    samples: Positive = 32768  # tokens for k-means
-    update: Literal["ema", "adam"] | None = None  # default "adam" where only codebooks learn, else "ema"
+    # "model": begin with the codebooks of [model]; the keys above are not read
+    init: Literal["kmeans", "model"] = "kmeans"
+    samples: Positive = 32768  # init = "kmeans": tokens that k-means sees
+    # how entries learn. Default "adam" if only codebooks learn, else "ema"
+    update: Literal["ema", "adam"] | None = None
     decay: float = 0.99  # of the moving averages of codebooks and noise
-    # an entry used less often than this share of the mean is put into the batch again, save in the last quarter of the
-    # steps; 0: never. Default 0.02, with update = "adam" 0
+    # an entry that is used less often than this share of the mean is replaced by a vector of the batch, but not in the
+    # last quarter of the steps; 0: never. Default 0.02, with update = "adam" 0
     revive: float | None = None
-    noise: float | None = None  # lambda; default 1, where only codebooks learn 0
-    beta: float = 2e-4  # commitment
-    # how the first block sees far tokens: through its codebooks, or exactly (`parallel.first` of a run)
+    noise: float | None = None  # lambda, strength of the noise. Default 1, and 0 if only codebooks learn
+    beta: float = 2e-4  # weight of the quantisation error in the loss
+    # how the first block sees far tokens: by their codes, or exactly (`parallel.first` of a run)
     first: Literal["codes", "inputs"] = "codes"
-    class_token: Literal["distributed", "single"] = "distributed"  # one replica per rank, or one on rank 0 (ablation)
+    # a copy on every rank, or one on rank 0 (for comparisons only)
+    class_token: Literal["distributed", "single"] = "distributed"
 
     def config(self, default_site: str) -> CodecConfig:
         counts = {"groups": self.groups} if self.kind == "grouped" else {"stages": self.stages}
@@ -81,38 +87,42 @@ class CodecSection:
 
 @dataclass(frozen=True)
 class TrainSection:
-    steps: Positive  # required
+    steps: Positive  # required: optimiser steps
     batch: Positive = 64  # items per step, of all ranks together
-    learn: Literal["all", "norms", "codebooks"] = "all"  # norms: and codebooks; the rest stays as it is
-    loss: Literal["labels", "distill"] | None = None  # default labels (decoders: the next token), for BERT distill
-    similarity: float = 1.0  # weight of the batch's similarity matrix in the distillation of embeddings
-    ranks: tuple[Positive, ...] = (2, 4, 8)  # P is drawn from these, batch by batch
-    cuts: Literal["random", "even"] = "random"
-    lr: float = 1e-3  # highest rate of weights
-    codebook_lr: float = 1e-3  # of entries (update = "adam"), over the root mean square of what they quantise
-    weight_decay: float = 0.05  # of matrices
-    warmup: float = 0.05  # share of the steps
-    floor: float = 0.01  # of the rate at the end, over the highest
-    clip: float = 1.0  # norm of the gradient
-    smoothing: float = 0.0  # of labels
-    augment: Literal["none", "shift", "shift-flip"] = "none"  # images: moved by up to an eighth, and mirrored
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"  # of products; "auto": start.halves
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = 0
-    eval_every: Positive = 200  # steps
-    eval_ranks: Positive = 4
-    eval_items: Positive | None = None  # default all of the validation items
-    log_every: Positive = 10
-    checkpoint_every: Positive = 200
-    resume: bool = True
-    threads: Positive | None = None  # per rank; default SLURM_CPUS_PER_TASK, else 1
+    learn: Literal["all", "norms", "codebooks"] = "all"  # what changes; "norms": weights of norms and codebooks
+    # towards labels (decoders: the next token), or the exact model. Default labels, for BERT distill
+    loss: Literal["labels", "distill"] | None = None
+    similarity: float = 1.0  # distillation of embeddings: weight of the similarities between the items of a batch
+    ranks: tuple[Positive, ...] = (2, 4, 8)  # numbers of ranks that are trained for; every step draws one
+    cuts: Literal["random", "even"] = "random"  # how every step cuts the tokens over these ranks
+    lr: float = 1e-3  # highest learning rate of weights
+    codebook_lr: float = 1e-3  # update = "adam": learning rate of entries, relative to the size of what they quantise
+    weight_decay: float = 0.05  # of matrices only
+    warmup: float = 0.05  # share of the steps in which the rate rises
+    floor: float = 0.01  # rate at the end, relative to the highest
+    clip: float = 1.0  # largest norm of the gradient
+    smoothing: float = 0.0  # of labels, in the cross entropy
+    augment: Literal["none", "shift", "shift-flip"] = "none"  # images: moved by up to an eighth, and mirrored at random
+    # of products; "auto": bfloat16 if the device of every rank has instructions for it
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of PyTorch; "auto": a GPU if there is one
+    seed: int = 0  # of all that is drawn at random
+    eval_every: Positive = 200  # steps between two validations
+    eval_ranks: Positive = 4  # number of ranks for which validation measures
+    eval_items: Positive | None = None  # validation items that are used. Default all
+    log_every: Positive = 10  # steps between two lines of the log
+    checkpoint_every: Positive = 200  # steps between two checkpoints
+    resume: bool = True  # true: go on from the checkpoint; false: start again
+    threads: Positive | None = None  # threads per rank. Default SLURM_CPUS_PER_TASK, else 1
 
 
 @dataclass(frozen=True)
 class OutputSection:
-    path: Path  # required; beside it <stem>.jsonl (log), <stem>.png (curve), <stem>.checkpoint.h5 while training
+    # required: the model or codebook file; beside it <stem>.jsonl (log), <stem>.png (curve), <stem>.checkpoint.h5
+    # while training
+    path: Path
     codebooks_only: bool = False  # write a codebook file for model.path instead of a model file
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Literal["float32", "float16"] = "float32"  # in which weights and entries are stored
 
 
 @dataclass(frozen=True)

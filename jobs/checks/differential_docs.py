@@ -15,6 +15,8 @@ from astra_mpi.convert import generation as hf_generation
 from astra_mpi.models import FAMILIES
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "checkpoints.md"
+ONLY = "refused unless it has the value in brackets"
+UNLESS = "refused unless it is missing, `null` or the value in brackets"
 BEGIN, END = "<!-- made by jobs/checks/differential.py --docs -->", "<!-- end -->"
 
 
@@ -34,9 +36,7 @@ def tables() -> str:
 
 
 def _table(rows: Iterator[tuple[str, str]]) -> str:
-    return "| what becomes of it | keys |\n|---|---|\n" + "".join(
-        f"| {what} | {keys} |\n" for what, keys in rows if keys
-    )
+    return "| what happens | keys |\n|---|---|\n" + "".join(f"| {what} | {keys} |\n" for what, keys in rows if keys)
 
 
 def _family(name: str) -> Iterator[tuple[str, str]]:
@@ -44,12 +44,12 @@ def _family(name: str) -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         table.make(Path(folder))
         read = table.read_here(Path(folder)) - {"model_type", "architectures", "auto_map", "quantization_config"}
-    yield "honoured", _keys(read)
+    yield "used", _keys(read)
     only = {key: stated.fields[key] for key in stated.fields if key not in read and not stated.why_harmless(key)}
-    yield "refused unless", ", ".join(f"`{key}` is {_shown(value)}" for key, value in sorted(only.items()))
+    yield ONLY, ", ".join(f"`{key}` ({_shown(value)})" for key, value in sorted(only.items()))
     guarded = {key: values for key, values in stated.guarded.items() if key not in read}
-    yield "refused unless missing, null or as here", _guarded(guarded)
-    yield "the same by another name", ", ".join(f"`{a}`: `{b}`" for a, b in sorted(stated.aliases.items()))
+    yield UNLESS, _guarded(guarded)
+    yield "another name of a field", ", ".join(f"`{a}` (of `{b}`)" for a, b in sorted(stated.aliases.items()))
     own = {key: why for key, why in stated.harmless.items() if key not in read}
     own |= {key: HARMLESS[key] for key in stated.fields if key in HARMLESS and key not in read}
     yield from _reasons(own)
@@ -57,34 +57,35 @@ def _family(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _shared() -> Iterator[tuple[str, str]]:
-    yield "refused, whatever it says", "`quantization_config`; `auto_map` of a model or its configuration"
+    yield "refused, whatever its value", "`quantization_config`; `auto_map` of a model or its configuration"
     read = {"architectures", "id2label"}
     only = {key: value for key, value in BASE.items() if key not in {*HARMLESS, *ASIDE, *read}}
-    yield "refused unless", ", ".join(f"`{key}` is {_shown(value)}" for key, value in sorted(only.items()))
-    yield "refused unless missing, null or as here", _guarded(GUARDED)
+    yield ONLY, ", ".join(f"`{key}` ({_shown(value)})" for key, value in sorted(only.items()))
+    yield UNLESS, _guarded(GUARDED)
     families = {key for family in FAMILIES.values() for key in family.reference.fields}
     yield from _reasons({key: why for key, why in HARMLESS.items() if key not in families})
-    yield f"left aside with a note: {next(iter(ASIDE.values()))}", _keys(ASIDE)
-    yield "any other key", "noted"
+    yield f"ignored with a note: {next(iter(ASIDE.values()))}", _keys(ASIDE)
+    yield "ignored with a note", "any other key"
 
 
 def _generation() -> Iterator[tuple[str, str]]:
-    yield "honoured", "`eos_token_id`"
-    yield "left aside with a note, for `generate` has options of its own", _keys(hf_generation.OWN)
-    yield "left aside with a note, for `generate` does not have it", _keys(hf_generation.ABSENT)
-    yield "the same, beside `do_sample`", _keys(hf_generation.ABSENT_SAMPLING)
+    yield "used", "`eos_token_id`"
+    yield "ignored with a note: `generate` has its own options", _keys(hf_generation.OWN)
+    yield "ignored with a note: `generate` does not have it", _keys(hf_generation.ABSENT)
+    yield "ignored with a note if `do_sample` is true", _keys(hf_generation.ABSENT_SAMPLING)
     yield from _reasons({key: why for key, why in hf_generation.HARMLESS.items() if key != "eos_token_id"})
 
 
 def _reasons(harmless: dict[str, str]) -> Iterator[tuple[str, str]]:
     for why in dict.fromkeys(harmless.values()):
-        yield f"harmless: {why}", _keys(key for key in harmless if harmless[key] == why)
+        yield f"no effect: {why}", _keys(key for key in harmless if harmless[key] == why)
 
 
 def _guarded(guarded: Any) -> str:
     rows = []
     for key, values in sorted(guarded.items()):
-        rows.append(f"`{key}`" + "".join(f" or {_shown(value)}" for value in values))
+        shown = ", ".join(map(_shown, values))
+        rows.append(f"`{key}` ({shown})" if shown else f"`{key}`")
     return ", ".join(rows)
 
 

@@ -20,9 +20,9 @@ from astra_mpi.network.units import duration_s
 
 @dataclass(frozen=True)
 class ModelSection:
-    preset: str | None = None  # a named shape of `astra-mpi init`: models are made where they are missing
-    path: Path | None = None  # or a model file
-    tokens: tuple[Positive, ...] | None = None  # default the model's own: content tokens of a sequence
+    preset: str | None = None  # a named shape of `astra-mpi init`; its models are made if they are missing
+    path: Path | None = None  # a model file, instead of a preset
+    tokens: tuple[Positive, ...] | None = None  # content tokens of a sequence. Default the model's own
     batch: Positive = 1  # sequences per forward pass
     seed: int = 0  # of a preset's weights and codebooks
 
@@ -30,49 +30,53 @@ class ModelSection:
 @dataclass(frozen=True)
 class SweepSection:
     strategies: tuple[str, ...]  # required: specs as `bench --strategies` takes them
-    ranks: tuple[Positive, ...]  # required
+    ranks: tuple[Positive, ...]  # required: numbers of ranks
     networks: tuple[str, ...] = ("real",)  # as `bench --network` takes them, such as "10Mbps,rtt=2ms"
-    clock: Literal["wall", "virtual"] = "wall"
+    clock: Literal["wall", "virtual"] = "wall"  # virtual: CPU time of each rank plus the emulated network
+    # which bytes an emulated network charges (docs/explanation/network.md)
     accounting: Literal["port", "contributed", "paper"] = "port"
-    speed: float = 1.0  # virtual CPU seconds per real one
-    counted_keys: bool = True  # remote tokens of equal code share a key (exact)
-    repeats: Positive = 5
-    warmup: int = 1
-    seed: int = 0  # of inputs and of what is lost
-    backend: Literal["numpy", "reference", "cuda"] = "numpy"
-    threads: Positive | None = None  # per rank; default as bench: SLURM_CPUS_PER_TASK, else 1
+    speed: float = 1.0  # virtual clock: a CPU second counts as so many seconds
+    counted_keys: bool = True  # far tokens of equal code share one key; the answer is the same
+    repeats: Positive = 5  # timed passes of a strategy
+    warmup: int = 1  # passes before them that do not count
+    seed: int = 0  # of the inputs, and of what is lost
+    backend: Literal["numpy", "reference", "cuda"] = "numpy"  # which kernels
+    threads: Positive | None = None  # threads per rank. Default SLURM_CPUS_PER_TASK, else 1
 
 
 @dataclass(frozen=True)
 class ThroughSection:
     """Lines instead of the whole grid: a point is measured if at most one axis with a value here differs from it."""
 
-    network: str | None = None
-    ranks: Positive | None = None
-    tokens: Positive | None = None
+    network: str | None = None  # one of sweep.networks. Default: all of them are crossed with everything
+    ranks: Positive | None = None  # one of sweep.ranks; the same
+    tokens: Positive | None = None  # one of model.tokens; the same
 
 
 @dataclass(frozen=True)
 class LaunchSection:
-    launcher: str = "mpirun -n {ranks}"  # what starts the ranks of a point
-    limit: str | None = None  # default none: such as "20min", the longest that a point may take
+    launcher: str = "mpirun -n {ranks}"  # the command that starts the ranks of a point
+    limit: str | None = None  # the longest that a point may take, such as "20min". Default none
 
 
 @dataclass(frozen=True)
 class OutputSection:
-    path: Path  # required: <path>.json, <path>.html and the folder <path>.points
+    path: Path  # required: makes <path>.json, <path>.html and the folder <path>.points
 
 
 @dataclass(frozen=True)
 class CodecSection:
     """Options of `astra-mpi init`, or a codebook file for the model of `model.path`."""
 
-    kind: Literal["residual", "grouped"] = "residual"
-    groups: Positive | None = None
-    stages: Positive | None = None
-    codebook_size: Positive = 256
+    kind: Literal["residual", "grouped"] = "residual"  # how a vector becomes codes
+    groups: Positive | None = None  # grouped: parts of a vector, each with a codebook. Default 1
+    stages: Positive | None = None  # residual: codebooks, each for what those before it leave over. Default 4
+    codebook_size: Positive = 256  # entries of a codebook
+    # what is quantised: block input, normalised input, keys and values
     site: Literal["hidden", "normed", "kv"] = "hidden"
+    # where the nearest entry is searched: whole width, or a subspace
     encoder: Literal["auto", "exact", "subspace"] = "auto"
+    # model.path: a file of `astra-mpi calibrate --codebook-only`, instead of the keys above
     codebooks: Path | None = None
 
     def options(self) -> list[str]:
