@@ -55,8 +55,8 @@ GUARDED_DECODER: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 #: what is looked at in encoders too, but acts in decoders only
 _DECODERS = ("layer_types", "sliding_window", "attention_chunk_size", "kv_sharing_modes")
 ENCODER: Mapping[str, str] = MappingProxyType(
-    dict.fromkeys(_DECODERS, "is for decoders; in an encoder every token sees all tokens")
-    | dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), "is for models with rotary positions")
+    dict.fromkeys(_DECODERS, "for decoders; in an encoder every token sees all tokens")
+    | dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), "for models with rotary positions")
 )
 
 #: why keys do not change an answer (docs put "no effect: " before it) -> those keys, which may have any value
@@ -75,9 +75,9 @@ _BY_REASON = {
     "names a token that the tokenizer adds to texts": "bos_token_id pad_token_id",
     "see Generation below": "eos_token_id",
     "settings of transformers' pipelines": "task_specific_params",
-    "is for models of another kind": """vision_aspect_ratio vision_feature_layer
+    "for models of another kind": """vision_aspect_ratio vision_feature_layer
         vision_feature_select_strategy mtp_layer_types gguf_file""",
-    "is for generation; see Generation below": """max_length min_length do_sample early_stopping num_beams
+    "for generation; see Generation below": """max_length min_length do_sample early_stopping num_beams
         temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences
         encoder_no_repeat_ngram_size bad_words_ids output_scores return_dict_in_generate forced_bos_token_id
         forced_eos_token_id remove_invalid_values suppress_tokens exponential_decay_length_penalty

@@ -34,14 +34,14 @@ _BY_REASON = {
     "end of a text": "eos_token_id",
     "changes how the text is computed, not the text": """use_cache cache_implementation cache_config
         max_cache_len compile_config disable_compile low_memory prefill_chunk_size continuous_batching_config""",
-    "is for speculative decoding, which gives the same text": """use_mtp is_assistant num_assistant_tokens
+    "for speculative decoding, which gives the same text": """use_mtp is_assistant num_assistant_tokens
         num_assistant_tokens_schedule assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size
         assistant_early_exit assistant_lookbehind target_lookbehind assistant_ensemble_weight speculation_type""",
     "concerns what is returned beside the text": """output_attentions output_hidden_states output_scores output_logits
         return_dict_in_generate""",
     "changes all logits alike, or infinite ones only": "renormalize_logits remove_invalid_values",
-    "is for beam search, which `num_beams` turns on": "early_stopping length_penalty diversity_penalty num_beam_groups",
-    "is for texts without a prompt, or for padding": "bos_token_id pad_token_id decoder_start_token_id",
+    "for beam search, which `num_beams` turns on": "early_stopping length_penalty diversity_penalty num_beam_groups",
+    "for texts without a prompt, or for padding": "bos_token_id pad_token_id decoder_start_token_id",
     "a record of how the folder was made": "transformers_version _from_model_config _commit_hash",
 }
 HARMLESS = {key: why for why, keys in _BY_REASON.items() for key in keys.split()}

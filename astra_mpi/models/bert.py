@@ -150,7 +150,7 @@ class Bert(Family):
             **dict.fromkeys(
                 ("tie_word_embeddings", "id2label", "num_labels"), "belongs to a head that is not converted"
             ),
-            "head_dim": "is compared with other keys, but not used",
+            "head_dim": "compared with other keys, but not used",
         },
     )
 

@@ -79,9 +79,9 @@ class GPT2(Decoder):
         guarded=GUARDED_DECODER,
         harmless={
             "reorder_and_upcast_attn": "changes the order of operations only",
-            **dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), "is for models with rotary positions"),
-            "head_dim": "is for the caches of other models",
-            "n_ctx": "is the older name of `n_positions`, which is used instead",
+            **dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), "for models with rotary positions"),
+            "head_dim": "for the caches of other models",
+            "n_ctx": "the older name of `n_positions`, which is used instead",
             "id2label": "belongs to a head that is not converted",
             "num_labels": "belongs to a head that is not converted",
         },

@@ -143,7 +143,7 @@ class ViT(Family):
             pooler_act="tanh",
         ),
         guarded={"is_causal": (False,)},
-        harmless={**ENCODER, **dict.fromkeys(("tie_word_embeddings", "vocab_size"), "is for texts")},
+        harmless={**ENCODER, **dict.fromkeys(("tie_word_embeddings", "vocab_size"), "for texts")},
     )
 
     @staticmethod

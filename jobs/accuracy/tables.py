@@ -10,11 +10,13 @@ def table(results: list[dict]) -> list[str]:
     form = {"accuracy": "{:.1%}", "perplexity": "{:.2f}", "spearman": "{:.4f}"}[metric]
     rows = {name: [r for r in results if r["row"] == name] for name in dict.fromkeys(r["row"] for r in results)}
     exact = list({r["seed"]: r["exact"] for r in rows.get("exact", results)}.values())
-    of = "ratio to exact" if metric == "perplexity" else "difference to exact"
+    is_ratio = metric == "perplexity"
     lines = [
-        f"{metric}, {results[0]['items']} cases; exact {spread(exact, form)} over {len(exact)} seeds. Cells: mean over "
-        f"seeds [lowest..highest]{', ratio to exact' * (metric == 'perplexity')}, then the widest of the seeds' 95% "
-        f"paired intervals of the {of}.",
+        f"{metric.capitalize()} of {results[0]['items']} cases. The exact model has {spread(exact, form)} over"
+        f" {len(exact)}"
+        f" seed{'s' * (len(exact) > 1)}. A cell has the mean over seeds [lowest..highest]"
+        f"{', its ratio to exact,' * is_ratio} and in brackets an interval of the"
+        f" {'ratio' if is_ratio else 'difference'} to exact: the widest of the paired 95% intervals of the seeds.",
         "",
     ]
     columns = list(dict.fromkeys(words(f["at"]) for r in results for f in r["figures"]))

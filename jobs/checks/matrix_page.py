@@ -22,13 +22,23 @@ _TITLES = {
 }
 _HEAD = """# What works with what
 
-Made by `mpirun -n 2 python jobs/checks/matrix.py --write docs/reference/support.md` from what happened on small random
-models, not by hand. Every cell was run: `yes` is a result that was looked at (`verify` agrees with the oracle, also
-on the files of `convert` and `train`; results and merged files hold finite numbers of all items; codebooks are of
-the kind asked for; times are above zero; `info`, `doctor`, `sweep` and pages no more than were made), a number is
-the reason with which the command ended, exit code 2, or with which it skipped the row. "+ codes": the model has
-codebooks, which were tried one after another: {names}.
-A cell names two outcomes where these differed.
+`mpirun -n 2 python jobs/checks/matrix.py --write docs/reference/support.md` made this page. It ran every cell on small
+random models.
+
+- `yes`: there was a result, and it was checked (see below).
+- A number: the command ended with exit code 2, or skipped the row, for the [reason](#reasons) with this number.
+- Two outcomes: different codebooks gave different outcomes.
+- `-`: not run.
+
+"+ codes" means that the model has codebooks. These were tried one after another: {names}.
+
+What was checked:
+
+- `verify` agrees with the oracle, also for the files of `convert` and `train`;
+- results and merged files have finite numbers for all items;
+- codebooks are of the kind that was asked for;
+- times are above zero;
+- for `info`, `doctor`, `sweep` and HTML pages only that they were made.
 """
 
 
