@@ -13,7 +13,6 @@ SITES = ("hidden", "normed", "kv")
 ENCODERS = ("auto", "exact", "subspace")
 METRICS = ("keys-values", "plain")  # by what codes are nearest (codec/metric.py)
 MAX_CODEBOOK_SIZE = 65536
-DTYPES = ("float32", "float16", "bfloat16", "int8")  # what weights may be stored as
 
 
 def require(condition: bool, message: str) -> None:
