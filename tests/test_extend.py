@@ -103,3 +103,12 @@ def test_family(run):
     for name in ("single", "sp"):
         got = np.load(run.folder / f"{name}.npy")
         np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max(), err_msg=name)
+
+
+def test_weight_format(run):
+    files = {"added": "astra_mpi/device/formats/float8.py", "table": "astra_mpi/device/formats/__init__.py"}
+    printed = run("bash", "-c", commands("A weight format"), **files)
+    assert "float8 for float32" in printed and "as rounding explains" in printed
+    assert re.search(r'dtypes.*"float32", "float8"', printed)
+    verdicts = dict(re.findall(r"^(single|tp) .* (\S+)$", printed, re.MULTILINE))
+    assert verdicts == {"single": "agrees", "tp": "agrees"}
