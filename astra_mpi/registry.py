@@ -10,7 +10,7 @@ from typing import Any
 class Registry(Mapping[str, Any]):
     """name -> class, in the order in which they were given."""
 
-    def __init__(self, package: str, **places: str) -> None:
+    def __init__(self, package: str, places: Mapping[str, str]) -> None:
         """places: name -> "module:Class", the module in `package`."""
         self._package, self._places = package, places
         self._found: dict[str, Any] = {}

@@ -112,3 +112,12 @@ def test_weight_format(run):
     assert re.search(r'dtypes.*"float32", "float8"', printed)
     verdicts = dict(re.findall(r"^(single|tp) .* (\S+)$", printed, re.MULTILINE))
     assert verdicts == {"single": "agrees", "tp": "agrees"}
+
+
+def test_codec_kind(run):
+    files = {"added": "astra_mpi/codec/kinds/gain_shape.py", "table": "astra_mpi/config.py"}
+    printed = run("bash", "-c", commands("A codec kind"), **files)
+    line = next(line for line in printed.splitlines() if line.startswith("astra "))
+    n_bytes, formula, verdict = line.split()[-3:]
+    assert verdict == "agrees" and int(n_bytes) == int(formula) > 0
+    assert "gain-shape" in printed

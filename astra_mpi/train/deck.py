@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from astra_mpi.config import CodecConfig, require
+from astra_mpi.config import COUNTS, KINDS, CodecConfig, CodecKind, require
 from astra_mpi.decks.deck import given_settings
 from astra_mpi.decks.settings import Positive, build
 from astra_mpi.errors import InputError
@@ -52,7 +52,7 @@ class DataSection:
 
 @dataclass(frozen=True)
 class CodecSection:
-    kind: Literal["residual", "grouped", "none"] = "residual"  # "none": train the exact model
+    kind: CodecKind | Literal["none"] = "residual"  # "none": train the exact model
     groups: Positive = 1
     stages: Positive = 4
     codebook_size: Positive = 256
@@ -74,8 +74,13 @@ class CodecSection:
     first: Literal["codes", "inputs"] = "codes"
     class_token: Literal["distributed", "single"] = "distributed"  # one replica per rank, or one on rank 0 (ablation)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is quantised."""
+        return self.kind not in KINDS
+
     def config(self, default_site: str) -> CodecConfig:
-        counts = {"groups": self.groups} if self.kind == "grouped" else {"stages": self.stages}
+        counts = {name: getattr(self, name) for name in COUNTS if name == KINDS[self.kind].count}
         return CodecConfig(self.site or default_site, self.kind, self.codebook_size, encoder=self.encoder, **counts)
 
 
@@ -163,17 +168,17 @@ def _check(deck: TrainDeck) -> None:
     )
     require(deck.model.codebooks is None or codec.init == "model", 'model.codebooks is for codec.init = "model"')
     require(codec.init == "kmeans" or deck.model.path is not None, 'codec.init = "model" needs model.path')
-    if codec.kind != "none":
+    if not codec.is_exact:
         codec.config("hidden")
-    require(codec.kind != "none" or train.learn == "all", f"train.learn = '{train.learn}' needs codebooks (codec.kind)")
+    require(not codec.is_exact or train.learn == "all", f"train.learn = '{train.learn}' needs codebooks (codec.kind)")
     require(
         train.learn == "all" or deck.model.path is not None, f"train.learn = '{train.learn}' needs a trained model.path"
     )
     require(
-        not deck.output.codebooks_only or (train.learn == "codebooks" and codec.kind != "none"),
+        not deck.output.codebooks_only or (train.learn == "codebooks" and not codec.is_exact),
         'output.codebooks_only is for train.learn = "codebooks": other weights change too',
     )
-    require(train.loss != "distill" or codec.kind != "none", 'train.loss = "distill" needs codebooks (codec.kind)')
+    require(train.loss != "distill" or not codec.is_exact, 'train.loss = "distill" needs codebooks (codec.kind)')
     require(train.seed >= 0, f"train.seed = {train.seed}: at least 0")
     for name, value, top in (
         ("data.holdout", deck.data.holdout, 0.9),
