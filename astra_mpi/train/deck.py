@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from astra_mpi.config import COUNTS, KINDS, CodecConfig, CodecKind, require
 from astra_mpi.decks.deck import given_settings
+from astra_mpi.decks.input_kinds import InputWord
 from astra_mpi.decks.settings import Positive, build
 from astra_mpi.errors import InputError
 
@@ -41,7 +42,7 @@ class ShapeSection:
 @dataclass(frozen=True)
 class DataSection:
     train: Path  # required: as input.path of `astra-mpi run`
-    kind: Literal["images", "text", "tokens"]  # required: as input.kind; decoders read a .txt as one running text
+    kind: InputWord  # required: as input.kind; decoders read a .txt as one running text
     valid: Path | None = None  # default: the share `holdout` of the training items, chosen by train.seed
     holdout: float = 0.1
     dataset: str | tuple[str, ...] | None = None  # as input.dataset
