@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from astra_mpi.errors import InputError
+from astra_mpi.registry import Registry
 
-KINDS = ("residual", "grouped")
+#: what a vector's codes stand for; a new codec kind is a line here and a file in codec/kinds (docs/extend.md)
+KINDS = Registry(
+    "astra_mpi.codec.kinds",
+    {
+        "residual": "residual:Residual",
+        "grouped": "grouped:Grouped",
+    },
+)
+if TYPE_CHECKING:
+    CodecKind = str
+else:  # for decks
+    CodecKind = Literal[tuple(KINDS)]
+#: settings that say how many codes a vector has; every kind reads one of them, or none
+COUNTS = ("groups", "stages")
 SITES = ("hidden", "normed", "kv")
 ENCODERS = ("auto", "exact", "subspace")
 METRICS = ("keys-values", "plain")  # by what codes are nearest (codec/metric.py)
 MAX_CODEBOOK_SIZE = 65536
-DTYPES = ("float32", "float16", "bfloat16", "int8")  # what weights may be stored as
 
 
 def require(condition: bool, message: str) -> None:
@@ -27,10 +41,10 @@ class CodecConfig:
     """How a block's activations become codes (vector quantisation; docs/explanation/equations.md)."""
 
     site: str = "hidden"  # what is quantised: block input, normalised attention input, or keys and values
-    kind: str = "residual"  # stages of full-width codebooks, or groups of sub-vectors
+    kind: str = "residual"  # stages of full-width codebooks, groups of sub-vectors, or another of KINDS
     codebook_size: int = 256  # K, entries per codebook
-    groups: int = 1  # G, for kind = "grouped"
-    stages: int = 4  # M, for kind = "residual"
+    groups: int = 1  # G, where the kind has groups
+    stages: int = 4  # M, where it has stages
     encoder: str = "auto"  # where entries are searched: all of the space, a subspace, or the cheaper one that will do
 
     def __post_init__(self) -> None:
@@ -47,18 +61,24 @@ class CodecConfig:
         )
         require(
             self.encoder != "subspace" or self.full_width,
-            f"encoder 'subspace' needs codebooks of full width, not {self.groups} groups; use auto or exact",
+            f"encoder 'subspace' needs codebooks of full width, not {self.n_codebooks} "
+            f"{self.rule.count or self.kind + ' codes'}; use auto or exact",
         )
+
+    @property
+    def rule(self) -> Any:
+        """What the kind's codes stand for."""
+        return KINDS[self.kind]
 
     @property
     def n_codebooks(self) -> int:
         """Codebooks per quantised vector (G or M)."""
-        return self.groups if self.kind == "grouped" else self.stages
+        return self.rule.n_codes(self)
 
     @property
     def full_width(self) -> bool:
-        """Whether entries are as wide as the quantised vector."""
-        return self.kind == "residual" or self.groups == 1
+        """Whether entries are as wide as the quantised vector, and can be searched in a subspace or another metric."""
+        return self.rule.full_width(self)
 
     @property
     def codes_per_token(self) -> int:
@@ -77,6 +97,16 @@ class CodecConfig:
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def check_counts(kind: str, given: Iterable[str], dashes: str, equals: str) -> None:
+    """InputError on counts `given` that are not of this codec kind; dashes and equals: how settings are written."""
+    require(kind in KINDS, f"codec kind '{kind}' is unknown; use one of {', '.join(KINDS)}")
+    for count in sorted(given):
+        owners = " or ".join(name for name, rule in KINDS.items() if rule.count == count)
+        own = KINDS[kind].count
+        cure = f"use {dashes}{own} or that kind" if own else "leave it out"
+        require(own == count, f"{dashes}{count} is for {dashes}kind{equals}{owners}; {cure}")
 
 
 @dataclass(frozen=True)

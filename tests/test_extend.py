@@ -5,10 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+
+from astra_mpi.files.modelfile import write_model
+from helpers.fakes import bert_config, model_file
+from helpers.inputs import tokenizer
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
@@ -103,3 +109,35 @@ def test_family(run):
     for name in ("single", "sp"):
         got = np.load(run.folder / f"{name}.npy")
         np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max(), err_msg=name)
+
+
+def test_weight_format(run):
+    files = {"added": "astra_mpi/device/formats/float8.py", "table": "astra_mpi/device/formats/__init__.py"}
+    printed = run("bash", "-c", commands("A weight format"), **files)
+    assert "float8 for float32" in printed and "as rounding explains" in printed
+    assert re.search(r'dtypes.*"float32", "float8"', printed)
+    verdicts = dict(re.findall(r"^(single|tp) .* (\S+)$", printed, re.MULTILINE))
+    assert verdicts == {"single": "agrees", "tp": "agrees"}
+
+
+def test_codec_kind(run):
+    files = {"added": "astra_mpi/codec/kinds/gain_shape.py", "table": "astra_mpi/config.py"}
+    printed = run("bash", "-c", commands("A codec kind"), **files)
+    line = next(line for line in printed.splitlines() if line.startswith("astra "))
+    n_bytes, formula, verdict = line.split()[-3:]
+    assert verdict == "agrees" and int(n_bytes) == int(formula) > 0
+    assert "gain-shape" in printed
+
+
+def test_input_kind(run):
+    """The vectors of a JSON array's texts are those of the same texts in a .txt file."""
+    config = bert_config(vocab_size=6)
+    write_model(run.folder / "model.h5", replace(model_file(config), tokenizer=tokenizer()))
+    (run.folder / "texts.txt").write_text("b\na b c\nd\ne e\n")
+    files = {"added": "astra_mpi/inputs/kinds/json_array.py", "table": "astra_mpi/decks/input_kinds.py"}
+    same = "astra-mpi run deck.toml input.path=texts.txt input.dataset=text output.path=same.h5\n"
+    run("bash", "-c", commands("An input kind") + same, **files)
+    with h5py.File(run.folder / "vectors.h5") as found, h5py.File(run.folder / "same.h5") as expected:
+        vectors, wanted = (np.asarray(file["outputs/embedding"]) for file in (found, expected))
+    assert wanted.shape == (4, config.d_model) and len(np.unique(wanted, axis=0)) == 4
+    np.testing.assert_allclose(vectors, wanted, atol=1e-5)

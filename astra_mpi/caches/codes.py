@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 
 from astra_mpi.caches.cache import Softmax
-from astra_mpi.codec.codebook import BlockCodec, Codebook, pad
+from astra_mpi.codec.codebook import BlockCodec, Codebook
 from astra_mpi.codec.tables import FarSum, FarTable, distinct
 from astra_mpi.models.block import Block
 
@@ -17,7 +17,8 @@ TILE = 512
 
 
 class CodeSpace:
-    """One block's attention to far tokens without their keys and values, where keys carry no position.
+    """One block's attention to far tokens without their keys and values, where keys carry no position and vectors are
+    sums of entries.
 
     A score is q . K^ = scale * sum_c parts[c, code_c] + offset, with parts = entries . (W_K q) for all entries once per
     head; the values are the entries weighted by what each code has gathered, projected once. Stages that have projected
@@ -35,7 +36,7 @@ class CodeSpace:
         #: (C, K, 2 d_kv); not of groups, whose tables are G times as large as their entries
         self.tables: np.ndarray | None = None
         self.bias = np.zeros(2 * block.config.d_kv, np.float32)
-        if isinstance(far, FarSum) and self.key_book.kind == "residual":
+        if isinstance(far, FarSum) and self.key_book.entries.shape[2] == self.key_book.width:
             self.tables, self.bias = far.tables, far.bias
             return
         if site != "kv":
@@ -78,7 +79,7 @@ class CodeSpace:
             u = (q @ w_k.transpose(1, 2, 0)).reshape(h_kv * repeat, -1)  # (Hkv, r, d) (Hkv, d, D)
         u = u if self.gain is None else u * self.gain
         u -= u.mean(axis=1, keepdims=True) if self.centred else 0
-        return self.key_entries @ _cut(u, self.key_book), offset
+        return self.key_entries @ self.key_book.rule.cut(u, self.key_book), offset
 
     def values(self, weights: np.ndarray, row_sum: np.ndarray, acc: np.ndarray) -> None:
         """What each code has gathered, (C, K, H), and how much in all, (Hkv, r) -> acc (Hkv, r, d)."""
@@ -91,10 +92,7 @@ class CodeSpace:
             acc += shift
             return
         sums = weights.swapaxes(1, 2) @ self.value_entries  # (C, H, K) (C, K, W)
-        if self.value_book.kind == "residual":
-            x = sums.sum(axis=0)
-        else:
-            x = sums.swapaxes(0, 1).reshape(h_kv * repeat, -1)[:, : self.value_book.width]
+        x = self.value_book.rule.combine(sums, self.value_book.width)
         x = x - x.mean(axis=1, keepdims=True) if self.centred else x
         x = x if self.gain is None else x * self.gain
         if self.site == "kv":
@@ -110,14 +108,6 @@ class CodeSpace:
     def _heads(tables: np.ndarray, h_kv: int) -> np.ndarray:
         """Tables (C, K, 2 d_kv) -> (2, Hkv, C K, d), a view."""
         return tables.reshape(tables.shape[0] * tables.shape[1], 2, h_kv, -1).transpose(1, 2, 0, 3)
-
-
-def _cut(u: np.ndarray, book: Codebook) -> np.ndarray:
-    """u (H, D) -> (C or 1, W, H): the part that each codebook's entries meet."""
-    if book.kind == "residual":
-        return u.T[None]
-    n_codes, _, width = book.entries.shape
-    return pad(u, n_codes).reshape(len(u), n_codes, width).transpose(1, 2, 0)
 
 
 class ScoredCodes:

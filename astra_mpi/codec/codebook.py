@@ -6,25 +6,27 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from astra_mpi.config import KINDS, MAX_CODEBOOK_SIZE, CodecConfig, require
 from astra_mpi.device.xp import beside, module_of
 
+if TYPE_CHECKING:
+    from astra_mpi.codec.kind import Kind
+
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
     """One vector quantiser of D-vectors: C codes per vector, each the index of one of K entries.
 
-    grouped: the vector, zero-padded to C*W, is cut into C sub-vectors of W = ceil(D / C), each with its own entries.
-    residual: W = D, and stage m quantises what stages 0..m-1 left.
-    With a basis (one group or stages), nearest means nearest after multiplication with it: in a subspace, in another
+    What a code stands for is the kind's to say (codec/kinds).
+    With a basis (entries of full width), nearest means nearest after multiplication with it: in a subspace, in another
     metric, or both (docs/explanation/equations.md). Raises InputError on entries or a basis that do not fit.
     """
 
-    kind: str  # "grouped" or "residual"
+    kind: str  # one of KINDS
     entries: np.ndarray  # (C, K, W) float32
     width: int  # D, before padding
     basis: np.ndarray | None = None  # (D, d) float32
@@ -41,7 +43,7 @@ class Codebook:
         )
         n_codes, size, width = entries.shape
         require(size <= MAX_CODEBOOK_SIZE, f"codebook has {size} entries; the limit is {MAX_CODEBOOK_SIZE}")
-        needed = -(-self.width // n_codes) if self.kind == "grouped" else self.width
+        needed = self.rule.entry_width(n_codes, self.width)
         require(
             width == needed,
             f"codebook entries are {width} wide; a {self.kind} codebook of {n_codes} codes for vectors of "
@@ -73,6 +75,12 @@ class Codebook:
         object.__setattr__(self, "basis", basis)
 
     @property
+    def rule(self) -> type[Kind]:
+        """What the codes stand for."""
+        kind: type[Kind] = KINDS[self.kind]
+        return kind
+
+    @property
     def n_codes(self) -> int:
         """C: codes per vector (groups or stages)."""
         return self.entries.shape[0]
@@ -91,25 +99,21 @@ class Codebook:
     def mean(self) -> np.ndarray:
         """(D,) float32: the vector whose codes stand for unknown ones, the mean of the entries."""
         means = self.entries.mean(axis=1)  # (C, W)
-        return means.sum(axis=0) if self.kind == "residual" else means.reshape(-1)[: self.width]
+        return self.rule.combine(means[:, None], self.width)[0]
 
     def encode(self, x: np.ndarray, kernels: Any) -> np.ndarray:
         """Codes (n, C), uint8 when K <= 256 else uint16, of x (n, D) float32 (rows may be strided).
 
-        Each code is argmin_k ||e_k - x||^2, the lowest index on an exact tie; stages are chosen greedily.
+        Each code is argmin_k ||e_k - t||^2, the lowest index on an exact tie; t is x, a part of it, or what the codes
+        before it left.
         """
         if self.basis is not None:
             x = x @ beside(x, self.basis)  # (n, D) (D, d) -> (n, d)
-        if self.kind == "residual":
-            return kernels.encode_residual(x, self.searched, self.half_norms)
-        return kernels.encode_grouped(pad(x, self.n_codes), self.searched, self.half_norms)
+        return self.rule.encode(x, self.searched, self.half_norms, kernels)
 
     def decode(self, codes: np.ndarray, kernels: Any) -> np.ndarray:
         """x^ (n, D) float32 of codes (n, C)."""
-        if self.kind == "residual":
-            return kernels.decode_residual(codes, self.entries)
-        x = kernels.decode_grouped(codes, self.entries)  # (n, C*W)
-        return module_of(x).ascontiguousarray(x[:, : self.width])
+        return self.rule.decode(codes, self.entries, self.width, kernels)
 
 
 def pad(x: np.ndarray, n_groups: int) -> np.ndarray:
@@ -142,6 +146,11 @@ class BlockCodec:
     def size(self) -> int:
         """K: entries per code."""
         return self.codebooks[0].size
+
+    @property
+    def additive(self) -> bool:
+        """Whether a vector is the sum of an entry per code."""
+        return self.codebooks[0].rule.additive
 
     @property
     def width(self) -> int:

@@ -2,66 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from astra_mpi.codec.codebook import Codebook, pad
-from astra_mpi.codec.kmeans import MIN_GAIN, kmeans, means
+from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.kind import Progress
+from astra_mpi.codec.kmeans import MIN_GAIN, means
 from astra_mpi.config import CodecConfig, require
 
-STAGE_ITERATIONS = 10  # of k-means per stage: after that, sweeps over all stages gain more per second
 SWEEPS = 5
-
-Progress = Callable[[int, int], None]  # (codebooks fitted, codebooks in all)
 
 
 def fit_codebook(
     x: np.ndarray, config: CodecConfig, seed: int, kernels: Any, progress: Progress | None = None
 ) -> Codebook:
-    """The codebook of `config` fitted to samples x (n, D) float32: k-means per group or stage, stages then refined.
+    """The codebook of `config` fitted to samples x (n, D) float32, as its kind does it.
 
     Deterministic by seed. Raises InputError without samples or with NaN or infinite ones.
     """
     require(len(x) > 0, "there are no activations to fit a codebook to; give calibration data")
     require(bool(np.isfinite(x).all()), "the activations hold NaN or infinite values; check the model's weights")
     rng = np.random.default_rng(seed)
-    report = progress or (lambda done, total: None)
-    if config.kind == "grouped":
-        return _fit_grouped(x, config, rng, kernels, report)
-    return refine(_fit_residual(x, config, rng, kernels, report), x, kernels)
+    return config.rule.fit(x, config, rng, kernels, progress or (lambda done, total: None))
 
 
 def energy(x: np.ndarray) -> float:
     """||x||^2 of x (n, D), summed in float64."""
     return float(np.einsum("nd,nd->", x, x, dtype=np.float64))
-
-
-def _fit_grouped(
-    x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
-) -> Codebook:
-    groups = np.split(pad(x, config.groups), config.groups, axis=1)  # G of (n, W)
-    entries = []
-    for group in groups:
-        entries.append(kmeans(group, config.codebook_size, rng, kernels))
-        report(len(entries), config.groups)
-    return Codebook("grouped", np.stack(entries), x.shape[1])
-
-
-def _fit_residual(
-    x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
-) -> Codebook:
-    """Greedy stages: each is fitted to what the stages before it left."""
-    entries = []
-    rest = x
-    for stage in range(config.stages):
-        entries.append(kmeans(rest, config.codebook_size, rng, kernels, STAGE_ITERATIONS))
-        last = Codebook("residual", entries[-1][None], x.shape[1])
-        rest = rest - last.decode(last.encode(rest, kernels), kernels)
-        report(stage + 1, config.stages)
-    return Codebook("residual", np.stack(entries), x.shape[1])
 
 
 def refine(codebook: Codebook, x: np.ndarray, kernels: Any) -> Codebook:

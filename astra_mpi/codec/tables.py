@@ -7,13 +7,13 @@ LayerNorm in between, entries are made mean-free first, so that the mean vanishe
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
 from astra_mpi.codec.codebook import BlockCodec, Codebook
+from astra_mpi.codec.kind import Sigma2
 from astra_mpi.config import require
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import Matrix, Narrow, SideBySide, product
@@ -21,8 +21,6 @@ from astra_mpi.device.xp import beside, module_of, to_host
 
 #: residual stages look sigma up in Gram tables of up to this size per block; beyond it x^ is rebuilt
 GRAM_LIMIT_BYTES = 16 << 20
-
-Sigma2 = Callable[[np.ndarray, ModuleType], np.ndarray]
 
 
 class Norm(NamedTuple):
@@ -97,7 +95,8 @@ class FarRow(FarTable):
 
     def __init__(self, codec: BlockCodec, projection: Projection) -> None:
         super().__init__(codec)
-        x = codec.codebooks[0].entries[0].astype(np.float64)[:, : codec.width]  # (K, D)
+        (book,) = codec.codebooks
+        x = book.rule.combine(book.entries.astype(np.float64), codec.width)  # (K, D)
         norm, bias = projection.norm, projection.bias
         if norm is not None:
             x = x - x.mean(axis=1, keepdims=True) if norm.centred else x
@@ -124,7 +123,7 @@ class FarSum(FarTable):
         self.bias = (bias + shift).astype(np.float32)
         self.tables = _tables(book, gain, norm is not None and norm.centred)
         self.eps = 0.0 if norm is None else norm.eps
-        self.sigma2 = None if norm is None else _sigma2(book, norm.centred)
+        self.sigma2 = None if norm is None else book.rule.sigma2(book, norm.centred)
 
     def round_to(self, dtype: type) -> None:
         self.tables = self.tables.astype(dtype, copy=False)
@@ -138,13 +137,19 @@ class FarSum(FarTable):
 
 
 def make_far(how: str, codec: BlockCodec, site: str, projection: Projection) -> FarTable:
-    """`how` = "table" or "gemm", for a block's codebooks at `site`."""
+    """`how` = "table" or "gemm", for a block's codebooks at `site`. InputError on tables of what is no sum."""
     require(how in ("table", "gemm"), f"remote = '{how}' is unknown; use table or gemm")
     if site == "kv":
         return FarTable(codec)
     if how == "gemm":
         return FarGemm(codec, projection)
+    require(has_tables(codec), f"codes of kind '{codec.codebooks[0].kind}' have no tables; use remote = gemm or auto")
     return FarRow(codec, projection) if codec.n_codes == 1 else FarSum(codec, projection)
+
+
+def has_tables(codec: BlockCodec) -> bool:
+    """Whether far keys and values can come from projected tables."""
+    return codec.additive or codec.n_codes == 1
 
 
 def _tables(book: Codebook, gain: np.ndarray, centred: bool) -> np.ndarray:
@@ -152,8 +157,8 @@ def _tables(book: Codebook, gain: np.ndarray, centred: bool) -> np.ndarray:
     n_codes, size, width = book.entries.shape
     tables = np.empty((n_codes, size, gain.shape[1]), np.float32)
     means, columns = [], gain.sum(axis=0)
-    for c, entries in enumerate(_entries(book)):
-        part = gain if book.kind == "residual" else gain[c * width : (c + 1) * width]
+    for c, entries in enumerate(inside(book)):
+        part = gain[book.rule.span(c, width)]
         row = entries[:, : len(part)] @ part  # (K, 2 d_kv)
         if centred:
             row -= entries.sum(axis=1, keepdims=True) / book.width * columns
@@ -164,19 +169,17 @@ def _tables(book: Codebook, gain: np.ndarray, centred: bool) -> np.ndarray:
     return tables
 
 
-def _entries(book: Codebook) -> np.ndarray:
+def inside(book: Codebook) -> np.ndarray:
     """(C, K, W) float64, zero where groups reach beyond the vector's width."""
     entries = book.entries.astype(np.float64)
-    if book.kind == "grouped":
-        n_codes, _, width = entries.shape
-        entries *= (np.arange(n_codes * width) < book.width).reshape(n_codes, 1, width)
+    for c, of_code in enumerate(entries):
+        n_inside = len(range(book.width)[book.rule.span(c, entries.shape[2])])
+        of_code[:, n_inside:] = 0
     return entries
 
 
-def _sigma2(book: Codebook, centred: bool) -> Sigma2:
-    """Function of codes (n, C) and kernels -> (n,) float64: variance of x^, or mean square if not `centred`."""
-    if book.kind == "grouped":
-        return _GroupSums(book, centred)
+def gram_sums(book: Codebook, centred: bool) -> Sigma2:
+    """Variance of x^ from codes, or the mean square if not `centred`, where the entries of a token overlap."""
     entries = book.entries - book.entries.mean(axis=2, keepdims=True) if centred else book.entries
     n_codes, size, _ = entries.shape
     if (n_codes * size) ** 2 * 4 <= GRAM_LIMIT_BYTES:
@@ -191,11 +194,13 @@ def _sigma2(book: Codebook, centred: bool) -> Sigma2:
     return rebuilt
 
 
-class _GroupSums:
-    """Variance of x^ from two scalars per group and code, in float64 because a common offset cancels here."""
+class GroupSums:
+    """The same where they lie side by side, from two scalars per group and code: in float64, because a common offset
+    cancels here.
+    """
 
     def __init__(self, book: Codebook, centred: bool) -> None:
-        entries = _entries(book)
+        entries = inside(book)
         self.squares = (entries * entries).sum(axis=2) / book.width  # (C, K)
         self.sums = entries.sum(axis=2) / book.width if centred else None
 

@@ -93,10 +93,10 @@ def _warn(text: str) -> None:
 
 def _open(args: argparse.Namespace, model: ModelFile) -> Source:
     from astra_mpi.decks.deck import InputSection
+    from astra_mpi.inputs.kinds import word_for
     from astra_mpi.inputs.opening import open_input
 
-    text = args.data.suffix in (".txt", ".jsonl", ".tsv")
-    kind: Any = "images" if model.config.family == "vit" else "text" if text else "tokens"
+    kind = word_for(args.data, model.config)
     names = tuple(args.dataset.split(",")) if args.dataset else None
     dataset = names[0] if names and len(names) == 1 else names
     section = InputSection(args.data, kind, dataset)

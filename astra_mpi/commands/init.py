@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_mpi.commands.options import add_codec_options, codec_config
-from astra_mpi.config import DTYPES
+from astra_mpi.device.formats import DTYPES
 
 
 def add_parser(subparsers: Any) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from astra_mpi.config import CodecConfig
+from astra_mpi.config import COUNTS, KINDS, CodecConfig, check_counts
 
 
 def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The group, with --kind, --groups, --stages, --codebook-size, --site, --encoder."""
     group = parser.add_argument_group("codec options")
-    group.add_argument("--kind", default="residual", help="residual or grouped codebooks (default %(default)s)")
+    kinds = " or ".join(KINDS)
+    group.add_argument("--kind", default="residual", help=f"{kinds} codebooks (default %(default)s)")
     group.add_argument("--groups", type=int, metavar="G", help="sub-vectors, for --kind grouped (default 1)")
     group.add_argument("--stages", type=int, metavar="M", help="stages, for --kind residual (default 4)")
     group.add_argument(
@@ -29,13 +28,9 @@ def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
 
 def codec_config(args: argparse.Namespace, family: str) -> CodecConfig:
     """The options as a config for a model of `family`; InputError on values that do not exist or go together."""
-    from astra_mpi.config import CodecConfig, require
     from astra_mpi.models import FAMILIES
 
-    require(args.groups is None or args.kind == "grouped", "--groups is for --kind grouped; use --stages or that kind")
-    require(
-        args.stages is None or args.kind == "residual", "--stages is for --kind residual; use --groups or that kind"
-    )
-    counts = {name: value for name in ("groups", "stages") if (value := getattr(args, name)) is not None}
+    counts = {name: value for name in COUNTS if (value := getattr(args, name)) is not None}
+    check_counts(args.kind, counts, dashes="--", equals=" ")
     site = args.site or FAMILIES[family].default_site
     return CodecConfig(site=site, kind=args.kind, codebook_size=args.codebook_size, encoder=args.encoder, **counts)

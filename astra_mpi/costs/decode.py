@@ -110,22 +110,25 @@ def _code_space(shape: Shape, coding: Coding, n_far: int) -> Work:
     """Every entry scored once per head, sums gathered per far token, and every entry weighed once per head."""
     config, codec = shape.config, coding.codec
     gathered = Work(table=n_far * config.n_heads * (2 * codec.n_codebooks + 2))
-    if codec.site != "kv" and codec.kind == "residual" and coding.remote == "table":  # projected entries are read
+    if codec.full_width and coding.has_tables:  # projected entries are read
         return gathered + Work(stream=codec.n_codebooks * codec.codebook_size * 2 * config.d_kv)
     width = config.d_kv if codec.site == "kv" else config.d_model
-    entries = codec.codebook_size * width * (codec.stages if codec.kind == "residual" else 1)
+    entries = codec.codebook_size * width * codec.rule.layers(codec)
     projected = 0 if codec.site == "kv" else shape.project_kv  # queries to entries, gathered entries to values
     return gathered + Work(gemm=2 * entries * config.n_heads, stream=projected)
 
 
 def _keeps_far_rows(shape: Shape, coding: Coding) -> bool:
-    """Whether keys and values themselves are kept: rotary keys that would be projected again for every new token."""
-    return shape.rotary and coding.codec.site != "kv" and coding.remote == "gemm"
+    """Whether keys and values themselves are kept: rotary keys that would be projected again for every new token, and
+    vectors that are no sums of entries.
+    """
+    projected = shape.rotary and coding.codec.site != "kv" and not coding.has_tables
+    return projected or not (shape.rotary or _one_row(coding) or coding.codec.rule.additive)
 
 
 def _one_row(coding: Coding) -> bool:
     """Whether one code is one row of finished keys and values."""
-    return coding.codec.codes_per_token == 1 and coding.remote == "table"
+    return coding.codec.codes_per_token == 1 and coding.has_tables
 
 
 def _distinct(coding: Coding, n_far: int) -> int:

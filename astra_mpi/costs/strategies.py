@@ -24,6 +24,13 @@ class Coding:
     remote: str = "table"  # far keys and values by projected tables, or "gemm"
     distinct: int | None = None  # distinct far codes per sequence where counted keys are on, None: off
 
+    @property
+    def has_tables(self) -> bool:
+        """Whether far keys and values come from projected tables."""
+        codec = self.codec
+        can = codec.site != "kv" and (codec.rule.additive or codec.n_codebooks == 1)
+        return can and self.remote == "table"
+
 
 class Wire(NamedTuple):
     """What a rank sends of its tokens, and what the others make of it."""
@@ -46,7 +53,7 @@ def encode_madds(codec: CodecConfig, width: int, subspaces: Sequence[int | None]
     Exact search: K * width per stage, or over all groups together. In a subspace of d: width * d to project, then
     d * K per stage.
     """
-    entries = codec.codebook_size * (codec.stages if codec.kind == "residual" else 1)
+    entries = codec.codebook_size * codec.rule.layers(codec)
     each = [entries * width if d is None else d * (width + entries) for d in subspaces]
     return sum(each) / len(each)
 
@@ -54,13 +61,13 @@ def encode_madds(codec: CodecConfig, width: int, subspaces: Sequence[int | None]
 def astra_wire(shape: Shape, coding: Coding) -> Wire:
     """Codes of C * b bits per token."""
     codec, config = coding.codec, shape.config
-    kv_width, sums = 2 * config.d_kv, codec.stages if codec.kind == "residual" else 1
+    kv_width, sums = 2 * config.d_kv, codec.rule.layers(codec)
     if codec.site == "kv":
         encode = 2 * encode_madds(codec, config.d_kv, coding.subspaces)
         decode = Work(table=sums * kv_width)
     else:
         encode = encode_madds(codec, config.d_model, coding.subspaces)
-        if coding.remote == "gemm":
+        if not coding.has_tables:
             decode = Work(gemm=shape.project_kv, table=sums * config.d_model, elements=config.d_model)
         else:
             decode = Work(table=codec.codes_per_token * kv_width)
@@ -129,9 +136,8 @@ def astra(job: Job, coding: Coding) -> Cost:
     """The method (arXiv 2505.19342), with projected tables and counted keys as `coding` says."""
     codec, config = coding.codec, job.shape.config
     width = config.d_kv if codec.site == "kv" else config.d_model
-    per_set = width if codec.kind == "grouped" else codec.stages * width
-    numbers = codec.codebook_size * per_set * (2 if codec.site == "kv" else 1)
-    if codec.site != "kv" and coding.remote == "table":
+    numbers = codec.codebook_size * codec.rule.layers(codec) * width * (2 if codec.site == "kv" else 1)
+    if coding.has_tables:
         numbers += codec.codes_per_token * codec.codebook_size * 2 * config.d_kv
     cost = token_parallel(job, astra_wire(job.shape, coding), "astra")
     return replace(cost, table_bytes=4 * numbers * config.n_layers)

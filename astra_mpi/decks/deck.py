@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from astra_mpi.config import require
+from astra_mpi.decks.input_kinds import InputWord
 from astra_mpi.decks.settings import Given, Positive, build, check_name
 from astra_mpi.errors import InputError
 from astra_mpi.network.units import duration_s
@@ -24,7 +25,7 @@ class ModelSection:
 @dataclass(frozen=True)
 class InputSection:
     path: Path  # required: .txt .jsonl .tsv (text), .npy .npz .h5 (tokens, images), a folder of PNG and JPEG (images)
-    kind: Literal["images", "text", "tokens"]  # required: what the file holds
+    kind: InputWord  # required: what the file holds
     # name of the HDF5 dataset, .npz key, JSONL field, TSV column; several fields or columns: each of them is an item.
     # Default "text" for text, else `kind`
     dataset: str | tuple[str, ...] | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -21,6 +22,12 @@ NAME = "checksum"
 _CHUNK = 1 << 22
 #: deflate packs so many bytes into one at most, and a chunk is unpacked as a whole
 DEFLATED, CHUNK_BYTES = 1040, 1 << 26
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file of any kind, byte by byte."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def contents(file: h5py.File) -> str:

@@ -67,8 +67,7 @@ def read_codec(file: h5py.File) -> Codec:
 
 
 def _read_block(group: h5py.Group, config: CodecConfig, width: int) -> BlockCodec:
-    entry_width = -(-width // config.groups) if config.kind == "grouped" else width
-    wanted = (config.n_codebooks, config.codebook_size, entry_width)
+    wanted = (config.n_codebooks, config.codebook_size, config.rule.entry_width(config.n_codebooks, width))
     books = []
     for name, subspace in _datasets(config.site):
         item = hdf5.dataset(group, name, DTYPES)

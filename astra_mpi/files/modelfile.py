@@ -32,7 +32,7 @@ class ModelFile:
     preprocess: dict[str, Any] | None = None  # `max_tokens` and `end_tokens` of text; size, mean, std, ... of images
     provenance: dict[str, str] = field(default_factory=dict)
     digest: str = ""  # identity: sha256 over family, config and weights; `read_model` fills it in
-    stored_dtype: str = "float32"  # of matrices, on disk (`astra_mpi.config.DTYPES`)
+    stored_dtype: str = "float32"  # of matrices, on disk (`astra_mpi.device.formats`)
     codec_dtype: str = "float32"  # storage of the codebooks' entries, when written
 
 

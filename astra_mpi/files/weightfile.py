@@ -11,19 +11,18 @@ import h5py
 import numpy as np
 
 from astra_mpi.config import require
-from astra_mpi.device.weights import STORAGE, Narrow, Weights, narrowed, widened
+from astra_mpi.device.formats import FORMATS
+from astra_mpi.device.weights import Narrow, Weights, narrowed
 from astra_mpi.errors import some
 from astra_mpi.files import hdf5
 
 Shapes = Mapping[str, tuple[int, ...]]
 #: bytes read at a time when a file is checked: they stay in the cache for all checks
 _CHUNK = 1 << 20
-#: bits of the exponent, all set in NaN and infinite numbers
-_EXPONENT = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 
 
 def write_weights(file: hdf5.Written, head: str, weights: Weights, shapes: Shapes, dtype: str) -> None:
-    """Create /weights, /scales where there are int8 ones, and the attributes `digest` and `manifest`.
+    """Create /weights, /scales where a format has some, and the attributes `digest` and `manifest`.
 
     head: what the digest begins with. Weights are asked for one at a time, so that they can be made on demand.
     InputError on weights that are not finite, not of `shapes`, or exceed `dtype`; AstraError if they cannot be written.
@@ -53,7 +52,7 @@ def _as_stored(name: str, weight: Any, shape: tuple[int, ...], dtype: str) -> np
     require(_finite(weight), f"weight {name} has NaN or infinite values; repair the source")
     stored = narrowed(name, weight, dtype)
     too_large = f"weight {name} has values too large for {dtype}; use --dtype float32"
-    require(dtype not in _EXPONENT or isinstance(stored, np.ndarray) or _finite_bits(stored.values, dtype), too_large)
+    require(isinstance(stored, np.ndarray) or stored.finite(stored.values), too_large)
     return stored
 
 
@@ -62,8 +61,8 @@ def _write(file: h5py.File, group: h5py.Group, name: str, stored: np.ndarray | N
     if isinstance(stored, np.ndarray):
         return group.create_dataset(name, data=stored), hashlib.sha256(stored.data).hexdigest()
     item, sha = group.create_dataset(name, data=stored.values), hashlib.sha256(stored.values.data)
-    if stored.dtype == "bfloat16":
-        item.attrs["dtype"] = "bfloat16"
+    if stored.tagged:
+        item.attrs["dtype"] = stored.dtype
     if stored.scale is not None:
         file.require_group("scales").create_dataset(name, data=stored.scale)
         sha.update(stored.scale.data)
@@ -78,53 +77,54 @@ def read_weights(file: h5py.File, head: str, shapes: Shapes, share: tuple[int, i
     """
     group = hdf5.group(file, "weights")
     check_names(file.filename, shapes, group)
-    items = {name: hdf5.dataset(group, name, ("float32", "float16", "uint16", "int8")) for name in sorted(shapes)}
-    for name, item in items.items():
-        check_shape(file.filename, name, item.shape, shapes[name])
+    numbers = tuple(dict.fromkeys(kind.number.name for kind in FORMATS.values()))
+    items = {name: hdf5.dataset(group, name, numbers) for name in sorted(shapes)}
     dtypes = {name: stored_dtype(item) for name, item in items.items()}
-    scales = {name: _scale(file, items[name]) for name, dtype in dtypes.items() if dtype == "int8"}
+    for name, item in items.items():
+        check_shape(file.filename, name, item.shape, FORMATS[dtypes[name]].stored_shape(name, shapes[name]))
+    scales = {
+        name: _scale(file, name, FORMATS[dtype].scale_shape(name, shapes[name])) for name, dtype in dtypes.items()
+    }
     if "manifest" in file.attrs:
         lines = [_line(item, name) for name, item in items.items()]
         _require_whole(file, hdf5.text(file, "manifest") == _manifest(head, hdf5.text(file, "digest"), lines))
         for name in list(items)[share[0] :: share[1]]:
-            _check(file, items[name], dtypes[name], scales.get(name))
+            _check(file, items[name], dtypes[name], scales[name])
     else:
         _require_whole(file, hdf5.text(file, "digest") == _streamed_digest(file, head, items, dtypes))
-    weights = {name: _weight(file, items[name], scales.get(name)) for name in items}
+    weights: dict[str, Any] = {}
+    for name, item in items.items():
+        if item.ndim < 2:
+            weights[name] = hdf5.read(item, "float32")
+        else:
+            values = _mapped(file, item)
+            weights[name] = FORMATS[dtypes[name]].from_stored(name, shapes[name], values, scales[name])
     matrices = {dtypes[name] for name, shape in shapes.items() if len(shape) > 1}
-    return weights, min(matrices, key=lambda dtype: STORAGE[dtype].itemsize)
+    return weights, min(matrices, key=lambda dtype: FORMATS[dtype].bits)
 
 
 def stored_dtype(item: h5py.Dataset) -> str:
-    """What a dataset's numbers are; InputError on 16-bit integers that do not say so, and on narrow vectors."""
+    """The format of a dataset's numbers; InputError on those that must say it and do not, and on narrow vectors."""
     where = f"{item.file.filename}: {item.name}"
-    if item.dtype == STORAGE["bfloat16"]:
-        require(
-            item.attrs.get("dtype") == "bfloat16", f"{where} is uint16 without dtype = bfloat16; make the file anew"
-        )
-    name = next((name for name, dtype in STORAGE.items() if dtype == item.dtype), str(item.dtype))
-    require(
-        item.ndim > 1 or name in ("float32", "float16"), f"{where} is {name}; vectors must be float32; make it anew"
-    )
+    named = str(item.attrs.get("dtype"))
+    kinds = [kind for kind in FORMATS.values() if kind.number == item.dtype]
+    told = [kind for kind in kinds if kind.tagged and kind.dtype == named] or [k for k in kinds if not k.tagged]
+    known = " or ".join(kind.dtype for kind in kinds)
+    require(len(told) == 1, f"{where} is {item.dtype} without dtype = {known}; make the file anew")
+    name = told[0].dtype
+    require(item.ndim > 1 or item.dtype.kind == "f", f"{where} is {name}; vectors must be float32; make it anew")
     return name
 
 
-def _scale(file: h5py.File, item: h5py.Dataset) -> np.ndarray:
-    name = item.name.rpartition("/")[2]
+def _scale(file: h5py.File, name: str, shape: tuple[int, ...] | None) -> np.ndarray | None:
+    if shape is None:
+        return None
     scale = hdf5.dataset(hdf5.group(file, "scales"), name, ("float32",))
-    wanted = (len(item), 1) if name == "embed.word" else (1, item.shape[1])
     require(
-        scale.shape == wanted,
-        f"{file.filename}: {scale.name} has shape {scale.shape}, its weight needs {wanted}; convert it again",
+        scale.shape == shape,
+        f"{file.filename}: {scale.name} has shape {scale.shape}, its weight needs {shape}; convert it again",
     )
     return hdf5.read(scale, "float32")
-
-
-def _weight(file: h5py.File, item: h5py.Dataset, scale: np.ndarray | None) -> np.ndarray | Narrow:
-    if item.ndim < 2:
-        return hdf5.read(item, "float32")
-    values = _mapped(file, item)
-    return values if values.dtype == np.float32 else Narrow(values, scale)
 
 
 def _mapped(file: h5py.File, item: h5py.Dataset) -> np.ndarray:
@@ -140,7 +140,7 @@ def _check(file: h5py.File, item: h5py.Dataset, dtype: str, scale: np.ndarray | 
     name, sha = item.name.rpartition("/")[2], hashlib.sha256()
     for chunk in _chunks(file, item):
         sha.update(chunk.data)
-        _require_finite(file, name, dtype not in _EXPONENT or _finite_bits(chunk, dtype))
+        _require_finite(file, name, FORMATS[dtype].finite(chunk))
     if scale is not None:
         sha.update(scale.data)
         _require_finite(file, name, _finite(scale))
@@ -151,11 +151,11 @@ def _streamed_digest(file: h5py.File, head: str, items: Mapping[str, h5py.Datase
     """The digest from the numbers, in files of before there was a manifest: float32 and float16 only."""
     sha = hashlib.sha256(head.encode())
     for name, item in items.items():
-        require(dtypes[name] in ("float32", "float16"), f"{file.filename} has no manifest; convert the model again")
+        require(item.dtype.kind == "f", f"{file.filename} has no manifest; convert the model again")
         sha.update(f"{name} {item.shape}\n".encode())
         for chunk in _chunks(file, item):
-            _require_finite(file, name, _finite_bits(chunk, dtypes[name]))
-            sha.update(widened(chunk).astype("<f4", copy=False).data)
+            _require_finite(file, name, FORMATS[dtypes[name]].finite(chunk))
+            sha.update(chunk.astype("<f4", copy=False).data)
     return sha.hexdigest()
 
 
@@ -183,13 +183,6 @@ def _row_slices(stored: np.ndarray | Narrow) -> Iterator[slice]:
 
 def _finite(array: np.ndarray) -> bool:
     return all(bool(np.isfinite(array[rows]).all()) for rows in _row_slices(array))
-
-
-def _finite_bits(values: np.ndarray, dtype: str) -> bool:
-    exponent = np.array(_EXPONENT[dtype], f"u{values.dtype.itemsize}")
-    bits = values.reshape(-1).view(exponent.dtype)
-    parts = (bits[first : first + _CHUNK] for first in range(0, bits.size, _CHUNK))
-    return not any(bool(((part & exponent) == exponent).any()) for part in parts)
 
 
 def _line(item: h5py.Dataset, name: str) -> str:

@@ -15,6 +15,7 @@ from astra_mpi.files.stuck import bounded
 from astra_mpi.inputs.npz import NpzFile
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
+SUFFIXES = (".npy", ".npz", *HDF5_SUFFIXES)
 
 
 def _open(path: Path) -> Any:
@@ -33,7 +34,7 @@ class ArrayFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.suffix not in (".npy", ".npz", *HDF5_SUFFIXES):
+        if path.suffix not in SUFFIXES:
             raise InputError(f"{path}: arrays come from .npy, .npz, .h5 or .hdf5, not from '{path.suffix}'; convert it")
         try:
             self.file: Any = _open(path)

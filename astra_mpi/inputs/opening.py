@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.decks.deck import InputSection
+from astra_mpi.decks.input_kinds import INPUTS
 from astra_mpi.errors import InputError
-from astra_mpi.files.utf8 import read_text
-from astra_mpi.inputs.arrays import ArrayFile
-from astra_mpi.inputs.image_folder import decoder, folder_digest, image_files, read_labels
-from astra_mpi.inputs.records import Records
-from astra_mpi.inputs.sources import ArraySource, FileSource, ImageSource, Source, TextSource, TokenSource
-from astra_mpi.inputs.text import Tokenizer, tokenizer_of
-from astra_mpi.models.images import Preprocess
+from astra_mpi.inputs.kinds import is_running_text, kind_of, kinds_of, suffixes, words_for
+from astra_mpi.inputs.kinds.kind import Taker
+from astra_mpi.inputs.sources import Source
 
 
 def open_input(
@@ -34,139 +29,26 @@ def open_input(
     prompt: is put before texts: None, the model's default one; one of its names; False or "", none.
     InputError, naming file and cure, on what the model cannot take.
     """
-    takes = ("images",) if hasattr(config, "image_size") else ("text", "tokens")
+    word, path, takes = section.kind, section.path, words_for(config)
+    require(word in takes, f"input.kind = '{word}' does not fit a {config.family} model; give {' or '.join(takes)}")
+    kinds = kinds_of(word)
+    texts = " or ".join(f"'{name}'" for name in takes if any(kind.tokenizes for kind in kinds_of(name)))
+    require(not prompt or any(kind.tokenizes for kind in kinds), f"task.prompt is for input.kind = {texts} only")
+    masked = " or ".join(f"'{name}'" for name in takes if any(kind.masks for kind in kinds_of(name)))
+    require(section.mask is None or any(k.masks for k in kinds), f"input.mask is for input.kind = {masked} only")
+    kind = kind_of(word, path)
     require(
-        section.kind in takes,
-        f"input.kind = '{section.kind}' does not fit a {config.family} model; give {' or '.join(takes)}",
+        path.is_file() or (kind is not None and path.is_dir()),
+        f"{path} does not exist or is no file; check input.path",
     )
-    require(not prompt or section.kind == "text", "task.prompt is for input.kind = 'text' only")
-    require(section.mask is None or section.kind == "tokens", "input.mask is for input.kind = 'tokens' only")
-    folder = section.kind == "images" and section.path.is_dir()
-    require(folder or section.path.is_file(), f"{section.path} does not exist or is no file; check input.path")
-    require(not section.whole or section.path.suffix == ".txt", "input.whole is for .txt files only")
-    if section.kind == "images":
-        source = (_open_folder if folder else _open_images)(section, preprocess, config)
-    else:
-        max_tokens = _max_tokens(section, preprocess, config, prompts)
-        if section.kind == "tokens":
-            source = _open_tokens(section, max_tokens, config)
-        else:
-            fast = tokenizer_of(tokenizer, config.vocab_size, prompts, preprocess, "" if prompts else prompt)
-            source = _open_text(section, fast, max_tokens)
-    require(source.n_items > 0, f"{section.path} holds no items")
+    running = suffixes([kind for kind in INPUTS.values() if kind.running_text])
+    require(not section.whole or is_running_text(word, path), f"input.whole is for {running} files only")
+    if kind is None:
+        raise InputError(f"{path}: {word} comes from {suffixes(kinds)}, not from '{path.suffix}'; convert it")
+    source = kind.open(section, Taker(config, tokenizer, preprocess, prompts, prompt))
+    require(source.n_items > 0, f"{path} holds no items")
     _check_labels(source, section, config)
     return source
-
-
-def _open_text(section: InputSection, tokenizer: Tokenizer, max_tokens: int) -> Source:
-    columns = section.dataset or ("text",)
-    columns = (columns,) if isinstance(columns, str) else columns
-    if not section.whole:
-        return TextSource(Records(section.path, columns, section.labels), tokenizer, max_tokens)
-    require(section.labels is None, f"{section.path}: a .txt file has no labels; use .jsonl or .tsv")
-    ids = tokenizer.encode([read_text(section.path)], max_tokens, lambda _: str(section.path))
-    return TokenSource(ids, [np.ones(len(row), dtype=bool) for row in ids], None, _sha256(section.path))
-
-
-def _open_tokens(section: InputSection, max_tokens: int, config: Any) -> Source:
-    file = ArrayFile(section.path)
-    ids = file.get(_dataset(section))
-    require(
-        len(ids.shape) == 2 and ids.dtype.kind in "iu",
-        f"{section.path}: token ids are {ids.dtype} of shape {ids.shape}; give integers (items, tokens)",
-    )
-    n_items, n_tokens = ids.shape
-    mask = None
-    if section.mask is not None:
-        mask = file.get(section.mask)
-        require(mask.shape in ((n_items, n_tokens), (n_items,)), _mask_words(section, mask, n_items, n_tokens))
-    cut = min(n_tokens, max_tokens)
-    source = ArraySource(ids, mask, cut, _labels(file, section, n_items), _sha256(section.path))
-    source.check(section.path, config.vocab_size)
-    return source
-
-
-def _mask_words(section: InputSection, mask: Any, n_items: int, n_tokens: int) -> str:
-    return (
-        f"{section.path}: '{section.mask}' has shape {mask.shape}; give ({n_items}, {n_tokens}), 0 = leave the token "
-        f"out, or ({n_items},) lengths"
-    )
-
-
-def _open_images(section: InputSection, preprocess: dict[str, Any] | None, config: Any) -> Source:
-    file = ArrayFile(section.path)
-    images = file.get(_dataset(section))
-    shape, height_width = images.shape, tuple(config.image_size)
-    if images.dtype == np.uint8 and len(shape) in (3, 4):
-        channels = shape[3] if len(shape) == 4 else 1
-        require(
-            preprocess is not None,
-            f"{section.path}: uint8 images need the model's preprocessing, and its file has none; give float32 "
-            f"(items, {config.channels}, {height_width[0]}, {height_width[1]}) already normalised",
-        )
-        prepare = Preprocess(**(preprocess or {}))
-    else:
-        require(
-            images.dtype.kind == "f" and len(shape) == 4,
-            f"{section.path}: images are {images.dtype} of shape {shape}; give uint8 (items, height, width, channels) "
-            "or grey (items, height, width), or float32 (items, channels, height, width) already normalised",
-        )
-        channels, prepare = shape[1], None
-        require(
-            shape[2:] == height_width,
-            f"{section.path}: float images are {shape[2]} x {shape[3]}, the model takes {height_width[0]} x "
-            f"{height_width[1]}; give uint8 images, which are resized",
-        )
-    require(
-        channels == config.channels if prepare is None else prepare.takes(channels),
-        f"{section.path}: images have {channels} channels, the model takes {config.channels}; convert the images",
-    )
-    return ImageSource(images, prepare, section.path, _labels(file, section, shape[0]), _sha256(section.path))
-
-
-def _open_folder(section: InputSection, preprocess: dict[str, Any] | None, config: Any) -> Source:
-    require(section.dataset is None, f"{section.path} is a folder of images, which have no dataset; drop input.dataset")
-    if preprocess is None:
-        raise InputError(
-            f"{section.path}: image files need the model's preprocessing, and its file has none; give arrays"
-        )
-    prepare, paths = Preprocess(**preprocess), image_files(section.path)
-    labels, files = None, paths
-    if section.labels is not None:
-        labels = read_labels(section.path, section.labels, paths)
-        files = [*paths, section.path / section.labels]
-    return FileSource(paths, decoder(config.channels, prepare.rgb), prepare, labels, folder_digest(section.path, files))
-
-
-def _dataset(section: InputSection) -> str:
-    name = section.dataset or section.kind
-    if not isinstance(name, str):
-        raise InputError(f"input.dataset: a list of names is for .tsv and .jsonl text; {section.path} takes one name")
-    return name
-
-
-def _max_tokens(section: InputSection, preprocess: dict[str, Any] | None, config: Any, prompts: bool) -> int:
-    """The deck's, else what the model is meant for, else all its positions; of prompts one more, to find long ones."""
-    limit: int = config.max_positions
-    if section.max_tokens is None:
-        if prompts:
-            return limit + 1
-        return min(limit, (preprocess or {}).get("max_tokens", limit))
-    wanted = section.max_tokens
-    require(wanted <= limit, f"input.max_tokens = {wanted} is more than this model's {limit} positions; lower it")
-    return wanted
-
-
-def _labels(file: ArrayFile, section: InputSection, n_items: int) -> np.ndarray | None:
-    if section.labels is None:
-        return None
-    require(file.path.suffix != ".npy", f"{file.path}: a .npy file has no labels; use .npz or HDF5")
-    labels = file.get(section.labels)
-    require(
-        labels.shape == (n_items,) and labels.dtype.kind in "iu",
-        f"{file.path}: '{section.labels}' is {labels.dtype} of shape {labels.shape}; give integers ({n_items},)",
-    )
-    return np.asarray(labels[:]).astype(np.int64)
 
 
 def _check_labels(source: Source, section: InputSection, config: Any) -> None:
@@ -179,8 +61,3 @@ def _check_labels(source: Source, section: InputSection, config: Any) -> None:
             f"{section.path}: label {source.labels[bad[0]]} (item {bad[0]}) is outside 0..{n_classes - 1}, this "
             "model's classes"
         )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Text items and their classes from .txt (a line each), .jsonl (a field) and .tsv (one column or several).
+"""Text items and their classes, from files with a row per line: one field of each, or several.
 
 A file is read through once when it is opened: every line is checked, and where it begins is kept. Afterwards lines are
 read when they are asked for, so that memory holds 8 bytes per line (16 with labels), not the text.
@@ -7,12 +7,11 @@ read when they are asked for, so that memory holds 8 bytes per line (16 with lab
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -24,19 +23,36 @@ from astra_mpi.files.utf8 import undecodable
 LONGEST_LINE = 16 << 20
 
 
+class Texts(Protocol):
+    """Numbered texts of a file; labels (n_items,) int64 or None; digest: sha256 of the file."""
+
+    path: Path
+    n_items: int
+    labels: np.ndarray | None
+    digest: str
+
+    def texts(self, items: range) -> list[str]:
+        """The texts of these items."""
+
+
+class Lines(Protocol):
+    """What a line of a file holds."""
+
+    header: bool  # whether the first line names the columns
+
+    def row(self, where: str, line: str, header: list[str] | None) -> dict[str, Any]:
+        """The fields of a line by name. InputError, which begins with `where`."""
+
+
 class Records:
     """The rows of a text file; every column of every row is an item, row after row. Empty lines are skipped.
 
     labels: (n_items,) int64 classes, if a field is named; digest: sha256 of the file. InputError names file and line.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], labels: str | None) -> None:
-        readers = {".txt": _plain_row, ".jsonl": _json_row, ".tsv": _tab_row}
-        if path.suffix not in readers:
-            raise InputError(f"{path}: text comes from {', '.join(readers)}, not from '{path.suffix}'; convert it")
-        require(path.suffix != ".txt" or labels is None, f"{path}: a .txt file has no labels; use .jsonl or .tsv")
-        self.path, self.columns = path, columns
-        self._row = readers[path.suffix]
+    def __init__(self, path: Path, columns: Sequence[str], labels: str | None, kind: Lines) -> None:
+        """kind: says what a line holds."""
+        self.path, self.columns, self._kind = path, columns, kind
         self._header: list[str] | None = None
         self._starts, classes = array("q"), array("q")
         try:
@@ -57,7 +73,7 @@ class Records:
             if number != row_number:
                 row_number, start = number, self._starts[number]
                 self._file.seek(start)
-                row = self._row(str(self.path), _decoded(self._file.readline(), start), self._header)
+                row = self._kind.row(str(self.path), _decoded(self._file.readline(), start), self._header)
             found.append(row[self.columns[column]])
         return found
 
@@ -75,18 +91,15 @@ class Records:
                 ) from exc
             if not line.strip():
                 continue
-            if self.path.suffix == ".tsv" and self._header is None:
+            if self._kind.header and self._header is None:
                 self._header = line.split("\t")
                 continue
             where = self._where(number)
-            row = self._row(where, line, self._header)
+            row = self._kind.row(where, line, self._header)
             for column in self.columns:
-                text = _field(where, row, column)
-                require(isinstance(text, str), f"{where}: {text!r} is not text; choose the field with input.dataset")
-                bad = undecodable(text)
-                require(not bad, f"{where}: {bad}; correct the line, or write \\ufffd there")
+                text_field(where, row, column)
             if labels is not None:
-                classes.append(_integer(where, _field(where, row, labels)))
+                classes.append(class_number(where, field(where, row, labels)))
             self._starts.append(start)
         return digest.hexdigest()
 
@@ -117,27 +130,8 @@ def _decoded(raw: bytes, start: int) -> str:
     return text if start else text.removeprefix("\ufeff")
 
 
-def _plain_row(where: str, line: str, _: list[str] | None) -> dict[str, Any]:
-    return {"text": line}
-
-
-def _json_row(where: str, line: str, _: list[str] | None) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as exc:
-        raise InputError(f"{where}: not valid JSON ({exc}); each line is one JSON object") from exc
-    require(isinstance(row, dict), f"{where}: each line is one JSON object, this is {type(row).__name__}")
-    return dict(row)
-
-
-def _tab_row(where: str, line: str, header: list[str] | None) -> dict[str, Any]:
-    """Quotes are ordinary characters."""
-    names, cells = header or [], line.split("\t")
-    require(len(cells) >= len(names), f"{where}: {len(cells)} columns, the header has {len(names)}")
-    return dict(zip(names, cells, strict=False))
-
-
-def _field(where: str, row: dict[str, Any], name: str) -> Any:
+def field(where: str, row: dict[str, Any], name: str) -> Any:
+    """A field of a row; InputError, which begins with `where`, if it is not there."""
     if name not in row:
         raise InputError(
             f"{where}: no field '{name}', only {', '.join(row)}; name one with input.dataset or input.labels"
@@ -145,7 +139,17 @@ def _field(where: str, row: dict[str, Any], name: str) -> Any:
     return row[name]
 
 
-def _integer(where: str, value: Any) -> int:
+def text_field(where: str, row: dict[str, Any], name: str) -> str:
+    """A field of a row that is text; InputError, which begins with `where`, if it is none."""
+    text = field(where, row, name)
+    require(isinstance(text, str), f"{where}: {text!r} is not text; choose the field with input.dataset")
+    bad = undecodable(text)
+    require(not bad, f"{where}: {bad}; correct the line, or write \\ufffd there")
+    return str(text)
+
+
+def class_number(where: str, value: Any) -> int:
+    """A class as a field says it; InputError, which begins with `where`, if it is no integer."""
     try:
         number = int(value)
     except (TypeError, ValueError):

@@ -11,7 +11,7 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
-from astra_mpi.inputs.records import Records
+from astra_mpi.inputs.records import Texts
 from astra_mpi.inputs.text import Tokenizer
 from astra_mpi.models.images import Preprocess
 
@@ -60,7 +60,7 @@ def padded(rows: Sequence[np.ndarray], keep: Sequence[np.ndarray] | None = None)
 class TextSource:
     """Texts of a file, turned into tokens batch by batch, cut to `max_tokens`."""
 
-    def __init__(self, records: Records, tokenizer: Tokenizer, max_tokens: int) -> None:
+    def __init__(self, records: Texts, tokenizer: Tokenizer, max_tokens: int) -> None:
         tokenizer.check_room(max_tokens)
         self.records, self.tokenizer, self.max_tokens = records, tokenizer, max_tokens
         self.n_items, self.labels, self.digest = records.n_items, records.labels, records.digest

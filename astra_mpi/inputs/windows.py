@@ -14,6 +14,7 @@ import numpy as np
 from astra_mpi.config import require
 from astra_mpi.decks.deck import Deck
 from astra_mpi.files.utf8 import read_text
+from astra_mpi.inputs.kinds import is_running_text
 from astra_mpi.inputs.sources import TokenSource
 from astra_mpi.inputs.text import tokenizer_of
 from astra_mpi.ranks.broadcast import broadcast_integers
@@ -46,7 +47,7 @@ def open_windows(deck: Deck, model: Any) -> WindowSource:
     """The windows of [input] as [task] says. InputError names the key and the cure."""
     section, limit = deck.input, model.config.max_positions
     require(
-        section.kind == "text" and section.path.suffix == ".txt",
+        is_running_text(section.kind, section.path),
         f"{section.path}: perplexity is of one text; give input.kind = 'text' and a .txt file",
     )
     tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, preprocess=model.preprocess)

@@ -12,6 +12,7 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.decks.deck import Deck
+from astra_mpi.inputs.kinds import kinds_of
 from astra_mpi.inputs.opening import open_input
 from astra_mpi.inputs.sources import Source
 from astra_mpi.inputs.text import Tokenizer
@@ -62,8 +63,9 @@ class Embed:
     def __init__(self, deck: Deck, model: Any, comm: MPI.Comm, choices: Mapping[str, Any]) -> None:
         """On every rank. choices: those that an earlier part of this job made. InputError on what does not fit."""
         self.deck, self.model, self.comm = deck, model, comm
+        is_text = any(kind.tokenizes for kind in kinds_of(deck.input.kind))
         #: what must be the same when a job goes on, beside the deck
-        self.state: dict[str, Any] = {"text_digest": _text_digest(model)} if deck.input.kind == "text" else {}
+        self.state: dict[str, Any] = {"text_digest": _text_digest(model)} if is_text else {}
 
     def open(self, open_source: Callable[..., Source] = open_input) -> Source:
         """The items, on rank 0."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from astra_mpi.config import KINDS
+
 RANKS, TOKENS, MBPS = 4, 1024, 10  # where the other axes stand while one moves
 CONDITIONS = "ViT-Base, P = 4, T = 1024, 10 Mbps but for the axis; arXiv 2505.19342, approx., read off"
 
@@ -43,6 +45,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 def scheme_of(strategy: str, codec: dict[str, Any]) -> str | None:
     """The published scheme that a strategy with this codec is, or None; codebooks of any size count."""
-    if strategy == "astra" and codec.get("kind") == "grouped" and codec.get("site") == "hidden":
-        return f"ASTRA G={codec['groups']}"
+    kind = KINDS.get(codec.get("kind", ""))
+    if strategy == "astra" and kind and kind.published and codec.get("site") == "hidden":
+        return f"ASTRA {kind.label(codec)}"
     return {"sp": "SP", "tp": "TP", "bp": "BP+AG Nb=1", "bp:ag": "BP+AG Nb=1"}.get(strategy)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from reprlib import repr
 from typing import Any, NamedTuple
 
-from astra_mpi.config import require
+from astra_mpi.config import KINDS, require
 from astra_mpi.errors import InputError
 from astra_mpi.network.units import bandwidth_bps
 
@@ -138,8 +138,9 @@ def codec_label(codec: dict[str, Any]) -> str:
     """G=1 K=1024, or nothing."""
     if not codec:
         return ""
-    count = f"G={codec['groups']}" if codec["kind"] == "grouped" else f"M={codec['stages']}"
-    return f"{count} K={codec['codebook_size']}" + ("" if codec["site"] == "hidden" else f" {codec['site']}")
+    kind, site = KINDS[codec["kind"]], codec["site"]
+    words = [kind.label(codec) or kind.name, f"K={codec['codebook_size']}", site if site != "hidden" else ""]
+    return " ".join(filter(None, words))
 
 
 def _failure(value: dict[str, Any]) -> tuple[str, str]:

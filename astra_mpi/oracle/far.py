@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from astra_mpi.config import KINDS
+
 Array = NDArray[Any]
 
 
@@ -155,17 +157,15 @@ class Quantised(Far):
 
         With a basis (W, d), distances are those of the projections, `searched` (C, K, d) of the entries.
         The gap of a given code is (its distance - the best distance) / (its distance + ||row||^2), between 0 and 1: a
-        float32 row and search err in proportion to the norm of the whole row. A residual stage is judged on what the
-        codes used before it have left.
+        float32 row and search err in proportion to the norm of the whole row. A later code is judged on what it stands
+        for (`rule.target`), given the codes used before it.
         """
-        n_codes, _, width = entries.shape
-        whole = np.zeros(n_codes * width if kind == "grouped" else width)
-        whole[: len(row)] = row
-        approximation = np.zeros_like(whole)
+        rule, (n_codes, _, width) = KINDS[kind], entries.shape
+        chosen: list[Array] = []
+        target = None
         for c in range(n_codes):
-            span = slice(c * width, (c + 1) * width) if kind == "grouped" else slice(None)
-            target = whole[span] - approximation[span]
-            sought = target if basis is None else target @ basis
+            target = rule.target(c, row[None], target, chosen[-1] if chosen else None, width)  # (1, W)
+            sought = target[0] if basis is None else target[0] @ basis
             distances = ((searched[c] - sought) ** 2).sum(axis=1)  # (K,)
             best = int(distances.argmin())
             if not given:
@@ -175,11 +175,11 @@ class Quantised(Far):
                 self.flips += 1
                 if excess > 0:
                     self.worst_gap = max(self.worst_gap, float(excess / (distances[codes[c]] + row @ row)))
-            approximation[span] += entries[c, codes[c]]
-        return approximation[: len(row)]
+            chosen.append(entries[c, codes[c]][None])
+        return rule.combine(np.stack(chosen), len(row))[0]
 
 
 def _entry(book: Any, codes: Array) -> Array:
     """What the codes (C,) stand for, (D,)."""
-    entries = [book.entries[c, code].astype(np.float64) for c, code in enumerate(codes)]
-    return np.sum(entries, axis=0) if book.kind == "residual" else np.concatenate(entries)[: book.width]
+    entries = [book.entries[c, code].astype(np.float64)[None] for c, code in enumerate(codes)]
+    return KINDS[book.kind].combine(np.stack(entries), book.width)[0]

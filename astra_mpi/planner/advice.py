@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from astra_mpi.config import KINDS
+
 #: a gain smaller than this is not worth a second machine
 WORTH = 1.05
 
@@ -77,8 +79,8 @@ def _exact(others: list[dict[str, Any]]) -> str:
 
 def codec_name(codec: dict[str, Any]) -> str:
     """residual M=4 K=256 hidden."""
-    count = f"G={codec['groups']}" if codec["kind"] == "grouped" else f"M={codec['stages']}"
-    return f"{codec['kind']} {count} K={codec['codebook_size']} {codec['site']}"
+    label = KINDS[codec["kind"]].label(codec)
+    return " ".join(filter(None, [codec["kind"], label, f"K={codec['codebook_size']}", codec["site"]]))
 
 
 def codec_advice(codecs: list[dict[str, Any]], budget_bits: float | None, on: str) -> str:
@@ -86,8 +88,9 @@ def codec_advice(codecs: list[dict[str, Any]], budget_bits: float | None, on: st
     best = next(row for row in codecs if row["best"])
     codec, bits = best["codec"], best["bits_per_token_per_block"]
     where = "Of the codecs measured" if budget_bits is None else f"Within {budget_bits:g} bits"
-    option = f"--groups {codec['groups']}" if codec["kind"] == "grouped" else f"--stages {codec['stages']}"
-    how = f"calibrate --site {codec['site']} --kind {codec['kind']} {option} --codebook-size {codec['codebook_size']}"
+    count = KINDS[codec["kind"]].count
+    option = f"--{count} {codec[count]} " if count else ""
+    how = f"calibrate --site {codec['site']} --kind {codec['kind']} {option}--codebook-size {codec['codebook_size']}"
     return (
         f"{where}, {codec_name(codec)} ({bits} bits per token and block) is the most accurate on {on}"
         f" ({1e3 * best['latency_s']:.1f} ms): {how}."

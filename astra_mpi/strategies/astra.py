@@ -104,10 +104,12 @@ class Astra(TokenParallel):
 
     def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
         """The codes of some far tokens (docs/explanation/decode.md), or, where a new token would have to project every
-        far token again, keys and values: keys are turned and not quantised themselves.
+        far token again, keys and values: keys are turned and not quantised themselves, or vectors are no sums.
         """
         rotary, table = self.turns is not None, self.remote.tables[i]
-        if i < self.first_coded or (rotary and self.site != "kv" and self.remote.how == "gemm"):
+        scored = not (rotary or self.packed or table.rows is not None)
+        again = rotary and self.site != "kv" and self.remote.how == "gemm"
+        if i < self.first_coded or again or (scored and not self.codec.blocks[i].additive):
             return super().remember(i, far, part, offsets)
         index = self._far(i)[0][part]
         codes = take(self.codes[i], index)

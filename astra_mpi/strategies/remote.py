@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from astra_mpi.codec.codebook import Codec
-from astra_mpi.codec.tables import FarTable, Norm, Projection, make_far
+from astra_mpi.codec.tables import FarTable, Norm, Projection, has_tables, make_far
 from astra_mpi.config import require
 from astra_mpi.device.xp import settle
 from astra_mpi.errors import collective
@@ -35,6 +35,8 @@ class RemoteTables:
 def choose_remote(comm: MPI.Comm, blocks: list[Block], codec: Codec, kernels: ModuleType, how: str) -> RemoteTables:
     """Collective: `how` = "table", "gemm", or "auto": rank 0 times both on block 0 and decides for all ranks."""
     require(how in ("auto", *WAYS), f"remote = '{how}' is unknown; use auto, table or gemm")
+    if how == "auto" and not has_tables(codec.blocks[0]):
+        how = "gemm"
     if how == "auto":
         choice = np.zeros(1, dtype=np.int32)
         with collective(comm):

@@ -15,6 +15,8 @@ from astra_mpi.decks.deck import InputSection
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.files.utf8 import read_text
+from astra_mpi.inputs.kinds import is_running_text
+from astra_mpi.inputs.kinds.kind import takes_images
 from astra_mpi.inputs.opening import open_input
 from astra_mpi.inputs.sources import FileSource, ImageSource, Source
 from astra_mpi.inputs.text import tokenizer_of
@@ -112,9 +114,10 @@ def _sequences(source: Source, path: Path, n_class: int, causal: bool) -> Sequen
 def open_items(section: DataSection, path: Path, model: ModelFile, need_labels: bool) -> Items:
     """The items of one file. InputError, naming file and cure, on what the model cannot take."""
     require(section.max_tokens is None or model.config.family != "vit", "data.max_tokens is for text, not for images")
-    if model.config.family in ("gpt2", "llama") and section.kind == "text" and path.suffix == ".txt":
+    if model.config.family in ("gpt2", "llama") and is_running_text(section.kind, path):
         return _windows(section, path, model)
-    names = (section.dataset, section.labels if section.kind == "images" else None, section.mask, section.max_tokens)
+    labels = section.labels if takes_images(model.config) else None
+    names = (section.dataset, labels, section.mask, section.max_tokens)
     try:
         source = open_input(InputSection(path, section.kind, *names), model.tokenizer, model.preprocess, model.config)
     except InputError as exc:

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from astra_mpi.config import CodecConfig, require
+from astra_mpi.config import COUNTS, KINDS, CodecConfig, CodecKind, require
 from astra_mpi.decks.deck import given_settings
+from astra_mpi.decks.input_kinds import InputWord
 from astra_mpi.decks.settings import Positive, build
 from astra_mpi.errors import InputError
 
@@ -42,7 +43,7 @@ class ShapeSection:
 @dataclass(frozen=True)
 class DataSection:
     train: Path  # required: the training items, a path as input.path of `astra-mpi run`
-    kind: Literal["images", "text", "tokens"]  # required: as input.kind. Decoders read a .txt as one text
+    kind: InputWord  # required: as input.kind. Decoders read a .txt as one text
     valid: Path | None = None  # validation items. Default: a share `holdout` of the training items
     holdout: float = 0.1  # this share, drawn by train.seed
     dataset: str | tuple[str, ...] | None = None  # as input.dataset
@@ -53,7 +54,7 @@ class DataSection:
 
 @dataclass(frozen=True)
 class CodecSection:
-    kind: Literal["residual", "grouped", "none"] = "residual"  # "none": train the exact model, without codebooks
+    kind: CodecKind | Literal["none"] = "residual"  # "none": train the exact model, without codebooks
     groups: Positive = 1  # grouped: parts of a vector, each with a codebook
     stages: Positive = 4  # residual: codebooks, each for what those before it leave over
     codebook_size: Positive = 256  # entries of a codebook
@@ -80,8 +81,13 @@ class CodecSection:
     # a copy on every rank, or one on rank 0 (for comparisons only)
     class_token: Literal["distributed", "single"] = "distributed"
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is quantised."""
+        return self.kind not in KINDS
+
     def config(self, default_site: str) -> CodecConfig:
-        counts = {"groups": self.groups} if self.kind == "grouped" else {"stages": self.stages}
+        counts = {name: getattr(self, name) for name in COUNTS if name == KINDS[self.kind].count}
         return CodecConfig(self.site or default_site, self.kind, self.codebook_size, encoder=self.encoder, **counts)
 
 
@@ -173,17 +179,17 @@ def _check(deck: TrainDeck) -> None:
     )
     require(deck.model.codebooks is None or codec.init == "model", 'model.codebooks is for codec.init = "model"')
     require(codec.init == "kmeans" or deck.model.path is not None, 'codec.init = "model" needs model.path')
-    if codec.kind != "none":
+    if not codec.is_exact:
         codec.config("hidden")
-    require(codec.kind != "none" or train.learn == "all", f"train.learn = '{train.learn}' needs codebooks (codec.kind)")
+    require(not codec.is_exact or train.learn == "all", f"train.learn = '{train.learn}' needs codebooks (codec.kind)")
     require(
         train.learn == "all" or deck.model.path is not None, f"train.learn = '{train.learn}' needs a trained model.path"
     )
     require(
-        not deck.output.codebooks_only or (train.learn == "codebooks" and codec.kind != "none"),
+        not deck.output.codebooks_only or (train.learn == "codebooks" and not codec.is_exact),
         'output.codebooks_only is for train.learn = "codebooks": other weights change too',
     )
-    require(train.loss != "distill" or codec.kind != "none", 'train.loss = "distill" needs codebooks (codec.kind)')
+    require(train.loss != "distill" or not codec.is_exact, 'train.loss = "distill" needs codebooks (codec.kind)')
     require(train.seed >= 0, f"train.seed = {train.seed}: at least 0")
     for name, value, top in (
         ("data.holdout", deck.data.holdout, 0.9),

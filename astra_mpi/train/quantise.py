@@ -48,7 +48,7 @@ class Quantiser:
     """One codebook. Its search is the engine's: exact, or in the codebook's subspace, which stays as it is."""
 
     def __init__(self, book: Codebook, learns: bool, device: torch.device | str = "cpu") -> None:
-        self.kind, self.width, self.error_growth = book.kind, book.width, book.error_growth
+        self.kind, self.rule, self.width, self.error_growth = book.kind, book.rule, book.width, book.error_growth
         self.entries = torch.tensor(book.entries, device=device, requires_grad=learns)  # (C, K, W)
         self.basis = None if book.basis is None else torch.tensor(book.basis, device=device)
         self.counts = torch.zeros(self.entries.shape[:2], device=device)  # (C, K): moving averages of uses,
@@ -63,14 +63,13 @@ class Quantiser:
             half_norms = searched.square().sum(dim=2) / 2  # (C, K)
             targets: list[Tensor] = []
             codes: list[Tensor] = []
-            parts = self._groups(x.float())
-            rest = x.float()
+            target: Tensor | None = None
+            row: Tensor | None = None
             for c, table in enumerate(entries):
-                target = parts[c] if self.kind == "grouped" else rest
+                target = self.rule.target(c, x.float(), target, row, entries.shape[2])
                 sought = target if self.basis is None else target @ self.basis
                 code = nearest(sought, searched[c], half_norms[c]) if given is None else given[:, c]
-                if self.kind == "residual":
-                    rest = rest - table[code]
+                row = table[code]
                 targets.append(target)
                 codes.append(code)
             used = torch.stack(codes, dim=1)
@@ -79,15 +78,7 @@ class Quantiser:
     def decode(self, codes: Tensor) -> Tensor:
         """x^ (n, D) of codes (n, C), with gradients to the entries where they have any."""
         rows = [table[codes[:, c]] for c, table in enumerate(self.entries)]
-        if self.kind == "residual":
-            return torch.stack(rows).sum(dim=0)
-        return torch.cat(rows, dim=1)[:, : self.width]
-
-    def _groups(self, x: Tensor) -> list[Tensor]:
-        if self.kind == "residual":
-            return []
-        n_codes, _, width = self.entries.shape
-        return list(torch.nn.functional.pad(x, (0, n_codes * width - self.width)).split(width, dim=1))
+        return self.rule.combine(torch.stack(rows), self.width)
 
     @property
     def book(self) -> Codebook:

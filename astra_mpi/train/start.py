@@ -103,7 +103,7 @@ def starting_codec(
 ) -> Codec | None:
     """Collective: the codebooks of a checkpoint's `state`, of the model, or from k-means on rank 0; None: none."""
     section = deck.codec
-    if section.kind == "none":
+    if section.is_exact:
         return None
     if section.init == "model":
         with collective(comm):

@@ -21,10 +21,10 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.config import DTYPES
 from astra_mpi.convert.hugging_face import restore
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.decode.sampling import greedy
+from astra_mpi.device.formats import DTYPES
 from astra_mpi.device.threads import set_threads
 from astra_mpi.engine import Model
 from astra_mpi.errors import collective

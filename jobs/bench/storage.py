@@ -21,9 +21,9 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.config import DTYPES
 from astra_mpi.convert.hugging_face import restore
 from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.formats import DTYPES
 from astra_mpi.engine import Model
 from astra_mpi.files import whole
 from astra_mpi.files.modelfile import write_model

@@ -23,9 +23,9 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.config import DTYPES
 from astra_mpi.convert.presets import preset_config, random_weights
 from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.formats import DTYPES
 from astra_mpi.device.threads import set_threads
 from astra_mpi.engine import Model
 from astra_mpi.files.modelfile import ModelFile, write_model

@@ -11,6 +11,7 @@ from PIL import Image
 
 from astra_mpi.errors import InputError
 from astra_mpi.inputs.arrays import ArrayFile
+from astra_mpi.inputs.kinds import kind_of
 from astra_mpi.inputs.records import LONGEST_LINE, Records
 from astra_mpi.inputs.sources import Excerpt
 from helpers.inputs import read, sequences, write
@@ -102,7 +103,7 @@ def test_lines_longer_than_the_bound(tmp_path):
     path = tmp_path / "in.txt"
     write(path, "a\n" + "b" * (LONGEST_LINE - 1) + "\n" + "b" * (LONGEST_LINE + 1))
     with pytest.raises(InputError, match=r"line 3 has more than 16 MiB"):
-        Records(path, ("text",), None)
+        Records(path, ("text",), None, kind_of("text", path))
 
 
 def test_text_that_changes_while_it_is_read(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from astra_mpi.config import DTYPES
 from astra_mpi.device.backend import get_backend
+from astra_mpi.device.formats import DTYPES
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import Made, Narrow, SideBySide, narrowed, part, product, product_transposed
 from astra_mpi.engine import Model
@@ -53,7 +53,7 @@ def test_what_stays_float32():
 @pytest.mark.parametrize("n_rows", [0, 1, 3, 9, 70])
 @pytest.mark.parametrize("dtype", NARROW)
 def test_products(kernels, dtype, n_rows, monkeypatch):
-    monkeypatch.setattr("astra_mpi.device.weights._TILE", 1000)  # several tiles, the last one narrower
+    monkeypatch.setattr("astra_mpi.device.formats.narrow._TILE", 1000)  # several tiles, the last one narrower
     x, weights = normal(n_rows, 45), [normal(45, 77, seed=1), normal(45, 20, seed=2)]
     narrow = [narrowed("a.weight", weight, dtype) for weight in weights]
     joined = np.concatenate([np.asarray(weight) for weight in narrow], axis=1)

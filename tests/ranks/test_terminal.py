@@ -12,6 +12,7 @@ from astra_mpi.decks.deck import load_deck
 from astra_mpi.errors import InputError, ReaderGone
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.files.utf8 import argument_text, undecodable
+from astra_mpi.inputs.kinds import kind_of
 from astra_mpi.inputs.records import Records
 from astra_mpi.ranks.terminal import _Output, raise_if_lost
 from helpers.fakes import gpt2_config, model_file
@@ -171,12 +172,13 @@ def test_half_a_character_in_one_line(tmp_path, name, text, said):
     fill = {"in.jsonl": '{"text": "w1"}', "in.txt": "w1", "in.tsv": "text\tx"}[name]
     path.write_bytes("\n".join([fill] * 29 + [text] + [fill] * 9).encode(errors="surrogatepass"))
     with pytest.raises(InputError, match=rf"{name}.*{said}"):
-        Records(path, ("text",), None)
+        Records(path, ("text",), None, kind_of("text", path))
 
 
 def test_whole_characters_of_two_escapes(tmp_path):
-    (tmp_path / "in.jsonl").write_text('{"text": "\\ud83d\\ude00", "other": "\\ud83d"}\n')
-    assert Records(tmp_path / "in.jsonl", ("text",), None).texts(range(1)) == ["\U0001f600"]
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00", "other": "\\ud83d"}\n')
+    assert Records(path, ("text",), None, kind_of("text", path)).texts(range(1)) == ["\U0001f600"]
 
 
 def test_what_is_said_of_text():

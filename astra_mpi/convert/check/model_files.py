@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from astra_mpi.convert.check.findings import Finding
+from astra_mpi.device.formats import FORMATS
 from astra_mpi.files.modelfile import ModelFile, read_model
-
-#: largest relative error of rounding to nearest, and half the step of the smallest numbers
-_HALF_STEP = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134), "float32": (0.0, 0.0)}
 
 
 def compare_files(source: Path, path: Path) -> Iterator[Finding]:
@@ -44,12 +42,6 @@ def _weights(old: ModelFile, new: ModelFile) -> Finding:
 
 
 def _rounding(name: str, before: np.ndarray, dtype: str) -> np.ndarray:
-    """The differences that storing as `dtype` explains (docs/explanation/storage.md), of the shape of the weight."""
-    linear = name.endswith(".weight") and before.ndim == 2
-    if before.ndim < 2 or (dtype == "int8" and not linear and name != "embed.word"):
-        return np.zeros_like(before)
-    if dtype == "int8":
-        step = np.abs(before).max(axis=0 if linear else 1, keepdims=True) / 127
-        return np.broadcast_to(step / 2 * (1 + 1e-5), before.shape)
-    share, smallest = _HALF_STEP[dtype]
-    return np.abs(before) * share + smallest
+    """The differences that storing as `dtype` explains (docs/explanation/storage.md)."""
+    kind = FORMATS[dtype]
+    return kind.rounding(name, before) if kind.holds(name, before.shape) else np.zeros_like(before)

@@ -13,6 +13,7 @@ import numpy as np
 
 from astra_mpi.convert.check.findings import Finding, relative, tolerance
 from astra_mpi.convert.sentence import MODULES, read_encoder
+from astra_mpi.device.formats import FORMATS
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import ModelFile
 
@@ -124,15 +125,16 @@ def rounding(reference: Reference, rounded: np.ndarray, exact: np.ndarray) -> Fi
 
 
 def round_weights(model: Any, dtype: str) -> None:
-    """Round a float32 torch model to `dtype` as docs/explanation/storage.md says, without `device.weights`."""
+    """Round a float32 torch model to `dtype` as docs/explanation/storage.md says, as PyTorch does where it can."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    if dtype in ("float16", "bfloat16"):
+    kind = FORMATS[dtype]
+    if not kind.layers_only:
         for name, weight in model.named_parameters():
             is_matrix = weight.ndim > 1 and not name.endswith("cls_token")
             if is_matrix:
-                weight.data = weight.data.to(getattr(torch, dtype)).float()
+                weight.data = kind.rounded_tensor(weight.data, ())
         return
     words = model.get_input_embeddings()
     done: set[int] = set()  # a head may share the embedding's weight
@@ -144,6 +146,4 @@ def round_weights(model: Any, dtype: str) -> None:
         done.add(id(module.weight))
         weight = module.weight.data
         axes = (0,) if isinstance(module, Conv1D) else tuple(range(1, weight.ndim))  # all but the layer's outputs
-        scale = weight.abs().amax(dim=axes, keepdim=True) / 127
-        scale[scale < torch.finfo(torch.float32).tiny] = 1
-        module.weight.data = torch.round(weight / scale) * scale
+        module.weight.data = kind.rounded_tensor(weight, axes)

@@ -10,7 +10,7 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any, Literal
 
-from astra_mpi.config import CodecConfig, require
+from astra_mpi.config import COUNTS, CodecConfig, CodecKind, check_counts, require
 from astra_mpi.decks.deck import read_tables
 from astra_mpi.decks.settings import Given, Positive, build
 from astra_mpi.errors import InputError
@@ -68,7 +68,7 @@ class OutputSection:
 class CodecSection:
     """Options of `astra-mpi init`, or a codebook file for the model of `model.path`."""
 
-    kind: Literal["residual", "grouped"] = "residual"  # how a vector becomes codes
+    kind: CodecKind = "residual"  # how a vector becomes codes
     groups: Positive | None = None  # grouped: parts of a vector, each with a codebook. Default 1
     stages: Positive | None = None  # residual: codebooks, each for what those before it leave over. Default 4
     codebook_size: Positive = 256  # entries of a codebook
@@ -147,10 +147,9 @@ def _codec(name: str, table: Mapping[str, Any], folder: Path, source: str) -> Co
     where = f"{source}, [codecs.{name}]"
     one: _Codec = build(_Codec, {("codec", key): Given(value, folder, where) for key, value in table.items()}, where)
     codec = one.codec
-    require(codec.groups is None or codec.kind == "grouped", f'{where}: groups is for kind = "grouped"')
-    require(codec.stages is None or codec.kind == "residual", f'{where}: stages is for kind = "residual"')
-    counts = {key: value for key in ("groups", "stages") if (value := getattr(codec, key)) is not None}
+    counts = {key: value for key in COUNTS if (value := getattr(codec, key)) is not None}
     try:
+        check_counts(codec.kind, counts, dashes="", equals=" = ")
         CodecConfig(codec.site, codec.kind, codec.codebook_size, encoder=codec.encoder, **counts)
     except InputError as exc:
         raise InputError(f"{where}: {exc}") from exc

@@ -1,0 +1,84 @@
+"""Stages of full width: each quantises what the stages before it left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.fit import refine
+from astra_mpi.codec.kind import Kind, Progress, Sigma2
+from astra_mpi.codec.kmeans import kmeans
+from astra_mpi.codec.tables import gram_sums
+
+if TYPE_CHECKING:
+    from astra_mpi.config import CodecConfig
+
+STAGE_ITERATIONS = 10  # of k-means per stage: after that, sweeps over all stages gain more per second
+
+
+class Residual(Kind):
+    """x^ is the sum of an entry per stage."""
+
+    name = "residual"
+    count = "stages"
+    letter = "M"
+
+    @classmethod
+    def n_codes(cls, config: CodecConfig) -> int:
+        return config.stages
+
+    @classmethod
+    def entry_width(cls, n_codes: int, width: int) -> int:
+        return width
+
+    @classmethod
+    def full_width(cls, config: CodecConfig) -> bool:
+        return True
+
+    @classmethod
+    def layers(cls, config: CodecConfig) -> int:
+        return config.stages
+
+    @classmethod
+    def encode(cls, x: np.ndarray, searched: np.ndarray, half_norms: np.ndarray, kernels: Any) -> np.ndarray:
+        return kernels.encode_residual(x, searched, half_norms)
+
+    @classmethod
+    def decode(cls, codes: np.ndarray, entries: np.ndarray, width: int, kernels: Any) -> np.ndarray:
+        return kernels.decode_residual(codes, entries)
+
+    @classmethod
+    def target(cls, c: int, x: Any, last: Any, row: Any, entry_width: int) -> Any:
+        return last - row if c else x
+
+    @classmethod
+    def combine(cls, rows: Any, width: int) -> Any:
+        return rows.sum(axis=0)
+
+    @classmethod
+    def fit(
+        cls, x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
+    ) -> Codebook:
+        """Greedy stages, each fitted to what the stages before it left; then all refined together."""
+        entries = []
+        rest = x
+        for stage in range(config.stages):
+            entries.append(kmeans(rest, config.codebook_size, rng, kernels, STAGE_ITERATIONS))
+            last = Codebook(cls.name, entries[-1][None], x.shape[1])
+            rest = rest - last.decode(last.encode(rest, kernels), kernels)
+            report(stage + 1, config.stages)
+        return refine(Codebook(cls.name, np.stack(entries), x.shape[1]), x, kernels)
+
+    @classmethod
+    def span(cls, c: int, entry_width: int) -> slice:
+        return slice(None)
+
+    @classmethod
+    def sigma2(cls, book: Codebook, centred: bool) -> Sigma2:
+        return gram_sums(book, centred)
+
+    @classmethod
+    def cut(cls, u: np.ndarray, book: Codebook) -> np.ndarray:
+        return u.T[None]

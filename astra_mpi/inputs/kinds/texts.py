@@ -1,0 +1,67 @@
+"""Texts, which the model's tokenizer turns into tokens: what their kinds share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from astra_mpi.config import require
+from astra_mpi.files.checksum import file_digest
+from astra_mpi.files.utf8 import read_text
+from astra_mpi.inputs.kinds import kinds_of, suffixes
+from astra_mpi.inputs.kinds.kind import InputKind, Taker, takes_images
+from astra_mpi.inputs.records import Records, Texts
+from astra_mpi.inputs.sources import Source, TextSource, TokenSource
+from astra_mpi.inputs.text import tokenizer_of
+
+if TYPE_CHECKING:
+    from astra_mpi.decks.deck import InputSection
+
+
+class TextKind(InputKind):
+    """Items are texts of a file. A kind adds `records`."""
+
+    kind = "text"
+    tokenizes = True
+
+    @classmethod
+    def fits(cls, config: Any) -> bool:
+        return not takes_images(config)
+
+    @classmethod
+    def records(cls, path: Path, columns: Sequence[str], labels: str | None) -> Texts:
+        """The texts of these fields, and the classes of the field `labels`. InputError on what is not there."""
+        raise NotImplementedError
+
+    @classmethod
+    def open(cls, section: InputSection, model: Taker) -> Source:
+        path, max_tokens = section.path, model.max_tokens(section)
+        prompt = "" if model.prompts else model.prompt
+        tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, model.prompts, model.preprocess, prompt)
+        labelled = suffixes([kind for kind in kinds_of(cls.kind) if kind.labels], " or ")
+        require(cls.labels or section.labels is None, f"{path}: a {path.suffix} file has no labels; use {labelled}")
+        if section.whole:
+            ids = tokenizer.encode([read_text(path)], max_tokens, lambda _: str(path))
+            return TokenSource(ids, [np.ones(len(row), dtype=bool) for row in ids], None, file_digest(path))
+        columns = section.dataset or ("text",)
+        columns = (columns,) if isinstance(columns, str) else columns
+        return TextSource(cls.records(path, columns, section.labels), tokenizer, max_tokens)
+
+
+class LineKind(TextKind):
+    """A row per line. A kind adds `row`."""
+
+    #: whether the first line names the columns
+    header: ClassVar[bool] = False
+
+    @classmethod
+    def row(cls, where: str, line: str, header: list[str] | None) -> dict[str, Any]:
+        """The fields of a line by name. InputError, which begins with `where`."""
+        raise NotImplementedError
+
+    @classmethod
+    def records(cls, path: Path, columns: Sequence[str], labels: str | None) -> Texts:
+        return Records(path, columns, labels, cls)
