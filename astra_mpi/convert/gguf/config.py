@@ -19,18 +19,19 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
     "attention.causal": (True,),
-    "use_parallel_residual": (False,),
+    "attention.sliding_window": (0,),
     "logit_scale": (1, 0),
     "residual_scale": (1, 0),
     "embedding_scale": (1, 0),
     "attention.scale": (0,),
-    "attention.sliding_window": (0,),
     "attention.clamp_kqv": (0,),
     "attention.max_alibi_bias": (0,),
     "attn_logit_softcapping": (0,),
     "final_logit_softcapping": (0,),
     "pooling_type": (0,),
 }
+#: keys of config.json, whose defaults may be beyond the vocabulary -> those behind tokenizer.ggml.
+_MARKS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
 EXPERTS = "mixtures of experts are not supported; use a dense model"
 
 
@@ -55,12 +56,14 @@ def hf_config(metadata: Metadata, kind: Architecture, tensors: dict[str, GGUFTen
         epsilon = "epsilon" in key
         config[name] = metadata.number(f"@.{key}") if epsilon else metadata.same_in_blocks(f"@.{key}")
     config["vocab_size"] = _vocab_size(metadata, tensors)
+    for name, key in _MARKS.items():
+        config[name] = metadata.integer(f"tokenizer.ggml.{key}", None)
     config |= kind.fixed
-    if kind.tied:
+    if kind.has_tied:
         config["tie_word_embeddings"] = "output.weight" not in tensors
     if kind.more is not None:
         config |= kind.more(metadata, config)
-    if kind.rotary:
+    if kind.is_rotary:
         config |= rope_config(metadata, config, tensors)
     _check_rest(metadata, kind)
     return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ _REQUIRED = object()
 class Metadata:
     """Values by key; it remembers which were read. Keys behind `@` are the architecture's own: `@.block_count`."""
 
-    def __init__(self, path: Path, values: dict[str, Any], tensors: Collection[str]) -> None:
+    def __init__(self, path: Path, values: dict[str, Any], tensors: Mapping[str, Any]) -> None:
         self.path, self.values, self.tensors = path, values, tensors
         self.read = set[str]()
         self.architecture: str = self.text("general.architecture")

@@ -10,14 +10,14 @@ from typing import Any
 from astra_mpi.config import require
 from astra_mpi.convert.gguf.architectures import Architecture
 from astra_mpi.convert.gguf.metadata import Metadata
-from astra_mpi.convert.gguf.rope import FREQUENCIES
+from astra_mpi.convert.gguf.rope import FREQUENCIES, LONG, SHORT
 from astra_mpi.convert.gguf.tensors import GGUFTensor
 from astra_mpi.files.weightfile import some
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 _OUTER = re.compile(r"(.+)\.(weight|bias)")
 #: tensors that became settings of config.json
-_SETTINGS = (FREQUENCIES,)
+_SETTINGS = (FREQUENCIES, LONG, SHORT)
 
 
 def hf_tensors(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from astra_mpi.checkpoint.folder import Tensor
 from astra_mpi.config import require
+from astra_mpi.convert.gguf.arrange import Arrange
 from astra_mpi.convert.gguf.header import Header
 from astra_mpi.errors import InputError
 
@@ -24,8 +25,6 @@ TYPES = (
 PLAIN = ("F32", "F16", "BF16")
 #: numbers that are widened at a time: 4 MiB of float32
 _PIECE = 1 << 20
-
-Arrange = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -128,14 +127,3 @@ def open_tensors(header: Header) -> dict[str, GGUFTensor]:
         )
         found[entry.name] = GGUFTensor(path, entry.name, kind, entry.shape, entry.shape, entry.offset)
     return found
-
-
-def turned_halves(n_heads: int) -> Arrange:
-    """Undo llama.cpp's order of the rows of Llama's queries and keys: a head's numbers 2a and 2a + 1 turn as a pair
-    there, a and a + d / 2 in Hugging Face's."""
-
-    def arrange(array: np.ndarray) -> np.ndarray:
-        pairs = array.reshape(n_heads, -1, 2, *array.shape[1:])
-        return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(array.shape)
-
-    return arrange

@@ -6,11 +6,17 @@ from typing import Any
 
 from astra_mpi.convert.gguf.byte_pairs import byte_pair_tokenizer
 from astra_mpi.convert.gguf.metadata import Metadata
+from astra_mpi.convert.gguf.pieces import sentence_piece_tokenizer, unigram_tokenizer, word_piece_tokenizer
 from astra_mpi.convert.gguf.vocabulary import Vocabulary, read_vocabulary
 from astra_mpi.errors import InputError
 
 #: `tokenizer.ggml.model` -> what makes a tokenizer.json
-_KINDS = {"gpt2": byte_pair_tokenizer}
+_KINDS = {
+    "gpt2": byte_pair_tokenizer,
+    "llama": sentence_piece_tokenizer,
+    "t5": unigram_tokenizer,
+    "bert": word_piece_tokenizer,
+}
 #: `general.sampling.*` -> keys of generation_config.json
 _SAMPLING = {"temp": "temperature", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
 _TEMPLATE = "tokenizer.chat_template"
@@ -26,16 +32,19 @@ def text_files(metadata: Metadata) -> dict[str, dict[str, Any]]:
             f"{metadata.path}: tokenizer.ggml.model = {vocabulary.model!r} is not supported; known are"
             f" {', '.join(_KINDS)}"
         )
+    made = _KINDS[vocabulary.model](vocabulary)
     return {
-        "tokenizer.json": _KINDS[vocabulary.model](vocabulary),
-        "tokenizer_config.json": _settings(vocabulary),
+        "tokenizer.json": made,
+        "tokenizer_config.json": _settings(vocabulary, made),
         "generation_config.json": {"eos_token_id": vocabulary.ends()} | _sampling(metadata),
     }
 
 
-def _settings(vocabulary: Vocabulary) -> dict[str, Any]:
+def _settings(vocabulary: Vocabulary, made: dict[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    settings |= {name: vocabulary.tokens[i] for name, i in vocabulary.roles.items()}
+    vocab = made["model"]["vocab"]
+    texts = [entry[0] for entry in vocab] if isinstance(vocab, list) else list(vocab)
+    settings |= {name: texts[i] for name, i in vocabulary.roles.items()}
     template = chat_template(vocabulary.metadata)
     return settings if template is None else settings | {"chat_template": template}
 

@@ -59,6 +59,8 @@ class Vocabulary:
     def ends(self) -> list[int]:
         """Ids that end a generated text."""
         keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+        if self.model == "bert":
+            return []
         found = [self.metadata.integer(f"tokenizer.ggml.{key}", None) for key in keys]
         by_name = [i for i, token in enumerate(self.tokens) if self.kinds[i] == CONTROL and token in _ENDS]
         return list(dict.fromkeys([i for i in found if i is not None] + by_name))
