@@ -63,17 +63,58 @@ def random_model(arch, seed=0, **more):
     return model
 
 
-def write_model(path, model, arch, kind="F32", vocabulary=None, change=None, names_only=None, **keys):
-    """Write the model. kind: type of its matrices. vocabulary(writer) adds a tokenizer. change: metadata keys to
-    replace, None leaves one out."""
+def write_model(path, model, arch, kind="F32", vocabulary=None, change=None, tensors=None, **keys):
+    """Write the model. kind: type of its matrices. vocabulary(writer) adds a tokenizer. change: whole metadata keys to
+    replace, None leaves one out. tensors: further ones, or None for one to leave out. keys: behind the architecture's
+    name."""
     writer = gguf.GGUFWriter(path, arch)
     asked = {f"{arch}.{key}": value for key, value in (metadata_of(model, arch) | keys).items()} | (change or {})
     for key, value in asked.items():
         _add(writer, key, value)
     if vocabulary is not None:
         vocabulary(writer)
-    for name, array in gguf_tensors(model, arch).items():
-        _add_tensor(writer, name, array, kind)
+    for name, array in (gguf_tensors(model, arch) | (tensors or {})).items():
+        if array is not None:
+            _add_tensor(writer, name, np.asarray(array, np.float32), kind)
+    _finish(writer)
+
+
+def split(path, folder, name, n_parts):
+    """The parts of a file as llama.cpp's gguf-split writes them; their paths."""
+    reader = gguf.GGUFReader(path)
+    paths = [folder / f"{name}-{i + 1:05}-of-{n_parts:05}.gguf" for i in range(n_parts)]
+    for i, part in enumerate(paths):
+        writer = gguf.GGUFWriter(part, "llama")
+        fields = reader.fields if i == 0 else {}
+        for key, field in fields.items():
+            if not key.startswith("GGUF.") and key != "general.architecture":
+                _add(writer, key, field.contents())
+        writer.add_uint16("split.no", i)
+        writer.add_uint16("split.count", n_parts)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in reader.tensors[i::n_parts]:
+            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+        _finish(writer)
+    return paths
+
+
+def frequency_factors(model):
+    """What llama.cpp stores for the scaling of Llama 3, from its convert_hf_to_gguf.py."""
+    rope = model.config.rope_parameters
+    width = model.config.hidden_size // model.config.num_attention_heads
+    low, high = (rope["original_max_position_embeddings"] / rope[f"{end}_freq_factor"] for end in ("low", "high"))
+    factors = []
+    for frequency in 1.0 / rope["rope_theta"] ** (np.arange(0, width, 2) / width):
+        wave = 2 * np.pi / frequency
+        smooth = (rope["original_max_position_embeddings"] / wave - rope["low_freq_factor"]) / (
+            rope["high_freq_factor"] - rope["low_freq_factor"]
+        )
+        ramp = 1 / ((1 - smooth) / rope["factor"] + smooth)
+        factors.append(1.0 if wave < high else rope["factor"] if wave > low else ramp)
+    return np.array(factors, np.float32)
+
+
+def _finish(writer):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -33,7 +33,12 @@ def plus_one_taken(config: dict[str, Any]) -> Arrange:
 
 def transposed(config: dict[str, Any]) -> Arrange:
     """Matrices of GPT-2 are (in, out) in its checkpoint, and (out, in) in the file."""
-    return lambda array: np.ascontiguousarray(array.T) if array.ndim == 2 else array
+    return lambda array: np.ascontiguousarray(array.T)
+
+
+def arranged_shape(arranger: Arranger, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a tensor of this shape has then."""
+    return shape[::-1] if arranger is transposed else shape
 
 
 def separate_to_heads(config: dict[str, Any]) -> Arrange:

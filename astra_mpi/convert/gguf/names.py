@@ -9,6 +9,7 @@ from typing import Any
 
 from astra_mpi.config import require
 from astra_mpi.convert.gguf.architectures import Architecture
+from astra_mpi.convert.gguf.arrange import arranged_shape
 from astra_mpi.convert.gguf.metadata import Metadata
 from astra_mpi.convert.gguf.rope import FREQUENCIES, LONG, SHORT
 from astra_mpi.convert.gguf.tensors import GGUFTensor
@@ -64,4 +65,6 @@ def _target(kind: Architecture, name: str, n_blocks: int) -> str | None:
 def _arranged(kind: Architecture, name: str, tensor: GGUFTensor, config: dict[str, Any]) -> GGUFTensor:
     match = _BLOCK.fullmatch(name)
     arranger = kind.arrange.get(match[2] if match is not None else name.rpartition(".")[0])
-    return tensor if arranger is None else dataclasses.replace(tensor, arrange=arranger(config))
+    if arranger is None:
+        return tensor
+    return dataclasses.replace(tensor, shape=arranged_shape(arranger, tensor.stored), arrange=arranger(config))

@@ -23,34 +23,53 @@ _SPACE = "▁"  # what stands for a space
 
 def sentence_piece_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
     """A byte-pair encoding that joins, at each step, the neighbours whose union has the highest score; what is not
-    in the vocabulary falls back to bytes. A space is put before a text unless the file says otherwise."""
-    metadata, tokens = vocabulary.metadata, vocabulary.tokens
-    prefixed = metadata.flag("tokenizer.ggml.add_space_prefix", True)
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    before = [{"type": "Prepend", "prepend": _SPACE}] if prefixed else []
-    after = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefixed else []
-    decoders = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-        *after,
-    ]
-    merges = metadata.texts("tokenizer.ggml.merges")
-    return {
-        "version": "1.0",
-        "added_tokens": added_tokens(vocabulary, special=(CONTROL, UNKNOWN)),
-        "normalizer": {"type": "Sequence", "normalizers": [*_normalizers(vocabulary), *before, spaces]},
-        "pre_tokenizer": None,
-        "post_processor": around(*_ends(vocabulary, begun=True, ended=False), vocabulary),
-        "decoder": {"type": "Sequence", "decoders": decoders},
+    in the vocabulary falls back to bytes."""
+    merges = vocabulary.metadata.texts("tokenizer.ggml.merges")
+    return _sentence_piece(vocabulary, *_ends(vocabulary, begun=True, ended=False)) | {
         "model": {
             "type": "BPE",
             "unk_token": _unknown(vocabulary),
             "fuse_unk": True,
             "byte_fallback": BYTE in vocabulary.kinds,
-            "vocab": {token: i for i, token in enumerate(tokens)},
+            "vocab": {token: i for i, token in enumerate(vocabulary.tokens)},
             "merges": [split_merge(merge) for merge in merges] or _merges(vocabulary),
         },
+    }
+
+
+def unigram_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The cut of a text whose tokens have the highest sum of scores."""
+    unknown = _unknown(vocabulary)
+    scored = zip(vocabulary.tokens, vocabulary.scores, strict=True)
+    return _sentence_piece(vocabulary, *_ends(vocabulary, begun=False, ended=True)) | {
+        "model": {
+            "type": "Unigram",
+            "unk_id": None if unknown is None else vocabulary.tokens.index(unknown),
+            "byte_fallback": BYTE in vocabulary.kinds,
+            "vocab": [[token, score] for token, score in scored],
+        },
+    }
+
+
+def _sentence_piece(vocabulary: Vocabulary, before: str | None, after: str | None) -> dict[str, Any]:
+    """tokenizer.json without its model: a space is put before a text unless the file says otherwise."""
+    prefixed = vocabulary.metadata.flag("tokenizer.ggml.add_space_prefix", True)
+    marks: list[dict[str, Any]] = [{"type": "Prepend", "prepend": _SPACE}] if prefixed else []
+    marks.append({"type": "Replace", "pattern": {"String": " "}, "content": _SPACE})
+    undone = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefixed else []
+    decoders = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        *undone,
+    ]
+    return {
+        "version": "1.0",
+        "added_tokens": added_tokens(vocabulary, special=(CONTROL, UNKNOWN)),
+        "normalizer": {"type": "Sequence", "normalizers": [*_normalizers(vocabulary), *marks]},
+        "pre_tokenizer": None,
+        "post_processor": around(before, after, vocabulary),
+        "decoder": {"type": "Sequence", "decoders": decoders},
     }
 
 
@@ -66,30 +85,6 @@ def _merges(vocabulary: Vocabulary) -> list[list[str]]:
         if token[:cut] in parts and token[cut:] in parts
     ]
     return [pair for _, _, pair in sorted(found)]
-
-
-def unigram_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The cut of a text whose tokens have the highest sum of scores."""
-    metadata = vocabulary.metadata
-    scheme = "always" if metadata.flag("tokenizer.ggml.add_space_prefix", True) else "never"
-    spaces = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": scheme, "split": True}
-    unknown = vocabulary.roles.get("unk_token")
-    unknown = next((i for i, kind in enumerate(vocabulary.kinds) if kind == UNKNOWN), unknown)
-    normalizers = _normalizers(vocabulary)
-    return {
-        "version": "1.0",
-        "added_tokens": added_tokens(vocabulary, special=(CONTROL, UNKNOWN)),
-        "normalizer": {"type": "Sequence", "normalizers": normalizers} if normalizers else None,
-        "pre_tokenizer": spaces,
-        "post_processor": around(*_ends(vocabulary, begun=False, ended=True), vocabulary),
-        "decoder": spaces,
-        "model": {
-            "type": "Unigram",
-            "unk_id": unknown,
-            "byte_fallback": BYTE in vocabulary.kinds,
-            "vocab": [[token, score] for token, score in zip(vocabulary.tokens, vocabulary.scores, strict=True)],
-        },
-    }
 
 
 def word_piece_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _YARN = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow", "attn_fac
 
 
 def rope_config(metadata: Metadata, config: dict[str, Any], tensors: Mapping[str, GGUFTensor]) -> dict[str, Any]:
-    """rope_theta, head_dim, partial_rotary_factor and rope_scaling. InputError on scaling that is not known."""
+    """rope_parameters, and head_dim where it is not the usual. InputError on scaling that is not known."""
     width = config["hidden_size"] // config["num_attention_heads"]
     head = metadata.integer("@.attention.key_length", width, least=1)
     values = metadata.integer("@.attention.value_length", head, least=1)
@@ -30,13 +30,17 @@ def rope_config(metadata: Metadata, config: dict[str, Any], tensors: Mapping[str
         " model where they are alike",
     )
     turned = metadata.integer("@.rope.dimension_count", head, least=1)
-    found: dict[str, Any] = {"rope_theta": metadata.number("@.rope.freq_base", 10000.0)}
+    theta = metadata.number("@.rope.freq_base", 10000.0)
+    scaling = _scaling(metadata, config, tensors, theta, turned)
+    parameters = {"rope_type": "default", "rope_theta": theta} | scaling
+    if turned != head:
+        parameters["partial_rotary_factor"] = turned / head
+    found: dict[str, Any] = {"rope_parameters": parameters}
     if head != width:
         found["head_dim"] = head
-    if turned != head:
-        found["partial_rotary_factor"] = turned / head
-    scaling = _scaling(metadata, config, tensors, found["rope_theta"], turned)
-    return found | ({"rope_scaling": scaling} if scaling else {})
+    if "long_factor" in scaling:  # a field of its own there, whose default would win
+        found["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
+    return found
 
 
 def _scaling(
