@@ -14,6 +14,7 @@ from astra_mpi.convert.gguf.config import architecture_of, hf_config
 from astra_mpi.convert.gguf.files import read_headers
 from astra_mpi.convert.gguf.metadata import Metadata
 from astra_mpi.convert.gguf.names import hf_tensors
+from astra_mpi.convert.gguf.retold import retold
 from astra_mpi.convert.gguf.tensors import GGUFTensor, open_tensors
 from astra_mpi.convert.gguf.tokenizer import text_files
 from astra_mpi.convert.hugging_face import Checkpoint, assembled
@@ -42,8 +43,8 @@ def convert_gguf(source: str | Path, dtype: str | None = None, command: str = "c
         try:
             model, notes = assembled(checkpoint, dtype or kept_dtype(stored), command)
         except InputError as exc:
-            raise InputError(_retold(str(exc), folder, source)) from exc
-    return model, [_retold(note, folder, source) for note in notes]
+            raise InputError(retold(str(exc), folder, source, metadata.architecture, kind)) from exc
+    return model, [retold(note, folder, source, metadata.architecture, kind) for note in notes]
 
 
 def kept_dtype(tensors: dict[str, GGUFTensor]) -> str:
@@ -55,10 +56,3 @@ def kept_dtype(tensors: dict[str, GGUFTensor]) -> str:
     if "F32" in kinds or kinds > {"BF16"} or not kinds:
         return "float32"
     return "bfloat16" if kinds == {"BF16"} else "float16"
-
-
-def _retold(text: str, folder: Path, source: Path) -> str:
-    """A message about the folder as one about the file."""
-    for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        text = text.replace(f"{folder}/{file}", f"{source}, its metadata as {file}")
-    return text.replace(str(folder), str(source))

@@ -44,11 +44,13 @@ def hf_tensors(
 
 
 def _missing(kind: Architecture, n_blocks: int, tensors: Collection[str]) -> list[str]:
-    """Tensors that another block has."""
+    """Tensors outside of blocks, and those that another block has."""
     matches = [match for match in map(_BLOCK.fullmatch, tensors) if match is not None]
     parts = sorted({f"{match[2]}.{match[3]}" for match in matches if match[2] not in kind.some_blocks})
     blocks = range(min(n_blocks, len(tensors) + 1))
-    return [name for part in parts for i in blocks if (name := f"blk.{i}.{part}") not in tensors]
+    outer = [f"{name}.weight" for name in kind.outer if name != "output"]
+    names = [*outer, *(f"blk.{i}.{part}" for part in parts for i in blocks)]
+    return [name for name in names if name not in tensors]
 
 
 def _target(kind: Architecture, name: str, n_blocks: int) -> str | None:
