@@ -75,8 +75,12 @@ def test_contradicting_metadata(tmp_path, llama):
         ),
         ({"attention.head_count_kv": [2, 4]}, {}, r"head_count_kv differs from block to block \(2 to 4\)"),
         ({"attention.scale": 3.0}, {}, r"llama\.attention\.scale = 3\.0 is not known here and may change answers; use"),
-        ({"rope.scaling.type": "dynamic"}, {}, r"rope\.scaling\.type = dynamic is not supported; linear and yarn are"),
-        (dict(expert_count=8), {}, r"is a model of experts \(architecture llama\); mixtures of experts are not"),
+        (
+            {"rope.scaling.type": "dynamic"},
+            {},
+            r"rope\.scaling\.type = 'dynamic' is not supported; linear and",
+        ),
+        (dict(expert_count=8), {}, r"is a model of experts \(architecture 'llama'\); mixtures of experts are not"),
         ({}, {"blk.0.ffn_gate_exps.weight": matrix}, r"is a model of experts .*; use a dense model"),
         ({}, {"blk.0.attn_q.weight": None}, r"has no tensor blk\.0\.attn_q\.weight; it is incomplete, download"),
         ({}, {"token_embd.weight": None}, r"has no matrix token_embd\.weight; it is incomplete, download it again"),
@@ -96,8 +100,8 @@ def test_contradicting_metadata(tmp_path, llama):
 def test_unsupported_architectures_and_types(tmp_path, llama):
     path = tmp_path / "m.gguf"
     for arch, match in {
-        "mamba": r"m\.gguf: the architecture mamba is not supported; use a model of one of llama, ",
-        "qwen3moe": r"m\.gguf is a model of experts \(architecture qwen3moe\); .*; use a dense model",
+        "mamba": r"m\.gguf: the architecture 'mamba' is not supported; use a model of one of llama, ",
+        "qwen3moe": r"m\.gguf is a model of experts \(architecture 'qwen3moe'\); .*; use a dense model",
     }.items():
         write_model(path, llama, "llama", change={"general.architecture": arch})
         refused(path, match)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from astra_mpi.config import require
 from astra_mpi.convert.gguf.architectures import ARCHITECTURES, Architecture
-from astra_mpi.convert.gguf.metadata import Metadata
+from astra_mpi.convert.gguf.metadata import Metadata, shown
 from astra_mpi.convert.gguf.rope import rope_config
 from astra_mpi.convert.gguf.tensors import GGUFTensor
 from astra_mpi.errors import InputError
@@ -37,14 +39,14 @@ EXPERTS = "mixtures of experts are not supported; use a dense model"
 
 def architecture_of(metadata: Metadata) -> Architecture:
     """InputError on one that is not known, or not supported yet."""
-    name = metadata.architecture
-    experts = metadata.get("@.expert_count", 0)
+    name, called = metadata.architecture, shown(metadata.architecture)
+    experts = metadata.integer("@.expert_count", 0)
     if experts or "moe" in name or any("_exps." in tensor for tensor in metadata.tensors):
-        raise InputError(f"{metadata.path} is a model of experts (architecture {name}); {EXPERTS}")
+        raise InputError(f"{metadata.path} is a model of experts (architecture {called}); {EXPERTS}")
     known = [one for one, kind in ARCHITECTURES.items() if kind.model_type in FAMILIES]
     if name not in known:
         raise InputError(
-            f"{metadata.path}: the architecture {name} is not supported; use a model of one of {', '.join(known)}"
+            f"{metadata.path}: the architecture {called} is not supported; use a model of one of {', '.join(known)}"
         )
     return ARCHITECTURES[name]
 
@@ -92,7 +94,7 @@ def _check_rest(metadata: Metadata, kind: Architecture) -> None:
         value = metadata.values[name]
         allowed = _NEUTRAL.get(key, ())
         require(
-            any(value == one for one in allowed),
-            f"{metadata.path}: {name} = {value} is not known here and may change answers; use a file without it, or"
-            " the Hugging Face folder it was made from",
+            not isinstance(value, np.ndarray) and any(value == one for one in allowed),
+            f"{metadata.path}: {name} = {shown(value)} is not known here and may change answers; use a file without it,"
+            " or the Hugging Face folder it was made from",
         )

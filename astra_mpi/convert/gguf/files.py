@@ -7,6 +7,7 @@ from pathlib import Path
 
 from astra_mpi.config import require
 from astra_mpi.convert.gguf.header import Entry, Header, read_header
+from astra_mpi.convert.gguf.metadata import shown
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 _MOST_PARTS = 1000
@@ -19,8 +20,9 @@ def read_headers(path: Path) -> tuple[Header, list[Header]]:
         header = read_header(path)
         count = header.metadata.get("split.count", 0)
         require(
-            count in (0, 1),
-            f"{path} is one of {count} parts; give them the names that llama.cpp wrote, NAME-00001-of-{count:05}.gguf",
+            type(count) is int and count in (0, 1),
+            f"{path} is one of {shown(count)} parts; give them the names that llama.cpp wrote,"
+            " NAME-00001-of-0000N.gguf",
         )
         return header, [header]
     count = int(found[3])
@@ -33,10 +35,12 @@ def read_headers(path: Path) -> tuple[Header, list[Header]]:
     seen: dict[str, Entry] = {}
     for header in headers:
         said = header.metadata.get("split.count", count)
-        require(said == count, f"{header.path} is one of {said} parts, not of {count}; download all parts again")
+        same = type(said) is int and said == count
+        require(same, f"{header.path} is one of {shown(said)} parts, not of {count}; download all parts again")
         twice = sorted(set(header.tensors) & set(seen))
         require(not twice, f"{header.path} has the tensor {', '.join(twice[:1])}, which another part has too")
         seen |= header.tensors
     total = headers[0].metadata.get("split.tensors.count", len(seen))
-    require(total == len(seen), f"{path}: its parts have {len(seen)} tensors, not {total}; download all parts again")
+    every = type(total) is int and total == len(seen)
+    require(every, f"{path}: its parts have {len(seen)} tensors, not {shown(total)}; download all parts again")
     return headers[0], headers

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.config import require
+from astra_mpi.convert.gguf.metadata import shown
 from astra_mpi.errors import InputError
 
 _MAGIC = b"GGUF"
@@ -140,5 +141,5 @@ class _Reading:
 
 def _aligned(path: Path, alignment: Any, place: int) -> int:
     good = type(alignment) is int and 0 < alignment <= 1 << 20 and alignment & (alignment - 1) == 0
-    require(good, f"{path}: general.alignment = {alignment!r} is no power of two; {_AGAIN}")
+    require(good, f"{path}: general.alignment = {shown(alignment)} is no power of two; {_AGAIN}")
     return -(-place // alignment) * alignment

@@ -32,6 +32,6 @@ def retold(text: str, folder: Path, source: Path, name: str, kind: Architecture)
     before = rf"\b(?:{first}\.)?{re.escape(rest)}".replace(r"\{\}", r"(\d+)")
     for ours, theirs in kind.block.items():
         text = re.sub(rf"{before}{re.escape(theirs)}\b", rf"blk.\1.{ours}", text)
-    for key, theirs in kind.keys.items():
+    for key, theirs in {"rope.freq_base": "rope_theta", **kind.keys}.items():
         text = re.sub(rf"\b{theirs}\b", f"{name}.{key}", text)
     return text

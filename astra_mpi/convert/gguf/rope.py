@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.config import require
-from astra_mpi.convert.gguf.metadata import Metadata
+from astra_mpi.convert.gguf.metadata import Metadata, shown
 from astra_mpi.convert.gguf.tensors import GGUFTensor
 from astra_mpi.errors import InputError
 
@@ -21,7 +21,7 @@ _YARN = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow", "attn_fac
 
 def rope_config(metadata: Metadata, config: dict[str, Any], tensors: Mapping[str, GGUFTensor]) -> dict[str, Any]:
     """rope_parameters, and head_dim where it is not the usual. InputError on scaling that is not known."""
-    width = config["hidden_size"] // config["num_attention_heads"]
+    width = config["hidden_size"] // config["num_attention_heads"] or 1
     head = metadata.integer("@.attention.key_length", width, least=1)
     values = metadata.integer("@.attention.value_length", head, least=1)
     require(
@@ -56,9 +56,8 @@ def _scaling(
     if kind == "none" or (kind == "linear" and factor == 1.0):
         return {}
     if kind not in ("linear", "yarn"):
-        raise InputError(
-            f"{metadata.path}: {metadata.named('@.rope.scaling.type')} = {kind} is not supported; linear and yarn are"
-        )
+        name = metadata.named("@.rope.scaling.type")
+        raise InputError(f"{metadata.path}: {name} = {shown(kind)} is not supported; linear and yarn are")
     found: dict[str, Any] = {"rope_type": kind, "factor": factor}
     if kind == "yarn":
         given = {name: metadata.number(f"@.rope.scaling.{key}", None) for key, name in _YARN.items()}

@@ -21,7 +21,7 @@ def biases(metadata: Metadata, config: Config) -> Config:
 
 def head_width(metadata: Metadata, config: Config) -> Config:
     """For classes whose default is not hidden_size / num_attention_heads."""
-    width = config["hidden_size"] // config["num_attention_heads"]
+    width = config["hidden_size"] // config["num_attention_heads"] or 1
     return {"head_dim": metadata.integer("@.attention.key_length", width, least=1)}
 
 
@@ -47,7 +47,9 @@ def gemma3(metadata: Metadata, config: Config) -> Config:
     pattern = metadata.integer("@.attention.sliding_window_pattern", _GEMMA3_PATTERN, least=1)
     everywhere: Config = {"rope_type": "default", "rope_theta": metadata.number("@.rope.freq_base", 1e6)}
     kind = metadata.text("@.rope.scaling.type", "none")
-    require(kind in ("none", "linear"), f"{metadata.path}: rope.scaling.type = {kind} is not supported; only linear is")
+    require(
+        kind in ("none", "linear"), f"{metadata.path}: rope.scaling.type = {kind!r} is not supported; only linear is"
+    )
     factor = metadata.number("@.rope.scaling.factor", 1.0)
     if factor != 1.0:
         everywhere |= {"rope_type": "linear", "factor": factor}
