@@ -219,3 +219,19 @@ def test_long_factors_of_phi3(tmp_path):
     again = rebuilt(model, *read(tmp_path / "m.gguf"))
     one, two = (outputs(m, input_ids=IDS)["logits"] for m in (model, again))
     np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="transformers reads GGUF with accelerate")
+def test_check_holds_the_file_against_transformers(tmp_path, capsys):
+    from astra_mpi.cli import main
+
+    model = random_model("llama", attention_bias=False, mlp_bias=False)
+    write_model(tmp_path / "m.gguf", model, "llama", "Q8_0", vocab_size=SIZES["vocab_size"])
+    target = str(tmp_path / "m.h5")
+    assert main(["convert", str(tmp_path / "m.gguf"), target, "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "logits after each of 5 sequences" in said and "greedy continuation" in said and "float16" in said
+    write_model(tmp_path / "b.gguf", random_model("llama"), "llama", vocab_size=SIZES["vocab_size"])
+    assert main(["convert", str(tmp_path / "b.gguf"), str(tmp_path / "b.h5"), "--check"]) == 2
+    said = capsys.readouterr().err
+    assert "does not read attention_bias, mlp_bias of" in said and not (tmp_path / "b.h5").exists()

@@ -56,6 +56,10 @@ class Reference:
 def load_reference(source: Path, model: ModelFile) -> Reference:
     """InputError if transformers or PyTorch are missing, or cannot read the source."""
     transformers = _libraries(source)
+    if source.suffix == ".gguf":
+        from astra_mpi.convert.check.gguf import reference_of as of_gguf
+
+        return Reference(source, source.parent, of_gguf(source), model.stored_dtype, is_folder=False)
     if source.is_file():
         from astra_mpi.convert.check.llama2c import reference_of
 

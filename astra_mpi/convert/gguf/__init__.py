@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from astra_mpi.convert.gguf.config import architecture_of, hf_config
 from astra_mpi.convert.gguf.files import read_headers
+from astra_mpi.convert.gguf.header import Header
 from astra_mpi.convert.gguf.metadata import Metadata
 from astra_mpi.convert.gguf.names import hf_tensors
 from astra_mpi.convert.gguf.retold import retold
@@ -29,9 +31,7 @@ def convert_gguf(source: str | Path, dtype: str | None = None, command: str = "c
     (`kept_dtype`). InputError, with the file and the cure, on what is damaged or not supported.
     """
     source = Path(source)
-    first, headers = read_headers(source)
-    stored = {name: tensor for header in headers for name, tensor in open_tensors(header).items()}
-    metadata = Metadata(first.path, dict(first.metadata), stored)
+    headers, metadata, stored = _opened(source)
     kind = architecture_of(metadata)
     config = hf_config(metadata, kind, stored)
     tensors = hf_tensors(metadata, kind, config, stored)
@@ -45,6 +45,19 @@ def convert_gguf(source: str | Path, dtype: str | None = None, command: str = "c
         except InputError as exc:
             raise InputError(retold(str(exc), folder, source, metadata.architecture, kind)) from exc
     return model, [retold(note, folder, source, metadata.architecture, kind) for note in notes]
+
+
+def read_config(source: Path) -> dict[str, Any]:
+    """The config.json that a file stands for. InputError."""
+    _, metadata, stored = _opened(source)
+    return hf_config(metadata, architecture_of(metadata), stored)
+
+
+def _opened(source: Path) -> tuple[list[Header], Metadata, dict[str, GGUFTensor]]:
+    """-> (headers of all parts, metadata, tensors by their names in the file)."""
+    first, headers = read_headers(source)
+    stored = {name: tensor for header in headers for name, tensor in open_tensors(header).items()}
+    return headers, Metadata(first.path, dict(first.metadata), stored), stored
 
 
 def kept_dtype(tensors: dict[str, GGUFTensor]) -> str:
