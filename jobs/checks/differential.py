@@ -38,7 +38,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from astra_mpi.convert.check.reference import first_line
+from astra_mpi.convert.check.libraries import first_line
 from astra_mpi.errors import InputError
 
 ATOL = 1e-4

@@ -36,7 +36,7 @@ from differential_text_fields import (
 )
 from differential_text_folders import FOLDERS, MAX_POSITIONS, TEXTS, sentence_encoder
 
-from astra_mpi.convert.check.reference import first_line
+from astra_mpi.convert.check.libraries import first_line
 from astra_mpi.convert.text import read_text_settings
 from astra_mpi.convert.tokenizer_keys import HARMLESS
 from astra_mpi.errors import InputError

@@ -26,6 +26,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,11 +34,13 @@ from typing import Any
 
 import fuzz_damage
 import fuzz_files
+import fuzz_gguf
 import numpy as np
 from mpi4py import MPI
 
 from astra_mpi.convert import hugging_face as convert
 from astra_mpi.convert import llama2c
+from astra_mpi.convert.gguf import convert_gguf
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.decks import deck
 from astra_mpi.decks.deck import InputSection
@@ -80,6 +83,12 @@ def read_codebooks(path: Path) -> None:
     with h5py.File(path.parent / "vit.h5") as file:
         digest = file.attrs["digest"]
     codecfile.check_codec(codecfile.read_codebooks(path, digest), fuzz_files.VIT, path)
+
+
+def read_gguf(path: Path) -> None:
+    tempfile.tempdir = str(path.parent / "out")
+    model, _ = convert_gguf(path)
+    modelfile.write_model(path.parent / "out" / "gguf.h5", model)
 
 
 def read_input(kind: Any, config: Any, **more: Any) -> Read:
@@ -152,6 +161,7 @@ TARGETS: dict[str, tuple[str, tuple[fuzz_damage.Damage, ...], Read]] = {
         (BYTES,),
         lambda path: llama2c.convert_llama2c(path.parent / "llama.bin", path),
     ),
+    "gguf": ("llama.gguf", (BYTES, fuzz_gguf.damage_gguf), read_gguf),
     "hf-config": ("hf/config.json", (BYTES, JSON, JSON), lambda path: convert.convert(path.parent)),
     "hf-safetensors": ("hf/model.safetensors", (BYTES,), lambda path: convert.convert(path.parent)),
     "hf-tokenizer": ("hf/tokenizer.json", (BYTES, JSON, JSON), lambda path: convert.convert(path.parent)),
@@ -332,7 +342,7 @@ class Watch:
             if writes and not os.fsdecode(args[0]).startswith(self._allowed):
                 self.seen.append(f"opened {args[0]!r} for writing")
         elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"):
-            if not os.fsdecode(args[0]).startswith(self._allowed):
+            if not _path(args).startswith(self._allowed):
                 self.seen.append(f"{event} {args[0]!r}")
         elif event in (
             "os.system",
@@ -343,6 +353,15 @@ class Watch:
             "pickle.find_class",
         ):
             self.seen.append(event)
+
+
+def _path(args: tuple[Any, ...]) -> str:
+    """What a call is about: a path, an open file, or a name in an open folder."""
+    if isinstance(args[0], int):
+        return os.readlink(f"/proc/self/fd/{args[0]}")
+    name = os.fsdecode(args[0])
+    inside = len(args) > 1 and isinstance(args[-1], int) and args[-1] >= 0 and not os.path.isabs(name)
+    return os.path.join(os.readlink(f"/proc/self/fd/{args[-1]}"), name) if inside else name
 
 
 BACKEND = get_backend("numpy", MPI.COMM_SELF)

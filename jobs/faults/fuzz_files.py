@@ -9,6 +9,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from fuzz_gguf import write_gguf
 
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.config import CodecConfig
@@ -123,6 +124,7 @@ def write_all(folder: Path) -> None:
         (folder / f"{name}.toml").write_text(text)
     _write_inputs(folder)
     _write_llama2c(folder)
+    write_gguf(folder / "llama.gguf")
     _write_hugging_face(folder / "hf")
     _write_results(folder)
     speeds = dict(gemm=1e10, attention=1e10, encode=1e10, table=1e9, elements=1e9, block_s=1e-4)

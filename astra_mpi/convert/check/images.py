@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.convert.check.findings import FLOOR, Finding, equal_rows, held_against
-from astra_mpi.convert.check.reference import Outputs, Reference, reads, rounding
+from astra_mpi.convert.check.libraries import reads
+from astra_mpi.convert.check.reference import Outputs, Reference, rounding
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.models.images import Preprocess
 

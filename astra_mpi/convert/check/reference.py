@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.convert.check.findings import Finding, relative, tolerance
+from astra_mpi.convert.check.libraries import quiet, reads
 from astra_mpi.convert.sentence import MODULES, read_encoder
 from astra_mpi.device.formats import FORMATS
 from astra_mpi.errors import InputError
@@ -57,6 +57,10 @@ class Reference:
 def load_reference(source: Path, model: ModelFile) -> Reference:
     """InputError if transformers or PyTorch are missing, or cannot read the source."""
     transformers = _libraries(source)
+    if source.suffix == ".gguf":
+        from astra_mpi.convert.check.gguf import reference_of as of_gguf
+
+        return Reference(source, source.parent, of_gguf(source), model.stored_dtype, is_folder=False)
     if source.is_file():
         from astra_mpi.convert.check.llama2c import reference_of
 
@@ -88,34 +92,6 @@ def _libraries(source: Path) -> Any:
         raise InputError(f"--check needs transformers and PyTorch ({exc.name} is missing); {install}") from exc
     transformers.utils.logging.set_verbosity_error()
     return transformers
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the libraries' bars of progress, which other code of this process may want."""
-    from transformers.utils import logging
-
-    was = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def reads(what: str, library: str = "transformers") -> Iterator[None]:
-    """Whatever the library raises as InputError: without its answer there is no check."""
-    try:
-        yield
-    except Exception as exc:  # the library raises what it likes
-        raise InputError(f"{library} cannot read {what} ({first_line(exc)}); convert without --check") from exc
-
-
-def first_line(exc: BaseException) -> str:
-    """What an exception of another library says, in one line."""
-    return f"{type(exc).__name__}: {next(iter(str(exc).splitlines()), '')}"
 
 
 def rounding(reference: Reference, rounded: np.ndarray, exact: np.ndarray) -> Finding:

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.convert.check import gguf
 from astra_mpi.convert.check.findings import Finding, equal_rows, held_against, tolerance
-from astra_mpi.convert.check.reference import INSTALL_SENTENCES, Reference, quiet, reads, round_weights
+from astra_mpi.convert.check.libraries import quiet, reads
+from astra_mpi.convert.check.reference import INSTALL_SENTENCES, Reference, round_weights
 from astra_mpi.convert.sentence import SentenceEncoder, read_encoder
 from astra_mpi.convert.sentence_text import read_sentence_text
 from astra_mpi.decks.deck import InputSection
@@ -45,11 +47,16 @@ TEXTS = (
 
 def compare_texts(reference: Reference, model: Any) -> Iterator[Finding]:
     """As the source's own library reads them: sentence-transformers, or the tokenizer of transformers."""
-    if not reference.is_folder:
+    if reference.source.suffix == ".bin":
         yield Finding("texts", note="not compared, for transformers does not read tokenizers of llama2.c")
         return
     if model.tokenizer is None:
         yield Finding("texts", note="not compared, for the file has no tokenizer")
+        return
+    if not reference.is_folder:
+        ids, mask = _batch(model, TEXTS)
+        ours = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+        yield from gguf.compare_texts(reference.source, TEXTS, ours)
         return
     encoder = read_encoder(reference.source)
     if encoder is None:
