@@ -120,6 +120,19 @@ def count_codes(codes: Array, K: int) -> Array:
     return np.bincount(codes.ravel(), minlength=K).astype(np.int64)
 
 
+def code_sums(x: Array, codes: Array, K: int) -> Array:
+    """(K, W) float32: the sum of the rows of x (n, W) that have each code (n,), added in order; 0 where none has it."""
+    sums = np.zeros((K, x.shape[1]), np.float32)
+    np.add.at(sums, codes, x)
+    return sums
+
+
+def add_entries(x: Array, entries: Array, codes: Array) -> Array:
+    """x (n, W) float32, in place: x[i] += entries[codes[i]], for entries (K, W) and codes (n,)."""
+    x += entries[codes]
+    return x
+
+
 def segment_sum(x: Array, starts: Array) -> Array:
     """(m, D) float32: sums of the rows starts[i] .. starts[i + 1] - 1 of x (n, D), of the last one to the end.
 

@@ -43,7 +43,7 @@ def refine(codebook: Codebook, x: np.ndarray, kernels: Any) -> Codebook:
     rest = x - codebook.decode(codes, kernels)
     error = energy(rest)
     for _ in range(SWEEPS):
-        candidate = replace(codebook, entries=_sweep(codebook.entries, codes, rest))
+        candidate = replace(codebook, entries=_sweep(codebook.entries, codes, rest, kernels))
         codes = candidate.encode(x, kernels)
         rest = x - candidate.decode(codes, kernels)
         previous, error = error, energy(rest)
@@ -54,14 +54,14 @@ def refine(codebook: Codebook, x: np.ndarray, kernels: Any) -> Codebook:
     return codebook
 
 
-def _sweep(entries: np.ndarray, codes: np.ndarray, rest: np.ndarray) -> np.ndarray:
+def _sweep(entries: np.ndarray, codes: np.ndarray, rest: np.ndarray, kernels: Any) -> np.ndarray:
     """New entries (M, K, D), stage by stage the means of what all other stages leave, at fixed codes (n, M).
 
     rest (n, D) = x - x^ is kept up to date and so overwritten.
     """
     entries = entries.copy()
     for m, stage in enumerate(entries):
-        rest += stage[codes[:, m]]
-        stage[...] = means(rest, codes[:, m], stage)[0]
-        rest -= stage[codes[:, m]]
+        kernels.add_entries(rest, stage, codes[:, m])
+        stage[...] = means(rest, codes[:, m], stage, kernels)[0]
+        kernels.add_entries(rest, -stage, codes[:, m])
     return entries

@@ -87,6 +87,11 @@ class Kind:
         raise NotImplementedError
 
     @classmethod
+    def fit_searches(cls, config: CodecConfig) -> tuple[float, float]:
+        """How often `fit` searches all its samples at full width, at most: for a first codebook, to refine it."""
+        return 25, 1
+
+    @classmethod
     def span(cls, c: int, entry_width: int) -> slice:
         """Additive kinds: the numbers of x^ that entries of code c add to."""
         raise NotImplementedError

@@ -29,7 +29,7 @@ def kmeans(
     previous = np.inf
     for _ in range(max_iterations):
         codes = assign(x, entries, kernels)
-        entries, counts = means(x, codes, entries)
+        entries, counts = means(x, codes, entries, kernels)
         error = energy - counts @ np.einsum("kw,kw->k", entries, entries, dtype=np.float64)
         empty = np.flatnonzero(counts == 0)
         if len(empty):
@@ -46,18 +46,15 @@ def assign(x: np.ndarray, entries: np.ndarray, kernels: Any) -> np.ndarray:
     return kernels.encode_grouped(x, entries[None], half_norms[None])[:, 0]
 
 
-def means(x: np.ndarray, codes: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def means(x: np.ndarray, codes: np.ndarray, entries: np.ndarray, kernels: Any) -> tuple[np.ndarray, np.ndarray]:
     """(entries, counts): the mean (K, W) of the rows of x (n, W) with each code (n,), and how many there are (K,).
 
     A code that no row has keeps its entry.
     """
     counts = np.bincount(codes, minlength=len(entries))
-    stops = np.cumsum(counts)
-    rows = x[np.argsort(codes, kind="stable")]  # (n, W), the rows of a code side by side
-    entries = entries.copy()
-    for k in np.flatnonzero(counts):
-        np.mean(rows[stops[k] - counts[k] : stops[k]], axis=0, out=entries[k])
-    return entries, counts
+    sums = kernels.code_sums(x, codes, len(entries))
+    divisors = np.maximum(counts, 1).astype(np.float32)[:, None]
+    return np.where(counts[:, None] > 0, sums / divisors, entries), counts
 
 
 def repair(x: np.ndarray, codes: np.ndarray, entries: np.ndarray, empty: np.ndarray) -> None:

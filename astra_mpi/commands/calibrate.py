@@ -11,6 +11,10 @@ from astra_mpi.commands.options import add_codec_options, codec_config
 from astra_mpi.config import METRICS
 
 if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from astra_mpi.codec.codebook import Codec
+    from astra_mpi.config import CodecConfig
     from astra_mpi.files.modelfile import ModelFile
     from astra_mpi.inputs.sources import Source
 
@@ -20,7 +24,8 @@ def add_parser(subparsers: Any) -> None:
         "calibrate",
         help="k-means codebooks from activations",
         description="Runs the model on a sample of DATA, keeps what its blocks would send, and fits codebooks to it."
-        " DATA: .txt (an item per line), .jsonl, .tsv; token ids or images in .npy, .npz or .h5.",
+        " DATA: .txt (an item per line), .jsonl, .tsv; token ids or images in .npy, .npz or .h5. Under mpirun or srun,"
+        " ranks share the work, and rank 0 alone reads DATA and writes; codebooks do not depend on how many they are.",
     )
     parser.add_argument("model", metavar="MODEL.h5", help="model file")
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="items like those of later runs")
@@ -32,58 +37,90 @@ def add_parser(subparsers: Any) -> None:
         "--samples", type=int, default=32768, metavar="N", help="tokens to fit to (default %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sample and of k-means (default %(default)s)")
-    parser.add_argument("--threads", type=int, metavar="N", help="default SLURM_CPUS_PER_TASK, else 1")
+    parser.add_argument("--threads", type=int, metavar="N", help="of each rank (default SLURM_CPUS_PER_TASK, else 1)")
     add_codec_options(parser).add_argument(
         "--metric",
         default=METRICS[0],
         help="by what codes are nearest: keys-values, what they change in these (default), or plain distance",
     )
-    parser.set_defaults(run=run, uses_mpi=True)
+    parser.set_defaults(run=run, spmd=True)
 
 
-def run(args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from astra_mpi.calibrate import fit_codec, shuffled_batches, too_few
+def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     from astra_mpi.config import require
     from astra_mpi.device.threads import set_threads
-    from astra_mpi.files.codecfile import write_codebooks
+    from astra_mpi.errors import collective
     from astra_mpi.files.hdf5 import check_target
-    from astra_mpi.files.modelfile import read_model, write_model
-    from astra_mpi.files.provenance import provenance
+    from astra_mpi.files.modelfile import read_model
+    from astra_mpi.ranks.watched import alone
+
+    source = None
+    with collective(comm), alone(comm, "opening files"):
+        require(args.samples >= 1, f"--samples {args.samples}: at least one")
+        require(args.seed >= 0, f"--seed {args.seed}: at least 0")
+        threads = set_threads(args.threads)
+        model = read_model(args.model)
+        config = codec_config(args, model.config.family)
+        if comm.Get_rank() == 0:
+            check_target(args.output)
+            source = _open(args, model)
+    codec = _fit(args, comm, model, config, source, threads)
+    with collective(comm), alone(comm, "writing codebooks"):
+        if codec is not None:
+            _write(args, model, codec)
+    return 0
+
+
+def _fit(
+    args: argparse.Namespace,
+    comm: MPI.Comm,
+    model: ModelFile,
+    config: CodecConfig,
+    source: Source | None,
+    threads: int,
+) -> Codec | None:
+    """Collective: the codebooks on rank 0, which alone has the source."""
+    from astra_mpi.calibrate import fit_codec, shared, shuffled_batches, too_few
     from astra_mpi.job.progress import Progress
 
-    require(args.samples >= 1, f"--samples {args.samples}: at least one")
-    require(args.seed >= 0, f"--seed {args.seed}: at least 0")
-    check_target(args.output)
-    threads = set_threads(args.threads)
-    model = read_model(args.model)
-    config = codec_config(args, model.config.family)
-    source = _open(args, model)
-    bar = Progress(model.config.n_layers * (2 if config.site == "kv" else 1), unit="codebook")
-    batches = shuffled_batches(source, args.seed)
+    bar = Progress(model.config.n_layers, unit="block") if comm.Get_rank() == 0 else None
+
+    def say(n_tokens: int) -> None:
+        if bar is not None:
+            _warn(too_few(n_tokens, args.samples, config.codebook_size, str(args.data), "--samples"))
+
     codec = fit_codec(
         model,
-        batches,
+        shared(comm, None if source is None else shuffled_batches(source, args.seed)),
         config,
+        comm=comm,
         seed=args.seed,
         n_samples=args.samples,
         threads=threads,
         metric=args.metric,
-        progress=lambda done, total: bar.advance(1),
-        on_tokens=lambda n: _warn(too_few(n, args.samples, config.codebook_size, str(args.data), "--samples")),
+        progress=lambda done, total: bar.reach(done) if bar is not None else None,
+        on_tokens=say,
     )
-    bar.close()
+    if bar is not None:
+        bar.close()
+    return codec
+
+
+def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
+    from dataclasses import replace
+
+    from astra_mpi.files.codecfile import write_codebooks
+    from astra_mpi.files.modelfile import write_model
+    from astra_mpi.files.provenance import provenance
+
     made = provenance(_command(args), source=args.data.name)
     if args.codebook_only:
         write_codebooks(args.output, codec, model.digest, made)
     else:
-        write_model(
-            args.output, replace(model, codec=codec, provenance=model.provenance | {"calibrate": made["command"]})
-        )
-    bits, encoder = config.bits_per_token, codec.config.encoder
+        kept = model.provenance | {"calibrate": made["command"]}
+        write_model(args.output, replace(model, codec=codec, provenance=kept))
+    bits, encoder = codec.config.bits_per_token, codec.config.encoder
     print(f"{args.output}: {bits} bits per token and block, encoder {encoder}, codebooks {codec.digest[:12]}")
-    return 0
 
 
 def _warn(text: str) -> None:

@@ -57,13 +57,13 @@ def random_model(
     config: Any,
     codec: CodecConfig | None,
     seed: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[float, float], None] = lambda done, total: None,
     dtype: str = "float32",
 ) -> ModelFile:
     """A model with random weights, and codebooks fitted to its activations on random input.
 
     The same arguments give the same model. Without a codec, weights stay to be made when it is written.
-    `progress(done, total)` counts codebooks. InputError on a negative seed.
+    `progress(done, total)` counts blocks whose codebooks are fitted. InputError on a negative seed.
     """
     require(seed >= 0, f"--seed {seed}: at least 0")
     images = config.family == "vit"

@@ -18,19 +18,28 @@ class Progress:
     def __init__(self, n_items: int, n_done: int = 0, stream: TextIO | None = None, unit: str = "item") -> None:
         self.stream = sys.stderr if stream is None else stream
         self.unit = unit
-        self.n_items, self.n_done, self.n_first = n_items, n_done, n_done
+        self.n_items, self.n_first = n_items, n_done
+        self.n_done: float = n_done  # parts of an item count where they are told
         self.start_s = self.last_s = time.monotonic()
         self.bar = None
         if self.stream.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=n_items, initial=n_done, unit=unit, file=self.stream)
+            # tqdm writes numbers as they are given it, parts of an item with all their digits
+            shown = "{l_bar}{bar}| {n:.4g}/{total} {unit}s [{elapsed}<{remaining}, {rate_fmt}]"
+            self.bar = tqdm(total=n_items, initial=n_done, unit=unit, file=self.stream, bar_format=shown)
 
     def advance(self, n: int) -> None:
         """`n` more items are finished."""
-        self.n_done += n
+        self.reach(self.n_done + n)
+
+    def reach(self, n_done: float) -> None:
+        """So many items are finished."""
+        gained, self.n_done = n_done - self.n_done, n_done
+        if not gained:
+            return
         if self.bar is not None:
-            self.bar.update(n)
+            self.bar.update(gained)
             return
         now_s = time.monotonic()
         if now_s - self.last_s >= LINE_EVERY_S or self.n_done == self.n_items:
@@ -38,7 +47,8 @@ class Progress:
             rate = (self.n_done - self.n_first) / max(now_s - self.start_s, 1e-9)
             left = f"{(self.n_items - self.n_done) / rate:.0f} s left" if rate else "time left unknown"
             speed = f"{rate:.1f}/s, " if rate >= 1 else ""
-            print(f"{self.n_done}/{self.n_items} {self.unit}s, {speed}{left}", file=self.stream, flush=True)
+            done = round(self.n_done, 1) if self.n_done % 1 else int(self.n_done)
+            print(f"{done}/{self.n_items} {self.unit}s, {speed}{left}", file=self.stream, flush=True)
 
     def close(self) -> None:
         if self.bar is not None:

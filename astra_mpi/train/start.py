@@ -101,7 +101,7 @@ def starting_codec(
     comm: MPI.Comm,
     threads: int,
 ) -> Codec | None:
-    """Collective: the codebooks of a checkpoint's `state`, of the model, or from k-means on rank 0; None: none."""
+    """Collective: the codebooks of a checkpoint's `state`, of the model, or from k-means; None: none."""
     section = deck.codec
     if section.is_exact:
         return None
@@ -113,28 +113,25 @@ def starting_codec(
     width = model.config.d_kv if config.site == "kv" else model.config.d_model
     if state:
         return Codebooks.codec_of(state, config, width)
-    codec = None
-    with collective(comm):
-        if comm.Get_rank() == 0:
-            order = np.random.default_rng([deck.train.seed, 7]).permutation(learned)
-            chunks = (items.part(order[a : a + BATCH]) for a in range(0, len(order), BATCH))
-            batches = ((b.inputs, None if model.config.family == "vit" else b.keep) for b in chunks)
-            seed, n_samples, metric = deck.train.seed, section.samples, section.metric
-            codec = fit_codec(
-                model,
-                batches,
-                config,
-                seed=seed,
-                n_samples=n_samples,
-                threads=threads,
-                metric=metric,
-                on_tokens=lambda n: _warn(too_few(n, n_samples, config.codebook_size, "data.train", "codec.samples")),
-            )
+    order = np.random.default_rng([deck.train.seed, 7]).permutation(learned)
+    chunks = (items.part(order[a : a + BATCH]) for a in range(0, len(order), BATCH))
+    codec = fit_codec(
+        model,
+        ((b.inputs, None if model.config.family == "vit" else b.keep) for b in chunks),
+        config,
+        comm=comm,
+        seed=deck.train.seed,
+        n_samples=section.samples,
+        threads=threads,
+        metric=section.metric,
+        on_tokens=lambda n: _warn_of(n, section.samples, config.codebook_size, comm),
+    )
     return _same_everywhere(codec, comm)
 
 
-def _warn(text: str) -> None:
-    if text:
+def _warn_of(n_tokens: int, wanted: int, n_entries: int, comm: MPI.Comm) -> None:
+    text = too_few(n_tokens, wanted, n_entries, "data.train", "codec.samples")
+    if text and comm.Get_rank() == 0:
         print(f"astra-mpi: warning: starting codebooks: {text}", file=sys.stderr, flush=True)
 
 

@@ -9,7 +9,16 @@ import numpy as np
 
 from astra_mpi.kernels import _compile
 from astra_mpi.kernels.cpu._attention import attend, attend_codes, attend_rows
-from astra_mpi.kernels.cpu._codes import decode_grouped, decode_residual, gram_sum, pack, table_sum, unpack
+from astra_mpi.kernels.cpu._codes import (
+    add_entries,
+    code_sums,
+    decode_grouped,
+    decode_residual,
+    gram_sum,
+    pack,
+    table_sum,
+    unpack,
+)
 from astra_mpi.kernels.cpu._encode import encode_grouped, encode_residual
 from astra_mpi.kernels.cpu._rows import (
     activate,
@@ -27,6 +36,7 @@ from astra_mpi.kernels.reference import count_codes, finish, segment_sum
 __all__ = [
     "activate",
     "activate_gated",
+    "add_entries",
     "add_layer_norm",
     "add_residual",
     "add_rms_norm",
@@ -34,6 +44,7 @@ __all__ = [
     "attend_codes",
     "attend_rows",
     "cache_state",
+    "code_sums",
     "count_codes",
     "decode_grouped",
     "decode_residual",
@@ -70,6 +81,7 @@ def warm_up() -> None:
     decode_grouped(codes, entries)
     decode_residual(codes, entries)
     gram_sum(codes, np.ones((2, 2, 2, 2), np.float32))
+    add_entries(x, code_sums(x, codes[:, 0], 2), codes[:, 0])
     unpack(pack(codes, 1), n, 2, 1)
     layer_norm(x, line, line, 1e-5)
     rms_norm(x, line, 1e-5)

@@ -55,6 +55,19 @@ def gram_sum(codes: Array, gram: Array) -> Array:
     return out
 
 
+def code_sums(x: Array, codes: Array, K: int) -> Array:
+    """(K, W): the sum of the rows of x (n, W) that have each code (n,), added in order; see reference.code_sums."""
+    sums = np.zeros((K, x.shape[1]), np.float32)
+    _code_sums(np.ascontiguousarray(x), _wide(codes), sums)
+    return sums
+
+
+def add_entries(x: Array, entries: Array, codes: Array) -> Array:
+    """x (n, W) contiguous, in place: x[i] += entries[codes[i]]; see reference.add_entries."""
+    _add_entries(x, entries, _wide(codes))
+    return x
+
+
 def _wide(codes):
     """The codes as contiguous uint16, so that every kernel is compiled once; they are few beside what they select."""
     return np.ascontiguousarray(codes, np.uint16)
@@ -99,6 +112,22 @@ def _gather(codes, entries, out):
             entry = entries[g, codes[i, g]]
             for w in range(width):
                 out[i, g * width + w] = entry[w]
+
+
+@compiled()
+def _code_sums(x, codes, sums):
+    for i in range(x.shape[0]):
+        row, total = x[i], sums[codes[i]]
+        for w in range(row.size):
+            total[w] += row[w]
+
+
+@compiled()
+def _add_entries(x, entries, codes):
+    for i in range(x.shape[0]):
+        row, entry = x[i], entries[codes[i]]
+        for w in range(row.size):
+            row[w] += entry[w]
 
 
 @compiled()

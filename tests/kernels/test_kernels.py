@@ -190,6 +190,20 @@ def test_count_codes(kernels, n):
     assert counts.tolist() == [int((codes == k).sum()) for k in range(7)]
 
 
+@BACKENDS
+@SIZES
+def test_code_sums_and_add_entries(kernels, n):
+    x, codes = normal(n, 5), np.random.default_rng(n).integers(0, 3, n).astype(np.uint8)
+    sums = kernels.code_sums(x, codes, 4)
+    expected = np.zeros((4, 5), np.float32)
+    for row, code in zip(x, codes, strict=True):
+        expected[code] += row
+    np.testing.assert_array_equal(sums, expected)  # in order, so the same bits
+    moved = x.copy()
+    assert kernels.add_entries(moved, sums, codes) is moved
+    np.testing.assert_array_equal(moved, x + sums[codes])
+
+
 # ---- norms and activations
 
 

@@ -99,15 +99,16 @@ def test_verify_command(vit, tmp_path):
 
 
 def test_calibrate_command(tmp_path):
-    """Codebooks fitted to data quantise it better than those fitted to nothing, and the command repeats itself."""
+    """Codebooks fitted to data quantise it better than those fitted to nothing, and are the same on two ranks."""
     config = bert_config()
     write_model(tmp_path / "m.h5", model_file(config))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (40, 12))
     np.save(tmp_path / "ids.npy", ids)
     arguments = ("calibrate", tmp_path / "m.h5", "--data", tmp_path / "ids.npy", "--stages", 2, "--codebook-size", 32)
-    for name in ("a.h5", "b.h5"):
-        _, said = astra(*arguments, "-o", tmp_path / name, "--threads", 2)
-        assert "warning: 480 tokens are few for codebooks of 32 entries; 4096 are better: " in said
+    for name, ranks, threads in (("a.h5", None, 2), ("b.h5", 2, 1)):
+        out, said = astra(*arguments, "-o", tmp_path / name, "--threads", threads, ranks=ranks)
+        assert said.count("warning: 480 tokens are few for codebooks of 32 entries; 4096 are better: ") == 1
+        assert f"2/{config.n_layers} blocks" in said and out.count("codebooks") == 1
     first, second = read_model(tmp_path / "a.h5").codec, read_model(tmp_path / "b.h5").codec
     assert first.digest == second.digest
     assert first.config.bits_per_token == 10

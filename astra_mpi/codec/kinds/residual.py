@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from astra_mpi.codec.codebook import Codebook
-from astra_mpi.codec.fit import refine
+from astra_mpi.codec.fit import SWEEPS, refine
 from astra_mpi.codec.kind import Kind, Progress, Sigma2
 from astra_mpi.codec.kmeans import kmeans
 from astra_mpi.codec.tables import gram_sums
@@ -70,6 +70,10 @@ class Residual(Kind):
             rest = rest - last.decode(last.encode(rest, kernels), kernels)
             report(stage + 1, config.stages)
         return refine(Codebook(cls.name, np.stack(entries), x.shape[1]), x, kernels)
+
+    @classmethod
+    def fit_searches(cls, config: CodecConfig) -> tuple[float, float]:
+        return config.stages * (STAGE_ITERATIONS + 1), config.stages * (SWEEPS + 1)
 
     @classmethod
     def span(cls, c: int, entry_width: int) -> slice:

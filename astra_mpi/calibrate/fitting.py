@@ -1,0 +1,150 @@
+"""Codebooks of all blocks: the passes and the fits of this rank, over its threads, and the codebooks of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import ModuleType
+
+import numpy as np
+from mpi4py import MPI
+from threadpoolctl import threadpool_limits
+
+from astra_mpi.calibrate.crew import Crew
+from astra_mpi.calibrate.gathering import gathered
+from astra_mpi.calibrate.passes import Passes, Passing
+from astra_mpi.calibrate.tokens import Batches
+from astra_mpi.calibrate.work import Work, shares, work_of
+from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.codec.fit import fit_codebook
+from astra_mpi.codec.metric import keys_values_metric, pulled_back
+from astra_mpi.codec.subspace import with_subspace
+from astra_mpi.config import METRICS, CodecConfig, require
+from astra_mpi.device.backend import get_backend
+from astra_mpi.engine import Model
+from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.strategies.remote import projection
+
+Step = Callable[[float], None]  # (work done)
+
+
+def fit_codec(
+    file: ModelFile,
+    batches: Batches,
+    config: CodecConfig,
+    *,
+    comm: MPI.Comm = MPI.COMM_SELF,
+    seed: int = 0,
+    n_samples: int = 32768,
+    threads: int = 1,
+    metric: str = METRICS[0],
+    progress: Callable[[float, float], None] = lambda done, total: None,
+    on_tokens: Callable[[int], None] = lambda n: None,
+) -> Codec | None:
+    """Codebooks for every block of a model, on rank 0 (None elsewhere). Collective: the same arguments on every rank.
+
+    Deterministic by seed, whatever the ranks and threads: those share the work and change no result.
+    `progress(done, total)` counts blocks on rank 0, in parts of a block: what all ranks have done. `on_tokens(n)` is
+    called with how many tokens there are to fit to, of the `n_samples` wanted.
+
+    metric: "keys-values" (codec/metric.py), or "plain", which site kv and two groups or more always have.
+    Fitted to `n_samples` tokens; an eighth as many more are held out where a subspace is to be chosen.
+    A rank's threads take batches through a block and fit codebooks, one each: k-means has too many serial passes for
+    threads within one to pay.
+    """
+    require(metric in METRICS, f"metric '{metric}' is unknown; use one of {', '.join(METRICS)}")
+    backend = get_backend("numpy", comm)
+    model = Model(file, MPI.COMM_SELF, backend)
+    n_held_out = n_samples // 8 if _may_project(config) else 0
+    with threadpool_limits(1):
+        n_blocks = len(model.blocks)
+        passes = Passes(model, batches, config.site, n_samples + n_held_out, threads)
+        on_tokens(min(passes.n_tokens, n_samples))
+        work = work_of(model.config, model.blocks[0], config, passes.n_passing, passes.n_tokens)
+        every = shares(n_blocks, comm.Get_size(), work.passing, work.fitting)
+        total = sum(len(share) * work.fitting + share.stop * work.passing for share in every if share)
+        crew = Crew(
+            comm, "fitting codebooks", lambda done: progress(done / total * len(model.blocks), len(model.blocks))
+        )
+        fits = _Fits(passes, config, seed, backend.kernels, metric == "keys-values", work, crew)
+        blocks: dict[int, BlockCodec] = {}
+        failure: Exception | None = None
+        try:
+            blocks = fits.run(every[comm.Get_rank()], threads)
+        except Exception as exc:
+            failure = exc
+        crew.end(failure)
+    books = gathered(comm, blocks, every, config)
+    return None if books is None else Codec(config, books)
+
+
+class _Fits:
+    """This rank's passes and fits."""
+
+    def __init__(
+        self,
+        passes: Passes,
+        config: CodecConfig,
+        seed: int,
+        kernels: ModuleType,
+        keys_values: bool,
+        work: Work,
+        crew: Crew,
+    ) -> None:
+        self.passes, self.config, self.seed, self.kernels = passes, config, seed, kernels
+        self.in_metric = keys_values and config.site != "kv" and config.full_width
+        self.work, self.crew = work, crew
+
+    def run(self, blocks: range, threads: int) -> dict[int, BlockCodec]:
+        """The codebooks of these blocks. The pool takes the fits of a block before the passes of the next one, so that
+        no more blocks' samples are in memory than there are threads, and one.
+        """
+        fits: dict[int, list[Future[Codebook]]] = {}
+        pool = ThreadPoolExecutor(threads)
+        try:
+            for i in range(blocks.stop if blocks else 0):
+                samples = self.passes.room() if i in blocks else None
+                passing = [pool.submit(self._pass, i, batch, samples) for batch in self.passes.batches]
+                self.crew.wait(passing)
+                self.passes.leave(i)
+                if samples is not None:
+                    first = self.seed + i * len(samples)
+                    fits[i] = [pool.submit(self._fit, i, [x], first + part) for part, x in enumerate(samples)]
+                    del samples
+                for fit in (fit for found in fits.values() for fit in found if fit.done()):
+                    fit.result()  # may raise
+            self.crew.wait(fit for found in fits.values() for fit in found)
+        finally:
+            self.crew.stopped.set()
+            pool.shutdown(cancel_futures=True)
+        return {i: BlockCodec(tuple(fit.result() for fit in found)) for i, found in fits.items()}
+
+    def _pass(self, i: int, batch: Passing, samples: list[np.ndarray] | None) -> None:
+        self.passes.through(i, batch, samples)
+        self.crew.step(self.work.passing / len(self.passes.batches))
+
+    def _fit(self, i: int, samples: list[np.ndarray], seed: int) -> Codebook:
+        """Codebook of the samples [x (n, D)], taken out of the list so that they are kept no longer than needed."""
+        x, metric = samples.pop(), None
+        if self.in_metric:
+            metric = keys_values_metric(projection(self.passes.model.blocks[i], self.config.site))
+            x = x @ metric.astype(np.float32)
+        book = _fitted(x, self.config, seed, self.kernels, metric is not None, self.work, self.crew.step)
+        return book if metric is None else pulled_back(book, metric)
+
+
+def _may_project(config: CodecConfig) -> bool:
+    return config.encoder != "exact" and config.full_width
+
+
+def _fitted(
+    x: np.ndarray, config: CodecConfig, seed: int, kernels: ModuleType, in_metric: bool, work: Work, step: Step
+) -> Codebook:
+    """Codebook of samples x (n, D), of which the last ninth is held out where a subspace is to be chosen."""
+    fitted, held_out = np.split(x, [len(x) - len(x) // 9]) if _may_project(config) else (x, None)
+    book = fit_codebook(fitted, config, seed, kernels, lambda done, n: step(work.starting / n))
+    if held_out is not None:
+        step(work.refining / 2)
+        book = with_subspace(book, fitted, held_out, config.encoder, kernels, anyway=in_metric)
+    step(work.refining / (1 if held_out is None else 2))
+    return book

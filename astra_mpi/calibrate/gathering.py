@@ -1,0 +1,52 @@
+"""Codebooks from the ranks that fitted them to rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from mpi4py import MPI
+
+from astra_mpi.codec.codebook import BlockCodec, Codebook
+from astra_mpi.config import CodecConfig
+
+_TAG = 23
+
+
+def gathered(
+    comm: MPI.Comm, mine: Mapping[int, BlockCodec], shares: Sequence[range], config: CodecConfig
+) -> tuple[BlockCodec, ...] | None:
+    """Collective: all blocks' codebooks on rank 0, None elsewhere. mine: those of this rank's share of the blocks."""
+    rank, n_books = comm.Get_rank(), 2 if config.site == "kv" else 1
+    if rank:
+        for i in shares[rank]:
+            for book in mine[i].codebooks:
+                _send(comm, book)
+        return None
+    blocks = dict(mine)
+    for r in range(1, comm.Get_size()):
+        for i in shares[r]:
+            blocks[i] = BlockCodec(tuple(_received(comm, r, config.kind) for _ in range(n_books)))
+    return tuple(blocks[i] for i in range(len(blocks)))
+
+
+def _send(comm: MPI.Comm, book: Codebook) -> None:
+    columns = 0 if book.basis is None else book.basis.shape[1]
+    comm.Send(np.array([*book.entries.shape, book.width, columns]), 0, _TAG)
+    comm.Send(np.array([book.error_growth]), 0, _TAG)
+    comm.Send(book.entries, 0, _TAG)
+    if book.basis is not None:
+        comm.Send(book.basis, 0, _TAG)
+
+
+def _received(comm: MPI.Comm, source: int, kind: str) -> Codebook:
+    shape, growth = np.empty(5, np.int64), np.empty(1)
+    comm.Recv(shape, source, _TAG)
+    comm.Recv(growth, source, _TAG)
+    entries = np.empty(shape[:3], np.float32)
+    comm.Recv(entries, source, _TAG)
+    width, columns = int(shape[3]), int(shape[4])
+    basis = np.empty((width, columns), np.float32) if columns else None
+    if basis is not None:
+        comm.Recv(basis, source, _TAG)
+    return Codebook(kind, entries, width, basis, float(growth[0]))
