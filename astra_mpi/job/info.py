@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import h5py
 from astra_mpi.convert.text import usage
 from astra_mpi.files import checksum, hdf5
 from astra_mpi.files.codecfile import read_codec
-from astra_mpi.files.modelfile import read_config, read_model, read_preprocess
+from astra_mpi.files.modelfile import read_config, read_model, read_preprocess, weight_shapes
 from astra_mpi.files.provenance import read_provenance
 from astra_mpi.files.weightfile import stored_dtype
 
@@ -51,7 +52,7 @@ def _model(file: h5py.File) -> dict[str, Any]:
         "family": config.family,
         "config": config.as_dict(),
         "digest": hdf5.text(file, "digest"),
-        "parameters": sum(item.size for item in weights),
+        "parameters": sum(prod(shape) for shape in weight_shapes(config).values()),
         "weight_bytes": sum(item.nbytes for item in weights) + sum(item.nbytes for item in scales),
         "dtypes": sorted({stored_dtype(item) for item in weights}),
         "tokenizer": "tokenizer" in file,

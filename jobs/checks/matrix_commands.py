@@ -21,6 +21,7 @@ from matrix_models import CODECS, DECODERS, N_ITEMS, SITES, Variant
 from mpi4py import MPI
 
 from astra_mpi import cli
+from astra_mpi.device.formats import DTYPES
 from astra_mpi.errors import AstraError
 from astra_mpi.models import FAMILIES
 from astra_mpi.ranks.broadcast import broadcast_text
@@ -28,7 +29,6 @@ from astra_mpi.strategies import AUTO, STRATEGIES, forms
 
 SPECS = tuple(spec for name in STRATEGIES for spec in forms(name))
 TASKS = ("embed", "classify", "perplexity", "generate")
-DTYPES = ("float32", "float16", "bfloat16", "int8")
 YES = "yes"
 _LAUNCHERS = ("PMI", "OMPI", "PRTE", "SLURM", "HYD", "MPI", "MPICH")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from astra_mpi.device.backend import get_backend
-from astra_mpi.device.formats import DTYPES
+from astra_mpi.device.formats import DTYPES, FORMATS
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import Made, Narrow, SideBySide, narrowed, part, product, product_transposed
 from astra_mpi.engine import Model
@@ -76,6 +76,17 @@ def test_parts_and_rows(name, dtype):
     assert isinstance(some, Narrow) == (dtype != "float32")
     ids = np.array([8, 0, 0, 3])
     np.testing.assert_array_equal(weight[ids], whole[ids])
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize(("shape", "inputs"), [((7, 5), (1,)), ((5, 7), (0,)), ((7, 3, 2, 2), (1, 2, 3)), ((7, 5), ())])
+def test_pytorch_rounds_as_the_format_does(dtype, shape, inputs):
+    """The rounding that a format inherits, by way of NumPy, is the one that these formats do in PyTorch."""
+    weight, kind = torch.from_numpy(normal(*shape)), FORMATS[dtype]
+    if inputs or not kind.layers_only:
+        inherited = Narrow.rounded_tensor.__func__(kind, weight, inputs)
+        assert inherited.shape == weight.shape
+        torch.testing.assert_close(inherited, kind.rounded_tensor(weight, inputs), rtol=0, atol=1e-7)
 
 
 def test_weights_made_on_demand():
