@@ -22,7 +22,7 @@ _KINDS = (
     (r"diffusion_pytorch_model.*\.safetensors", "a part of a diffusion model", "such models are not supported"),
     (r".*\.safetensors", "safetensors of another name", _OTHER_NAME),
     (r"pytorch_model.*\.bin(\.index\.json)?", _PICKLE, _LOAD),
-    (r".*\.gguf", "a GGUF file", f"{_ORIGINAL}, or use from_pretrained(FOLDER, gguf_file=..) and save_pretrained(..)"),
+    (r".*\.gguf", "a GGUF file", "give that file instead of the folder"),
     (r"(onnx/)?.*\.(onnx|onnx_data|ort)", "an export to ONNX", _ORIGINAL),
     (r"tf_model.*\.h5", "TensorFlow's", _TRANSFORMERS_4),
     (r".*\.msgpack", "Flax's", _TRANSFORMERS_4),

@@ -29,7 +29,7 @@ def refusal(source):
 
 
 FOUND = [
-    ("model.Q4_K_M.gguf", "GGUF file.*made from.*gguf_file"),
+    ("model.Q4_K_M.gguf", "a GGUF file; give that file instead of the folder"),
     ("model.onnx", "export to ONNX.*made from"),
     ("onnx/model.onnx", "export to ONNX.*made from"),
     ("pytorch_model.bin", r"pickle of PyTorch.*never loaded.*save_pretrained"),

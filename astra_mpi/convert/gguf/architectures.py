@@ -55,8 +55,7 @@ _LLAMA = Architecture(
     fixed=_SILU, more=settings.biases, arrange=_TURNED,
 )  # fmt: skip
 _QWEN2 = replace(
-    _LLAMA, model_type="qwen2", class_name="Qwen2ForCausalLM", fixed=_SILU | {"use_sliding_window": False}, more=None,
-    arrange={},
+    _LLAMA, model_type="qwen2", class_name="Qwen2ForCausalLM", more=settings.no_window, arrange={}, fixed=_SILU
 )  # fmt: skip
 _GEMMA = replace(
     _LLAMA, model_type="gemma", class_name="GemmaForCausalLM", more=settings.head_width,
@@ -81,7 +80,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": _QWEN2,
     "qwen3": replace(
         _QWEN2, model_type="qwen3", class_name="Qwen3ForCausalLM", block=_QWEN2.block | _HEAD_NORMS,
-        fixed=_QWEN2.fixed | {"attention_bias": False}, more=settings.head_width,
+        fixed=_SILU | {"attention_bias": False}, more=settings.qwen3,
     ),
     "gemma": _GEMMA,
     "gemma2": _GEMMA2,
@@ -101,7 +100,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "olmo2": replace(
         _QWEN2, model_type="olmo2", class_name="Olmo2ForCausalLM", block=_ATTENTION | _GATED | _BEHIND | _HEAD_NORMS,
-        fixed=_SILU | {"attention_bias": False},
+        fixed=_SILU | {"attention_bias": False}, more=None,
     ),
     "starcoder2": Architecture(
         "starcoder2", "Starcoder2ForCausalLM", _GROUPED | {"attention.layer_norm_epsilon": "norm_epsilon"}, _OUTER,

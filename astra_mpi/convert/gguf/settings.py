@@ -25,6 +25,14 @@ def head_width(metadata: Metadata, config: Config) -> Config:
     return {"head_dim": metadata.integer("@.attention.key_length", width, least=1)}
 
 
+def no_window(metadata: Metadata, config: Config) -> Config:
+    return {"use_sliding_window": False, "sliding_window": None, "max_window_layers": config["num_hidden_layers"]}
+
+
+def qwen3(metadata: Metadata, config: Config) -> Config:
+    return no_window(metadata, config) | head_width(metadata, config)
+
+
 def granite(metadata: Metadata, config: Config) -> Config:
     keys = {
         "attention.scale": "attention_multiplier",
