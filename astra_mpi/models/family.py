@@ -18,7 +18,7 @@ from astra_mpi.models.block import Recipe
 class Family:
     """A config and weights at work: a family adds `prepare`, `embed`, `pool`, `final` and `head` (see `ViT`)."""
 
-    recipe: ClassVar[Recipe]
+    recipe: ClassVar[Recipe]  # of most configs; see `recipe_for`
     #: a token attends to itself and the tokens before it
     causal: ClassVar[bool] = False
     #: what codebooks quantise unless told otherwise: behind a norm, if the block begins with one, an error changes keys
@@ -41,6 +41,11 @@ class Family:
         self.config, self.w, self.kernels = config, weights, kernels
         self.scratch = Scratch()  # widened weights
 
+    @classmethod
+    def recipe_for(cls, config: Any) -> Recipe:
+        """What the blocks of this config are made of."""
+        return cls.recipe
+
     def product(self, x: np.ndarray, name: str) -> np.ndarray:
         """x @ weight `name`, a new array."""
         weight = self.w[name]
@@ -50,7 +55,7 @@ class Family:
     @property
     def share_width(self) -> int:
         """Width of a row of `pool`."""
-        return self.config.d_model
+        return int(self.config.share_width)
 
     def turns(self, batch: Batch) -> np.ndarray | None:
         """What turns the packed tokens' queries and keys, (N, d_head) as the kernel `rotate` takes it, or None."""

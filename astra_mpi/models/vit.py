@@ -1,16 +1,21 @@
-"""ViT (Dosovitskiy et al., arXiv 2010.11929): patches, a class token, pre-LayerNorm blocks."""
+"""ViT (Dosovitskiy et al., arXiv 2010.11929): patches, a class token, pre-LayerNorm blocks.
+
+The same with no class token or several, registers, a norm before the blocks, gated MLPs and other poolings is what the
+checkpoints of `vision/` are.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
 import numpy as np
 
-from astra_mpi.checkpoint.config import HFConfig, shown
-from astra_mpi.checkpoint.reference import ENCODER, Reference
+from astra_mpi.checkpoint.config import HFConfig
+from astra_mpi.checkpoint.reference import Reference
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.device.xp import beside, module_of, take
@@ -18,6 +23,8 @@ from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.family import Family
 from astra_mpi.models.hf import Source, map_names
+from astra_mpi.models.vision import pooling, reading
+from astra_mpi.models.vision.pooling import CLASSIFIED, POOLERS, POOLINGS
 from astra_mpi.partition import Layout
 
 
@@ -28,9 +35,19 @@ class ViTConfig(ModelConfig):
     image_size: tuple[int, int]  # height, width in pixels
     patch_size: int  # pixels
     channels: int = 3
-    n_classes: int = 0  # 0: no classifier; the answer is then the normalised class token
+    n_classes: int = 0  # 0: no classifier; the answer is then an embedding
     qkv_bias: bool = True
     labels: tuple[str, ...] = ()  # class names, or none
+    # what files of earlier versions lack; written only where it differs from this
+    class_tokens: int = 1  # tokens before the patches that have a position: the class token, DeiT's distillation token
+    registers: int = 0  # tokens after those that have none
+    patch_bias: bool = True
+    embed_norm: bool = False  # a norm before the first block
+    gated: bool = False  # MLPs with a gate
+    pooling: str = "cls"  # what is classified or embedded (`vision.pooling.POOLINGS`)
+    pooler: str = ""  # what the checkpoint has for pooling "pooler"
+    projection: int = 0  # width of embeddings that are projected
+    normalize: bool = False  # scale embeddings to length 1
 
     family: ClassVar[str] = "vit"
 
@@ -38,22 +55,61 @@ class ViTConfig(ModelConfig):
         super().__post_init__()
         h, w = self.image_size
         require(
-            self.patch_size >= 1 and h >= 1 and w >= 1 and h % self.patch_size == 0 and w % self.patch_size == 0,
-            f"config: image_size {h} x {w} is not a multiple of patch_size {self.patch_size}",
+            1 <= self.patch_size <= min(h, w),
+            f"config: image_size {h} x {w} is smaller than patch_size {self.patch_size}",
         )
         require(self.channels >= 1 and self.n_classes >= 0, "config: channels must be positive, n_classes not negative")
         require(
             len(self.labels) in (0, self.n_classes), f"config: {len(self.labels)} labels for {self.n_classes} classes"
         )
 
+        self._check_pooling()
+
+    def _check_pooling(self) -> None:
+        n, pooling = self.class_tokens, self.pooling
+        require(n in (0, 1, 2), f"config: class_tokens = {n!r} is outside 0..2")
+        require(type(self.registers) is int and self.registers >= 0, f"config: registers = {self.registers!r}")
+        require(type(self.projection) is int and self.projection >= 0, f"config: projection = {self.projection!r}")
+        require(self.pooler in POOLERS, f"config: pooler '{self.pooler}' is unknown; use one of {', '.join(POOLERS)}")
+        fits = [name for name in POOLINGS if name in CLASSIFIED] if self.n_classes else ["cls", "mean", "pooler"]
+        require(pooling in fits, f"config: pooling '{pooling}' does not fit here; use one of {', '.join(fits)}")
+        require(pooling != "pooler" or bool(self.pooler), "config: pooling 'pooler' needs a checkpoint with a pooler")
+        needed = 0 if self.merged_heads else POOLINGS[pooling][0]
+        require(n >= needed, f"config: pooling '{pooling}' needs {needed} class tokens, and this model has {n}")
+        good = not self.projection or (pooling == "cls" and not self.n_classes)
+        require(good, f"config: pooling '{pooling}' cannot be projected; what is, is the class token")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Without what is as in earlier versions, so that their models keep their digest."""
+        return {name: value for name, value in super().as_dict().items() if _LATER.get(name, ...) != value}
+
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches per column and per row."""
+        """Patches per column and per row; pixels that are too few for one more are not looked at."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
     def n_class(self) -> int:
-        return 1
+        """Tokens before the patches; every rank has a replica of each."""
+        return self.class_tokens + self.registers
+
+    @property
+    def merged_heads(self) -> int:
+        return self.n_heads if (self.pooling, self.pooler) == ("pooler", "attention") else 0
+
+    @property
+    def share_width(self) -> int:
+        if self.merged_heads:
+            return self.d_model + 2 * self.n_heads
+        n_tokens, mean = POOLINGS[self.pooling]
+        return (n_tokens + mean) * self.d_model
+
+
+_LATER = {
+    field.name: field.default
+    for field in dataclasses.fields(ViTConfig)
+    if field.name not in ("n_classes", "qkv_bias", "labels", "channels") and field.default is not dataclasses.MISSING
+}
 
 
 class ViT(Family):
@@ -63,6 +119,12 @@ class ViT(Family):
     recipe = Recipe(norm_first=True)
     default_site = "normed"
     config: ViTConfig
+    #: whether transformers takes images of any size, so that a folder's image processor decides
+    takes_any_size: ClassVar[bool] = False
+
+    @classmethod
+    def recipe_for(cls, config: Any) -> Recipe:
+        return Recipe(norm_first=True, gated=config.gated)
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:
         """Normalised float32 images (B, channels, height, width) -> batch of patches. InputError on another shape."""
@@ -82,45 +144,66 @@ class ViT(Family):
         return Batch(np.full(len(images), gh * gw, dtype=np.int64), np.ascontiguousarray(images, dtype=np.float32))
 
     def embed(self, batch: Batch, layout: Layout) -> np.ndarray:
-        """-> rows (n, D) of this rank: patch projection plus position; class token in the class rows."""
+        """-> rows (n, D) of this rank: patch projection plus position; class tokens and registers in the class rows."""
         c, p = self.config.channels, self.config.patch_size
         gh, gw = self.config.grid
-        patches = batch.values.reshape(len(batch.values), c, gh, p, gw, p)
-        token = layout.row_token  # (n,), 0 is the class token
-        patch = np.maximum(token - 1, 0)
+        patches = batch.values[:, :, : gh * p, : gw * p].reshape(len(batch.values), c, gh, p, gw, p)
+        n_class, token = self.config.n_class, layout.row_token  # (n,), the first are the class tokens
+        patch = np.maximum(token - n_class, 0)
         pixels = patches[layout.row_sequence, :, patch // gw, :, patch % gw, :].reshape(len(token), c * p * p)
-        bias = self.w["embed.patch.bias"]
-        x = self.product(module_of(bias).asarray(pixels, bias.dtype), "embed.patch.weight") + bias  # (n, D)
-        x[beside(x, layout.class_rows)] = self.w["embed.class"]
-        return x + take(self.w["embed.position"], token)
+        xp, dtype = module_of(self.w["norm.weight"]), self.w["norm.weight"].dtype
+        x = self.product(xp.asarray(pixels, dtype), "embed.patch.weight")
+        if self.config.patch_bias:
+            x += self.w["embed.patch.bias"]
+        x += take(self.w["embed.position"], patch + self.config.class_tokens)
+        if len(layout.class_rows):
+            x[beside(x, layout.class_rows)] = xp.tile(self.class_tokens, (len(layout.counts), 1))
+        if self.config.embed_norm:
+            x = self.kernels.layer_norm(x, self.w["embed.norm.weight"], self.w["embed.norm.bias"], self.config.norm_eps)
+        return x
+
+    @cached_property
+    def class_tokens(self) -> np.ndarray:
+        """(n_class, D) what stands before the patches, positions added."""
+        xp = module_of(self.w["norm.weight"])
+        names = ("embed.class", "embed.distillation")[: self.config.class_tokens]
+        rows = [xp.stack([self.w[name] for name in names])] if names else []
+        rows = [tokens + take(self.w["embed.position"], np.arange(len(names))) for tokens in rows]
+        if self.config.registers:
+            rows.append(take(self.w["embed.registers"], np.arange(self.config.registers)))
+        joined: np.ndarray = xp.concatenate(rows)
+        return joined
 
     def pool(self, x: np.ndarray, layout: Layout) -> np.ndarray:
-        """Rows (n, D) -> this rank's share (B, D) of the class token averaged over its replicas."""
-        return layout.class_share(x)
+        """Rows (n, D) -> this rank's share (B, share_width) of the closing sum."""
+        return pooling.share(self, x, layout)
 
     def final(self, x: np.ndarray) -> np.ndarray:
         """The norm after the last block, (n, D) -> (n, D)."""
         return self.kernels.layer_norm(x, self.w["norm.weight"], self.w["norm.bias"], self.config.norm_eps)
 
     def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Averaged class token (B, D) -> logits (B, classes), or the normalised token without a classifier."""
-        features = self.final(pooled)
-        return self.product(features, "head.weight") + self.w["head.bias"] if self.config.n_classes else features
+        """Shares summed over ranks (B, share_width), or merged -> logits (B, classes) or embeddings."""
+        return pooling.answer(self, pooled, lengths)
 
     @staticmethod
     def weight_shapes(config: ViTConfig) -> Shapes:
         d, (gh, gw) = config.d_model, config.grid
         shapes: Shapes = {
             "embed.patch.weight": (config.channels * config.patch_size**2, d),
-            "embed.patch.bias": (d,),
-            "embed.class": (d,),
-            "embed.position": (1 + gh * gw, d),
+            "embed.position": (config.class_tokens + gh * gw, d),
             "norm.weight": (d,),
             "norm.bias": (d,),
         }
-        if config.n_classes:
-            shapes |= {"head.weight": (d, config.n_classes), "head.bias": (config.n_classes,)}
-        return shapes | block_shapes(config, ViT.recipe, () if config.qkv_bias else "qkv")
+        if config.patch_bias:
+            shapes["embed.patch.bias"] = (d,)
+        shapes |= dict.fromkeys(("embed.class", "embed.distillation")[: config.class_tokens], (d,))
+        if config.registers:
+            shapes["embed.registers"] = (config.registers, d)
+        if config.embed_norm:
+            shapes |= {"embed.norm.weight": (d,), "embed.norm.bias": (d,)}
+        shapes |= pooling.head_shapes(config)
+        return shapes | block_shapes(config, ViT.recipe_for(config), () if config.qkv_bias else "qkv")
 
     reference = Reference(
         architectures=("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),
@@ -142,36 +225,20 @@ class ViT(Family):
             pooler_output_size=None,
             pooler_act="tanh",
         ),
-        guarded={"is_causal": (False,)},
-        harmless={**ENCODER, **dict.fromkeys(("tie_word_embeddings", "vocab_size"), "there are no words")},
+        guarded=reading.GUARDED,
+        harmless=reading.HARMLESS,
     )
 
     @staticmethod
     def from_hf(hf: HFConfig, tensors: Tensors) -> ViTConfig:
         """Hugging Face ViT config.json -> config. InputError on what is not supported."""
-        d_model, n_heads = hf.heads("hidden_size", "num_attention_heads")
-        hf.only("head_dim", (d_model // n_heads,) if "head_dim" in hf.values else (None,))
-        n_classes, labels = _classes(hf, tensors)
-        return ViTConfig(
-            d_model=d_model,
-            n_heads=n_heads,
-            n_kv_heads=n_heads,
-            n_layers=hf.integer("num_hidden_layers"),
-            d_ff=hf.integer("intermediate_size"),
-            activation=hf.activation("hidden_act"),
-            norm_eps=hf.number("layer_norm_eps"),
-            image_size=_sides(hf, "image_size"),
-            patch_size=_square(hf, "patch_size"),
-            channels=hf.integer("num_channels"),
-            n_classes=n_classes,
-            qkv_bias=hf.flag("qkv_bias"),
-            labels=labels,
-        )
+        n_classes, labels = reading.classes(hf, tensors, ["ViTForImageClassification"])
+        return ViTConfig(**reading.vit_shape(hf), n_classes=n_classes, labels=labels)
 
     hf_prefix = "vit."
     hf_anchor = "embeddings.cls_token"
-    hf_blocks = ("encoder.layer.", "layers.")
-    hf_other_names = (
+    hf_blocks: ClassVar[tuple[str, ...]] = ("encoder.layer.", "layers.")
+    hf_other_names: ClassVar[tuple[tuple[str, str], ...]] = (
         # transformers 5 renamed its modules; as it writes the older names, files have these or those
         (r"encoder\.layer\.(\d+)\.attention\.attention\.query", r"layers.\1.attention.q_proj"),
         (r"encoder\.layer\.(\d+)\.attention\.attention\.key", r"layers.\1.attention.k_proj"),
@@ -185,67 +252,9 @@ class ViT(Family):
     @staticmethod
     def hf_weights(config: ViTConfig) -> dict[str, Source]:
         """Canonical name -> Hugging Face tensor."""
-        names = {
-            "embed.patch.weight": "embeddings.patch_embeddings.projection.weight",
-            "embed.patch.bias": "embeddings.patch_embeddings.projection.bias",
-            "embed.class": "embeddings.cls_token",
-            "embed.position": "embeddings.position_embeddings",
-            "norm": "layernorm",
-            "head": "classifier",
-        }
-        block = {
-            "q": "attention.attention.query",
-            "k": "attention.attention.key",
-            "v": "attention.attention.value",
-            "o": "attention.output.dense",
-            "fc1": "intermediate.dense",
-            "fc2": "output.dense",
-            "norm1": "layernorm_before",
-            "norm2": "layernorm_after",
-        }
-        return map_names(ViT.weight_shapes(config), names, block, "encoder.layer.{}")
+        return map_names(ViT.weight_shapes(config), reading.NAMES, reading.BLOCK, "encoder.layer.{}")
 
     PRESETS: ClassVar[dict[str, Callable[[int | None], ViTConfig]]] = {}
-
-
-def _classes(hf: HFConfig, tensors: Tensors) -> tuple[int, tuple[str, ...]]:
-    """-> (number of classes, 0 for a model without a classifier; their names).
-
-    There are as many as id2label names, or as num_labels says, which makes names of its own where it is another number.
-    """
-    named, own = hf.get("id2label"), hf.get("num_labels") is not None or "num_labels" in hf.values
-    good = named is None or (isinstance(named, dict) and set(named) == set(map(str, range(len(named)))))
-    require(good, f"id2label = {shown(named)} must name each of its classes, 0 and on")
-    n_named = 2 if named is None else len(named)
-    n_classes = hf.integer("num_labels", at_least=0) if own else n_named
-    head = tensors.find("classifier.weight")
-    if "ViTForImageClassification" not in hf.architectures and (hf.architectures or head is None):
-        return 0, ()
-    if n_classes == 0 or head is None:
-        return n_classes, ()
-    require(
-        head.shape[0] == n_classes,
-        f"{head.path}: {head.name} is of {head.shape[0]} classes, but num_labels or id2label of {n_classes}",
-    )
-    if named is None or n_named != n_classes:
-        return n_classes, tuple(f"LABEL_{i}" for i in range(n_classes))
-    return n_classes, tuple(str(named[str(i)]) for i in range(n_classes))
-
-
-def _sides(hf: HFConfig, key: str) -> tuple[int, int]:
-    """Height and width, where one number stands for both."""
-    value = hf.get(key)
-    sides = tuple(value) if isinstance(value, list) else (value, value)
-    good = len(sides) == 2 and all(type(side) is int and side >= 1 for side in sides)
-    require(good, f"{key} = {shown(value)} must be an integer >= 1, or two")
-    return sides
-
-
-def _square(hf: HFConfig, key: str) -> int:
-    """A side of what is as wide as it is high."""
-    height, width = _sides(hf, key)
-    require(height == width, f"{key} = {shown([height, width])} is not supported; only squares are")
-    return height
 
 
 def _preset(n_tokens: int | None, *, d_model: int, n_heads: int, n_layers: int, grid: int, n_classes: int) -> ViTConfig:
