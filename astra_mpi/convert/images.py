@@ -36,12 +36,13 @@ CLASSES: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _COMMON | _CLIP | _CROP,
     "BitImageProcessor": _COMMON | _CLIP | _CROP,
 }
-#: whose settings a file without a class has, by model_type; ViT's of others
+#: the class that transformers takes for a file that names none, by model_type
 _OF_MODELS = {
+    **dict.fromkeys(("vit", "vit_mae", "vit_msn"), "ViTImageProcessor"),
     "deit": "DeiTImageProcessor",
-    **dict.fromkeys(("dinov2", "dinov2_with_registers"), "BitImageProcessor"),
-    **dict.fromkeys(("clip", "clip_vision_model"), "CLIPImageProcessor"),
-    **dict.fromkeys(("siglip", "siglip_vision_model"), "SiglipImageProcessor"),
+    "dinov2": "BitImageProcessor",
+    "clip": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
 }
 _FLAGS = "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "default_to_square"
 #: settings that change nothing here, and why
@@ -127,8 +128,9 @@ def _class(folder: Path, given: dict[str, Any]) -> str:
     older = str(given.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")
     config = folder / "config.json"
     model = load_settings(config) if config.is_file() else {}
-    usual = _OF_MODELS.get(str(model.get("model_type")), "ViTImageProcessor")
+    usual = _OF_MODELS.get(str(model.get("model_type")), "")
     name = str(given.get("image_processor_type") or older or model.get("image_processor_type") or usual)
+    require(bool(name), "image_processor_type is missing, and there is no usual one of such models; give it")
     kind = name.removesuffix("Fast").removesuffix("Pil")
     require(kind in CLASSES, f"image_processor_type '{name}' is not supported; use one of {', '.join(CLASSES)}")
     return kind

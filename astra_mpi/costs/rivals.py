@@ -42,7 +42,7 @@ def block_parallel(job: Job, n_groups: int = 1, sequence: bool = False) -> Cost:
     InputError where the ranks cannot share the heads evenly, or a group would have fewer than two blocks.
     """
     shape, config, size = job.shape, job.shape.config, job.size
-    require(not shape.rotary, "rotary positions and gated MLPs are not cut over ranks")
+    require(not (shape.rotary or shape.gated), "rotary positions and gated MLPs are not cut over ranks")
     n_cut = config.n_kv_heads  # divides the query heads and the width
     require(n_cut % size == 0, f"{n_cut} key and value heads cannot be cut into {size} equal parts")
     require(

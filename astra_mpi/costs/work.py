@@ -19,7 +19,8 @@ class Shape:
     mlp: int  # multiply-adds of the MLP per token and block
     n_class: int = 0  # class tokens per sequence, replicated on every rank
     causal: bool = False
-    rotary: bool = False  # keys carry a position, and MLPs a gate
+    rotary: bool = False  # keys carry a position
+    gated: bool = False  # MLPs have a gate
     other_weights: int = 0  # parameters outside the blocks
     embed: int = 0  # multiply-adds of embedding a token: a patch; words are looked up
 
@@ -46,6 +47,7 @@ def shape_of(config: ModelConfig) -> Shape:
         n_class=getattr(config, "n_class", 0),
         causal=family is not None and family.causal,
         rotary=family is not None and family.recipe_for(config).rotary,
+        gated=family is not None and family.recipe_for(config).gated,
         other_weights=sum(prod(shape) for name, shape in weights.items() if not name.startswith("blocks.")),
         embed=prod(weights.get("embed.patch.weight", (0,))),
     )

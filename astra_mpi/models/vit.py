@@ -157,7 +157,7 @@ class ViT(Family):
             x += self.w["embed.patch.bias"]
         x += take(self.w["embed.position"], patch + self.config.class_tokens)
         if len(layout.class_rows):
-            x[beside(x, layout.class_rows)] = xp.tile(self.class_tokens, (len(layout.counts), 1))
+            x[beside(x, layout.class_rows)] = xp.concatenate([self.class_tokens] * len(layout.counts))
         if self.config.embed_norm:
             x = self.kernels.layer_norm(x, self.w["embed.norm.weight"], self.w["embed.norm.bias"], self.config.norm_eps)
         return x

@@ -59,8 +59,9 @@ class Twin:
             x = self._linear(patches.reshape(len(inputs), gh * gw, c * p * p), "embed.patch")
             n = config.class_tokens
             tokens = [w[name][None] + w["embed.position"][k] for k, name in enumerate(_CLASS_TOKENS[:n])]
-            tokens += [w["embed.registers"]] * bool(config.registers)
-            front = [torch.cat(tokens).expand(len(x), -1, -1)] * bool(tokens)
+            if config.registers:
+                tokens.append(w["embed.registers"])
+            front = [torch.cat(tokens).expand(len(x), -1, -1)] if tokens else []
             x = torch.cat([*front, x + w["embed.position"][n:]], dim=1)
             return self._norm(x, "embed.norm") if config.embed_norm else x
         x = F.embedding(inputs, w["embed.word"])

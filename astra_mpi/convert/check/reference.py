@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.convert.check.findings import Finding, relative, tolerance
+from astra_mpi.convert.check.image_models import class_name, fold
 from astra_mpi.convert.sentence import MODULES, read_encoder
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import ModelFile
@@ -21,6 +22,8 @@ INSTALL_SENTENCES = f"pip install {_SENTENCES}"
 #: nothing is downloaded, no code of the folder and no pickle is run
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 Outputs = dict[str, np.ndarray]
+#: ends of the names of parameters that are vectors, whatever their shape
+_VECTORS = ("cls_token", "distillation_token", "probe")
 
 
 @dataclass
@@ -62,14 +65,15 @@ def load_reference(source: Path, model: ModelFile) -> Reference:
         return Reference(source, source.parent, reference_of(source), model.stored_dtype, is_folder=False)
     encoder = read_encoder(source)
     folder = source if encoder is None else encoder.transformer
-    kind = {"bert": "AutoModel", "vit": "AutoModelForImageClassification"}.get(
-        model.config.family, "AutoModelForCausalLM"
-    )
-    if model.config.family == "vit" and not model.config.n_classes:
-        kind = "AutoModel"
+    images = model.config.family == "vit"
+    kind = "AutoModel" if model.config.family == "bert" else "AutoModelForCausalLM"
+    kind = class_name(folder, model.config) if images else kind
     with quiet(), reads(str(folder)):
         reference = getattr(transformers, kind).from_pretrained(folder, attn_implementation="eager", **SAFE)
-    return Reference(source, folder, reference.eval().float(), model.stored_dtype)
+    reference = reference.eval().float()
+    if images and model.stored_dtype != "float32":
+        fold(reference, model.config)
+    return Reference(source, folder, reference, model.stored_dtype)
 
 
 def require_libraries(source: Path) -> None:
@@ -130,7 +134,7 @@ def round_weights(model: Any, dtype: str) -> None:
 
     if dtype in ("float16", "bfloat16"):
         for name, weight in model.named_parameters():
-            is_matrix = weight.ndim > 1 and not name.endswith("cls_token")
+            is_matrix = weight.ndim > 1 and not name.endswith(_VECTORS)
             if is_matrix:
                 weight.data = weight.data.to(getattr(torch, dtype)).float()
         return
@@ -138,12 +142,21 @@ def round_weights(model: Any, dtype: str) -> None:
     done: set[int] = set()  # a head may share the embedding's weight
     for module in model.modules():
         is_linear = isinstance(module, torch.nn.Linear | torch.nn.Conv2d | Conv1D)
+        if isinstance(module, torch.nn.MultiheadAttention):
+            module.in_proj_weight.data = _in_steps(module.in_proj_weight.data, (1,))
         is_words = module is words and isinstance(module, torch.nn.Embedding)
         if not (is_linear or is_words) or id(module.weight) in done:
             continue
         done.add(id(module.weight))
         weight = module.weight.data
         axes = (0,) if isinstance(module, Conv1D) else tuple(range(1, weight.ndim))  # all but the layer's outputs
-        scale = weight.abs().amax(dim=axes, keepdim=True) / 127
-        scale[scale < torch.finfo(torch.float32).tiny] = 1
-        module.weight.data = torch.round(weight / scale) * scale
+        module.weight.data = _in_steps(weight, axes)
+
+
+def _in_steps(weight: Any, axes: tuple[int, ...]) -> Any:
+    """Multiples of 1/127 of the largest magnitude over `axes`."""
+    import torch
+
+    scale = weight.abs().amax(dim=axes, keepdim=True) / 127
+    scale[scale < torch.finfo(torch.float32).tiny] = 1
+    return torch.round(weight / scale) * scale
