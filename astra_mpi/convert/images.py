@@ -128,7 +128,7 @@ def _class(folder: Path, given: dict[str, Any]) -> str:
     older = str(given.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")
     config = folder / "config.json"
     model = load_settings(config) if config.is_file() else {}
-    usual = _OF_MODELS.get(str(model.get("model_type")), "")
+    usual = _OF_MODELS.get(str(model.get("model_type", "vit")), "")
     name = str(given.get("image_processor_type") or older or model.get("image_processor_type") or usual)
     require(bool(name), "image_processor_type is missing, and there is no usual one of such models; give it")
     kind = name.removesuffix("Fast").removesuffix("Pil")

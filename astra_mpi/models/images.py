@@ -114,7 +114,7 @@ class Preprocess:
         except ImportError as exc:
             raise InputError("resizing images needs Pillow; pip install 'astra-mpi[images]'") from exc
         out = np.empty((len(images), height, width, images.shape[3]), np.uint8)
-        # Pillow weighs colours by alpha, which is the last of two or four channels; of other numbers it knows grey alone
+        # Pillow weighs colours by alpha, the last of two or four channels; of other numbers it knows grey alone
         n = images.shape[3] if images.shape[3] in (2, 4) else 1
         for image, resized in zip(images, out, strict=True):
             for c in range(0, images.shape[3], n):

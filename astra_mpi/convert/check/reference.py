@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,9 @@ def round_weights(model: Any, dtype: str) -> None:
             if is_matrix:
                 weight.data = weight.data.to(getattr(torch, dtype)).float()
         return
-    words = model.get_input_embeddings()
+    words = None
+    with suppress(NotImplementedError):  # of models that have two kinds of inputs
+        words = model.get_input_embeddings()
     done: set[int] = set()  # a head may share the embedding's weight
     for module in model.modules():
         is_linear = isinstance(module, torch.nn.Linear | torch.nn.Conv2d | Conv1D)
