@@ -31,6 +31,8 @@ _NAMES = {
     **{f"pooler.{name}": "head.attention.in_proj" for name in "qkv"},
 }
 _HARMLESS = reading.HARMLESS | dict.fromkeys(("id2label", "num_labels"), "there are no classes")
+_HARMLESS |= dict.fromkeys(("initializer_factor", "init_std"), "acts in training only")
+_HARMLESS |= {"head_dim": "compared with other keys, not used"}
 _OTHER_TOWER = "of the text tower, or of what compares it with images, which are left out"
 
 
@@ -55,7 +57,7 @@ class ClipVision(ViT):
             initializer_factor=1.0,
         ),
         guarded=reading.GUARDED,
-        harmless=_HARMLESS | {"initializer_factor": "acts in training only"},
+        harmless=_HARMLESS,
     )
     hf_prefix = "vision_model."
     hf_anchor = "embeddings.patch_embedding.weight"
@@ -107,17 +109,14 @@ class SiglipVision(ClipVision):
     @staticmethod
     def from_hf(hf: HFConfig, tensors: Tensors) -> ViTConfig:
         """config.json -> config. InputError on what is not supported."""
-        pooled: dict[str, Any] = (
-            {"pooling": "pooler", "pooler": "attention"} if hf.flag("vision_use_head") else {"pooling": "mean"}
-        )
-        if pooled["pooling"] == "mean":
-            hf.notes.append("vision_use_head is false: the checkpoint does not pool, so patches are averaged")
-        return ViTConfig(**tower(hf), class_tokens=0, **pooled)
+        hf.only("vision_use_head", (True,), ": without its head the model gives no embedding")
+        return ViTConfig(**tower(hf), class_tokens=0, pooling="pooler", pooler="attention")
 
 
 def tower(hf: HFConfig) -> dict[str, Any]:
     """Fields of `ViTConfig` of either tower, whose images are squares."""
-    reading.square(hf, "image_size")
+    for key in ("image_size", "patch_size"):
+        hf.integer(key)
     return reading.shape_of(hf)
 
 
@@ -129,7 +128,9 @@ class _Whole:
     @classmethod
     def vision(cls, hf: HFConfig, tensors: Tensors, **beside: Any) -> ViTConfig:
         """The image tower's config; beside: settings that it has from the model around it."""
-        given = hf.get("vision_config_dict") or hf.get("vision_config") or {}
+        given = hf.get("vision_config") or {}
+        if "vision_config_dict" in cls.reference.guarded:  # of older releases; it takes the other's place
+            given = hf.get("vision_config_dict") or given
         require(isinstance(given, Mapping), f"vision_config = {shown(given)} must be an object")
         try:
             inner = HFConfig({**given, "architectures": None, **beside}, cls.tower.reference)
@@ -155,9 +156,8 @@ class Clip(_Whole, ClipVision):
             logit_scale_init_value=2.6592,
             initializer_factor=1.0,
         ),
-        harmless=_HARMLESS
-        | dict.fromkeys(("text_config", "text_config_dict", "logit_scale_init_value"), _OTHER_TOWER)
-        | {"initializer_factor": "acts in training only"},
+        guarded={"vision_config_dict": ()},
+        harmless=_HARMLESS | dict.fromkeys(("text_config", "text_config_dict", "logit_scale_init_value"), _OTHER_TOWER),
     )
 
     @classmethod
@@ -174,9 +174,7 @@ class Siglip(_Whole, SiglipVision):
     reference = Reference(
         architectures=("SiglipModel",),
         fields=dict(text_config=None, vision_config=None, initializer_factor=1.0),
-        harmless=_HARMLESS
-        | {"text_config": _OTHER_TOWER, "text_config_dict": _OTHER_TOWER}
-        | {"initializer_factor": "acts in training only"},
+        harmless=_HARMLESS | {"text_config": _OTHER_TOWER} | {"initializer_factor": "acts in training only"},
     )
 
     @classmethod

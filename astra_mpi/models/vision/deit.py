@@ -5,6 +5,7 @@ from __future__ import annotations
 from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import Reference
 from astra_mpi.checkpoint.tensors import Tensors
+from astra_mpi.config import require
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.models.vision import reading
 from astra_mpi.models.vit import ViT, ViTConfig
@@ -29,7 +30,8 @@ class DeiT(ViT):
         shape = reading.vit_shape(hf) | {"class_tokens": 2}
         if _TEACHER in hf.architectures or (not hf.architectures and tensors.has("cls_classifier.weight")):
             n_classes, labels = reading.classes(hf, tensors, [_TEACHER], "cls_classifier.weight")
-            return ViTConfig(**shape, n_classes=n_classes, labels=labels, pooling="distilled" if n_classes else "cls")
+            require(n_classes > 0, "num_labels or id2label leave the two heads no class")
+            return ViTConfig(**shape, n_classes=n_classes, labels=labels, pooling="distilled")
         n_classes, labels = reading.classes(hf, tensors, ["DeiTForImageClassification"])
         if n_classes or not tensors.has("pooler.dense.weight"):
             return ViTConfig(**shape, n_classes=n_classes, labels=labels)

@@ -65,6 +65,8 @@ class Dinov2(ViT):
             d_ff = (int(d_ff * 2 / 3) + 7) // 8 * 8
             hf.read.add("hidden_act")
         n_classes, labels = reading.classes(hf, tensors, [cls.classifier])
+        headless = cls.classifier in hf.architectures and not n_classes
+        require(not headless, "num_labels or id2label leave the head no class")
         shape = reading.vit_shape(hf, d_ff) | ({"activation": "silu"} if gated else {})
         height, width = shape["image_size"]
         n = height // shape["patch_size"]
