@@ -175,7 +175,7 @@ BESIDE: dict[tuple[str, str], list[tuple[tuple[str, Any], ...]]] = {
 
 
 #: the reference fails on values whose meaning is clear: none, a number without a fraction, an id that never comes
-EXCUSED = [("configuration_files", None), ("rms_norm_eps", 1), ("eos_token_id", [999, 40])]
+EXCUSED = [("configuration_files", None), ("per_layer_config", {}), ("rms_norm_eps", 1), ("eos_token_id", [999, 40])]
 
 
 class ConfigTable(Table):

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import differential_config
+import image_models
 
 from astra_mpi.checkpoint.reference import ASIDE, BASE, GUARDED, HARMLESS
 from astra_mpi.convert import generation as hf_generation
 from astra_mpi.models import CHECKPOINTS
+from astra_mpi.strategies import STRATEGIES, forms, parse
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "checkpoints.md"
+CODEC: Any = object()  # strategies ask only whether there is one
 BEGIN, END = "<!-- made by jobs/checks/differential.py --docs -->", "<!-- end -->"
 
 
@@ -28,6 +31,7 @@ def write() -> None:
 def tables() -> str:
     """A table per family, then those that all share."""
     parts = [f"\n### {family}\n\n{_table(_family(family))}" for family in CHECKPOINTS]
+    parts.append(f"\n### Image encoders: what a model file computes\n\n{_image_table()}")
     parts.append(f"\n### Every family\n\n{_table(_shared())}")
     parts.append(f"\n### Generation\n\n{_table(_generation())}\n")
     return "".join(parts)
@@ -54,6 +58,26 @@ def _family(name: str) -> Iterator[tuple[str, str]]:
     own |= {key: HARMLESS[key] for key in stated.fields if key in HARMLESS and key not in read}
     yield from _reasons(own)
     yield "architectures", _keys(stated.architectures)
+
+
+def _image_table() -> str:
+    """A row per model_type and class of transformers: class tokens, answer, strategies that cannot be used."""
+    lines = ["| model_type, class | class tokens, registers | answer | strategies |", "|---|---|---|---|"]
+    for name, kind, settings in image_models.KINDS:
+        config = image_models.config_of(kind, settings)
+        tokens = f"{config.class_tokens}, {config.registers}"
+        lines.append(f"| `{name}`, {kind} | {tokens} | {image_models.answer(config)} | {_usable(config)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _usable(config: Any) -> str:
+    """Of 2 ranks and a model with codebooks."""
+    refused = [name for name in forms_of_all() if STRATEGIES[parse(name).name].obstacle(parse(name), config, CODEC, 2)]
+    return f"all but {', '.join(f'`{name}`' for name in refused)}" if refused else "all"
+
+
+def forms_of_all() -> list[str]:
+    return [form for name in STRATEGIES for form in forms(name)]
 
 
 def _shared() -> Iterator[tuple[str, str]]:

@@ -69,9 +69,8 @@ class ClipVision(ViT):
         """config.json -> config. InputError on what is not supported."""
         whole = "CLIPVisionModelWithProjection" in hf.architectures
         projected = whole or (not hf.architectures and tensors.has("visual_projection.weight"))
-        projection = hf.integer("projection_dim") if projected else 0
-        hf.read.add("projection_dim")
-        return ViTConfig(**tower(hf), patch_bias=False, embed_norm=True, projection=projection)
+        projection = hf.integer("projection_dim")
+        return ViTConfig(**tower(hf), patch_bias=False, embed_norm=True, projection=projection if projected else 0)
 
     @staticmethod
     def hf_weights(config: ViTConfig) -> dict[str, Source]:
@@ -130,7 +129,8 @@ class _Whole:
         """The image tower's config; beside: settings that it has from the model around it."""
         given = hf.get("vision_config") or {}
         if "vision_config_dict" in cls.reference.guarded:  # of older releases; it takes the other's place
-            given = hf.get("vision_config_dict") or given
+            older = hf.get("vision_config_dict")
+            given = given if older is None else older
         require(isinstance(given, Mapping), f"vision_config = {shown(given)} must be an object")
         try:
             inner = HFConfig({**given, "architectures": None, **beside}, cls.tower.reference)
