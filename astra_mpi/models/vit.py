@@ -78,6 +78,9 @@ class ViTConfig(ModelConfig):
         require(n >= needed, f"config: pooling '{pooling}' needs {needed} class tokens, and this model has {n}")
         good = not self.projection or (pooling == "cls" and not self.n_classes)
         require(good, f"config: pooling '{pooling}' cannot be projected; what is, is the class token")
+        require(
+            not (self.normalize and self.n_classes), "config: normalize is for embeddings, and this model classifies"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Without what is as in earlier versions, so that their models keep their digest."""

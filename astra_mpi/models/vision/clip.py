@@ -123,6 +123,7 @@ class _Whole:
     """What readers of both towers share: vision_config is the image tower's config.json."""
 
     tower: ClassVar[type[ClipVision]]
+    reference: ClassVar[Reference]
 
     @classmethod
     def vision(cls, hf: HFConfig, tensors: Tensors, **beside: Any) -> ViTConfig:
