@@ -28,6 +28,7 @@ SITES = ("hidden", "normed", "kv")
 ENCODERS = ("auto", "exact", "subspace")
 METRICS = ("keys-values", "plain")  # by what codes are nearest (codec/metric.py)
 MAX_CODEBOOK_SIZE = 65536
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 
 
 def require(condition: bool, message: str) -> None:
@@ -120,7 +121,7 @@ class ModelConfig:
     n_kv_heads: int  # key and value heads; H unless grouped-query
     n_layers: int  # L blocks
     d_ff: int  # inner width of the MLP
-    activation: str  # "gelu" (erf), "gelu_tanh", "relu" or "silu"
+    activation: str  # "gelu" (erf), "gelu_tanh", "quick_gelu", "relu" or "silu"
     norm_eps: float  # added to the variance
 
     def __post_init__(self) -> None:
@@ -132,14 +133,22 @@ class ModelConfig:
             f"config: d_model {self.d_model} is not a multiple of n_heads {self.n_heads}",
         )
         require(self.n_heads % self.n_kv_heads == 0, f"config: n_heads {self.n_heads} is not a multiple of n_kv_heads")
-        require(
-            self.activation in ("gelu", "gelu_tanh", "relu", "silu"), f"config: unknown activation '{self.activation}'"
-        )
+        require(self.activation in ACTIVATIONS, f"config: unknown activation '{self.activation}'")
         require(self.norm_eps > 0, f"config: norm_eps = {self.norm_eps} must be positive")
 
     @property
     def d_head(self) -> int:
         return self.d_model // self.n_heads
+
+    @property
+    def share_width(self) -> int:
+        """Numbers per sequence that each rank puts into the sum that ends a forward pass."""
+        return self.d_model
+
+    @property
+    def merged_heads(self) -> int:
+        """Heads of an attention that pools; the sum is then a merge of softmaxes (`Exchange.merge`). 0: a plain sum."""
+        return 0
 
     @property
     def d_kv(self) -> int:

@@ -57,7 +57,8 @@ class Model:
         self.family = family(file.config, weights_there, backend.kernels)
         self.scratch = Scratch(backend.xp, backend.dtype)
         blocks = block_weights(weights_there, file.config.n_layers)
-        self.blocks = [Block(file.config, family.recipe, own, backend.kernels, self.scratch) for own in blocks]
+        recipe = family.recipe_for(file.config)
+        self.blocks = [Block(file.config, recipe, own, backend.kernels, self.scratch) for own in blocks]
         conditions = conditions or Conditions()
         self.clock = conditions.make_clock(comm)
         self.laps = Laps(self.clock)
@@ -99,7 +100,7 @@ class Model:
         """
         batch = self.prepare(inputs, mask)
         layout = self.layout(batch.lengths, spread)
-        rows, pooled = self.run(batch, layout, self.family.pool, self.family.share_width)
+        rows, pooled = self.run(batch, layout, self.family.pool, self.family.share_width, self.config.merged_heads)
         answer: np.ndarray | None = None
         failure: Exception | None = None
         try:
@@ -148,8 +149,13 @@ class Model:
         request = Request(max_new_tokens, sample, tuple(stop), decode, on_tokens)
         return generate(self, ids, mask, request)
 
-    def run(self, batch: Batch, layout: Layout, pool: Pool, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """-> the rows (n, D) that this rank answers for, and what `pool` makes of them, (B, width), summed up."""
+    def run(
+        self, batch: Batch, layout: Layout, pool: Pool, width: int, merged_heads: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """-> the rows (n, D) that this rank answers for, and what `pool` makes of them, (B, width), summed up.
+
+        merged_heads: what `pool` makes are softmaxes of so many heads, to be merged (`Exchange.merge`).
+        """
         self.exchange.reset(self._checksum)
         with nullcontext() if layout is self._planned else collective(self.comm):  # which takes memory
             self.strategy.turns = self.family.turns(batch)
@@ -158,7 +164,7 @@ class Model:
         with self.clock.running():
             self.laps.start()
             rows, share, failure = self._share(batch, layout, pool, width)
-            pooled, failed = self.exchange.sum(share, failure is not None)
+            pooled, failed = self.exchange.merge(share, merged_heads, failure is not None)
         self.exchange.settle()  # every rank has started every exchange, a failed one too
         if failed:
             raise_together(self.comm, failure)
@@ -245,7 +251,7 @@ class Model:
         return hidden
 
     def _hidden(self, every: np.ndarray, classes: np.ndarray, layout: Layout) -> np.ndarray:
-        """Rows of all ranks (sum n_r, D) and of class tokens (B, D) -> (B, n_class + T, D or V)."""
+        """Rows of all ranks (sum n_r, D) and class tokens (B, n_class D) -> (B, n_class + T, D or V)."""
         put, fetch = self.backend.put, self.backend.fetch
         lengths = layout.lengths
         n_class = layout.n_class
@@ -254,7 +260,8 @@ class Model:
         present = np.arange(hidden.shape[1] - n_class) < lengths[:, None]  # (B, T)
         hidden[:, n_class:][present] = final
         if n_class:
-            hidden[:, 0] = fetch(self.family.final(put(classes)))
+            rows = put(classes.reshape(len(lengths) * n_class, -1))
+            hidden[:, :n_class] = fetch(self.family.final(rows)).reshape(len(lengths), n_class, -1)
         return hidden
 
     @property

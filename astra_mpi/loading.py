@@ -155,6 +155,8 @@ def _read(path: str, codebooks: str | None, changes: dict[str, Any], share: tupl
     unknown = [name for name in changes if not hasattr(file.config, name)]
     require(not unknown, f"{path}: a {file.config.family} model has no option {', '.join(unknown)}")
     config = dataclasses.replace(file.config, **changes)
+    same = modelfile.weight_shapes(config) == modelfile.weight_shapes(file.config)
+    require(same, f"{path}: {', '.join(changes)} does not fit the model's head, which was trained for another")
     if codec is not None:
         codecfile.check_codec(codec, config, codebooks or path)
     return dataclasses.replace(file, config=config, codec=codec)

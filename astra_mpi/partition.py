@@ -86,14 +86,14 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 class Layout:
     """What one rank holds of a batch of B sequences, and where the far tokens lie.
 
-    Rows of a rank: sequence after sequence, each its class-token replica (if the family has one), then its content
+    Rows of a rank: sequence after sequence, each its replicas of the class tokens (if there are any), then its content
     tokens. Gathered tokens: rank after rank, each its content tokens in the same order. Slices follow one another in
     order of ranks, unless `places` give each sequence an order of its own.
     """
 
     counts: np.ndarray  # (B, P) content tokens of each sequence on each rank
     rank: int
-    n_class: int = 0  # class tokens per sequence, 0 or 1
+    n_class: int = 0  # tokens at the front of each sequence that are replicated: class tokens, registers
     causal: bool = False  # far tokens of later ranks are not seen
     replicas: int = 1  # ranks that hold the class tokens: 0 .. replicas - 1
     places: np.ndarray | None = None  # (B, P) which slice of each sequence each rank has; None: rank r has slice r
@@ -143,15 +143,15 @@ class Layout:
     @cached_property
     def class_rows(self) -> np.ndarray:
         """Rows of the class-token replicas, in sequence order."""
-        return self.row_offsets[:-1] if self.own_class else np.empty(0, np.int64)
+        return ranges(self.row_offsets[:-1], np.full(len(self.counts), self.own_class))
 
     @cached_property
     def _content_rows(self) -> np.ndarray | slice:
         if not self.own_class:
             return slice(None)
         if len(self.counts) == 1:
-            return slice(1, None)
-        return ranges(self.row_offsets[:-1] + 1, self.counts[:, self.rank])
+            return slice(self.own_class, None)
+        return ranges(self.row_offsets[:-1] + self.own_class, self.counts[:, self.rank])
 
     def content(self, x: np.ndarray) -> np.ndarray:
         """Rows (n, ...) -> content tokens only, a view where possible."""
@@ -164,7 +164,7 @@ class Layout:
 
     @cached_property
     def row_token(self) -> np.ndarray:
-        """(n,) index of each row in its whole sequence, class token included (it is token 0)."""
+        """(n,) index of each row in its whole sequence, class tokens included (the first ones)."""
         before = (self.counts * self.earlier).sum(axis=1)
         within = np.arange(self.row_offsets[-1]) - self.row_offsets[self.row_sequence]
         return within + self.n_class - self.own_class + np.where(within < self.own_class, 0, before[self.row_sequence])
@@ -234,10 +234,14 @@ class Layout:
         return found
 
     def class_share(self, x: np.ndarray) -> np.ndarray:
-        """Rows (n, D) -> (B, D): this rank's class tokens over the number of replicas; summed over ranks, the mean."""
+        """Rows (n, D) -> (B, n_class D): this rank's class tokens, side by side, over the number of replicas.
+
+        Summed over ranks, their means.
+        """
+        shape = len(self.counts), self.n_class * x.shape[1]
         if not self.own_class:
-            return module_of(x).zeros((len(self.counts), x.shape[1]), x.dtype)
-        return take(x, self.class_rows) / x.dtype.type(self.replicas)
+            return module_of(x).zeros(shape, x.dtype)
+        return take(x, self.class_rows).reshape(shape) / x.dtype.type(self.replicas)
 
     def content_sums(self, x: np.ndarray) -> np.ndarray:
         """Rows (n, D) -> (B, D): sum of this rank's content tokens of each sequence."""

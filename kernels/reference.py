@@ -227,7 +227,7 @@ def activate(x: Array, bias: Array | None, name: str) -> Array:
     """x = act(x + bias), in place and returned; x (n, F), bias (F,) or None.
 
     gelu: x * Phi(x), Phi the normal distribution function; gelu_tanh: its tanh form (arXiv 1606.08415);
-    relu: max(x, 0); silu: x / (1 + exp(-x)). ValueError for another name.
+    relu: max(x, 0); silu: x / (1 + exp(-x)); quick_gelu: x / (1 + exp(-1.702 x)). ValueError for another name.
     """
     y = x.astype(np.float64) if bias is None else x.astype(np.float64) + bias
     if name == "gelu":
@@ -238,6 +238,8 @@ def activate(x: Array, bias: Array | None, name: str) -> Array:
         x[...] = np.maximum(y, 0)
     elif name == "silu":
         x[...] = y * 0.5 * (1 + np.tanh(y / 2))
+    elif name == "quick_gelu":
+        x[...] = y * 0.5 * (1 + np.tanh(1.702 * y / 2))
     else:
         raise ValueError(f"unknown activation {name!r}")
     return x

@@ -10,7 +10,7 @@ import pytest
 
 from astra_mpi.cli import main
 from astra_mpi.files.modelfile import read_model
-from astra_mpi.models.vit import ViT
+from astra_mpi.models.vision.vit import ViT
 
 JOBS = Path(__file__).parent.parent / "jobs"
 

@@ -86,7 +86,7 @@ def test_ranges(parts):
 LENGTHS = st.lists(st.integers(0, 20), max_size=6).map(lambda lengths: np.array(lengths, dtype=np.int64))
 
 
-@given(LENGTHS, SIZES, st.integers(0, 1), st.booleans())
+@given(LENGTHS, SIZES, st.integers(0, 3), st.booleans())
 def test_layouts_of_all_ranks_fit_together(lengths, size, n_class, causal):
     """Against the plain definition: a list of (sequence, token, rank), walked through in loops."""
     counts = cut(lengths, size)
@@ -98,7 +98,7 @@ def test_layouts_of_all_ranks_fit_together(lengths, size, n_class, causal):
         assert [gathered[i] for i in layout.sequence_order] == everything
         rows = []
         for s in range(len(lengths)):
-            rows += [(s, 0)] * n_class + [(s, n_class + t) for t in np.flatnonzero(owner[s] == rank)]
+            rows += [(s, c) for c in range(n_class)] + [(s, n_class + t) for t in np.flatnonzero(owner[s] == rank)]
         assert list(zip(layout.row_sequence, layout.row_token, strict=True)) == rows
         far = [[(s, t) for t in range(n) if owner[s][t] != rank and not (causal and owner[s][t] > rank)]
                for s, n in enumerate(lengths)]  # fmt: skip
@@ -107,6 +107,7 @@ def test_layouts_of_all_ranks_fit_together(lengths, size, n_class, causal):
         x = np.arange(len(rows) * 2, dtype=np.float32).reshape(len(rows), 2)
         content = [i for i, (_, t) in enumerate(rows) if t >= n_class]
         np.testing.assert_array_equal(layout.content(x), x[content])
+        assert layout.class_rows.tolist() == [i for i, (_, t) in enumerate(rows) if t < n_class]
         for s in range(len(lengths)):
             mine = [i for i in content if rows[i][0] == s]
             np.testing.assert_allclose(layout.content_sums(x)[s], x[mine].sum(axis=0))
@@ -117,3 +118,11 @@ def test_class_shares_add_up_to_the_mean():
     x = [np.full((int(counts[:, r].sum()) + 2, 1), float(r + 1), np.float32) for r in range(2)]
     shares = [Layout(counts, r, 1, False, 2).class_share(x[r]) for r in range(2)]
     np.testing.assert_allclose(sum(shares), [[1.5], [1.5]])
+
+
+def test_each_class_token_has_its_own_mean():
+    """Side by side: of rows 1, 2, 3 and 10, 20, 30 on two ranks that hold no content."""
+    x = [np.array([[1.0], [2], [3]], np.float32) * 10**r for r in range(2)]
+    layouts = [Layout(np.zeros((1, 2), np.int64), r, 3, False, 2) for r in range(2)]
+    shares = [layout.class_share(rows) for layout, rows in zip(layouts, x, strict=True)]
+    np.testing.assert_allclose(sum(shares), [[5.5, 11, 16.5]])

@@ -19,14 +19,14 @@ from astra_mpi.checkpoint.found import checked_folder
 from astra_mpi.checkpoint.tensors import Tensors, rounding
 from astra_mpi.config import require
 from astra_mpi.convert.generation import generation
-from astra_mpi.convert.images import image_preprocessing
+from astra_mpi.convert.images import image_preprocessing, image_size
 from astra_mpi.convert.sentence import SentenceEncoder, read_encoder
 from astra_mpi.convert.text import read_text_settings
 from astra_mpi.device.weights import Made, Weights
 from astra_mpi.errors import InputError, some
 from astra_mpi.files.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.files.provenance import provenance
-from astra_mpi.models import FAMILIES
+from astra_mpi.models import CHECKPOINTS, FAMILIES
 from astra_mpi.models.hf import Source, arranged, to_canonical
 
 
@@ -99,9 +99,9 @@ def _config(
     """-> (config, what it was read from, the tensors by its family's names)."""
     values = load_object(path)
     name = str(values.get("model_type"))
-    if name not in FAMILIES:
-        raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(FAMILIES)}")
-    family: Any = FAMILIES[name]
+    if name not in CHECKPOINTS:
+        raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(CHECKPOINTS)}")
+    family: Any = CHECKPOINTS[name]
     with _said_of(path):
         hf = HFConfig(values, family.reference)
     named = Tensors(path.parent, family, tensors)
@@ -109,6 +109,8 @@ def _config(
     with _said_of(path):
         config = family.from_hf(hf, named)
         hf.check_rest()
+    if config.family == "vit":
+        config = dataclasses.replace(config, image_size=image_size(path.parent, config, family.takes_any_size))
     if name == "bert":
         pooled = encoder.config_fields(config.d_model) if encoder is not None else {}
         config = dataclasses.replace(config, **pooled)
@@ -131,17 +133,20 @@ def _said_of(path: Path) -> Iterator[None]:
 
 def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple[Weights, list[str]]:
     """-> (weights by canonical name, read when they are asked for; notes)."""
-    family: Any = FAMILIES[config.family]
+    family = tensors.family
     # before the names of so many blocks are spelled out
     require(
         config.n_layers <= len(tensors.files),
         f"{folder} has too few tensors for {hf.called(hf.reference.layers_key)} = {config.n_layers}",
     )
     sources = family.hf_weights(config)
-    found = {name: tensors.find(source.name) for name, source in sources.items()}
-    missing = sorted({sources[name].name for name, tensor in found.items() if tensor is None})
-    present = {name: tensor for name, tensor in found.items() if tensor is not None}
-    left = tensors.unused(list(present.values()))
+    wanted = {name for source in sources.values() for name in (source.name, source.times) if name}
+    found = {name: tensors.find(name) for name in wanted}
+    missing = sorted(name for name, tensor in found.items() if tensor is None)
+    there = {name: tensor for name, tensor in found.items() if tensor is not None}
+    present = {name: there[source.name] for name, source in sources.items() if source.name in there}
+    factors = {name: there[source.times] for name, source in sources.items() if source.times in there}
+    left = tensors.unused(list(there.values()))
     require(
         not missing,
         f"{folder} has no tensor {some(missing)}, which its config.json asks for ({tensors.blame(missing, hf)});"
@@ -159,7 +164,14 @@ def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple
     assumed = f" ({'; '.join(hf.assumed)})" if hf.assumed else ""
     for name, tensor in present.items():
         _check_tensor(name, shapes[name], sources[name], tensor, assumed)
-    weights = Made(present, lambda name: to_canonical(name, present[name].read(), shapes[name], sources[name]))
+        if name in factors:
+            _check_tensor(name, shapes[name][-1:], Source(sources[name].times), factors[name], assumed)
+
+    def make(name: str) -> np.ndarray:
+        times = factors[name].read() if name in factors else None
+        return to_canonical(name, present[name].read(), shapes[name], sources[name], times)
+
+    weights = Made(present, make)
     notes = [f"{len(left)} tensors that this model does not use were left out: {some(left)}"] if left else []
     return weights, notes
 
@@ -169,7 +181,7 @@ def _check_tensor(name: str, shape: tuple[int, ...], source: Source, tensor: Ten
     at."""
     tensor.check()
     wrong = f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, which config.json contradicts{why}"
-    require(math.prod(tensor.shape) == math.prod(shape) * source.n_parts, wrong)
+    require(source.remake is not None or math.prod(tensor.shape) == math.prod(shape) * source.n_parts, wrong)
     try:
         arranged(name, np.broadcast_to(np.float32(0), tensor.shape), shape, source)
     except ValueError as exc:

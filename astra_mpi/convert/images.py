@@ -36,6 +36,14 @@ CLASSES: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _COMMON | _CLIP | _CROP,
     "BitImageProcessor": _COMMON | _CLIP | _CROP,
 }
+#: the class that transformers takes for a file that names none, by model_type
+_OF_MODELS = {
+    **dict.fromkeys(("vit", "vit_mae", "vit_msn"), "ViTImageProcessor"),
+    "deit": "DeiTImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "clip": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
+}
 _FLAGS = "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "default_to_square"
 #: settings that change nothing here, and why
 HARMLESS = {
@@ -83,6 +91,23 @@ def image_preprocessing(folder: Path, image_size: tuple[int, int], channels: int
     return preprocess, [f"{path}: {kind} does not read {', '.join(unread)}"] * bool(unread)
 
 
+def image_size(folder: Path, config: Any, any_size: bool) -> tuple[int, int]:
+    """Height and width that the model is to take: config.json's, or where it takes any, what the image processor makes.
+
+    config.json's too where the processor is missing or refused, which `image_preprocessing` says.
+    """
+    own: tuple[int, int] = config.image_size
+    if not any_size:
+        return own
+    try:
+        _, given = _settings(folder)
+        hf = CLASSES[_class(folder, given)] | given
+        made = _crop(hf) or _resize(hf) or own
+    except InputError:
+        return own
+    return (made[0], made[1]) if len(made) == 2 and min(made) >= config.patch_size else own
+
+
 def _settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     """-> (file, its settings of images); what processor_config.json has of them comes first, as in transformers.
 
@@ -102,8 +127,10 @@ def _class(folder: Path, given: dict[str, Any]) -> str:
     """The name of the class in transformers, without its backend."""
     older = str(given.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")
     config = folder / "config.json"
-    model = load_settings(config).get("image_processor_type") if config.is_file() else None
-    name = str(given.get("image_processor_type") or older or model or "ViTImageProcessor")
+    model = load_settings(config) if config.is_file() else {}
+    usual = _OF_MODELS.get(str(model.get("model_type", "vit")), "")
+    name = str(given.get("image_processor_type") or older or model.get("image_processor_type") or usual)
+    require(bool(name), "image_processor_type is missing, and there is no usual one of such models; give it")
     kind = name.removesuffix("Fast").removesuffix("Pil")
     require(kind in CLASSES, f"image_processor_type '{name}' is not supported; use one of {', '.join(CLASSES)}")
     return kind

@@ -104,8 +104,8 @@ def _laps(cost: Cost, speeds: Sequence[Speeds]) -> list[_Lap]:
         _Lap(stage.repeats, [_seconds(s, rank) for s, rank in zip(speeds, stage.ranks, strict=True)], stage.transfer)
         for stage in cost.stages
     ]
-    if cost.closing_bytes:
-        closing = Transfer("reduce", (cost.closing_bytes,) * len(speeds), 0.0)
+    for n_bytes in filter(None, (cost.peak_bytes, cost.closing_bytes)):
+        closing = Transfer("reduce", (n_bytes,) * len(speeds), 0.0)
         laps.append(_Lap(1, [(0.0, 0.0, 0.0)] * len(speeds), closing))
     return laps
 

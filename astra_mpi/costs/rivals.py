@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from astra_mpi.config import require
-from astra_mpi.costs.work import Cost, Job, RankWork, Stage, Transfer, Work, closing_bytes, output_work
+from astra_mpi.costs.work import Cost, Job, RankWork, Stage, Transfer, Work, closing_bytes, output_work, peak_bytes
 from astra_mpi.partition import even, weighted
 
 
@@ -42,7 +42,7 @@ def block_parallel(job: Job, n_groups: int = 1, sequence: bool = False) -> Cost:
     InputError where the ranks cannot share the heads evenly, or a group would have fewer than two blocks.
     """
     shape, config, size = job.shape, job.shape.config, job.size
-    require(not shape.rotary, "rotary positions and gated MLPs are not cut over ranks")
+    require(not (shape.rotary or shape.gated), "rotary positions and gated MLPs are not cut over ranks")
     n_cut = config.n_kv_heads  # divides the query heads and the width
     require(n_cut % size == 0, f"{n_cut} key and value heads cannot be cut into {size} equal parts")
     require(
@@ -66,7 +66,7 @@ def block_parallel(job: Job, n_groups: int = 1, sequence: bool = False) -> Cost:
         sent = tuple(job.batch * n * config.d_model * 4 for n in job.counts)
         stages.append(Stage(n_groups, (RankWork(),) * size, Transfer("gather", sent, _paper_float(job))))
     strategy = ":".join(["bp", *["sp"] * sequence, *[str(n_groups)] * (n_groups > 1)])
-    return Cost(strategy, False, tuple(stages), closing_bytes=closing_bytes(job))
+    return Cost(strategy, False, tuple(stages), closing_bytes=closing_bytes(job), peak_bytes=peak_bytes(job))
 
 
 def _paper_float(job: Job) -> float:

@@ -12,7 +12,18 @@ from typing import NamedTuple
 
 from astra_mpi.config import CodecConfig, require
 from astra_mpi.costs.rivals import block_parallel, tensor_parallel
-from astra_mpi.costs.work import Cost, Job, RankWork, Shape, Stage, Transfer, Work, closing_bytes, output_work
+from astra_mpi.costs.work import (
+    Cost,
+    Job,
+    RankWork,
+    Shape,
+    Stage,
+    Transfer,
+    Work,
+    closing_bytes,
+    output_work,
+    peak_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ def token_parallel(job: Job, wire: Wire, strategy: str, exact: bool = False) -> 
         paper_bits = job.batch * job.tokens / job.size * wire.bits / wire.tokens_per_key
         transfer = Transfer("gather", sent, paper_bits, job.shape.causal)
     stage = Stage(job.shape.config.n_layers, ranks, transfer)
-    return Cost(strategy, exact, (stage,), closing_bytes=closing_bytes(job))
+    return Cost(strategy, exact, (stage,), closing_bytes=closing_bytes(job), peak_bytes=peak_bytes(job))
 
 
 def _token_rank(job: Job, wire: Wire, rank: int) -> RankWork:

@@ -19,7 +19,8 @@ class Shape:
     mlp: int  # multiply-adds of the MLP per token and block
     n_class: int = 0  # class tokens per sequence, replicated on every rank
     causal: bool = False
-    rotary: bool = False  # keys carry a position, and MLPs a gate
+    rotary: bool = False  # keys carry a position
+    gated: bool = False  # MLPs have a gate
     other_weights: int = 0  # parameters outside the blocks
     embed: int = 0  # multiply-adds of embedding a token: a patch; words are looked up
 
@@ -45,7 +46,8 @@ def shape_of(config: ModelConfig) -> Shape:
         mlp=sum(map(prod, first.values())) - attention,
         n_class=getattr(config, "n_class", 0),
         causal=family is not None and family.causal,
-        rotary=family is not None and family.recipe.rotary,
+        rotary=family is not None and family.recipe_for(config).rotary,
+        gated=family is not None and family.recipe_for(config).gated,
         other_weights=sum(prod(shape) for name, shape in weights.items() if not name.startswith("blocks.")),
         embed=prod(weights.get("embed.patch.weight", (0,))),
     )
@@ -133,6 +135,7 @@ class Cost:
     exact: bool
     stages: tuple[Stage, ...]
     closing_bytes: int = 0  # float32 that one all-reduce adds up after the last block: class tokens or pooling
+    peak_bytes: int = 0  # of an all-reduce before it: the maxima of scores, where attention pools
     table_bytes: int = 0  # projected tables and codebooks on every rank
     block_share: float = 1.0  # largest part of the blocks' weights that one rank holds
 
@@ -156,4 +159,10 @@ def output_work(shape: Shape, rows: float) -> Work:
 
 def closing_bytes(job: Job) -> int:
     """Of the all-reduce that ends a forward pass: class tokens, pooled embeddings or last rows as float32."""
-    return job.batch * job.shape.config.d_model * 4 if job.size > 1 else 0
+    config = job.shape.config
+    return job.batch * (config.share_width - config.merged_heads) * 4 if job.size > 1 else 0
+
+
+def peak_bytes(job: Job) -> int:
+    """Of the all-reduce of maxima before that one, where attention pools."""
+    return job.batch * job.shape.config.merged_heads * 4 if job.size > 1 else 0

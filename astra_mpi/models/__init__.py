@@ -5,13 +5,18 @@ Knows nothing of ranks but the layout that says which rows are here, and nothing
 
 from __future__ import annotations
 
+from typing import Any
+
 from astra_mpi.models.bert import Bert
 from astra_mpi.models.family import Family
 from astra_mpi.models.gpt2 import GPT2
 from astra_mpi.models.llama import Llama
-from astra_mpi.models.vit import ViT
+from astra_mpi.models.vision.readers import READERS
+from astra_mpi.models.vision.vit import ViT
 
-#: family name (as in a model file and in a Hugging Face `model_type`) -> family
+#: family name (as in a model file) -> family
 FAMILIES: dict[str, type[Family]] = {family.Config.family: family for family in (ViT, Bert, GPT2, Llama)}
+#: model_type of a Hugging Face config.json -> who reads such folders: a family, or a reader that makes one of it
+CHECKPOINTS: dict[str, Any] = {**FAMILIES, **READERS}
 
-__all__ = ["FAMILIES", "GPT2", "Bert", "Llama", "ViT"]
+__all__ = ["CHECKPOINTS", "FAMILIES", "GPT2", "Bert", "Llama", "ViT"]

@@ -22,11 +22,11 @@ from astra_mpi.partition import Layout
 class Family:
     """A config and weights at work: a family adds what raises NotImplementedError here (see `ViT`)."""
 
-    #: its class of `ModelConfig`, whose `family` is the name in a model file and in `model_type` of config.json
+    #: its class of `ModelConfig`, whose `family` is the name in a model file
     Config: ClassVar[Any]
     #: names of `astra-mpi init` -> how many tokens, or None -> config
     PRESETS: ClassVar[Any]
-    recipe: ClassVar[Recipe]
+    recipe: ClassVar[Recipe]  # of most configs; see `recipe_for`
     #: a token attends to itself and the tokens before it
     causal: ClassVar[bool] = False
     #: what codebooks quantise unless told otherwise: behind a norm, if the block begins with one, an error changes keys
@@ -48,6 +48,11 @@ class Family:
     def __init__(self, config: Any, weights: Weights, kernels: ModuleType) -> None:
         self.config, self.w, self.kernels = config, weights, kernels
         self.scratch = Scratch()  # widened weights
+
+    @classmethod
+    def recipe_for(cls, config: Any) -> Recipe:
+        """What the blocks of this config are made of."""
+        return cls.recipe
 
     def product(self, x: np.ndarray, name: str) -> np.ndarray:
         """x @ weight `name`, a new array."""
@@ -93,7 +98,7 @@ class Family:
     @property
     def share_width(self) -> int:
         """Width of a row of `pool`."""
-        return self.config.d_model
+        return int(self.config.share_width)
 
     def turns(self, batch: Batch) -> np.ndarray | None:
         """What turns the packed tokens' queries and keys, (N, d_head) as the kernel `rotate` takes it, or None."""

@@ -114,8 +114,8 @@ class Preprocess:
         except ImportError as exc:
             raise InputError("resizing images needs Pillow; pip install 'astra-mpi[images]'") from exc
         out = np.empty((len(images), height, width, images.shape[3]), np.uint8)
-        # Pillow weighs the colours of RGBA by alpha; of other numbers of channels it knows grey alone
-        n = 4 if images.shape[3] == 4 else 1
+        # Pillow weighs colours by alpha, the last of two or four channels; of other numbers it knows grey alone
+        n = images.shape[3] if images.shape[3] in (2, 4) else 1
         for image, resized in zip(images, out, strict=True):
             for c in range(0, images.shape[3], n):
                 plane = Image.fromarray(np.ascontiguousarray(image[..., c] if n == 1 else image))

@@ -26,7 +26,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class OracleResult:
-    """One sequence's answer. `n_class` is 1 for families or tasks with a class token, else 0."""
+    """One sequence's answer. `n_class` counts class tokens and registers."""
 
     output: Array  # (n_classes,) logits, (D,) class row or pooled embedding; decoders: (V,) logits after the last token
     hidden: Array  # (n_class + T, D) after the last block (and the final norm, if any), replicas averaged before it;
@@ -76,7 +76,10 @@ def oracle(
     owner, n_ranks = np.asarray(owner, np.int64), 1 if exact else size
     owner = np.zeros_like(owner) if exact else owner
     embedded = _embed(config, weights, tokens, positions)
-    n_class = int(config.family == "vit" or getattr(config, "pooling", "mean") in ("cls", "pooler"))
+    if config.family == "vit":
+        n_class = getattr(config, "class_tokens", 1) + getattr(config, "registers", 0)
+    else:
+        n_class = int(getattr(config, "pooling", "mean") in ("cls", "pooler"))
     if len(owner) != len(embedded) - n_class or not np.isin(owner, np.arange(n_ranks)).all():
         raise ValueError(f"owner must name one of {n_ranks} ranks for each of {len(embedded) - n_class} content tokens")
     far: Far | None = None
@@ -122,11 +125,16 @@ def _embed(config: Any, weights: Weights, tokens: ArrayLike, positions: ArrayLik
     w = {name: np.asarray(array, np.float64) for name, array in weights.items() if name.startswith("embed.")}
     if config.family == "vit":
         image, p = np.asarray(tokens, np.float64), config.patch_size
-        n_channels, height, width = image.shape
+        n_channels, height, width = len(image), image.shape[1] // p * p, image.shape[2] // p * p
+        image = image[:, :height, :width]
         cells = image.reshape(n_channels, height // p, p, width // p, p).transpose(1, 3, 0, 2, 4)
         patches = cells.reshape(-1, n_channels * p * p)  # (T, channels * p * p), rows of patches from the top
-        content = _linear(patches, w, "embed.patch")
-        return np.concatenate([w["embed.class"][None], content]) + w["embed.position"]
+        names = [name for name in ("embed.class", "embed.distillation") if name in w]
+        placed = np.concatenate([*(w[name][None] for name in names), _linear(patches, w, "embed.patch")])
+        placed = placed + w["embed.position"]
+        registers = w.get("embed.registers", placed[:0])
+        x = np.concatenate([placed[: len(names)], registers, placed[len(names) :]])
+        return _norm(x, w, "embed.norm", config.norm_eps) if "embed.norm.weight" in w else x
     ids = np.asarray(tokens)
     places = np.arange(len(ids)) if positions is None else np.asarray(positions)
     if config.family == "llama":
@@ -140,7 +148,7 @@ def _embed(config: Any, weights: Weights, tokens: ArrayLike, positions: ArrayLik
 
 def _head(config: Any, weights: Weights, hidden: Array) -> Array:
     if config.family == "vit":
-        return _linear(hidden[0], weights, "head") if config.n_classes > 0 else hidden[0]
+        return image_head(config, weights, hidden)
     if config.family in DECODERS:
         return hidden[-1] if len(hidden) else np.zeros(hidden.shape[1])
     if config.pooling == "mean":
@@ -199,7 +207,7 @@ def _block(
     x = x if pre_norm else norm(x, "norm1")
     entering = norm(x, "norm2") if pre_norm else x
     inner = _linear(entering, w, "fc1")
-    if config.family == "llama":
+    if "gate.weight" in w:
         inner = inner * _activate(_linear(entering, w, "gate"), config.activation)
     else:
         inner = _activate(inner, config.activation)
@@ -268,6 +276,38 @@ def _activate(x: Array, name: str) -> Array:
         return x * 0.5 * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2)))
     if name == "gelu_tanh":
         return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    if name == "silu":
-        return x / (1 + np.exp(-x))
+    if name in ("silu", "quick_gelu"):
+        return x / (1 + np.exp(-x * (1.702 if name == "quick_gelu" else 1)))
     return np.maximum(x, 0)
+
+
+def image_head(config: Any, weights: Weights, hidden: Array) -> Array:
+    """Logits or embedding of normalised rows hidden (n_class + T, D): class tokens and registers, then patches."""
+    patches = hidden[getattr(config, "class_tokens", 1) + getattr(config, "registers", 0) :]
+    pooling = getattr(config, "pooling", "cls")
+    if pooling == "distilled":
+        return (_linear(hidden[0], weights, "head") + _linear(hidden[1], weights, "distilled")) / 2
+    if pooling == "pooler" and config.pooler == "attention":
+        pooled = _probed(config, weights, patches)
+    elif pooling == "pooler":
+        pooled = np.tanh(_linear(hidden[0], weights, "pooler"))
+    else:
+        kinds = {"cls": [hidden[0]] if len(hidden) > len(patches) else [], "mean": [patches.mean(axis=0)]}
+        pooled = np.concatenate([part for kind in pooling.split("+") for part in kinds[kind]])
+    if config.n_classes > 0:
+        return _linear(pooled, weights, "head")
+    if getattr(config, "projection", 0):
+        pooled = _linear(pooled, weights, "projection")
+    return pooled / np.linalg.norm(pooled) if getattr(config, "normalize", False) else pooled
+
+
+def _probed(config: Any, weights: Weights, patches: Array) -> Array:
+    """What a learned query gathers from all patches (T, D), and its MLP, (D,)."""
+    query = _linear(weights["pooler.probe"].astype(np.float64)[None], weights, "pooler.q")
+    keys, values = (_linear(patches, weights, f"pooler.{name}") for name in "kv")
+    all_seen = np.ones((1, len(patches)), bool)
+    gathered = _attention(query, keys, values, all_seen, np.zeros(len(patches)), config.n_heads)
+    gathered = _linear(gathered, weights, "pooler.o")
+    inner = _linear(_norm(gathered, weights, "pooler.norm", config.norm_eps), weights, "pooler.fc1")
+    pooled: Array = (gathered + _linear(_activate(inner, config.activation), weights, "pooler.fc2"))[0]
+    return pooled

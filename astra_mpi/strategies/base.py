@@ -137,7 +137,7 @@ class Strategy:
 
 def recipe_of(config: ModelConfig) -> Recipe:
     """What the blocks of this (family's) config are made of."""
-    return FAMILIES[getattr(config, "family", "")].recipe
+    return FAMILIES[getattr(config, "family", "")].recipe_for(config)
 
 
 def on_rank_0(lengths: np.ndarray, exchange: Exchange, n_class: int, causal: bool) -> Layout:

@@ -24,7 +24,7 @@ def draw_cut(ranks: tuple[int, ...], random: bool, seed: int, step: int) -> tupl
 
 @dataclass(frozen=True)
 class View:
-    """P ranks as masks over the rows of a padded batch: class-token replicas, then S content places.
+    """P ranks as masks over the rows of a padded batch: the replicas of each class token, then S content places.
 
     rank (B or 1, R): of each row, -1 where there is no token. near (.., 1, R, R), far (.., 1, R, S): what rows see
     exactly, and through what is sent; far is None where nothing is sent. received (L, B, P, P): per block and sequence,
@@ -86,8 +86,9 @@ def make_view(
     counts = counts[: len(content)]
     owner = np.full(content.shape, -1)
     owner[content] = np.repeat(np.tile(np.arange(size), len(counts)), counts.ravel())
-    n_replicas = n_class * (size if replicas is None else min(replicas, size))
-    holders = np.tile(np.arange(n_replicas), (len(owner), 1))
+    n_holders = size if replicas is None else min(replicas, size)
+    n_replicas = n_class * n_holders
+    holders = np.tile(np.arange(n_holders), (len(owner), n_class))
     rank = np.concatenate([holders, owner], axis=1)  # (B, R)
     near = rank[:, :, None] == rank[:, None, :]
     if causal:

@@ -15,7 +15,7 @@ from astra_mpi.inputs.arrays import ArrayFile
 from astra_mpi.models.gpt2 import GPT2Config
 from astra_mpi.models.images import Preprocess
 from astra_mpi.models.llama import LlamaConfig
-from astra_mpi.models.vit import ViTConfig
+from astra_mpi.models.vision.vit import ViTConfig
 from astra_mpi.train.deck import DataSection, ShapeSection
 
 END_OF_TEXT = "<|endoftext|>"

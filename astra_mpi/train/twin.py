@@ -17,12 +17,14 @@ from torch import Tensor
 
 from astra_mpi.models import FAMILIES
 from astra_mpi.train.cuts import View
+from astra_mpi.train.image_heads import image_answer
 
 #: site, block -> what far rows are seen as: one or two tensors (B, S, width)
 Send = Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]]
 Weights = dict[str, Tensor]
 #: keys up to which bfloat16 attention on the CPU is quicker by plain products: 0.25 to 0.7 of the fused one's time
 SHORT = 256
+_CLASS_TOKENS = ("embed.class", "embed.distillation")
 
 
 class Twin:
@@ -30,7 +32,7 @@ class Twin:
 
     def __init__(self, config: Any, weights: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         self.config, self.family = config, FAMILIES[config.family]
-        self.recipe, self.causal = self.family.recipe, self.family.causal
+        self.recipe, self.causal = self.family.recipe_for(config), self.family.causal
         self.w: Weights = {name: torch.tensor(np.asarray(array), device=device) for name, array in weights.items()}
         self.device = torch.device(device)
 
@@ -40,7 +42,8 @@ class Twin:
         """
         x = self.embed(inputs)
         n_class = self.config.n_class
-        x = torch.cat([x[:, :n_class].expand(-1, view.n_replicas, -1), x[:, n_class:]], dim=1)
+        each = view.n_replicas // max(1, n_class)
+        x = torch.cat([x[:, :n_class].repeat_interleave(each, dim=1), x[:, n_class:]], dim=1)
         turns = self._turns(x.shape[1]) if self.recipe.rotary else None
         for i in range(self.config.n_layers):
             x = self._block(i, x, view.n_replicas, view.visible(i), turns, None if view.far is None else send, site)
@@ -51,10 +54,16 @@ class Twin:
         w, config = self.w, self.config
         if config.family == "vit":
             c, p, (gh, gw) = config.channels, config.patch_size, config.grid
+            inputs = inputs[:, :, : gh * p, : gw * p]
             patches = inputs.reshape(len(inputs), c, gh, p, gw, p).permute(0, 2, 4, 1, 3, 5)
             x = self._linear(patches.reshape(len(inputs), gh * gw, c * p * p), "embed.patch")
-            x = torch.cat([w["embed.class"].expand(len(x), 1, -1), x], dim=1)
-            return x + w["embed.position"]
+            n = config.class_tokens
+            tokens = [w[name][None] + w["embed.position"][k] for k, name in enumerate(_CLASS_TOKENS[:n])]
+            if config.registers:
+                tokens.append(w["embed.registers"])
+            front = [torch.cat(tokens).expand(len(x), -1, -1)] if tokens else []
+            x = torch.cat([*front, x + w["embed.position"][n:]], dim=1)
+            return self._norm(x, "embed.norm") if config.embed_norm else x
         x = F.embedding(inputs, w["embed.word"])
         if config.family != "llama":
             x = x + w["embed.position"][: inputs.shape[1]]
@@ -73,14 +82,17 @@ class Twin:
         x = x + self._linear(self._attention(q, k, v, visible, turns), b + "o")
         x = x if first else self._norm(x, b + "norm1")
         h = self._norm(x, b + "norm2") if first else x
-        inner = self._linear(h, b + "fc1")
-        inner = (
-            inner * _activate(self._linear(h, b + "gate"), self.config.activation)
-            if self.recipe.gated
-            else (_activate(inner, self.config.activation))
-        )
-        x = x + self._linear(inner, b + "fc2")
+        x = x + self._mlp(h, b)
         return x if first else self._norm(x, b + "norm2")
+
+    def _mlp(self, h: Tensor, prefix: str) -> Tensor:
+        """Of a block, or of a head; with a gate where there is one."""
+        inner, act = self._linear(h, prefix + "fc1"), self.config.activation
+        if prefix + "gate.weight" in self.w:
+            inner = inner * _activate(self._linear(h, prefix + "gate"), act)
+        else:
+            inner = _activate(inner, act)
+        return self._linear(inner, prefix + "fc2")
 
     def _far(
         self, i: int, x: Tensor, normed: Tensor, k: Tensor, v: Tensor, n_replicas: int, send: Send, site: str
@@ -119,8 +131,7 @@ class Twin:
             x = self._norm(x, "norm")
             return F.linear(x, self.w["embed.word"] if config.tied else self.w["head.weight"].T)
         if config.family == "vit":
-            features = self._norm(x[:, : view.n_replicas].mean(dim=1), "norm")
-            return self._linear(features, "head") if config.n_classes else features
+            return image_answer(self, self._norm(x[:, view.n_replicas :], "norm"), self._classes(x, view))
         if config.pooling == "mean":
             kept = (view.rank >= 0).unsqueeze(-1)  # (B, S, 1)
             pooled = (x * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
@@ -130,6 +141,13 @@ class Twin:
                 pooled = torch.tanh(self._linear(pooled, "pooler"))
         pooled = F.normalize(pooled, dim=-1) if config.normalize else pooled
         return pooled[:, : config.embedding_size or None]
+
+    def _classes(self, x: Tensor, view: View) -> Tensor:
+        """Class tokens and registers (B, n_class, D), averaged over their replicas, normalised."""
+        n_class = self.config.n_class
+        if not n_class:
+            return x[:, :0]
+        return self._norm(x[:, : view.n_replicas].unflatten(1, (n_class, -1)).mean(dim=2), "norm")
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self.w[name + ".weight"].T, self.w.get(name + ".bias"))
@@ -162,6 +180,8 @@ def _activate(x: Tensor, name: str) -> Tensor:
         return F.gelu(x, approximate="tanh")
     if name == "gelu":
         return F.gelu(x)
+    if name == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
     return F.relu(x) if name == "relu" else F.silu(x)
 
 

@@ -174,14 +174,33 @@ class Exchange:
         self.traffic.other_bytes += share.nbytes if self.size > 1 else 0
         return total[:-1].reshape(share.shape), total[-1] > 0
 
-    def _reduce(self, part: np.ndarray) -> np.ndarray:
-        """The sum of `part` over ranks, on every rank."""
+    def merge(self, share: np.ndarray, n_heads: int, failed: bool) -> tuple[np.ndarray, bool]:
+        """`sum`, or of softmaxes over what each rank has their exact merge.
+
+        share (B, H d + 2 H) float32: weighted values, maxima of the scores (-inf where there are none), sums of the
+        weights -> (B, H d) merged, on every rank. With n_heads = 0 shares are just summed.
+        """
+        if not n_heads:
+            return self.sum(share, failed)
+        values, peaks, sums = np.split(share, [-2 * n_heads, -n_heads], axis=1)
+        highest = self._reduce(np.ascontiguousarray(peaks), MPI.MAX)
+        self.traffic.other_bytes += peaks.nbytes if self.size > 1 else 0
+        with np.errstate(invalid="ignore"):  # a batch whose forward pass failed everywhere
+            scale = np.exp(peaks - highest)
+        values = (values.reshape(*scale.shape, -1) * scale[:, :, None]).reshape(values.shape)
+        total, failed = self.sum(np.concatenate([values, sums * scale], axis=1), failed)
+        values, sums = np.split(total, [-n_heads], axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (values.reshape(*sums.shape, -1) / sums[:, :, None]).reshape(values.shape), failed
+
+    def _reduce(self, part: np.ndarray, operation: MPI.Op = MPI.SUM) -> np.ndarray:
+        """The sum of `part` over ranks, or another operation's result, on every rank."""
         total = module_of(part).empty_like(part)
         if self.link is None:
-            self.comm.Allreduce(part, total)
+            self.comm.Allreduce(part, total, operation)
         else:
             begin_s, last_s = np.array([self.link.ready(self.clock.now())]), np.empty(1)
-            requests = [self.comm.Iallreduce(begin_s, last_s, op=MPI.MAX), self.comm.Iallreduce(part, total)]
+            requests = [self.comm.Iallreduce(begin_s, last_s, op=MPI.MAX), self.comm.Iallreduce(part, total, operation)]
             with waiting(self.comm, "a sum"):
                 self.clock.wait(Requests(requests))
             self.clock.wait_until(self.link.reduced(float(last_s[0]), part.nbytes))

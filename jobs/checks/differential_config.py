@@ -24,13 +24,19 @@ from astra_mpi.checkpoint.folder import load_object, open_weights
 from astra_mpi.checkpoint.reference import ASIDE, GUARDED, HARMLESS
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.convert import generation as hf_generation
+from astra_mpi.convert.check.image_models import asked
 from astra_mpi.convert.hugging_face import convert
 from astra_mpi.files.modelfile import ModelFile, write_model
-from astra_mpi.models import FAMILIES
+from astra_mpi.models import CHECKPOINTS
 
 transformers.utils.logging.disable_progress_bar()
 
 SIZES = dict(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=48)
+DEPTH = {name: value for name, value in SIZES.items() if name != "intermediate_size"}
+SQUARE_IMAGE = dict(image_size=12, patch_size=4)
+SQUARE = SIZES | SQUARE_IMAGE
+TOWER = dict(vocab_size=9, hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=5)
+TOWER |= dict(max_position_embeddings=4, eos_token_id=2, bos_token_id=1, pad_token_id=0)
 TEXT = dict(vocab_size=64, max_position_embeddings=40)
 IDS = np.random.default_rng(0).integers(3, 64, (2, 20))
 IMAGES = np.random.default_rng(1).standard_normal((2, 3, 8, 12)).astype(np.float32)
@@ -39,6 +45,14 @@ ROPE3 |= dict(original_max_position_embeddings=16, rope_theta=100.0)
 LINEAR, YARN = dict(rope_type="linear", factor=4.0), dict(rope_type="yarn", factor=4.0)
 YARN |= dict(original_max_position_embeddings=16)
 GPTQ = dict(quant_method="gptq", bits=4)
+
+VISION_CONFIGS: list[Any] = [SQUARE | {"hidden_act": "relu"}, SQUARE | {"layer_norm_eps": 0.1}, SQUARE]
+VISION_CONFIGS += [
+    SQUARE | {"num_attention_heads": 2},
+    SQUARE | {"patch_size": 5},
+    SQUARE | {"image_size": [12, 12]},
+    {},
+]
 
 #: other values of a key, where doubling a number or turning a truth value will not do; of every family that has it
 OTHERS: dict[str, list[Any]] = {
@@ -119,6 +133,8 @@ OTHERS: dict[str, list[Any]] = {
     "num_assistant_tokens_schedule": ["heuristic"],
     "max_position_embeddings": [2048, 20],
     "made_up_key": [1, {"a": 1}],
+    "vision_config": VISION_CONFIGS,
+    "vision_config_dict": VISION_CONFIGS,
     "rms_norm_eps": [1e-2, 1, 0.0, -1.0, "1e-6", float("nan")],
     "layer_norm_eps": [1e-2, 0.0, -1.0, "1e-6", float("inf"), float("nan")],
 }
@@ -143,8 +159,9 @@ ALSO_DECODER = ("rope_scaling", "rope_theta", "partial_rotary_factor", "original
 TRAINED = ROPE3 | dict(original_max_position_embeddings=32)
 #: what has an effect only beside something else: family, key -> the changes that go with it
 BESIDE: dict[tuple[str, str], list[tuple[tuple[str, Any], ...]]] = {
-    **{(name, "torch_dtype"): [(), (("dtype", MISSING),)] for name in FAMILIES},
-    ("vit", "num_labels"): [(), (("id2label", MISSING),)],
+    **{(name, "torch_dtype"): [(), (("dtype", MISSING),)] for name in CHECKPOINTS},
+    **{(name, "num_labels"): [(), (("id2label", MISSING),)] for name in ("vit", "deit", "vit_msn")},
+    **{(name, "num_labels"): [(), (("id2label", MISSING),)] for name in ("dinov2", "dinov2_with_registers")},
     ("llama", "num_attention_heads"): [(), (("head_dim", MISSING),)],
     ("llama", "rope_theta"): [(), (("rope_parameters", MISSING),), (("rope_parameters", LINEAR),)],
     ("llama", "original_max_position_embeddings"): [(), (("rope_parameters", ROPE3),)],
@@ -158,14 +175,14 @@ BESIDE: dict[tuple[str, str], list[tuple[tuple[str, Any], ...]]] = {
 
 
 #: the reference fails on values whose meaning is clear: none, a number without a fraction, an id that never comes
-EXCUSED = [("configuration_files", None), ("rms_norm_eps", 1), ("eos_token_id", [999, 40])]
+EXCUSED = [("configuration_files", None), ("per_layer_config", {}), ("rms_norm_eps", 1), ("eos_token_id", [999, 40])]
 
 
 class ConfigTable(Table):
     """config.json of one family; the model is small and its attention far from uniform."""
 
     def __init__(self, family: str, model: str, auto: str, **settings: Any) -> None:
-        self.name, self.family, self.auto = family, FAMILIES[family], getattr(transformers, auto)
+        self.name, self.family, self.auto = family, CHECKPOINTS[family], getattr(transformers, auto)
         self.model, self.settings = getattr(transformers, model), settings
         self.answers: dict[Any, np.ndarray] = {}  # of our engine, by config
 
@@ -222,7 +239,8 @@ class ConfigTable(Table):
         ask = base.__getattribute__
 
         def note(config: Any, name: str) -> Any:
-            seen.add(name)
+            if type(config) is self.config_class:  # configurations inside of it have tables of their own
+                seen.add(name)
             return ask(config, name)
 
         base.__getattribute__ = note
@@ -264,6 +282,28 @@ class ConfigTable(Table):
 
     def stated(self, key: str) -> str:
         return "aside" if key in ASIDE else "harmless" if self.family.reference.why_harmless(key) else ""
+
+
+class ImageTable(ConfigTable):
+    """config.json of an image encoder."""
+
+    def __init__(self, family: str, model: str, auto: str = "AutoModel", **settings: Any) -> None:
+        super().__init__(family, model, auto, **settings)
+        inside = settings.get("vision_config", settings)
+        size = inside.get("image_size", 12)
+        height, width = (size, size) if isinstance(size, int) else size
+        self.images = np.random.default_rng(1).standard_normal((2, 3, height, width)).astype(np.float32)
+        self.config: Any = None  # ours, of the folder as it is made
+
+    def make(self, folder: Path) -> None:
+        super().make(folder)
+        self.config = convert(folder)[0].config
+
+    def answer(self, model: Any) -> torch.Tensor:
+        return asked(model, torch.from_numpy(self.images), self.config)[0]
+
+    def run(self, model: astra_mpi.Model) -> np.ndarray:
+        return model(self.images)
 
 
 class GenerationTable(ConfigTable):
@@ -369,6 +409,55 @@ TABLES: dict[str, Callable[[], Table]] = {
         ConfigTable,
         "vit",
         "ViTForImageClassification",
+        "AutoModelForImageClassification",
+        **SIZES,
+        image_size=(8, 12),
+        patch_size=4,
+        num_labels=3,
+    ),
+    "deit": functools.partial(
+        ImageTable,
+        "deit",
+        "DeiTForImageClassificationWithTeacher",
+        "DeiTForImageClassificationWithTeacher",
+        **SIZES,
+        image_size=(8, 12),
+        patch_size=4,
+        num_labels=3,
+    ),
+    "dinov2": functools.partial(
+        ImageTable,
+        "dinov2",
+        "Dinov2ForImageClassification",
+        "AutoModelForImageClassification",
+        **DEPTH,
+        image_size=12,
+        patch_size=4,
+        num_labels=3,
+        mlp_ratio=2,
+    ),
+    "dinov2_with_registers": functools.partial(
+        ImageTable,
+        "dinov2_with_registers",
+        "Dinov2WithRegistersModel",
+        **DEPTH,
+        image_size=12,
+        patch_size=4,
+        mlp_ratio=2,
+    ),
+    "clip_vision_model": functools.partial(ImageTable, "clip_vision_model", "CLIPVisionModel", **SQUARE),
+    "clip": functools.partial(
+        ImageTable, "clip", "CLIPModel", vision_config=SQUARE, text_config=TOWER, projection_dim=16
+    ),
+    "siglip_vision_model": functools.partial(ImageTable, "siglip_vision_model", "SiglipVisionModel", **SQUARE),
+    "siglip": functools.partial(
+        ImageTable, "siglip", "SiglipModel", vision_config=SQUARE, text_config=TOWER | dict(projection_size=32)
+    ),
+    "vit_mae": functools.partial(ImageTable, "vit_mae", "ViTMAEModel", **SIZES, image_size=12, patch_size=4),
+    "vit_msn": functools.partial(
+        ImageTable,
+        "vit_msn",
+        "ViTMSNForImageClassification",
         "AutoModelForImageClassification",
         **SIZES,
         image_size=(8, 12),

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import differential_config
+import image_models
 
 from astra_mpi.checkpoint.reference import ASIDE, BASE, GUARDED, HARMLESS
 from astra_mpi.convert import generation as hf_generation
-from astra_mpi.models import FAMILIES
+from astra_mpi.models import CHECKPOINTS
+from astra_mpi.strategies import STRATEGIES, forms, parse
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "checkpoints.md"
 ONLY = "refused unless it has the value in brackets"
 UNLESS = "refused unless it is missing, `null` or the value in brackets"
+CODEC: Any = object()  # strategies ask only whether there is one
 BEGIN, END = "<!-- made by jobs/checks/differential.py --docs -->", "<!-- end -->"
 
 
@@ -29,7 +32,8 @@ def write() -> None:
 
 def tables() -> str:
     """A table per family, then those that all share."""
-    parts = [f"\n### {family}\n\n{_table(_family(family))}" for family in FAMILIES]
+    parts = [f"\n### {family}\n\n{_table(_family(family))}" for family in CHECKPOINTS]
+    parts.append(f"\n### Image encoders: what a model file computes\n\n{_image_table()}")
     parts.append(f"\n### Every family\n\n{_table(_shared())}")
     parts.append(f"\n### Generation\n\n{_table(_generation())}\n")
     return "".join(parts)
@@ -40,7 +44,7 @@ def _table(rows: Iterator[tuple[str, str]]) -> str:
 
 
 def _family(name: str) -> Iterator[tuple[str, str]]:
-    stated, table = FAMILIES[name].reference, differential_config.TABLES[name]()
+    stated, table = CHECKPOINTS[name].reference, differential_config.TABLES[name]()
     with tempfile.TemporaryDirectory() as folder:
         table.make(Path(folder))
         read = table.read_here(Path(folder)) - {"model_type", "architectures", "auto_map", "quantization_config"}
@@ -56,13 +60,33 @@ def _family(name: str) -> Iterator[tuple[str, str]]:
     yield "architectures", _keys(stated.architectures)
 
 
+def _image_table() -> str:
+    """A row per model_type and class of transformers: class tokens, answer, strategies that cannot be used."""
+    lines = ["| model_type, class | class tokens, registers | answer | strategies |", "|---|---|---|---|"]
+    for name, kind, settings in image_models.KINDS:
+        config = image_models.config_of(kind, settings)
+        tokens = f"{config.class_tokens}, {config.registers}"
+        lines.append(f"| `{name}`, {kind} | {tokens} | {image_models.answer(config)} | {_usable(config)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _usable(config: Any) -> str:
+    """Of 2 ranks and a model with codebooks."""
+    refused = [name for name in forms_of_all() if STRATEGIES[parse(name).name].obstacle(parse(name), config, CODEC, 2)]
+    return f"all but {', '.join(f'`{name}`' for name in refused)}" if refused else "all"
+
+
+def forms_of_all() -> list[str]:
+    return [form for name in STRATEGIES for form in forms(name)]
+
+
 def _shared() -> Iterator[tuple[str, str]]:
     yield "refused, whatever its value", "`quantization_config`; `auto_map` of a model or its configuration"
     read = {"architectures", "id2label"}
     only = {key: value for key, value in BASE.items() if key not in {*HARMLESS, *ASIDE, *read}}
     yield ONLY, ", ".join(f"`{key}` ({_shown(value)})" for key, value in sorted(only.items()))
     yield UNLESS, _guarded(GUARDED)
-    families = {key for family in FAMILIES.values() for key in family.reference.fields}
+    families = {key for family in CHECKPOINTS.values() for key in family.reference.fields}
     yield from _reasons({key: why for key, why in HARMLESS.items() if key not in families})
     yield f"ignored with a note: {next(iter(ASIDE.values()))}", _keys(ASIDE)
     yield "ignored with a note", "any other key"

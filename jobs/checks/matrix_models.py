@@ -17,7 +17,7 @@ from astra_mpi.models.bert import BertConfig
 from astra_mpi.models.gpt2 import GPT2Config
 from astra_mpi.models.images import Preprocess
 from astra_mpi.models.llama import LlamaConfig
-from astra_mpi.models.vit import ViTConfig
+from astra_mpi.models.vision.vit import ViTConfig
 
 LETTERS = "abcdefghijklmnop .\n"
 N_ITEMS = 4

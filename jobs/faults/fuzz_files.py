@@ -19,7 +19,7 @@ from astra_mpi.job.results import Results
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.bert import BertConfig
 from astra_mpi.models.llama import LlamaConfig
-from astra_mpi.models.vit import ViTConfig
+from astra_mpi.models.vision.vit import ViTConfig
 
 SMALL = dict(d_model=24, n_layers=2, d_ff=32, norm_eps=1e-5)
 BERT = BertConfig(**SMALL, n_heads=3, n_kv_heads=3, activation="gelu", vocab_size=40, max_positions=16)

@@ -7,7 +7,7 @@ from astra_mpi.kernels.cpu._math import FASTMATH, erf, exp, f32
 
 Array = np.ndarray
 
-ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3}
+ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3, "quick_gelu": 4}
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float, out: Array | None = None) -> Array:
@@ -166,6 +166,7 @@ def _activate(x, bias, kind):
             for j in range(width):
                 row[j] = max(row[j] + bias[j], f32(0))
         else:
+            steepness = f32(1.702) if kind == 4 else f32(1)  # quick_gelu, silu
             for j in range(width):
                 y = row[j] + bias[j]
-                row[j] = y / (f32(1) + exp(-y))
+                row[j] = y / (f32(1) + exp(-steepness * y))

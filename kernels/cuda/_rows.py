@@ -11,7 +11,7 @@ from astra_mpi.kernels.cuda._launch import ceil_div, launch, row_stride, vectors
 from astra_mpi.kernels.cuda_source import options
 
 Array = Any
-ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3}
+ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3, "quick_gelu": 4}
 _ROWS = 1024  # of a grid, over which rows go by stride
 
 

@@ -52,7 +52,8 @@ __device__ __forceinline__ float activation(float y, int kind) {
     if (kind == 0) return 0.5f * y * (1.0f + erff(y * 0.70710678f));                // gelu
     if (kind == 1) return y / (1.0f + expf(-1.5957691f * (y + 0.044715f * y * y * y)));  // gelu_tanh
     if (kind == 2) return y > 0.0f ? y : (y == y ? 0.0f : y);                       // relu
-    return y / (1.0f + expf(-y));                                                  // silu
+    if (kind == 3) return y / (1.0f + expf(-y));                                    // silu
+    return y / (1.0f + expf(-1.702f * y));                                          // quick_gelu
 }
 
 // x = act(x + bias), or with a gate x = (x + bias) * act(gate + gate_bias). kind < 0: x += bias alone.

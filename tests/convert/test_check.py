@@ -18,6 +18,7 @@ from astra_mpi.convert.check.findings import CEILING, FLOOR, Finding, held_again
 from astra_mpi.convert.check.reference import round_weights
 from astra_mpi.engine import Model
 from astra_mpi.files.modelfile import read_model
+from helpers.checkpoints import VISION, save_random
 from helpers.llama2c import write_checkpoint
 
 SIZES = dict(hidden_size=24, num_attention_heads=3, num_hidden_layers=2, intermediate_size=40)
@@ -355,3 +356,29 @@ def test_tolerance():
     assert held_against("x", np.array([1.0, 2.00001]), np.array([1.0, 2.0]), 1e-5).passed
     assert not held_against("x", np.array([1.0, 2.00003]), np.array([1.0, 2.0]), 1e-5).passed
     assert str(Finding("x", wrong="y")) == "x: DIFFERENT, y"
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "processor", "crop"),
+    [
+        ("dinov2-registers", "bfloat16", "BitImageProcessor", (20, 25)),  # layer scales, positions of another size
+        ("dinov2", "float32", "BitImageProcessor", (13, 12)),
+        ("siglip", "int8", "SiglipImageProcessor", (11, 11)),
+        ("deit", "float16", "DeiTImageProcessor", (6, 6)),
+        ("clip", "int8", "CLIPImageProcessor", (11, 11)),
+    ],
+)
+def test_image_encoders(tmp_path, capsys, case, dtype, processor, crop):
+    kind, config = VISION[case]
+    save_random(tmp_path / "hf", kind, config)
+    channels = (config | config.get("vision_config", {}))["num_channels"]
+    settings = {"image_processor_type": processor, "size": {"shortest_edge": 17}, "do_center_crop": True}
+    settings |= {"crop_size": dict(zip(("height", "width"), crop, strict=True)), "default_to_square": False}
+    settings |= {"image_mean": [0.4] * channels, "image_std": [0.2] * channels}
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(settings))
+    out = tmp_path / "m.h5"
+    assert check(tmp_path / "hf", out, "--dtype", dtype) == 0
+    told = capsys.readouterr().out
+    assert "hidden states" in told and "embeddings" in told and "uint8 images by AutoImageProcessor" in told
+    model = read_model(out)
+    assert model.config.image_size == crop and tuple(model.preprocess["size"]) == crop

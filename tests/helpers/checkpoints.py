@@ -24,9 +24,8 @@ def save_random(folder, kind, config, seed=0):
     import transformers
 
     torch.manual_seed(seed)
-    family = next(name for name in ("ViT", "Bert", "GPT2", "Llama") if kind.startswith(name))
-    config_class = getattr(transformers, f"{family}Config")
-    model = getattr(transformers, kind)(config_class(**config)).eval()
+    class_ = getattr(transformers, kind)
+    model = class_(class_.config_class(**config)).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # 0.3: attention is far from uniform
             parameter += 0.3 * torch.randn_like(parameter)
@@ -77,23 +76,49 @@ def token_ids(mask, seed=0):
 
 
 def check_vit(comm, folder, kind, config, strategy, n_images=3, seed=0):
-    """Collective: logits of a classifier, or the hidden states of a bare ViT, equal those of `transformers`."""
-    pixels = images(config, n_images, seed)
+    """Collective: the answers of an image model, and its hidden states after the last norm, equal those of
+    `transformers`.
+    """
+    pixels = images(config | config.get("vision_config", {}), n_images, seed)
 
     def make():
         theirs = save_random(folder / "hf", kind, config, seed)
         write_model(folder / "model.h5", convert(folder / "hf")[0])
-        return outputs(theirs, pixel_values=pixels)
+        return image_outputs(theirs, pixels)
 
     want = on_rank_0(comm, make)
     model = astra_mpi.load(str(folder / "model.h5"), comm=comm, strategy=strategy)
     answer, hidden = model(pixels, gather=True)
     if comm.rank == 0:
-        if kind == "ViTModel":
-            close(hidden, want["last_hidden_state"])
-            close(answer, want["last_hidden_state"][:, 0])
-        else:
-            close(answer, want["logits"])
+        close(answer, want[0])
+        close(hidden, want[1])
+    return model
+
+
+def image_outputs(theirs, pixels):
+    """-> answers (B, ..), hidden states after the last norm (B, n_class + T, D): what is compared, by their names."""
+    import torch
+
+    kind, images = type(theirs).__name__, torch.from_numpy(pixels)
+    more = {}
+    if kind.startswith("ViTMAE"):  # all patches, in their order
+        theirs.config.mask_ratio, more = 0.0, {"noise": torch.arange(64).expand(len(pixels), -1) / 64}
+    if kind in ("CLIPModel", "SiglipModel"):
+        more = {"input_ids": torch.ones(1, 3, dtype=torch.long)}
+    elif kind == "ViTMAEForPreTraining":
+        theirs = theirs.vit
+    with torch.no_grad():
+        if "noise" in more:
+            n = (pixels.shape[2] // theirs.config.patch_size) * (pixels.shape[3] // theirs.config.patch_size)
+            more["noise"] = more["noise"][:, :n]
+        out = theirs(pixel_values=images, **more)
+        tower = getattr(theirs, "vision_model", None) or getattr(theirs, theirs.base_model_prefix, theirs)
+        hidden = tower(pixel_values=images, **({"noise": more["noise"]} if "noise" in more else {})).last_hidden_state
+        if kind.startswith("CLIP"):
+            hidden = tower.post_layernorm(hidden)
+    names = ("logits", "image_embeds", "pooler_output") if kind != "ViTModel" else ("logits",)
+    answers = next((out[name] for name in names if out.get(name) is not None), hidden[:, 0])
+    return answers.numpy(), hidden.numpy()
 
 
 def check_bert(comm, folder, config, mask, pooling, strategy, seed=0):
@@ -149,6 +174,63 @@ VITS = {
     "one-row": ("ViTModel", dict(image_size=(3, 21), patch_size=3, num_channels=1, qkv_bias=False, hidden_act="relu")),
     "one-patch": ("ViTModel", dict(image_size=5, patch_size=5, num_channels=2, hidden_act="gelu_new")),
 }
+
+
+_TEXT = dict(vocab_size=9, hidden_size=6, num_attention_heads=2, num_hidden_layers=1, intermediate_size=5)
+_TEXT |= dict(max_position_embeddings=4, projection_dim=10, eos_token_id=2, bos_token_id=1, pad_token_id=0)
+_DEPTH = {name: value for name, value in SIZES.items() if name != "intermediate_size"}
+
+
+def _tower(**changes):
+    return SIZES | dict(image_size=11, patch_size=3) | changes
+
+
+#: name -> class of transformers, its config
+VISION = {
+    "deit-teacher": (
+        "DeiTForImageClassificationWithTeacher",
+        SIZES | dict(image_size=(6, 9), patch_size=3, num_channels=3, num_labels=5),
+    ),
+    "deit-classifier": (
+        "DeiTForImageClassification",
+        SIZES | dict(image_size=(9, 3), patch_size=3, num_channels=1, num_labels=1, qkv_bias=False),
+    ),
+    "deit": ("DeiTModel", SIZES | dict(image_size=6, patch_size=3, num_channels=2)),
+    "dinov2": ("Dinov2Model", _DEPTH | dict(image_size=10, patch_size=3, num_channels=3, mlp_ratio=2)),
+    "dinov2-swiglu": (
+        "Dinov2ForImageClassification",
+        _DEPTH | dict(image_size=9, patch_size=3, num_channels=3, use_swiglu_ffn=True, num_labels=4),
+    ),
+    "dinov2-registers": (
+        "Dinov2WithRegistersModel",
+        _DEPTH | dict(image_size=15, patch_size=5, num_channels=3, num_register_tokens=3, mlp_ratio=3),
+    ),
+    "dinov2-registers-swiglu": (
+        "Dinov2WithRegistersForImageClassification",
+        _DEPTH | dict(image_size=9, patch_size=3, num_channels=1, use_swiglu_ffn=True, num_labels=4),
+    ),
+    "clip-tower": ("CLIPVisionModel", _tower(num_channels=3)),
+    "clip-projected": ("CLIPVisionModelWithProjection", _tower(num_channels=3, projection_dim=10, hidden_act="gelu")),
+    "clip": ("CLIPModel", dict(vision_config=_tower(num_channels=3), text_config=_TEXT, projection_dim=10)),
+    "siglip-tower": ("SiglipVisionModel", _tower(num_channels=3)),
+    "siglip": (
+        "SiglipModel",
+        dict(vision_config=_tower(num_channels=3), text_config=_TEXT | dict(projection_size=24)),
+    ),
+    "mae": (
+        "ViTMAEForPreTraining",
+        SIZES
+        | dict(image_size=9, patch_size=3, num_channels=3, decoder_hidden_size=8, decoder_num_attention_heads=2)
+        | dict(decoder_num_hidden_layers=1, decoder_intermediate_size=8),
+    ),
+    "msn": ("ViTMSNModel", SIZES | dict(image_size=(3, 15), patch_size=3, num_channels=3)),
+    "msn-classifier": (
+        "ViTMSNForImageClassification",
+        SIZES | dict(image_size=9, patch_size=3, num_channels=3, num_labels=6),
+    ),
+}
+
+
 RIGHT = np.arange(13) < np.array([13, 1, 6])[:, None]  # padding on the right
 LEFT = RIGHT[:, ::-1]
 HOLES = np.random.default_rng(1).random((3, 13)) < 0.5

@@ -11,13 +11,25 @@ from astra_mpi.models import FAMILIES
 from astra_mpi.models.bert import BertConfig
 from astra_mpi.models.gpt2 import GPT2Config
 from astra_mpi.models.llama import LlamaConfig
-from astra_mpi.models.vit import ViTConfig
+from astra_mpi.models.vision.vit import ViTConfig
 
 
 def vit_config(grid=(3, 5), **changes):
     settings = dict(d_model=24, n_heads=3, n_kv_heads=3, n_layers=2, d_ff=40, activation="gelu", norm_eps=1e-12)
     settings |= dict(image_size=(4 * grid[0], 4 * grid[1]), patch_size=4, channels=3, n_classes=7)
     return ViTConfig(**settings | changes)
+
+
+#: the rarer parts of image encoders: changes of `vit_config`
+IMAGE_PARTS = {
+    "registers": dict(registers=3, gated=True, pooling="cls+mean", activation="silu"),
+    "distilled": dict(class_tokens=2, pooling="distilled", image_size=(14, 21)),
+    "tanh": dict(class_tokens=2, pooling="pooler", pooler="tanh", n_classes=0),
+    "projected": dict(patch_bias=False, embed_norm=True, projection=10, normalize=True, n_classes=0)
+    | dict(activation="quick_gelu"),
+    "probe": dict(class_tokens=0, pooling="pooler", pooler="attention", n_classes=0, normalize=True),
+    "mean": dict(class_tokens=0, pooling="mean", n_classes=0),
+}
 
 
 def bert_config(**changes):

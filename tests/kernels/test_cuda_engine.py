@@ -22,7 +22,7 @@ from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.oracle.verify import verify
 from helpers.checkpoints import BERT, DECODERS, SIZES, VITS, check_bert, check_decoder, check_vit
 from helpers.cuda_emulation.devices import GPU, device
-from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
+from helpers.fakes import IMAGE_PARTS, bert_config, gpt2_config, llama_config, model_file, vit_config
 
 pytestmark = pytest.mark.mpi
 
@@ -120,6 +120,18 @@ def test_astra_equals_the_cpu(comm, anywhere, family, codec):
         assert min(same) > 0.98  # near ties of float32 sums in another order
         if comm.allreduce(min(same), MPI.MIN) == 1:
             assert_same(comm, gpu, cpu, inputs, mask)
+
+
+@pytest.mark.parametrize("part", ["registers", "projected", "probe"])
+def test_image_encoders_equal_the_cpu(comm, anywhere, part):
+    config = vit_config(**IMAGE_PARTS[part])
+    file = model_file(config, CODECS["one-code"])
+    gpu, cpu = (Model(file, comm, get_backend(name, comm)) for name in ("cuda", "numpy"))
+    inputs, mask = random_batch(config, 2, seed=1)
+    for spec in ("astra", "sp"):
+        for model in (gpu, cpu):
+            model.use(spec, remote="table")
+        assert_same(comm, gpu, cpu, inputs, mask, gather=True)
 
 
 @pytest.mark.parametrize("anywhere", [1, 2], indirect=True)

@@ -238,7 +238,7 @@ def test_norm_of_strided_rows(gpu, dtype):
 
 @DTYPES
 @pytest.mark.parametrize(("n", "width"), [(0, 4), (33, 37), (3, 520)])
-@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "relu", "silu"])
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "relu", "silu", "quick_gelu"])
 def test_activations(gpu, n, dtype, width, name):
     x, gate = 3 * normal(n, width, dtype=dtype), 3 * normal(n, width, seed=1, dtype=dtype)
     bias, gate_bias = normal(width, seed=2, dtype=dtype), normal(width, seed=3, dtype=dtype)

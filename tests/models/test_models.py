@@ -25,6 +25,7 @@ from helpers.checkpoints import (
     LLAMA3,
     RIGHT,
     SIZES,
+    VISION,
     VITS,
     check_bert,
     check_decoder,
@@ -156,6 +157,12 @@ def test_random_bert(tmp_path_factory, shape, n_types, pooling, lengths, seed):
     mask[:, 1:] &= np.random.default_rng(seed).random((len(lengths), max(lengths) - 1)) < 0.8
     config = BERT | shape | dict(type_vocab_size=n_types)
     check_bert(MPI.COMM_SELF, tmp_path_factory.mktemp("bert"), config, mask, pooling, "single", seed)
+
+
+@pytest.mark.parametrize("case", VISION)
+def test_image_encoder(tmp_path, case):
+    """Of every kind of checkpoint, hidden states, and logits or the embedding that transformers gives."""
+    check_vit(MPI.COMM_SELF, tmp_path, *VISION[case], "single")
 
 
 @st.composite

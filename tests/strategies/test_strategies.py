@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
@@ -12,7 +13,7 @@ from astra_mpi.errors import AstraError
 from astra_mpi.oracle.verify import verify
 from astra_mpi.partition import even
 from astra_mpi.strategies import STRATEGIES, Parts, parse
-from helpers.fakes import bert_config, model_file, vit_config
+from helpers.fakes import IMAGE_PARTS, bert_config, model_file, vit_config
 
 pytestmark = pytest.mark.mpi
 
@@ -62,6 +63,20 @@ def test_decoupled_blocks_equal_their_oracle(comm, family, spec):
         assert check.passed, check
         assert check.reason.startswith("skipped: ") == (not fits)
         assert not fits or check.note.startswith("latency only")
+
+
+def test_image_encoders_equal_the_oracle(comm):
+    """Several class tokens, registers and none; every pooling; every strategy and codec site."""
+    for name, changes in IMAGE_PARTS.items():
+        config = vit_config(**changes)
+        inputs, mask = random_batch(config, 2, seed=1)
+        for codec in (CodecConfig(site="normed", stages=1, codebook_size=9), CodecConfig(site="kv", stages=2)):
+            model = Model(model_file(config, codec), comm, get_backend("numpy", comm))
+            specs = STRATEGIES if codec.site == "normed" else ["astra"]
+            for spec in specs:
+                for check in checks_of(comm, model, inputs, mask, spec):
+                    assert check.passed, (name, check)
+                    assert not check.reason or check.strategy.startswith("bp"), (name, check)
 
 
 SP_ROUNDED = ["sp:float16", "sp:int8", "sp:kv:float16", "sp:kv:int8"]

@@ -11,7 +11,7 @@ from astra_mpi.engine import Model
 from astra_mpi.train.cuts import make_view
 from astra_mpi.train.quantise import Codebooks, Sender
 from astra_mpi.train.twin import Twin
-from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
+from helpers.fakes import IMAGE_PARTS, bert_config, gpt2_config, llama_config, model_file, vit_config
 
 pytestmark = pytest.mark.mpi
 
@@ -45,7 +45,7 @@ def codes_by_sequence(model):
 def twin_answer(file, inputs, mask, counts, codes, first="codes"):
     twin, config = Twin(file.config, file.weights), file.config
     if config.family == "vit":
-        keep = np.ones((len(inputs), 1 + config.grid[0] * config.grid[1]), bool)
+        keep = np.ones((len(inputs), config.n_class + config.grid[0] * config.grid[1]), bool)
     else:
         keep = np.ones(inputs.shape, bool) if mask is None else mask
     view = make_view(
@@ -83,6 +83,18 @@ def test_twin_equals_engine(comm, family, codec, cut):
         owners = np.concatenate([np.repeat(np.arange(size), counts) for counts in model.strategy.planned.counts])
         heard = owners < size - config.family.startswith(("gpt2", "llama"))  # nobody hears a decoder's last rank
         assert_own_choice(file, sender, codes, torch.from_numpy(heard))
+
+
+@pytest.mark.parametrize("part", IMAGE_PARTS)
+def test_twin_equals_engine_for_image_encoders(comm, part):
+    file = model_file(vit_config(**IMAGE_PARTS[part]), CODECS["kv"], seed=3)
+    model = Model(file, comm, get_backend("numpy", comm))
+    model.use("astra")
+    inputs, mask = random_batch(file.config, 3, seed=1)
+    answer = model(inputs, mask)
+    codes = codes_by_sequence(model) if comm.Get_size() > 1 else None
+    found, _ = twin_answer(file, inputs, mask, model.strategy.planned.counts, codes)
+    assert np.abs(found - answer).max() <= TOLERANCE * np.abs(answer).max()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -37,3 +37,27 @@ def test_an_error_may_name_a_file_that_is_not_unicode(comm):
     failure = InputError("m\udcff.h5 does not exist") if comm.rank == comm.size - 1 else None
     with pytest.raises(InputError, match=r"m\\udcff.h5 does not exist"):
         raise_together(comm, failure)
+
+
+@pytest.mark.mpi
+def test_softmaxes_are_merged_whatever_their_scores(comm):
+    """Two heads of width 3 over 5 keys per rank, none on the last of several; scores far beyond what exp takes."""
+    exchange = Exchange(comm, Laps(WallClock()))
+    size, rng = comm.Get_size(), np.random.default_rng(0)
+    holders = max(1, size - 1)
+    scores = rng.normal(size=(4, 2, holders, 5)) * 300
+    values = rng.normal(size=(4, 2, holders, 5, 3))
+    share = np.concatenate([np.zeros((4, 6)), np.full((4, 2), -np.inf), np.zeros((4, 2))], axis=1)
+    if comm.rank < holders:
+        mine = scores[:, :, comm.rank]
+        peaks = mine.max(axis=2)
+        weights = np.exp(mine - peaks[..., None])
+        gathered = np.einsum("shk,shkd->shd", weights, values[:, :, comm.rank])
+        share = np.concatenate([gathered.reshape(4, 6), peaks, weights.sum(axis=2)], axis=1)
+    exchange.reset()
+    merged, failed = exchange.merge(share.astype(np.float32), 2, False)
+    flat = scores.reshape(4, 2, -1)
+    weights = np.exp(flat - flat.max(axis=2, keepdims=True))
+    want = np.einsum("shk,shkd->shd", weights / weights.sum(axis=2, keepdims=True), values.reshape(4, 2, -1, 3))
+    np.testing.assert_allclose(merged, want.reshape(4, 6), atol=5e-4)
+    assert not failed and exchange.traffic.other_bytes == (0 if size == 1 else share.size * 4)

@@ -1,4 +1,4 @@
-"""ViT: logits and hidden states of random images, then uint8 images of several sizes through both image processors."""
+"""Image encoders: answers and hidden states of random images, then uint8 images through both image processors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.convert.check.findings import FLOOR, Finding, equal_rows, held_against
+from astra_mpi.convert.check.image_models import asked
 from astra_mpi.convert.check.libraries import reads
 from astra_mpi.convert.check.reference import Outputs, Reference, rounding
 from astra_mpi.convert.synthetic import random_batch
@@ -21,7 +22,7 @@ def compare(reference: Reference, model: Any) -> Iterator[Finding]:
     answers, hidden = model(images, gather=True)
     expected, allowed, exact = reference.outputs(lambda torch_model: _forward(torch_model, images, config))
     yield held_against(f"hidden states of {len(images)} random images", hidden, expected["hidden"], allowed)
-    yield held_against("logits" if config.n_classes else "class tokens", answers, expected["answers"], allowed)
+    yield held_against("logits" if config.n_classes else "embeddings", answers, expected["answers"], allowed)
     if exact is not None:
         yield rounding(reference, expected["answers"], exact["answers"])
     if config.n_classes:
@@ -35,8 +36,7 @@ def _forward(torch_model: Any, images: np.ndarray, config: Any) -> Outputs:
     import torch
 
     pixels = torch.from_numpy(images).to(next(torch_model.parameters()).dtype)
-    hidden = torch_model.base_model(pixels).last_hidden_state
-    answers = torch_model(pixels).logits if config.n_classes else hidden[:, 0]
+    answers, hidden = asked(torch_model, pixels, config)
     return {"hidden": hidden.numpy(), "answers": answers.numpy()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.convert.check.findings import Finding, relative, tolerance
+from astra_mpi.convert.check.image_models import class_name, fold
 from astra_mpi.convert.check.libraries import quiet, reads
 from astra_mpi.convert.sentence import MODULES, read_encoder
 from astra_mpi.device.formats import FORMATS
@@ -22,6 +24,8 @@ INSTALL_SENTENCES = f"pip install {_SENTENCES}"
 #: nothing is downloaded, no code of the folder and no pickle is run
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 Outputs = dict[str, np.ndarray]
+#: ends of the names of parameters that are vectors, whatever their shape
+_VECTORS = ("cls_token", "distillation_token", "probe")
 
 
 @dataclass
@@ -81,14 +85,15 @@ def load_reference(source: Path, model: ModelFile) -> Reference:
         return Reference(source, source.parent, reference_of(source), model.stored_dtype, is_folder=False)
     encoder = read_encoder(source)
     folder = source if encoder is None else encoder.transformer
-    kind = {"bert": "AutoModel", "vit": "AutoModelForImageClassification"}.get(
-        model.config.family, "AutoModelForCausalLM"
-    )
-    if model.config.family == "vit" and not model.config.n_classes:
-        kind = "AutoModel"
+    images = model.config.family == "vit"
+    kind = "AutoModel" if model.config.family == "bert" else "AutoModelForCausalLM"
+    kind = class_name(folder, model.config) if images else kind
     with quiet(), reads(str(folder)):
         reference = getattr(transformers, kind).from_pretrained(folder, attn_implementation="eager", **SAFE)
-    return Reference(source, folder, reference.eval().float(), model.stored_dtype)
+    reference = reference.eval().float()
+    if images and model.stored_dtype != "float32":
+        fold(reference, model.config)
+    return Reference(source, folder, reference, model.stored_dtype)
 
 
 def require_libraries(source: Path) -> None:
@@ -122,14 +127,18 @@ def round_weights(model: Any, dtype: str) -> None:
     kind = FORMATS[dtype]
     if not kind.layers_only:
         for name, weight in model.named_parameters():
-            is_matrix = weight.ndim > 1 and not name.endswith("cls_token")
+            is_matrix = weight.ndim > 1 and not name.endswith(_VECTORS)
             if is_matrix:
                 weight.data = kind.rounded_tensor(weight.data, ())
         return
-    words = model.get_input_embeddings()
+    words = None
+    with suppress(NotImplementedError):  # of models that have two kinds of inputs
+        words = model.get_input_embeddings()
     done: set[int] = set()  # a head may share the embedding's weight
     for module in model.modules():
         is_linear = isinstance(module, torch.nn.Linear | torch.nn.Conv2d | Conv1D)
+        if isinstance(module, torch.nn.MultiheadAttention):
+            module.in_proj_weight.data = kind.rounded_tensor(module.in_proj_weight.data, (1,))
         is_words = module is words and isinstance(module, torch.nn.Embedding)
         if not (is_linear or is_words) or id(module.weight) in done:
             continue

@@ -1,0 +1,1 @@
+"""Image encoders that the family ViT computes: a file per kind of checkpoint, what they pool, and their positions."""
