@@ -1,6 +1,7 @@
 """GGUF files of small random models: the same tensors, settings, logits as the models of transformers they are of."""
 
 import importlib.util
+import os
 
 import gguf
 import numpy as np
@@ -104,6 +105,42 @@ def test_converted_models_answer_as_transformers(tmp_path, arch):
         close(ours(IDS, np.ones(IDS.shape, bool), gather=True)[1], want["last_hidden_state"])
     else:
         close(ours(IDS, np.ones(IDS.shape, bool), gather=True)[1], want["logits"])
+
+
+def test_minilm_as_gguf_makes_the_same_tokens_and_weights(tmp_path):
+    import transformers
+
+    from astra_mpi.convert.hugging_face import convert
+    from astra_mpi.inputs.text import Tokenizer
+
+    folder = os.environ["MINILM"]
+    model = transformers.AutoModel.from_pretrained(folder)
+    pieces = sorted((vocab := transformers.AutoTokenizer.from_pretrained(folder).get_vocab()), key=vocab.get)
+
+    def vocabulary(writer):
+        whole = [p if p[0] + p[-1] == "[]" and len(p) > 2 else None for p in pieces]
+        stored = [w or (p[2:] if p.startswith("##") else f"▁{p}") for w, p in zip(whole, pieces, strict=True)]
+        writer.add_tokenizer_model("bert")
+        writer.add_token_list(stored)
+        writer.add_token_types(
+            [3 if piece in ("[CLS]", "[SEP]", "[UNK]", "[PAD]", "[MASK]") else 1 for piece in pieces]
+        )
+        for name, i in {"cls": 101, "seperator": 102, "unknown": 100, "padding": 0, "mask": 103}.items():
+            writer.add_uint32(f"tokenizer.ggml.{name}_token_id", i)
+
+    write_model(tmp_path / "m.gguf", model, "bert", vocabulary=vocabulary, pooling_type=1)
+    ours, notes = convert_gguf(tmp_path / "m.gguf")
+    theirs, _ = convert(folder)
+    assert ours.config.pooling == "mean" and ours.stored_dtype == "float32" and "scaled to length 1" in notes[-1]
+    assert all(np.array_equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
+    texts = ["Hello, Wörld 123!", "unaffable 中文 🎉"]
+    one, two = (Tokenizer(file.tokenizer).encode(texts, 60) for file in (ours, theirs))
+    assert [row.tolist() for row in one] == [row.tolist() for row in two]
+    write_model(tmp_path / "m.gguf", random_model("bert"), "bert", pooling_type=4)
+    with pytest.raises(
+        astra_mpi.errors.InputError, match=r"bert\.pooling_type = 4 \(a reranker's\) is not supported; "
+    ):
+        convert_gguf(tmp_path / "m.gguf")
 
 
 def test_types_are_widened_as_the_library_does(tmp_path):

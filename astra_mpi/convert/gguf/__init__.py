@@ -16,10 +16,12 @@ from astra_mpi.convert.gguf.files import read_headers
 from astra_mpi.convert.gguf.header import Header
 from astra_mpi.convert.gguf.metadata import Metadata
 from astra_mpi.convert.gguf.names import hf_tensors
+from astra_mpi.convert.gguf.pooling import pooling_files
 from astra_mpi.convert.gguf.retold import retold
 from astra_mpi.convert.gguf.tensors import GGUFTensor, open_tensors
 from astra_mpi.convert.gguf.tokenizer import text_files
 from astra_mpi.convert.hugging_face import Checkpoint, assembled
+from astra_mpi.convert.sentence import read_encoder
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import ModelFile
 
@@ -35,15 +37,20 @@ def convert_gguf(source: str | Path, dtype: str | None = None, command: str = "c
     kind = architecture_of(metadata)
     config = hf_config(metadata, kind, stored)
     tensors = hf_tensors(metadata, kind, config, stored)
+    pooled = pooling_files(metadata, config["hidden_size"]) if kind.model_type == "bert" else {}
     with tempfile.TemporaryDirectory(prefix="astra-mpi-gguf-") as name:
         folder = Path(name)
-        for file, contents in ({"config.json": config} | text_files(metadata)).items():
+        for file, contents in ({"config.json": config} | text_files(metadata) | pooled).items():
+            (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_text(json.dumps(contents, ensure_ascii=False), encoding="utf-8")
-        checkpoint = Checkpoint(source, folder, None, dict(tensors), [header.path for header in headers])
         try:
+            encoder = read_encoder(folder)
+            checkpoint = Checkpoint(source, folder, encoder, dict(tensors), [header.path for header in headers])
             model, notes = assembled(checkpoint, dtype or kept_dtype(stored), command)
         except InputError as exc:
             raise InputError(retold(str(exc), folder, source, metadata.architecture, kind)) from exc
+    if pooled:
+        notes.append(f"{source} does not say whether embeddings are scaled to length 1; they are not")
     return model, [retold(note, folder, source, metadata.architecture, kind) for note in notes]
 
 

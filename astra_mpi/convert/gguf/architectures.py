@@ -152,5 +152,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             "ffn_up": "intermediate.dense", "ffn_down": "output.dense", "layer_output_norm": "output.LayerNorm",
         },
         prefix="encoder.layer.{}.", fixed={"hidden_act": "gelu"}, more=settings.bert, has_tied=False, is_rotary=False,
+        harmless=("pooling_type",),
     ),
 }  # fmt: skip
