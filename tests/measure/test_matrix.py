@@ -64,7 +64,7 @@ def test_commands_on_one_rank(tmp_path, known, variant):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", CODED)
 def test_commands_on_these_ranks(comm, tmp_path, known, family):
     variant = Variant(family, CODED[family])
     bench = folder_of(comm, tmp_path, variant)
