@@ -92,8 +92,8 @@ class Model:
         """Run the forward pass; collective, with the same inputs on every rank.
 
         ViT: float32 images already normalised (B, channels, height, width), or uint8 (B, height, width, channels) to be
-        resized and normalised as the model file says -> logits (B, classes). The others: token ids (B, T) and an
-        optional mask (B, T), 0 = drop -> BERT: embeddings (B, D), GPT-2 and Llama: logits (B, V) after the last token,
+        resized and normalised as the model file says -> logits (B, classes), or embeddings. Others: ids (B, T) and a
+        mask (B, T) or none, 0 = drop -> BERT: embeddings (B, D), GPT-2 and Llama: logits (B, V) after the last token,
         zeros where there is none. With `gather`, rank 0 gets (answer, hidden) and the others (answer, None): hidden
         states (B, n_class + T, D) after the last norm, or logits (B, T, V), zero beyond a sequence's end. spread: cut
         decoders' sequences as `generate` does, so that all ranks have the last tokens of some.

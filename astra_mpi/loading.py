@@ -65,7 +65,7 @@ def load(
     finish together; "auto" measures them, "causal" takes them as equal where later tokens cost more (decoders), "even"
     and None cut evenly. counted_keys: let far tokens of equal code share a key (exact). remote: "table", "gemm" or
     "auto" (timed), how far keys come from codes. encoder: "auto" searches codebooks in their subspace where they have
-    one, "exact" in all of the space. pooling, normalize: instead of the model's own (BERT). threads: of BLAS and Numba
+    one, "exact" in all of the space. pooling, normalize: in place of the model's own. threads: of BLAS and Numba
     in this process; None leaves them as they are. network: "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%";
     accounting: which bytes it charges, "port", "contributed" or "paper". clock: "wall", or "virtual", which counts CPU
     seconds `speed` times, one factor or one per rank. deadline: such as "5ms", how long astra waits at one exchange;

@@ -26,6 +26,7 @@ from differential import names, silence
 
 from astra_mpi.convert.images import CLASSES, image_preprocessing
 from astra_mpi.errors import InputError
+from astra_mpi.models.vision.readers import READERS
 
 #: of the normalised values: float32 rounding; pixels are equal to the bit, as both resize with Pillow
 TOLERANCE = 1e-5
@@ -37,6 +38,9 @@ BASE: dict[str, Any] = {
     "image_mean": [0.4, 0.5, 0.6],
     "image_std": [0.2, 0.3, 0.4],
 }
+#: with what the classes do differently: the default of `resample` is one of them
+CROPPED = {key: value for key, value in BASE.items() if key not in ("resample", "do_center_crop")}
+CROPPED |= {"size": 24, "crop_size": {"height": 20, "width": 12}, "do_center_crop": True}
 VALUES: dict[str, list[Any]] = {
     "do_resize": [False, True, None, "false"],
     "size": [
@@ -126,9 +130,11 @@ def unknown_settings() -> list[str]:
     return sorted(set(ImagesKwargs.__annotations__) - set(VALUES))
 
 
-def outcome(folder: Path, settings: dict[str, Any], changed: str, size: tuple[int, int] = SIZE) -> tuple[str, str]:
+def outcome(
+    folder: Path, settings: dict[str, Any], changed: str, size: tuple[int, int] = SIZE, model_type: str = "vit"
+) -> tuple[str, str]:
     """-> (how it ended: same, refused, both refuse, or a finding; details)."""
-    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     try:
         prepare, _ = image_preprocessing(folder, size, 3)
@@ -201,6 +207,12 @@ def findings(kinds: Sequence[str] = (), verbose: bool = False) -> int:
                 counts[end.split(":")[0]] += 1
                 if verbose or end.startswith("finding"):
                     print(f"{kind}, {changed}: {end} ({details})")
+        for name in () if kinds else ("vit", *READERS):  # the class that a file without one has
+            settings = {key: value for key, value in CROPPED.items() if key != "image_processor_type"}
+            end, details = outcome(Path(folder), settings, "image_processor_type", SIZE, name)
+            counts[end.split(":")[0]] += 1
+            if verbose or end.startswith("finding"):
+                print(f"{name}, image_processor_type missing: {end} ({details})")
     print(f"{sum(counts.values())} cases: " + ", ".join(f"{n} {end}" for end, n in sorted(counts.items())))
     return counts["finding"]
 

@@ -17,13 +17,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from matrix_models import CODECS, DECODERS, N_ITEMS, SITES, Variant
+from matrix_models import CODECS, CONFIGS, DECODERS, N_ITEMS, SITES, Variant
 from mpi4py import MPI
 
 from astra_mpi import cli
 from astra_mpi.device.formats import DTYPES
 from astra_mpi.errors import AstraError
-from astra_mpi.models import FAMILIES
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.strategies import AUTO, STRATEGIES, forms
 
@@ -97,7 +96,7 @@ def outcome(bench: Bench, table: str, row: str, variant: Variant, words: list[st
 def plain(reason: str, bench: Bench) -> str:
     """A reason without what depends on the folder: names of files."""
     reason = reason.strip().replace(f"{bench.folder}{os.sep}", "")
-    for variant in (Variant(family, codec) for family in FAMILIES for codec in ("none", *CODECS)):
+    for variant in (Variant(family, codec) for family in CONFIGS for codec in ("none", *CODECS)):
         reason = reason.replace(variant.file, "MODEL.h5")
     return reason
 
@@ -109,7 +108,7 @@ def read(bench: Bench, name: str) -> Any:
 def info(bench: Bench, variant: Variant) -> Iterator[Outcome]:
     def judge() -> str:
         found = read(bench, "info.json")
-        return "" if variant.family in json.dumps(found) else "the family is not told"
+        return "" if CONFIGS[variant.family].family in json.dumps(found) else "the family is not told"
 
     words = ["info", bench.path(variant.file), "--json", bench.path("info.json")]
     yield outcome(bench, "commands", "`info`", variant, words, judge)
@@ -218,7 +217,7 @@ def _without(one: Outcome, *named: str) -> Outcome:
 
 def deck(bench: Bench, variant: Variant, task: str, name: str = "out.h5") -> list[str]:
     """Words of `run`."""
-    images = variant.family == "vit"
+    images = variant.images
     path, kind = ("images.npz", "images") if images else ("texts.txt", "text")
     given = {
         "model.path": bench.path(variant.file), "input.path": bench.path(path), "input.kind": kind, "task.name": task,
@@ -251,7 +250,7 @@ def _whole(bench: Bench, path: Path, task: str) -> str:
 
 def run(bench: Bench, variant: Variant, specs: tuple[str, ...] = (AUTO, *SPECS)) -> Iterator[Outcome]:
     """Every task with the default strategy; the one that fits with every strategy."""
-    fits = {"bert": "embed", "vit": "classify"}.get(variant.family)
+    fits = variant.task
     out = bench.folder / "out.h5"
     for task in TASKS:
         words = [*deck(bench, variant, task), "parallel.network=1Mbps,rtt=0.1ms"]
@@ -266,7 +265,7 @@ def run(bench: Bench, variant: Variant, specs: tuple[str, ...] = (AUTO, *SPECS))
 
 
 def merge(bench: Bench, variant: Variant) -> Iterator[Outcome]:
-    task = {"bert": "embed", "vit": "classify"}.get(variant.family, "perplexity")
+    task = variant.task or "perplexity"
     merged, parts = bench.folder / "merged.h5", [bench.path(f"out.{i}-of-2.h5") for i in range(2)]
     for i in range(2):
         code, said = bench.run(*deck(bench, variant, task), "--shard", f"{i}/2", "parallel.network=1Mbps")
@@ -287,7 +286,7 @@ def merge(bench: Bench, variant: Variant) -> Iterator[Outcome]:
 
 def calibrate(bench: Bench, variant: Variant) -> Iterator[Outcome]:
     """From the model of the matrix, whether it has codebooks or not."""
-    data = "images.npz" if variant.family == "vit" else "texts.txt"
+    data = "images.npz" if variant.images else "texts.txt"
     for site in SITES:
         for kind, count in (("residual", "--stages"), ("grouped", "--groups")):
             words = ["calibrate", bench.path(variant.file), "--data", bench.path(data), "-o", bench.path("made.h5")]
@@ -320,7 +319,7 @@ def _verified(bench: Bench, one: Outcome, made: str, strategies: str) -> Outcome
 
 def train(bench: Bench, variant: Variant) -> Iterator[Outcome]:
     """Two steps: the whole model, and codebooks alone."""
-    images = variant.family == "vit"
+    images = variant.images
     data = (
         {"train": "many.npz", "kind": "images", "labels": "labels"}
         if images

@@ -24,9 +24,21 @@ N_ITEMS = 4
 #: heads and widths that 1, 2 and 4 ranks can share
 _SHAPE: dict[str, Any] = dict(d_model=32, n_heads=4, n_kv_heads=4, n_layers=2, d_ff=48, norm_eps=1e-5)
 _TEXT: dict[str, Any] = dict(vocab_size=len(LETTERS) + 2, max_positions=40)
+_IMAGES: dict[str, Any] = dict(image_size=(16, 16), patch_size=4, channels=1)
+#: columns of the page: families, and image encoders with registers, and without a class token
 CONFIGS: dict[str, Any] = {
     "bert": BertConfig(**_SHAPE, **_TEXT, activation="gelu"),
-    "vit": ViTConfig(**_SHAPE, activation="gelu", image_size=(16, 16), patch_size=4, channels=1, n_classes=3),
+    "vit": ViTConfig(**_SHAPE, **_IMAGES, activation="gelu", n_classes=3),
+    "vit-registers": ViTConfig(**_SHAPE, **_IMAGES, activation="gelu", n_classes=3, registers=2, pooling="cls+mean"),
+    "vit-probe": ViTConfig(
+        **_SHAPE,
+        **_IMAGES,
+        activation="quick_gelu",
+        class_tokens=0,
+        pooling="pooler",
+        pooler="attention",
+        normalize=True,
+    ),
     "gpt2": GPT2Config(**_SHAPE, **_TEXT, activation="gelu_tanh"),
     "llama": LlamaConfig(**_SHAPE | {"n_kv_heads": 2}, **_TEXT, activation="silu"),
 }
@@ -50,6 +62,17 @@ class Variant:
     @property
     def coded(self) -> bool:
         return self.codec != PLAIN
+
+    @property
+    def images(self) -> bool:
+        return hasattr(CONFIGS[self.family], "image_size")
+
+    @property
+    def task(self) -> str | None:
+        """Of `run`, of which a model that is no decoder has one."""
+        if self.family in DECODERS:
+            return None
+        return "classify" if getattr(CONFIGS[self.family], "n_classes", 0) else "embed"
 
     @property
     def column(self) -> str:
@@ -79,7 +102,7 @@ def write_models(folder: Path, wanted: list[Variant]) -> None:
     for variant in wanted:
         config = CONFIGS[variant.family]
         model = random_model(config, CODECS.get(variant.codec), seed=0)
-        if variant.family == "vit":
+        if variant.images:
             model = replace(model, preprocess=Preprocess(config.image_size, [0.5], [0.5]).as_dict())
         else:
             model = replace(model, tokenizer=tokenizer(), preprocess={"max_tokens": 24})

@@ -64,7 +64,7 @@ def test_commands_on_one_rank(tmp_path, known, variant):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", CODED)
 def test_commands_on_these_ranks(comm, tmp_path, known, family):
     if comm.size not in (2, 3):
         pytest.skip("2 ranks, as docs/reference/support.md has them, and 3, which divide little")
