@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astra_mpi.models.block import Shapes
+from astra_mpi.models.recipe import Shapes
 
 
 class Source(NamedTuple):
