@@ -96,9 +96,6 @@ def on_ranks():
         "gpt_neox": (plain | dict(rope_width=4, parallel=True, biased=("q", "k", "v", "o", "fc1", "fc2")), "kv"),
         "stablelm": (base | dict(rope_width=4, parallel=True, head_norms=True), "normed"),
         "starcoder2": (base | dict(activation="gelu_tanh", windows=(3, 3, 3)), "hidden"),
-        "opt": (
-            {key: value for key, value in plain.items() if key != "rope_theta"} | dict(activation="relu"),
-            "hidden",
-        ),
+        "opt": (learnt | dict(activation="relu"), "hidden"),
     }
     return {name: (FAMILIES[name].Config(**settings), site) for name, (settings, site) in made.items()}
