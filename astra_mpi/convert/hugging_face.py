@@ -28,6 +28,9 @@ from astra_mpi.files.weightfile import some
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.hf import Source, arranged, to_canonical
 
+#: settings of mixtures of experts
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "num_experts_per_tok")
+
 
 def convert(source: str | Path, dtype: str = "float32", command: str = "convert") -> tuple[ModelFile, list[str]]:
     """Read config.json, safetensors, tokenizer, pooling and image preprocessing of a Hugging Face folder.
@@ -76,6 +79,12 @@ def _config(path: Path, tensors: dict[str, Tensor], encoder: SentenceEncoder | N
     values = load_object(path)
     name = str(values.get("model_type"))
     if name not in FAMILIES:
+        experts = sorted(key for key in values if key in _EXPERTS)
+        require(
+            not (experts or name in ("mixtral", "dbrx") or "moe" in name),
+            f"{path}: model_type '{name}' is a mixture of experts ({', '.join(experts) or 'as its name says'}), which is"
+            " not supported; give a model whose MLPs are one each",
+        )
         raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(FAMILIES)}")
     family: Any = FAMILIES[name]
     with _said_of(path):
