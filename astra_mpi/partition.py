@@ -13,6 +13,15 @@ from astra_mpi.device.xp import module_of, take
 
 #: relative speeds of the ranks, "causal" (equal ones, see `finish_together`), or None for an even cut
 Cut = Sequence[float] | str | None
+#: who hears whom: all of all, all of those before them (True), or per rank the ranks that it hears
+Hears = bool | tuple[tuple[int, ...], ...]
+
+
+def hears(receiver: int, sender: int, forward: Hears) -> bool:
+    """Whether a rank gets the message of another one."""
+    if receiver == sender:
+        return False
+    return sender < receiver or not forward if isinstance(forward, bool) else sender in forward[receiver]
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ def _config(path: Path, tensors: dict[str, Tensor], encoder: SentenceEncoder | N
         experts = sorted(key for key in values if key in _EXPERTS)
         require(
             not (experts or name in ("mixtral", "dbrx") or "moe" in name),
-            f"{path}: model_type '{name}' is a mixture of experts ({', '.join(experts) or 'as its name says'}), which is"
-            " not supported; give a model whose MLPs are one each",
+            f"{path}: model_type '{name}' is a mixture of experts ({', '.join(experts) or 'as its name says'}), which"
+            " is not supported; give a model whose MLPs are one each",
         )
         raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(FAMILIES)}")
     family: Any = FAMILIES[name]

@@ -9,6 +9,7 @@ from typing import Any
 from astra_mpi.config import ModelConfig
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.recipe import block_shapes
+from astra_mpi.partition import Hears
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Transfer:
     contributed: tuple[int, ...]  # bytes that each rank puts in
     paper_bits: float  # what arXiv 2505.19342 charges: one local payload
     forward: bool = False  # to the ranks behind the sender only, who waits for none of them
+    heard: Hears = False  # where windows leave some ranks out: whom each rank hears
 
 
 @dataclass(frozen=True)

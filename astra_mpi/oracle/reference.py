@@ -193,6 +193,10 @@ def _block(
     bias, key_places = np.zeros(len(x)), places
     if far is not None:
         content = slice(len(x) - far.n_tokens, None)  # class tokens are never sent
+        away = far.visible(i, rank) & ~sees_all[:, None]
+        away &= within(config, i, places, np.resize(places[content], away.shape[1]))
+        if any(getattr(config, "windows", ())):
+            far.judge_seen(np.asarray(away[:, : far.n_tokens].any(axis=0)))
         if far.site == "kv":
             k_far, v_far = far(i, keys[content], values[content])
         else:
@@ -200,7 +204,7 @@ def _block(
             seen = norm(seen, "norm1") if pre_norm and far.site == "hidden" else seen
             k_far, v_far = key_of(seen), _linear(seen, w, "v")
         keys, values = np.concatenate([keys, k_far]), np.concatenate([values, v_far])
-        visible = np.concatenate([visible, far.visible(i, rank) & ~sees_all[:, None]], axis=1)
+        visible = np.concatenate([visible, away], axis=1)
         bias = np.concatenate([bias, far.bias])
         # far rows are the same tokens, in the same order, once or twice; means have no position
         key_places = np.concatenate([places, np.resize(places[content], len(k_far))])

@@ -7,9 +7,13 @@ from mpi4py import MPI
 import astra_mpi
 from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.costs.strategies import STRATEGIES as COSTS
+from astra_mpi.costs.strategies import Coding
+from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.models import FAMILIES
+from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.oracle.verify import verify
 from helpers.architectures import ARCHITECTURES, on_ranks
 from helpers.checkpoints import HOLES, LEFT, RIGHT, alone, close, logits, save_architecture
@@ -58,6 +62,41 @@ def test_ranks_compute_what_the_oracle_computes(comm, name):
     inputs, mask = random_batch(model.config, 3, 17, seed=1, ragged=True)
     holes = mask & (np.random.default_rng(2).random(mask.shape) < 0.8)
     for check in verify(model, inputs, holes, usable):
+        assert check.passed and not check.reason, check
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("spec", ["sp", "sp:kv", "astra"])
+def test_only_tokens_in_a_window_travel(comm, spec):
+    """Bytes as counted by hand: window - 1 tokens to the next rank in blocks with a window, all in others."""
+    config, _ = ON_RANKS["gemma2"]  # windows of 5, none, 5
+    model, n = make_model(comm, "gemma2"), 8
+    model.use(spec)
+    ids = np.random.default_rng(4).integers(0, config.vocab_size, (2, n * min(comm.size, 3)))
+    if comm.size > 3:
+        pytest.skip("sequences would be longer than the model takes")
+    model(ids)
+    per_token = {"sp": 32 * config.d_model, "sp:kv": 64 * config.d_kv, "astra": model.codec.config.bits_per_token}[spec]
+    sizes = [per_token * 2 * n // 8, per_token * 2 * 4 // 8]  # of both sequences
+    sent = [0 if r == comm.size - 1 else sizes[0] + 2 * sizes[1] for r in range(comm.size)]
+    got = [0 if r == 0 else r * sizes[0] + 2 * sizes[1] for r in range(comm.size)]
+    assert model.report["contributed_bytes"] == model.report["formula_bytes"] == sent
+    assert model.report["port_bytes"] == got
+    job = Job(shape_of(config), (n,) * comm.size, batch=2)
+    stages = COSTS[spec](job, Coding(model.codec.config)).stages
+    planned = [stage.repeats * np.array(stage.transfer.contributed) for stage in stages if stage.transfer]
+    assert [sum(of_rank) for of_rank in zip(*planned, strict=True)] == (sent if comm.size > 1 else [])
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("treatment", ["drop", "mean"])
+def test_lost_messages_of_blocks_with_windows(comm, treatment):
+    config, site = ON_RANKS["mistral"]
+    conditions = parse_conditions(comm.size, network="1000Mbps,loss=40%", missing=treatment, seed=4)
+    file = model_file(config, CodecConfig(site=site, stages=2, codebook_size=16))
+    model = Model(file, comm, get_backend("numpy", comm), conditions=conditions)
+    inputs, mask = random_batch(config, 3, 17, seed=1, ragged=True)
+    for check in verify(model, inputs, mask, ["astra"]):
         assert check.passed and not check.reason, check
 
 
