@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from astra_mpi.config import ModelConfig
+
 
 @dataclass(frozen=True)
 class SeenThrough:
@@ -44,3 +46,16 @@ def own_seen(n: int, window: int, causal: bool) -> float:
         return n / 2 if causal else float(n)
     one_side = window - (window - 1) * window / (2 * n)  # itself, and what lies before it
     return one_side if causal else 2 * one_side - 1
+
+
+def window_shares(config: ModelConfig) -> dict[int, float]:
+    """Windows (0: none) and the share of the blocks that has each."""
+    windows = config.windows or (0,)
+    return {window: windows.count(window) / len(windows) for window in windows}
+
+
+def within(window: int, own: float, far: int) -> tuple[float, int]:
+    """Of the `own` tokens before a new one, and of the `far` ones before these, those in its window."""
+    if not window:
+        return own, far
+    return min(own, window), int(min(far, max(window - 1 - own, 0)))

@@ -88,7 +88,7 @@ def on_ranks():
         "phi3": (
             base
             | dict(rope_type="longrope", rope_short=(1.0, 1.5, 2.0), rope_long=(2.0, 3.0, 4.5), rope_scale=1.2)
-            | dict(rope_trained_positions=9, tied=False),
+            | dict(rope_trained_positions=9, tied=False, windows=(7, 7, 7)),
             "normed",
         ),
         "smollm3": (base | dict(unturned=(1,), windows=(0, 5, 0)), "hidden"),

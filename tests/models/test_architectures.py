@@ -1,5 +1,6 @@
 """Decoders that are a recipe of parts and a mapping of names: against transformers, on ranks, and token by token."""
 
+import architectures
 import numpy as np
 import pytest
 from mpi4py import MPI
@@ -21,7 +22,7 @@ from helpers.fakes import model_file
 
 ON_RANKS = on_ranks()
 #: exact ones, and the method
-STRATEGIES = ("single", "sp", "sp:kv", "sp:kv:int8", "tp", "astra", "astra:inputs")
+STRATEGIES = ("single", "sp", "sp:kv", "sp:kv:int8", "tp", "astra", "astra:inputs", "segment_means:3")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -45,6 +46,11 @@ def test_every_decoder_is_among_them():
     assert decoders - {"gpt2", "llama"} == made
 
 
+def test_the_table_of_the_docs_is_up_to_date():
+    made = architectures.PAGE.read_text().split(architectures.BEGIN)[1].split(architectures.END)[0]
+    assert made == f"\n\n{architectures.table()}\n", "run python jobs/checks/architectures.py --write"
+
+
 def make_model(comm, name):
     config, site = ON_RANKS[name]
     return Model(
@@ -58,7 +64,7 @@ def test_ranks_compute_what_the_oracle_computes(comm, name):
     """Every strategy that can be used, on sequences of different lengths and with holes."""
     model = make_model(comm, name)
     usable = [spec for spec in STRATEGIES if not model.obstacle(spec)]
-    assert set(STRATEGIES) - set(usable) <= {"tp"}
+    assert set(STRATEGIES) - set(usable) <= {"tp", "segment_means:3"}
     inputs, mask = random_batch(model.config, 3, 17, seed=1, ragged=True)
     holes = mask & (np.random.default_rng(2).random(mask.shape) < 0.8)
     for check in verify(model, inputs, holes, usable):
