@@ -3,8 +3,9 @@
     python jobs/checks/architectures.py --write
 
 A row says what a family's blocks are made of, which classes of transformers it takes, and which strategies can be used
-on three ranks, on a small model that has every part (tests/helpers/architectures.py). The tests of it
-(tests/models/test_architectures.py) hold the page against this, logits against transformers, and strategies against the oracle.
+on three ranks, on a small model that has every part (tests/helpers/architectures.py). Its tests
+(tests/models/test_architectures.py) hold the page against this, logits against transformers, and strategies against
+the oracle.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import CodecConfig
 from astra_mpi.models import FAMILIES
 from astra_mpi.strategies import STRATEGIES, parse
 
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "architectures.md"
 BEGIN, END = "<!-- made by jobs/checks/architectures.py --write -->", "<!-- end -->"
 RANKS = 3
