@@ -13,6 +13,15 @@ from astra_mpi.device.xp import module_of, take
 
 #: relative speeds of the ranks, "causal" (equal ones, see `finish_together`), or None for an even cut
 Cut = Sequence[float] | str | None
+#: who hears whom: all of all, all of those before them (True), or per rank the ranks that it hears
+Hears = bool | tuple[tuple[int, ...], ...]
+
+
+def hears(receiver: int, sender: int, forward: Hears) -> bool:
+    """Whether a rank gets the message of another one."""
+    if receiver == sender:
+        return False
+    return sender < receiver or not forward if isinstance(forward, bool) else sender in forward[receiver]
 
 
 @dataclass(frozen=True)
@@ -219,6 +228,19 @@ class Layout:
     def sequence_order(self) -> np.ndarray:
         """Gathered tokens -> sequence by sequence in order of position."""
         return self._gathered(np.ones_like(self.counts))
+
+    @cached_property
+    def packed_rows(self) -> np.ndarray:
+        """(n,) where this rank's rows lie in the packed batch, whose sequences begin with their class tokens."""
+        found: np.ndarray = displs(self.lengths + self.n_class)[self.row_sequence] + self.row_token
+        return found
+
+    @cached_property
+    def packed_content(self) -> np.ndarray:
+        """Where the gathered tokens lie in the packed batch."""
+        places = np.empty_like(self.sequence_order)
+        places[self.sequence_order] = ranges(displs(self.lengths + self.n_class)[:-1] + self.n_class, self.lengths)
+        return places
 
     @cached_property
     def everything(self) -> Layout:

@@ -17,6 +17,7 @@ from astra_mpi.device.weights import forget
 from astra_mpi.engine import Model
 from astra_mpi.partition import Layout
 from astra_mpi.strategies import Parts, Spec
+from astra_mpi.strategies.positions import Positions
 from astra_mpi.strategies.token_parallel import TokenParallel
 from astra_mpi.wire.exchange import Pending
 
@@ -46,7 +47,7 @@ class Passing:
     """A batch of sequences on its way."""
 
     layout: Layout
-    turns: np.ndarray | None
+    positions: Positions
     rows: np.ndarray  # (n, D) after the blocks that it has passed
     first: int  # tokens of the batches before it
 
@@ -68,7 +69,7 @@ class Passes:
             batch = model.prepare(inputs, mask)
             layout = model.layout(batch.lengths)
             rows = model.family.embed(batch, layout)
-            self.batches.append(Passing(layout, model.family.turns(batch), rows, seen))
+            self.batches.append(Passing(layout, Positions(model.family, batch), rows, seen))
             seen += int(batch.lengths.sum())
             if seen >= n_samples:
                 break
@@ -88,7 +89,7 @@ class Passes:
         """
         recorder = self._recorders.get()
         try:
-            recorder.turns = batch.turns
+            recorder.positions = batch.positions
             recorder.keep = None if samples is None else partial(_keep, samples, batch.first)
             recorder.begin(batch.layout)
             batch.rows = recorder.block(i, batch.rows)

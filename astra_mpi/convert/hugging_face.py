@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from astra_mpi.checkpoint.config import HFConfig
-from astra_mpi.checkpoint.folder import Tensor, check_adapter, load_object, open_weights, sha256
+from astra_mpi.checkpoint.folder import Joined, Tensor, check_adapter, load_object, open_weights, sha256
 from astra_mpi.checkpoint.found import checked_folder
 from astra_mpi.checkpoint.tensors import Tensors, rounding
 from astra_mpi.config import require
@@ -28,6 +28,9 @@ from astra_mpi.files.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.files.provenance import provenance
 from astra_mpi.models import CHECKPOINTS, FAMILIES
 from astra_mpi.models.hf import Source, arranged, to_canonical
+
+#: settings of mixtures of experts
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "num_experts_per_tok")
 
 
 def convert(source: str | Path, dtype: str = "float32", command: str = "convert") -> tuple[ModelFile, list[str]]:
@@ -100,6 +103,12 @@ def _config(
     values = load_object(path)
     name = str(values.get("model_type"))
     if name not in CHECKPOINTS:
+        experts = sorted(key for key in values if key in _EXPERTS)
+        require(
+            not (experts or name in ("mixtral", "dbrx") or "moe" in name),
+            f"{path}: model_type '{name}' is a mixture of experts ({', '.join(experts) or 'as its name says'}), which"
+            " is not supported; give a model whose MLPs are one each",
+        )
         raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(CHECKPOINTS)}")
     family: Any = CHECKPOINTS[name]
     with _said_of(path):
@@ -140,13 +149,13 @@ def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple
         f"{folder} has too few tensors for {hf.called(hf.reference.layers_key)} = {config.n_layers}",
     )
     sources = family.hf_weights(config)
-    wanted = {name for source in sources.values() for name in (source.name, source.times) if name}
-    found = {name: tensors.find(name) for name in wanted}
+    zeros = [name for name, source in sources.items() if not source.name]
+    asked = {name: (source.name, *source.more) for name, source in sources.items() if source.name}
+    times = {name: source.times for name, source in sources.items() if source.times}
+    found = {one: tensors.find(one) for one in chain(*asked.values(), times.values())}
     missing = sorted(name for name, tensor in found.items() if tensor is None)
-    there = {name: tensor for name, tensor in found.items() if tensor is not None}
-    present = {name: there[source.name] for name, source in sources.items() if source.name in there}
-    factors = {name: there[source.times] for name, source in sources.items() if source.times in there}
-    left = tensors.unused(list(there.values()))
+    have = {name: tensor for name, tensor in found.items() if tensor is not None}
+    left = tensors.unused(list(have.values()))
     require(
         not missing,
         f"{folder} has no tensor {some(missing)}, which its config.json asks for ({tensors.blame(missing, hf)});"
@@ -160,18 +169,27 @@ def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple
         f" ({tensors.blame(foreign, hf)}); answers without them would be wrong, so it is not a {config.family} model as"
         " known here",
     )
+    try:
+        present = {
+            name: have[names[0]] if len(names) == 1 else Joined.of([have[one] for one in names])
+            for name, names in asked.items()
+        }
+    except ValueError as exc:
+        raise InputError(f"{folder}: tensors of one kind differ in shape; the folder is damaged") from exc
     shapes = weight_shapes(config)
     assumed = f" ({'; '.join(hf.assumed)})" if hf.assumed else ""
     for name, tensor in present.items():
         _check_tensor(name, shapes[name], sources[name], tensor, assumed)
-        if name in factors:
-            _check_tensor(name, shapes[name][-1:], Source(sources[name].times), factors[name], assumed)
+        if name in times:
+            _check_tensor(name, shapes[name][-1:], Source(times[name]), have[times[name]], assumed)
 
-    def make(name: str) -> np.ndarray:
-        times = factors[name].read() if name in factors else None
-        return to_canonical(name, present[name].read(), shapes[name], sources[name], times)
+    def made(name: str) -> np.ndarray:
+        if name not in present:
+            return np.zeros(shapes[name], np.float32)
+        factors = have[times[name]].read() if name in times else None
+        return to_canonical(name, present[name].read(), shapes[name], sources[name], factors)
 
-    weights = Made(present, make)
+    weights = Made([*present, *zeros], made)
     notes = [f"{len(left)} tensors that this model does not use were left out: {some(left)}"] if left else []
     return weights, notes
 
@@ -181,7 +199,7 @@ def _check_tensor(name: str, shape: tuple[int, ...], source: Source, tensor: Ten
     at."""
     tensor.check()
     wrong = f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, which config.json contradicts{why}"
-    require(source.remake is not None or math.prod(tensor.shape) == math.prod(shape) * source.n_parts, wrong)
+    require(source.fits(tensor.shape, shape), wrong)
     try:
         arranged(name, np.broadcast_to(np.float32(0), tensor.shape), shape, source)
     except ValueError as exc:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from astra_mpi.config import require
+from astra_mpi.config import ModelConfig, require
 from astra_mpi.costs.strategies import Coding, astra_wire, segment_wire
+from astra_mpi.costs.windows import window_shares, within
 from astra_mpi.costs.work import Job, Shape, Transfer, Work, output_work
 
 MODES = ("local", "merged")
@@ -33,7 +34,8 @@ def decode_cost(job: Job, coding: Coding, strategy: str, mode: str, n_new: int, 
     require(job.shape.causal, "only decoders generate")
     require(name in ("single", "sp", "segment_means", "astra"), f"{strategy} keeps no keys and values of whole tokens")
     require(mode == "local" or name != "single", "one rank has nothing to merge")
-    require(not (name == "segment_means" and job.shape.rotary), "means of tokens have no position for rotary keys")
+    placed = job.shape.rotary or any(job.shape.config.windows)
+    require(not (name == "segment_means" and placed), "means of tokens have no position for rotary keys and windows")
     if mode == "merged":
         return _merged(job, n_new)
     if name == "single":
@@ -48,11 +50,15 @@ def _local(job: Job, coding: Coding, strategy: str, n_new: int, last: list[int])
     shape, config = job.shape, job.shape.config
     own, far = job.counts[-1], _far_keys(job, strategy)
     exact = 1 / config.n_layers if strategy == "astra:inputs" else 0.0  # share of the blocks that keep far rows
-    far_work = _far_work(shape, coding, strategy, far) * (1 - exact) + _kept_rows(shape, far) * exact
-    per_sequence = _kept_rows(shape, own + n_new / 2) + far_work
+    row_bytes, per_sequence, kept = 2 * config.d_kv * 4, Work(), 0.0
+    for window, share in window_shares(config).items():
+        read, away = within(window, own + n_new / 2, far)
+        far_work = _far_work(shape, coding, strategy, away) * (1 - exact) + _kept_rows(shape, away) * exact
+        per_sequence += (_kept_rows(shape, read) + far_work) * share
+        first, away = within(window, own, far)
+        rows = (first + n_new - 1 + exact * away) * row_bytes
+        kept += share * (rows + (1 - exact) * _far_bytes(shape, coding, strategy, away))
     ranks = tuple(_step_work(shape, n, per_sequence) + head_work(shape, n) for n in last)
-    row_bytes = 2 * config.d_kv * 4
-    kept = (own + n_new - 1 + exact * far) * row_bytes + (1 - exact) * _far_bytes(shape, coding, strategy, far)
     return Decode("local", ranks, (), tuple(int(n * config.n_layers * kept) for n in last))
 
 
@@ -60,7 +66,8 @@ def _merged(job: Job, n_new: int) -> Decode:
     shape, config, size = job.shape, job.shape.config, job.size
     own = [sum(job.counts[(r + i) % size] for i in range(job.batch)) for r in range(size)]  # of all sequences
     # new tokens' keys and values go to one rank after another
-    read = [_kept_rows(shape, n + job.batch * n_new / 2 / size) * config.n_layers for n in own]
+    read = [_kept_rows(shape, _seen_rows(config, job.batch, n + job.batch * n_new / 2 / size)) for n in own]
+    read = [one * config.n_layers for one in read]
     ranks = [_step_work(shape, job.batch, Work()) + kept for kept in read]
     ranks[0] += head_work(shape, job.batch)
     sent = job.batch * config.n_heads * (config.d_head + 2) * 4
@@ -69,6 +76,11 @@ def _merged(job: Job, n_new: int) -> Decode:
     row_bytes = config.n_layers * 2 * config.d_kv * 4
     cache = tuple((n + job.batch * ((n_new - 1 - r + size - 1) // size)) * row_bytes for r, n in enumerate(own))
     return Decode("merged", tuple(ranks), transfers if size > 1 else (), cache)
+
+
+def _seen_rows(config: ModelConfig, batch: int, n: float) -> float:
+    """Of n tokens of `batch` sequences those that are inside a window, on average over the blocks."""
+    return sum(share * (min(n, batch * w) if w else n) for w, share in window_shares(config).items())
 
 
 def _step_work(shape: Shape, n: int, per_sequence: Work) -> Work:
@@ -99,7 +111,7 @@ def _far_work(shape: Shape, coding: Coding, strategy: str, n_far: int) -> Work:
     if name != "astra" or _keeps_far_rows(shape, coding) or n_far == 0:
         return _kept_rows(shape, n_far)
     if shape.rotary:  # keys and values are rebuilt, and turned
-        each = astra_wire(shape, coding).decode + Work(attention=2 * config.d_model, elements=config.d_kv)
+        each = astra_wire(shape, coding).decode + Work(attention=2 * config.d_queries, elements=config.d_kv)
         return each * n_far
     if _one_row(coding):
         return _kept_rows(shape, _distinct(coding, n_far))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from astra_mpi.costs.work import Cost, RankWork, Transfer, Work
+from astra_mpi.partition import hears
 
 #: which bytes an exchange is charged for
 ACCOUNTINGS = ("contributed", "port", "paper")
@@ -135,6 +136,16 @@ def _lap_s(lap: _Lap, network: Network, accounting: str) -> float:
     return max(max(before + during, arrived_s) + after for before, during, after in lap.times)
 
 
+def _through_a_port(transfer: Transfer, size: int) -> float:
+    """Bytes of an all-gather that the busiest port takes in or puts out."""
+    sent = transfer.contributed
+    if isinstance(transfer.heard, bool):
+        return max(sum(sent) - min(sent), (size - 1) * max(sent))
+    copies = [sum(hears(receiver, sender, transfer.heard) for receiver in range(size)) for sender in range(size)]
+    received = (sum(sent[sender] for sender in heard) for heard in transfer.heard)
+    return max(max(received), max(n * count for n, count in zip(sent, copies, strict=True)))
+
+
 def transfer_s(transfer: Transfer, network: Network, accounting: str) -> float:
     """Seconds of one exchange, from the last rank's start to the last arrival.
 
@@ -149,8 +160,7 @@ def transfer_s(transfer: Transfer, network: Network, accounting: str) -> float:
     if accounting == "contributed":
         n_bytes: float = largest
     elif gathers:
-        received = sum(transfer.contributed) - min(transfer.contributed)
-        n_bytes = max(received, (size - 1) * largest)
+        n_bytes = _through_a_port(transfer, size)
     else:
         n_bytes = 2 * (size - 1) / size * largest
     if n_bytes == 0:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from astra_mpi.config import CodecConfig, require
 from astra_mpi.costs.rivals import block_parallel, tensor_parallel
+from astra_mpi.costs.windows import own_seen, seen_through
 from astra_mpi.costs.work import (
     Cost,
     Job,
@@ -97,7 +98,10 @@ def sp_wire(shape: Shape, gather: str, number: str) -> Wire:
 
 def segment_wire(shape: Shape, tokens_per_mean: int) -> Wire:
     """Means of consecutive tokens as float32; far keys and values are projected from them."""
-    require(not shape.rotary, "segment_means cannot be used: means of tokens have no position for rotary keys")
+    require(
+        not (shape.rotary or any(shape.config.windows)),
+        "segment_means cannot be used: means of tokens have no position for rotary keys and windows",
+    )
     d = shape.config.d_model
     decode = Work(gemm=shape.project_kv, elements=d)
     return Wire("hidden", 32 * d, Work(elements=d), decode, tokens_per_key=tokens_per_mean)
@@ -105,30 +109,51 @@ def segment_wire(shape: Shape, tokens_per_mean: int) -> Wire:
 
 def token_parallel(job: Job, wire: Wire, strategy: str, exact: bool = False) -> Cost:
     """Every rank holds whole weights and its tokens; one all-gather per block, hidden behind local work."""
-    ranks = tuple(_token_rank(job, wire, r) for r in range(job.size))
-    transfer = None
-    if wire.site and job.size > 1:
-        sending = [*job.counts[:-1], 0] if job.shape.causal else job.counts  # nobody sees the last rank's tokens
-        sent = tuple(-(-job.batch * wire.keys(n) * wire.bits // 8) for n in sending)
-        paper_bits = job.batch * job.tokens / job.size * wire.bits / wire.tokens_per_key
-        transfer = Transfer("gather", sent, paper_bits, job.shape.causal)
-    stage = Stage(job.shape.config.n_layers, ranks, transfer)
-    return Cost(strategy, exact, (stage,), closing_bytes=closing_bytes(job), peak_bytes=peak_bytes(job))
+    config = job.shape.config
+    stages = stages_of(job, wire, [config.window(i) for i in range(config.n_layers)])
+    return Cost(strategy, exact, stages, closing_bytes=closing_bytes(job), peak_bytes=peak_bytes(job))
 
 
-def _token_rank(job: Job, wire: Wire, rank: int) -> RankWork:
+def stages_of(job: Job, wire: Wire, windows: Sequence[int]) -> tuple[Stage, ...]:
+    """Of blocks with these windows (0: none), those that are alike taken together."""
+    kinds = {window: sum(other == window for other in windows) for window in windows}
+    return tuple(
+        Stage(n, tuple(_token_rank(job, wire, r, window) for r in range(job.size)), _transfer(job, wire, window))
+        for window, n in kinds.items()
+    )
+
+
+def _transfer(job: Job, wire: Wire, window: int) -> Transfer | None:
+    if not wire.site or job.size == 1:
+        return None
+    paper_bits = job.batch * job.tokens / job.size * wire.bits / wire.tokens_per_key
+    if window:
+        reach = seen_through(job.counts, window, job.shape.causal)
+        sent = tuple(-(-job.batch * n * wire.bits // 8) for n in reach.sent)
+        share = min(1.0, sum(reach.sent) / max(job.tokens, 1))
+        return Transfer("gather", sent, paper_bits * share, job.shape.causal, reach.heard)
+    sending = [*job.counts[:-1], 0] if job.shape.causal else job.counts  # nobody sees the last rank's tokens
+    sent = tuple(-(-job.batch * wire.keys(n) * wire.bits // 8) for n in sending)
+    return Transfer("gather", sent, paper_bits, job.shape.causal)
+
+
+def _token_rank(job: Job, wire: Wire, rank: int, window: int = 0) -> RankWork:
     shape, config, n = job.shape, job.shape.config, job.counts[rank]
     d, rows = config.d_model, n + shape.n_class
-    seen = n / 2 if shape.causal else n  # own tokens that a query sees on average
+    seen = own_seen(n, window, shape.causal)  # own tokens that a query sees on average
     far_ranks = range(rank) if shape.causal else (s for s in range(job.size) if s != rank)
-    n_far = sum(wire.keys(job.counts[s]) for s in far_ranks)
+    n_far, n_sent, far_share = sum(wire.keys(job.counts[s]) for s in far_ranks), n, 1.0
+    if window:
+        reach = seen_through(job.counts, window, shape.causal)
+        n_far, n_sent = reach.seen[rank], reach.sent[rank] if wire.site else n
+        far_share = min(1.0, window / (2 * max(rows, 1)))  # of the queries, those whose window holds a far token
     if wire.distinct is not None:
         n_far = min(n_far, wire.distinct)
     norm = Work(elements=rows * d)
     project = Work(gemm=rows * (shape.project_q + shape.project_kv))
-    local = Work(attention=2 * d * rows * (seen + shape.n_class))
-    far = wire.decode * n_far + Work(attention=2 * d * rows * n_far)
-    encode = wire.encode * n
+    local = Work(attention=2 * config.d_queries * rows * (seen + shape.n_class))
+    far = wire.decode * n_far + Work(attention=2 * config.d_queries * rows * n_far * far_share)
+    encode = wire.encode * n_sent
     before = {"normed": norm + encode, "kv": norm + project + encode}.get(wire.site or "", encode)
     during = {"normed": project + local, "kv": local}.get(wire.site or "", norm + project + local)
     after = (far + output_work(shape, rows)) * job.batch + Work(blocks=1)
@@ -138,9 +163,11 @@ def _token_rank(job: Job, wire: Wire, rank: int) -> RankWork:
 def single(job: Job, rank: int = 0) -> Cost:
     """Everything on one rank; the others idle."""
     alone = token_parallel(replace(job, counts=(job.tokens,)), Wire(None), "single", exact=True)
-    (stage,) = alone.stages
-    ranks = tuple(stage.ranks[0] if r == rank else RankWork() for r in range(job.size))
-    return replace(alone, stages=(replace(stage, ranks=ranks),))
+    stages = tuple(
+        replace(stage, ranks=tuple(stage.ranks[0] if r == rank else RankWork() for r in range(job.size)))
+        for stage in alone.stages
+    )
+    return replace(alone, stages=stages)
 
 
 def astra(job: Job, coding: Coding) -> Cost:
@@ -157,11 +184,11 @@ def astra(job: Job, coding: Coding) -> Cost:
 def astra_inputs(job: Job, coding: Coding) -> Cost:
     """`astra` with a first block that sends nothing: far keys and values are projected from the embedded inputs."""
     shape, cost = job.shape, astra(job, coding)
-    (stage,) = cost.stages
+    windows = [shape.config.window(i) for i in range(shape.config.n_layers)]
     far = Work(gemm=shape.embed + shape.project_kv, elements=2 * shape.config.d_model)
-    ranks = tuple(_token_rank(job, Wire(None, decode=far), r) for r in range(job.size))
-    stages = Stage(1, ranks), replace(stage, repeats=stage.repeats - 1)
-    return replace(cost, strategy="astra:inputs", stages=stages)
+    first = stages_of(job, Wire(None, decode=far), windows[:1])
+    others = stages_of(job, astra_wire(shape, coding), windows[1:])
+    return replace(cost, strategy="astra:inputs", stages=first + others)
 
 
 STRATEGIES: dict[str, Callable[[Job, Coding], Cost]] = {

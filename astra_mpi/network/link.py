@@ -12,6 +12,7 @@ import numpy as np
 
 from astra_mpi.errors import InputError
 from astra_mpi.network.spec import Network
+from astra_mpi.partition import Hears, hears
 
 
 class Link:
@@ -38,7 +39,7 @@ class Link:
             error.collective = collective
             raise error
 
-    def depart(self, now_s: float, counts: Sequence[int], forward: bool = False) -> float:
+    def depart(self, now_s: float, counts: Sequence[int], forward: Hears = False) -> float:
         """When this rank begins to send the exchange that it starts at `now_s`; counts (P,) are bytes.
 
         forward: it sends to the ranks behind it only.
@@ -47,7 +48,7 @@ class Link:
         self.sent_s = self._finish(begin, self._charged(counts)[self.rank])
         return begin
 
-    def arrivals(self, departures_s: np.ndarray, counts: Sequence[int], forward: bool = False) -> np.ndarray:
+    def arrivals(self, departures_s: np.ndarray, counts: Sequence[int], forward: Hears = False) -> np.ndarray:
         """(P,) when each rank's payload is here, -inf for its own; departures_s (P,), inf: nothing heard of it yet.
 
         forward: payloads go to the ranks behind their senders only, and the departures of others are -inf.
@@ -87,12 +88,17 @@ class Link:
     def _reduction(self, n_bytes: int) -> float:
         return n_bytes / self.size if self.network.accounting == "paper" else n_bytes
 
-    def _copies(self, sender: int, forward: bool) -> int:
+    def _copies(self, sender: int, forward: Hears) -> int:
         """Ranks that a payload goes to."""
-        return self.size - 1 - (sender if forward else 0)
+        return sum(hears(receiver, sender, forward) for receiver in range(self.size))
+
+    def _nearer(self, sender: int, forward: Hears) -> int:
+        """Receivers that are nearer to the sender than this rank is."""
+        nearer = range(1, (self.rank - sender) % self.size)
+        return sum(hears((sender + i) % self.size, sender, forward) for i in nearer)
 
     def _crossings(
-        self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float], forward: bool
+        self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float], forward: Hears
     ) -> list[tuple[int, float]]:
         """Senders and when their payloads have crossed the network, latency apart."""
         return [(s, self._finish(float(departures_s[s]), charged[s])) for s in heard]
@@ -101,7 +107,7 @@ class Link:
 class Port(Link):
     """A port to a switch, full duplex, that sends a copy to every receiver, the nearest first."""
 
-    def depart(self, now_s: float, counts: Sequence[int], forward: bool = False) -> float:
+    def depart(self, now_s: float, counts: Sequence[int], forward: Hears = False) -> float:
         begin = max(now_s, self.sent_s)
         self.sent_s = self._finish(begin, self._copies(self.rank, forward) * counts[self.rank])
         return begin
@@ -110,13 +116,13 @@ class Port(Link):
         return 2 * (self.size - 1) * n_bytes / self.size
 
     def _crossings(
-        self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float], forward: bool
+        self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float], forward: Hears
     ) -> list[tuple[int, float]]:
         """Out through the senders' ports, and in through this one in the order in which copies begin to come."""
         copies = []
         for s in heard:
             if s != self.rank:
-                before = (self.rank - s) % self.size - 1  # receivers that are nearer to the sender
+                before = self._nearer(s, forward)
                 copies.append((self._finish(float(departures_s[s]), before * charged[s]), s))
         crossed = []
         for begin, s in sorted(copies):
@@ -129,11 +135,11 @@ class Port(Link):
 class Medium(Link):
     """One medium that carries one message at a time, of ranks in the order in which they start."""
 
-    def depart(self, now_s: float, counts: Sequence[int], forward: bool = False) -> float:
+    def depart(self, now_s: float, counts: Sequence[int], forward: Hears = False) -> float:
         return now_s  # when it is served is settled by the departures of all
 
     def _crossings(
-        self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float], forward: bool
+        self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float], forward: Hears
     ) -> list[tuple[int, float]]:
         accounting = self.network.accounting
         share = 1 / self.size if accounting == "paper" else 1  # one payload in all
@@ -141,7 +147,7 @@ class Medium(Link):
         for s in sorted(heard, key=lambda s: (departures_s[s], s)):
             begin = max(float(departures_s[s]), self.sent_s)
             copies = self._copies(s, forward) if accounting == "port" else 1
-            mine = (self.rank - s) % self.size if copies > 1 else 1  # copies until this rank has its own
+            mine = self._nearer(s, forward) + 1 if copies > 1 else 1  # copies until this rank has its own
             crossed.append((s, self._finish(begin, mine * share * charged[s])))
             self.sent_s = self._finish(begin, copies * share * charged[s])
         return crossed

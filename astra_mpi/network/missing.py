@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from astra_mpi.config import require
+from astra_mpi.partition import Hears, hears
 
 Treatment = Literal["drop", "mean"]
 TREATMENTS: tuple[str, ...] = get_args(Treatment)
@@ -60,7 +61,7 @@ class Missing:
         return (draw < self.loss) & (np.arange(self.size) != self.rank)
 
     def judge(
-        self, block: int, arrivals_s: np.ndarray, limit_s: float, forward: bool = False
+        self, block: int, arrivals_s: np.ndarray, limit_s: float, forward: Hears = False
     ) -> tuple[np.ndarray, float]:
         """Senders that are missed (P,), and when this rank goes on: with everything it hopes for, or at the limit.
 
@@ -68,8 +69,7 @@ class Missing:
 
         Without a deadline a loss is noticed at once: nothing is waited for that does not come.
         """
-        ranks = np.arange(self.size)
-        hoped_for = ranks < self.rank if forward else ranks != self.rank
+        hoped_for: np.ndarray = np.array([hears(self.rank, sender, forward) for sender in range(self.size)])
         lost = self.lost(block) & hoped_for
         late = ~lost & hoped_for & (arrivals_s > limit_s)
         self.n_messages += int(hoped_for.sum())

@@ -24,10 +24,16 @@ class Far:
         self.flips = 0
         self.worst_gap = 0.0
         self.causal, self.heard = False, np.ones(len(owner), bool)
+        self.judged = self.heard
 
     def look_back(self, size: int) -> None:
         """From now on, rows see what lower ranks hold only. What the last of `size` ranks would send nobody judges."""
         self.causal, self.heard = True, self.heard & (self.token_owner < size - 1)
+        self.judged = self.heard
+
+    def judge_seen(self, seen: Array) -> None:
+        """In the next block, what tokens (T,) are seen through by nobody else is not judged either: it is not sent."""
+        self.judged = self.heard & seen
 
     def __call__(self, i: int, *parts: Array) -> list[Array]:
         """Each part (T, width) of block i as other ranks see it, (m, width)."""
@@ -75,7 +81,7 @@ class Rounded(Far):
             used = np.rint(rows / step) * step
         if self.given is not None:
             own, used = used, np.asarray(self.given[i], np.float64)
-            used = np.where(self.heard[:, None], used, own)
+            used = np.where(self.judged[:, None], used, own)
             self.flips += int((np.abs(used - own) > step / 2).sum())
             excess = np.abs(used - rows) - np.abs(own - rows)
             gaps = excess / np.where(largest > 0, largest, 1)
@@ -130,7 +136,7 @@ class Quantised(Far):
             entries = book.entries.astype(np.float64)
             searched = entries if basis is None else entries @ basis  # (C, K, W or d)
             rows = [
-                self._row(book.kind, entries, searched, basis, row, codes[t], self.given is not None and self.heard[t])
+                self._row(book.kind, entries, searched, basis, row, codes[t], self.given is not None and self.judged[t])
                 for t, row in enumerate(part)
             ]
             seen.append(np.reshape(rows, part.shape))

@@ -25,7 +25,8 @@ from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import beside, take, to_host
 from astra_mpi.errors import AstraError
 from astra_mpi.partition import Layout, displs
-from astra_mpi.strategies.base import Parts, recipe_of
+from astra_mpi.strategies.base import Parts, is_plain, recipe_of
+from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
@@ -36,6 +37,7 @@ class Astra(TokenParallel):
     """Codes of C * b bits per token and block. Every rank holds the same codebooks."""
 
     name = "astra"
+    sends_reached = True
     options = (Option("first", "codes", ("codes", "inputs")),)
     may_miss = True
 
@@ -49,7 +51,8 @@ class Astra(TokenParallel):
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
         rows = all(table.rows is not None for table in self.remote.tables)
         self.packed = hasattr(self.kernels, "attend_packed")
-        self.counted_keys = parts.counted_keys and rows and not recipe_of(self.config).rotary
+        self.plain = is_plain(self.config, recipe_of(self.config))
+        self.counted_keys = parts.counted_keys and rows and self.plain
         self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(self.blocks)
         self.missing = np.zeros((len(self.blocks), self.exchange.size), dtype=bool)  # (L, P): did not come from P
         self._spaces: dict[int, CodeSpace] = {}
@@ -61,6 +64,9 @@ class Astra(TokenParallel):
 
     def message_bytes(self, layout: Layout) -> list[int]:
         return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in layout.token_counts]
+
+    def bytes_of(self, reach: Reach) -> list[int]:
+        return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in reach.token_counts]
 
     def wire_costs(self) -> Wire:
         widths = tuple(None if book.basis is None else book.basis.shape[1] for book in self.codec.blocks[0].codebooks)
@@ -93,97 +99,104 @@ class Astra(TokenParallel):
         messages = pending.wait()
         self.missing[i] = pending.missing
         self.codes[i] = self._unpack(i, messages)
-        index, offsets = self._far(i)
+        index, offsets, tokens = self._far(i)
         far = take(self.codes[i], index)  # (m, C)
         if self.counted_keys:
             return self._counted(i, far, offsets)
         table = self.remote.tables[i]
-        if self.packed and table.rows is not None and self.turns is None:  # read where they are, in the table
-            return FarKeys(beside(far, table.rows), offsets, rows=far[:, 0].astype(np.int32))
-        return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=index)
+        if self.packed and table.rows is not None and self.plain:  # read where they are, in the table
+            return FarKeys(beside(far, table.rows), offsets, tokens=tokens, rows=far[:, 0].astype(np.int32))
+        return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=tokens)
 
     def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
         """The codes of some far tokens (docs/explanation/decode.md), or, where a new token would have to project every
         far token again, keys and values: keys are turned and not quantised themselves, or vectors are no sums.
         """
-        rotary, table = self.turns is not None, self.remote.tables[i]
-        scored = not (rotary or self.packed or table.rows is not None)
-        again = rotary and self.site != "kv" and self.remote.how == "gemm"
+        table = self.remote.tables[i]
+        scored = self.plain and not (self.packed or table.rows is not None)
+        again = not self.plain and self.site != "kv" and self.remote.how == "gemm"
         if i < self.first_coded or again or (scored and not self.codec.blocks[i].additive):
             return super().remember(i, far, part, offsets)
-        index = self._far(i)[0][part]
-        codes = take(self.codes[i], index)
-        turns = self._turns_of(index) if rotary else None
-        if table.rows is not None and not rotary:
+        index, _, tokens = self._far(i)
+        codes, turns = take(self.codes[i], index[part]), self._turns_of(i, tokens[part])
+        if table.rows is not None and self.plain:
             if not self.packed:
                 return CountedKeys(table.rows, codes, self.kernels)
             size = self.codec.config.codebook_size
             return SeenCounts(beside(codes, table.rows), *self.kernels.distinct(codes, beside(codes, offsets), size))
         if self.packed:
             return SeenCodes(table, codes, turns, offsets, self.kernels, self.dtype)
-        if turns is not None:
+        if not self.plain:
             return TurnedCodes(table, codes, turns)
         if i not in self._spaces:
             self._spaces[i] = CodeSpace(self.blocks[i], self.codec.blocks[i], self.codec.config.site, table)
         return ScoredCodes(self._spaces[i], codes, self.kernels)
 
-    def _turns_of(self, index: np.ndarray) -> np.ndarray:
-        """Of the gathered tokens index (m,), (m, d): the same array for all blocks."""
-        key = index.tobytes()
+    def _turns_of(self, i: int, index: np.ndarray) -> np.ndarray | None:
+        """Of the gathered tokens index (m,), (m, d): one array for all blocks that turn alike; None: nothing turns."""
+        turns = self.gathered.turns(i)
+        if turns is None:
+            return None
+        key = id(turns), index.tobytes()
         if key not in self._far_turns:
-            self._far_turns[key] = take(self.gathered_turns, index)
+            self._far_turns[key] = take(turns, index)
         return self._far_turns[key]
 
     def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
         return far.offsets if i < self.first_coded else self._far(i)[1]
 
-    def _far(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the far tokens of block i lie in the gathered ones, and where each sequence's begin among them."""
-        planned, ranks = self.planned, self.planned.far_ranks
+    def kept_index(self, i: int, far: FarKeys) -> np.ndarray:
+        return super().kept_index(i, far) if i < self.first_coded else self._far(i)[2]
+
+    def _far(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where the far tokens of block i lie in the sent ones, where each sequence's begin among them, and where they
+        lie in the gathered ones."""
+        reach = self.reaches[i]
         if self.exchange.missing.treatment == "drop" and self.missing[i].any():
-            return planned.far_from(ranks[~self.missing[i, ranks]])
-        return planned.far_index, planned.far_offsets
+            return reach.far_from(reach.far_ranks[~self.missing[i, reach.far_ranks]])
+        return reach.far_index, reach.far_offsets, reach.tokens
 
     def _unpack(self, i: int, messages: list[np.ndarray]) -> np.ndarray:
-        """The messages of all ranks -> codes of all tokens (sum n_r, C), rank after rank; missing ones the mean's.
+        """The messages of all ranks -> codes of the sent tokens (sum n_r, C), rank after rank; missing ones the mean's.
 
         Those that this rank does not hear of are zeros.
         """
-        config, planned = self.codec.config, self.planned
-        counts = planned.token_counts
+        config, planned, reach = self.codec.config, self.planned, self.reaches[i]
+        counts = planned.token_counts if reach.sent is None else reach.token_counts
+        sent_bytes, _ = self._exchanged(reach)
         parts = []
         for rank, (message, n) in enumerate(zip(messages, counts, strict=True)):
             if self.missing[i, rank]:
                 parts.append(self.mean_codes[i].repeat(int(n), axis=0))
-            elif rank in planned.far_ranks or (rank == planned.rank and self.counts[rank]):
+            elif rank in reach.far_ranks or (rank == planned.rank and sent_bytes[rank]):
                 parts.append(self.kernels.unpack(message, int(n), config.codes_per_token, config.bits))
             else:
                 parts.append(self.xp.zeros((int(n), config.codes_per_token), self.mean_codes[i].dtype))
         codes = self.xp.concatenate(parts)
         if codes.size and config.codebook_size < 1 << config.bits:  # else every code is one of an entry
             if self.xp is np:
-                self._check(codes)
+                self._check(codes, counts)
             else:  # looked at after the last block, so that no block waits for the device
-                self._unchecked.append(codes)
+                self._unchecked.append((codes, counts))
                 codes = self.xp.minimum(codes, codes.dtype.type(config.codebook_size - 1))
         return codes
 
-    def _check(self, codes: np.ndarray) -> None:
-        """Raise AstraError where a code (sum n_r, C) is not one of an entry."""
+    def _check(self, codes: np.ndarray, counts: np.ndarray) -> None:
+        """Raise AstraError where a code (sum n_r, C) of ranks with n_r tokens each is not one of an entry."""
         size = self.codec.config.codebook_size
         if codes.max() >= size:
-            ends = displs(self.planned.token_counts)
+            ends = displs(counts)
             rank = int(np.searchsorted(ends, (codes >= size).any(axis=1).argmax(), "right")) - 1
             raise AstraError(f"a code from rank {rank} is not below codebook size {size}: corrupt message")
 
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
-        self._unchecked: list[np.ndarray] = []
-        self._far_turns: dict[bytes, np.ndarray] = {}  # of far tokens that are kept, the same for all blocks
+        self._unchecked: list[tuple[np.ndarray, np.ndarray]] = []
+        self._far_turns: dict[tuple[int, bytes], np.ndarray] = {}  # of far tokens that are kept
 
     def answered(self, x: np.ndarray) -> np.ndarray:
-        for codes in self._unchecked:
-            self._check(to_host(codes))
+        for codes, counts in self._unchecked:
+            self._check(to_host(codes), counts)
         return x
 
     def _mean_codes(self, i: int) -> np.ndarray:
@@ -210,7 +223,7 @@ class Astra(TokenParallel):
             return 0.0
         found = []
         for i in range(self.first_coded, len(self.codes)):
-            index, offsets = self._far(i)
+            index, offsets, _ = self._far(i)
             items = _as_items(to_host(self.codes[i])[index])
             found += [len(np.unique(items[a:b])) for a, b in pairwise(offsets)]
         mean = np.array([np.mean(found) if found else 0.0])
@@ -229,7 +242,8 @@ class Astra(TokenParallel):
     def oracle_terms(self) -> dict[str, Any]:
         if not self.sends:
             return {}
-        coded = self.codes[self.first_coded :]
+        n = len(self.planned.sequence_order)
+        coded = [self.reaches[i].spread(to_host(self.codes[i]), n) for i in range(self.first_coded, len(self.blocks))]
         terms: dict[str, Any] = {"codec": self.codec, "codes": [to_host(codes) for codes in coded]}
         if self.exchange.loses or self.planned.causal:  # what was sent, whoever heard it
             terms["codes"] = [self.all_rows(codes[self._own]) for codes in coded]

@@ -11,6 +11,7 @@ from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import take, to_host
 from astra_mpi.partition import Layout
 from astra_mpi.strategies.base import Parts
+from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
 from astra_mpi.strategies.wire import WIRES, pack_rows, row_bytes, unpack_rows
@@ -24,6 +25,7 @@ class SequenceParallel(TokenParallel):
     """
 
     name = "sp"
+    sends_reached = True
     options = (Option("gather", "x", ("x", "kv")), Option("wire", "float32", WIRES))
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
@@ -35,6 +37,9 @@ class SequenceParallel(TokenParallel):
 
     def message_bytes(self, layout: Layout) -> list[int]:
         return [int(n) * self.row_bytes for n in layout.token_counts]
+
+    def bytes_of(self, reach: Reach) -> list[int]:
+        return [int(n) * self.row_bytes for n in reach.token_counts]
 
     def wire_costs(self) -> Wire:
         return sp_wire(shape_of(self.config), self.gather, self.wire)
@@ -48,10 +53,17 @@ class SequenceParallel(TokenParallel):
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
         rows = self.xp.concatenate(pending.wait()).reshape(-1, self.row_bytes)
-        far: np.ndarray = unpack_rows(take(rows, self.planned.far_index), self.wire).astype(self.dtype, copy=False)
+        far: np.ndarray = unpack_rows(take(rows, self.reach.far_index), self.wire).astype(self.dtype, copy=False)
         if self.gather == "x":
             far = self.blocks[i].keys_values(self.blocks[i].attention_input(far))
-        return FarKeys(far, self.planned.far_offsets)
+        return FarKeys(far, self.reach.far_offsets, tokens=self.reach.tokens)
+
+    def _spread(self, rows: np.ndarray, reach: Reach) -> np.ndarray:
+        """What this rank sent, as rows of all its content tokens; zeros where nobody hears them."""
+        every = np.zeros((int(self.planned.token_counts[self.planned.rank]), self.row_bytes), np.uint8)
+        if len(rows):
+            every[slice(None) if reach.own is None else reach.own] = rows
+        return every
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"bits_per_token_per_block": 8 * self.row_bytes}
@@ -63,8 +75,6 @@ class SequenceParallel(TokenParallel):
         if self.wire == "float32" or not self.sends:
             return {}
         assert self.sent is not None
-        n_own = int(self.planned.token_counts[self.planned.rank])
-        blank = np.zeros((n_own, self.row_bytes), np.uint8)  # of the last rank, where nobody hears it
-        own = [rows if len(rows) else blank for rows in self.sent]
+        own = [self._spread(rows, reach) for rows, reach in zip(self.sent, self.reaches, strict=True)]
         seen = [unpack_rows(self.all_rows(rows), self.wire) for rows in own]
         return {"wire": self.wire, "gather": self.gather, "seen": seen}

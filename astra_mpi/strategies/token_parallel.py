@@ -18,8 +18,10 @@ from astra_mpi.costs.cut import token_cost
 from astra_mpi.costs.strategies import Wire
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import on_host, take, to_host
-from astra_mpi.partition import Cut, Layout, cut, displs, rotated
+from astra_mpi.partition import Cut, Hears, Layout, cut, rotated
 from astra_mpi.strategies.base import Parts, Strategy
+from astra_mpi.strategies.positions import PlacedRows, near
+from astra_mpi.strategies.reach import Reach, whole_reach, window_reach
 from astra_mpi.strategies.spec import Spec
 from astra_mpi.wire.exchange import Pending
 
@@ -41,6 +43,8 @@ class TokenParallel(Strategy):
 
     #: what is sent: "hidden" block inputs, "normed" attention inputs, "kv" keys and values, or nothing
     site: str | None = None
+    #: it sends the tokens alone that a window of another rank holds
+    sends_reached: bool = False
     #: its answer bears messages that do not come
     may_miss: bool = False
     #: what keeps keys and values of the next forward pass, for decoding
@@ -78,7 +82,29 @@ class TokenParallel(Strategy):
         return [*counts[:-1], 0] if layout.forward else counts
 
     def formula_bytes(self, layout: Layout) -> list[int]:
-        return [self.n_exchanges * n for n in self.sent_bytes(layout)]
+        if not self._windowed:
+            return [self.n_exchanges * n for n in self.sent_bytes(layout)]
+        reaches = self.reaches if layout is self.planned else self._reaches(layout)
+        every = [self.bytes_of(reach) for reach in reaches[len(reaches) - self.n_exchanges :]]
+        return [sum(of_rank) for of_rank in zip(*every, strict=True)] if every else [0] * layout.size
+
+    def bytes_of(self, reach: Reach) -> list[int]:
+        """Per rank, the bytes of its message with the tokens of `reach`; for strategies that send no others."""
+        raise NotImplementedError(f"strategy {self.name} sends all tokens")
+
+    @property
+    def _windowed(self) -> bool:
+        """Whether some blocks send fewer tokens than others, for nobody's window holds them."""
+        return self.sends_reached and any(self.config.windows)
+
+    def _reaches(self, layout: Layout) -> list[Reach]:
+        """Per block, which far tokens are sent and seen; blocks with the same window share one."""
+        whole, made = whole_reach(layout), dict[int, Reach]()
+        windows = [self.config.window(i) if self._windowed else 0 for i in range(len(self.blocks))]
+        for window in set(windows) - {0}:
+            assert self.positions is not None and self.positions.places is not None
+            made[window] = window_reach(layout, self.positions.places, window)
+        return [made.get(window, whole) for window in windows]
 
     def send(self, i: int, payload: np.ndarray) -> Pending | None:
         """Start the exchange of block i; payload: this rank's content tokens at `site`, (n_r, width)."""
@@ -101,22 +127,30 @@ class TokenParallel(Strategy):
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
         self.counts = self.sent_bytes(layout)
-        if self.turns is not None:
-            turns = np.empty_like(self.turns)
-            turns[layout.sequence_order] = self.turns
-            self.gathered_turns = self.xp.asarray(turns)
-            first = displs(layout.token_counts)[layout.rank]
-            self.own_turns = self.gathered_turns[first : first + layout.token_counts[layout.rank]]
+        self.reaches = self._reaches(layout)
+        self.reach = self.reaches[0] if self.reaches else whole_reach(layout)
+        self.here = PlacedRows(self.positions, layout.packed_rows, self.blocks)
+        self.gathered = PlacedRows(self.positions, layout.packed_content, self.blocks)
 
     def start(self, message: np.ndarray) -> Pending:
-        """Send a message of `counts[rank]` bytes to the ranks that need it."""
-        return self.exchange.start(message, self.counts, self.may_miss, forward=self.planned.forward)
+        """Send a message of this block to the ranks that need it, as `_exchanged` says."""
+        counts, forward = self._exchanged(self.reach)
+        return self.exchange.start(message, counts, self.may_miss, forward=forward)
+
+    def _exchanged(self, reach: Reach) -> tuple[list[int], Hears]:
+        """Bytes (P,) of the messages, and who hears whom."""
+        return (self.counts, self.planned.forward) if reach.sent is None else (self.bytes_of(reach), reach.hears)
 
     def abandon(self) -> None:
-        self.exchange.drain(self.counts, self.n_exchanges, self.may_miss, forward=self.planned.forward)
+        first = len(self.blocks) - self.n_exchanges
+        for i in range(self.exchange.n_started, self.n_exchanges + 1):  # the last one waits for what is under way
+            done = min(i + 1, self.n_exchanges)
+            counts, forward = self._exchanged(self.reaches[min(first + i, len(self.reaches) - 1)])
+            self.exchange.drain(counts, done, self.may_miss, forward=forward)
 
     def block(self, i: int, x: np.ndarray) -> np.ndarray:
         block, pending = self.blocks[i], None
+        self.reach = self.reaches[i]
         if self.site == "hidden":
             pending = self._start(i, x)
         h = block.attention_input(x)
@@ -126,23 +160,31 @@ class TokenParallel(Strategy):
         self.laps.mark("project")
         if self.site == "kv":
             pending = self._start(i, kv)
-        if self.turns is not None:
-            block.turn(self.own_turns)
-        heads = block.config.n_heads, block.config.n_kv_heads
-        attention = Attention(q, self.planned, *heads, self.kernels, block.scratch)
+        turns = self.here.turns(i)
+        if turns is not None:
+            block.turn(turns)
+        heads, scores = (block.config.n_heads, block.config.n_kv_heads), near(self.config, i, self.positions, self.here)
+        attention = Attention(q, self.planned, *heads, self.kernels, block.scratch, scores)
         attention.local(kv)
         if self.cache is not None:
-            self.cache.keep_own(i, kv)
+            self.cache.keep_own(i, kv, self._kept_places(i, self.planned.packed_rows))
         self.laps.mark("attention")
         far = self.far_keys(i, pending)
         if far is not None:
-            if self.turns is not None:  # what travels, or is looked up, is not turned yet
-                tokens = self.planned.far_index if far.tokens is None else far.tokens
-                self.kernels.rotate(far.kv, take(self.gathered_turns, tokens), block.config.n_kv_heads)
+            tokens, turns = self.planned.far_index if far.tokens is None else far.tokens, self.gathered.turns(i)
+            if turns is not None:  # what travels, or is looked up, is not turned yet
+                self.kernels.rotate(far.kv, take(turns, tokens), block.config.n_kv_heads)
             self.laps.mark("decode")
             if self.cache is not None:
-                self.cache.keep_far(i, self.kept_offsets(i, far), partial(self.remember, i, far))
-            attention.far(far.kv.astype(self.dtype, copy=False), far.offsets, far.bias, far.rows, far.ends)
+                places = self._kept_places(i, self.planned.packed_content)
+                places = None if places is None else places[self.kept_index(i, far)]
+                self.cache.keep_far(i, self.kept_offsets(i, far), partial(self.remember, i, far), places)
+            places = None
+            if scores is not None and scores.placed:
+                assert self.gathered.places is not None
+                places = take(self.gathered.places, tokens)
+            kv = far.kv.astype(self.dtype, copy=False)
+            attention.far(kv, far.offsets, far.bias, far.rows, far.ends, places)
         attended = attention.result()
         self.laps.mark("attention")
         x = block.output(x, attended)
@@ -155,6 +197,17 @@ class TokenParallel(Strategy):
             return None
         pending.send()
         return self.receive(i, pending)
+
+    def _kept_places(self, i: int, index: np.ndarray) -> np.ndarray | None:
+        """Positions of packed tokens, where decoding asks for them in block i."""
+        if not self.config.window(i):
+            return None
+        assert self.positions is not None and self.positions.places is not None
+        return self.positions.places[index]
+
+    def kept_index(self, i: int, far: FarKeys) -> np.ndarray:
+        """Which of the gathered tokens `remember` counts, in blocks with a window."""
+        return self.planned.far_index if far.tokens is None else far.tokens
 
     def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
         """(B + 1,) where each sequence's far tokens begin, as `remember` counts them."""
@@ -171,6 +224,8 @@ class TokenParallel(Strategy):
         if not self.sends:
             return None
         content = self.planned.content(rows)
+        if self.reach.own is not None:
+            return self.send(i, take(content, self.reach.own))
         nobody_behind = self.planned.forward and self.planned.rank == self.exchange.size - 1 > 0
         return self.send(i, content[:0] if nobody_behind else content)
 

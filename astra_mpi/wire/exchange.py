@@ -18,7 +18,7 @@ from astra_mpi.errors import AstraError
 from astra_mpi.network.link import Link, make_link
 from astra_mpi.network.missing import Missing
 from astra_mpi.network.spec import REAL, Network
-from astra_mpi.partition import displs
+from astra_mpi.partition import Hears, displs
 from astra_mpi.ranks.watched import also_watched, waiting
 from astra_mpi.wire.laps import Laps
 from astra_mpi.wire.mailbox import Mailbox
@@ -43,7 +43,7 @@ class Exchange:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.missing = missing or Missing()
         self._pending: Pending | None = None
-        self._plans: dict[tuple[tuple[int, ...], bool, bool], Plan | Mailbox] = {}
+        self._plans: dict[tuple[tuple[int, ...], Hears, bool], Plan | Mailbox] = {}
         self.connect(REAL)
         self.n_started, self.traffic = 0, Traffic()
 
@@ -92,21 +92,21 @@ class Exchange:
         message: np.ndarray,
         counts: Sequence[int],
         may_miss: bool = False,
-        forward: bool = False,
+        forward: Hears = False,
         on_host: bool = False,
     ) -> Pending:
         """Begin the all-gather of `message`, uint8 (counts[rank],); `counts` (P,) are bytes, the same on all ranks.
 
         One exchange is under way at a time; its receive buffer is valid until the next one starts. may_miss: its end
-        need not wait for what is lost or late. forward: messages go to the ranks behind their sender only. on_host:
-        messages are the host's, also where arrays are a device's.
+        need not wait for what is lost or late. forward: messages go to the ranks behind their sender only, or as it
+        says. on_host: messages are the host's, also where arrays are a device's.
         """
         if self.link is not None:
             self.link.check(self.clock.now())
         return self._start(message, counts, may_miss, forward, on_host)
 
     def _start(
-        self, message: np.ndarray, counts: Sequence[int], may_miss: bool, forward: bool, on_host: bool
+        self, message: np.ndarray, counts: Sequence[int], may_miss: bool, forward: Hears, on_host: bool
     ) -> Pending:
         counts = tuple(int(n) for n in counts)
         if self._pending is not None:
@@ -132,7 +132,7 @@ class Exchange:
         return self.missing.deadline_s is not None and self.clock.name == "wall"
 
     def _planned(
-        self, counts: tuple[int, ...], forward: bool, staging: Staging | None, leaves_early: bool
+        self, counts: tuple[int, ...], forward: Hears, staging: Staging | None, leaves_early: bool
     ) -> Plan | Mailbox:
         key = counts, forward, staging is None
         if key not in self._plans or isinstance(self._plans[key], Mailbox) != leaves_early:
@@ -145,7 +145,7 @@ class Exchange:
             )
         return self._plans[key]
 
-    def _plan(self, counts: tuple[int, ...], forward: bool, staging: Staging | None) -> Plan:
+    def _plan(self, counts: tuple[int, ...], forward: Hears, staging: Staging | None) -> Plan:
         empty = np.empty if staging is None else staging.message_buffer
         return Plan(self.comm, counts, stamped=self.link is not None, forward=forward, empty=empty)
 
@@ -227,7 +227,7 @@ class Exchange:
         counts: Sequence[int],
         n_exchanges: int,
         may_miss: bool = False,
-        forward: bool = False,
+        forward: Hears = False,
         on_host: bool = False,
     ) -> None:
         """After a failure on this rank: take part in the remaining exchanges, so that no other rank hangs."""
@@ -255,7 +255,7 @@ class Pending:
         plan: Plan | Mailbox,
         counts: tuple[int, ...],
         may_miss: bool,
-        forward: bool,
+        forward: Hears,
         staging: Staging | None,
     ) -> None:
         self._exchange, self._plan, self._counts, self._staging = exchange, plan, counts, staging

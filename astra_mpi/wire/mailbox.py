@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mpi4py import MPI
 
+from astra_mpi.partition import Hears
 from astra_mpi.wire.messages import peers
 
 _TAG = 3
@@ -22,7 +23,7 @@ _POLL_S = 2e-5
 class Mailbox:
     """Buffers of an all-gather of `counts` (P,) bytes, and the receive that is posted for every rank that is heard."""
 
-    def __init__(self, comm: MPI.Comm, counts: Sequence[int], forward: bool = False) -> None:
+    def __init__(self, comm: MPI.Comm, counts: Sequence[int], forward: Hears = False) -> None:
         self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
         self._messages = [np.zeros(_HEADER.itemsize + n, np.uint8) for n in counts]
         self._headers = [message[: _HEADER.itemsize].view(_HEADER) for message in self._messages]

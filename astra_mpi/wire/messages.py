@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from mpi4py import MPI
 
-from astra_mpi.partition import displs
+from astra_mpi.partition import Hears, displs, hears
 
 _TAG, _STAMP_TAG = 1, 2
 
@@ -26,15 +26,13 @@ class Requests:
         return MPI.Request.Testall(self.requests)
 
 
-def peers(rank: int, size: int, forward: bool) -> tuple[list[int], list[int]]:
+def peers(rank: int, size: int, forward: Hears) -> tuple[list[int], list[int]]:
     """-> (ranks that this one hears, ranks that hear it), nearest first, so that not all send to the same one.
 
-    forward: only ranks behind the sender need its message, as under causal attention.
+    forward: only ranks behind the sender need its message, as under causal attention, or whom it says.
     """
     sources, targets = ([(rank + i * step) % size for i in range(1, size)] for step in (-1, 1))
-    if forward:
-        return [s for s in sources if s < rank], [t for t in targets if t > rank]
-    return sources, targets
+    return [s for s in sources if hears(rank, s, forward)], [t for t in targets if hears(t, rank, forward)]
 
 
 class Plan(Requests):
@@ -49,7 +47,7 @@ class Plan(Requests):
         comm: MPI.Comm,
         counts: Sequence[int],
         stamped: bool = False,
-        forward: bool = False,
+        forward: Hears = False,
         empty: Callable[..., np.ndarray] = np.empty,
     ) -> None:
         rank, size = comm.Get_rank(), comm.Get_size()

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.partition import Hears, hears
+
 
 class Traffic:
     """Counts of one rank."""
@@ -17,10 +19,10 @@ class Traffic:
         self.paper_bytes = 0.0  # one rank's share of each
         self.other_bytes = 0  # class tokens and pooling
 
-    def gathered(self, counts: Sequence[int], rank: int, forward: bool = False) -> None:
-        """An all-gather of `counts` (P,) bytes: every payload comes to every rank, or to those behind its sender."""
+    def gathered(self, counts: Sequence[int], rank: int, forward: Hears = False) -> None:
+        """An all-gather of `counts` (P,) bytes: every payload comes to every rank, or to those that hear its sender."""
         self.contributed_bytes += counts[rank]
-        self.port_bytes += sum(counts[:rank] if forward else counts) - (0 if forward else counts[rank])
+        self.port_bytes += sum(n for sender, n in enumerate(counts) if hears(rank, sender, forward))
         self.paper_bytes += sum(counts) / len(counts)
 
     def reduced(self, n_bytes: int, size: int) -> None:

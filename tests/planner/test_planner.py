@@ -262,7 +262,7 @@ def test_what_a_family_cannot_use_is_skipped_and_the_rest_is_planned(speeds):
     rows = {row["strategy"]: row for row in answer["strategies"]}
     assert list(rows) == list(STRATEGIES)
     assert {name for name, row in rows.items() if "skipped" in row} == {"bp", "bp:sp", "segment_means:8"}
-    assert "no position for rotary keys" in rows["segment_means:8"]["skipped"]
+    assert "no position for rotary keys and windows" in rows["segment_means:8"]["skipped"]
     assert advice({**answer, "size": 3})
 
 

@@ -1,4 +1,4 @@
-"""GPT-2 and Llama: logits of random tokens, a greedy continuation, and texts to ids and back."""
+"""Decoders: logits of random tokens, a greedy continuation, and texts to ids and back."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ def compare(reference: Reference, model: Any) -> Iterator[Finding]:
 
 
 def _forward(torch_model: Any, tokens: Tokens) -> Outputs:
-    """Logits (N, V) after every token."""
+    """Logits (N, V) after every token. One at a time: padding that no window reaches is NaN in transformers."""
     import torch
 
-    ids, positions, keep = (torch.from_numpy(array) for array in tokens.packed())
-    logits = torch_model(input_ids=ids, position_ids=positions, attention_mask=keep.long()).logits
-    return {"logits": logits[keep].numpy()}
+    ids, positions, _ = (torch.from_numpy(array) for array in tokens.packed())
+    found = []
+    for row, places, n in zip(ids, positions, tokens.lengths.tolist(), strict=True):
+        given = {"input_ids": row[None, :n], "position_ids": places[None, :n]}
+        found.append(torch_model(**given, attention_mask=torch.ones(1, n, dtype=torch.long)).logits[0].numpy())
+    return {"logits": np.concatenate(found)}
 
 
 def _greedy(reference: Reference, model: Any, allowed: float) -> Finding:

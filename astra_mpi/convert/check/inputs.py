@@ -23,13 +23,19 @@ class Tokens(NamedTuple):
 
 
 def random_tokens(config: Any, longest: int = 96, seed: int = 0) -> Tokens:
-    """Ragged sequences from position 0 on, and one whose positions are spread up to the model's last."""
-    rng = np.random.default_rng(seed)
-    n = min(longest, config.max_positions)
+    """Ragged sequences from position 0 on, and one whose positions are spread up to the model's last.
+
+    Not so where transformers looks at places in the batch instead of positions: windows, and longrope, which turns by
+    the longest sequence of a batch.
+    """
+    rng, long = np.random.default_rng(seed), getattr(config, "rope_type", "") == "longrope"
+    n = min(longest, config.max_positions, *([config.rope_trained_positions] if long else []))
     lengths = np.array([n, max(1, 2 * n // 3), min(5, n), 1, n])
     mask = np.arange(config.max_positions) < lengths[:, None]
     spread = rng.permutation(config.max_positions)[:n]
     spread[np.argmin(spread)], spread[np.argmax(spread)] = 0, config.max_positions - 1
+    if long or any(config.windows):
+        spread = np.arange(n)
     mask[-1] = False
     mask[-1, spread] = True
     lengths[-1] = mask[-1].sum()

@@ -20,9 +20,9 @@ from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.device.xp import beside, module_of, take
 from astra_mpi.models.batch import Batch
-from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.family import Family
 from astra_mpi.models.hf import Source, map_names
+from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
 from astra_mpi.models.vision import pooling, reading
 from astra_mpi.models.vision.pooling import CLASSIFIED, POOLERS, POOLINGS
 from astra_mpi.partition import Layout
@@ -126,7 +126,7 @@ class ViT(Family):
     takes_any_size: ClassVar[bool] = False
 
     @classmethod
-    def recipe_for(cls, config: Any) -> Recipe:
+    def recipe_of(cls, config: Any) -> Recipe:
         return Recipe(norm_first=True, gated=config.gated)
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:
@@ -206,7 +206,7 @@ class ViT(Family):
         if config.embed_norm:
             shapes |= {"embed.norm.weight": (d,), "embed.norm.bias": (d,)}
         shapes |= pooling.head_shapes(config)
-        return shapes | block_shapes(config, ViT.recipe_for(config), () if config.qkv_bias else "qkv")
+        return shapes | block_shapes(config, ViT.recipe_of(config), () if config.qkv_bias else "qkv")
 
     reference = Reference(
         architectures=("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),
