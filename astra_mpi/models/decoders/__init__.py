@@ -1,4 +1,7 @@
-"""Decoders that are a recipe of parts and a mapping of names, a file for each or for each kin."""
+"""Decoders that are a recipe of parts and a mapping of names, a file for each or for each kin.
+
+A file says what its blocks are made of and where a checkpoint keeps its weights. It computes nothing of its own.
+"""
 
 from __future__ import annotations
 
