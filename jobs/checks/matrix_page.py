@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from matrix_commands import YES, Outcome
-from matrix_models import CODECS, CONFIGS
+from matrix_models import CODECS, CONFIGS, ONE_CODEC, PLAIN, Variant
 
 COLUMNS = tuple(f"{family}{coded}" for family in CONFIGS for coded in ("", " + codes"))
 _TITLES = {
@@ -27,7 +27,7 @@ models, not by hand. Every cell was run: `yes` is a result that was looked at (`
 on the files of `convert` and `train`; results and merged files hold finite numbers of all items; codebooks are of
 the kind asked for; times are above zero; `info`, `doctor`, `sweep` and pages no more than were made), a number is
 the reason with which the command ended, exit code 2, or with which it skipped the row. "+ codes": the model has
-codebooks, which were tried one after another: {names}.
+codebooks, which were tried one after another: {names}; of {single} residual normed alone.
 A cell names two outcomes where these differed.
 """
 
@@ -40,7 +40,7 @@ def page(outcomes: Iterable[Outcome]) -> str:
         row.setdefault(one.variant.column, set()).add(one.text)
     reasons: list[str] = []
     names = ", ".join(CODECS)
-    lines = [_HEAD.format(names=names)]
+    lines = [_HEAD.format(names=names, single=" and ".join(ONE_CODEC))]
     for table in sorted(cells, key=list(_TITLES).index):
         lines += [f"## {_TITLES[table]}", "", *_table(table, cells[table], reasons), ""]
     lines += ["## Reasons", "", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]
@@ -89,3 +89,14 @@ def read_page(text: str) -> dict[tuple[str, str, str], set[str]]:
                 if cell != "-":
                     found[table, words[0], column] = {reasons.get(word, word) for word in cell.split(", ")}
     return found
+
+
+def kept(text: str, families: Iterable[str]) -> list[Outcome]:
+    """What a page says of other families than these."""
+    outcomes = []
+    for (table, row, column), texts in read_page(text).items():
+        family, _, coded = column.partition(" + ")
+        if family not in families:
+            variant = Variant(family, next(iter(CODECS)) if coded else PLAIN)
+            outcomes += [Outcome(table, row, variant, said) for said in sorted(texts)]
+    return outcomes

@@ -67,6 +67,8 @@ def test_decoupled_blocks_equal_their_oracle(comm, family, spec):
 
 def test_image_encoders_equal_the_oracle(comm):
     """Several class tokens, registers and none; every pooling; every strategy and codec site."""
+    if comm.size > 3:
+        pytest.skip("1 to 3 ranks show as much")
     for name, changes in IMAGE_PARTS.items():
         config = vit_config(**changes)
         inputs, mask = random_batch(config, 2, seed=1)
