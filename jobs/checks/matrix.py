@@ -2,7 +2,7 @@
 
 mpirun -n 2 python jobs/checks/matrix.py [--write docs/reference/support.md] [--commands plan,verify] [--families llama]
 Small random models in a temporary folder. Prints a line per failure and the counts; exit code 1 if a cell failed. The
-page is written only if all cells ran and none failed.
+page is written only if all cells ran and none failed; with --families, columns of others stay as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from matrix_commands import COMMANDS, Bench, Outcome
 from matrix_models import CODECS, CONFIGS, PLAIN, Variant, variants, write_models
-from matrix_page import page
+from matrix_page import kept, page
 from mpi4py import MPI
 
 from astra_mpi.ranks.broadcast import broadcast_text
@@ -63,9 +63,11 @@ def main() -> int:
         print(f"{len(found)} cells: {given} results, {reasons} reasons, {failed} failed; {spent}")
         if args.json:
             args.json.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=0) + "\n")
-        whole = set(commands) == set(COMMANDS) and len(wanted) == len(list(variants()))
+        whole = set(commands) == set(COMMANDS)
+        whole = whole and len(wanted) == len([variant for variant in variants() if variant.family in families])
         if args.write and whole and not failed:
-            args.write.write_text(page(found))
+            others = kept(args.write.read_text(), families) if len(families) < len(CONFIGS) else []
+            args.write.write_text(page([*others, *found]))
         elif args.write:
             print(f"{args.write} is not written: {'cells failed' if failed else 'not all cells ran'}", file=sys.stderr)
     return 1 if failed else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from matrix_commands import YES, Outcome
-from matrix_models import CODECS, CONFIGS
+from matrix_models import CODECS, CONFIGS, ONE_CODEC, PLAIN, Variant
 
 COLUMNS = tuple(f"{family}{coded}" for family in CONFIGS for coded in ("", " + codes"))
 _TITLES = {
@@ -30,7 +30,8 @@ random models.
 - Two outcomes: different codebooks gave different outcomes.
 - `-`: not run.
 
-"+ codes" means that the model has codebooks. These were tried one after another: {names}.
+"+ codes" means that the model has codebooks. These were tried one after another: {names}. Of {single} only
+residual normed was tried.
 
 What was checked:
 
@@ -50,7 +51,7 @@ def page(outcomes: Iterable[Outcome]) -> str:
         row.setdefault(one.variant.column, set()).add(one.text)
     reasons: list[str] = []
     names = ", ".join(CODECS)
-    lines = [_HEAD.format(names=names)]
+    lines = [_HEAD.format(names=names, single=" and ".join(ONE_CODEC))]
     for table in sorted(cells, key=list(_TITLES).index):
         lines += [f"## {_TITLES[table]}", "", *_table(table, cells[table], reasons), ""]
     lines += ["## Reasons", "", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]
@@ -99,3 +100,14 @@ def read_page(text: str) -> dict[tuple[str, str, str], set[str]]:
                 if cell != "-":
                     found[table, words[0], column] = {reasons.get(word, word) for word in cell.split(", ")}
     return found
+
+
+def kept(text: str, families: Iterable[str]) -> list[Outcome]:
+    """What a page says of other families than these."""
+    outcomes = []
+    for (table, row, column), texts in read_page(text).items():
+        family, _, coded = column.partition(" + ")
+        if family not in families:
+            variant = Variant(family, next(iter(CODECS)) if coded else PLAIN)
+            outcomes += [Outcome(table, row, variant, said) for said in sorted(texts)]
+    return outcomes

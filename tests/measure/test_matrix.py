@@ -10,7 +10,7 @@ import matrix_commands
 import pytest
 from matrix_commands import COMMANDS, YES, Bench, Outcome, outcome, run
 from matrix_models import CODECS, CONFIGS, PLAIN, Variant, write_models
-from matrix_page import page, read_page
+from matrix_page import kept, page, read_page
 from mpi4py import MPI
 
 from astra_mpi.ranks.broadcast import broadcast_text
@@ -75,6 +75,12 @@ def test_commands_on_these_ranks(comm, tmp_path, known, family):
         outcomes = [one for one in COMMANDS[name](bench, variant) if heads % comm.size == 0 or "bp" not in one.row]
         assert checked(known, outcomes)
     assert checked(known, run(bench, variant, (AUTO, "tp")))
+
+
+def test_columns_of_other_families_are_kept():
+    text = PAGE.read_text()
+    assert read_page(page(kept(text, ()))) == read_page(text)
+    assert {column.split(" + ")[0] for _, _, column in read_page(page(kept(text, ["vit"])))} == {*CONFIGS} - {"vit"}
 
 
 def test_what_fails_is_seen(tmp_path, monkeypatch):

@@ -66,14 +66,16 @@ def test_decoupled_blocks_equal_their_oracle(comm, family, spec):
 
 
 def test_image_encoders_equal_the_oracle(comm):
-    """Several class tokens, registers and none; every pooling; every strategy and codec site."""
+    """Several class tokens, registers and none, under every strategy; every pooling under some."""
+    if comm.size > 3:
+        pytest.skip("1 to 3 ranks show as much")
     for name, changes in IMAGE_PARTS.items():
         config = vit_config(**changes)
         inputs, mask = random_batch(config, 2, seed=1)
         for codec in (CodecConfig(site="normed", stages=1, codebook_size=9), CodecConfig(site="kv", stages=2)):
             model = Model(model_file(config, codec), comm, get_backend("numpy", comm))
-            specs = STRATEGIES if codec.site == "normed" else ["astra"]
-            for spec in specs:
+            every = name in ("registers", "distilled", "probe") and codec.site == "normed"
+            for spec in STRATEGIES if every else ("tp", "astra:inputs"):
                 for check in checks_of(comm, model, inputs, mask, spec):
                     assert check.passed, (name, check)
                     assert not check.reason or check.strategy.startswith("bp"), (name, check)
