@@ -15,7 +15,9 @@ from astra_mpi.errors import InputError
 from astra_mpi.models import FAMILIES
 
 #: keys behind an architecture's name that change no answer, or that are read elsewhere
-_HARMLESS = ("vocab_size", "tensor_data_layout", "attention.key_length", "attention.value_length")
+_HARMLESS = (
+    "vocab_size", "tensor_data_layout", "attention.key_length", "attention.value_length", "rope.scaling.finetuned",
+)  # fmt: skip
 #: keys with which the forward pass would be another -> the value that changes nothing
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
