@@ -21,8 +21,8 @@ class HeadNorm:
         self.kind, self.eps = kind, eps
         self.weight = weight if scale == 1 else weight * weight.dtype.type(scale)
         self.width = len(weight) if kind == "whole" else d_head
-        xp = module_of(weight)
-        self.ones, self.zeros = xp.ones(d_head, weight.dtype), xp.zeros(d_head, weight.dtype)
+        self.zeros = module_of(weight).zeros(d_head, weight.dtype)
+        self.ones = self.zeros + weight.dtype.type(1)
 
     def __call__(self, x: np.ndarray, kernels: ModuleType) -> None:
         """x (n, H d), its rows any distance apart."""

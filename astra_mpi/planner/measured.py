@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from astra_mpi.config import CodecConfig
+from astra_mpi.models import FAMILIES
 
 
 class Measured(NamedTuple):
@@ -34,7 +35,8 @@ _SENTENCES = Measured("STS-B", _at("hidden"))
 
 def measured(family: str) -> Measured:
     """For models of `family`, or what is nearest to them."""
-    return _BY_FAMILY.get(family, _SENTENCES)
+    decodes = family in FAMILIES and FAMILIES[family].causal
+    return _BY_FAMILY.get(family) or (_BY_FAMILY["llama"] if decodes else _SENTENCES)
 
 
 def best_codec(budget_bits: float, codecs: Sequence[CodecConfig]) -> CodecConfig | None:

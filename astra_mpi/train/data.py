@@ -20,6 +20,7 @@ from astra_mpi.inputs.kinds.kind import takes_images
 from astra_mpi.inputs.opening import open_input
 from astra_mpi.inputs.sources import FileSource, ImageSource, Source
 from astra_mpi.inputs.text import tokenizer_of
+from astra_mpi.models import FAMILIES
 from astra_mpi.partition import displs, even
 from astra_mpi.train.deck import DataSection
 
@@ -114,7 +115,7 @@ def _sequences(source: Source, path: Path, n_class: int, causal: bool) -> Sequen
 def open_items(section: DataSection, path: Path, model: ModelFile, need_labels: bool) -> Items:
     """The items of one file. InputError, naming file and cure, on what the model cannot take."""
     require(section.max_tokens is None or model.config.family != "vit", "data.max_tokens is for text, not for images")
-    if model.config.family in ("gpt2", "llama") and is_running_text(section.kind, path):
+    if FAMILIES[model.config.family].causal and is_running_text(section.kind, path):
         return _windows(section, path, model)
     labels = section.labels if takes_images(model.config) else None
     names = (section.dataset, labels, section.mask, section.max_tokens)
@@ -126,7 +127,7 @@ def open_items(section: DataSection, path: Path, model: ModelFile, need_labels: 
         known = not need_labels or source.labels is not None
         require(known, f'{path}: data.labels is missing; or use train.loss = "distill"')
         return Images(source, model.config)
-    return _sequences(source, path, model.config.n_class, model.config.family in ("gpt2", "llama"))
+    return _sequences(source, path, model.config.n_class, FAMILIES[model.config.family].causal)
 
 
 def _windows(section: DataSection, path: Path, model: ModelFile) -> Sequences:

@@ -8,6 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from astra_mpi.models import FAMILIES
 from astra_mpi.train.parallel import all_rows
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Cosine(Metric):
 
 
 def metric_for(family: str, labelled: bool) -> Metric:
-    if family in ("gpt2", "llama"):
+    if FAMILIES[family].causal:
         return Perplexity()
     return Accuracy() if labelled else Cosine()
 

@@ -20,6 +20,7 @@ from astra_mpi.engine import Model
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.oracle.verify import verify
+from helpers.architectures import on_ranks
 from helpers.checkpoints import BERT, DECODERS, SIZES, VITS, check_bert, check_decoder, check_vit
 from helpers.cuda_emulation.devices import GPU, device
 from helpers.fakes import IMAGE_PARTS, bert_config, gpt2_config, llama_config, model_file, vit_config
@@ -99,6 +100,22 @@ def test_strategies_equal_the_cpu(comm, anywhere, family, strategy):
     for model in (gpu, cpu):
         model.use(strategy)
     assert_same(comm, gpu, cpu, inputs, mask)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2"])
+def test_other_parts_equal_the_cpu(comm, anywhere, name):
+    """Windows, caps, norms of queries, keys and outputs; then new tokens."""
+    config, site = on_ranks()[name]
+    file = model_file(config, CodecConfig(site=site, stages=2, codebook_size=16))
+    gpu, cpu = (Model(file, comm, get_backend(kind, comm)) for kind in ("cuda", "numpy"))
+    inputs, mask = random_batch(config, 3, 13, seed=1, ragged=True)
+    for spec in ("sp", "astra"):
+        for model in (gpu, cpu):
+            model.use(spec)
+        assert_same(comm, gpu, cpu, inputs, mask)
+        for decode in ("local", "merged"):
+            new = [model.generate(inputs[:1], max_new_tokens=3, decode=decode) for model in (gpu, cpu)]
+            np.testing.assert_array_equal(*new)
 
 
 @pytest.mark.parametrize(("family", "codec"), ASTRA)

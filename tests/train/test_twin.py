@@ -11,6 +11,7 @@ from astra_mpi.engine import Model
 from astra_mpi.train.cuts import make_view
 from astra_mpi.train.quantise import Codebooks, Sender
 from astra_mpi.train.twin import Twin
+from helpers.architectures import on_ranks
 from helpers.fakes import IMAGE_PARTS, bert_config, gpt2_config, llama_config, model_file, vit_config
 
 pytestmark = pytest.mark.mpi
@@ -94,6 +95,20 @@ def test_twin_equals_engine_for_image_encoders(comm, part):
     answer = model(inputs, mask)
     codes = codes_by_sequence(model) if comm.Get_size() > 1 else None
     found, _ = twin_answer(file, inputs, mask, model.strategy.planned.counts, codes)
+    assert np.abs(found - answer).max() <= TOLERANCE * np.abs(answer).max()
+
+
+@pytest.mark.parametrize("name", ["gemma2", "smollm3", "olmo2", "stablelm"])
+def test_twin_of_other_parts_equals_engine(comm, name):
+    """Windows, caps, norms of queries, keys and outputs, blocks side by side, and without positions."""
+    config, site = on_ranks()[name]
+    file = model_file(config, CodecConfig(site=site, stages=2, codebook_size=16))
+    model = Model(file, comm, get_backend("numpy", comm))
+    inputs, mask = random_batch(config, 3, 13, seed=1, ragged=True)
+    model.use("astra")
+    answer = model(inputs, mask)
+    counts, codes = model.strategy.planned.counts, codes_by_sequence(model) if comm.size > 1 else None
+    found, _ = twin_answer(file, inputs, mask, counts, codes)
     assert np.abs(found - answer).max() <= TOLERANCE * np.abs(answer).max()
 
 

@@ -29,7 +29,7 @@ def compare(reference: Reference, model: Any) -> Iterator[Finding]:
 
 
 def _forward(torch_model: Any, tokens: Tokens) -> Outputs:
-    """Logits (N, V) after every token. One at a time: padding that no window reaches is NaN in transformers."""
+    """Logits (N, V) after every token. One sequence at a time: padding outside all windows is NaN in transformers."""
     import torch
 
     ids, positions, _ = (torch.from_numpy(array) for array in tokens.packed())
