@@ -31,7 +31,8 @@ def fit_codebook(
     report = progress or (lambda done, total: None)
     if config.kind == "grouped":
         return _fit_grouped(x, config, rng, kernels, report)
-    return refine(_fit_residual(x, config, rng, kernels, report), x, kernels)
+    book, codes = _fit_residual(x, config, rng, kernels, report)
+    return refine(book, x, kernels, codes)
 
 
 def energy(x: np.ndarray) -> float:
@@ -52,25 +53,26 @@ def _fit_grouped(
 
 def _fit_residual(
     x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
-) -> Codebook:
-    """Greedy stages: each is fitted to what the stages before it left."""
-    entries = []
-    rest = x
+) -> tuple[Codebook, np.ndarray]:
+    """Greedy stages, each fitted to what the stages before it left, and the codes (n, M) of x."""
+    entries, codes = [], []
+    rest = np.array(x, order="C")
     for stage in range(config.stages):
         entries.append(kmeans(rest, config.codebook_size, rng, kernels, STAGE_ITERATIONS))
         last = Codebook("residual", entries[-1][None], x.shape[1])
-        rest = rest - last.decode(last.encode(rest, kernels), kernels)
+        codes.append(last.encode(rest, kernels))
+        kernels.add_entries(rest, -entries[-1], codes[-1][:, 0])
         report(stage + 1, config.stages)
-    return Codebook("residual", np.stack(entries), x.shape[1])
+    return Codebook("residual", np.stack(entries), x.shape[1]), np.concatenate(codes, axis=1)
 
 
-def refine(codebook: Codebook, x: np.ndarray, kernels: Any) -> Codebook:
+def refine(codebook: Codebook, x: np.ndarray, kernels: Any, codes: np.ndarray | None = None) -> Codebook:
     """Sweeps over all stages of a codebook of full width, each followed by a new encoding, while they lower the error.
 
     Greedy stages know nothing of the later ones. On all-MiniLM-L6-v2 activations (8 stages of 256 entries, 32768
-    samples) five sweeps lower the error by 6 to 11 percent, of held-out samples by 5 to 7.
+    samples) five sweeps lower the error by 6 to 11 percent, of held-out samples by 5 to 7. codes (n, C): of x, if known.
     """
-    codes = codebook.encode(x, kernels)
+    codes = codebook.encode(x, kernels) if codes is None else codes
     rest = x - codebook.decode(codes, kernels)
     error = energy(rest)
     for _ in range(SWEEPS):
