@@ -33,13 +33,13 @@ def energy(x: np.ndarray) -> float:
     return float(np.einsum("nd,nd->", x, x, dtype=np.float64))
 
 
-def refine(codebook: Codebook, x: np.ndarray, kernels: Any) -> Codebook:
+def refine(codebook: Codebook, x: np.ndarray, kernels: Any, codes: np.ndarray | None = None) -> Codebook:
     """Sweeps over all stages of a codebook of full width, each followed by a new encoding, while they lower the error.
 
     Greedy stages know nothing of the later ones. On all-MiniLM-L6-v2 activations (8 stages of 256 entries, 32768
-    samples) five sweeps lower the error by 6 to 11 percent, of held-out samples by 5 to 7.
+    samples) five sweeps lower the error by 6 to 11 percent, of held-out samples by 5 to 7. codes (n, C): of x.
     """
-    codes = codebook.encode(x, kernels)
+    codes = codebook.encode(x, kernels) if codes is None else codes
     rest = x - codebook.decode(codes, kernels)
     error = energy(rest)
     for _ in range(SWEEPS):

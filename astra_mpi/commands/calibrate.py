@@ -83,11 +83,12 @@ def _fit(
     from astra_mpi.calibrate import fit_codec, shared, shuffled_batches, too_few
     from astra_mpi.job.progress import Progress
 
-    bar = Progress(model.config.n_layers, unit="block") if comm.Get_rank() == 0 else None
+    bars: list[Progress] = []  # rank 0's, which begins when all is read
 
-    def say(n_tokens: int) -> None:
-        if bar is not None:
+    def begin(n_tokens: int) -> None:
+        if comm.Get_rank() == 0:
             _warn(too_few(n_tokens, args.samples, config.codebook_size, str(args.data), "--samples"))
+            bars.append(Progress(model.config.n_layers, unit="block"))
 
     codec = fit_codec(
         model,
@@ -98,10 +99,10 @@ def _fit(
         n_samples=args.samples,
         threads=threads,
         metric=args.metric,
-        progress=lambda done, total: bar.reach(done) if bar is not None else None,
-        on_tokens=say,
+        progress=lambda done, total: bars[0].reach(done),
+        on_tokens=begin,
     )
-    if bar is not None:
+    for bar in bars:
         bar.close()
     return codec
 

@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, bool]] = {
     "init": ("init llama-tiny out/m.h5 --no-codebooks --dtype int8", False),
     "convert": ("convert hf out/m.h5", False),
     "convert --check": ("convert plain out/m.h5 --check", False),
-    "calibrate": ("calibrate model.h5 --data tokens.npz -o out/m.h5 --samples 200 --codebook-size 8", False),
+    "calibrate": ("calibrate model.h5 --data tokens.npz -o out/m.h5 --samples 200 --codebook-size 8", True),
     "run": ("run batch.toml output.path=out/out.h5", True),
     "train": ("train train.toml output.path=out/m.h5 train.steps=2 train.batch=2 codec.codebook_size=8", True),
     "bench": ("bench model.h5 --repeats 1 --warmup 0 --tokens 8 --json out/b.json --trace out/t.json", True),

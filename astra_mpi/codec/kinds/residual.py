@@ -62,14 +62,16 @@ class Residual(Kind):
         cls, x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
     ) -> Codebook:
         """Greedy stages, each fitted to what the stages before it left; then all refined together."""
-        entries = []
-        rest = x
+        entries, codes = [], []
+        rest = np.array(x, order="C")
         for stage in range(config.stages):
             entries.append(kmeans(rest, config.codebook_size, rng, kernels, STAGE_ITERATIONS))
             last = Codebook(cls.name, entries[-1][None], x.shape[1])
-            rest = rest - last.decode(last.encode(rest, kernels), kernels)
+            codes.append(last.encode(rest, kernels))
+            kernels.add_entries(rest, -entries[-1], codes[-1][:, 0])
             report(stage + 1, config.stages)
-        return refine(Codebook(cls.name, np.stack(entries), x.shape[1]), x, kernels)
+        book = Codebook(cls.name, np.stack(entries), x.shape[1])
+        return refine(book, x, kernels, np.concatenate(codes, axis=1))
 
     @classmethod
     def fit_searches(cls, config: CodecConfig) -> tuple[float, float]:
