@@ -111,6 +111,16 @@ class Tokenizer:
             self._check_ids(row, name, i)
         return rows
 
+    def encode_plain(self, text: str, name: str) -> np.ndarray:
+        """Token ids (T,) int32 of a text that spells its special tokens itself, with nothing around it or cut.
+
+        InputError as `encode`.
+        """
+        with refusing(f"the model's tokenizer has no tokens for {name} ({{}}); write it in other words"):
+            row = np.array(self._fast.encode(text, add_special_tokens=False).ids, np.int32)
+        self._check_ids(row, lambda _: name, 0)
+        return row
+
     def _check_ids(self, row: np.ndarray, name: Named, i: int) -> None:
         bad = row[row >= self._vocab_size] if self._vocab_size is not None else row[:0]
         if bad.size:
