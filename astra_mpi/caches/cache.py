@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from astra_mpi.attention import Attention
 from astra_mpi.config import ModelConfig
 from astra_mpi.partition import Layout
 
@@ -97,6 +98,15 @@ class Cache(ABC):
     def keep_far(self, i: int, offsets: np.ndarray, remember: Callable[[Part, np.ndarray], Any]) -> None:
         """Of block i, what is far, a sequence's keys at `offsets`. `remember` makes what is kept of some of them, of
         which it is told where each sequence's begin."""
+
+    def attend_past(self, i: int, attention: Attention) -> None:  # noqa: B027 - others keep no past
+        """Of block i, this rank's queries attend to what was kept before this pass, of their own sequence."""
+
+    def note(self, i: int, payload: np.ndarray) -> None:  # noqa: B027
+        """What others would see of this rank's tokens in block i is made of payload (n, width)."""
+
+    def note_seen(self, i: int, seen: np.ndarray) -> None:  # noqa: B027
+        """It is this (n, width), and ranks behind have been told."""
 
     @abstractmethod
     def plan(self, sequences: np.ndarray, keeps: bool) -> None:

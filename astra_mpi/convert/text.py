@@ -64,7 +64,8 @@ def read_text_settings(folder: Path, config: Any, encoder: SentenceEncoder | Non
         beyond = [f"{FILE} was taken as it stands; as transformers makes it {found.class_name}, {exc}"]
     preprocess["tokenizer_class"] = found.class_name
     left = [*aside, *found.left_aside]
-    if FAMILIES[config.family].causal:
+    family = FAMILIES.get(getattr(config, "family", ""))
+    if family is not None and family.causal:
         template, said = read_chat_template(folder)
         notes += said
         if template is not None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from astra_mpi.caches.cache import Cache, HostCache, Softmax
 from astra_mpi.caches.packed import PackedCache
+from astra_mpi.caches.past import Past
 from astra_mpi.device.xp import settle, take, to_host
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
@@ -27,12 +28,12 @@ class Local:
     sampled: np.ndarray
     cache: Cache
 
-    def __init__(self, model: Model, layout: Layout, room: np.ndarray) -> None:
-        """room (B,): tokens that each sequence may get."""
+    def __init__(self, model: Model, layout: Layout, room: np.ndarray, past: Past | None = None) -> None:
+        """room (B,): tokens that each sequence may get. past: of a conversation, one sequence."""
         assert isinstance(model.family, Decoder) and isinstance(model.strategy, TokenParallel)
         self.family, self.blocks, self.backend, self.laps = model.family, model.blocks, model.backend, model.laps
         self.config, self.scratch, self.exchange = model.config, model.scratch, model.exchange
-        self.layout = layout
+        self.layout, self.past, self.site = layout, past, model.strategy.site
         self._plan(room - 1)  # the last token of a sequence goes through no block
 
     def _plan(self, room: np.ndarray) -> None:
@@ -40,6 +41,9 @@ class Local:
         self.cache = self._cache(room, keeps_far=True)
 
     def _cache(self, room: np.ndarray, keeps_far: bool) -> Cache:
+        if self.past is not None:
+            self.past.open(self.layout, int(room[0]) if len(self.computed) else 0)
+            return self.past
         kept = self.config, self.layout, self.computed, room, keeps_far
         on_host = self.backend.xp is np
         return HostCache(self.backend.kernels, *kept) if on_host else PackedCache(self.backend, *kept)
@@ -73,7 +77,10 @@ class Local:
         turns = turns if turns is None else self.scratch.xp.asarray(turns)
         self.laps.mark("embed")
         for i, block in enumerate(self.blocks):
-            q, kv = block.queries_keys_values(block.attention_input(x))
+            h = block.attention_input(x)
+            q, kv = block.queries_keys_values(h)
+            if self.past is not None and self.site is not None:
+                self.past.note(i, {"hidden": x, "normed": h, "kv": kv}[self.site])
             if turns is not None:
                 block.turn(turns)
             self.laps.mark("project")
