@@ -1,6 +1,7 @@
 """What a rank keeps of one conversation, turn after turn: its own tokens in full, those of others as it sees them.
 
-A conversation is chunks of consecutive tokens: a prompt cut over the ranks, an answer on the rank that gave it. What a rank has not been told yet of others' tokens is made up for at once, before the next prompt is cut
+A conversation is chunks of consecutive tokens: a prompt cut over the ranks, or an answer on the rank that gave it. What
+a rank has not been told yet of others' tokens is made up for at once, before the next prompt is cut
 (docs/explanation/decode.md, Conversations).
 """
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from astra_mpi.decks.deck import TaskSection
     from astra_mpi.engine import Model
     from astra_mpi.inputs.text import Tokenizer
+    from astra_mpi.job.generation import Generator
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,7 +28,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("model", help="model file of a decoder (GPT-2, Llama), with a tokenizer")
     parser.add_argument("prompt", nargs="?", help="text to go on from")
     parser.add_argument("--prompt-file", metavar="FILE", help="a text file, whole, instead")
-    _add_sampling_options(parser)
+    parser.add_argument("--chat", action="store_true", help="the prompt is a message; only the answer is printed")
+    add_chat_options(parser)
+    add_sampling_options(parser)
     parser.add_argument(
         "--strategy",
         default="auto",
@@ -39,15 +42,21 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run, spmd=True, strategies=None)
 
 
-def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+def add_chat_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("chat")
+    group.add_argument("--system", metavar="TEXT", help="what the model is told before the first message")
+    group.add_argument("--template", metavar="NAME", help="which of the model's chat templates (default: default)")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, n_tokens: int = 100) -> None:
     group = parser.add_argument_group("what is generated")
-    group.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="default %(default)s")
+    group.add_argument("--max-new-tokens", type=int, default=n_tokens, metavar="N", help="default %(default)s")
     group.add_argument("--temperature", type=float, metavar="T", help="0: the most likely token (default 0, or 1 beside"
                        " --top-k and --top-p)")  # fmt: skip
     group.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens")
     group.add_argument("--top-p", type=float, metavar="P", help="and from those of together this probability")
     group.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="a token that ends the text; again for further ones"
+        "--stop", action="append", default=[], metavar="TEXT", help="what ends the text; again for further ones"
     )
     group.add_argument("--ignore-end", action="store_true", help="go on after the model's own end tokens")
 
@@ -55,6 +64,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     import numpy as np
 
+    from astra_mpi.config import require
     from astra_mpi.errors import collective
     from astra_mpi.inputs.text import tokenizer_of
     from astra_mpi.job.continuation import continuation
@@ -65,22 +75,27 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
 
     text = ""
     with collective(comm):
-        task, request = _task(args), parse_request(args.strategy)
+        task, request = task_of(args), parse_request(args.strategy)
+        require(args.chat or not (args.system or args.template), "--system and --template are for --chat; give it too")
         if comm.Get_rank() == 0:
             text = _prompt(args)
     text = broadcast_text(comm, text)
     model = load_model(args, comm, None if request.name == AUTO else args.strategy)
     with collective(comm):
-        _check_family(args.model, model)
+        check_family(args.model, model)
         generator = Generator(task, model, args.seed)
         tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, open_ended=True, preprocess=model.preprocess)
-        ids = _prompt_ids(text, tokenizer, model.config.max_positions)
+        ids = None if args.chat else _prompt_ids(text, tokenizer, model.config.max_positions)
+    if ids is None:
+        ids, generator.stop = _message_ids(args, model, generator, text)
     if request.name == AUTO:
         workload = Workload(len(ids), new_tokens=args.max_new_tokens, decode=args.decode)
         coded = coded_form(request) if comm.Get_size() > 1 else "single"  # which needs no tables
         decide(model, workload, coded, counted_keys=args.counted_keys == "on")
     with collective(comm):
-        printer = Printer(tokenizer, ids, sys.stdout) if comm.Get_rank() == 0 else None
+        printer = None
+        if comm.Get_rank() == 0:
+            printer = Printer(tokenizer, ids, sys.stdout, generator.stop_texts if args.chat else None, not args.chat)
     new = generator(ids[None], np.ones((1, len(ids)), bool), [0], printer)[0]
     with collective(comm):
         if printer is not None:
@@ -89,11 +104,33 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
             print("\n".join(filter(None, said)), file=sys.stderr, flush=True)
             if args.json:
                 told = {"prompt": text, "text": continuation(tokenizer, ids, new[new >= 0])}
+                if args.chat and generator.stop_texts is not None:
+                    told["text"] = generator.stop_texts.cut(told["text"])
                 write_json(args.json, told | {"tokens": new[new >= 0].tolist(), "report": model.report})
     return 0
 
 
-def _task(args: argparse.Namespace) -> TaskSection:
+def _message_ids(
+    args: argparse.Namespace, model: Model, generator: Generator, text: str
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Collective: the tokens up to where the answer to one message begins, and those that end it."""
+    import numpy as np
+
+    from astra_mpi.errors import collective
+    from astra_mpi.job.chat import ChatPrompts, Dialogue
+    from astra_mpi.ranks.broadcast import broadcast_ids
+
+    ids = None
+    with collective(model.comm):
+        prompts = ChatPrompts(model, args.template)
+        dialogue = Dialogue(model, generator, prompts, args.system or "")
+        if dialogue.root:  # a template may ask for the time
+            messages = [*dialogue.messages, {"role": "user", "content": text}]
+            ids = prompts.ids(messages, "the message").astype(np.int64)
+    return broadcast_ids(model.comm, ids).astype(np.int32), dialogue.stop
+
+
+def task_of(args: argparse.Namespace) -> TaskSection:
     """The options as the [task] of a deck. InputError on values out of range."""
     from typing import get_args, get_type_hints
 
@@ -135,7 +172,7 @@ def _prompt(args: argparse.Namespace) -> str:
         raise InputError(f"the prompt: {exc}, or as --prompt-file") from exc
 
 
-def _check_family(path: str, model: Model) -> None:
+def check_family(path: str, model: Model) -> None:
     from astra_mpi.config import require
 
     family = model.config.family

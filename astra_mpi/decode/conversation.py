@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from mpi4py import MPI
 
 from astra_mpi.caches.past import Chunk, Past
 from astra_mpi.decode.choice import pays_to_cut
@@ -42,14 +43,16 @@ class Conversation:
         """Collective: what follows the whole conversation ids (T,) -> new ids (n,) int32.
 
         As far as it begins with what earlier calls got and gave, only the rest is computed. cut: whether that is cut
-        over the ranks, None where it pays. `model.report` tells of this turn; under "conversation" what was kept.
+        over the ranks, None where it pays. `model.report` tells of this turn; under "conversation" what was kept,
+        and what ranks told each other before this turn.
         """
         model = self.model
         with collective(model.comm):
             check(model, request)
         if not self.keeps(request):
             new = generate(model, ids[None], None, request)[0]
-            model.report["conversation"] = {"kept_tokens": 0, "told_bytes": [0] * model.exchange.size}
+            told = {"told_bytes": [0] * model.exchange.size, "told_s": 0.0}
+            model.report["conversation"] = {"kept_tokens": 0, **told}
             return new[new >= 0]
         try:
             return self._say(np.asarray(ids, np.int64), request, cut)
@@ -72,6 +75,7 @@ class Conversation:
         streams = agreed(model.comm, request)
         with collective(model.comm):
             first, room = request.room(batch, model.config.max_positions)
+        self._told_s = 0.0
         layout, told_bytes = self._placed(batch, cut)
         generation = Generation(model, request, layout, first, room, streams, past)
         generation.prefill(batch)
@@ -81,7 +85,8 @@ class Conversation:
         new = generation.tokens.ids[0]
         new = new[new >= 0]
         model.report = generation.report()
-        model.report["conversation"] = {"kept_tokens": n_kept, "told_bytes": told_bytes}
+        told = {"told_bytes": told_bytes, "told_s": self._told_s}
+        model.report["conversation"] = {"kept_tokens": n_kept, **told}
         past.close(len(new) - 1)
         self.ids = np.concatenate([ids, new[:-1]])
         return new
@@ -128,6 +133,7 @@ class Conversation:
             return
         rank, chunks = model.exchange.rank, past.chunks
         with collective(model.comm), model.clock.running():
+            begin_s = model.clock.now()
             mine = [
                 strategy.pack_seen(past.tell(i, chunk, strategy.as_seen))
                 for chunk in chunks
@@ -135,8 +141,10 @@ class Conversation:
                 for i in range(model.config.n_layers)
             ]
             message = np.concatenate([np.empty(0, np.uint8), *mine])
+            packed_s = model.clock.now() - begin_s
         model.exchange.reset()
         with model.clock.running():
+            begin_s = model.clock.now()
             messages = model.exchange.start(message, owed).wait()
             failure: Exception | None = None
             try:
@@ -144,7 +152,10 @@ class Conversation:
                     self._learn(sender, heard)
             except Exception as exc:
                 failure = exc
+            took_s = np.array([packed_s + model.clock.now() - begin_s])
         model.exchange.settle()
+        model.comm.Allreduce(MPI.IN_PLACE, took_s, op=MPI.MAX)
+        self._told_s = float(took_s[0])
         past.told()
         with collective(model.comm):
             if failure is not None:

@@ -12,6 +12,8 @@ from astra_mpi.inputs.template import render
 from astra_mpi.inputs.text import undecodable
 
 Message = Mapping[str, Any]
+#: the field of a JSON line that holds a conversation
+MESSAGES = "messages"
 
 
 class ChatTemplate:

@@ -12,8 +12,9 @@ from astra_mpi.config import require
 from astra_mpi.decks.deck import InputSection
 from astra_mpi.errors import InputError
 from astra_mpi.inputs.arrays import ArrayFile
+from astra_mpi.inputs.chat import MESSAGES, ChatTemplate, check_messages
 from astra_mpi.inputs.image_folder import decoder, folder_digest, image_files, read_labels
-from astra_mpi.inputs.records import Records
+from astra_mpi.inputs.records import Records, TextOf, begins_with_field
 from astra_mpi.inputs.sources import ArraySource, FileSource, ImageSource, Source, TextSource, TokenSource
 from astra_mpi.inputs.text import Tokenizer, read_text, tokenizer_of
 from astra_mpi.models.images import Preprocess
@@ -50,18 +51,31 @@ def open_input(
         if section.kind == "tokens":
             source = _open_tokens(section, max_tokens, config)
         else:
-            fast = tokenizer_of(tokenizer, config.vocab_size, prompts, preprocess, "" if prompts else prompt)
-            source = _open_text(section, fast, max_tokens)
+            text_of = _conversations(section, preprocess) if prompts else None
+            around = text_of is None  # a chat template spells what it puts around
+            fast = tokenizer_of(tokenizer, config.vocab_size, prompts, preprocess, "" if prompts else prompt, around)
+            source = _open_text(section, fast, max_tokens, text_of)
     require(source.n_items > 0, f"{section.path} holds no items")
     _check_labels(source, section, config)
     return source
 
 
-def _open_text(section: InputSection, tokenizer: Tokenizer, max_tokens: int) -> Source:
-    columns = section.dataset or ("text",)
+def _conversations(section: InputSection, preprocess: dict[str, Any] | None) -> TextOf | None:
+    """What makes prompts of messages, where items are such: input.dataset says so, or the first line."""
+    if section.dataset is None and not begins_with_field(section.path, MESSAGES, instead_of="text"):
+        return None
+    if section.dataset not in (None, MESSAGES):
+        return None
+    require(section.path.suffix == ".jsonl", f"{section.path}: messages come from .jsonl, an object a line; convert it")
+    template = ChatTemplate(preprocess)
+    return lambda where, value: template.render(check_messages(where, value))
+
+
+def _open_text(section: InputSection, tokenizer: Tokenizer, max_tokens: int, text_of: TextOf | None = None) -> Source:
+    columns = section.dataset or ("text" if text_of is None else MESSAGES,)
     columns = (columns,) if isinstance(columns, str) else columns
     if not section.whole:
-        return TextSource(Records(section.path, columns, section.labels), tokenizer, max_tokens)
+        return TextSource(Records(section.path, columns, section.labels, text_of), tokenizer, max_tokens)
     require(section.labels is None, f"{section.path}: a .txt file has no labels; use .jsonl or .tsv")
     ids = tokenizer.encode([read_text(section.path)], max_tokens, lambda _: str(section.path))
     return TokenSource(ids, [np.ones(len(row), dtype=bool) for row in ids], None, _sha256(section.path))

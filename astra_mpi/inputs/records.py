@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +22,8 @@ from astra_mpi.inputs.text import undecodable
 
 #: bytes of the longest line that is read
 LONGEST_LINE = 16 << 20
+#: where a field stands, and what it holds -> a text; InputError
+TextOf = Callable[[str, Any], str]
 
 
 class Records:
@@ -30,12 +32,13 @@ class Records:
     labels: (n_items,) int64 classes, if a field is named; digest: sha256 of the file. InputError names file and line.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], labels: str | None) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], labels: str | None, text_of: TextOf | None = None) -> None:
+        """text_of: makes texts of fields that are none."""
         readers = {".txt": _plain_row, ".jsonl": _json_row, ".tsv": _tab_row}
         if path.suffix not in readers:
             raise InputError(f"{path}: text comes from {', '.join(readers)}, not from '{path.suffix}'; convert it")
         require(path.suffix != ".txt" or labels is None, f"{path}: a .txt file has no labels; use .jsonl or .tsv")
-        self.path, self.columns = path, columns
+        self.path, self.columns, self._text_of = path, columns, text_of
         self._row = readers[path.suffix]
         self._header: list[str] | None = None
         self._starts, classes = array("q"), array("q")
@@ -58,7 +61,7 @@ class Records:
                 row_number, start = number, self._starts[number]
                 self._file.seek(start)
                 row = self._row(str(self.path), _decoded(self._file.readline(), start), self._header)
-            found.append(row[self.columns[column]])
+            found.append(self._text(str(self.path), row, self.columns[column]))
         return found
 
     def _read_through(self, labels: str | None, classes: array[int]) -> str:
@@ -81,7 +84,7 @@ class Records:
             where = self._where(number)
             row = self._row(where, line, self._header)
             for column in self.columns:
-                text = _field(where, row, column)
+                text = self._text(where, row, column)
                 require(isinstance(text, str), f"{where}: {text!r} is not text; choose the field with input.dataset")
                 bad = undecodable(text)
                 require(not bad, f"{where}: {bad}; correct the line, or write \\ufffd there")
@@ -90,12 +93,29 @@ class Records:
             self._starts.append(start)
         return digest.hexdigest()
 
+    def _text(self, where: str, row: dict[str, Any], column: str) -> Any:
+        value = _field(where, row, column)
+        return value if self._text_of is None else self._text_of(where, value)
+
     def _where(self, number: int) -> str:
         return f"{self.path}, line {number}"
 
     def _stamp(self) -> tuple[int, int]:
         facts = os.fstat(self._file.fileno())
         return facts.st_size, facts.st_mtime_ns
+
+
+def begins_with_field(path: Path, name: str, instead_of: str) -> bool:
+    """Whether the first line of a .jsonl file is an object with one of these fields and not the other."""
+    if path.suffix != ".jsonl":
+        return False
+    try:
+        with open(path, "rb") as file:
+            first = next((line for _, _, line in _lines(path, file) if line.strip()), b"")
+        row = json.loads(first)
+    except (OSError, ValueError, RecursionError):  # told when it is read
+        return False
+    return isinstance(row, dict) and name in row and instead_of not in row
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:

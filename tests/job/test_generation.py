@@ -235,7 +235,7 @@ def test_zero_bytes_do_not_end_a_text(tmp_path):
         (["task.temperature=-1"], "temperature = -1: give 0 for the most likely token"),
         (["task.top_k=4"], "need a temperature above 0"),
         (["task.stop=[53]"], r"task\.stop: token 53 is outside 0\.\.52"),
-        (["task.stop=ab"], r"task\.stop: 'ab' is not one token of this model's tokenizer"),
+        (["task.stop=[3, '']"], "a stop text is empty"),
         (["task.decode=both"], r"task\.decode = 'both' does not fit"),
         (["task.stream=true"], r"task\.stream = true prints one text at a time; give run\.batch = 1"),
         (["input.max_tokens=1"], "leaves no room beside 1 special tokens"),
@@ -330,7 +330,7 @@ def test_a_job_goes_on_where_stderr_is_full(tmp_path):
         (["a", "--temperature", "0", "--top-k", "3"], "need a temperature above 0"),
         (["a", "--max-new-tokens", "0"], "--max-new-tokens 0: at least 1"),
         (["a", "--decode", "both"], "--decode both is unknown; use one of auto, local, merged"),
-        (["a", "--stop", "ab"], "'ab' is not one token"),
+        (["a", "--stop", ""], "a stop text is empty"),
         (["a", "--strategy", "tp"], "strategy tp does not generate"),
     ],
 )
