@@ -1,4 +1,4 @@
-"""astra-mpi convert: a Hugging Face folder, a llama2.c checkpoint or another model file -> a model file."""
+"""astra-mpi convert: a Hugging Face folder, a GGUF file, a llama2.c checkpoint or a model file -> a model file."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from astra_mpi.config import DTYPES
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "convert",
-        help="a Hugging Face folder or a llama2.c checkpoint -> a model file",
+        help="a Hugging Face folder, a GGUF file or a llama2.c checkpoint -> a model file",
         description="Makes a model file of a Hugging Face folder: config.json and safetensors (sharded too), and what"
-        " is there of tokenizer.json, sentence-transformers settings and preprocessor_config.json. Or of a llama2.c"
-        " checkpoint, or of another model file, to store its weights in another type.",
+        " is there of tokenizer.json, sentence-transformers settings and preprocessor_config.json. Or of a GGUF"
+        " file (any part of a split one), of a llama2.c checkpoint, or of another model file, to store its weights in"
+        " another type.",
     )
-    parser.add_argument("source", metavar="SRC", help="Hugging Face folder, model.bin of llama2.c, or a model file .h5")
+    parser.add_argument("source", metavar="SRC", help="Hugging Face folder, .gguf, model.bin of llama2.c, or .h5")
     parser.add_argument("output", metavar="OUT.h5", help="model file to write")
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        default="float32",
-        help="storage of weights, on disk and in memory (default %(default)s)",
+        help="storage of weights, on disk and in memory (default float32; of GGUF what holds its numbers: float16 for"
+        " quantised ones)",
     )
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.bin that belongs to a llama2.c model.bin")
     parser.add_argument(
@@ -39,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from astra_mpi.config import require
+    from astra_mpi.convert.gguf import convert_gguf
     from astra_mpi.convert.hugging_face import convert, restore
     from astra_mpi.convert.llama2c import convert_llama2c
     from astra_mpi.files.hdf5 import check_target
@@ -50,13 +52,17 @@ def run(args: argparse.Namespace) -> int:
         from astra_mpi.convert.check.reference import require_libraries
 
         require_libraries(Path(args.source))
-    command = f"convert {Path(args.source).resolve().name} {Path(args.output).name} --dtype {args.dtype}"
-    if Path(args.source).suffix == ".bin":
-        model, notes = convert_llama2c(args.source, args.tokenizer, args.dtype, command)
+    kind, dtype = Path(args.source).suffix, args.dtype or "float32"
+    command = f"convert {Path(args.source).resolve().name} {Path(args.output).name}"
+    command += f" --dtype {args.dtype}" if args.dtype or kind != ".gguf" else ""
+    if kind == ".bin":
+        model, notes = convert_llama2c(args.source, args.tokenizer, dtype, command)
     else:
         require(args.tokenizer is None, "--tokenizer is for a llama2.c model.bin; others bring their own tokenizer")
-        again = Path(args.source).suffix == ".h5"
-        model, notes = (restore if again else convert)(args.source, args.dtype, command)
+        if kind == ".gguf":
+            model, notes = convert_gguf(args.source, args.dtype, command)
+        else:
+            model, notes = (restore if kind == ".h5" else convert)(args.source, dtype, command)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if args.check:
@@ -66,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         digest = write_model(args.output, model)
     n_parameters = sum(prod(shape) for shape in weight_shapes(model.config).values())
-    print(f"{args.output}: {model.config.family}, {n_parameters:,} parameters, {args.dtype}, digest {digest[:12]}")
+    size = f"{n_parameters:,} parameters, {model.stored_dtype}"
+    print(f"{args.output}: {model.config.family}, {size}, digest {digest[:12]}")
     for name, value in usage_of(model.config, model.preprocess, model.tokenizer is not None, model.provenance).items():
         print(f"  {name:<15}{value}")
     return 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,29 @@ def convert(source: str | Path, dtype: str = "float32", command: str = "convert"
     folder = encoder.transformer if encoder is not None else source
     check_adapter(source)
     check_adapter(folder)
-    tensors, files = open_weights(folder)
+    return assembled(Checkpoint(source, folder, encoder, *open_weights(folder)), dtype, command)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model is made of."""
+
+    source: Path  # what the user gave
+    folder: Path  # with config.json, and what there is of tokenizer and generation settings
+    encoder: SentenceEncoder | None
+    tensors: Mapping[str, Tensor]  # by Hugging Face name
+    files: Sequence[Path]  # that hold the tensors
+
+
+def assembled(checkpoint: Checkpoint, dtype: str, command: str) -> tuple[ModelFile, list[str]]:
+    """`convert` for what was found, whatever it was found in."""
+    source, folder, encoder, tensors = checkpoint.source, checkpoint.folder, checkpoint.encoder, checkpoint.tensors
     config, hf, named = _config(folder / "config.json", tensors, encoder)
     weights, notes = _weights(folder, config, hf, named)
     tokenizer, preprocess, more_notes, left_aside = _inputs(folder, config, encoder)
     facts = {
         "source": source.resolve().name,
-        "source_sha256": json.dumps({path.relative_to(folder).as_posix(): sha256(path) for path in files}),
+        "source_sha256": json.dumps({_inside(path, folder): sha256(path) for path in checkpoint.files}),
         "left_aside": json.dumps(left_aside),
     }
     model = ModelFile(
@@ -62,6 +79,11 @@ def convert(source: str | Path, dtype: str = "float32", command: str = "convert"
     return model, notes + more_notes
 
 
+def _inside(path: Path, folder: Path) -> str:
+    """A file's name, with the folders inside of `folder` that it is in."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+
+
 def restore(source: str | Path, dtype: str, command: str = "convert") -> tuple[ModelFile, list[str]]:
     """A model file, to be written with its weights as `dtype`; codebooks and all else stay. InputError."""
     model = read_model(source)
@@ -72,7 +94,9 @@ def restore(source: str | Path, dtype: str, command: str = "convert") -> tuple[M
     return dataclasses.replace(model, provenance=made, stored_dtype=dtype), notes
 
 
-def _config(path: Path, tensors: dict[str, Tensor], encoder: SentenceEncoder | None) -> tuple[Any, HFConfig, Tensors]:
+def _config(
+    path: Path, tensors: Mapping[str, Tensor], encoder: SentenceEncoder | None
+) -> tuple[Any, HFConfig, Tensors]:
     """-> (config, what it was read from, the tensors by its family's names)."""
     values = load_object(path)
     name = str(values.get("model_type"))
