@@ -96,7 +96,8 @@ def _line(interrupts: Interrupts) -> str | None:
     while True:
         if sys.stdin is None:
             return None
-        print("> ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
         raw = sys.stdin.buffer.readline(LONGEST_LINE + 1)
         if interrupts.take():
             _note("/exit or the end of the input ends the conversation")
