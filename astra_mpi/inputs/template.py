@@ -20,7 +20,7 @@ from astra_mpi.errors import InputError
 #: lines of Python that a rendering may take: a message takes about 50, so these are for conversations of ten thousands
 MAX_STEPS = 2_000_000
 #: bytes that a rendering may add to the process
-MAX_BYTES = 1 << 30
+MAX_BYTES = 256 << 20
 #: characters of a template; the longest known ones have 20,000
 MAX_LENGTH = 48_000
 #: bits of a power that a template may compute
