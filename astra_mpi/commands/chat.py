@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from astra_mpi.job.chat import Answer, Dialogue
+    from astra_mpi.ranks.keyboard import Keyboard
     from astra_mpi.ranks.signals import Interrupts
 
 #: bytes of the longest message
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     from astra_mpi.errors import collective
     from astra_mpi.job.chat import ChatPrompts, Dialogue
     from astra_mpi.job.generation import Generator
+    from astra_mpi.ranks.keyboard import Keyboard
     from astra_mpi.ranks.signals import Interrupts
 
     with collective(comm):
@@ -57,15 +59,15 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         dialogue = Dialogue(model, generator, ChatPrompts(model, args.template), args.system or "")
         if dialogue.root:
             dialogue.check()
-    with Interrupts() as interrupts:
-        answers = _talk(dialogue, interrupts)
+    with Interrupts() as interrupts, Keyboard(sys.stdin if dialogue.root else None, interrupts) as keyboard:
+        answers = _talk(dialogue, interrupts, keyboard)
     with collective(comm):
         if dialogue.root and args.json:
             write_json(args.json, [{"text": a.text, "tokens": a.tokens, **a.figures()} for a in answers])
     return 0
 
 
-def _talk(dialogue: Dialogue, interrupts: Interrupts) -> list[Answer]:
+def _talk(dialogue: Dialogue, interrupts: Interrupts, keyboard: Keyboard) -> list[Answer]:
     """Collective: message after message until the end of the input."""
     from astra_mpi.errors import InputError
     from astra_mpi.job.chat import in_words
@@ -74,7 +76,8 @@ def _talk(dialogue: Dialogue, interrupts: Interrupts) -> list[Answer]:
     answers: list[Answer] = []
     if dialogue.root:
         _note(HELP)
-    while (line := broadcast_line(dialogue.model.comm, _line(interrupts) if dialogue.root else None)) is not None:
+    comm = dialogue.model.comm
+    while (line := broadcast_line(comm, _line(interrupts, keyboard) if dialogue.root else None)) is not None:
         interrupts.take()
         if line == "/new":
             dialogue.restart()
@@ -86,26 +89,25 @@ def _talk(dialogue: Dialogue, interrupts: Interrupts) -> list[Answer]:
                 _note(str(exc))
             continue
         answers.append(answer)
+        interrupts.take()
         if dialogue.root:
             _note(in_words(answer.figures()))
     return answers
 
 
-def _line(interrupts: Interrupts) -> str | None:
+def _line(interrupts: Interrupts, keyboard: Keyboard) -> str | None:
     """The next message, on rank 0; None at the end."""
     while True:
-        if sys.stdin is None:
-            return None
-        if sys.stdin.isatty():
+        if sys.stdin is not None and sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
-        raw = sys.stdin.buffer.readline(LONGEST_LINE + 1)
+        raw = keyboard.line(LONGEST_LINE)
         if interrupts.take():
             _note("/exit or the end of the input ends the conversation")
-        if not raw or raw.strip() == b"/exit":
+        if raw is None or raw.strip() == b"/exit":
             return None
         if len(raw) > LONGEST_LINE:
             _note(f"a message has at most {LONGEST_LINE >> 20} MiB; say it in less")
-            return None
+            continue
         try:
             text = raw.decode().strip()
         except UnicodeDecodeError as exc:

@@ -45,6 +45,10 @@ class Interrupts:
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._noted and callable(self._before):
             self._before(signum, frame)
+        self.note()
+
+    def note(self) -> None:
+        """As if there had been one."""
         self._noted = True
 
     def __bool__(self) -> bool:

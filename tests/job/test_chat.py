@@ -1,11 +1,13 @@
 """Chat as commands and as a job: lines in, answers out, against generation of each whole conversation anew."""
 
+import fcntl
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -34,9 +36,9 @@ SYSTEM = "be quick"
 LINES = ["the fox jumps over é 語 😀", "/help", "a dog?", "it rains in spain"]
 
 
-def write_files(folder, template=SMOLLM2, **changes):
+def write_files(folder, template=SMOLLM2, max_positions=600, **changes):
     tokenizer = chat_tokenizer()
-    config = llama_config(vocab_size=tokenizer.get_vocab_size(), max_positions=600)
+    config = llama_config(vocab_size=tokenizer.get_vocab_size(), max_positions=max_positions)
     file = model_file(config, CodecConfig(site="kv", stages=2, codebook_size=8))
     end = tokenizer.token_to_id("<|im_end|>")
     preprocess = {"max_tokens": 600, "end_tokens": [end], "chat_template": template}
@@ -239,27 +241,61 @@ def test_characters_are_never_split_nor_stop_texts_begun():
     assert n < len(ids) and "".join(shown) + stream.finish() == "né 語😀 the "
 
 
-def test_a_launched_chat_lives_on_after_ctrl_c(tmp_path):
-    """mpirun gets the signal, as from a terminal, and passes it on to the ranks."""
+def launched(folder, **pipes):
+    """`mpirun -n 2 astra-mpi chat`, ended after half a minute, with long answers."""
+    write_files(folder, max_positions=4000)
+    options = [
+        "--max-new-tokens",
+        "3000",
+        "--strategy",
+        "sp",
+        "--ignore-end",
+        "--temperature",
+        "1",
+        "--json",
+        str(folder / "out.json"),
+    ]
+    words = [MPIRUN, "-n", "2", sys.executable, "-m", "astra_mpi", "chat", str(folder / "model.h5"), *options]
+    job = subprocess.Popen(words, env=outside(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **pipes)
+    threading.Timer(40, job.kill).start()
+    return job
+
+
+def test_a_launched_chat_lives_on_after_ctrl_c_in_its_terminal(tmp_path):
+    """As often as it is pressed: under a launcher that would end the job at the second one."""
+    if MPIRUN is None:
+        pytest.skip("no mpirun")
+    mine, its = os.openpty()
+    before = termios.tcgetattr(its)
+    ours = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # noqa: E731
+    job = launched(tmp_path, stdin=its, start_new_session=True, preexec_fn=ours)
+    try:
+        for _ in range(3):
+            os.write(mine, b"a dog\n")
+            assert job.stdout.read(1)
+            os.write(mine, b"\x03")
+            while job.stdout.read(1) != b"\n":
+                pass
+        os.write(mine, b"/exit\n")
+        job.communicate()
+        assert job.returncode == 0 and termios.tcgetattr(its) == before
+    finally:
+        job.kill()
+        os.close(mine)
+        os.close(its)
+    turns = json.loads((tmp_path / "out.json").read_text())
+    assert [turn["ended"] for turn in turns] == ["interrupted"] * 3
+
+
+def test_a_launched_chat_lives_on_after_a_signal(tmp_path):
+    """MPICH's launcher gets it and passes it on to the ranks."""
     if MPIRUN is None or b"HYDRA" not in subprocess.run([MPIRUN, "--version"], capture_output=True).stdout:
         pytest.skip("needs MPICH's launcher")
-    write_files(tmp_path)
-    options = ["--max-new-tokens", "400", "--strategy", "sp", "--ignore-end", "--json", str(tmp_path / "out.json")]
-    words = [MPIRUN, "-n", "2", sys.executable, "-m", "astra_mpi", "chat", str(tmp_path / "model.h5"), *options]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    job = subprocess.Popen(words, env=outside(), start_new_session=True, **pipes)
-    watch = threading.Timer(30, job.kill)
-    watch.start()
-    try:
-        job.stdin.write(b"a dog\n")
-        job.stdin.flush()
-        assert job.stdout.read(1)
-        os.kill(job.pid, signal.SIGINT)
-        job.stdin.write(b"a fox\n/exit\n")
-        job.stdin.flush()
-        job.communicate()
-    finally:
-        watch.cancel()
+    job = launched(tmp_path, stdin=subprocess.PIPE, start_new_session=True)
+    job.stdin.write(b"a dog\n")
+    job.stdin.flush()
+    assert job.stdout.read(1)
+    job.send_signal(signal.SIGINT)
+    job.communicate(b"/exit\n")
     assert job.returncode == 0
-    turns = json.loads((tmp_path / "out.json").read_text())
-    assert [turn["ended"] for turn in turns] == ["interrupted", "length"] or turns[0]["new_tokens"] > 300
+    assert [turn["ended"] for turn in json.loads((tmp_path / "out.json").read_text())] == ["interrupted"]
