@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
 
 def _talk(dialogue: Dialogue, interrupts: Interrupts, keyboard: Keyboard) -> list[Answer]:
     """Collective: message after message until the end of the input."""
-    from astra_mpi.errors import InputError
+    from astra_mpi.errors import InputError, collective
     from astra_mpi.job.chat import in_words
     from astra_mpi.ranks.broadcast import broadcast_line
 
@@ -92,6 +92,8 @@ def _talk(dialogue: Dialogue, interrupts: Interrupts, keyboard: Keyboard) -> lis
         interrupts.take()
         if dialogue.root:
             _note(in_words(answer.figures()))
+        with collective(comm):
+            dialogue.conversation.rest()
     return answers
 
 

@@ -60,6 +60,15 @@ class Conversation:
             self._forget()
             raise
 
+    def rest(self) -> None:
+        """Between turns, while a person reads: what others have not heard becomes what they will be told, which is
+        smaller. Not collective."""
+        strategy = self.model.strategy
+        if isinstance(strategy, TokenParallel):
+            for chunk in self.past.chunks:
+                for i in list(chunk.raw):
+                    self.past.tell(i, chunk, strategy.as_seen)
+
     def keeps(self, request: Request) -> bool:
         """Whether later turns go on from earlier ones."""
         strategy = self.model.strategy

@@ -58,11 +58,13 @@ class Talk:
     def _note(self):
         """The codes of this rank's tokens, as others see them or will."""
         past, strategy, rank = self.conversation.past, self.model.strategy, self.comm.rank
+        self.conversation.rest()
         for chunk in past.chunks:
+            assert not chunk.raw
             begin = chunk.first + int(chunk.counts[:rank].sum())
             for i in range(self.model.config.n_layers if strategy.name == "astra" and self.comm.size > 1 else 0):
-                if i in chunk.raw or i in chunk.seen:
-                    for j, codes in enumerate(past.tell(i, chunk, strategy.as_seen)):
+                if i in chunk.seen:
+                    for j, codes in enumerate(chunk.seen[i]):
                         self.codes[i, begin + j] = codes
 
     def owner_and_told(self):
