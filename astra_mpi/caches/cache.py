@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from astra_mpi.attention import Attention
 from astra_mpi.config import ModelConfig
 from astra_mpi.partition import Layout
 
@@ -99,8 +98,11 @@ class Cache(ABC):
         """Of block i, what is far, a sequence's keys at `offsets`. `remember` makes what is kept of some of them, of
         which it is told where each sequence's begin."""
 
-    def attend_past(self, i: int, attention: Attention) -> None:  # noqa: B027 - others keep no past
-        """Of block i, this rank's queries attend to what was kept before this pass, of their own sequence."""
+    def attend_past(  # noqa: B027 - others keep no past
+        self, i: int, q: np.ndarray, acc: np.ndarray, row_max: np.ndarray, row_sum: np.ndarray
+    ) -> None:
+        """Of block i, this rank's scaled queries q (H, n, d) attend to what was kept before this pass, as the kernel
+        `attend` does: acc (H, n, d), row_max and row_sum (H, n), in place. Of one sequence."""
 
     def note(self, i: int, payload: np.ndarray) -> None:  # noqa: B027
         """What others would see of this rank's tokens in block i is made of payload (n, width)."""

@@ -13,7 +13,6 @@ from types import ModuleType
 
 import numpy as np
 
-from astra_mpi.attention import Attention
 from astra_mpi.caches.cache import HostCache, Kept, Part, Rows, Softmax
 from astra_mpi.config import ModelConfig
 from astra_mpi.partition import Layout
@@ -182,25 +181,21 @@ class Past(HostCache):
             self.chunks[-1].raw.pop(i, None)
             self.chunks[-1].seen[i] = seen.copy()
 
-    def attend_past(self, i: int, attention: Attention) -> None:
-        """All of this rank's new queries attend to all that was kept before this pass."""
+    def attend_past(self, i: int, q: np.ndarray, acc: np.ndarray, row_max: np.ndarray, row_sum: np.ndarray) -> None:
         far = [pair for pair in self.several[i].kept if pair[0] is not self.chunks[-1]]
-        n, rows = len(attention.queries), self.own[i][0]
+        (h, n, d), rows = q.shape, self.own[i][0]
         if not n or not (far or rows.n):
             return
-        h, h_kv, d = attention.n_heads, attention.n_kv_heads, self.config.d_head
-        shape = h_kv, h // h_kv, n
-        queries = attention.heads.reshape(*shape, d)
-        acc = attention.acc[: h * n * d].reshape(*shape, d)
-        row_max, row_sum = (x[: h * n].reshape(shape) for x in (attention.row_max, attention.row_sum))
         old = Several()
         old.kept = [*far, *([(self.chunks[0], rows)] if rows.n else [])]
+        groups = self.config.n_kv_heads, h // self.config.n_kv_heads  # query heads that share a key head are as one
+        state = [x.reshape(*groups, *x.shape[1:]) for x in (acc, row_max, row_sum)]
+        queries = q.reshape(*groups, n, d)
         for a in range(0, n, TILE):
-            tile = slice(a, a + TILE)
-            views = acc[:, :, tile], row_max[:, :, tile], row_sum[:, :, tile]
-            flat = [np.ascontiguousarray(view).reshape(h_kv, -1, *view.shape[3:]) for view in views]
-            q = np.ascontiguousarray(queries[:, :, tile], np.float32).reshape(h_kv, -1, d)
-            old.attend(q, Sums(*flat), self.kernels)
+            views = [x[:, :, a : a + TILE] for x in state]
+            flat = [np.ascontiguousarray(view).reshape(groups[0], -1, *view.shape[3:]) for view in views]
+            tile = np.ascontiguousarray(queries[:, :, a : a + TILE], np.float32).reshape(groups[0], -1, d)
+            old.attend(tile, Sums(*flat), self.kernels)
             for view, values in zip(views, flat, strict=True):
                 view[...] = values.reshape(view.shape)
 

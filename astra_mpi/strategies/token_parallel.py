@@ -137,7 +137,7 @@ class TokenParallel(Strategy):
         attention = Attention(q, self.planned, *heads, self.kernels, block.scratch)
         attention.local(kv)
         if self.cache is not None:
-            self.cache.attend_past(i, attention)
+            self.cache.attend_past(i, attention.heads, *attention.sums)
             self.cache.keep_own(i, kv)
         self.laps.mark("attention")
         far = self.far_keys(i, pending)
