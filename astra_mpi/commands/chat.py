@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from astra_mpi.commands.generate import add_chat_options, add_sampling_options, check_family, task_of
-from astra_mpi.commands.model_options import add_loading_options, load_model, write_json
+from astra_mpi.commands.generate import add_chat_options, add_sampling_options, open_dialogue
+from astra_mpi.commands.model_options import add_loading_options, write_json
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -45,20 +45,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     from astra_mpi.errors import collective
-    from astra_mpi.job.chat import ChatPrompts, Dialogue
-    from astra_mpi.job.generation import Generator
     from astra_mpi.ranks.keyboard import Keyboard
     from astra_mpi.ranks.signals import Interrupts
 
-    with collective(comm):
-        task = task_of(args)
-    model = load_model(args, comm, args.strategy)
-    with collective(comm):
-        check_family(args.model, model)
-        generator = Generator(task, model, args.seed)
-        dialogue = Dialogue(model, generator, ChatPrompts(model, args.template), args.system or "")
-        if dialogue.root:
-            dialogue.check()
+    dialogue = open_dialogue(args, comm)
     with Interrupts() as interrupts, Keyboard(sys.stdin if dialogue.root else None, interrupts) as keyboard:
         answers = _talk(dialogue, interrupts, keyboard)
     with collective(comm):

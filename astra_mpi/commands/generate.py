@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from astra_mpi.decks.deck import TaskSection
     from astra_mpi.engine import Model
     from astra_mpi.inputs.text import Tokenizer
-    from astra_mpi.job.generation import Generator
+    from astra_mpi.job.chat import Dialogue
 
 
 def add_parser(subparsers: Any) -> None:
@@ -80,22 +80,20 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         if comm.Get_rank() == 0:
             text = _prompt(args)
     text = broadcast_text(comm, text)
+    if args.chat:
+        return _answer(args, comm, text)
     model = load_model(args, comm, None if request.name == AUTO else args.strategy)
     with collective(comm):
         check_family(args.model, model)
         generator = Generator(task, model, args.seed)
         tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, open_ended=True, preprocess=model.preprocess)
-        ids = None if args.chat else _prompt_ids(text, tokenizer, model.config.max_positions)
-    if ids is None:
-        ids, generator.stop = _message_ids(args, model, generator, text)
+        ids = _prompt_ids(text, tokenizer, model.config.max_positions)
     if request.name == AUTO:
         workload = Workload(len(ids), new_tokens=args.max_new_tokens, decode=args.decode)
         coded = coded_form(request) if comm.Get_size() > 1 else "single"  # which needs no tables
         decide(model, workload, coded, counted_keys=args.counted_keys == "on")
     with collective(comm):
-        printer = None
-        if comm.Get_rank() == 0:
-            printer = Printer(tokenizer, ids, sys.stdout, generator.stop_texts if args.chat else None, not args.chat)
+        printer = Printer(tokenizer, ids, sys.stdout) if comm.Get_rank() == 0 else None
     new = generator(ids[None], np.ones((1, len(ids)), bool), [0], printer)[0]
     with collective(comm):
         if printer is not None:
@@ -104,30 +102,44 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
             print("\n".join(filter(None, said)), file=sys.stderr, flush=True)
             if args.json:
                 told = {"prompt": text, "text": continuation(tokenizer, ids, new[new >= 0])}
-                if args.chat and generator.stop_texts is not None:
-                    told["text"] = generator.stop_texts.cut(told["text"])
                 write_json(args.json, told | {"tokens": new[new >= 0].tolist(), "report": model.report})
     return 0
 
 
-def _message_ids(
-    args: argparse.Namespace, model: Model, generator: Generator, text: str
-) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Collective: the tokens up to where the answer to one message begins, and those that end it."""
-    import numpy as np
-
+def open_dialogue(args: argparse.Namespace, comm: MPI.Comm) -> Dialogue:
+    """Collective: the model as the options say, to be talked to."""
     from astra_mpi.errors import collective
     from astra_mpi.job.chat import ChatPrompts, Dialogue
-    from astra_mpi.ranks.broadcast import broadcast_ids
+    from astra_mpi.job.generation import Generator
 
-    ids = None
-    with collective(model.comm):
-        prompts = ChatPrompts(model, args.template)
-        dialogue = Dialogue(model, generator, prompts, args.system or "")
-        if dialogue.root:  # a template may ask for the time
-            messages = [*dialogue.messages, {"role": "user", "content": text}]
-            ids = prompts.ids(messages, "the message").astype(np.int64)
-    return broadcast_ids(model.comm, ids).astype(np.int32), dialogue.stop
+    with collective(comm):
+        task = task_of(args)
+    model = load_model(args, comm, args.strategy)
+    with collective(comm):
+        check_family(args.model, model)
+        dialogue = Dialogue(
+            model, Generator(task, model, args.seed), ChatPrompts(model, args.template), args.system or ""
+        )
+        if dialogue.root:
+            dialogue.check()
+    return dialogue
+
+
+def _answer(args: argparse.Namespace, comm: MPI.Comm, text: str) -> int:
+    """One message, one answer."""
+    from astra_mpi.errors import collective
+    from astra_mpi.planner.auto import reason
+
+    dialogue = open_dialogue(args, comm)
+    answer = dialogue.say(text)
+    with collective(comm):
+        if dialogue.root:
+            said = [_costs(answer.report), reason(dialogue.model.chosen)]
+            print("\n".join(filter(None, said)), file=sys.stderr, flush=True)
+            if args.json:
+                told = {"prompt": text, "text": answer.text, "tokens": answer.tokens, "report": answer.report}
+                write_json(args.json, told)
+    return 0
 
 
 def task_of(args: argparse.Namespace) -> TaskSection:

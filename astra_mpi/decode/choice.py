@@ -15,6 +15,8 @@ from astra_mpi.strategies.token_parallel import TokenParallel
 
 #: of a network that nobody has described
 _RATE_BPS, _RTT_S = 1e9, 1e-4
+#: seconds for which a conversation's prompt is cut over the ranks
+WORTH_S = 0.5
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model
@@ -42,7 +44,10 @@ def predicted_mode(model: Model, layout: Layout, n_new: int) -> str:
 
 def pays_to_cut(model: Model, n_new: int, owed_bytes: int) -> bool:
     """Whether a conversation's next n_new tokens come sooner when all ranks compute them, who then have to be told
-    `owed_bytes` of what was said before, than from the rank that knows it all. Nothing is timed."""
+    `owed_bytes` of what was said before, than from one rank that knows it all. Nothing is timed.
+
+    By WORTH_S at least: what one rank reads is read exactly, whatever ranks would send of it.
+    """
     size, network = model.exchange.size, model.exchange.network
     bits_per_s, rtt_s = (network.rate.mean_bps, network.rtt_s) if network.rate is not None else (_RATE_BPS, _RTT_S)
     strategy = model.strategy
@@ -53,7 +58,7 @@ def pays_to_cut(model: Model, n_new: int, owed_bytes: int) -> bool:
     saved_s = 2 * n_new * madds * model.config.n_layers * (1 - 1 / size) / (ASSUMED_GFLOPS * 1e9)
     exchanged = strategy.seen_bytes(-(-n_new // size)) * model.config.n_layers * (size - 1)
     told_s = 8 * (owed_bytes + exchanged) / bits_per_s + (model.config.n_layers + 1) * rtt_s
-    return saved_s > told_s
+    return saved_s - told_s > WORTH_S
 
 
 def _remote(model: Model) -> str:

@@ -102,20 +102,15 @@ class Conversation:
 
     def _placed(self, batch: Batch, cut: bool | None) -> tuple[Layout, list[int]]:
         """Where the new tokens go, and what ranks tell each other first, in bytes of each."""
-        model, past = self.model, self.past
-        if past.chunks and model.exchange.size > 1:
-            owed = self._owed()
-            if cut is None:
-                cut = pays_to_cut(model, int(batch.lengths[0]), sum(owed))
-            if not cut:
-                counts = np.zeros((1, model.exchange.size), np.int64)
-                counts[0, self.answering] = batch.lengths[0]
-                return self._quiet(counts), [0] * len(owed)
-            self._catch_up(owed)
-            layout = model.layout(batch.lengths)
-            return (layout if _cut(layout) else self._quiet(layout.counts)), owed
+        model = self.model
+        owed = self._owed()
+        if not (pays_to_cut(model, int(batch.lengths[0]), sum(owed)) if cut is None else cut):
+            counts = np.zeros((1, model.exchange.size), np.int64)
+            counts[0, self.answering] = batch.lengths[0]
+            return self._quiet(counts), [0] * len(owed)
+        self._catch_up(owed)
         layout = model.layout(batch.lengths)
-        return (layout if _cut(layout) else self._quiet(layout.counts)), [0] * layout.size
+        return (layout if _cut(layout) else self._quiet(layout.counts)), owed
 
     def _quiet(self, counts: np.ndarray) -> Layout:
         size = self.model.exchange.size

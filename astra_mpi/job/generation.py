@@ -125,24 +125,15 @@ def outputs(tokens: np.ndarray, prompts: Sequence[np.ndarray], tokenizer: Tokeni
 
 
 class Printer:
-    """One sequence's text on a terminal or in a pipe as it comes, the prompt first or not. Only rank 0 has one.
+    """One sequence's text on a terminal or in a pipe as it comes, the prompt first. Only rank 0 has one.
 
     Once standard output cannot be written, whoever hands text on is told: generating it would be in vain. What is lost
     of another stream, beside the results of a job, is lost.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt: np.ndarray,
-        stream: TextIO | None = None,
-        stops: StopTexts | None = None,
-        shows_prompt: bool = True,
-    ) -> None:
-        """stops: of which none is shown."""
-        self._text, self._stream = TextStream(tokenizer, prompt, stops), sys.stderr if stream is None else stream
-        if shows_prompt:
-            self._print(tokenizer.decode(prompt))
+    def __init__(self, tokenizer: Tokenizer, prompt: np.ndarray, stream: TextIO | None = None) -> None:
+        self._text, self._stream = TextStream(tokenizer, prompt), sys.stderr if stream is None else stream
+        self._print(tokenizer.decode(prompt))
 
     def __call__(self, step: int, ids: np.ndarray) -> None:
         if ids[0] >= 0:

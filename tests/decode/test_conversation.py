@@ -26,7 +26,7 @@ CODECS = {
     "kv": CodecConfig(site="kv", stages=2, codebook_size=8),
 }
 #: prompts' lengths, and whether each is cut; one shorter than the number of ranks
-TURNS = [(17, None), (9, True), (2, False), (13, True), (1, True), (5, False)]
+TURNS = [(17, True), (9, True), (2, False), (13, True), (1, True), (5, False)]
 N_NEW = 4
 
 
@@ -142,7 +142,7 @@ def test_another_beginning_is_computed_anew(comm, spec):
     """A conversation whose middle has changed keeps what is before it, and gives the oracle's logits."""
     model = make_model(comm, FAMILIES["llama"], spec, CODECS["kv"])
     talk = Talk(comm, model)
-    for n_tokens, cut in [(17, None), (6, False), (9, True)]:
+    for n_tokens, cut in [(17, True), (6, False), (9, True)]:
         talk.turn(n_tokens, cut)
     for n_same, n_kept in [(len(talk.ids) - 3, None), (22, 20), (19, None), (9, 0)]:
         talk.ids = talk.ids[:n_same]
@@ -156,7 +156,7 @@ def test_what_is_kept_is_counted_and_bytes_are_those_of_the_codes(comm):
     config, codec = FAMILIES["llama"], CODECS["kv"]
     model = make_model(comm, config, "astra", codec)
     talk = Talk(comm, model)
-    talk.turn(17, None)
+    talk.turn(17, True)
     first = model.layout(np.array([17])).counts[0]
     talk.turn(9, True)
     bits = codec.bits_per_token
@@ -180,7 +180,7 @@ def test_an_answer_that_is_ended_early_goes_on_where_it_was(comm, spec):
     talk, n_seen = Talk(comm, model), []
     enough = (lambda: len(n_seen) >= 2) if comm.rank == 0 else (lambda: False)
     on_tokens = (lambda step, ids: n_seen.append(step)) if comm.rank == 0 else None
-    for n_tokens, cut in [(17, None), (4, False), (9, True)]:
+    for n_tokens, cut in [(17, True), (4, False), (9, True)]:
         n_seen.clear()
         message = talk.rng.integers(0, model.config.vocab_size, n_tokens)
         talk.ids, talk.logits = np.concatenate([talk.ids, message]), {}
@@ -210,7 +210,8 @@ def test_what_keeps_no_past_starts_from_the_beginning(comm, spec):
 def test_errors_end_a_turn_and_leave_a_conversation_usable(comm):
     model = make_model(comm, FAMILIES["llama"], "astra", CODECS["kv"])
     talk = Talk(comm, model)
-    talk.turn(11, None)
+    talk.turn(11, None)  # too short to be cut, unless somebody says so
+    assert sum(model.report["contributed_bytes"]) == 0 and talk.conversation.past.chunks[0].counts[0] == 11
     with pytest.raises(InputError, match="outside"):
         talk.conversation.say(np.array([1, 2, 99]), Request(2))
 
