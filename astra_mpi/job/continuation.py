@@ -11,6 +11,8 @@ from astra_mpi.inputs.text import Tokenizer
 
 #: tokens before a stop text that are decoded with it, so that its first character comes out as in the whole text
 _BEFORE = 4
+#: tokens of a prompt that are decoded at each step with what is new: how that begins depends on the last ones
+_CONTEXT = 64
 _UNFINISHED = "\ufffd"  # what a tokenizer makes of the first bytes of a character
 
 
@@ -57,7 +59,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, prompt: np.ndarray, stops: StopTexts | None = None) -> None:
         """stops: of which none is shown, nor what comes after it."""
-        self._tokenizer, self._prompt, self._stops = tokenizer, prompt, stops
+        self._tokenizer, self._prompt, self._stops = tokenizer, prompt[-_CONTEXT:], stops
         self._ids: list[int] = []
         self._n_shown = 0
 
