@@ -164,6 +164,23 @@ def test_stop_tokens(comm, folder):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("decode", ["local", "merged"])
+def test_a_stop_text_of_several_tokens(comm, folder, decode):
+    """It ends a prompt's text with the token that completes it, in a batch whose others go on."""
+    free, tokenizer = recomputed(folder, prompt_ids(), Sampler(1.5, seed=1)), Tokenizer(letter_tokenizer())
+    stop = tokenizer.decode(free[0])[1:4]
+    assert len(stop) == 3
+    expected = free.copy()
+    for row in expected:
+        n = next((n for n in range(1, len(row) + 1) if stop in tokenizer.decode(row[:n])), len(row))
+        row[n:] = -1
+    options = ["parallel.strategy=sp", "task.temperature=1.5", "run.seed=1", f"task.decode={decode}"]
+    summary, tokens, texts = execute(comm, folder, *options, f"task.stop={json.dumps(stop)}")
+    np.testing.assert_array_equal(tokens, expected)
+    assert texts[0].endswith(stop) and summary["metrics"]["ended"]["stop"] == (expected[:, -1] < 0).sum()
+
+
+@pytest.mark.mpi
 def test_token_ids_with_gaps_before_and_between(comm, folder):
     """As transformers pads prompts, on the left: what is left out leaves no gap."""
     ids = np.random.default_rng(0).integers(0, 53, (4, 12))
