@@ -94,13 +94,15 @@ def merge(into: Softmax, part: Softmax) -> None:
 class Past(HostCache):
     """The cache of a conversation, of one sequence. Between turns `open` says what the next one adds."""
 
-    def __init__(self, kernels: ModuleType, config: ModelConfig) -> None:
+    def __init__(self, kernels: ModuleType, config: ModelConfig, notes: bool = True) -> None:
+        """notes: keep what others may have to be told."""
         super().__init__(
             kernels, config, Layout(np.zeros((1, 1), np.int64), 0), np.zeros(1, np.int64), np.zeros(1), True
         )
         self.own = [{0: Rows(config, 0)} for _ in range(config.n_layers)]
         self.several = [Several() for _ in range(config.n_layers)]
         self.chunks: list[Chunk] = []
+        self.notes = notes
 
     @property
     def n_tokens(self) -> int:
@@ -172,12 +174,12 @@ class Past(HostCache):
 
     def note(self, i: int, payload: np.ndarray) -> None:
         """What others would see of this rank's next tokens in block i is made of payload (n, width)."""
-        if len(self.chunks[-1].counts) > 1 and len(payload):
+        if self.notes and len(self.chunks[-1].counts) > 1 and len(payload):
             self.chunks[-1].raw.setdefault(i, []).append(payload.astype(np.float32))
 
     def note_seen(self, i: int, seen: np.ndarray) -> None:
         """It is this (n, width), and some ranks have been told."""
-        if len(seen):
+        if self.notes and len(seen):
             self.chunks[-1].raw.pop(i, None)
             self.chunks[-1].seen[i] = seen.copy()
 

@@ -131,6 +131,7 @@ def _answer(args: argparse.Namespace, comm: MPI.Comm, text: str) -> int:
     from astra_mpi.planner.auto import reason
 
     dialogue = open_dialogue(args, comm)
+    dialogue.restart(goes_on=False)
     answer = dialogue.say(text)
     with collective(comm):
         if dialogue.root:

@@ -30,13 +30,14 @@ class Conversation:
     through the model from its beginning.
     """
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, goes_on: bool = True) -> None:
+        """goes_on: False where one turn is all, of which no other will ask anything."""
+        self.model, self.goes_on = model, goes_on
         self._forget()
 
     def _forget(self) -> None:
         self.ids = np.empty(0, np.int64)  # whose keys and values are kept
-        self.past = Past(self.model.backend.kernels, self.model.config)
+        self.past = Past(self.model.backend.kernels, self.model.config, self.goes_on)
         self.answering = 0  # the rank that knows all
 
     def say(self, ids: np.ndarray, request: Request, cut: bool | None = None) -> np.ndarray:

@@ -100,9 +100,9 @@ class Dialogue:
         self.stop = tuple(dict.fromkeys([*generator.stop, *extra]))
         self.restart()
 
-    def restart(self) -> None:
-        """Forget what was said."""
-        self.conversation = Conversation(self.model)
+    def restart(self, goes_on: bool = True) -> None:
+        """Forget what was said. goes_on: False before a message that is the only one."""
+        self.conversation = Conversation(self.model, goes_on)
         self.messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
 
     def check(self) -> None:
