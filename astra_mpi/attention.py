@@ -63,6 +63,13 @@ class Attention:
         near = self.near if self.near is None else self.near._replace(key_places=places)
         self._attend(kv, offsets, key_bias, None, rows, ends, near)
 
+    @property
+    def sums(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The running state, views: sums (H, n, d), maxima and sums of weights (H, n). Of one sequence alone."""
+        heads, n, d = self.heads.shape
+        sizes = self.acc[: heads * n * d], self.row_max[: heads * n], self.row_sum[: heads * n]
+        return sizes[0].reshape(heads, n, d), sizes[1].reshape(heads, n), sizes[2].reshape(heads, n)
+
     def result(self) -> np.ndarray:
         """(n, H d)."""
         heads, n, d = self.heads.shape

@@ -12,7 +12,7 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.decode.generation import generate
-from astra_mpi.decode.request import OnTokens, Request, Sample
+from astra_mpi.decode.request import Ends, OnTokens, Request, Sample
 from astra_mpi.decode.sampling import greedy
 from astra_mpi.device.backend import Backend
 from astra_mpi.device.scratch import Scratch
@@ -138,6 +138,8 @@ class Model:
         stop: Sequence[int] = (),
         decode: str = "auto",
         on_tokens: OnTokens | None = None,
+        ends: Ends | None = None,
+        enough: Callable[[], bool] | None = None,
     ) -> np.ndarray:
         """Go on from prompts; collective, with the same arguments on every rank but for `on_tokens`.
 
@@ -145,9 +147,11 @@ class Model:
         sequence's end: a token of `stop`, which is given too, or the model's last position.
         sample(logits (n, V), sequences (n,), step) -> ids (n,) chooses the next tokens; it runs on one rank for each
         sequence and must depend on its arguments alone. decode: "local", "merged", "auto"; docs/explanation/decode.md.
-        on_tokens(step, ids (B,)) is called on rank 0 after each step. `report["generation"]` has times and bytes.
+        on_tokens(step, ids (B,)) is called on rank 0 after each step. ends(new ids (n,)) -> whether they end a
+        sequence too, the same on all ranks. enough(): whether this rank wants no more, asked at every step where
+        `on_tokens` is given; all then end. `report["generation"]` has times and bytes.
         """
-        request = Request(max_new_tokens, sample, tuple(stop), decode, on_tokens)
+        request = Request(max_new_tokens, sample, tuple(stop), decode, on_tokens, ends, enough)
         return generate(self, ids, mask, request)
 
     def run(

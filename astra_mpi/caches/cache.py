@@ -122,6 +122,18 @@ class Cache(ABC):
         """Of block i, what is far, a sequence's keys at `offsets`. `remember` makes what is kept of some of them, of
         which it is told where each sequence's begin. places (m,): positions of the keys, if the block has a window."""
 
+    def attend_past(  # noqa: B027 - others keep no past
+        self, i: int, q: np.ndarray, acc: np.ndarray, row_max: np.ndarray, row_sum: np.ndarray
+    ) -> None:
+        """Of block i, this rank's scaled queries q (H, n, d) attend to what was kept before this pass, as the kernel
+        `attend` does: acc (H, n, d), row_max and row_sum (H, n), in place. Of one sequence."""
+
+    def note(self, i: int, payload: np.ndarray) -> None:  # noqa: B027
+        """What others would see of this rank's tokens in block i is made of payload (n, width)."""
+
+    def note_seen(self, i: int, seen: np.ndarray) -> None:  # noqa: B027
+        """It is this (n, width), and ranks behind have been told."""
+
     @abstractmethod
     def plan(self, sequences: np.ndarray, keeps: bool, positions: np.ndarray) -> None:
         """Before the blocks of a step: `sequences` (n,) get a token at `positions` (n,); keeps: it stays here."""

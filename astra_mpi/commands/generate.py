@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from astra_mpi.decks.deck import TaskSection
     from astra_mpi.engine import Model
     from astra_mpi.inputs.text import Tokenizer
+    from astra_mpi.job.chat import Dialogue
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,7 +28,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("model", help="model file of a decoder (GPT-2, Llama), with a tokenizer")
     parser.add_argument("prompt", nargs="?", help="text to go on from")
     parser.add_argument("--prompt-file", metavar="FILE", help="a text file, whole, instead")
-    _add_sampling_options(parser)
+    parser.add_argument("--chat", action="store_true", help="the prompt is a message; only the answer is printed")
+    add_chat_options(parser)
+    add_sampling_options(parser)
     parser.add_argument(
         "--strategy",
         default="auto",
@@ -39,15 +42,21 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run, spmd=True, strategies=None)
 
 
-def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+def add_chat_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("chat")
+    group.add_argument("--system", metavar="TEXT", help="what the model is told before the first message")
+    group.add_argument("--template", metavar="NAME", help="which of the model's chat templates (default: default)")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, n_tokens: int = 100) -> None:
     group = parser.add_argument_group("what is generated")
-    group.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="default %(default)s")
+    group.add_argument("--max-new-tokens", type=int, default=n_tokens, metavar="N", help="default %(default)s")
     group.add_argument("--temperature", type=float, metavar="T", help="0: the most likely token (default 0, or 1 beside"
                        " --top-k and --top-p)")  # fmt: skip
     group.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens")
     group.add_argument("--top-p", type=float, metavar="P", help="and from those of together this probability")
     group.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="a token that ends the text; again for further ones"
+        "--stop", action="append", default=[], metavar="TEXT", help="what ends the text; again for further ones"
     )
     group.add_argument("--ignore-end", action="store_true", help="go on after the model's own end tokens")
 
@@ -55,6 +64,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     import numpy as np
 
+    from astra_mpi.config import require
     from astra_mpi.errors import collective
     from astra_mpi.inputs.text import tokenizer_of
     from astra_mpi.job.continuation import continuation
@@ -65,13 +75,16 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
 
     text = ""
     with collective(comm):
-        task, request = _task(args), parse_request(args.strategy)
+        task, request = task_of(args), parse_request(args.strategy)
+        require(args.chat or not (args.system or args.template), "--system and --template are for --chat; give it too")
         if comm.Get_rank() == 0:
             text = _prompt(args)
     text = broadcast_text(comm, text)
+    if args.chat:
+        return _answer(args, comm, text)
     model = load_model(args, comm, None if request.name == AUTO else args.strategy)
     with collective(comm):
-        _check_family(args.model, model)
+        check_family(args.model, model)
         generator = Generator(task, model, args.seed)
         tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, open_ended=True, preprocess=model.preprocess)
         ids = _prompt_ids(text, tokenizer, model.config.max_positions)
@@ -93,7 +106,44 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     return 0
 
 
-def _task(args: argparse.Namespace) -> TaskSection:
+def open_dialogue(args: argparse.Namespace, comm: MPI.Comm) -> Dialogue:
+    """Collective: the model as the options say, to be talked to."""
+    from astra_mpi.errors import collective
+    from astra_mpi.job.chat import ChatPrompts, Dialogue
+    from astra_mpi.job.generation import Generator
+
+    with collective(comm):
+        task = task_of(args)
+    model = load_model(args, comm, args.strategy)
+    with collective(comm):
+        check_family(args.model, model)
+        dialogue = Dialogue(
+            model, Generator(task, model, args.seed), ChatPrompts(model, args.template), args.system or ""
+        )
+        if dialogue.root:
+            dialogue.check()
+    return dialogue
+
+
+def _answer(args: argparse.Namespace, comm: MPI.Comm, text: str) -> int:
+    """One message, one answer."""
+    from astra_mpi.errors import collective
+    from astra_mpi.planner.auto import reason
+
+    dialogue = open_dialogue(args, comm)
+    dialogue.restart(goes_on=False)
+    answer = dialogue.say(text)
+    with collective(comm):
+        if dialogue.root:
+            said = [_costs(answer.report), reason(dialogue.model.chosen)]
+            print("\n".join(filter(None, said)), file=sys.stderr, flush=True)
+            if args.json:
+                told = {"prompt": text, "text": answer.text, "tokens": answer.tokens, "report": answer.report}
+                write_json(args.json, told)
+    return 0
+
+
+def task_of(args: argparse.Namespace) -> TaskSection:
     """The options as the [task] of a deck. InputError on values out of range."""
     from typing import get_args, get_type_hints
 
@@ -135,7 +185,7 @@ def _prompt(args: argparse.Namespace) -> str:
         raise InputError(f"the prompt: {exc}, or as --prompt-file") from exc
 
 
-def _check_family(path: str, model: Model) -> None:
+def check_family(path: str, model: Model) -> None:
     from astra_mpi.config import require
 
     family = model.config.family

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from astra_mpi.checkpoint.folder import load_settings
+from astra_mpi.convert.chat import read_chat_template
 from astra_mpi.convert.sentence import SentenceEncoder
 from astra_mpi.convert.sentence_text import SentenceText, read_sentence_text
 from astra_mpi.convert.tokenizer import FILE, FolderTokenizer, read_tokenizer
 from astra_mpi.convert.tokenizer_classes import BACKEND
 from astra_mpi.convert.tokenizer_files import CONFIG, damaged
+from astra_mpi.convert.tokenizer_keys import HARMLESS
 from astra_mpi.errors import InputError
 from astra_mpi.inputs.text import Tokenizer
+from astra_mpi.models import FAMILIES
 
 #: vocabularies that no tokenizer is made of here
 _OTHER_FILES = (
@@ -60,6 +63,14 @@ def read_text_settings(folder: Path, config: Any, encoder: SentenceEncoder | Non
         contents = plain
         beyond = [f"{FILE} was taken as it stands; as transformers makes it {found.class_name}, {exc}"]
     preprocess["tokenizer_class"] = found.class_name
+    left = [*aside, *found.left_aside]
+    family = FAMILIES.get(getattr(config, "family", ""))
+    if family is not None and family.causal:
+        template, said = read_chat_template(folder)
+        notes += said
+        if template is not None:
+            preprocess |= {"chat_template": template, "special_tokens": found.special_tokens}
+            left = [key for key in left if not key.endswith(f"({HARMLESS['chat_template']})")]
     if found.split_special_tokens:
         preprocess["split_special_tokens"] = True
     if found.replaced:
@@ -67,7 +78,7 @@ def read_text_settings(folder: Path, config: Any, encoder: SentenceEncoder | Non
             f"{folder / FILE}: {', '.join(found.replaced)} gave way to what {found.class_name} makes of {CONFIG}, as in"
             f" transformers 5; tokenizer_class = '{BACKEND.name}' there would keep {FILE} as it is"
         )
-    return FolderText(contents, preprocess, notes + beyond, [*aside, *found.left_aside])
+    return FolderText(contents, preprocess, notes + beyond, left)
 
 
 def _max_tokens(folder: Path, max_positions: int, wanted: float | None, own: float | None) -> tuple[int, list[str]]:
@@ -157,6 +168,9 @@ def usage(config: Any, preprocess: Mapping[str, Any] | None, tokenizer: bool, le
         prompts, default = settings.get("prompts") or {}, settings.get("default_prompt")
         names = [f"{name} {text!r}" + (" (default)" if name == default else "") for name, text in prompts.items()]
         told["prompts"] = ", ".join(names) or "none"
+    if (template := settings.get("chat_template")) is not None:
+        several = isinstance(template, dict)
+        told["chat template"] = ", ".join(sorted(template)) if several else "yes"
     told["maximum length"] = f"{settings.get('max_tokens', config.max_positions)} tokens"
     split = ", special tokens spelled in a text are ordinary characters" if settings.get("split_special_tokens") else ""
     told["tokenizer"] = settings.get("tokenizer_class", "yes") + split if tokenizer else "none: token ids only"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class FolderTokenizer:
     split_special_tokens: bool = False  # special tokens that a text spells are ordinary characters
     replaced: tuple[str, ...] = ()  # parts of tokenizer.json that the class replaces by its own
     left_aside: tuple[str, ...] = ()  # keys that change nothing
+    special_tokens: dict[str, str] = field(default_factory=dict)  # texts of the named ones, as chat templates use them
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any]) -> FolderTokenizer:
@@ -59,7 +60,13 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], overrides: dict[str,
     split = bool(settings.get("split_special_tokens", False))
     replaced = _replaced(original, fast) if original is not None and chosen.build is not None else []
     aside = left_aside(folder, {*given, *overrides}, chosen)
-    return FolderTokenizer(fast, chosen.name, length, side, split, tuple(replaced), tuple(aside))
+    special = {name: str(token) for name, token in _named(chosen, settings).items() if token is not None}
+    return FolderTokenizer(fast, chosen.name, length, side, split, tuple(replaced), tuple(aside), special)
+
+
+def _named(chosen: TokenizerClass, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokens with a name of their own."""
+    return {k: v for k, v in chosen.defaults.items() if k in NAMED} | {k: settings[k] for k in NAMED if k in settings}
 
 
 def _length(folder: Path, settings: Mapping[str, Any]) -> float | None:
@@ -113,7 +120,7 @@ def _choose(folder: Path, given: dict[str, Any], config: Mapping[str, Any], text
 
 def _made(folder: Path, chosen: TokenizerClass, settings: dict[str, Any], whole: Any, original: Any) -> Any:
     """The tokenizer with all its tokens and what it puts around a text."""
-    named = {k: v for k, v in chosen.defaults.items() if k in NAMED} | {k: settings[k] for k in NAMED if k in settings}
+    named = _named(chosen, settings)
     own = {}
     for key in chosen.own:
         kinds = (bool, type(None)) if key in chosen.optional or chosen.defaults[key] is None else (bool,)

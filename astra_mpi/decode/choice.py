@@ -9,6 +9,13 @@ from astra_mpi.costs.decode import MODES, decode_cost
 from astra_mpi.costs.latency import ASSUMED_GFLOPS
 from astra_mpi.costs.setting import Setting, step_seconds
 from astra_mpi.costs.strategies import Coding
+from astra_mpi.costs.work import shape_of
+from astra_mpi.strategies.token_parallel import TokenParallel
+
+#: of a network that nobody has described
+_RATE_BPS, _RTT_S = 1e9, 1e-4
+#: seconds for which a conversation's prompt is cut over the ranks
+WORTH_S = 0.5
 
 if TYPE_CHECKING:
     from astra_mpi.decode.prefill import Engine
@@ -32,6 +39,25 @@ def predicted_mode(model: Engine, layout: Layout, n_new: int) -> str:
     job = setting.job([int(n) for n in slices])
     local, merged = (step_seconds(setting, decode_cost(job, coding, spec, mode, n_new)) for mode in MODES)
     return "merged" if merged < local else "local"
+
+
+def pays_to_cut(model: Engine, n_new: int, owed_bytes: int) -> bool:
+    """Whether a conversation's next n_new tokens come sooner when all ranks compute them, who then have to be told
+    `owed_bytes` of what was said before, than from one rank that knows it all. Nothing is timed.
+
+    By WORTH_S at least: what one rank reads is read exactly, whatever ranks would send of it.
+    """
+    size, network = model.exchange.size, model.exchange.network
+    bits_per_s, rtt_s = (network.rate.mean_bps, network.rtt_s) if network.rate is not None else (_RATE_BPS, _RTT_S)
+    strategy = model.strategy
+    if size == 1 or not isinstance(strategy, TokenParallel) or strategy.site is None or n_new < size:
+        return False
+    shape = shape_of(model.config)
+    madds = shape.project_q * 2 + shape.project_kv + shape.mlp
+    saved_s = 2 * n_new * madds * model.config.n_layers * (1 - 1 / size) / (ASSUMED_GFLOPS * 1e9)
+    exchanged = strategy.seen_bytes(-(-n_new // size)) * model.config.n_layers * (size - 1)
+    told_s = 8 * (owed_bytes + exchanged) / bits_per_s + (model.config.n_layers + 1) * rtt_s
+    return saved_s - told_s > WORTH_S
 
 
 def _remote(model: Engine) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from astra_mpi.caches.past import Past
 from astra_mpi.config import require
 from astra_mpi.decode.choice import predicted_mode
 from astra_mpi.decode.prefill import Engine
@@ -25,12 +26,13 @@ from astra_mpi.wire.laps import collect
 def generate(model: Engine, ids: np.ndarray, mask: np.ndarray | None, request: Request) -> np.ndarray:
     """Collective: new tokens of the prompts ids (B, T), mask (B, T) -> (B, max_new_tokens) int32, -1 after the end."""
     with collective(model.comm):
-        _check(model, request)
+        check(model, request)
     batch = model.prepare(ids, mask)
-    streams = _agreed(model.comm, request)
+    streams = agreed(model.comm, request)
     with collective(model.comm):
         first, room = request.room(batch, model.config)
-    generation = Generation(model, request, batch, first, room, streams)
+    layout = model.layout(batch.lengths, spread=True)
+    generation = Generation(model, request, layout, first, room, streams)
     generation.prefill(batch)
     generation.decode()
     model.report = generation.report()
@@ -39,7 +41,7 @@ def generate(model: Engine, ids: np.ndarray, mask: np.ndarray | None, request: R
     return new
 
 
-def _check(model: Engine, request: Request) -> None:
+def check(model: Engine, request: Request) -> None:
     if not isinstance(model.family, Decoder):
         raise InputError(f"a {model.config.family} model generates no tokens; give a decoder, such as Llama")
     request.check(model.config)
@@ -50,7 +52,7 @@ def _check(model: Engine, request: Request) -> None:
     )
 
 
-def _agreed(comm: MPI.Comm, request: Request) -> bool:
+def agreed(comm: MPI.Comm, request: Request) -> bool:
     """Collective: that all ranks ask for the same. Whether rank 0 streams."""
     mine = np.array([*request.digest, request.on_tokens is not None], np.int64)
     every = np.empty((comm.Get_size(), len(mine)), np.int64)
@@ -64,19 +66,27 @@ class Generation:
     """One call of `generate` on this rank."""
 
     def __init__(
-        self, model: Engine, request: Request, batch: Batch, first: np.ndarray, room: np.ndarray, streams: bool
+        self,
+        model: Engine,
+        request: Request,
+        layout: Layout,
+        first: np.ndarray,
+        room: np.ndarray,
+        streams: bool,
+        past: Past | None = None,
     ) -> None:
-        """first (B,): positions of the first new tokens; room (B,): how many there may be. streams: on rank 0."""
+        """first (B,): positions of the first new tokens; room (B,): how many there may be. streams: on rank 0. past:
+        of the conversation that this goes on with, alone on the rank with its last token."""
         self.model, self.request, self.first, self.room = model, request, first, room
-        self.layout: Layout = model.layout(batch.lengths, spread=True)
+        self.layout = layout
         mode = request.decode
         if mode == "auto":
-            mode = predicted_mode(model, self.layout, request.max_new_tokens)
+            mode = predicted_mode(model, self.layout, request.max_new_tokens) if past is None else Local.mode
         with collective(model.comm):  # which takes memory
-            self.mode: Local = MODES[mode](model, self.layout, room, first)
+            self.mode: Local = MODES[mode](model, self.layout, room, first, past)
         merged = self.mode.mode == "merged"
         sampler = np.zeros(len(first), np.int64) if merged else self.layout.last_rank
-        self.tokens = Tokens(model.exchange, sampler, room, request.stop, often=streams or merged, soon=merged)
+        self.tokens = Tokens(model.exchange, sampler, room, request, often=streams or merged, soon=merged)
         self.failure: Exception | None = None
         if streams and model.comm.Get_rank() == 0:
             self.tokens.known = self._stream

@@ -16,6 +16,8 @@ from astra_mpi.models.decoder import DecoderConfig
 #: logits (n, V) of the sequences (n,) at this step -> their next token ids (n,)
 Sample = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 OnTokens = Callable[[int, np.ndarray], None]
+#: new ids (n,) of a sequence -> whether they end it; the same on all ranks
+Ends = Callable[[np.ndarray], bool]
 
 MODES = ("auto", "local", "merged")
 
@@ -29,6 +31,9 @@ class Request:
     stop: tuple[int, ...] = ()
     decode: str = "auto"
     on_tokens: OnTokens | None = None
+    ends: Ends | None = None  # beside `stop`
+    #: whether this rank wants no more, asked at every step while tokens are streamed; all ranks then end
+    enough: Callable[[], bool] | None = None
 
     def check(self, config: DecoderConfig) -> None:
         """InputError on what this model cannot do."""
@@ -63,12 +68,15 @@ class Request:
 
 
 def reasons(request: Request, room: np.ndarray, ids: np.ndarray) -> list[str]:
-    """Why each sequence of ids (B, n) ended: "stop" token, the model's last "positions", or the "length" asked for."""
+    """Why each sequence of ids (B, n) ended: "stop" token, the model's last "positions", the "length" asked for, or
+    "interrupted"."""
     found = []
     for row, space in zip(ids, room, strict=True):
         given = row[row >= 0]
-        if len(given) and given[-1] in request.stop:
+        if len(given) and (given[-1] in request.stop or (request.ends is not None and request.ends(given))):
             found.append("stop")
+        elif len(given) < space:
+            found.append("interrupted")
         else:
             found.append("positions" if space < request.max_new_tokens else "length")
     return found

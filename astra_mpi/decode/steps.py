@@ -8,6 +8,7 @@ import numpy as np
 
 from astra_mpi.caches.cache import Cache, HostCache, Softmax
 from astra_mpi.caches.packed import PackedCache
+from astra_mpi.caches.past import Past
 from astra_mpi.decode.prefill import Engine
 from astra_mpi.device.xp import settle, take, to_host
 from astra_mpi.models.batch import Batch
@@ -26,12 +27,15 @@ class Local:
     sampled: np.ndarray
     cache: Cache
 
-    def __init__(self, model: Engine, layout: Layout, room: np.ndarray, first: np.ndarray) -> None:
-        """room (B,): tokens that each sequence may get; first (B,): positions of the first ones."""
+    def __init__(
+        self, model: Engine, layout: Layout, room: np.ndarray, first: np.ndarray, past: Past | None = None
+    ) -> None:
+        """room (B,): tokens that each sequence may get; first (B,): positions of the first ones. past: of a
+        conversation, one sequence."""
         assert isinstance(model.family, Decoder) and isinstance(model.strategy, TokenParallel)
         self.family, self.blocks, self.backend, self.laps = model.family, model.blocks, model.backend, model.laps
         self.config, self.scratch, self.exchange = model.config, model.scratch, model.exchange
-        self.layout, self.first_places = layout, first
+        self.layout, self.first_places, self.past, self.site = layout, first, past, model.strategy.site
         self._plan(room - 1)  # the last token of a sequence goes through no block
 
     def _plan(self, room: np.ndarray) -> None:
@@ -39,6 +43,9 @@ class Local:
         self.cache = self._cache(room, keeps_far=True)
 
     def _cache(self, room: np.ndarray, keeps_far: bool) -> Cache:
+        if self.past is not None:
+            self.past.open(self.layout, int(room[0]) if len(self.computed) else 0)
+            return self.past
         kept = self.config, self.layout, self.computed, room, keeps_far, self.first_places
         on_host = self.backend.xp is np
         return HostCache(self.backend.kernels, *kept) if on_host else PackedCache(self.backend, *kept)
@@ -71,7 +78,10 @@ class Local:
         placed = PlacedRows(Positions(self.family, batch), np.arange(n), self.blocks)
         self.laps.mark("embed")
         for i, block in enumerate(self.blocks):
-            q, kv = block.queries_keys_values(block.attention_input(x))
+            h = block.attention_input(x)
+            q, kv = block.queries_keys_values(h)
+            if self.past is not None and self.site is not None:
+                self.past.note(i, {"hidden": x, "normed": h, "kv": kv}[self.site])
             turns = placed.turns(i)
             if turns is not None:
                 block.turn(turns)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
+from astra_mpi.decode.request import Request
 from astra_mpi.wire.exchange import Exchange, Pending
 
 #: the first byte of a message: what a rank that failed, and drains its exchanges, does not send
 _WELL = 1
+#: the same, of a rank that wants no more tokens
+_ENOUGH = 2
 
 
 class Tokens:
@@ -20,11 +23,20 @@ class Tokens:
     """
 
     def __init__(
-        self, exchange: Exchange, sampler: np.ndarray, room: np.ndarray, stop: Sequence[int], *, often: bool, soon: bool
+        self,
+        exchange: Exchange,
+        sampler: np.ndarray,
+        room: np.ndarray,
+        request: Request,
+        *,
+        often: bool,
+        soon: bool,
     ) -> None:
         """sampler (B,): the rank that samples a sequence; room (B,): ids it may get. often: at every step; soon: wait
         for them at once."""
-        self.exchange, self.sampler, self.room, self.stop = exchange, sampler, room, np.array(stop, np.int64)
+        self.exchange, self.sampler, self.room = exchange, sampler, room
+        self.stop, self.ends = np.array(request.stop, np.int64), request.ends
+        self.enough = request.enough or (lambda: False)
         self.alone, self.often, self.soon = exchange.size == 1, often, soon
         self.ids = np.full((len(sampler), int(room.max(initial=0))), -1, np.int32)
         self.ended = np.zeros(len(sampler), bool)  # as far as this rank knows
@@ -49,12 +61,18 @@ class Tokens:
     def _last(self, step: int) -> np.ndarray:
         """(B,) whether the id of `step` is a sequence's last, or comes after it."""
         ids = self.ids[:, step]
-        return np.isin(ids, self.stop) | (ids < 0) | (step + 1 >= self.room)
+        last = np.isin(ids, self.stop) | (ids < 0) | (step + 1 >= self.room)
+        if self.ends is not None:
+            for s in np.flatnonzero(~last):
+                last[s] = self.ends(self.ids[s, : step + 1])
+        return last
 
     def tell(self, step: int) -> None:
         """This rank's ids of `step` are in place."""
         if self.alone:
             self.known(step, self.ids[:, step])
+            if self.enough():
+                self.ended[:] = True
         elif self.often:
             self.hear()
             if not self.over:
@@ -67,12 +85,16 @@ class Tokens:
         if self._pending is None:
             return
         (begin, end, pending), self._pending = self._pending, None
+        enough = False
         for rank, message in enumerate(pending.wait()):
-            self.failed |= bool(message[0] != _WELL)
+            self.failed |= bool(message[0] not in (_WELL, _ENOUGH))
+            enough |= bool(message[0] == _ENOUGH)
             if not self.failed:
                 self._take(begin, np.flatnonzero(self.sampler == rank), message[1:].view(np.int32), end - begin)
         if self.often and not self.failed:
-            self._told_all = bool(self._last(begin).all())
+            self._told_all = enough or bool(self._last(begin).all())
+            if enough:
+                self.ids[:, begin + 1 :] = -1  # of a step that this rank alone knows of
             self.known(begin, self.ids[:, begin])
 
     def _take(self, begin: int, sequences: np.ndarray, ids: np.ndarray, n_steps: int) -> None:
@@ -101,6 +123,7 @@ class Tokens:
 
     def _start(self, begin: int, end: int) -> None:
         mine = np.ascontiguousarray(self.ids[self.sampler == self.exchange.rank, begin:end])
-        message = np.concatenate([np.full(1, _WELL, np.uint8), mine.reshape(-1).view(np.uint8)])
+        word = _ENOUGH if self.often and self.enough() else _WELL
+        message = np.concatenate([np.full(1, word, np.uint8), mine.reshape(-1).view(np.uint8)])
         self._pending = begin, end, self.exchange.start(message, self._counts(end - begin), on_host=True)
         self.exchange.as_class_bytes(len(message))

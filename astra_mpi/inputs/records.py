@@ -7,9 +7,10 @@ read when they are asked for, so that memory holds 8 bytes per line (16 with lab
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -21,6 +22,8 @@ from astra_mpi.files.utf8 import undecodable
 
 #: bytes of the longest line that is read
 LONGEST_LINE = 16 << 20
+#: where a field stands, and what it holds -> a text; InputError
+TextOf = Callable[[str, Any], str]
 
 
 class Texts(Protocol):
@@ -50,9 +53,11 @@ class Records:
     labels: (n_items,) int64 classes, if a field is named; digest: sha256 of the file. InputError names file and line.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], labels: str | None, kind: Lines) -> None:
-        """kind: says what a line holds."""
-        self.path, self.columns, self._kind = path, columns, kind
+    def __init__(
+        self, path: Path, columns: Sequence[str], labels: str | None, kind: Lines, text_of: TextOf | None = None
+    ) -> None:
+        """kind: says what a line holds; text_of: makes texts of fields that are none."""
+        self.path, self.columns, self._kind, self._text_of = path, columns, kind, text_of
         self._header: list[str] | None = None
         self._starts, classes = array("q"), array("q")
         try:
@@ -74,7 +79,7 @@ class Records:
                 row_number, start = number, self._starts[number]
                 self._file.seek(start)
                 row = self._kind.row(str(self.path), _decoded(self._file.readline(), start), self._header)
-            found.append(row[self.columns[column]])
+            found.append(self._text(str(self.path), row, self.columns[column]))
         return found
 
     def _read_through(self, labels: str | None, classes: array[int]) -> str:
@@ -97,11 +102,16 @@ class Records:
             where = self._where(number)
             row = self._kind.row(where, line, self._header)
             for column in self.columns:
-                text_field(where, row, column)
+                self._text(where, row, column)
             if labels is not None:
                 classes.append(class_number(where, field(where, row, labels)))
             self._starts.append(start)
         return digest.hexdigest()
+
+    def _text(self, where: str, row: dict[str, Any], column: str) -> str:
+        if self._text_of is None:
+            return text_field(where, row, column)
+        return text_field(where, {column: self._text_of(where, field(where, row, column))}, column)
 
     def _where(self, number: int) -> str:
         return f"{self.path}, line {number}"
@@ -109,6 +119,19 @@ class Records:
     def _stamp(self) -> tuple[int, int]:
         facts = os.fstat(self._file.fileno())
         return facts.st_size, facts.st_mtime_ns
+
+
+def begins_with_field(path: Path, name: str, instead_of: str) -> bool:
+    """Whether the first line of a .jsonl file is an object with one of these fields and not the other."""
+    if path.suffix != ".jsonl":
+        return False
+    try:
+        with open(path, "rb") as file:
+            first = next((line for _, _, line in _lines(path, file) if line.strip()), b"")
+        row = json.loads(first)
+    except (OSError, ValueError, RecursionError):  # told when it is read
+        return False
+    return isinstance(row, dict) and name in row and instead_of not in row
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:

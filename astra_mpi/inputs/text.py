@@ -43,7 +43,7 @@ class Tokenizer:
 
     open_ended: what it puts after a text, as </s> or [SEP], is left out, because the text is to be gone on with.
     prompt: is put before every text, and cut with it. vocab_size: of the model; ids beyond are errors. split_special:
-    special tokens that a text spells are ordinary characters.
+    special tokens that a text spells are ordinary characters. around: special tokens are put around a text.
     InputError if the `tokenizers` library is missing or cannot read it.
     """
 
@@ -54,6 +54,7 @@ class Tokenizer:
         prompt: str = "",
         vocab_size: int | None = None,
         split_special: bool = False,
+        around: bool = True,
     ) -> None:
         self._fast = fast_tokenizer(json)
         self._side = (self._fast.truncation or {}).get("direction", "right")
@@ -61,9 +62,10 @@ class Tokenizer:
         self._fast.no_truncation()
         self._fast.encode_special_tokens = split_special
         self.prompt, self._vocab_size = prompt, vocab_size
-        self._n_left_out = self._n_ending() if open_ended else 0
+        self._around = around
+        self._n_left_out = self._n_ending() if open_ended and around else 0
         # around every text, as [CLS] and [SEP]
-        self.n_special: int = self._fast.num_special_tokens_to_add(False) - self._n_left_out
+        self.n_special: int = self._fast.num_special_tokens_to_add(False) - self._n_left_out if around else 0
         #: with the prompt's
         self.n_fixed: int = self.n_special + len(self._fast.encode(prompt, add_special_tokens=False).ids)
 
@@ -109,6 +111,16 @@ class Tokenizer:
             self._check_ids(row, name, i)
         return rows
 
+    def encode_plain(self, text: str, name: str) -> np.ndarray:
+        """Token ids (T,) int32 of a text that spells its special tokens itself, with nothing around it or cut.
+
+        InputError as `encode`.
+        """
+        with refusing(f"the model's tokenizer has no tokens for {name} ({{}}); write it in other words"):
+            row = np.array(self._fast.encode(text, add_special_tokens=False).ids, np.int32)
+        self._check_ids(row, lambda _: name, 0)
+        return row
+
     def _check_ids(self, row: np.ndarray, name: Named, i: int) -> None:
         bad = row[row >= self._vocab_size] if self._vocab_size is not None else row[:0]
         if bad.size:
@@ -123,16 +135,10 @@ class Tokenizer:
         marks = self._fast.encode("a").special_tokens_mask
         return next((i for i, mark in enumerate(reversed(marks)) if not mark), 0)
 
-    def ids_of(self, text: str) -> list[int]:
-        """The tokens that, alone, add exactly this text to another one, or are called so, as </s> is."""
-        named = self._fast.token_to_id(text)
-        if named is not None and self._fast.decode([named]) == "":
-            return [named]
-        before = self._fast.encode("a", add_special_tokens=False).ids
-        known = len(self._fast.decode(before))
-        every = sorted(self._fast.get_vocab(with_added_tokens=True).values())
-        joined = self._fast.decode_batch([[*before, i] for i in every])
-        return [i for i, whole in zip(every, joined, strict=True) if whole[known:] == text]
+    def special_id(self, text: str) -> int | None:
+        """The token that is called so and adds no text, as </s>."""
+        named: int | None = self._fast.token_to_id(text)
+        return named if named is not None and self._fast.decode([named]) == "" else None
 
     def decode(self, ids: np.ndarray) -> str:
         """Token ids (T,) -> text without special tokens."""
@@ -144,7 +150,9 @@ class Tokenizer:
 
     def _encodings(self, texts: Sequence[str]) -> list[Any]:
         with refusing("the model's tokenizer has no tokens for a text ({}); convert another one"):
-            found: list[Any] = self._fast.encode_batch([self.prompt + text for text in texts])
+            found: list[Any] = self._fast.encode_batch(
+                [self.prompt + text for text in texts], add_special_tokens=self._around
+            )
         return found
 
     def check_room(self, max_tokens: int) -> None:
@@ -195,14 +203,15 @@ def tokenizer_of(
     open_ended: bool = False,
     preprocess: Mapping[str, Any] | None = None,
     prompt: str | bool | None = "",
+    around: bool = True,
 ) -> Tokenizer:
-    """A model file's tokenizer, with a prompt as `prompt_of` takes it.
+    """A model file's tokenizer, with a prompt as `prompt_of` takes it; around: see `Tokenizer`.
 
     InputError if there is none, or if it is not for a vocabulary of this size.
     """
     if json is None:
         raise InputError("the model file holds no tokenizer; convert a folder with tokenizer.json, or give token ids")
     split = bool((preprocess or {}).get("split_special_tokens"))
-    tokenizer = Tokenizer(json, open_ended, prompt_of(preprocess, prompt), vocab_size, split)
+    tokenizer = Tokenizer(json, open_ended, prompt_of(preprocess, prompt), vocab_size, split, around)
     tokenizer.check_fits(vocab_size)
     return tokenizer

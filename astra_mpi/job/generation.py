@@ -15,7 +15,7 @@ from astra_mpi.decode.sampling import Sampler
 from astra_mpi.errors import InputError
 from astra_mpi.inputs.sources import Source
 from astra_mpi.inputs.text import Tokenizer, tokenizer_of
-from astra_mpi.job.continuation import TextStream, continuation
+from astra_mpi.job.continuation import StopTexts, TextStream, continuation
 from astra_mpi.ranks.terminal import raise_if_lost
 
 #: prompts looked at in one go when they are checked
@@ -65,7 +65,11 @@ class Generator:
         self.model, self.task, self.seed = model, task, seed
         self.max_new_tokens: int = task.max_new_tokens
         self.decode = decode or task.decode
-        self.stop = _stop_ids(task, model)
+        self.stop, texts = _stops(task, model)
+        #: what ends a text beside `stop`
+        self.stop_texts: StopTexts | None = None
+        if texts:
+            self.stop_texts = StopTexts(tokenizer_of(model.tokenizer, model.config.vocab_size), texts)
 
     def __call__(
         self,
@@ -76,27 +80,37 @@ class Generator:
     ) -> np.ndarray:
         """Prompts (B, T), mask (B, T), their numbers (B,) in the whole input -> (B, max_new_tokens) int32, -1 after a
         sequence's end; collective. on_tokens: called on rank 0 with each step and its ids (B,)."""
-        task = self.task
-        sample = Sampler(task.temperature, task.top_k, task.top_p, self.seed, tuple(int(i) for i in numbers))
-        settings: dict[str, Any] = dict(sample=sample, stop=self.stop, decode=self.decode, on_tokens=on_tokens)
+        settings: dict[str, Any] = dict(sample=self.sampler(numbers), stop=self.stop, decode=self.decode)
+        settings |= dict(on_tokens=on_tokens, ends=self.stop_texts)
         tokens: np.ndarray = self.model.generate(ids, mask, max_new_tokens=self.max_new_tokens, **settings)
         return tokens
 
+    def sampler(self, numbers: Sequence[int]) -> Sampler:
+        """Of prompts with these numbers (B,) in the whole input."""
+        task = self.task
+        return Sampler(task.temperature, task.top_k, task.top_p, self.seed, tuple(int(i) for i in numbers))
 
-def _stop_ids(task: TaskSection, model: Any) -> tuple[int, ...]:
-    """The model's own end tokens and those of task.stop, in order, each once."""
+
+def _stops(task: TaskSection, model: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The model's own end tokens and those of task.stop, in order, each once; and the texts of task.stop that are no
+    names of special tokens."""
     given = task.stop if isinstance(task.stop, tuple) else () if task.stop is None else (task.stop,)
-    found = [] if task.ignore_end else [int(i) for i in (model.preprocess or {}).get("end_tokens", ())]
+    found, texts = [] if task.ignore_end else end_tokens(model), []
     highest = model.config.vocab_size - 1
     for stop in given:
         if isinstance(stop, int):
             require(0 <= stop <= highest, f"task.stop: token {stop} is outside 0..{highest}, this model's vocabulary")
             found.append(stop)
             continue
-        ids = tokenizer_of(model.tokenizer, model.config.vocab_size).ids_of(stop)
-        require(bool(ids), f"task.stop: {stop!r} is not one token of this model's tokenizer; give one, or token ids")
-        found += ids
-    return tuple(dict.fromkeys(found))
+        named = tokenizer_of(model.tokenizer, model.config.vocab_size).special_id(stop)
+        found += [] if named is None else [named]
+        texts += [stop] if named is None else []
+    return tuple(dict.fromkeys(found)), tuple(texts)
+
+
+def end_tokens(model: Any) -> list[int]:
+    """The tokens with which a model ends what it says, as its file has them."""
+    return [int(i) for i in (model.preprocess or {}).get("end_tokens", ())]
 
 
 def outputs(tokens: np.ndarray, prompts: Sequence[np.ndarray], tokenizer: Tokenizer | None) -> dict[str, np.ndarray]:

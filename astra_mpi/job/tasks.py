@@ -109,6 +109,8 @@ class Generate(Embed):
         super().__init__(deck, model, comm, choices)
         self.generator = generation.Generator(deck.task, model, deck.run.seed, choices.get("decode"))
         self.state |= {"stop_tokens": list(self.generator.stop)}
+        if self.generator.stop_texts is not None:
+            self.state |= {"stop_texts": list(self.generator.stop_texts.texts)}
         self.tokenizer = None if model.tokenizer is None else Tokenizer(model.tokenizer)
         wanted = deck.task.stream
         self.talks = self.tokenizer is not None and (

@@ -25,6 +25,7 @@ class Far:
         self.worst_gap = 0.0
         self.causal, self.heard = False, np.ones(len(owner), bool)
         self.judged = self.heard
+        self.in_order = False
 
     def look_back(self, size: int) -> None:
         """From now on, rows see what lower ranks hold only. What the last of `size` ranks would send nobody judges."""
@@ -35,12 +36,20 @@ class Far:
         """In the next block, what tokens (T,) are seen through by nobody else is not judged either: it is not sent."""
         self.judged = self.heard & seen
 
+    def look_at_earlier(self, told: Array) -> None:
+        """From now on, tokens see those before them, whichever ranks hold them; told (T,): what others were sent."""
+        self.in_order, self.heard = True, np.asarray(told, bool)
+        self.judged = self.heard
+
     def __call__(self, i: int, *parts: Array) -> list[Array]:
         """Each part (T, width) of block i as other ranks see it, (m, width)."""
         raise NotImplementedError
 
     def visible(self, i: int, rank: Array) -> Array:
         """(rows, m): what rows on the ranks `rank` (rows,) see in block i, which is what is not their own."""
+        if self.in_order:
+            earlier = np.arange(len(rank))[:, None] > np.arange(len(self.owner))[None, :] % self.n_tokens
+            return earlier & (rank[:, None] != self.owner[None, :])
         if self.causal:
             return self.owner[None, :] < rank[:, None]
         return rank[:, None] != self.owner[None, :]

@@ -59,6 +59,7 @@ def oracle(
     parts: Sequence[Sequence[Weights] | None] | None = None,
     positions: ArrayLike | None = None,
     merged: int = 0,
+    told: ArrayLike | None = None,
 ) -> OracleResult:
     """Forward pass of one sequence as `size` ranks would compute it; without options, the exact one of one rank.
 
@@ -73,6 +74,7 @@ def oracle(
     seen: per block (T, D or 2 D), what came of that, to be used and checked.
     ratio: far slices are seen as means of so many consecutive tokens. An owner's tokens must then be consecutive.
     parts: per block None, or the weights of the `size` sub-blocks of width D / size that take its place.
+    told: of a decoder's conversation, whose ranks hold tokens in any order, (T,) which of them others were sent.
     merged: so many tokens at the end see the exact keys of all ranks, as ranks that merge their softmaxes do.
     Raises ValueError if `owner` does not fit `tokens` or `size`.
     """
@@ -91,7 +93,9 @@ def oracle(
         far = Quantised(owner, codec, codes, missing, stand_in, first_coded)
     elif not exact:
         far = Means(owner, ratio) if ratio else Rounded(owner, wire, gather, seen)
-    if far is not None and config.family not in ENCODERS:
+    if far is not None and told is not None:
+        far.look_at_earlier(np.asarray(told))
+    elif far is not None and config.family not in ENCODERS:
         far.look_back(size)
     n_replicas = n_class * n_ranks
     x = np.concatenate([np.repeat(embedded[:n_class], n_ranks, axis=0), embedded[n_class:]])  # (n_replicas + T, D)

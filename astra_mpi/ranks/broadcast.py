@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,23 @@ def broadcast_text(comm: MPI.Comm, text: str) -> str:
         data = np.empty(size[0], dtype=np.uint8)
     comm.Bcast(data, root=0)
     return data.tobytes().decode()
+
+
+def broadcast_line(comm: MPI.Comm, text: str | None, every_s: float = 0.005) -> str | None:
+    """Collective: rank 0's `text` on every rank, or None. The others wait for it without work, for as long as it takes:
+    a person may be typing it."""
+    size = np.array([-1 if text is None else len(text.encode())], np.int64)
+    request = comm.Ibcast(size, root=0)
+    while not request.Test():
+        time.sleep(every_s)
+    return None if size[0] < 0 else broadcast_text(comm, text or "")
+
+
+def broadcast_ids(comm: MPI.Comm, ids: np.ndarray | None) -> np.ndarray:
+    """Collective: rank 0's ids (T,) int64 on every rank (None elsewhere)."""
+    size = np.array([0 if ids is None else len(ids)], np.int64)
+    comm.Bcast(size, root=0)
+    return broadcast_integers(comm, ids, int(size[0]))
 
 
 def broadcast_integers(comm: MPI.Comm, values: np.ndarray | None, n: int) -> np.ndarray:

@@ -27,6 +27,39 @@ class Interrupted(AstraError):
         self.exit_code = 128 + signum
 
 
+class Interrupts:
+    """Context in which Ctrl-C is noted: it ends what a model says, not the job. A second one that finds the first still
+    there acts as it did before."""
+
+    def __init__(self) -> None:
+        self._noted = False
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupts:
+        self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self._noted and callable(self._before):
+            self._before(signum, frame)
+        self.note()
+
+    def note(self) -> None:
+        """As if there had been one."""
+        self._noted = True
+
+    def __bool__(self) -> bool:
+        return self._noted
+
+    def take(self) -> bool:
+        """Whether there was one; from now on there was none."""
+        noted, self._noted = self._noted, False
+        return noted
+
+
 class StopRequests:
     """Context in which the first of SIGNALS is noted; a second one of the same kind acts as it did before."""
 

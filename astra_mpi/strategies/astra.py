@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from astra_mpi.caches.cache import Kept, Part
+from astra_mpi.caches.cache import Kept, Part, Rows
 from astra_mpi.caches.codes import CodeSpace, CountedKeys, ScoredCodes, TurnedCodes
 from astra_mpi.caches.packed import Seen, SeenCodes, SeenCounts
 from astra_mpi.codec.codebook import Codec
@@ -92,6 +92,8 @@ class Astra(TokenParallel):
     def send(self, i: int, payload: np.ndarray) -> Pending:
         codes = self.codec.blocks[i].encode(payload, self.kernels)  # (n_r, C)
         message = self.kernels.pack(codes, self.codec.config.bits)
+        if self.cache is not None:
+            self.cache.note_seen(i, codes)
         self.laps.mark("encode")
         return self.start(message)
 
@@ -126,11 +128,48 @@ class Astra(TokenParallel):
             return SeenCounts(beside(codes, table.rows), *self.kernels.distinct(codes, beside(codes, offsets), size))
         if self.packed:
             return SeenCodes(table, codes, turns, offsets, self.kernels, self.dtype)
+        return self._codes_kept(i, codes, turns)
+
+    def _codes_kept(self, i: int, codes: np.ndarray, turns: np.ndarray | None) -> Kept:
+        """Codes (m, C) that are not rows of the table alone; turns (m, d)."""
+        table = self.remote.tables[i]
         if not self.plain:
             return TurnedCodes(table, codes, turns)
         if i not in self._spaces:
             self._spaces[i] = CodeSpace(self.blocks[i], self.codec.blocks[i], self.codec.config.site, table)
         return ScoredCodes(self._spaces[i], codes, self.kernels)
+
+    @property
+    def continues(self) -> bool:  # type: ignore[override]
+        return not self.first_coded
+
+    def as_seen(self, i: int, payload: np.ndarray) -> np.ndarray:
+        return self.codec.blocks[i].encode(payload, self.kernels)
+
+    def seen_bytes(self, n_tokens: int) -> int:
+        return -(-n_tokens * self.codec.config.bits_per_token // 8)
+
+    def pack_seen(self, seen: np.ndarray) -> np.ndarray:
+        return self.kernels.pack(seen, self.codec.config.bits)
+
+    def unpack_seen(self, message: np.ndarray, n_tokens: int) -> np.ndarray:
+        config = self.codec.config
+        codes = self.kernels.unpack(message, n_tokens, config.codes_per_token, config.bits)
+        if codes.size and int(codes.max()) >= config.codebook_size:
+            raise AstraError(f"a code is not below codebook size {config.codebook_size}: corrupt message")
+        return codes
+
+    def kept_of(self, i: int, seen: np.ndarray, turns: np.ndarray | None) -> Kept:
+        table = self.remote.tables[i]
+        if self.plain and table.rows is not None:
+            return CountedKeys(table.rows, seen, self.kernels)
+        again = not self.plain and self.site != "kv" and self.remote.how == "gemm"
+        if again or (self.plain and not self.codec.blocks[i].additive):
+            kv = table.far_kv(seen, self.kernels)
+            if turns is not None:
+                self.kernels.rotate(kv, turns, self.config.n_kv_heads)
+            return Rows.of(self.config, kv, None)
+        return self._codes_kept(i, seen, turns)
 
     def _turns_of(self, i: int, index: np.ndarray) -> np.ndarray | None:
         """Of the gathered tokens index (m,), (m, d): one array for all blocks that turn alike; None: nothing turns."""

@@ -29,6 +29,7 @@ class SegmentMeans(TokenParallel):
     name = "segment_means"
     options = (Option("ratio", 8, always=True),)
     site = "hidden"
+    continues = False
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
         super().__init__(parts, spec)

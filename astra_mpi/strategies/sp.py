@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.caches.cache import Kept, Rows
 from astra_mpi.costs.strategies import Wire, sp_wire
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import take, to_host
@@ -47,15 +48,15 @@ class SequenceParallel(TokenParallel):
     def send(self, i: int, payload: np.ndarray) -> Pending:
         message = pack_rows(payload, self.wire)
         self.laps.mark("encode")
+        if self.cache is not None:
+            self.cache.note_seen(i, message.reshape(-1, self.row_bytes))
         if self.sent is not None:
             self.sent[i] = to_host(message).reshape(-1, self.row_bytes)
         return self.start(message)
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
         rows = self.xp.concatenate(pending.wait()).reshape(-1, self.row_bytes)
-        far: np.ndarray = unpack_rows(take(rows, self.reach.far_index), self.wire).astype(self.dtype, copy=False)
-        if self.gather == "x":
-            far = self.blocks[i].keys_values(self.blocks[i].attention_input(far))
+        far = self._keys_values(i, take(rows, self.reach.far_index))
         return FarKeys(far, self.reach.far_offsets, tokens=self.reach.tokens)
 
     def _spread(self, rows: np.ndarray, reach: Reach) -> np.ndarray:
@@ -64,6 +65,23 @@ class SequenceParallel(TokenParallel):
         if len(rows):
             every[slice(None) if reach.own is None else reach.own] = rows
         return every
+
+    def _keys_values(self, i: int, rows: np.ndarray) -> np.ndarray:
+        """Rows as they travel (m, row_bytes) -> [K | V] (m, 2 d_kv), not turned."""
+        far: np.ndarray = unpack_rows(rows, self.wire).astype(self.dtype, copy=False)
+        return self.blocks[i].keys_values(self.blocks[i].attention_input(far)) if self.gather == "x" else far
+
+    def as_seen(self, i: int, payload: np.ndarray) -> np.ndarray:
+        return pack_rows(payload, self.wire).reshape(-1, self.row_bytes)
+
+    def seen_bytes(self, n_tokens: int) -> int:
+        return n_tokens * self.row_bytes
+
+    def kept_of(self, i: int, seen: np.ndarray, turns: np.ndarray | None) -> Kept:
+        kv = self._keys_values(i, seen)
+        if turns is not None:
+            self.kernels.rotate(kv, turns, self.config.n_kv_heads)
+        return Rows.of(self.config, kv, None)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"bits_per_token_per_block": 8 * self.row_bytes}

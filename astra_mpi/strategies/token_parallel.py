@@ -49,6 +49,10 @@ class TokenParallel(Strategy):
     may_miss: bool = False
     #: what keeps keys and values of the next forward pass, for decoding
     cache: Cache | None = None
+    #: whether a conversation goes on from what its earlier turns have left
+    continues: bool = True
+    #: the pass under way exchanges nothing
+    quiet: bool = False
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
         super().__init__(parts, spec)
@@ -122,10 +126,11 @@ class TokenParallel(Strategy):
     @property
     def sends(self) -> bool:
         """Whether exchanges take place: not on one rank."""
-        return self.exchange.size > 1 and self.site is not None
+        return self.exchange.size > 1 and self.site is not None and not self.quiet
 
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
+        self.quiet = layout.quiet
         self.counts = self.sent_bytes(layout)
         self.reaches = self._reaches(layout)
         self.reach = self.reaches[0] if self.reaches else whole_reach(layout)
@@ -167,6 +172,7 @@ class TokenParallel(Strategy):
         attention = Attention(q, self.planned, *heads, self.kernels, block.scratch, scores)
         attention.local(kv)
         if self.cache is not None:
+            self.cache.attend_past(i, attention.heads, *attention.sums)
             self.cache.keep_own(i, kv, self._kept_places(i, self.planned.packed_rows))
         self.laps.mark("attention")
         far = self.far_keys(i, pending)
@@ -220,10 +226,32 @@ class TokenParallel(Strategy):
             return Rows.of(self.config, kv, bias)
         return SeenRows(kv.astype(self.dtype, copy=False), bias, offsets)
 
+    def as_seen(self, i: int, payload: np.ndarray) -> np.ndarray:
+        """Tokens at `site` (n, width) of block i -> what other ranks see of them, (n, w) integers."""
+        raise NotImplementedError(f"strategy {self.name} sends nothing")
+
+    def seen_bytes(self, n_tokens: int) -> int:
+        """Of a message with what others see of so many tokens in one block."""
+        return 0
+
+    def pack_seen(self, seen: np.ndarray) -> np.ndarray:
+        """What others see of tokens (n, w) -> message, uint8."""
+        return seen.reshape(-1).view(np.uint8)
+
+    def unpack_seen(self, message: np.ndarray, n_tokens: int) -> np.ndarray:
+        """The message again as what others see, (n, w)."""
+        return message.reshape(n_tokens, -1)
+
+    def kept_of(self, i: int, seen: np.ndarray, turns: np.ndarray | None) -> Kept:
+        """What is seen of other ranks' tokens (n, w) in block i, as decoding keeps it; turns (n, d) of their keys."""
+        raise NotImplementedError(f"strategy {self.name} sends nothing")
+
     def _start(self, i: int, rows: np.ndarray) -> Pending | None:
+        content = self.planned.content(rows)
+        if self.cache is not None:
+            self.cache.note(i, content)
         if not self.sends:
             return None
-        content = self.planned.content(rows)
         if self.reach.own is not None:
             return self.send(i, take(content, self.reach.own))
         nobody_behind = self.planned.forward and self.planned.rank == self.exchange.size - 1 > 0

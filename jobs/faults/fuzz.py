@@ -40,6 +40,7 @@ from mpi4py import MPI
 
 from astra_mpi.convert import hugging_face as convert
 from astra_mpi.convert import llama2c
+from astra_mpi.convert.chat import read_chat_template
 from astra_mpi.convert.gguf import convert_gguf
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.decks import deck
@@ -49,6 +50,7 @@ from astra_mpi.device.threads import set_threads
 from astra_mpi.engine import Model
 from astra_mpi.errors import AstraError
 from astra_mpi.files import codecfile, modelfile
+from astra_mpi.inputs.chat import ChatTemplate
 from astra_mpi.inputs.opening import open_input
 from astra_mpi.job import info, merge, results
 from astra_mpi.measure.sweep import deck as sweep_deck
@@ -103,6 +105,19 @@ def read_input(kind: Any, config: Any, **more: Any) -> Read:
     return read
 
 
+def read_template(path: Path) -> None:
+    found, _ = read_chat_template(path.parent)
+    template = ChatTemplate({"chat_template": found, "special_tokens": {"bos_token": "<s>"}})
+    template.render([{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}])
+
+
+def read_messages(path: Path) -> None:
+    keeps = {"chat_template": fuzz_files.CHAT_TEMPLATE, "special_tokens": {"bos_token": "<s>"}}
+    source = open_input(InputSection(path, "text"), TOKENIZER, keeps, fuzz_files.LLAMA, prompts=True)
+    for i in range(source.n_items):
+        source.batch(i, i + 1)
+
+
 def read_results(path: Path) -> None:
     info.describe(path)
     if results.finished_summary(path, fuzz_files.STATE) is None:
@@ -153,6 +168,8 @@ TARGETS: dict[str, tuple[str, tuple[fuzz_damage.Damage, ...], Read]] = {
     "png": ("pictures/0.png", (BYTES,), read_input("images", VIT, labels="classes.tsv")),
     "jpeg": ("pictures/1.jpg", (BYTES,), read_input("images", VIT, labels="classes.tsv")),
     "picture-classes": ("pictures/classes.tsv", (BYTES, LINES), read_input("images", VIT, labels="classes.tsv")),
+    "messages": ("talks.jsonl", (BYTES, LINES), read_messages),
+    "chat-template": ("chat/chat_template.jinja", (BYTES, LINES), read_template),
     "trace": ("trace.csv", (BYTES, LINES), lambda path: network.parse_network(f"trace:{path}")),
     "profile": ("profile.json", (BYTES, JSON), lambda path: planner_inputs.read_profile(str(path))),
     "llama2c": ("llama.bin", (BYTES,), lambda path: llama2c.convert_llama2c(path, path.parent / "tokenizer.bin")),

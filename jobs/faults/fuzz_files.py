@@ -58,6 +58,20 @@ watchdog = "60s"
 [output]
 path = "out.h5"
 """
+CHAT_TEMPLATE = """{%- set ns = namespace(n=0) %}
+{%- for message in messages %}
+    {%- if message.role == 'system' and not loop.first %}
+        {{- raise_exception('one system message') }}
+    {%- endif %}
+    {%- set ns.n = ns.n + message.content|length * 2 %}
+    {{- bos_token + message['role'] + '\\n' + message.content|trim + '\\n' }}
+    {%- for i in range(3) %}
+        {%- if i > 1 %}{% break %}{% endif %}
+        {{- [ns.n, i]|tojson }}
+    {%- endfor %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'assistant' * 2 ** 2 }}{% endif %}
+"""
 SWEEP = """
 [model]
 preset = "vit-tiny"
@@ -151,6 +165,10 @@ def _write_inputs(folder: Path) -> None:
     (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "texts.tsv").write_text("text\tlabel\n" + "".join(f"ab {i}\t{i % 2}\n" for i in range(5)))
     (folder / "texts.txt").write_text("ab cd\nef gh ij\n\nkl\n")
+    talk = [{"role": "system", "content": "ab"}, {"role": "user", "content": "cd"}]
+    (folder / "talks.jsonl").write_text(f"{json.dumps({'messages': talk})}\n" * 4)
+    (folder / "chat").mkdir()
+    (folder / "chat" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     (folder / "trace.csv").write_text("time_s,mbps\n" + "".join(f"{i},{10 + i}\n" for i in range(6)))
     from PIL import Image
 

@@ -40,6 +40,13 @@ def byte_pairs():
     return fast.to_str()
 
 
+def chat_tokenizer():
+    """Byte pairs, with the special tokens of chat templates."""
+    fast = FastTokenizer.from_str(byte_pairs())
+    fast.add_special_tokens(["<s>", "<|im_start|>", "<|im_end|>"])
+    return fast
+
+
 TEXT = "the cat sat on the hat, and that was that. " * 4
 
 

@@ -171,17 +171,11 @@ def test_prompts_of_llama_keep_their_first_token():
     assert tokenizer.encode([""], 99)[0].tolist() == [begin]
 
 
-def test_tokens_by_their_text():
-    gpt = TOKENIZERS[1]
-    joined = gpt.encode([" ".join(WORDS)], 999)[0]
-    longest = max((gpt.decode(joined[i : i + 1]) for i in range(len(joined))), key=len)
-    assert len(longest) > 1
-    for text in ["\n", ".", longest]:
-        assert [gpt.decode(np.array([i])) for i in gpt.ids_of(text)] == [text]
-    assert gpt.ids_of("no such token") == []
+def test_special_tokens_by_their_names():
+    assert TOKENIZERS[1].special_id("no such token") is TOKENIZERS[1].special_id(".") is None
     fast = FastTokenizer.from_str(byte_pairs())
     fast.add_special_tokens(["<end>"])
-    assert Tokenizer(fast.to_str()).ids_of("<end>") == [fast.token_to_id("<end>")]
+    assert Tokenizer(fast.to_str()).special_id("<end>") == fast.token_to_id("<end>")
 
 
 def test_tokenizer_with_ids_beyond_the_vocabulary():

@@ -164,6 +164,23 @@ def test_stop_tokens(comm, folder):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("decode", ["local", "merged"])
+def test_a_stop_text_of_several_tokens(comm, folder, decode):
+    """It ends a prompt's text with the token that completes it, in a batch whose others go on."""
+    free, tokenizer = recomputed(folder, prompt_ids(), Sampler(1.5, seed=1)), Tokenizer(letter_tokenizer())
+    stop = tokenizer.decode(free[0])[1:4]
+    assert len(stop) == 3
+    expected = free.copy()
+    for row in expected:
+        n = next((n for n in range(1, len(row) + 1) if stop in tokenizer.decode(row[:n])), len(row))
+        row[n:] = -1
+    options = ["parallel.strategy=sp", "task.temperature=1.5", "run.seed=1", f"task.decode={decode}"]
+    summary, tokens, texts = execute(comm, folder, *options, f"task.stop={json.dumps(stop)}")
+    np.testing.assert_array_equal(tokens, expected)
+    assert texts[0].endswith(stop) and summary["metrics"]["ended"]["stop"] == (expected[:, -1] < 0).sum()
+
+
+@pytest.mark.mpi
 def test_token_ids_with_gaps_before_and_between(comm, folder):
     """As transformers pads prompts, on the left: what is left out leaves no gap."""
     ids = np.random.default_rng(0).integers(0, 53, (4, 12))
@@ -235,7 +252,7 @@ def test_zero_bytes_do_not_end_a_text(tmp_path):
         (["task.temperature=-1"], "temperature = -1: give 0 for the most likely token"),
         (["task.top_k=4"], "need a temperature above 0"),
         (["task.stop=[53]"], r"task\.stop: token 53 is outside 0\.\.52"),
-        (["task.stop=ab"], r"task\.stop: 'ab' is not one token of this model's tokenizer"),
+        (["task.stop=[3, '']"], "a stop text is empty"),
         (["task.decode=both"], r"task\.decode = 'both' does not fit"),
         (["task.stream=true"], r"task\.stream = true prints one text at a time; give run\.batch = 1"),
         (["input.max_tokens=1"], "leaves no room beside 1 special tokens"),
@@ -330,7 +347,7 @@ def test_a_job_goes_on_where_stderr_is_full(tmp_path):
         (["a", "--temperature", "0", "--top-k", "3"], "need a temperature above 0"),
         (["a", "--max-new-tokens", "0"], "--max-new-tokens 0: at least 1"),
         (["a", "--decode", "both"], "--decode both is unknown; use one of auto, local, merged"),
-        (["a", "--stop", "ab"], "'ab' is not one token"),
+        (["a", "--stop", ""], "a stop text is empty"),
         (["a", "--strategy", "tp"], "strategy tp does not generate"),
     ],
 )

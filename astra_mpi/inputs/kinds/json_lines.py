@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
+from astra_mpi.inputs.chat import MESSAGES, ChatTemplate, check_messages
+from astra_mpi.inputs.kinds.kind import Taker
 from astra_mpi.inputs.kinds.texts import LineKind
+from astra_mpi.inputs.records import TextOf, begins_with_field
+
+if TYPE_CHECKING:
+    from astra_mpi.decks.deck import InputSection
 
 
 class JsonLines(LineKind):
@@ -23,3 +29,13 @@ class JsonLines(LineKind):
             raise InputError(f"{where}: not valid JSON ({exc}); each line is one JSON object") from exc
         require(isinstance(row, dict), f"{where}: each line is one JSON object, this is {type(row).__name__}")
         return dict(row)
+
+    @classmethod
+    def text_of(cls, section: InputSection, model: Taker) -> TextOf | None:
+        """input.dataset says that items are messages, or the first line does."""
+        if section.dataset is None and not begins_with_field(section.path, MESSAGES, instead_of="text"):
+            return None
+        if section.dataset not in (None, MESSAGES):
+            return None
+        template = ChatTemplate(model.preprocess)
+        return lambda where, value: template.render(check_messages(where, value))

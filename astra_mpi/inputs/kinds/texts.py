@@ -11,9 +11,10 @@ import numpy as np
 from astra_mpi.config import require
 from astra_mpi.files.checksum import file_digest
 from astra_mpi.files.utf8 import read_text
+from astra_mpi.inputs.chat import MESSAGES
 from astra_mpi.inputs.kinds import kinds_of, suffixes
 from astra_mpi.inputs.kinds.kind import InputKind, Taker, takes_images
-from astra_mpi.inputs.records import Records, Texts
+from astra_mpi.inputs.records import Records, TextOf, Texts
 from astra_mpi.inputs.sources import Source, TextSource, TokenSource
 from astra_mpi.inputs.text import tokenizer_of
 
@@ -32,23 +33,35 @@ class TextKind(InputKind):
         return not takes_images(config)
 
     @classmethod
-    def records(cls, path: Path, columns: Sequence[str], labels: str | None) -> Texts:
-        """The texts of these fields, and the classes of the field `labels`. InputError on what is not there."""
+    def records(cls, path: Path, columns: Sequence[str], labels: str | None, text_of: TextOf | None = None) -> Texts:
+        """The texts of these fields, and the classes of the field `labels`. InputError on what is not there.
+
+        text_of: given only where the kind's `text_of` has made one.
+        """
         raise NotImplementedError
+
+    @classmethod
+    def text_of(cls, section: InputSection, model: Taker) -> TextOf | None:
+        """What makes prompts of messages, where items are such; None: they are texts."""
+        require(section.dataset != MESSAGES, f"{section.path}: messages come from .jsonl, an object a line; convert it")
+        return None
 
     @classmethod
     def open(cls, section: InputSection, model: Taker) -> Source:
         path, max_tokens = section.path, model.max_tokens(section)
-        prompt = "" if model.prompts else model.prompt
-        tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, model.prompts, model.preprocess, prompt)
+        prompt, text_of = ("", cls.text_of(section, model)) if model.prompts else (model.prompt, None)
+        around = text_of is None  # a chat template spells what it puts around
+        size, preprocess = model.config.vocab_size, model.preprocess
+        tokenizer = tokenizer_of(model.tokenizer, size, model.prompts, preprocess, prompt, around)
         labelled = suffixes([kind for kind in kinds_of(cls.kind) if kind.labels], " or ")
         require(cls.labels or section.labels is None, f"{path}: a {path.suffix} file has no labels; use {labelled}")
         if section.whole:
             ids = tokenizer.encode([read_text(path)], max_tokens, lambda _: str(path))
             return TokenSource(ids, [np.ones(len(row), dtype=bool) for row in ids], None, file_digest(path))
-        columns = section.dataset or ("text",)
+        columns = section.dataset or ("text" if text_of is None else MESSAGES,)
         columns = (columns,) if isinstance(columns, str) else columns
-        return TextSource(cls.records(path, columns, section.labels), tokenizer, max_tokens)
+        more = () if text_of is None else (text_of,)
+        return TextSource(cls.records(path, columns, section.labels, *more), tokenizer, max_tokens)
 
 
 class LineKind(TextKind):
@@ -63,5 +76,5 @@ class LineKind(TextKind):
         raise NotImplementedError
 
     @classmethod
-    def records(cls, path: Path, columns: Sequence[str], labels: str | None) -> Texts:
-        return Records(path, columns, labels, cls)
+    def records(cls, path: Path, columns: Sequence[str], labels: str | None, text_of: TextOf | None = None) -> Texts:
+        return Records(path, columns, labels, cls, text_of)
