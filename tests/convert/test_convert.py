@@ -534,8 +534,8 @@ def test_decoders(tmp_path, make, tied):
         (llama, dict(head_dim=6), "head_dim = 6 is not supported"),
         (
             llama,
-            dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4)),
-            'rope_type "yarn".*llama3',
+            dict(rope_parameters=dict(rope_type="dynamic", rope_theta=1e4)),
+            'rope_type "dynamic".*llama3',
         ),
     ],
 )
