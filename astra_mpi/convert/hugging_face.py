@@ -26,7 +26,7 @@ from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.files.provenance import provenance
 from astra_mpi.files.weightfile import some
-from astra_mpi.models import FAMILIES
+from astra_mpi.models import FAMILIES, MODEL_TYPES
 from astra_mpi.models.hf import Source, arranged, to_canonical
 
 
@@ -42,8 +42,8 @@ def convert(source: str | Path, dtype: str = "float32", command: str = "convert"
     check_adapter(source)
     check_adapter(folder)
     tensors, files = open_weights(folder)
-    config, hf, named = _config(folder / "config.json", tensors, encoder)
-    weights, notes = _weights(folder, config, hf, named)
+    kind, config, hf, named = _config(folder / "config.json", tensors, encoder)
+    weights, notes = _weights(folder, kind, config, hf, named)
     tokenizer, preprocess, more_notes, left_aside = _inputs(folder, config, encoder)
     facts = {
         "source": source.resolve().name,
@@ -72,29 +72,31 @@ def restore(source: str | Path, dtype: str, command: str = "convert") -> tuple[M
     return dataclasses.replace(model, provenance=made, stored_dtype=dtype), notes
 
 
-def _config(path: Path, tensors: dict[str, Tensor], encoder: SentenceEncoder | None) -> tuple[Any, HFConfig, Tensors]:
-    """-> (config, what it was read from, the tensors by its family's names)."""
+def _config(
+    path: Path, tensors: dict[str, Tensor], encoder: SentenceEncoder | None
+) -> tuple[Any, Any, HFConfig, Tensors]:
+    """-> (what maps the checkpoint, config, what it was read from, the tensors by their names without a wrapper)."""
     values = load_object(path)
     name = str(values.get("model_type"))
-    if name not in FAMILIES:
-        raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(FAMILIES)}")
-    family: Any = FAMILIES[name]
+    if name not in MODEL_TYPES:
+        raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(MODEL_TYPES)}")
+    kind: Any = MODEL_TYPES[name]
     with _said_of(path):
-        hf = HFConfig(values, family.reference)
-    named = Tensors(path.parent, family, tensors)
+        hf = HFConfig(values, kind.reference)
+        hf.bare = encoder is not None
+    named = Tensors(path.parent, kind, tensors)
     named.check_plain()
     with _said_of(path):
-        config = family.from_hf(hf, named)
+        config = kind.from_hf(hf, named)
         hf.check_rest()
-    if name == "bert":
-        pooled = encoder.config_fields(config.d_model) if encoder is not None else {}
-        config = dataclasses.replace(config, **pooled)
+    if encoder is not None and config.family == "bert":
+        config = dataclasses.replace(config, **encoder.config_fields(config.d_model))
     elif encoder is not None:
         raise InputError(
             f"{encoder.path} makes embeddings with a {name} model (pooling {encoder.pooling}), which is not supported; "
-            f"only with bert; remove {encoder.path.name} to take the model without it"
+            f"only with text encoders; remove {encoder.path.name} to take the model without it"
         )
-    return config, hf, named
+    return kind, config, hf, named
 
 
 @contextmanager
@@ -106,15 +108,14 @@ def _said_of(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {exc}") from exc
 
 
-def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple[Weights, list[str]]:
+def _weights(folder: Path, kind: Any, config: Any, hf: HFConfig, tensors: Tensors) -> tuple[Weights, list[str]]:
     """-> (weights by canonical name, read when they are asked for; notes)."""
-    family: Any = FAMILIES[config.family]
     # before the names of so many blocks are spelled out
     require(
         config.n_layers <= len(tensors.files),
         f"{folder} has too few tensors for {hf.called(hf.reference.layers_key)} = {config.n_layers}",
     )
-    sources = family.hf_weights(config)
+    sources = kind.hf_weights(config)
     found = {name: tensors.find(source.name) for name, source in sources.items()}
     missing = sorted({sources[name].name for name, tensor in found.items() if tensor is None})
     present = {name: tensor for name, tensor in found.items() if tensor is not None}
@@ -129,8 +130,8 @@ def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple
     require(
         not foreign,
         f"{folder} has tensors in its blocks that config.json does not ask for: {some(foreign)}"
-        f" ({tensors.blame(foreign, hf)}); answers without them would be wrong, so it is not a {config.family} model as"
-        " known here",
+        f" ({tensors.blame(foreign, hf)}); answers without them would be wrong, so it is not a"
+        f" {hf.values.get('model_type')} model as known here",
     )
     shapes = weight_shapes(config)
     assumed = f" ({'; '.join(hf.assumed)})" if hf.assumed else ""
@@ -146,7 +147,8 @@ def _check_tensor(name: str, shape: tuple[int, ...], source: Source, tensor: Ten
     at."""
     tensor.check()
     wrong = f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, which config.json contradicts{why}"
-    require(math.prod(tensor.shape) == math.prod(shape) * source.n_parts, wrong)
+    skipped = source.skip * math.prod(tensor.shape[1:])
+    require(math.prod(tensor.shape) - skipped == math.prod(shape) * source.n_parts, wrong)
     try:
         arranged(name, np.broadcast_to(np.float32(0), tensor.shape), shape, source)
     except ValueError as exc:

@@ -1,9 +1,12 @@
-"""BERT (Devlin et al., arXiv 1810.04805) as a sentence encoder: post-LayerNorm blocks, pooled embeddings."""
+"""BERT (Devlin et al., arXiv 1810.04805) as an encoder of texts: post-LayerNorm blocks, embeddings or classes.
+
+Models that differ from it in their names or in how their tokens are embedded are mapped to it (`models/encoders/`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,13 +17,15 @@ from astra_mpi.checkpoint.reference import ENCODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.device.xp import module_of, take
-from astra_mpi.models.batch import Batch, pack_ids
+from astra_mpi.models.batch import Batch, pack_ids, pack_types, split_types
 from astra_mpi.models.block import Recipe, Shapes, block_shapes
+from astra_mpi.models.classes import PROBABILITIES, SCORES, text_classes
 from astra_mpi.models.family import Family
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.partition import Layout
 
 POOLINGS = ("mean", "cls", "pooler")
+POOLERS = ("tanh", "relu", "gelu")
 
 
 @dataclass(frozen=True)
@@ -29,19 +34,28 @@ class BertConfig(ModelConfig):
 
     vocab_size: int
     max_positions: int  # longest sequence
-    type_vocab: int = 2  # segment types; every token is of type 0
-    pooling: str = "mean"  # mean over content tokens, first token, or tanh layer over the first token
+    type_vocab: int = 2  # types of tokens, those of a pair's second text being 1; 0: the model has none
+    pooling: str = "mean"  # mean over content tokens, first token, or a dense layer over the first token
     normalize: bool = False  # scale embeddings to length 1
     embedding_size: int = 0  # numbers kept of an embedding, after that; 0: all
-    has_pooler: bool = False  # the checkpoint has the tanh layer
+    has_pooler: bool = False  # the checkpoint has the dense layer
+    pooler_activation: str = "tanh"  # after it
+    pad_token: int = -1  # positions are counted over tokens other than this one, from 1 on; -1: over all, from 0
+    word_width: int = 0  # of embeddings that a layer brings to d_model; 0: they have that width
+    n_classes: int = 0  # a classifier over the pooled token; 0: the answer is an embedding
+    labels: tuple[str, ...] = ()  # names of the classes
+    probabilities: str = "softmax"  # what makes probabilities of logits: "softmax", "sigmoid" (of each), "none"
+    scores: str = "sigmoid"  # what makes the score of a pair of one logit: "sigmoid", "identity", "other" (unknown)
 
     family: ClassVar[str] = "bert"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("vocab_size", "max_positions", "type_vocab"):
+        least = {"vocab_size": 1, "max_positions": 1, "type_vocab": 0, "pad_token": -1, "word_width": 0, "n_classes": 0}
+        for name, smallest in least.items():
             value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, f"config: {name} = {value!r} must be a positive integer")
+            good = type(value) is int and value >= smallest
+            require(good, f"config: {name} = {value!r} must be an integer >= {smallest}")
         require(
             self.pooling in POOLINGS, f"config: pooling '{self.pooling}' is unknown; use one of {', '.join(POOLINGS)}"
         )
@@ -52,15 +66,46 @@ class BertConfig(ModelConfig):
         size = self.embedding_size
         good = type(size) is int and 0 <= size < self.d_model
         require(good, f"config: embedding_size = {size!r} is outside 0..{self.d_model - 1}")
+        self._check_classes()
+
+    def _check_classes(self) -> None:
+        for name, known in (("pooler_activation", POOLERS), ("probabilities", PROBABILITIES), ("scores", SCORES)):
+            value = getattr(self, name)
+            require(value in known, f"config: {name} = {value!r} is unknown; use one of {', '.join(known)}")
+        require(
+            len(self.labels) in (0, self.n_classes) and all(isinstance(label, str) for label in self.labels),
+            f"config: labels = {self.labels!r} are not names of {self.n_classes} classes",
+        )
+        plain = self.pooling == "pooler" and not self.normalize and not self.embedding_size
+        require(not self.n_classes or plain, "config: a classifier takes what the pooler makes, as it is")
 
     def as_dict(self) -> dict[str, Any]:
         """Without what is not set, so that models that earlier versions know keep their digest."""
-        return {name: value for name, value in super().as_dict().items() if name != "embedding_size" or value}
+        return {name: value for name, value in super().as_dict().items() if value != _UNSET.get(name)}
+
+    def for_embeddings(self, pooling: str) -> BertConfig:
+        """Of the same encoder without its classifier."""
+        return replace(self, n_classes=0, labels=(), probabilities="softmax", scores="sigmoid", pooling=pooling)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether its answer is about a text, or about two."""
+        return self.n_classes > 0
+
+    @property
+    def position_rows(self) -> int:
+        """Rows of the position embedding: one more where the token that is not counted has one."""
+        return self.max_positions + (self.pad_token >= 0)
 
     @property
     def n_class(self) -> int:
         """A pooled first token is replicated on every rank; otherwise it is an ordinary content token."""
         return 0 if self.pooling == "mean" else 1
+
+
+#: fields that came later, and what they are in models of before
+_UNSET: dict[str, Any] = {"embedding_size": 0, "pooler_activation": "tanh", "pad_token": -1, "word_width": 0}
+_UNSET |= {"n_classes": 0, "labels": (), "probabilities": "softmax", "scores": "sigmoid"}
 
 
 class Bert(Family):
@@ -71,17 +116,29 @@ class Bert(Family):
     config: BertConfig
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:
-        """Token ids (B, T) and mask (B, T), 0 = drop -> packed batch. InputError on ids out of range or too long."""
-        return pack_ids(inputs, mask, self.config.vocab_size, self.config.max_positions, self.config.n_class)
+        """Token ids (B, T), or ids and types (B, T, 2), and mask (B, T), 0 = drop -> packed batch.
+
+        InputError on ids or types out of range, and on sequences that are too long.
+        """
+        config = self.config
+        ids, types = split_types(inputs, config.type_vocab)
+        counts = config.pad_token >= 0 and ids.ndim == 2
+        places, first = (counted(ids, config.pad_token), 1) if counts else (None, 0)
+        batch = pack_ids(ids, mask, config.vocab_size, config.max_positions, config.n_class, places, first)
+        return batch if types is None else replace(batch, types=pack_types(types, mask, config.type_vocab))
 
     def embed(self, batch: Batch, layout: Layout) -> np.ndarray:
-        """-> rows (n, D) of this rank: word, position and type embedding, normalised."""
+        """-> rows (n, D) of this rank: word, position and type embedding, normalised, and brought to width D."""
         assert batch.positions is not None
         starts = np.concatenate([[0], np.cumsum(batch.lengths + layout.n_class)[:-1]])
         token = starts[layout.row_sequence] + layout.row_token  # (n,) index into the packed batch
         x = take(self.w["embed.word"], batch.values[token]) + take(self.w["embed.position"], batch.positions[token])
-        x += self.w["embed.type"][0]
-        return self.kernels.layer_norm(x, self.w["embed.norm.weight"], self.w["embed.norm.bias"], self.config.norm_eps)
+        if batch.types is not None:
+            x += take(self.w["embed.type"], batch.types[token])
+        elif self.config.type_vocab:
+            x += self.w["embed.type"][0]
+        x = self.kernels.layer_norm(x, self.w["embed.norm.weight"], self.w["embed.norm.bias"], self.config.norm_eps)
+        return self.product(x, "embed.project.weight") + self.w["embed.project.bias"] if self.config.word_width else x
 
     def pool(self, x: np.ndarray, layout: Layout) -> np.ndarray:
         """Rows (n, D) -> this rank's share (B, D): sum of its content tokens, or of the averaged first token."""
@@ -92,28 +149,42 @@ class Bert(Family):
         return x
 
     def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Shares summed over ranks (B, D) -> embeddings (B, D), or their first `embedding_size` numbers."""
+        """Shares summed over ranks (B, D) -> logits (B, classes); without a classifier embeddings (B, D), or the first
+        `embedding_size` numbers of them."""
         xp = module_of(pooled)
         if self.config.pooling == "mean":
             pooled = pooled / xp.asarray(np.maximum(lengths, 1)[:, None].astype(np.float32))
         elif self.config.pooling == "pooler":
-            pooled = xp.tanh(self.product(pooled, "pooler.weight") + self.w["pooler.bias"])
+            pooled, bias, act = (
+                self.product(pooled, "pooler.weight"),
+                self.w["pooler.bias"],
+                self.config.pooler_activation,
+            )
+            pooled = xp.tanh(pooled + bias) if act == "tanh" else self.kernels.activate(pooled, bias, act)
+        if self.config.n_classes:
+            return self.product(pooled, "head.weight") + self.w["head.bias"]
         if self.config.normalize:
             pooled = pooled / xp.maximum(xp.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
         return xp.ascontiguousarray(pooled[:, : self.config.embedding_size or None])
 
     @staticmethod
     def weight_shapes(config: BertConfig) -> Shapes:
-        d = config.d_model
+        d, width = config.d_model, config.word_width or config.d_model
         shapes: Shapes = {
-            "embed.word": (config.vocab_size, d),
-            "embed.position": (config.max_positions, d),
-            "embed.type": (config.type_vocab, d),
-            "embed.norm.weight": (d,),
-            "embed.norm.bias": (d,),
+            "embed.word": (config.vocab_size, width),
+            "embed.position": (config.position_rows, width),
+            "embed.type": (config.type_vocab, width),
+            "embed.norm.weight": (width,),
+            "embed.norm.bias": (width,),
         }
+        if not config.type_vocab:
+            del shapes["embed.type"]
+        if config.word_width:
+            shapes |= {"embed.project.weight": (width, d), "embed.project.bias": (d,)}
         if config.has_pooler:
             shapes |= {"pooler.weight": (d, d), "pooler.bias": (d,)}
+        if config.n_classes:
+            shapes |= {"head.weight": (d, config.n_classes), "head.bias": (config.n_classes,)}
         return shapes | block_shapes(config, Bert.recipe)
 
     reference = Reference(
@@ -147,7 +218,7 @@ class Bert(Family):
         guarded={"is_causal": (False,)},
         harmless={
             **ENCODER,
-            **dict.fromkeys(("tie_word_embeddings", "id2label", "num_labels"), "of a head that is left out"),
+            "tie_word_embeddings": "of a head that is left out",
             "head_dim": "compared with other keys, not used",
         },
     )
@@ -155,7 +226,13 @@ class Bert(Family):
     @staticmethod
     def from_hf(hf: HFConfig, tensors: Tensors) -> BertConfig:
         """Hugging Face BERT config.json -> config. InputError on what is not supported."""
+        return Bert.shape_of(hf, **classifier(hf, tensors, "pooler.dense.weight", "classifier.weight"))
+
+    @staticmethod
+    def shape_of(hf: HFConfig, **own: Any) -> BertConfig:
+        """What models with BERT's keys have in common, and a model's `own` fields."""
         d_model, n_heads = hf.heads("hidden_size", "num_attention_heads")
+        positions = own.pop("max_positions", None) or hf.integer("max_position_embeddings")
         return BertConfig(
             d_model=d_model,
             n_heads=n_heads,
@@ -165,9 +242,9 @@ class Bert(Family):
             activation=hf.activation("hidden_act"),
             norm_eps=hf.number("layer_norm_eps"),
             vocab_size=hf.integer("vocab_size"),
-            max_positions=hf.integer("max_position_embeddings"),
+            max_positions=positions,
             type_vocab=hf.integer("type_vocab_size"),
-            has_pooler=tensors.has("pooler.dense.weight"),
+            **own,
         )
 
     hf_prefix = "bert."
@@ -182,7 +259,9 @@ class Bert(Family):
             "embed.position": "embeddings.position_embeddings.weight",
             "embed.type": "embeddings.token_type_embeddings.weight",
             "embed.norm": "embeddings.LayerNorm",
+            "embed.project": "embeddings_project",
             "pooler": "pooler.dense",
+            "head": "classifier",
         }
         block = {
             "q": "attention.self.query",
@@ -197,6 +276,20 @@ class Bert(Family):
         return map_names(Bert.weight_shapes(config), names, block, "encoder.layer.{}")
 
     PRESETS: ClassVar[dict[str, Callable[[int | None], BertConfig]]] = {}
+
+
+def counted(ids: np.ndarray, pad_token: int) -> np.ndarray:
+    """Token ids (B, T) -> positions (B, T) as RoBERTa has them: 1 for the first token other than `pad_token`, which
+    itself is at 0, wherever it stands."""
+    ids = np.asarray(ids)
+    others = ids != pad_token
+    return np.cumsum(others, axis=1) * others
+
+
+def classifier(hf: HFConfig, tensors: Tensors, pooler: str, head: str) -> dict[str, Any]:
+    """Fields of `BertConfig` of a checkpoint's pooler and classifier; both are named by their weights' tensors."""
+    classes = text_classes(hf, tensors, head)
+    return {**classes, "pooling": "pooler", "has_pooler": True} if classes else {"has_pooler": tensors.has(pooler)}
 
 
 def _preset(n_tokens: int | None, *, d_model: int, n_heads: int, n_layers: int) -> BertConfig:

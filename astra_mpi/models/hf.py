@@ -16,6 +16,7 @@ class Source(NamedTuple):
     part: int = 0
     n_parts: int = 1
     in_out: bool = False  # a linear layer stored (in, out); they are (out, in) as a rule
+    skip: int = 0  # so many rows at its beginning are not used
 
 
 def map_names(shapes: Shapes, names: dict[str, str], block: dict[str, str], prefix: str) -> dict[str, Source]:
@@ -41,7 +42,7 @@ def arranged(name: str, array: np.ndarray, shape: tuple[int, ...], source: Sourc
 
     Linear layers are those whose canonical name ends in ".weight"; embeddings and class tokens lose leading 1s.
     """
-    array = np.split(array, source.n_parts, axis=-1)[source.part]
+    array = np.split(array[source.skip :], source.n_parts, axis=-1)[source.part]
     if name.endswith(".weight") and array.ndim >= 2:
         array = array if source.in_out else array.reshape(array.shape[0], -1).T
         if array.shape != shape:

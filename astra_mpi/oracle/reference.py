@@ -59,7 +59,8 @@ def oracle(
     """Forward pass of one sequence as `size` ranks would compute it; without options, the exact one of one rank.
 
     config, weights: a model's, by the canonical names.
-    tokens: ViT: image (channels, height, width); others: ids (n_class + T,), placed at `positions` (default 0, 1, ..).
+    tokens: ViT: image (channels, height, width); others: ids (n_class + T,), or ids and types (n_class + T, 2), placed
+    at `positions` (default those of `places` without a mask).
     owner: (T,) the rank, below `size`, that holds each content token; the class token is not counted.
     codec: far tokens are seen through its codebooks. codes: per block (T, C), to be used instead of the oracle's own
     and checked against them. first_coded: blocks before this one see far tokens as they are, and have no codes.
@@ -89,16 +90,16 @@ def oracle(
     n_replicas = n_class * n_ranks
     x = np.concatenate([np.repeat(embedded[:n_class], n_ranks, axis=0), embedded[n_class:]])  # (n_replicas + T, D)
     rank = np.concatenate([np.tile(np.arange(n_ranks), n_class), owner])
-    places = np.arange(len(x)) if positions is None else np.asarray(positions)
+    where = np.arange(len(x)) if positions is None else np.asarray(positions)
     for i in range(config.n_layers):
         sub_blocks = parts[i] if parts else None
         if sub_blocks is None:
-            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, places, far, i, merged)
+            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, where, far, i, merged)
         else:
             columns = np.split(x, size, axis=1)
             heads = config.n_heads // size
             pairs = zip(sub_blocks, columns, strict=True)
-            x = np.concatenate([_block(config, w, heads, part, rank, places, None, i) for w, part in pairs], axis=1)
+            x = np.concatenate([_block(config, w, heads, part, rank, where, None, i) for w, part in pairs], axis=1)
     averaged = x[:n_replicas].reshape(n_class, n_ranks, x.shape[1]).mean(axis=1)  # (n_class, D)
     hidden = np.concatenate([averaged, x[n_replicas:]])
     if config.family != "bert":
@@ -127,15 +128,32 @@ def _embed(config: Any, weights: Weights, tokens: ArrayLike, positions: ArrayLik
         patches = cells.reshape(-1, n_channels * p * p)  # (T, channels * p * p), rows of patches from the top
         content = _linear(patches, w, "embed.patch")
         return np.concatenate([w["embed.class"][None], content]) + w["embed.position"]
-    ids = np.asarray(tokens)
-    places = np.arange(len(ids)) if positions is None else np.asarray(positions)
+    ids, types = np.asarray(tokens), None
+    if ids.ndim == 2:
+        ids, types = ids.T
     if config.family == "llama":
         return w["embed.word"][ids]
-    x = w["embed.word"][ids] + w["embed.position"][places]
+    where = places(config, ids, np.ones(len(ids), bool)) if positions is None else np.asarray(positions)
+    x = w["embed.word"][ids] + w["embed.position"][where]
     if config.family == "gpt2":
         return x
-    x = x + w["embed.type"][0]
-    return _norm(x, w, "embed.norm", config.norm_eps)
+    if "embed.type" in w:
+        x = x + w["embed.type"][0 if types is None else types]
+    x = _norm(x, w, "embed.norm", config.norm_eps)
+    return _linear(x, w, "embed.project") if "embed.project.weight" in w else x
+
+
+def places(config: Any, ids: Array, keep: Array) -> Array:
+    """Positions of a sequence's kept tokens; ids and keep (T,) of all. A family may count some tokens only, from 1."""
+    uncounted = getattr(config, "pad_token", -1)
+    if uncounted < 0:
+        return np.flatnonzero(keep)
+    found, count = [], 0
+    for token, kept in zip(ids, keep, strict=True):
+        count += token != uncounted
+        if kept:
+            found.append(count if token != uncounted else 0)
+    return np.array(found, np.int64)
 
 
 def _head(config: Any, weights: Weights, hidden: Array) -> Array:
@@ -148,7 +166,9 @@ def _head(config: Any, weights: Weights, hidden: Array) -> Array:
     elif config.pooling == "cls":
         output = hidden[0]
     else:
-        output = np.tanh(_linear(hidden[0], weights, "pooler"))
+        output = _activate(_linear(hidden[0], weights, "pooler"), getattr(config, "pooler_activation", "tanh"))
+    if getattr(config, "n_classes", 0):
+        return _linear(output, weights, "head")
     output = output / np.linalg.norm(output) if config.normalize else output
     return output[: getattr(config, "embedding_size", 0) or None]
 
@@ -270,4 +290,6 @@ def _activate(x: Array, name: str) -> Array:
         return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     if name == "silu":
         return x / (1 + np.exp(-x))
+    if name == "tanh":
+        return np.tanh(x)
     return np.maximum(x, 0)

@@ -35,8 +35,9 @@ class Twin:
         self.device = torch.device(device)
 
     def __call__(self, inputs: Tensor, view: View, send: Send | None = None, site: str = "hidden") -> Tensor:
-        """Images (B, channels, height, width) -> logits (B, classes); ids (B, S) -> BERT: embeddings (B, D), decoders:
-        logits (B, S, V). `send` stands for what is sent at `site` where the view has far rows.
+        """Images (B, channels, height, width) -> logits (B, classes); ids (B, S), or ids and types (B, S, 2) -> BERT:
+        embeddings (B, D) or logits (B, classes), decoders: logits (B, S, V). `send` stands for what is sent at `site`
+        where the view has far rows.
         """
         x = self.embed(inputs)
         n_class = self.config.n_class
@@ -55,10 +56,24 @@ class Twin:
             x = self._linear(patches.reshape(len(inputs), gh * gw, c * p * p), "embed.patch")
             x = torch.cat([w["embed.class"].expand(len(x), 1, -1), x], dim=1)
             return x + w["embed.position"]
-        x = F.embedding(inputs, w["embed.word"])
-        if config.family != "llama":
-            x = x + w["embed.position"][: inputs.shape[1]]
-        return self._norm(x + w["embed.type"][0], "embed.norm") if config.family == "bert" else x
+        ids, types = (inputs[..., 0], inputs[..., 1]) if inputs.ndim == 3 else (inputs, None)
+        x = F.embedding(ids, w["embed.word"])
+        if config.family == "bert":
+            return self._embed_bert(x, ids, types)
+        return x if config.family == "llama" else x + w["embed.position"][: ids.shape[1]]
+
+    def _embed_bert(self, x: Tensor, ids: Tensor, types: Tensor | None) -> Tensor:
+        """Word embeddings x (B, S, width) of `ids` -> (B, S, D)."""
+        w, config = self.w, self.config
+        positions = w["embed.position"][: ids.shape[1]]
+        if config.pad_token >= 0:
+            others = ids != config.pad_token
+            positions = F.embedding(others.cumsum(dim=1) * others, w["embed.position"])
+        x = x + positions
+        if config.type_vocab:
+            x = x + (w["embed.type"][0] if types is None else F.embedding(types, w["embed.type"]))
+        x = self._norm(x, "embed.norm")
+        return self._linear(x, "embed.project") if config.word_width else x
 
     def _block(
         self, i: int, x: Tensor, n_replicas: int, visible: Tensor, turns: Tensor | None, send: Send | None, site: str
@@ -127,7 +142,10 @@ class Twin:
         else:
             pooled = x[:, : view.n_replicas].mean(dim=1)
             if config.pooling == "pooler":
-                pooled = torch.tanh(self._linear(pooled, "pooler"))
+                pooled, act = self._linear(pooled, "pooler"), config.pooler_activation
+                pooled = torch.tanh(pooled) if act == "tanh" else _activate(pooled, act)
+        if config.n_classes:
+            return self._linear(pooled, "head")
         pooled = F.normalize(pooled, dim=-1) if config.normalize else pooled
         return pooled[:, : config.embedding_size or None]
 

@@ -1,0 +1,68 @@
+"""Text encoders that are mapped to BERT: transformers' answers, whatever the padding, and the oracle's at every strategy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+from mpi4py import MPI
+
+import astra_mpi
+from astra_mpi.convert.hugging_face import convert
+from astra_mpi.files.modelfile import write_model
+from helpers.checkpoints import LEFT, RIGHT, close, outputs
+
+SHAPE = dict(hidden_size=24, num_attention_heads=3, num_hidden_layers=2, intermediate_size=37, vocab_size=53)
+SHAPE |= dict(max_position_embeddings=20)
+DISTIL = dict(dim=24, n_heads=3, n_layers=2, hidden_dim=37, vocab_size=53, max_position_embeddings=20)
+#: class of transformers without its head, settings
+ENCODERS = {
+    "roberta": ("Roberta", SHAPE | dict(type_vocab_size=1, pad_token_id=1)),
+    "xlm-roberta": ("XLMRoberta", SHAPE | dict(type_vocab_size=1, hidden_act="gelu_new", pad_token_id=3)),
+    "camembert": ("Camembert", SHAPE | dict(type_vocab_size=2, hidden_act="relu", pad_token_id=0)),
+    "distilbert": ("DistilBert", DISTIL | dict(activation="gelu")),
+    "electra": ("Electra", SHAPE | dict(embedding_size=15, type_vocab_size=3)),
+    "electra-wide": ("Electra", SHAPE | dict(embedding_size=24, hidden_act="silu")),
+    "bert": ("Bert", SHAPE),
+}
+
+
+def saved(folder, name, head="Model", seed=0, **more):
+    """A model of transformers with no parameter at its initial value, in `folder` and returned."""
+    import torch
+
+    torch.manual_seed(seed)
+    kind, settings = ENCODERS[name]
+    config = getattr(transformers, f"{kind}Config")(**settings | more)
+    model = getattr(transformers, kind + head)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return model
+
+
+def padded(mask, pad, seed=0):
+    """Random ids (B, T), the padding token where the mask has no token and never elsewhere."""
+    ids = np.random.default_rng(seed).integers(4, 53, mask.shape)
+    return np.where(mask, ids, 0 if pad is None else pad)
+
+
+def load(folder, **options):
+    path = folder / "model.h5"
+    write_model(path, convert(folder)[0])
+    return astra_mpi.load(str(path), comm=MPI.COMM_SELF, strategy="single", **options)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder(name, tmp_path):
+    """Hidden states and embeddings, padded left and right, lengths from 1 to 13."""
+    theirs = saved(tmp_path, name)
+    ours = load(tmp_path)
+    for mask in (RIGHT, LEFT):
+        ids = padded(mask, theirs.config.pad_token_id)
+        want = outputs(theirs, input_ids=ids, attention_mask=mask.astype(np.int64))["last_hidden_state"]
+        answer, hidden = ours(ids, mask, gather=True)
+        for kept, rows, got in zip(mask, want, hidden, strict=True):
+            close(got[: kept.sum()], rows[kept])
+        close(answer, (want * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True))
