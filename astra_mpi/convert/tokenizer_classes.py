@@ -36,7 +36,9 @@ class TokenizerClass:
     finish: Callable[[Any, Settings, Callable[[str], Any]], None] | None = None
     files: tuple[str, ...] = ()  # of which it can be built where there is no tokenizer.json
     optional: tuple[str, ...] = ()  # settings that may be null
+    typed: bool = False  # it tells the model the types of its tokens, unless model_input_names says otherwise
     aliases: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()  # its additional special tokens where nothing is said
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -127,10 +129,24 @@ def _qwen2_specials(fast: Any, settings: Settings, id_of: Callable[[str], Any]) 
     fast.add_tokens([AddedToken(token, special=True) for token in settings["every_special"]])
 
 
+def _mpnet_ends(fast: Any, settings: Settings, id_of: Callable[[str], Any]) -> None:
+    _roberta_ends(fast, {**settings, "trim_offsets": True, "add_prefix_space": False}, id_of)
+
+
+def _camembert(settings: Settings, parts: Parts) -> Any:
+    unknown = str(settings["unk_token"])
+    return _metaspace(settings, parts, next((i for i, (token, _) in enumerate(parts.vocab) if token == unknown), 0))
+
+
 def _xlm_roberta(settings: Settings, parts: Parts) -> Any:
+    return _metaspace(settings, parts, 3)
+
+
+def _metaspace(settings: Settings, parts: Parts, unknown: int) -> Any:
+    """Unigram pieces of words with a mark in front of each; unknown: the id of what is none of them."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    fast = Tokenizer(models.Unigram(vocab=parts.vocab, unk_id=3, byte_fallback=False))
+    fast = Tokenizer(models.Unigram(vocab=parts.vocab, unk_id=unknown, byte_fallback=False))
     if parts.charsmap is not None:
         fast.normalizer = normalizers.Precompiled(parts.charsmap)
     scheme = "always" if settings["add_prefix_space"] else "never"
@@ -152,6 +168,8 @@ def _xlm_roberta_ends(fast: Any, settings: Settings, id_of: Callable[[str], Any]
 
 _BERT: dict[str, Any] = {"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None}
 _BERT |= {name: f"[{name[:-6].upper()}]" for name in ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")}
+_MPNET: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>"}
+_MPNET |= {"pad_token": "<pad>", "mask_token": "<mask>"}
 _END = "<|endoftext|>"
 _XLM: dict[str, Any] = {
     "bos_token": "<s>",
@@ -190,7 +208,13 @@ CLASSES = (
     BACKEND,
     TokenizerClass(
         "BertTokenizer", "WordPiece", _BERT, _bert, _bert_ends, ("vocab.txt",), ("strip_accents",),
-        aliases=("DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "LxmertTokenizer"),
+        aliases=("ElectraTokenizer", "MobileBertTokenizer", "LxmertTokenizer"), typed=True,
+    ),
+    TokenizerClass(
+        "DistilBertTokenizer", "WordPiece", _BERT, _bert, _bert_ends, ("vocab.txt",), ("strip_accents",),
+    ),
+    TokenizerClass(
+        "MPNetTokenizer", "WordPiece", _BERT | _MPNET, _bert, _mpnet_ends, ("vocab.txt",), ("strip_accents",),
     ),
     TokenizerClass("GPT2Tokenizer", "BPE", _GPT2, _byte_level, files=_PAIRS),
     TokenizerClass("LlamaTokenizer", "BPE", _LLAMA, _llama, optional=("add_prefix_space", "legacy")),
@@ -201,6 +225,10 @@ CLASSES = (
     TokenizerClass("Qwen2Tokenizer", "BPE", _QWEN, _qwen2, _qwen2_specials, _PAIRS, optional=("add_prefix_space",)),
     TokenizerClass(
         "XLMRobertaTokenizer", "Unigram", _XLM | {"add_prefix_space": True}, _xlm_roberta, _xlm_roberta_ends
+    ),
+    TokenizerClass(
+        "CamembertTokenizer", "Unigram", _XLM | {"add_prefix_space": True}, _camembert, _xlm_roberta_ends,
+        extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
     ),
 )  # fmt: skip
 

@@ -32,6 +32,7 @@ class InputSection:
     mask: str | None = None  # default none: dataset (N, T) of a tokens file, 0 = leave the token out
     # default the model's own: longer items are cut to this; generate: default none, longer prompts are errors
     max_tokens: Positive | None = None
+    pair: str | None = None  # classify, rerank: field of the second texts; default "text_pair", where an item has one
     whole: bool = False  # a .txt file is one item, line breaks included, instead of one per line
     # default all items: "I/N", or "array/N" in a SLURM job array; output.path gets the shard's number
     # (docs/reference/inputs.md)
@@ -41,9 +42,11 @@ class InputSection:
 
 @dataclass(frozen=True)
 class TaskSection:
-    # required: class logits, one vector per item, how well a text is predicted, or what follows a prompt
-    name: Literal["classify", "embed", "perplexity", "generate"]
-    pooling: Literal["mean", "cls", "pooler"] | None = None  # default the model's own: from tokens to one vector
+    # required: class logits, scores of pairs and their order, one vector per item, how well a text is predicted, or
+    # what follows a prompt
+    name: Literal["classify", "rerank", "embed", "perplexity", "generate"]
+    # default the model's own: from tokens to one vector; it takes the classifier off a classifier of texts
+    pooling: Literal["mean", "cls", "pooler"] | None = None
     normalize: bool | None = None  # default the model's own: scale vectors to length 1
     # embed: default the model's own, if it has a default one: name of what is put before every text; false: nothing
     prompt: bool | str | None = None

@@ -13,6 +13,7 @@ from astra_mpi.decks.deck import InputSection
 from astra_mpi.errors import InputError
 from astra_mpi.inputs.arrays import ArrayFile
 from astra_mpi.inputs.image_folder import decoder, folder_digest, image_files, read_labels
+from astra_mpi.inputs.pairs import PairRecords, check_single
 from astra_mpi.inputs.records import Records
 from astra_mpi.inputs.sources import ArraySource, FileSource, ImageSource, Source, TextSource, TokenSource
 from astra_mpi.inputs.text import Tokenizer, read_text, tokenizer_of
@@ -26,12 +27,15 @@ def open_input(
     config: Any,
     prompts: bool = False,
     prompt: str | bool | None = None,
+    pairs: bool = False,
+    ranked: bool = False,
 ) -> Source:
     """The items of [input] for a model of this (family's) config, tokenizer and image preprocessing.
 
     prompts: texts are to be gone on with, so that no token ends them, and only input.max_tokens cuts them.
     prompt: is put before texts: None, the model's default one; one of its names; False or "", none.
-    InputError, naming file and cure, on what the model cannot take.
+    pairs: items may be two texts, for a model whose answer is about both. ranked: they all are, and are numbered by the
+    first. InputError, naming file and cure, on what the model cannot take.
     """
     takes = ("images",) if hasattr(config, "image_size") else ("text", "tokens")
     require(
@@ -43,6 +47,11 @@ def open_input(
     folder = section.kind == "images" and section.path.is_dir()
     require(folder or section.path.is_file(), f"{section.path} does not exist or is no file; check input.path")
     require(not section.whole or section.path.suffix == ".txt", "input.whole is for .txt files only")
+    require(
+        section.pair is None or (section.kind == "text" and (pairs or ranked)),
+        "input.pair is for input.kind = 'text' and task.name = 'classify' or 'rerank', of a model with a classifier",
+    )
+    require(not ranked or section.kind == "text", "task.name = 'rerank' takes pairs of texts; give input.kind = 'text'")
     if section.kind == "images":
         source = (_open_folder if folder else _open_images)(section, preprocess, config)
     else:
@@ -50,8 +59,9 @@ def open_input(
         if section.kind == "tokens":
             source = _open_tokens(section, max_tokens, config)
         else:
-            fast = tokenizer_of(tokenizer, config.vocab_size, prompts, preprocess, "" if prompts else prompt)
-            source = _open_text(section, fast, max_tokens)
+            before, n_types = "" if prompts else prompt, getattr(config, "type_vocab", 0)
+            fast = tokenizer_of(tokenizer, config.vocab_size, prompts, preprocess, before, n_types)
+            source = _open_pairs(section, fast, max_tokens, ranked) if pairs else _open_text(section, fast, max_tokens)
     require(source.n_items > 0, f"{section.path} holds no items")
     _check_labels(source, section, config)
     return source
@@ -65,6 +75,17 @@ def _open_text(section: InputSection, tokenizer: Tokenizer, max_tokens: int) -> 
     require(section.labels is None, f"{section.path}: a .txt file has no labels; use .jsonl or .tsv")
     ids = tokenizer.encode([read_text(section.path)], max_tokens, lambda _: str(section.path))
     return TokenSource(ids, [np.ones(len(row), dtype=bool) for row in ids], None, _sha256(section.path))
+
+
+def _open_pairs(section: InputSection, tokenizer: Tokenizer, max_tokens: int, ranked: bool) -> Source:
+    """Texts, or pairs of texts."""
+    if section.whole:
+        require(not ranked and section.pair is None, f"{section.path}: input.whole is one text; pairs come from .jsonl")
+        return _open_text(section, tokenizer, max_tokens)
+    column = check_single(section.dataset)
+    require(not ranked or section.labels is None, "input.labels is for task.name = 'classify', not for 'rerank'")
+    records = PairRecords(section.path, column, section.pair, section.labels, ranked)
+    return TextSource(records, tokenizer, max_tokens)
 
 
 def _open_tokens(section: InputSection, max_tokens: int, config: Any) -> Source:

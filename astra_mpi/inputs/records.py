@@ -22,6 +22,8 @@ from astra_mpi.inputs.text import undecodable
 
 #: bytes of the longest line that is read
 LONGEST_LINE = 16 << 20
+#: field of the second text of a pair
+PAIR = "text_pair"
 
 
 class Records:
@@ -48,7 +50,7 @@ class Records:
         self.n_items = len(self._starts) * len(columns)
         self.labels = None if labels is None else np.repeat(np.frombuffer(classes, np.int64), len(columns))
 
-    def texts(self, items: range) -> list[str]:
+    def texts(self, items: range) -> list[Any]:
         """The texts of these items. InputError if the file has changed since it was opened."""
         require(self._stamp() == self._unchanged, f"{self.path} has changed while it was read; start again")
         found, row, row_number = [], {}, -1
@@ -58,8 +60,22 @@ class Records:
                 row_number, start = number, self._starts[number]
                 self._file.seek(start)
                 row = self._row(str(self.path), _decoded(self._file.readline(), start), self._header)
-            found.append(row[self.columns[column]])
+            found.append(self._item(row, self.columns[column]))
         return found
+
+    def _item(self, row: dict[str, Any], column: str) -> Any:
+        """A column of a row as an item."""
+        return row[column]
+
+    def _check_row(self, where: str, row: dict[str, Any]) -> None:
+        """InputError unless every column of the row is an item."""
+        for column in self.columns:
+            text_of(where, row, column)
+        require(
+            PAIR not in row or PAIR in self.columns or "text" not in self.columns,
+            f"{where} is a pair of texts, which only task.name = classify or rerank takes, of a model with a head for"
+            f" them (a sequence classifier or cross-encoder); drop {PAIR}, or name both fields with input.dataset",
+        )
 
     def _read_through(self, labels: str | None, classes: array[int]) -> str:
         """Check all lines and note where rows begin -> sha256."""
@@ -80,11 +96,7 @@ class Records:
                 continue
             where = self._where(number)
             row = self._row(where, line, self._header)
-            for column in self.columns:
-                text = _field(where, row, column)
-                require(isinstance(text, str), f"{where}: {text!r} is not text; choose the field with input.dataset")
-                bad = undecodable(text)
-                require(not bad, f"{where}: {bad}; correct the line, or write \\ufffd there")
+            self._check_row(where, row)
             if labels is not None:
                 classes.append(_integer(where, _field(where, row, labels)))
             self._starts.append(start)
@@ -126,6 +138,8 @@ def _json_row(where: str, line: str, _: list[str] | None) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as exc:
         raise InputError(f"{where}: not valid JSON ({exc}); each line is one JSON object") from exc
+    if isinstance(row, list) and len(row) == 2:
+        return {"text": row[0], PAIR: row[1]}
     require(isinstance(row, dict), f"{where}: each line is one JSON object, this is {type(row).__name__}")
     return dict(row)
 
@@ -137,11 +151,19 @@ def _tab_row(where: str, line: str, header: list[str] | None) -> dict[str, Any]:
     return dict(zip(names, cells, strict=False))
 
 
+def text_of(where: str, row: dict[str, Any], name: str) -> str:
+    """The text in a field of a row. InputError if there is none."""
+    text = _field(where, row, name)
+    require(isinstance(text, str), f"{where}: {text!r} is not text; choose the field with input.dataset")
+    bad = undecodable(text)
+    require(not bad, f"{where}: {bad}; correct the line, or write \\ufffd there")
+    return str(text)
+
+
 def _field(where: str, row: dict[str, Any], name: str) -> Any:
     if name not in row:
-        raise InputError(
-            f"{where}: no field '{name}', only {', '.join(row)}; name one with input.dataset or input.labels"
-        )
+        key = "input.pair" if name == PAIR else "input.dataset or input.labels"
+        raise InputError(f"{where}: no field '{name}', only {', '.join(row)}; name one with {key}")
     return row[name]
 
 

@@ -1,6 +1,4 @@
-"""Text encoders that are mapped to BERT: transformers' answers, whatever the padding, and the oracle's at every strategy."""
-
-from pathlib import Path
+"""Text encoders and classifiers: the answers of transformers, whatever the padding."""
 
 import numpy as np
 import pytest
@@ -66,3 +64,37 @@ def test_encoder(name, tmp_path):
         for kept, rows, got in zip(mask, want, hidden, strict=True):
             close(got[: kept.sum()], rows[kept])
         close(answer, (want * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True))
+
+
+CLASSIFIERS = ("bert", "roberta", "distilbert", "electra")
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifier(name, tmp_path):
+    """Logits of texts and of pairs with token types; names of classes; the encoder without its head."""
+    names = {0: "no", 1: "yes", 2: "perhaps"}
+    theirs = saved(tmp_path, name, "ForSequenceClassification", id2label=names)
+    ours = load(tmp_path)
+    assert ours.config.labels == tuple(names.values()) and ours.config.probabilities == "softmax"
+    for mask in (RIGHT, LEFT):
+        ids = padded(mask, theirs.config.pad_token_id)
+        types = (np.arange(13) > 6) * mask.astype(np.int64)
+        # with padding on the left, transformers would classify the padding
+        given = dict(
+            zip(("input_ids", "position_ids", "token_type_ids"), pushed(mask, ids, np.arange(13), types), strict=True)
+        )
+        given["attention_mask"] = RIGHT.astype(np.int64)
+        if ours.config.pad_token >= 0:
+            del given["position_ids"]
+        if ours.config.type_vocab > 1:
+            close(ours(np.stack([ids, types], axis=2), mask), outputs(theirs, **given)["logits"])
+        del given["token_type_ids"]
+        close(ours(ids, mask), outputs(theirs, **given)["logits"])
+    rows = outputs(theirs.base_model, **given)["last_hidden_state"]
+    close(load(tmp_path, pooling="mean")(ids, mask), (rows * RIGHT[..., None]).sum(1) / RIGHT.sum(1, keepdims=True))
+
+
+def pushed(mask, ids, *more):
+    """Arrays (B, T) with what the mask keeps pushed to the left; of ids, padding stays behind."""
+    order = np.argsort(~mask, axis=1, kind="stable")
+    return [np.take_along_axis(np.broadcast_to(array, mask.shape), order, axis=1) for array in (ids, *more)]

@@ -13,6 +13,12 @@ class Tokens(NamedTuple):
     ids: np.ndarray  # (B, max_positions) int64, for our side: a token stands at its position
     mask: np.ndarray  # (B, max_positions) bool: where there is one
     lengths: np.ndarray  # (B,)
+    types: np.ndarray | None = None  # (B, max_positions) int64, for models that tell types of tokens apart
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """What our model takes: ids, with their types beside them if there are any."""
+        return self.ids if self.types is None else np.stack([self.ids, self.types], axis=2)
 
     def packed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """-> ids, positions, mask (B, T): the tokens side by side, as transformers takes them."""
@@ -35,4 +41,5 @@ def random_tokens(config: Any, longest: int = 96, seed: int = 0) -> Tokens:
     lengths[-1] = mask[-1].sum()
     ids = rng.integers(0, config.vocab_size, mask.shape)
     ids[0, 0], ids[-1, -1] = config.vocab_size - 1, 0
-    return Tokens(ids, mask, lengths)
+    n_types = getattr(config, "type_vocab", 0)
+    return Tokens(ids, mask, lengths, rng.integers(0, n_types, mask.shape) if n_types > 1 else None)

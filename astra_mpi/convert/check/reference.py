@@ -65,6 +65,8 @@ def load_reference(source: Path, model: ModelFile) -> Reference:
     kind = {"bert": "AutoModel", "vit": "AutoModelForImageClassification"}.get(
         model.config.family, "AutoModelForCausalLM"
     )
+    if model.config.family == "bert" and model.config.n_classes:
+        kind = "AutoModelForSequenceClassification"
     if model.config.family == "vit" and not model.config.n_classes:
         kind = "AutoModel"
     with quiet(), reads(str(folder)):
