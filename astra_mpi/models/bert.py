@@ -103,6 +103,9 @@ class BertConfig(ModelConfig):
         return 0 if self.pooling == "mean" else 1
 
 
+#: keys that only heads read, but for a classifier's (`text_classes`)
+HEADLESS = dict.fromkeys(("tie_word_embeddings", "id2label", "num_labels"), "of a head that is left out")
+HEADLESS["head_dim"] = "compared with other keys, not used"
 #: fields that came later, and what they are in models of before
 _UNSET: dict[str, Any] = {"embedding_size": 0, "pooler_activation": "tanh", "pad_token": -1, "word_width": 0}
 _UNSET |= {"n_classes": 0, "labels": (), "probabilities": "softmax", "scores": "sigmoid"}
@@ -218,8 +221,7 @@ class Bert(Family):
         guarded={"is_causal": (False,)},
         harmless={
             **ENCODER,
-            "tie_word_embeddings": "of a head that is left out",
-            "head_dim": "compared with other keys, not used",
+            **HEADLESS,
         },
     )
 

@@ -22,11 +22,10 @@ def text_classes(hf: HFConfig, tensors: Tensors, head: str) -> dict[str, Any]:
     head: the tensor of the last layer's weight. transformers' classes say which head is meant, for a classifier of
     tokens may have tensors of the same name. InputError on labels, numbers or problems that contradict each other.
     """
-    problem = hf.get("problem_type")
-    hf.read |= {"id2label", "num_labels", "sentence_transformers", "sbert_ce_default_activation_function"}
     if hf.bare or not any(name.endswith("ForSequenceClassification") for name in hf.architectures):
         return {}
     n_classes, labels = _named(hf)
+    problem = hf.get("problem_type")
     hf.only("problem_type", _PROBLEMS)
     require(n_classes > 0, "num_labels = 0: a classifier has at least one class")
     require(

@@ -26,7 +26,8 @@ from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.convert import generation as hf_generation
 from astra_mpi.convert.hugging_face import convert
 from astra_mpi.files.modelfile import ModelFile, write_model
-from astra_mpi.models import FAMILIES
+from astra_mpi.models import MODEL_TYPES
+from astra_mpi.models.encoders.roberta import Roberta
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -143,8 +144,9 @@ ALSO_DECODER = ("rope_scaling", "rope_theta", "partial_rotary_factor", "original
 TRAINED = ROPE3 | dict(original_max_position_embeddings=32)
 #: what has an effect only beside something else: family, key -> the changes that go with it
 BESIDE: dict[tuple[str, str], list[tuple[tuple[str, Any], ...]]] = {
-    **{(name, "torch_dtype"): [(), (("dtype", MISSING),)] for name in FAMILIES},
+    **{(name, "torch_dtype"): [(), (("dtype", MISSING),)] for name in MODEL_TYPES},
     ("vit", "num_labels"): [(), (("id2label", MISSING),)],
+    ("bert-classifier", "num_labels"): [(), (("id2label", MISSING),)],
     ("llama", "num_attention_heads"): [(), (("head_dim", MISSING),)],
     ("llama", "rope_theta"): [(), (("rope_parameters", MISSING),), (("rope_parameters", LINEAR),)],
     ("llama", "original_max_position_embeddings"): [(), (("rope_parameters", ROPE3),)],
@@ -162,12 +164,19 @@ EXCUSED = [("configuration_files", None), ("rms_norm_eps", 1), ("eos_token_id", 
 
 
 class ConfigTable(Table):
-    """config.json of one family; the model is small and its attention far from uniform."""
+    """config.json of one model_type; the model is small and its attention far from uniform."""
 
-    def __init__(self, family: str, model: str, auto: str, **settings: Any) -> None:
-        self.name, self.family, self.auto = family, FAMILIES[family], getattr(transformers, auto)
+    def __init__(self, model_type: str, model: str, auto: str, name: str = "", **settings: Any) -> None:
+        """name: of the table, default the model_type."""
+        self.name, self.family, self.auto = name or model_type, MODEL_TYPES[model_type], getattr(transformers, auto)
         self.model, self.settings = getattr(transformers, model), settings
         self.answers: dict[Any, np.ndarray] = {}  # of our engine, by config
+        #: keys that count here and in few others: of a head, of where positions begin
+        self.own: tuple[str, ...] = ()
+        if name.endswith("-classifier"):
+            self.own = "id2label", "num_labels", "problem_type"
+        elif issubclass(self.family, Roberta):
+            self.own = ("pad_token_id",)
 
     @property
     def config_class(self) -> Any:
@@ -243,9 +252,8 @@ class ConfigTable(Table):
         """In the terms of our engine."""
         if self.name == "vit":
             return model(torch.from_numpy(IMAGES))[0]
-        if self.name == "bert":
-            return model(torch.from_numpy(IDS))[0].mean(dim=1)
-        return model(torch.from_numpy(IDS))[0]
+        found = model(torch.from_numpy(IDS))
+        return found.logits if "logits" in found else found[0].mean(dim=1)
 
     def got(self, folder: Path) -> tuple[np.ndarray, list[str]]:
         contents, notes = convert(folder)
@@ -263,6 +271,8 @@ class ConfigTable(Table):
         return (change.key, change.value) in EXCUSED
 
     def stated(self, key: str) -> str:
+        if key in self.own:
+            return ""
         return "aside" if key in ASIDE else "harmless" if self.family.reference.why_harmless(key) else ""
 
 
@@ -363,8 +373,26 @@ BESIDE_GENERATION: dict[str, tuple[tuple[str, Any], ...]] = {
 
 
 LLAMA = ("llama", "LlamaForCausalLM", "AutoModelForCausalLM")
+_DISTIL = dict(dim=32, n_heads=4, n_layers=2, hidden_dim=48)
 TABLES: dict[str, Callable[[], Table]] = {
     "bert": functools.partial(ConfigTable, "bert", "BertModel", "AutoModel", **SIZES, **TEXT),
+    "bert-classifier": functools.partial(
+        ConfigTable,
+        "bert",
+        "BertForSequenceClassification",
+        "AutoModelForSequenceClassification",
+        "bert-classifier",
+        **SIZES,
+        **TEXT,
+        num_labels=3,
+    ),
+    "roberta": functools.partial(ConfigTable, "roberta", "RobertaModel", "AutoModel", **SIZES, **TEXT),
+    "xlm-roberta": functools.partial(ConfigTable, "xlm-roberta", "XLMRobertaModel", "AutoModel", **SIZES, **TEXT),
+    "camembert": functools.partial(ConfigTable, "camembert", "CamembertModel", "AutoModel", **SIZES, **TEXT),
+    "distilbert": functools.partial(ConfigTable, "distilbert", "DistilBertModel", "AutoModel", **_DISTIL, **TEXT),
+    "electra": functools.partial(
+        ConfigTable, "electra", "ElectraModel", "AutoModel", **SIZES, **TEXT, embedding_size=24
+    ),
     "vit": functools.partial(
         ConfigTable,
         "vit",

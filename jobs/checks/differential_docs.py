@@ -12,7 +12,7 @@ import differential_config
 
 from astra_mpi.checkpoint.reference import ASIDE, BASE, GUARDED, HARMLESS
 from astra_mpi.convert import generation as hf_generation
-from astra_mpi.models import FAMILIES
+from astra_mpi.models import MODEL_TYPES
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "checkpoints.md"
 BEGIN, END = "<!-- made by jobs/checks/differential.py --docs -->", "<!-- end -->"
@@ -26,8 +26,8 @@ def write() -> None:
 
 
 def tables() -> str:
-    """A table per family, then those that all share."""
-    parts = [f"\n### {family}\n\n{_table(_family(family))}" for family in FAMILIES]
+    """A table per model_type, then those that all share."""
+    parts = [f"\n### {name}\n\n{_table(_family(name))}" for name in MODEL_TYPES]
     parts.append(f"\n### Every family\n\n{_table(_shared())}")
     parts.append(f"\n### Generation\n\n{_table(_generation())}\n")
     return "".join(parts)
@@ -40,7 +40,7 @@ def _table(rows: Iterator[tuple[str, str]]) -> str:
 
 
 def _family(name: str) -> Iterator[tuple[str, str]]:
-    stated, table = FAMILIES[name].reference, differential_config.TABLES[name]()
+    stated, table = MODEL_TYPES[name].reference, differential_config.TABLES[name]()
     with tempfile.TemporaryDirectory() as folder:
         table.make(Path(folder))
         read = table.read_here(Path(folder)) - {"model_type", "architectures", "auto_map", "quantization_config"}
@@ -62,7 +62,7 @@ def _shared() -> Iterator[tuple[str, str]]:
     only = {key: value for key, value in BASE.items() if key not in {*HARMLESS, *ASIDE, *read}}
     yield "refused unless", ", ".join(f"`{key}` is {_shown(value)}" for key, value in sorted(only.items()))
     yield "refused unless missing, null or as here", _guarded(GUARDED)
-    families = {key for family in FAMILIES.values() for key in family.reference.fields}
+    families = {key for kind in MODEL_TYPES.values() for key in kind.reference.fields}
     yield from _reasons({key: why for key, why in HARMLESS.items() if key not in families})
     yield f"left aside with a note: {next(iter(ASIDE.values()))}", _keys(ASIDE)
     yield "any other key", "noted"

@@ -7,7 +7,7 @@ from typing import ClassVar
 from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import ENCODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
-from astra_mpi.models.bert import Bert, BertConfig, classifier
+from astra_mpi.models.bert import HEADLESS, Bert, BertConfig, classifier
 from astra_mpi.models.hf import Source, map_names
 
 _HEADS = "Model ForMaskedLM ForSequenceClassification ForTokenClassification ForQuestionAnswering ForMultipleChoice"
@@ -41,8 +41,7 @@ class DistilBert(Bert):
         guarded={"is_causal": (False,)},
         harmless={
             **ENCODER,
-            "tie_word_embeddings": "of a head that is left out",
-            "head_dim": "compared with other keys, not used",
+            **HEADLESS,
             "sinusoidal_pos_embds": "how training begins; the positions are weights",
             **dict.fromkeys(("dropout", "qa_dropout", "seq_classif_dropout"), "acts in training only"),
         },

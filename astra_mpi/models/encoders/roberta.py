@@ -9,7 +9,7 @@ from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import ENCODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import require
-from astra_mpi.models.bert import Bert, BertConfig, classifier
+from astra_mpi.models.bert import HEADLESS, Bert, BertConfig, classifier
 from astra_mpi.models.hf import Source
 
 _HEADS = "Model ForMaskedLM ForCausalLM ForSequenceClassification ForTokenClassification ForQuestionAnswering"
@@ -25,8 +25,7 @@ def _reference(name: str, vocab_size: int) -> Reference:
         guarded=Bert.reference.guarded,
         harmless={
             **ENCODER,
-            "tie_word_embeddings": "of a head that is left out",
-            "head_dim": "compared with other keys, not used",
+            **HEADLESS,
         },
     )
 
