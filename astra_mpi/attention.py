@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 
 from astra_mpi.device.scratch import Scratch
+from astra_mpi.kernels.near import Near
 from astra_mpi.partition import Layout
 
 
@@ -27,11 +28,14 @@ class Attention:
         n_kv_heads: int,
         kernels: ModuleType,
         scratch: Scratch,
+        near: Near | None = None,
     ) -> None:
+        """near: what is done with scores, with the places of the queries if they matter."""
         self.layout, self.kernels, self.scratch = layout, kernels, scratch
         self.queries, self.n_heads, self.n_kv_heads = queries, n_heads, n_kv_heads
         #: all sequences in one launch, where a backend has it; the running state then lies row by row
         self.packed = hasattr(kernels, "attend_packed")
+        self.near = near
         self.heads = _split(queries, n_heads)  # (H, n, d), a view
         n, d = queries.shape[0], queries.shape[1] // n_heads
         self.acc = scratch("attention sums", n_heads * n * d, dtype=np.float32)
@@ -40,7 +44,8 @@ class Attention:
 
     def local(self, kv: np.ndarray) -> None:
         """Attend to this rank's own rows, kv (n, 2 d_kv) in full precision."""
-        self._attend(kv, self.layout.row_offsets, None, 0 if self.layout.causal else None)
+        near = self.near if self.near is None else self.near._replace(key_places=self.near.query_places)
+        self._attend(kv, self.layout.row_offsets, None, 0 if self.layout.causal else None, near=near)
 
     def far(
         self,
@@ -49,12 +54,14 @@ class Attention:
         key_bias: np.ndarray | None,
         rows: np.ndarray | None = None,
         ends: np.ndarray | None = None,
+        places: np.ndarray | None = None,
     ) -> None:
         """Attend to far keys kv (m, 2 d_kv), those of sequence s at offsets[s]:offsets[s + 1]; key_bias (m,).
 
-        rows, ends: see `FarKeys`, for packed attention.
+        rows, ends: see `FarKeys`, for packed attention. places (m,): the keys' positions, where they matter.
         """
-        self._attend(kv, offsets, key_bias, None, rows, ends)
+        near = self.near if self.near is None else self.near._replace(key_places=places)
+        self._attend(kv, offsets, key_bias, None, rows, ends, near)
 
     def result(self) -> np.ndarray:
         """(n, H d)."""
@@ -75,18 +82,22 @@ class Attention:
         causal: int | None,
         key_rows: np.ndarray | None = None,
         ends: np.ndarray | None = None,
+        near: Near | None = None,
     ) -> None:
         if self.packed:
             heads, spans = (self.n_heads, self.n_kv_heads), (self.layout.row_offsets, offsets, ends)
             state = self.acc, self.row_max, self.row_sum
-            self.kernels.attend_packed(self.queries, kv, heads, spans, key_bias, key_rows, causal, *state)
+            self.kernels.attend_packed(self.queries, kv, heads, spans, key_bias, key_rows, causal, *state, near)
             return
         width = kv.shape[1] // 2
         keys, values = _split(kv[:, :width], self.n_kv_heads), _split(kv[:, width:], self.n_kv_heads)
         for s, rows, acc, row_max, row_sum in self._sequences():
             far = slice(offsets[s], offsets[s + 1])
             bias = None if key_bias is None else key_bias[far]
-            self.kernels.attend(self.heads[:, rows], keys[:, far], values[:, far], bias, causal, acc, row_max, row_sum)
+            state, own = (acc, row_max, row_sum), near
+            if near is not None and near.placed:
+                own = near._replace(query_places=near.query_places[rows], key_places=near.key_places[far])
+            self.kernels.attend(self.heads[:, rows], keys[:, far], values[:, far], bias, causal, *state, own)
 
     def _sequences(self) -> Iterator[tuple[int, slice, np.ndarray, np.ndarray, np.ndarray]]:
         """Per sequence with rows here: its index, its rows, and its contiguous part of the running state."""

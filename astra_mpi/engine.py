@@ -26,6 +26,7 @@ from astra_mpi.models.images import Preprocess
 from astra_mpi.network.conditions import Conditions
 from astra_mpi.partition import Cut, Layout
 from astra_mpi.strategies import STRATEGIES, Parts, Strategy, parse
+from astra_mpi.strategies.positions import Positions
 from astra_mpi.wire.exchange import Exchange
 from astra_mpi.wire.laps import Laps, collect
 
@@ -57,7 +58,8 @@ class Model:
         self.family = family(file.config, weights_there, backend.kernels)
         self.scratch = Scratch(backend.xp, backend.dtype)
         blocks = block_weights(weights_there, file.config.n_layers)
-        self.blocks = [Block(file.config, family.recipe, own, backend.kernels, self.scratch) for own in blocks]
+        recipe = family.recipe_of(file.config)
+        self.blocks = [Block(file.config, recipe, own, backend.kernels, self.scratch) for own in blocks]
         conditions = conditions or Conditions()
         self.clock = conditions.make_clock(comm)
         self.laps = Laps(self.clock)
@@ -120,7 +122,7 @@ class Model:
         """
         family = self.family
         if not isinstance(family, Decoder):
-            raise InputError(f"a {self.config.family} model predicts no tokens; give GPT-2 or Llama")
+            raise InputError(f"a {self.config.family} model predicts no tokens; give a decoder, such as Llama")
         batch = self.prepare(ids, mask)
         layout = self.layout(batch.lengths)
         _, sums = self.run(batch, layout, lambda rows, layout: family.nll(rows, layout, batch, n_context), 2)
@@ -153,7 +155,7 @@ class Model:
         """-> the rows (n, D) that this rank answers for, and what `pool` makes of them, (B, width), summed up."""
         self.exchange.reset(self._checksum)
         with nullcontext() if layout is self._planned else collective(self.comm):  # which takes memory
-            self.strategy.turns = self.family.turns(batch)
+            self.strategy.positions = Positions(self.family, batch)
             self.strategy.begin(layout)
         self._planned = layout
         with self.clock.running():

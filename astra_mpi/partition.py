@@ -221,6 +221,19 @@ class Layout:
         return self._gathered(np.ones_like(self.counts))
 
     @cached_property
+    def packed_rows(self) -> np.ndarray:
+        """(n,) where this rank's rows lie in the packed batch, whose sequences begin with their class tokens."""
+        found: np.ndarray = displs(self.lengths + self.n_class)[self.row_sequence] + self.row_token
+        return found
+
+    @cached_property
+    def packed_content(self) -> np.ndarray:
+        """Where the gathered tokens lie in the packed batch."""
+        places = np.empty_like(self.sequence_order)
+        places[self.sequence_order] = ranges(displs(self.lengths + self.n_class)[:-1] + self.n_class, self.lengths)
+        return places
+
+    @cached_property
     def everything(self) -> Layout:
         """All content tokens on one rank, sequence by sequence in order of position."""
         return Layout(self.lengths[:, None], 0, self.n_class, self.causal, replicas=0)

@@ -5,6 +5,7 @@ from numba import njit
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels._cpu_math import FASTMATH, exp, f32, from_ordered_bits, i32, ordered_bits
+from astra_mpi.kernels.near import Near
 
 Array = np.ndarray
 
@@ -21,6 +22,7 @@ def attend(
     acc: Array,
     row_max: Array,
     row_sum: Array,
+    near: Near | None = None,
 ) -> None:
     """One step of online softmax over keys k, v (Hkv, m, d), in place; see reference.attend."""
     n_heads, n_queries, d_head = q.shape
@@ -36,8 +38,19 @@ def attend(
     tile_heads = max(1, TILE // (repeat * tile_queries * tile_keys))
     for heads in _slices(n_kv_heads, tile_heads, 1):
         for rows in _slices(n_queries, tile_queries, 16):
-            for keys in _slices(min(n_keys, rows.stop + reach), tile_keys, 16):
-                _attend_tile(q, k, v, key_bias, reach, acc, row_max, row_sum, heads, rows, keys)
+            first, last = _span(near, rows, min(n_keys, rows.stop + reach))
+            for part in _slices(last - first, tile_keys, 16):
+                keys = slice(first + part.start, first + part.stop)
+                _attend_tile(q, k, v, key_bias, reach, acc, row_max, row_sum, heads, rows, keys, near)
+
+
+def _span(near, rows, n_seen):
+    """The keys, of the first n_seen, that lie in the window of any query of a slice, from the first to the last."""
+    if near is None or not near.window:
+        return 0, n_seen
+    places, queries = near.key_places[:n_seen], near.query_places[rows]
+    low, high = int(queries.min()) - near.window, int(queries.max()) + near.window
+    return int(np.searchsorted(places, low, "right")), int(np.searchsorted(places, high, "left"))
 
 
 def _slices(n, size, unit):
@@ -49,15 +62,57 @@ def _slices(n, size, unit):
     return [slice(start, stop) for start, stop in zip(bounds, [*bounds[1:], n], strict=True)]
 
 
-def _attend_tile(q, k, v, key_bias, reach, acc, row_max, row_sum, heads, rows, keys):
+def _attend_tile(q, k, v, key_bias, reach, acc, row_max, row_sum, heads, rows, keys, near):
     """`attend` for the key/value heads, queries and keys of three slices; q (Hkv, repeat, a, d)."""
     repeat, d_head = q.shape[1], q.shape[3]
     scores = q[heads, :, rows] @ k[heads, None, keys].swapaxes(2, 3)  # (h, repeat, a, m)
     flat = scores.reshape(-1, *scores.shape[2:])  # (h * repeat, a, m)
     first = (heads.start * repeat, rows.start, keys.start)
+    if near is not None:
+        _adjust(flat, near, first)
     _softmax_step(flat, key_bias, rows.start + reach - keys.start, first, acc, row_max, row_sum)
     sums = scores @ v[heads, None, keys]  # (h, repeat, a, d)
     acc[heads.start * repeat : heads.stop * repeat, rows] += sums.reshape(-1, sums.shape[2], d_head)
+
+
+def _adjust(scores, near, first):
+    """Scores (h, a, m) of a tile as `near` says, in place; first: head, query and key of the tile's corner."""
+    if near.cap:
+        _cap(scores, f32(near.cap))
+    if near.placed:
+        (n_heads, n_queries, n_keys), (head, query, key) = scores.shape, first
+        relative = near.relative
+        biases = np.zeros((n_heads, 1), np.float32) if relative is None else relative[head : head + n_heads]
+        queries, keys = near.query_places[query : query + n_queries], near.key_places[key : key + n_keys]
+        _by_distance(scores, np.ascontiguousarray(biases), i32(near.window), queries, keys)
+
+
+@compiled(fastmath=FASTMATH, error_model="numpy")
+def _cap(scores, cap):
+    """s -> cap tanh(s / cap), with tanh u = 1 - 2 / (exp(2 u) + 1)."""
+    n_heads, n_queries, n_keys = scores.shape
+    scale = f32(2) / cap
+    for h in range(n_heads):
+        for i in range(n_queries):
+            row = scores[h, i]
+            for j in range(n_keys):
+                row[j] = cap - f32(2) * cap / (exp(min(row[j] * scale, f32(80))) + f32(1))
+
+
+@compiled(fastmath=FASTMATH, error_model="numpy")
+def _by_distance(scores, biases, window, queries, keys):
+    """Adds biases (h, 2 R + 1), and hides keys that are not nearer than `window`, unless that is 0."""
+    n_heads, n_queries, n_keys = scores.shape
+    most = biases.shape[1] // 2
+    for h in range(n_heads):
+        for i in range(n_queries):
+            row, place = scores[h, i], queries[i]
+            for j in range(n_keys):
+                distance = keys[j] - place
+                if window and abs(distance) >= window:
+                    row[j] = f32(-np.inf)
+                elif most:
+                    row[j] += biases[h, min(max(distance, -most), most) + most]
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")

@@ -22,6 +22,7 @@ from astra_mpi.kernels._cpu_rows import (
     rotate,
 )
 from astra_mpi.kernels._cpu_weights import matvec, vecmat, widen
+from astra_mpi.kernels.near import Near
 from astra_mpi.kernels.reference import count_codes, finish, segment_sum
 
 __all__ = [
@@ -86,6 +87,9 @@ def warm_up() -> None:
         matvec(values, line, vecmat(line, values, line, line.copy()), line.copy())
     row_max, row_sum = np.zeros((2, 1, n), np.float32)
     attend(heads, heads, heads, None, None, heads.copy(), row_max, row_sum)
+    places = np.arange(n, dtype=np.int32)
+    near = Near(1.0, 1, np.ones((1, 3), np.float32), places, places)
+    attend(heads, heads, heads, None, None, heads.copy(), row_max, row_sum, near)
     one, sums = np.ones((1, 1, width), np.float32), np.zeros((1, 1), np.float32)
     attend_rows(
         one, np.ones((n, 2 * width), np.float32), np.arange(n, dtype=np.uint16), line[:n], one.copy(), sums, sums.copy()

@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+from astra_mpi.kernels.near import Near
+
 Array = np.ndarray
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -248,6 +250,7 @@ def attend(
     acc: Array,
     row_max: Array,
     row_sum: Array,
+    near: Near | None = None,
 ) -> None:
     """One step of online softmax over the keys k, v (Hkv, m, d), in place.
 
@@ -259,7 +262,7 @@ def attend(
 
     q (H, a, d) is already scaled by 1 / sqrt(d); query head h reads key head h // (H // Hkv). key_bias (m,) or None;
     -inf hides a key. With `causal`, query i sees key j when j <= i + causal. acc (H, a, d), row_max and row_sum (H, a)
-    start as 0, -inf and 0; rows that see no key are left as they are.
+    start as 0, -inf and 0; rows that see no key are left as they are. near: see `Near`.
     """
     n_heads, n_queries, _ = q.shape
     n_keys = k.shape[1]
@@ -267,6 +270,8 @@ def attend(
         return
     repeat = n_heads // k.shape[0]
     scores = q @ np.repeat(k, repeat, axis=0).swapaxes(1, 2)  # (H, a, m)
+    if near is not None:
+        scores = _near(scores, near)
     if key_bias is not None:
         scores = scores + key_bias
     if causal is not None:
@@ -281,6 +286,19 @@ def attend(
     row_sum *= decay
     row_sum += weights.sum(axis=2)
     row_max[...] = new_max
+
+
+def _near(scores: Array, near: Near) -> Array:
+    """Scores (H, a, m) capped, biased by distance, and -inf beyond the window."""
+    if near.cap:
+        scores = (near.cap * np.tanh(scores.astype(np.float64) / near.cap)).astype(np.float32)
+    if not near.placed:
+        return scores
+    distance = near.key_places[None, :].astype(np.int64) - near.query_places[:, None]  # (a, m)
+    if near.relative is not None:
+        most = near.relative.shape[1] // 2
+        scores = scores + near.relative[:, np.clip(distance, -most, most) + most]
+    return np.where(abs(distance) < near.window, scores, np.float32(-np.inf)) if near.window else scores
 
 
 def attend_codes(

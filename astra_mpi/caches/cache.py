@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from astra_mpi.config import ModelConfig
+from astra_mpi.kernels.near import Near
 from astra_mpi.partition import Layout
 
 #: some of the far keys, by their indices
@@ -22,13 +24,13 @@ class Softmax:
     def __init__(self, row: np.ndarray, config: ModelConfig) -> None:
         h_kv, repeat = config.n_kv_heads, config.n_heads // config.n_kv_heads
         self.row = row
-        self.acc = row[: config.d_model].reshape(h_kv, repeat, config.d_head)
-        self.row_max, self.row_sum = row[config.d_model :].reshape(2, h_kv, repeat)
+        self.acc = row[: config.d_queries].reshape(h_kv, repeat, config.d_head)
+        self.row_max, self.row_sum = row[config.d_queries :].reshape(2, h_kv, repeat)
 
     @staticmethod
     def width(config: ModelConfig) -> int:
         """Numbers in a row."""
-        return config.d_model + 2 * config.n_heads
+        return config.d_queries + 2 * config.n_heads
 
     def clear(self) -> None:
         self.row[:] = 0
@@ -38,8 +40,11 @@ class Softmax:
 class Kept(Protocol):
     """Keys and values of one sequence in one block that a new token attends to."""
 
-    def attend(self, q: np.ndarray, softmax: Softmax, kernels: ModuleType) -> None:
-        """Scaled queries q (Hkv, H / Hkv, d): one step of online softmax. What is far comes first."""
+    def attend(
+        self, q: np.ndarray, softmax: Softmax, kernels: ModuleType, first: int = 0, near: Near | None = None
+    ) -> None:
+        """Scaled queries q (Hkv, H / Hkv, d): one step of online softmax over all keys from the first one in the window
+        on. What is far comes first. near: a cap of scores."""
 
     def arrays(self) -> Iterable[np.ndarray]:
         """All that is kept."""
@@ -69,11 +74,14 @@ class Rows:
         self.keys[:, new], self.values[:, new] = heads
         self.n = new.stop
 
-    def attend(self, q: np.ndarray, softmax: Softmax, kernels: ModuleType) -> None:
-        kept = slice(0, self.n)
+    def attend(
+        self, q: np.ndarray, softmax: Softmax, kernels: ModuleType, first: int = 0, near: Near | None = None
+    ) -> None:
+        kept = slice(first, self.n)
         sums = softmax.acc, softmax.row_max, softmax.row_sum
         # query heads that share a key head are as queries of one head
-        kernels.attend(q, self.keys[:, kept], self.values[:, kept], self.bias, None, *sums)
+        bias = None if self.bias is None else self.bias[first:]
+        kernels.attend(q, self.keys[:, kept], self.values[:, kept], bias, None, *sums, near)
 
     def arrays(self) -> Iterable[np.ndarray]:
         return [self.keys, self.values] + ([] if self.bias is None else [self.bias])
@@ -83,24 +91,40 @@ class Cache(ABC):
     """What this rank keeps of some of a batch's sequences, and what a new token makes of it."""
 
     def __init__(
-        self, config: ModelConfig, layout: Layout, sequences: np.ndarray, room: np.ndarray, keeps_far: bool
+        self,
+        config: ModelConfig,
+        layout: Layout,
+        sequences: np.ndarray,
+        room: np.ndarray,
+        keeps_far: bool,
+        first: np.ndarray,
     ) -> None:
-        """room (B,): new tokens of each sequence that are to be kept here. keeps_far: also what is seen of others."""
+        """room (B,): new tokens of each sequence that are to be kept here. keeps_far: also what is seen of others.
+
+        first (B,): positions of the first new tokens.
+        """
         self.config, self.layout, self.sequences, self.room = config, layout, sequences, room
-        self.keeps_far = keeps_far
+        self.keeps_far, self.first = keeps_far, first
+        self.near = Near(config.score_cap) if config.score_cap else None
 
     @abstractmethod
-    def keep_own(self, i: int, kv: np.ndarray) -> None:
-        """Of block i, this rank's rows kv (n, 2 d_kv), keys turned."""
+    def keep_own(self, i: int, kv: np.ndarray, places: np.ndarray | None) -> None:
+        """Of block i, this rank's rows kv (n, 2 d_kv), keys turned; places (n,): positions, if it has a window."""
 
     @abstractmethod
-    def keep_far(self, i: int, offsets: np.ndarray, remember: Callable[[Part, np.ndarray], Any]) -> None:
+    def keep_far(
+        self,
+        i: int,
+        offsets: np.ndarray,
+        remember: Callable[[Part, np.ndarray], Any],
+        places: np.ndarray | None,
+    ) -> None:
         """Of block i, what is far, a sequence's keys at `offsets`. `remember` makes what is kept of some of them, of
-        which it is told where each sequence's begin."""
+        which it is told where each sequence's begin. places (m,): positions of the keys, if the block has a window."""
 
     @abstractmethod
-    def plan(self, sequences: np.ndarray, keeps: bool) -> None:
-        """Before the blocks of a step: `sequences` (n,) get a token; keeps: its keys and values stay here."""
+    def plan(self, sequences: np.ndarray, keeps: bool, positions: np.ndarray) -> None:
+        """Before the blocks of a step: `sequences` (n,) get a token at `positions` (n,); keeps: it stays here."""
 
     @abstractmethod
     def attend(self, i: int, q: np.ndarray, kv: np.ndarray, rows: np.ndarray) -> None:
@@ -132,34 +156,60 @@ class HostCache(Cache):
         self.kernels = kernels
         self.own: list[dict[int, Rows]] = [{} for _ in range(self.config.n_layers)]
         self.far: list[dict[int, Kept]] = [{} for _ in range(self.config.n_layers)]
+        #: positions of the same keys, of blocks with a window
+        self.own_places: list[dict[int, list[int]]] = [{} for _ in range(self.config.n_layers)]
+        self.far_places: list[dict[int, list[int]]] = [{} for _ in range(self.config.n_layers)]
 
-    def keep_own(self, i: int, kv: np.ndarray) -> None:
+    def keep_own(self, i: int, kv: np.ndarray, places: np.ndarray | None) -> None:
         offsets = self.layout.row_offsets
         for s in self.sequences:
-            mine = kv[offsets[s] : offsets[s + 1]]
+            part = self._seen(i, s, slice(int(offsets[s]), int(offsets[s + 1])), places)
+            mine = kv[part]
             self.own[i][s] = Rows(self.config, len(mine) + int(self.room[s]))
             self.own[i][s].append(mine)
+            if places is not None:
+                self.own_places[i][s] = places[part].tolist()
 
-    def keep_far(self, i: int, offsets: np.ndarray, remember: Callable[[Part, np.ndarray], Kept]) -> None:
+    def keep_far(
+        self,
+        i: int,
+        offsets: np.ndarray,
+        remember: Callable[[Part, np.ndarray], Kept],
+        places: np.ndarray | None,
+    ) -> None:
         if self.keeps_far:
             for s in self.sequences:
-                if offsets[s] < offsets[s + 1]:
-                    part = slice(int(offsets[s]), int(offsets[s + 1]))
+                part = self._seen(i, s, slice(int(offsets[s]), int(offsets[s + 1])), places)
+                if part.start < part.stop:
                     self.far[i][s] = remember(part, np.array([0, part.stop - part.start]))
+                    if places is not None:
+                        self.far_places[i][s] = places[part].tolist()
 
-    def plan(self, sequences: np.ndarray, keeps: bool) -> None:
-        self._planned, self._keeps = sequences.tolist(), keeps
+    def _seen(self, i: int, s: int, part: slice, places: np.ndarray | None) -> slice:
+        """Of a sequence's keys those that its first new token sees, or a later one."""
+        if places is None:
+            return part
+        hidden = int(self.first[s]) - self.config.window(i)
+        return slice(part.start + int(np.searchsorted(places[part], hidden, "right")), part.stop)
+
+    def plan(self, sequences: np.ndarray, keeps: bool, positions: np.ndarray) -> None:
+        self._planned, self._keeps, self._positions = sequences.tolist(), keeps, positions.tolist()
 
     def attend(self, i: int, q: np.ndarray, kv: np.ndarray, rows: np.ndarray) -> None:
         heads = q.reshape(len(q), self.config.n_kv_heads, -1, self.config.d_head)  # (n, Hkv, H / Hkv, d)
-        for s, row, queries, new in zip(self._planned, rows, heads, kv, strict=True):
-            softmax = Softmax(row, self.config)
+        window = self.config.window(i)
+        for s, place, row, queries, new in zip(self._planned, self._positions, rows, heads, kv, strict=True):
+            softmax, hidden = Softmax(row, self.config), place - window
             softmax.clear()
             if s in self.far[i]:
-                self.far[i][s].attend(queries, softmax, self.kernels)
+                first = bisect_right(self.far_places[i][s], hidden) if window else 0
+                self.far[i][s].attend(queries, softmax, self.kernels, first, self.near)
             if self._keeps:
                 self.own[i][s].append(new[None])
-            self.own[i][s].attend(queries, softmax, self.kernels)
+                if window:
+                    self.own_places[i][s].append(place)
+            first = bisect_right(self.own_places[i][s], hidden) if window else 0
+            self.own[i][s].attend(queries, softmax, self.kernels, first, self.near)
 
     def merge(self, parts: Sequence[np.ndarray], rows: np.ndarray) -> None:
         every = np.stack(parts)  # (P, n, H (d + 2))

@@ -10,6 +10,7 @@ import numpy as np
 from astra_mpi.caches.cache import Softmax
 from astra_mpi.codec.codebook import BlockCodec, Codebook, pad
 from astra_mpi.codec.tables import FarSum, FarTable, distinct
+from astra_mpi.kernels.near import Near
 from astra_mpi.models.block import Block
 
 #: far tokens whose keys and values exist at a time, where they are rebuilt for every new token
@@ -30,7 +31,7 @@ class CodeSpace:
         self.gain: np.ndarray | None = None  # (D,)
         self.eps: float | None = None  # where far tokens are divided by their sigma
         self.centred = False
-        if site == "hidden" and block.recipe.norm_first:
+        if site == "hidden" and block.recipe.normalises_input:
             self.gain, self.eps, self.centred = block.w["norm1.weight"], block.config.norm_eps, not block.recipe.rms
         #: (C, K, 2 d_kv); not of groups, whose tables are G times as large as their entries
         self.tables: np.ndarray | None = None
@@ -121,7 +122,7 @@ def _cut(u: np.ndarray, book: Codebook) -> np.ndarray:
 
 
 class ScoredCodes:
-    """Codes (m, C) scored in code space."""
+    """Codes (m, C) scored in code space, all of them."""
 
     def __init__(self, space: CodeSpace, codes: np.ndarray, kernels: ModuleType) -> None:
         self.space = space
@@ -130,7 +131,9 @@ class ScoredCodes:
         self.value_codes = self.key_codes if space.site != "kv" else np.ascontiguousarray(codes[:, n_key:])
         self.scale = space.scale(self.key_codes, kernels)
 
-    def attend(self, q: np.ndarray, softmax: Softmax, kernels: ModuleType) -> None:
+    def attend(
+        self, q: np.ndarray, softmax: Softmax, kernels: ModuleType, first: int = 0, near: Near | None = None
+    ) -> None:
         parts, offset = self.space.parts(q)
         row_max, row_sum = softmax.row_max.reshape(-1), softmax.row_sum.reshape(-1)
         weights = kernels.attend_codes(self.key_codes, parts, self.value_codes, self.scale, offset, row_max, row_sum)
@@ -149,7 +152,9 @@ class CountedKeys:
         values, self.log_counts = distinct(codes, len(rows), kernels)
         self.codes = values.astype(np.uint16)
 
-    def attend(self, q: np.ndarray, softmax: Softmax, kernels: ModuleType) -> None:
+    def attend(
+        self, q: np.ndarray, softmax: Softmax, kernels: ModuleType, first: int = 0, near: Near | None = None
+    ) -> None:
         sums = softmax.acc, softmax.row_max, softmax.row_sum
         kernels.attend_rows(q, self.rows, self.codes, self.log_counts, *sums)
 
@@ -160,16 +165,19 @@ class CountedKeys:
 class TurnedCodes:
     """Codes (m, C) whose keys and values are rebuilt for every new token, the keys turned by their positions."""
 
-    def __init__(self, table: FarTable, codes: np.ndarray, turns: np.ndarray) -> None:
-        """turns (m, d): of the far tokens, as the kernel `rotate` takes them."""
+    def __init__(self, table: FarTable, codes: np.ndarray, turns: np.ndarray | None) -> None:
+        """turns (m, d): of the far tokens, as the kernel `rotate` takes them; None: keys are not turned."""
         self.table, self.codes, self.turns = table, codes.copy(), turns
 
-    def attend(self, q: np.ndarray, softmax: Softmax, kernels: ModuleType) -> None:
-        for a in range(0, len(self.codes), TILE):
+    def attend(
+        self, q: np.ndarray, softmax: Softmax, kernels: ModuleType, first: int = 0, near: Near | None = None
+    ) -> None:
+        for a in range(first, len(self.codes), TILE):
             kv = self.table.far_kv(self.codes[a : a + TILE], kernels)
-            kernels.rotate(kv, self.turns[a : a + TILE], len(q))
+            if self.turns is not None:
+                kernels.rotate(kv, self.turns[a : a + TILE], len(q))
             keys, values = kv.reshape(len(kv), 2, len(q), -1).transpose(1, 2, 0, 3)  # (2, Hkv, tile, d), views
-            kernels.attend(q, keys, values, None, None, softmax.acc, softmax.row_max, softmax.row_sum)
+            kernels.attend(q, keys, values, None, None, softmax.acc, softmax.row_max, softmax.row_sum, near)
 
     def arrays(self) -> Iterable[np.ndarray]:
-        return [self.codes, self.turns]
+        return [self.codes] if self.turns is None else [self.codes, self.turns]

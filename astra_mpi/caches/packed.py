@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -57,8 +58,8 @@ class Chosen:
 class Seen(Protocol):
     """Far keys and values of all kept sequences in one block."""
 
-    def keys(self, chosen: Chosen) -> Iterator[Keys]:
-        """One after another, what a new token attends to."""
+    def keys(self, chosen: Chosen, first: np.ndarray | int = 0) -> Iterator[Keys]:
+        """One after another, what a new token attends to; first: of each kept sequence's keys, or of all alike."""
 
     def arrays(self) -> Iterable[Any]:
         """All that is kept."""
@@ -71,8 +72,8 @@ class SeenRows:
         """kv (m, 2 d_kv), bias (m,) added to the scores; a sequence's at `offsets`."""
         self.kv, self.bias, self.offsets = kv, bias, offsets
 
-    def keys(self, chosen: Chosen) -> Iterator[Keys]:
-        yield chosen.keys(self.kv, self.offsets[:-1], self.offsets[1:], self.bias)
+    def keys(self, chosen: Chosen, first: np.ndarray | int = 0) -> Iterator[Keys]:
+        yield chosen.keys(self.kv, self.offsets[:-1] + first, self.offsets[1:], self.bias)
 
     def arrays(self) -> Iterable[Any]:
         return [self.kv] if self.bias is None else [self.kv, self.bias]
@@ -86,7 +87,7 @@ class SeenCounts:
         self.rows, self.values, self.log_counts, self.ends = rows, values, log_counts, ends
         self.starts = len(rows) * np.arange(len(ends))
 
-    def keys(self, chosen: Chosen) -> Iterator[Keys]:
+    def keys(self, chosen: Chosen, first: np.ndarray | int = 0) -> Iterator[Keys]:
         starts, ends = chosen.of(self.starts), self.ends[chosen.there]
         yield Keys(self.rows, starts, ends, len(self.rows), self.log_counts, self.values)
 
@@ -104,14 +105,15 @@ class SeenCodes:
         self.table, self.codes, self.turns, self.offsets = table, codes, turns, offsets
         self.kernels, self.dtype = kernels, dtype
 
-    def keys(self, chosen: Chosen) -> Iterator[Keys]:
+    def keys(self, chosen: Chosen, first: np.ndarray | int = 0) -> Iterator[Keys]:
         for a in range(0, len(self.codes), TILE):
-            bounds = np.clip(self.offsets, a, a + TILE) - a
-            if (np.diff(bounds)[chosen.places] > 0).any():
+            starts = np.clip(self.offsets[:-1] + first, a, a + TILE) - a
+            ends = np.clip(self.offsets[1:], a, a + TILE) - a
+            if ((ends - starts)[chosen.places] > 0).any():
                 kv: Any = self.table.far_kv(self.codes[a : a + TILE], self.kernels).astype(self.dtype, copy=False)
                 if self.turns is not None:
                     self.kernels.rotate(kv, self.turns[a : a + TILE], kv.shape[1] // 2 // self.turns.shape[1])
-                yield chosen.keys(kv, bounds[:-1], bounds[1:])
+                yield chosen.keys(kv, starts, ends)
 
     def arrays(self) -> Iterable[Any]:
         return [self.codes] if self.turns is None else [self.codes, self.turns]
@@ -130,40 +132,67 @@ class PackedCache(Cache):
         held = self.layout.row_offsets[self.sequences + 1] - first
         capacity = displs(held + self.room[self.sequences])
         self.capacity, self.starts, self.ends = int(capacity[-1]), capacity[:-1], capacity[:-1] + held
-        self.kernels.warm_up_new(self.heads, self.config.d_head, self.dtype)
+        self.kernels.warm_up_new(self.heads, self.config.d_head, self.dtype, self.config.score_cap)
+        #: positions of own and far keys, of each kept sequence, for blocks with a window
+        self._own_places: list[list[int]] = [[] for _ in self.sequences]
+        self._far_places: dict[int, list[list[int]]] = {}
         self._prompt_rows = self.xp.asarray(ranges(first, held))
         self._prompt_places = self.xp.asarray(ranges(self.starts, held))
 
-    def keep_own(self, i: int, kv: Any) -> None:
+    def keep_own(self, i: int, kv: Any, places: np.ndarray | None) -> None:
+        if places is not None:
+            offsets = self.layout.row_offsets
+            self._own_places = [places[offsets[s] : offsets[s + 1]].tolist() for s in self.sequences]
         self.own[i] = self.xp.empty((self.capacity, kv.shape[1]), self.dtype)
         self.own[i][self._prompt_places] = kv[self._prompt_rows]
 
-    def keep_far(self, i: int, offsets: np.ndarray, remember: Callable[[Part, np.ndarray], Seen]) -> None:
+    def keep_far(
+        self,
+        i: int,
+        offsets: np.ndarray,
+        remember: Callable[[Part, np.ndarray], Seen],
+        places: np.ndarray | None,
+    ) -> None:
+        if places is not None:
+            self._far_places[i] = [places[offsets[s] : offsets[s + 1]].tolist() for s in self.sequences]
         first, last = offsets[self.sequences], offsets[self.sequences + 1]
         if self.keeps_far and (first < last).any():
             self.seen[i] = remember(ranges(first, last - first), displs(last - first))
 
-    def plan(self, sequences: np.ndarray, keeps: bool) -> None:
+    def plan(self, sequences: np.ndarray, keeps: bool, positions: np.ndarray) -> None:
         places = np.searchsorted(self.sequences, sequences)
         self._chosen, self._new = Chosen(self.xp, places), None
         if keeps:
             self._new = self.xp.asarray(self.ends[places])
             self.ends[places] += 1
+            for place, position in zip(places, positions, strict=True):
+                self._own_places[place].append(int(position))
         self._own = self._chosen.keys(None, self.starts, self.ends)
+        self._positions = dict(zip(places.tolist(), positions.tolist(), strict=True))
 
     def attend(self, i: int, q: Any, kv: Any, rows: Any) -> None:
         if self._new is not None:
             self.own[i][self._new] = kv
         seen = self.seen[i]
-        fresh = True
-        for keys in () if seen is None else seen.keys(self._chosen):
+        fresh, window, own = True, self.config.window(i), self._own
+        if window:
+            own = self._chosen.keys(None, self.starts + self._first(self._own_places, window), self.ends)
+        first = self._first(self._far_places[i], window) if window and seen is not None else 0
+        for keys in () if seen is None else seen.keys(self._chosen, first):
             self._attend(q, keys, rows, fresh)
             fresh = False
-        self._attend(q, self._own._replace(kv=self.own[i]), rows, fresh)
+        self._attend(q, own._replace(kv=self.own[i]), rows, fresh)
+
+    def _first(self, places: list[list[int]], window: int) -> np.ndarray:
+        """(kept,) of each sequence's keys the first one in the window of its new token."""
+        first = np.zeros(len(places), np.int64)
+        for s, position in self._positions.items():
+            first[s] = bisect_right(places[s], position - window)
+        return first
 
     def _attend(self, q: Any, keys: Keys, rows: Any, fresh: bool) -> None:
-        spans = keys.starts, keys.ends
-        self.kernels.attend_new(q, keys.kv, self.heads, spans, keys.longest, keys.bias, keys.rows, rows, fresh)
+        spans, cap = (keys.starts, keys.ends), self.config.score_cap
+        self.kernels.attend_new(q, keys.kv, self.heads, spans, keys.longest, keys.bias, keys.rows, rows, fresh, cap)
 
     def merge(self, parts: Sequence[Any], rows: Any) -> None:
         self.kernels.merge_new(self.xp.stack(parts), rows, self.config.n_heads)

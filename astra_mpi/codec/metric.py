@@ -20,7 +20,7 @@ RIDGE = 0.01
 
 def keys_values_metric(projection: Projection) -> np.ndarray:
     """B (D, D) float64, lower triangular; the mean of all directions' weights is 1 + RIDGE."""
-    norm, weight, _, _ = projection.on_host()
+    norm, weight = projection.on_host()[:2]
     a = np.asarray(weight, np.float64)  # (D, 2 d_kv)
     if norm is not None:
         a = norm.weight.astype(np.float64)[:, None] * a

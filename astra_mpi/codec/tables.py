@@ -22,6 +22,7 @@ from astra_mpi.device.xp import beside, module_of, to_host
 #: residual stages look sigma up in Gram tables of up to this size per block; beyond it x^ is rebuilt
 GRAM_LIMIT_BYTES = 16 << 20
 
+KeyNorm = Callable[[np.ndarray, ModuleType], None]
 Sigma2 = Callable[[np.ndarray, ModuleType], np.ndarray]
 
 
@@ -41,6 +42,7 @@ class Projection(NamedTuple):
     weight: Matrix  # (D, 2 d_kv)
     bias: np.ndarray  # (2 d_kv,)
     scratch: Scratch | None = None  # where narrow weights are widened
+    key_norm: KeyNorm | None = None  # of what comes out, keys first
 
     def on_host(self) -> Projection:
         """The same as NumPy arrays, to build tables from."""
@@ -50,13 +52,13 @@ class Projection(NamedTuple):
             norm = norm._replace(weight=to_host(norm.weight), bias=bias)
         weight = self.weight
         wide = np.asarray(weight) if isinstance(weight, Narrow | SideBySide) else to_host(weight)
-        return Projection(norm, wide, to_host(self.bias))
+        return Projection(norm, wide, to_host(self.bias), key_norm=self.key_norm)
 
 
 class FarTable:
     """Turns codes (n, C) into far keys and values; here for site "kv", where decoding them is all there is to do."""
 
-    #: (K, 2 d_kv) where one code fixes a far token's key and value: what counted keys need
+    #: (K, 2 d_kv) where one code fixes a far token's key and value: what counted keys need; keys before their norm
     rows: np.ndarray | None = None
 
     def __init__(self, codec: BlockCodec) -> None:
@@ -66,19 +68,33 @@ class FarTable:
         """Store tables in the precision of the model."""
 
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
-        """Codes (n, C) -> [K^ | V^] (n, 2 d_kv)."""
+        """Codes (n, C) -> [K^ | V^] (n, 2 d_kv), a new array."""
         return self.codec.decode(codes, kernels)
 
 
-class FarGemm(FarTable):
-    """Rebuild the far tokens, normalise and project them: the paper's way."""
+class Projected(FarTable):
+    """From codes of what the projection takes."""
 
     def __init__(self, codec: BlockCodec, projection: Projection) -> None:
         super().__init__(codec)
+        self.key_norm = projection.key_norm
+
+    def normed(self, kv: np.ndarray, kernels: ModuleType) -> np.ndarray:
+        """kv (n, 2 d_kv) with its keys normalised, in place, where the model does."""
+        if self.key_norm is not None:
+            self.key_norm(kv[:, : kv.shape[1] // 2], kernels)
+        return kv
+
+
+class FarGemm(Projected):
+    """Rebuild the far tokens, normalise and project them: the paper's way."""
+
+    def __init__(self, codec: BlockCodec, projection: Projection) -> None:
+        super().__init__(codec, projection)
         self.projection, self.scratch = projection, projection.scratch or Scratch()
 
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
-        norm, weight, bias, _ = self.projection
+        norm, weight, bias = self.projection[:3]
         x = self.codec.decode(codes, kernels).astype(bias.dtype, copy=False)  # (n, D)
         if norm is not None and norm.centred:
             x = kernels.layer_norm(x, norm.weight, norm.bias, norm.eps)
@@ -87,16 +103,16 @@ class FarGemm(FarTable):
         out = module_of(x).empty((len(x), weight.shape[1]), x.dtype)
         kv = product(x, weight, out, kernels, self.scratch)
         kv += bias
-        return kv
+        return self.normed(kv, kernels)
 
 
-class FarRow(FarTable):
+class FarRow(Projected):
     """One code per token: its finished row."""
 
     rows: np.ndarray
 
     def __init__(self, codec: BlockCodec, projection: Projection) -> None:
-        super().__init__(codec)
+        super().__init__(codec, projection)
         x = codec.codebooks[0].entries[0].astype(np.float64)[:, : codec.width]  # (K, D)
         norm, bias = projection.norm, projection.bias
         if norm is not None:
@@ -109,14 +125,14 @@ class FarRow(FarTable):
         self.rows = self.rows.astype(dtype, copy=False)
 
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
-        return beside(codes, self.rows)[codes[:, 0]]
+        return self.normed(beside(codes, self.rows)[codes[:, 0]], kernels)
 
 
-class FarSum(FarTable):
+class FarSum(Projected):
     """A sum of projected table rows, over sigma."""
 
     def __init__(self, codec: BlockCodec, projection: Projection) -> None:
-        super().__init__(codec)
+        super().__init__(codec, projection)
         (book,) = codec.codebooks
         norm, weight, bias = projection.norm, np.asarray(projection.weight), projection.bias
         gain = weight.astype(np.float64) if norm is None else norm.weight[:, None].astype(np.float64) * weight
@@ -134,7 +150,7 @@ class FarSum(FarTable):
         if self.sigma2 is not None:
             sigma = module_of(codes).sqrt(self.sigma2(codes, kernels) + self.eps)
             scale = (1.0 / sigma).astype(np.float32)
-        return kernels.table_sum(codes, self.tables, scale, self.bias)
+        return self.normed(kernels.table_sum(codes, self.tables, scale, self.bias), kernels)
 
 
 def make_far(how: str, codec: BlockCodec, site: str, projection: Projection) -> FarTable:

@@ -139,7 +139,7 @@ def _check_family(path: str, model: Model) -> None:
     from astra_mpi.config import require
 
     family = model.config.family
-    require(model.family.causal, f"{path}: a {family} model generates no text; give GPT-2 or Llama")
+    require(model.family.causal, f"{path}: a {family} model generates no text; give a decoder, such as Llama")
 
 
 def _prompt_ids(text: str, tokenizer: Tokenizer, max_positions: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,7 +115,8 @@ def _weights(folder: Path, kind: Any, config: Any, hf: HFConfig, tensors: Tensor
         f"{folder} has too few tensors for {hf.called(hf.reference.layers_key)} = {config.n_layers}",
     )
     sources = kind.hf_weights(config)
-    found = {name: tensors.find(source.name) for name, source in sources.items()}
+    zeros = [name for name, source in sources.items() if not source.name]
+    found = {name: tensors.find(source.name) for name, source in sources.items() if source.name}
     missing = sorted({sources[name].name for name, tensor in found.items() if tensor is None})
     present = {name: tensor for name, tensor in found.items() if tensor is not None}
     left = tensors.unused(list(present.values()))
@@ -137,7 +137,13 @@ def _weights(folder: Path, kind: Any, config: Any, hf: HFConfig, tensors: Tensor
     assumed = f" ({'; '.join(hf.assumed)})" if hf.assumed else ""
     for name, tensor in present.items():
         _check_tensor(name, shapes[name], sources[name], tensor, assumed)
-    weights = Made(present, lambda name: to_canonical(name, present[name].read(), shapes[name], sources[name]))
+
+    def made(name: str) -> np.ndarray:
+        if name not in present:
+            return np.zeros(shapes[name], np.float32)
+        return to_canonical(name, present[name].read(), shapes[name], sources[name])
+
+    weights = Made([*present, *zeros], made)
     notes = [f"{len(left)} tensors that this model does not use were left out: {some(left)}"] if left else []
     return weights, notes
 
@@ -147,8 +153,7 @@ def _check_tensor(name: str, shape: tuple[int, ...], source: Source, tensor: Ten
     at."""
     tensor.check()
     wrong = f"{tensor.path}: tensor {tensor.name} has shape {tensor.shape}, which config.json contradicts{why}"
-    skipped = source.skip * math.prod(tensor.shape[1:])
-    require(math.prod(tensor.shape) - skipped == math.prod(shape) * source.n_parts, wrong)
+    require(source.fits(tensor.shape, shape), wrong)
     try:
         arranged(name, np.broadcast_to(np.float32(0), tensor.shape), shape, source)
     except ValueError as exc:

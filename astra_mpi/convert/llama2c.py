@@ -55,7 +55,17 @@ def read_checkpoint(path: Path) -> tuple[LlamaConfig, dict[str, np.ndarray]]:
     require(width != _MAGIC, f"{path} is not in version 0 of llama2.c's format; export it with --version 0")
     try:
         config = LlamaConfig(
-            width, n_heads, n_kv_heads, n_layers, d_ff, "silu", _NORM_EPS, abs(vocab), positions, vocab > 0, _THETA
+            width,
+            n_heads,
+            n_kv_heads,
+            n_layers,
+            d_ff,
+            "silu",
+            _NORM_EPS,
+            abs(vocab),
+            positions,
+            vocab > 0,
+            rope_theta=_THETA,
         )
     except (InputError, ZeroDivisionError) as exc:
         raise InputError(f"{path} is no llama2.c checkpoint ({exc}); give its model.bin") from exc

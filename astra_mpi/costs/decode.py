@@ -99,7 +99,7 @@ def _far_work(shape: Shape, coding: Coding, strategy: str, n_far: int) -> Work:
     if name != "astra" or _keeps_far_rows(shape, coding) or n_far == 0:
         return _kept_rows(shape, n_far)
     if shape.rotary:  # keys and values are rebuilt, and turned
-        each = astra_wire(shape, coding).decode + Work(attention=2 * config.d_model, elements=config.d_kv)
+        each = astra_wire(shape, coding).decode + Work(attention=2 * config.d_queries, elements=config.d_kv)
         return each * n_far
     if _one_row(coding):
         return _kept_rows(shape, _distinct(coding, n_far))

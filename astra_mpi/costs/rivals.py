@@ -15,7 +15,7 @@ def tensor_parallel(job: Job) -> Cost:
     shape, config, size = job.shape, job.shape.config, job.size
     rows, d = job.tokens + shape.n_class, config.d_model
     seen = rows / 2 if shape.causal else rows
-    attention = Work(rows * (2 * shape.project_q + shape.project_kv), 2 * d * rows * seen)  # all heads
+    attention = Work(rows * (2 * shape.project_q + shape.project_kv), 2 * config.d_queries * rows * seen)  # all heads
     mlp = Work(gemm=rows * shape.mlp, elements=rows * config.d_ff)  # all columns
     between = Work(elements=2 * rows * d)  # norm and residual sum, on every rank
     half = Work(blocks=0.5)
@@ -58,7 +58,7 @@ def block_parallel(job: Job, n_groups: int = 1, sequence: bool = False) -> Cost:
     gathered = Transfer("gather", (job.batch * job.tokens * width * 4,) * size, _paper_float(job))
     own = [n + shape.n_class for n in job.counts] if sequence else [rows] * size
     inputs = Work(gemm=rows * shape.project_kv, elements=rows * config.d_model)  # keys and values of all tokens
-    query = Work(gemm=shape.project_q, attention=2 * config.d_model * seen)
+    query = Work(gemm=shape.project_q, attention=2 * config.d_queries * seen)
     whole = [inputs + query * n + output_work(shape, n) for n in own]
     ranks = tuple(RankWork(after=work * job.batch + one) for work in whole)
     stages.append(Stage(n_groups, ranks, gathered if size > 1 else None))

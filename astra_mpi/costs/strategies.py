@@ -108,8 +108,8 @@ def _token_rank(job: Job, wire: Wire, rank: int) -> RankWork:
         n_far = min(n_far, wire.distinct)
     norm = Work(elements=rows * d)
     project = Work(gemm=rows * (shape.project_q + shape.project_kv))
-    local = Work(attention=2 * d * rows * (seen + shape.n_class))
-    far = wire.decode * n_far + Work(attention=2 * d * rows * n_far)
+    local = Work(attention=2 * config.d_queries * rows * (seen + shape.n_class))
+    far = wire.decode * n_far + Work(attention=2 * config.d_queries * rows * n_far)
     encode = wire.encode * n
     before = {"normed": norm + encode, "kv": norm + project + encode}.get(wire.site or "", encode)
     during = {"normed": project + local, "kv": local}.get(wire.site or "", norm + project + local)

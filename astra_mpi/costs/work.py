@@ -8,7 +8,7 @@ from typing import Any
 
 from astra_mpi.config import ModelConfig
 from astra_mpi.models import FAMILIES
-from astra_mpi.models.block import block_shapes
+from astra_mpi.models.recipe import block_shapes
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Shape:
     @property
     def project_q(self) -> int:
         """Multiply-adds per token of the query projection, and of the output projection."""
-        return self.config.d_model**2
+        return self.config.d_model * self.config.d_queries
 
     @property
     def project_kv(self) -> int:
@@ -39,13 +39,13 @@ def shape_of(config: ModelConfig) -> Shape:
     family: Any = FAMILIES.get(getattr(config, "family", ""))
     weights = block_shapes(config) if family is None else family.weight_shapes(config)
     first = {name: shape for name, shape in weights.items() if name.startswith("blocks.0.") and len(shape) == 2}
-    attention = 2 * config.d_model * (config.d_model + config.d_kv)
+    attention = 2 * config.d_model * (config.d_queries + config.d_kv)
     return Shape(
         config,
         mlp=sum(map(prod, first.values())) - attention,
         n_class=getattr(config, "n_class", 0),
         causal=family is not None and family.causal,
-        rotary=family is not None and family.recipe.rotary,
+        rotary=family is not None and family.recipe_of(config).rotary,
         other_weights=sum(prod(shape) for name, shape in weights.items() if not name.startswith("blocks.")),
         embed=prod(weights.get("embed.patch.weight", (0,))),
     )

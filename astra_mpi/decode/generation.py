@@ -31,7 +31,7 @@ def generate(model: Model, ids: np.ndarray, mask: np.ndarray | None, request: Re
     batch = model.prepare(ids, mask)
     streams = _agreed(model.comm, request)
     with collective(model.comm):
-        first, room = request.room(batch, model.config.max_positions)
+        first, room = request.room(batch, model.config)
     generation = Generation(model, request, batch, first, room, streams)
     generation.prefill(batch)
     generation.decode()
@@ -43,7 +43,7 @@ def generate(model: Model, ids: np.ndarray, mask: np.ndarray | None, request: Re
 
 def _check(model: Model, request: Request) -> None:
     if not isinstance(model.family, Decoder):
-        raise InputError(f"a {model.config.family} model generates no tokens; give GPT-2 or Llama")
+        raise InputError(f"a {model.config.family} model generates no tokens; give a decoder, such as Llama")
     request.check(model.config)
     require(
         isinstance(model.strategy, TokenParallel),
@@ -75,7 +75,7 @@ class Generation:
         if mode == "auto":
             mode = predicted_mode(model, self.layout, request.max_new_tokens)
         with collective(model.comm):  # which takes memory
-            self.mode: Local = MODES[mode](model, self.layout, room)
+            self.mode: Local = MODES[mode](model, self.layout, room, first)
         merged = self.mode.mode == "merged"
         sampler = np.zeros(len(first), np.int64) if merged else self.layout.last_rank
         self.tokens = Tokens(model.exchange, sampler, room, request.stop, often=streams or merged, soon=merged)

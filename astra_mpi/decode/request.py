@@ -44,7 +44,7 @@ class Request:
         """What must be the same on all ranks, as numbers."""
         return [int(self.max_new_tokens), MODES.index(self.decode), hash(tuple(int(t) for t in self.stop))]
 
-    def room(self, batch: Batch, max_positions: int) -> tuple[np.ndarray, np.ndarray]:
+    def room(self, batch: Batch, config: DecoderConfig) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the first new tokens (B,), and how many each sequence may get (B,). InputError without room."""
         assert batch.positions is not None
         empty = np.flatnonzero(batch.lengths == 0)
@@ -52,13 +52,14 @@ class Request:
             not empty.size, f"prompt {empty[0] if empty.size else 0} is empty; give at least one token to go on from"
         )
         first = batch.positions[np.cumsum(batch.lengths) - 1] + 1
-        full = np.flatnonzero(first >= max_positions)
+        last = config.last_position(first, config.max_positions)  # (B,)
+        full = np.flatnonzero(first >= last)
         if full.size:
+            most = last[full[0]]
             raise InputError(
-                f"prompt {full[0]} fills all {max_positions} positions of the model: no room for a new token; "
-                "shorten it"
+                f"prompt {full[0]} fills all {most} positions of the model: no room for a new token; shorten it"
             )
-        return first, np.minimum(self.max_new_tokens, max_positions - first)
+        return first, np.minimum(self.max_new_tokens, last - first)
 
 
 def reasons(request: Request, room: np.ndarray, ids: np.ndarray) -> list[str]:

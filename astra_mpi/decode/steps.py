@@ -12,6 +12,7 @@ from astra_mpi.device.xp import settle, take, to_host
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Layout
+from astra_mpi.strategies.positions import PlacedRows, Positions
 from astra_mpi.strategies.token_parallel import TokenParallel
 
 if TYPE_CHECKING:
@@ -27,12 +28,12 @@ class Local:
     sampled: np.ndarray
     cache: Cache
 
-    def __init__(self, model: Model, layout: Layout, room: np.ndarray) -> None:
-        """room (B,): tokens that each sequence may get."""
+    def __init__(self, model: Model, layout: Layout, room: np.ndarray, first: np.ndarray) -> None:
+        """room (B,): tokens that each sequence may get; first (B,): positions of the first ones."""
         assert isinstance(model.family, Decoder) and isinstance(model.strategy, TokenParallel)
         self.family, self.blocks, self.backend, self.laps = model.family, model.blocks, model.backend, model.laps
         self.config, self.scratch, self.exchange = model.config, model.scratch, model.exchange
-        self.layout = layout
+        self.layout, self.first_places = layout, first
         self._plan(room - 1)  # the last token of a sequence goes through no block
 
     def _plan(self, room: np.ndarray) -> None:
@@ -40,7 +41,7 @@ class Local:
         self.cache = self._cache(room, keeps_far=True)
 
     def _cache(self, room: np.ndarray, keeps_far: bool) -> Cache:
-        kept = self.config, self.layout, self.computed, room, keeps_far
+        kept = self.config, self.layout, self.computed, room, keeps_far, self.first_places
         on_host = self.backend.xp is np
         return HostCache(self.backend.kernels, *kept) if on_host else PackedCache(self.backend, *kept)
 
@@ -66,14 +67,14 @@ class Local:
         """
         n = len(ids)
         self._counts = [4 * n * Softmax.width(self.config)] * self.layout.size
-        self.cache.plan(sequences, self._keeps(step))
+        self.cache.plan(sequences, self._keeps(step), positions)
         batch = Batch(np.ones(n, np.int64), ids, positions)
         x = self.family.embed(batch, Layout(np.ones((n, 1), np.int64), 0))
-        turns = self.family.turns(batch)
-        turns = turns if turns is None else self.scratch.xp.asarray(turns)
+        placed = PlacedRows(Positions(self.family, batch), np.arange(n), self.blocks)
         self.laps.mark("embed")
         for i, block in enumerate(self.blocks):
             q, kv = block.queries_keys_values(block.attention_input(x))
+            turns = placed.turns(i)
             if turns is not None:
                 block.turn(turns)
             self.laps.mark("project")
@@ -88,7 +89,7 @@ class Local:
         return True
 
     def _attended(self, i: int, q: np.ndarray, kv: np.ndarray) -> np.ndarray:
-        """Scaled queries q (n, D) and new [K | V] (n, 2 d_kv) of block i -> what attention gives (n, D)."""
+        """Scaled queries q (n, D) and new [K | V] (n, 2 d_kv) of block i -> what attention gives (n, H d)."""
         return self._finished(self._partial(i, q, kv))
 
     def _partial(self, i: int, q: np.ndarray, kv: np.ndarray) -> np.ndarray:
@@ -99,7 +100,7 @@ class Local:
 
     def _finished(self, rows: np.ndarray) -> np.ndarray:
         """Rows of `Softmax` (n, H (d + 2)) -> (n, D)."""
-        out = self.scratch("attended", len(rows), self.config.d_model)
+        out = self.scratch("attended", len(rows), self.config.d_queries)
         self.cache.finish(rows, out)
         return out
 

@@ -15,13 +15,13 @@ import numpy as np
 from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import ENCODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
-from astra_mpi.config import ModelConfig, require
+from astra_mpi.config import ModelConfig, optional, require
 from astra_mpi.device.xp import module_of, take
 from astra_mpi.models.batch import Batch, pack_ids, pack_types, split_types
-from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.classes import PROBABILITIES, SCORES, text_classes
 from astra_mpi.models.family import Family
 from astra_mpi.models.hf import Source, map_names
+from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
 from astra_mpi.partition import Layout
 
 POOLINGS = ("mean", "cls", "pooler")
@@ -37,15 +37,21 @@ class BertConfig(ModelConfig):
     type_vocab: int = 2  # types of tokens, those of a pair's second text being 1; 0: the model has none
     pooling: str = "mean"  # mean over content tokens, first token, or a dense layer over the first token
     normalize: bool = False  # scale embeddings to length 1
-    embedding_size: int = 0  # numbers kept of an embedding, after that; 0: all
+    embedding_size: int = optional(0)  # numbers kept of an embedding, after that; 0: all
     has_pooler: bool = False  # the checkpoint has the dense layer
-    pooler_activation: str = "tanh"  # after it
-    pad_token: int = -1  # positions are counted over tokens other than this one, from 1 on; -1: over all, from 0
-    word_width: int = 0  # of embeddings that a layer brings to d_model; 0: they have that width
-    n_classes: int = 0  # a classifier over the pooled token; 0: the answer is an embedding
-    labels: tuple[str, ...] = ()  # names of the classes
-    probabilities: str = "softmax"  # what makes probabilities of logits: "softmax", "sigmoid" (of each), "none"
-    scores: str = "sigmoid"  # what makes the score of a pair of one logit: "sigmoid", "identity", "other" (unknown)
+    pooler_activation: str = optional("tanh")  # after it
+    pad_token: int = optional(
+        -1
+    )  # positions are counted over tokens other than this one, from 1 on; -1: over all, from 0
+    word_width: int = optional(0)  # of embeddings that a layer brings to d_model; 0: they have that width
+    n_classes: int = optional(0)  # a classifier over the pooled token; 0: the answer is an embedding
+    labels: tuple[str, ...] = optional(())  # names of the classes
+    probabilities: str = optional(
+        "softmax"
+    )  # what makes probabilities of logits: "softmax", "sigmoid" (of each), "none"
+    scores: str = optional(
+        "sigmoid"
+    )  # what makes the score of a pair of one logit: "sigmoid", "identity", "other" (unknown)
 
     family: ClassVar[str] = "bert"
 
@@ -79,10 +85,6 @@ class BertConfig(ModelConfig):
         plain = self.pooling == "pooler" and not self.normalize and not self.embedding_size
         require(not self.n_classes or plain, "config: a classifier takes what the pooler makes, as it is")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Without what is not set, so that models that earlier versions know keep their digest."""
-        return {name: value for name, value in super().as_dict().items() if value != _UNSET.get(name)}
-
     def for_embeddings(self, pooling: str) -> BertConfig:
         """Of the same encoder without its classifier."""
         return replace(self, n_classes=0, labels=(), probabilities="softmax", scores="sigmoid", pooling=pooling)
@@ -106,9 +108,6 @@ class BertConfig(ModelConfig):
 #: keys that only heads read, but for a classifier's (`text_classes`)
 HEADLESS = dict.fromkeys(("tie_word_embeddings", "id2label", "num_labels"), "of a head that is left out")
 HEADLESS["head_dim"] = "compared with other keys, not used"
-#: fields that came later, and what they are in models of before
-_UNSET: dict[str, Any] = {"embedding_size": 0, "pooler_activation": "tanh", "pad_token": -1, "word_width": 0}
-_UNSET |= {"n_classes": 0, "labels": (), "probabilities": "softmax", "scores": "sigmoid"}
 
 
 class Bert(Family):

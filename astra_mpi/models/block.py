@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -13,38 +11,8 @@ import numpy as np
 from astra_mpi.config import ModelConfig
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import Matrix, Narrow, SideBySide, Weights, forget, product
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What blocks of a family are made of."""
-
-    norm_first: bool  # normalised before attention and MLP, or after each residual sum
-    rms: bool = False  # RMSNorm without a bias, else LayerNorm
-    gated: bool = False  # MLP: (x W_fc1) * act(x W_gate), else act(x W_fc1)
-    rotary: bool = False  # queries and keys are turned by their positions (RoPE)
-
-
-def block_shapes(config: ModelConfig, recipe: Recipe | None = None, unbiased: Collection[str] = ()) -> Shapes:
-    """Names and shapes of the weights of all blocks; linear layers are (in, out), those `unbiased` have no bias."""
-    recipe = recipe or Recipe(norm_first=True)
-    d, kv, f = config.d_model, config.d_kv, config.d_ff
-    linears = {"q": (d, d), "k": (d, kv), "v": (d, kv), "o": (d, d), "fc1": (d, f), "fc2": (f, d)}
-    if recipe.gated:
-        linears["gate"] = (d, f)
-    shapes: Shapes = {}
-    for i in range(config.n_layers):
-        for name, shape in linears.items():
-            shapes[f"blocks.{i}.{name}.weight"] = shape
-            if name not in unbiased:
-                shapes[f"blocks.{i}.{name}.bias"] = shape[1:]
-        for name in ("norm1", "norm2"):
-            shapes[f"blocks.{i}.{name}.weight"] = (d,)
-            if not recipe.rms:
-                shapes[f"blocks.{i}.{name}.bias"] = (d,)
-    return shapes
+from astra_mpi.models.norms import HeadNorm
+from astra_mpi.models.recipe import Recipe
 
 
 def block_weights(weights: Weights, n_layers: int) -> list[dict[str, Any]]:
@@ -70,7 +38,21 @@ class Block:
         self.config, self.recipe, self.kernels, self.scratch = config, recipe, kernels, scratch
         self.w = dict(weights)
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
-        self.query_scale = config.d_head**-0.5
+        self.query_norm, self.key_norm = self._head_norms()
+        #: of what the projection gives; a norm of queries scales what comes out of it
+        self.query_scale = 1.0 if self.query_norm else self._score_scale
+
+    @property
+    def _score_scale(self) -> float:
+        return self.config.score_scale or self.config.d_head**-0.5
+
+    def _head_norms(self) -> tuple[HeadNorm | None, HeadNorm | None]:
+        """Of queries, scaled as scores are, and of keys."""
+        if not self.recipe.qk_norm:
+            return None, None
+        of = self.config.d_head, self.config.norm_eps
+        query = HeadNorm(self.recipe.qk_norm, self.w["q_norm.weight"], *of, self._score_scale)
+        return query, HeadNorm(self.recipe.qk_norm, self.w["k_norm.weight"], *of)
 
     @property
     def nbytes(self) -> int:
@@ -84,7 +66,7 @@ class Block:
 
     @cached_property
     def w_qkv(self) -> np.ndarray | SideBySide:
-        """(D, D + 2 d_kv). Arrays are joined, and scale the queries by 1/sqrt(d_head) instead of every score."""
+        """(D, H d + 2 d_kv). Arrays are joined, and scale the queries by 1/sqrt(d_head) instead of every score."""
         q, k, v = (self.w[f"{name}.weight"] for name in "qkv")
         if any(isinstance(weight, Narrow) for weight in (q, k, v)):
             return SideBySide(q, k, v)
@@ -95,7 +77,7 @@ class Block:
 
     @cached_property
     def b_qkv(self) -> np.ndarray:
-        """(D + 2 d_kv,): zeros where there are no biases, the queries' scaled as `w_qkv` scales."""
+        """(H d + 2 d_kv,): zeros where there are no biases, the queries' scaled as `w_qkv` scales."""
         xp, dtype = self.scratch.xp, self.scratch.dtype
         q, k, v = (self.w.get(f"{n}.bias", xp.zeros(self.w[f"{n}.weight"].shape[1], dtype)) for n in "qkv")
         return xp.concatenate([q if isinstance(self.w_qkv, SideBySide) else q * self.query_scale, k, v])
@@ -118,15 +100,18 @@ class Block:
 
     def attention_input(self, x: np.ndarray) -> np.ndarray:
         """x (n, D) -> what the attention projects (n, D)."""
-        return self.norm(x, "norm1") if self.recipe.norm_first else x
+        return self.norm(x, "norm1") if self.recipe.normalises_input else x
 
     def queries_keys_values(self, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """h (n, D) -> scaled queries (n, D) and [K | V] (n, 2 d_kv), two views of one array."""
+        """h (n, D) -> scaled queries (n, H d) and [K | V] (n, 2 d_kv), two views of one array."""
         qkv = self._product(h, self.w_qkv, "qkv")
         qkv += self.b_qkv
         queries, kv = qkv[:, : self.d_queries], qkv[:, self.d_queries :]
         if isinstance(self.w_qkv, SideBySide):
             queries *= self.query_scale
+        if self.query_norm is not None and self.key_norm is not None:
+            self.query_norm(queries, self.kernels)
+            self.key_norm(kv[:, : kv.shape[1] // 2], self.kernels)
         return queries, kv
 
     def turn(self, turns: np.ndarray) -> None:
@@ -139,17 +124,49 @@ class Block:
         out = self.scratch.xp.empty((len(h), self.w_kv.shape[1]), self.scratch.dtype)
         kv = product(h, self.w_kv, out, self.kernels, self.scratch)
         kv += self.b_kv
+        if self.key_norm is not None:
+            self.key_norm(kv[:, : kv.shape[1] // 2], self.kernels)
         return kv
 
     def output(self, x: np.ndarray, attended: np.ndarray) -> np.ndarray:
-        """Block input x (n, D) and attention result (n, D) -> block output, in x."""
-        norm_first = self.recipe.norm_first
-        h = self._add_norm(x, attended, "o", "norm2" if norm_first else "norm1")
-        inner = self.inner(h)
-        if not norm_first:
-            return self._add_norm(x, inner, "fc2", "norm2")
-        y = self.product(inner, "fc2", "product")
-        return self.kernels.add_residual(x, y, self.w.get("fc2.bias"))
+        """Block input x (n, D) and attention result (n, H d) -> block output, in x."""
+        h = self.add_attention(x, self.product(attended, "o", "product"))
+        return self.add_mlp(x, self.product(self.inner(h), "fc2", "product"))
+
+    def add_attention(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """x (n, D) with the attention's y (n, D), the product of its last layer without bias -> what the MLP takes.
+
+        y is overwritten; the sum is in x.
+        """
+        recipe, bias = self.recipe, self.w.get("o.bias")
+        if recipe.parallel:
+            h = self.norm(x, "norm1" if recipe.shared_norm else "norm2")
+            self.kernels.add_residual(x, y, bias)
+            return h
+        if recipe.output_norms:
+            self._add_normed(x, y, bias, "post1")
+            return self.norm(x, "norm2") if recipe.input_norms else x
+        return self.add_norm(x, y, "o", "norm2" if recipe.norm_first else "norm1")
+
+    def add_mlp(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """x (n, D) with the MLP's y (n, D), the product of its last layer without bias -> block output, in x."""
+        bias = self.w.get("fc2.bias")
+        if self.recipe.output_norms:
+            return self._add_normed(x, y, bias, "post2")
+        if not self.recipe.norm_first:
+            return self.add_norm(x, y, "fc2", "norm2")
+        return self.kernels.add_residual(x, y, bias)
+
+    def _add_normed(self, x: np.ndarray, y: np.ndarray, bias: np.ndarray | None, norm: str) -> np.ndarray:
+        """x += norm(y + bias)."""
+        if bias is not None:
+            y += bias
+        weight, eps, out = self.w[f"{norm}.weight"], self.config.norm_eps, self.scratch("post normed", *y.shape)
+        if self.recipe.rms:
+            normed = self.kernels.rms_norm(y, weight, eps, out)
+        else:
+            normed = self.kernels.layer_norm(y, weight, self.w[f"{norm}.bias"], eps, out)
+        return self.kernels.add_residual(x, normed, None)
 
     def inner(self, h: np.ndarray) -> np.ndarray:
         """h (n, D) -> inner activations (n, d_ff)."""
@@ -159,9 +176,6 @@ class Block:
             gate = self.product(h, "gate", "gate")
             return self.kernels.activate_gated(inner, bias, gate, self.w.get("gate.bias"), act)
         return self.kernels.activate(inner, bias, act)
-
-    def _add_norm(self, x: np.ndarray, inner: np.ndarray, linear: str, norm: str) -> np.ndarray:
-        return self.add_norm(x, self.product(inner, linear, "product"), linear, norm)
 
     def add_norm(self, x: np.ndarray, y: np.ndarray, linear: str, norm: str) -> np.ndarray:
         """x + (y + bias of `linear`), normalised; y (n, D) is that layer's product, and is overwritten.

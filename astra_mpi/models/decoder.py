@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from astra_mpi.checkpoint.config import HFConfig, shown
 from astra_mpi.checkpoint.tensors import Tensors, equal
-from astra_mpi.config import ModelConfig, require
+from astra_mpi.config import OPTIONAL, ModelConfig, require
 from astra_mpi.device.weights import product_transposed
 from astra_mpi.device.xp import module_of, take, to_host
 from astra_mpi.errors import InputError
 from astra_mpi.models.batch import Batch, pack_ids
-from astra_mpi.models.block import Shapes
 from astra_mpi.models.family import Family
+from astra_mpi.models.recipe import Shapes
 from astra_mpi.partition import Layout
 
 #: logits computed at a time where those of all tokens are needed: 32 MiB of float64
@@ -28,6 +29,7 @@ class DecoderConfig(ModelConfig):
     vocab_size: int
     max_positions: int  # longest sequence
     tied: bool = True  # the head is the word embedding, else a layer of its own
+    logit_cap: float = field(default=0.0, kw_only=True, metadata=OPTIONAL)  # logits z become cap tanh(z / cap); 0: stay
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,6 +37,7 @@ class DecoderConfig(ModelConfig):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, f"config: {name} = {value!r} must be a positive integer")
         require(isinstance(self.tied, bool), f"config: tied = {self.tied!r} must be true or false")
+        require(0 <= self.logit_cap < math.inf, f"config: logit_cap = {self.logit_cap!r} must be 0 or more")
 
     @property
     def n_class(self) -> int:
@@ -87,10 +90,12 @@ class Decoder(Family):
 
     def final(self, x: np.ndarray) -> np.ndarray:
         """Rows after the last block (n, D) -> logits (n, V)."""
-        normed = self.norm(x)
+        normed, cap = self.norm(x), self.config.logit_cap
         if self.config.tied:
-            return product_transposed(normed, self.w["embed.word"], self.kernels, self.scratch)
-        return self.product(normed, "head.weight")
+            logits = product_transposed(normed, self.w["embed.word"], self.kernels, self.scratch)
+        else:
+            logits = self.product(normed, "head.weight")
+        return logits if not cap else module_of(logits).tanh(logits / logits.dtype.type(cap)) * logits.dtype.type(cap)
 
     def norm(self, x: np.ndarray) -> np.ndarray:
         """The norm after the last block, (n, D) -> (n, D)."""

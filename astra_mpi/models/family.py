@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -12,7 +14,10 @@ from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import Weights, product
 from astra_mpi.device.xp import module_of
 from astra_mpi.models.batch import Batch
-from astra_mpi.models.block import Recipe
+from astra_mpi.models.recipe import Recipe
+
+#: per block (N, d_head) as the kernel `rotate` takes it, or None where nothing turns; blocks may share an array
+Turns = Sequence[np.ndarray | None]
 
 
 class Family:
@@ -52,6 +57,23 @@ class Family:
         """Width of a row of `pool`."""
         return self.config.d_model
 
-    def turns(self, batch: Batch) -> np.ndarray | None:
-        """What turns the packed tokens' queries and keys, (N, d_head) as the kernel `rotate` takes it, or None."""
+    @classmethod
+    def recipe_of(cls, config: Any) -> Recipe:
+        """What blocks are made of, where that depends on the config."""
+        return cls.recipe
+
+    def turns(self, batch: Batch) -> Turns | None:
+        """What turns the packed tokens' queries and keys, or None."""
         return None
+
+    @cached_property
+    def relative(self) -> np.ndarray | None:
+        """(H, 2 R + 1) biases of scores by the distance of a key from its query, -R .. R and beyond, or None."""
+        return None
+
+    def places(self, batch: Batch) -> np.ndarray | None:
+        """(N,) int32 positions of the packed tokens where windows or biases by distance look at them, else None."""
+        if self.relative is None and not any(self.config.windows):
+            return None
+        assert batch.positions is not None
+        return batch.positions.astype(np.int32)

@@ -14,9 +14,9 @@ from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import require
 from astra_mpi.device.xp import take
 from astra_mpi.models.batch import Batch
-from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.decoder import Decoder, DecoderConfig, causal_layers, embedding_shapes, tied_head
 from astra_mpi.models.hf import Source, map_names
+from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
 from astra_mpi.partition import Layout
 
 

@@ -14,37 +14,22 @@ from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import require
 from astra_mpi.device.xp import take
 from astra_mpi.models.batch import Batch
-from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.decoder import Decoder, DecoderConfig, causal_layers, embedding_shapes, tied_head
 from astra_mpi.models.hf import Source, map_names
-from astra_mpi.models.rope import Rope, rope_settings
+from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
+from astra_mpi.models.rope_settings import rope_fields, rope_settings
+from astra_mpi.models.rotary import Rotary, RotaryConfig
 from astra_mpi.partition import Layout
 
 
 @dataclass(frozen=True)
-class LlamaConfig(DecoderConfig):
+class LlamaConfig(RotaryConfig, DecoderConfig):
     """`DecoderConfig` plus rotary positions (see `Rope`) and which layers have a bias."""
 
-    rope_theta: float = 10000.0
-    rope_type: str = "default"
-    rope_factor: float = 1.0
-    rope_low_factor: float = 1.0
-    rope_high_factor: float = 4.0
-    rope_trained_positions: int = 8192
     attention_bias: bool = False  # q, k, v and o
     mlp_bias: bool = False  # gate, fc1 and fc2
 
     family: ClassVar[str] = "llama"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.d_head % 2 == 0, f"config: rotary positions need an even head width, not {self.d_head}")
-        self.rope  # noqa: B018 - a check
-
-    @property
-    def rope(self) -> Rope:
-        scaling = self.rope_factor, self.rope_low_factor, self.rope_high_factor, self.rope_trained_positions
-        return Rope(self.rope_theta, self.rope_type, *scaling)
 
     @property
     def unbiased(self) -> str | tuple[str, ...]:
@@ -55,7 +40,7 @@ class LlamaConfig(DecoderConfig):
 Preset = Callable[[int | None], LlamaConfig]
 
 
-class Llama(Decoder):
+class Llama(Rotary, Decoder):
     """Embedding and head; the blocks are shared (`Block`)."""
 
     Config = LlamaConfig
@@ -66,14 +51,6 @@ class Llama(Decoder):
     def embed(self, batch: Batch, layout: Layout) -> np.ndarray:
         """-> rows (n, D) of this rank."""
         return take(self.w["embed.word"], batch.values[self.tokens_here(batch, layout)])
-
-    def turns(self, batch: Batch) -> np.ndarray:
-        assert batch.positions is not None
-        if self._turned is None or not np.array_equal(self._turned[0], batch.positions):
-            self._turned = batch.positions, self.config.rope.turns(batch.positions, self.config.d_head)
-        return self._turned[1]
-
-    _turned: tuple[np.ndarray, np.ndarray] | None = None  # positions of the last batch and their turns
 
     @staticmethod
     def weight_shapes(config: LlamaConfig) -> Shapes:
@@ -123,7 +100,7 @@ class Llama(Decoder):
             f"num_attention_heads = {n_heads} is not a multiple of num_key_value_heads = {n_kv_heads}",
         )
         positions = hf.integer("max_position_embeddings")
-        rope = rope_settings(hf, positions)
+        rope = rope_settings(hf, positions, d_model // n_heads)
         return LlamaConfig(
             d_model=d_model,
             n_heads=n_heads,
@@ -135,12 +112,7 @@ class Llama(Decoder):
             vocab_size=hf.integer("vocab_size"),
             max_positions=positions,
             tied=tied_head(hf, tensors, "embed_tokens.weight"),
-            rope_theta=rope.theta,
-            rope_type=rope.type,
-            rope_factor=rope.factor,
-            rope_low_factor=rope.low_factor,
-            rope_high_factor=rope.high_factor,
-            rope_trained_positions=rope.trained_positions,
+            **rope_fields(rope),
             attention_bias=hf.flag("attention_bias"),
             mlp_bias=hf.flag("mlp_bias"),
         )

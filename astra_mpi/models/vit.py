@@ -15,9 +15,9 @@ from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.device.xp import beside, module_of, take
 from astra_mpi.models.batch import Batch
-from astra_mpi.models.block import Recipe, Shapes, block_shapes
 from astra_mpi.models.family import Family
 from astra_mpi.models.hf import Source, map_names
+from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
 from astra_mpi.partition import Layout
 
 

@@ -17,10 +17,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from astra_mpi.oracle.far import Far, Means, Quantised, Rounded
+from astra_mpi.oracle.positions import is_rotary, relative_bias, turned, within
 
 Weights = Mapping[str, NDArray[Any]]
-#: families in which a token sees itself and the tokens before it
-DECODERS = ("gpt2", "llama")
+#: families in which every token sees all others, and those among them that normalise after each residual sum
+ENCODERS = ("vit", "bert")
+POST_NORM = ("bert",)
+#: families that normalise each head by its mean too, and all heads of a token together
+CENTRED_HEADS, ALL_HEADS = ("stablelm",), ("olmo2",)
 Array = NDArray[Any]
 
 
@@ -85,16 +89,18 @@ def oracle(
         far = Quantised(owner, codec, codes, missing, stand_in, first_coded)
     elif not exact:
         far = Means(owner, ratio) if ratio else Rounded(owner, wire, gather, seen)
-    if far is not None and config.family in DECODERS:
+    if far is not None and config.family not in ENCODERS:
         far.look_back(size)
     n_replicas = n_class * n_ranks
     x = np.concatenate([np.repeat(embedded[:n_class], n_ranks, axis=0), embedded[n_class:]])  # (n_replicas + T, D)
     rank = np.concatenate([np.tile(np.arange(n_ranks), n_class), owner])
-    where = np.arange(len(x)) if positions is None else np.asarray(positions)
+    where = np.arange(n_class + len(owner)) if positions is None else np.asarray(positions)
+    where = np.concatenate([np.repeat(where[:n_class], n_ranks), where[n_class:]])  # (n_replicas + T,)
+    relative = weights.get("embed.relative")
     for i in range(config.n_layers):
         sub_blocks = parts[i] if parts else None
         if sub_blocks is None:
-            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, where, far, i, merged)
+            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, where, far, i, merged, relative)
         else:
             columns = np.split(x, size, axis=1)
             heads = config.n_heads // size
@@ -102,11 +108,11 @@ def oracle(
             x = np.concatenate([_block(config, w, heads, part, rank, where, None, i) for w, part in pairs], axis=1)
     averaged = x[:n_replicas].reshape(n_class, n_ranks, x.shape[1]).mean(axis=1)  # (n_class, D)
     hidden = np.concatenate([averaged, x[n_replicas:]])
-    if config.family != "bert":
+    if config.family not in POST_NORM:
         hidden = _norm(hidden, weights, "norm", config.norm_eps)
-    if config.family in DECODERS:
+    if config.family not in ENCODERS:
         head = weights["embed.word"].T if config.tied else weights["head.weight"]
-        hidden = hidden @ head.astype(np.float64)
+        hidden = _capped(hidden @ head.astype(np.float64), getattr(config, "logit_cap", 0.0))
     codes_used = far.codes if isinstance(far, Quantised) else []
     flips, worst_gap = (far.flips, far.worst_gap) if far else (0, 0.0)
     return OracleResult(_head(config, weights, hidden), hidden, codes_used, flips, worst_gap)
@@ -131,15 +137,11 @@ def _embed(config: Any, weights: Weights, tokens: ArrayLike, positions: ArrayLik
     ids, types = np.asarray(tokens), None
     if ids.ndim == 2:
         ids, types = ids.T
-    if config.family == "llama":
-        return w["embed.word"][ids]
     where = places(config, ids, np.ones(len(ids), bool)) if positions is None else np.asarray(positions)
-    x = w["embed.word"][ids] + w["embed.position"][where]
-    if config.family == "gpt2":
-        return x
-    if "embed.type" in w:
-        x = x + w["embed.type"][0 if types is None else types]
-    x = _norm(x, w, "embed.norm", config.norm_eps)
+    x = w["embed.word"][ids]
+    x = x + w["embed.position"][where] if "embed.position" in w else x
+    x = x + w["embed.type"][0 if types is None else types] if "embed.type" in w else x
+    x = _norm(x, w, "embed.norm", config.norm_eps) if "embed.norm.weight" in w else x
     return _linear(x, w, "embed.project") if "embed.project.weight" in w else x
 
 
@@ -159,7 +161,7 @@ def places(config: Any, ids: Array, keep: Array) -> Array:
 def _head(config: Any, weights: Weights, hidden: Array) -> Array:
     if config.family == "vit":
         return _linear(hidden[0], weights, "head") if config.n_classes > 0 else hidden[0]
-    if config.family in DECODERS:
+    if config.family not in ENCODERS:
         return hidden[-1] if len(hidden) else np.zeros(hidden.shape[1])
     if config.pooling == "mean":
         output = hidden.mean(axis=0)
@@ -183,23 +185,31 @@ def _block(
     far: Far | None,
     i: int,
     merged: int = 0,
+    relative: Array | None = None,
 ) -> Array:
-    """Pre-norm: x + f(norm(x)); post-norm (BERT): norm(x + f(x)).
+    """Pre-norm: x + f(norm(x)); post-norm (BERT): norm(x + f(x)). Some normalise f(x), or not before it.
 
-    x: (rows, D) on the ranks `rank` (rows,); places: (rows,) positions of a decoder's rows, in their order.
+    x: (rows, D) on the ranks `rank` (rows,); places: (rows,) their positions, a decoder's in order. relative: biases
+    by distance, (buckets, H).
     """
-    pre_norm = config.family != "bert"
+    pre_norm, long = config.family not in POST_NORM, False
+    if is_rotary(config):
+        long = bool(places.max(initial=0) >= config.rope_trained_positions)
 
     def norm(x: Array, which: str) -> Array:
-        return _norm(x, w, which, config.norm_eps)
+        return _norm(x, w, which, config.norm_eps) if which + ".weight" in w else x
+
+    def key_of(x: Array) -> Array:
+        return _head_norm(config, w, "k_norm", _linear(x, w, "k"))
 
     normed = norm(x, "norm1") if pre_norm else x
-    q, keys, values = (_linear(normed, w, name) for name in "qkv")
+    q = _head_norm(config, w, "q_norm", _linear(normed, w, "q"))
+    keys, values = key_of(normed), _linear(normed, w, "v")
     sees_all = np.arange(len(x)) >= len(x) - merged
     visible = (rank[:, None] == rank[None, :]) | sees_all[:, None]  # (rows, rows): same rank, exact keys
-    if config.family in DECODERS:
+    if config.family not in ENCODERS:
         visible = np.tril(visible)
-    bias = np.zeros(len(x))
+    bias, key_places = np.zeros(len(x)), places
     if far is not None:
         content = slice(len(x) - far.n_tokens, None)  # class tokens are never sent
         if far.site == "kv":
@@ -207,67 +217,71 @@ def _block(
         else:
             (seen,) = far(i, x[content] if far.site == "hidden" else normed[content])
             seen = norm(seen, "norm1") if pre_norm and far.site == "hidden" else seen
-            k_far, v_far = _linear(seen, w, "k"), _linear(seen, w, "v")
+            k_far, v_far = key_of(seen), _linear(seen, w, "v")
         keys, values = np.concatenate([keys, k_far]), np.concatenate([values, v_far])
         visible = np.concatenate([visible, far.visible(i, rank) & ~sees_all[:, None]], axis=1)
         bias = np.concatenate([bias, far.bias])
-    if config.family == "llama":
-        angles = frequencies(config, q.shape[1] // n_heads)
-        q = _turned(q, places, angles)
-        keys = _turned(keys, np.resize(places, len(keys)), angles)  # far rows are the same tokens, in the same order
-    x = x + _linear(_attention(q, keys, values, visible, bias, n_heads), w, "o")
+        # far rows are the same tokens, in the same order, once or twice; means have no position
+        key_places = np.concatenate([places, np.resize(places[content], len(k_far))])
+    if is_rotary(config):
+        q = turned(config, i, q, places, long)
+        keys = turned(config, i, keys, key_places, long)
+    visible = visible & within(config, i, places, key_places)
+    added = np.tile(bias, (n_heads, len(x), 1))  # (H, rows, m)
+    if relative is not None:
+        furthest = getattr(config, "furthest", 128)
+        added += relative_bias(np.asarray(relative, np.float64), furthest, places, key_places)
+    attended = _linear(_attention(config, q, keys, values, visible, added, n_heads), w, "o")
+    entering = x
+    x = x + norm(attended, "post1")
     x = x if pre_norm else norm(x, "norm1")
-    entering = norm(x, "norm2") if pre_norm else x
+    if not getattr(config, "parallel", False):
+        entering = x
+    if pre_norm:
+        entering = norm(entering, "norm1" if "norm1.weight" in w and "norm2.weight" not in w else "norm2")
     inner = _linear(entering, w, "fc1")
-    if config.family == "llama":
+    if "gate.weight" in w:
         inner = inner * _activate(_linear(entering, w, "gate"), config.activation)
     else:
         inner = _activate(inner, config.activation)
-    x = x + _linear(inner, w, "fc2")
+    x = x + norm(_linear(inner, w, "fc2"), "post2")
     return x if pre_norm else norm(x, "norm2")
 
 
-def _attention(q: Array, keys: Array, values: Array, visible: Array, bias: Array, n_heads: int) -> Array:
-    """softmax(q k^T / sqrt(d) + bias + mask) v, head by head.
+def _head_norm(config: Any, w: Weights, name: str, x: Array) -> Array:
+    """Queries or keys (rows, H d), normalised where there is a weight: per head, or all heads of a token together."""
+    if name + ".weight" not in w:
+        return x
+    weight = w[name + ".weight"].astype(np.float64)
+    heads = x if config.family in ALL_HEADS else x.reshape(len(x), -1, config.d_head)
+    if config.family in CENTRED_HEADS:
+        heads = heads - heads.mean(axis=-1, keepdims=True)
+    heads = heads / np.sqrt((heads**2).mean(axis=-1, keepdims=True) + config.norm_eps)
+    return heads.reshape(x.shape) * np.resize(weight, x.shape[1])
 
-    q (rows, D), keys and values (m, d_kv), visible (rows, m), bias (m,). Several query heads may share a key head.
+
+def _attention(config: Any, q: Array, keys: Array, values: Array, visible: Array, added: Array, n_heads: int) -> Array:
+    """softmax(cap(scale q k^T) + added + mask) v, head by head.
+
+    q (rows, H d), keys and values (m, d_kv), visible (rows, m), added (H, rows, m). Several query heads may share a key
+    head.
     """
     d_head = q.shape[1] // n_heads
+    scale, cap = getattr(config, "score_scale", 0) or 1 / math.sqrt(d_head), getattr(config, "score_cap", 0)
     sharers = q.shape[1] // max(keys.shape[1], 1)
     out = np.empty_like(q)
     for h in range(n_heads if len(q) else 0):
         head = slice(h * d_head, (h + 1) * d_head)
         read = slice(h // sharers * d_head, (h // sharers + 1) * d_head)
-        scores = np.where(visible, q[:, head] @ keys[:, read].T / math.sqrt(d_head) + bias, -np.inf)  # (rows, m)
+        scores = _capped(q[:, head] @ keys[:, read].T * scale, cap) + added[h]  # (rows, m)
+        scores = np.where(visible, scores, -np.inf)
         shares = np.exp(scores - scores.max(axis=1, keepdims=True))
         out[:, head] = shares @ values[:, read] / shares.sum(axis=1, keepdims=True)
     return out
 
 
-def frequencies(config: Any, d_head: int) -> Array:
-    """(d_head / 2,): by how much a rotary model turns each pair from one position to the next."""
-    found = []
-    for pair in range(d_head // 2):
-        frequency = 1 / config.rope_theta ** (2 * pair / d_head)
-        if config.rope_type == "linear":
-            frequency /= config.rope_factor
-        elif config.rope_type == "llama3":
-            wavelength, trained = 2 * math.pi / frequency, config.rope_trained_positions
-            if wavelength > trained / config.rope_low_factor:
-                frequency /= config.rope_factor
-            elif wavelength > trained / config.rope_high_factor:
-                smooth = trained / wavelength - config.rope_low_factor
-                smooth /= config.rope_high_factor - config.rope_low_factor
-                frequency = (1 - smooth) * frequency / config.rope_factor + smooth * frequency
-        found.append(frequency)
-    return np.array(found)
-
-
-def _turned(x: Array, places: Array, angles: Array) -> Array:
-    """Heads of x (rows, ..) at `places` (rows,) as complex pairs (a, a + d/2), turned by angles (d / 2,) per place."""
-    heads = x.reshape(len(x), x.shape[1] // (2 * len(angles)), 2, len(angles))
-    turned = (heads[:, :, 0] + 1j * heads[:, :, 1]) * np.exp(1j * places[:, None] * angles)[:, None]
-    return np.stack([turned.real, turned.imag], axis=2).reshape(x.shape)
+def _capped(x: Array, cap: float) -> Array:
+    return cap * np.tanh(x / cap) if cap else x
 
 
 def _linear(x: Array, weights: Weights, name: str) -> Array:

@@ -49,7 +49,7 @@ def token_cost(shape: Shape, wire: Wire) -> TokenCost:
     linear = 2 * shape.project_q + shape.project_kv + shape.mlp
     return TokenCost(
         own=speeds.seconds(Work(gemm=linear, elements=4 * config.d_model + config.d_ff)),
-        score=speeds.seconds(Work(attention=2 * config.d_model)),
+        score=speeds.seconds(Work(attention=2 * config.d_queries)),
         far=speeds.seconds(wire.decode * (1 / wire.tokens_per_key)),
         send=speeds.seconds(wire.encode),
     )

@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from astra_mpi.attention import Attention
+from astra_mpi.kernels.near import Near
 from astra_mpi.models.block import Block
 from astra_mpi.partition import Cut, Layout
 from astra_mpi.strategies.base import Strategy, on_rank_0
+from astra_mpi.strategies.positions import PlacedRows
 
 
 class AllTokens(Strategy):
@@ -23,6 +25,7 @@ class AllTokens(Strategy):
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
         self._whole = replace(layout, rank=0)
+        self.here = PlacedRows(self.positions, self._whole.packed_rows, self.blocks)
 
     @property
     def held(self) -> Layout:
@@ -35,8 +38,15 @@ class AllTokens(Strategy):
     def n_class_rows(self) -> int:
         return len(self.held.class_rows)
 
-    def attended(self, block: Block, qkv: tuple[np.ndarray, np.ndarray], n_heads: int, n_kv_heads: int) -> np.ndarray:
+    def attended(
+        self,
+        block: Block,
+        qkv: tuple[np.ndarray, np.ndarray],
+        n_heads: int,
+        n_kv_heads: int,
+        scores: Near | None = None,
+    ) -> np.ndarray:
         """Scaled queries (n, n_heads d) and [K | V] of all rows -> what attention gives (n, n_heads d)."""
-        attention = Attention(qkv[0], self.held, n_heads, n_kv_heads, self.kernels, block.scratch)
+        attention = Attention(qkv[0], self.held, n_heads, n_kv_heads, self.kernels, block.scratch, scores)
         attention.local(qkv[1])
         return attention.result()

@@ -25,7 +25,7 @@ from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import beside, take, to_host
 from astra_mpi.errors import AstraError
 from astra_mpi.partition import Layout, displs
-from astra_mpi.strategies.base import Parts, recipe_of
+from astra_mpi.strategies.base import Parts, is_plain, recipe_of
 from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
@@ -49,7 +49,8 @@ class Astra(TokenParallel):
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
         rows = all(table.rows is not None for table in self.remote.tables)
         self.packed = hasattr(self.kernels, "attend_packed")
-        self.counted_keys = parts.counted_keys and rows and not recipe_of(self.config).rotary
+        self.plain = is_plain(self.config, recipe_of(self.config))
+        self.counted_keys = parts.counted_keys and rows and self.plain
         self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(self.blocks)
         self.missing = np.zeros((len(self.blocks), self.exchange.size), dtype=bool)  # (L, P): did not come from P
         self._spaces: dict[int, CodeSpace] = {}
@@ -98,42 +99,47 @@ class Astra(TokenParallel):
         if self.counted_keys:
             return self._counted(i, far, offsets)
         table = self.remote.tables[i]
-        if self.packed and table.rows is not None and self.turns is None:  # read where they are, in the table
-            return FarKeys(beside(far, table.rows), offsets, rows=far[:, 0].astype(np.int32))
+        if self.packed and table.rows is not None and self.plain:  # read where they are, in the table
+            return FarKeys(beside(far, table.rows), offsets, tokens=index, rows=far[:, 0].astype(np.int32))
         return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=index)
 
     def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
         """The codes of some far tokens (docs/explanation/decode.md), or, where a new token would have to project every
         far token again, keys and values: keys are turned and not quantised themselves.
         """
-        rotary, table = self.turns is not None, self.remote.tables[i]
-        if i < self.first_coded or (rotary and self.site != "kv" and self.remote.how == "gemm"):
+        table = self.remote.tables[i]
+        if i < self.first_coded or (not self.plain and self.site != "kv" and self.remote.how == "gemm"):
             return super().remember(i, far, part, offsets)
         index = self._far(i)[0][part]
-        codes = take(self.codes[i], index)
-        turns = self._turns_of(index) if rotary else None
-        if table.rows is not None and not rotary:
+        codes, turns = take(self.codes[i], index), self._turns_of(i, index)
+        if table.rows is not None and self.plain:
             if not self.packed:
                 return CountedKeys(table.rows, codes, self.kernels)
             size = self.codec.config.codebook_size
             return SeenCounts(beside(codes, table.rows), *self.kernels.distinct(codes, beside(codes, offsets), size))
         if self.packed:
             return SeenCodes(table, codes, turns, offsets, self.kernels, self.dtype)
-        if turns is not None:
+        if not self.plain:
             return TurnedCodes(table, codes, turns)
         if i not in self._spaces:
             self._spaces[i] = CodeSpace(self.blocks[i], self.codec.blocks[i], self.codec.config.site, table)
         return ScoredCodes(self._spaces[i], codes, self.kernels)
 
-    def _turns_of(self, index: np.ndarray) -> np.ndarray:
-        """Of the gathered tokens index (m,), (m, d): the same array for all blocks."""
-        key = index.tobytes()
+    def _turns_of(self, i: int, index: np.ndarray) -> np.ndarray | None:
+        """Of the gathered tokens index (m,), (m, d): one array for all blocks that turn alike; None: nothing turns."""
+        turns = self.gathered.turns(i)
+        if turns is None:
+            return None
+        key = id(turns), index.tobytes()
         if key not in self._far_turns:
-            self._far_turns[key] = take(self.gathered_turns, index)
+            self._far_turns[key] = take(turns, index)
         return self._far_turns[key]
 
     def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
         return far.offsets if i < self.first_coded else self._far(i)[1]
+
+    def kept_index(self, i: int, far: FarKeys) -> np.ndarray:
+        return super().kept_index(i, far) if i < self.first_coded else self._far(i)[0]
 
     def _far(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the far tokens of block i lie in the gathered ones, and where each sequence's begin among them."""
@@ -177,7 +183,7 @@ class Astra(TokenParallel):
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
         self._unchecked: list[np.ndarray] = []
-        self._far_turns: dict[bytes, np.ndarray] = {}  # of far tokens that are kept, the same for all blocks
+        self._far_turns: dict[tuple[int, bytes], np.ndarray] = {}  # of far tokens that are kept
 
     def answered(self, x: np.ndarray) -> np.ndarray:
         for codes in self._unchecked:

@@ -12,8 +12,10 @@ import numpy as np
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.models import FAMILIES
-from astra_mpi.models.block import Block, Recipe
+from astra_mpi.models.block import Block
+from astra_mpi.models.recipe import Recipe
 from astra_mpi.partition import Cut, Layout, cut
+from astra_mpi.strategies.positions import Positions
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.wire.exchange import Exchange
 
@@ -43,8 +45,8 @@ class Strategy:
     reads_part: ClassVar[bool] = False
     #: which rows each rank answers for, in the forward pass under way
     planned: Layout
-    #: how far the packed tokens of the batch are turned (`Family.turns`), to be set before `begin`
-    turns: np.ndarray | None = None
+    #: where the packed tokens of the batch stand, to be set before `begin`; None: that matters to no block
+    positions: Positions | None = None
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
         """Collective; the same arguments on all ranks. InputError where `obstacle` has a reason."""
@@ -137,7 +139,13 @@ class Strategy:
 
 def recipe_of(config: ModelConfig) -> Recipe:
     """What the blocks of this (family's) config are made of."""
-    return FAMILIES[getattr(config, "family", "")].recipe
+    return FAMILIES[getattr(config, "family", "")].recipe_of(config)
+
+
+def is_plain(config: ModelConfig, recipe: Recipe) -> bool:
+    """Whether a far token's score is its key times the query and no more: nothing turned, capped, normed."""
+    placed = recipe.rotary or recipe.relative or any(config.windows)
+    return not (placed or config.score_cap or recipe.qk_norm)
 
 
 def on_rank_0(lengths: np.ndarray, exchange: Exchange, n_class: int, causal: bool) -> Layout:

@@ -15,10 +15,11 @@ from astra_mpi.attention import Attention
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import ModelConfig
 from astra_mpi.device.xp import beside, take
-from astra_mpi.models.block import Block, block_shapes
+from astra_mpi.models.block import Block
+from astra_mpi.models.recipe import block_shapes
 from astra_mpi.partition import Layout, cut, even, ranges
 from astra_mpi.strategies.all_tokens import AllTokens
-from astra_mpi.strategies.base import Parts, recipe_of
+from astra_mpi.strategies.base import Parts, is_plain, recipe_of
 from astra_mpi.strategies.spec import Option, Spec
 
 
@@ -44,8 +45,14 @@ class BlockParallel(AllTokens):
 
     @classmethod
     def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
-        if recipe_of(config).gated:
+        recipe = recipe_of(config)
+        if recipe.gated:
             return "decoupled blocks have no gated MLPs and rotary positions, as Llama has; use astra or sp"
+        other = recipe.parallel or recipe.output_norms or config.d_queries != config.d_model
+        if other or not is_plain(config, recipe):
+            return (
+                f"decoupled blocks have the parts of GPT-2 and BERT only, not all of {config.family}; use astra or sp"
+            )
         for what, n in (
             ("width", config.d_model),
             ("heads", config.n_heads),

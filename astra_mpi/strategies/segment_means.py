@@ -36,8 +36,9 @@ class SegmentMeans(TokenParallel):
 
     @classmethod
     def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
-        if recipe_of(config).rotary:
-            return "a mean of several tokens has no position, which rotary keys need; use astra or sp"
+        recipe = recipe_of(config)
+        if recipe.rotary or recipe.relative or any(config.windows):
+            return "a mean of several tokens has no position, which rotary keys and windows need; use astra or sp"
         return None
 
     def message_bytes(self, layout: Layout) -> list[int]:

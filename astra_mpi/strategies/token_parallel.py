@@ -17,9 +17,10 @@ from astra_mpi.caches.packed import Seen, SeenRows
 from astra_mpi.costs.strategies import Wire
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import on_host, take, to_host
-from astra_mpi.partition import Cut, Layout, cut, displs, rotated
+from astra_mpi.partition import Cut, Layout, cut, rotated
 from astra_mpi.planner.balance import token_cost
 from astra_mpi.strategies.base import Parts, Strategy
+from astra_mpi.strategies.positions import PlacedRows, near
 from astra_mpi.strategies.spec import Spec
 from astra_mpi.wire.exchange import Pending
 
@@ -101,12 +102,8 @@ class TokenParallel(Strategy):
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
         self.counts = self.sent_bytes(layout)
-        if self.turns is not None:
-            turns = np.empty_like(self.turns)
-            turns[layout.sequence_order] = self.turns
-            self.gathered_turns = self.xp.asarray(turns)
-            first = displs(layout.token_counts)[layout.rank]
-            self.own_turns = self.gathered_turns[first : first + layout.token_counts[layout.rank]]
+        self.here = PlacedRows(self.positions, layout.packed_rows, self.blocks)
+        self.gathered = PlacedRows(self.positions, layout.packed_content, self.blocks)
 
     def start(self, message: np.ndarray) -> Pending:
         """Send a message of `counts[rank]` bytes to the ranks that need it."""
@@ -126,23 +123,31 @@ class TokenParallel(Strategy):
         self.laps.mark("project")
         if self.site == "kv":
             pending = self._start(i, kv)
-        if self.turns is not None:
-            block.turn(self.own_turns)
-        heads = block.config.n_heads, block.config.n_kv_heads
-        attention = Attention(q, self.planned, *heads, self.kernels, block.scratch)
+        turns = self.here.turns(i)
+        if turns is not None:
+            block.turn(turns)
+        heads, scores = (block.config.n_heads, block.config.n_kv_heads), near(self.config, i, self.positions, self.here)
+        attention = Attention(q, self.planned, *heads, self.kernels, block.scratch, scores)
         attention.local(kv)
         if self.cache is not None:
-            self.cache.keep_own(i, kv)
+            self.cache.keep_own(i, kv, self._kept_places(i, self.planned.packed_rows))
         self.laps.mark("attention")
         far = self.far_keys(i, pending)
         if far is not None:
-            if self.turns is not None:  # what travels, or is looked up, is not turned yet
-                tokens = self.planned.far_index if far.tokens is None else far.tokens
-                self.kernels.rotate(far.kv, take(self.gathered_turns, tokens), block.config.n_kv_heads)
+            tokens, turns = self.planned.far_index if far.tokens is None else far.tokens, self.gathered.turns(i)
+            if turns is not None:  # what travels, or is looked up, is not turned yet
+                self.kernels.rotate(far.kv, take(turns, tokens), block.config.n_kv_heads)
             self.laps.mark("decode")
             if self.cache is not None:
-                self.cache.keep_far(i, self.kept_offsets(i, far), partial(self.remember, i, far))
-            attention.far(far.kv.astype(self.dtype, copy=False), far.offsets, far.bias, far.rows, far.ends)
+                places = self._kept_places(i, self.planned.packed_content)
+                places = None if places is None else places[self.kept_index(i, far)]
+                self.cache.keep_far(i, self.kept_offsets(i, far), partial(self.remember, i, far), places)
+            places = None
+            if scores is not None and scores.placed:
+                assert self.gathered.places is not None
+                places = take(self.gathered.places, tokens)
+            kv = far.kv.astype(self.dtype, copy=False)
+            attention.far(kv, far.offsets, far.bias, far.rows, far.ends, places)
         attended = attention.result()
         self.laps.mark("attention")
         x = block.output(x, attended)
@@ -155,6 +160,17 @@ class TokenParallel(Strategy):
             return None
         pending.send()
         return self.receive(i, pending)
+
+    def _kept_places(self, i: int, index: np.ndarray) -> np.ndarray | None:
+        """Positions of packed tokens, where decoding asks for them in block i."""
+        if not self.config.window(i):
+            return None
+        assert self.positions is not None and self.positions.places is not None
+        return self.positions.places[index]
+
+    def kept_index(self, i: int, far: FarKeys) -> np.ndarray:
+        """Which of the gathered tokens `remember` counts, in blocks with a window."""
+        return self.planned.far_index if far.tokens is None else far.tokens
 
     def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
         """(B + 1,) where each sequence's far tokens begin, as `remember` counts them."""

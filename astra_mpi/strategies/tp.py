@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.codec.codebook import Codec
+from astra_mpi.config import ModelConfig
 from astra_mpi.device.weights import SideBySide, forget, part
 from astra_mpi.models.block import Block
 from astra_mpi.partition import Layout, displs, even, weighted
 from astra_mpi.strategies.all_tokens import AllTokens
-from astra_mpi.strategies.base import Parts
+from astra_mpi.strategies.base import Parts, recipe_of
+from astra_mpi.strategies.positions import near
 from astra_mpi.strategies.spec import Spec
 
 
@@ -32,14 +35,16 @@ class TensorParallel(AllTokens):
         heads, columns = (_own(n, parts) for n in (self.config.n_kv_heads, self.config.d_ff))
         self.shares = [Share(block, heads, columns) for block in self.blocks]
 
-    def begin(self, layout: Layout) -> None:
-        super().begin(layout)
-        if self.turns is not None:
-            self.held_turns = self.xp.asarray(self.turns)
+    @classmethod
+    def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
+        if size > 1 and recipe_of(config).qk_norm == "whole":
+            return "queries are normalised over all heads together, which no rank has; use astra or sp"
+        return None
 
     @property
     def block_bytes(self) -> int:
-        whole = sum(block.w[name].nbytes for block in self.blocks for name in block.w if "norm" in name)
+        own = ("norm", "post")
+        whole = sum(block.w[name].nbytes for block in self.blocks for name in block.w if name.startswith(own))
         return whole + sum(share.nbytes for share in self.shares)
 
     @property
@@ -56,25 +61,24 @@ class TensorParallel(AllTokens):
 
     def block(self, i: int, x: np.ndarray) -> np.ndarray:
         block, share = self.blocks[i], self.shares[i]
-        norm_first = block.recipe.norm_first
-        y = self._sum(self._attention(block, share, block.attention_input(x)))
-        h = block.add_norm(x, y, "o", "norm2" if norm_first else "norm1")
+        y = self._sum(self._attention(i, share, block.attention_input(x)))
+        h = block.add_attention(x, y)
         y = share.product(share.inner(h), "fc2", "product")
         self.laps.mark("mlp")
-        y = self._sum(y)
-        if not norm_first:
-            return block.add_norm(x, y, "fc2", "norm2")
-        return self.kernels.add_residual(x, y, block.w.get("fc2.bias"))
+        return block.add_mlp(x, self._sum(y))
 
-    def _attention(self, block: Block, share: Share, h: np.ndarray) -> np.ndarray:
+    def _attention(self, i: int, share: Share, h: np.ndarray) -> np.ndarray:
         """h (n, D) -> this rank's share (n, D) of the output projection, without its bias."""
         if not share.n_heads:
             return self.xp.zeros_like(h)
         pair = share.queries_keys_values(h)
         self.laps.mark("project")
-        if self.turns is not None:
-            share.turn(self.held_turns)
-        attended = self.attended(block, pair, share.n_heads, share.n_kv_heads)
+        turns, scores = self.here.turns(i), near(self.config, i, self.positions, self.here)
+        if turns is not None:
+            share.turn(turns)
+        if scores is not None and scores.relative is not None:
+            scores = scores._replace(relative=scores.relative[share.heads])
+        attended = self.attended(self.blocks[i], pair, share.n_heads, share.n_kv_heads, scores)
         self.laps.mark("attention")
         y = share.product(attended, "o", "product")
         self.laps.mark("project")
@@ -111,6 +115,11 @@ class Share(Block):
             weights[f"{layer}.weight"] = part(block.w[f"{layer}.weight"], rows=own)
         for name in weights:
             forget(block.w[name])
+        for norm, own in {"q_norm": queries, "k_norm": keys}.items():
+            if f"{norm}.weight" in block.w:
+                weight = block.w[f"{norm}.weight"]
+                weights[f"{norm}.weight"] = weight if block.recipe.qk_norm == "head" else weight[own]
+        self.heads = slice(repeat * heads.start, repeat * heads.stop)
         super().__init__(config, block.recipe, weights, block.kernels, block.scratch)
         self.n_heads, self.n_kv_heads = repeat * (heads.stop - heads.start), heads.stop - heads.start
         self.b_qkv  # noqa: B018 - made now, from what goes

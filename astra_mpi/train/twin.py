@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from astra_mpi.config import require
 from astra_mpi.models import FAMILIES
 from astra_mpi.train.cuts import View
 
@@ -30,7 +31,12 @@ class Twin:
 
     def __init__(self, config: Any, weights: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         self.config, self.family = config, FAMILIES[config.family]
-        self.recipe, self.causal = self.family.recipe, self.family.causal
+        self.recipe, self.causal = self.family.recipe_of(config), self.family.causal
+        require(
+            getattr(config, "rope_type", "") != "longrope",
+            "a model with longrope is not trained: its tokens turn by other angles in long sequences",
+        )
+        require(not self.recipe.relative, "a model with biases by distance is not trained; give one without")
         self.w: Weights = {name: torch.tensor(np.asarray(array), device=device) for name, array in weights.items()}
         self.device = torch.device(device)
 
@@ -40,11 +46,12 @@ class Twin:
         where the view has far rows.
         """
         x = self.embed(inputs)
-        n_class = self.config.n_class
+        n_class, places = self.config.n_class, np.arange(x.shape[1])
         x = torch.cat([x[:, :n_class].expand(-1, view.n_replicas, -1), x[:, n_class:]], dim=1)
-        turns = self._turns(x.shape[1]) if self.recipe.rotary else None
+        places = np.concatenate([np.repeat(places[:n_class], view.n_replicas), places[n_class:]])
         for i in range(self.config.n_layers):
-            x = self._block(i, x, view.n_replicas, view.visible(i), turns, None if view.far is None else send, site)
+            visible, turns = self._seen(i, view, places), self._turns(i, places)
+            x = self._block(i, x, view.n_replicas, visible, turns, None if view.far is None else send, site)
         return self._head(x, view)
 
     def embed(self, inputs: Tensor) -> Tensor:
@@ -60,7 +67,7 @@ class Twin:
         x = F.embedding(ids, w["embed.word"])
         if config.family == "bert":
             return self._embed_bert(x, ids, types)
-        return x if config.family == "llama" else x + w["embed.position"][: ids.shape[1]]
+        return x + w["embed.position"][: ids.shape[1]] if "embed.position" in w else x
 
     def _embed_bert(self, x: Tensor, ids: Tensor, types: Tensor | None) -> Tensor:
         """Word embeddings x (B, S, width) of `ids` -> (B, S, D)."""
@@ -79,22 +86,28 @@ class Twin:
         self, i: int, x: Tensor, n_replicas: int, visible: Tensor, turns: Tensor | None, send: Send | None, site: str
     ) -> Tensor:
         """Pre-norm: x + f(norm(x)); post-norm (BERT): norm(x + f(x)). x (B, R, D)."""
-        b, first = f"blocks.{i}.", self.recipe.norm_first
-        normed = self._norm(x, b + "norm1") if first else x
+        b, recipe, activation = f"blocks.{i}.", self.recipe, self.config.activation
+        first = recipe.norm_first
+        normed = self._norm(x, b + "norm1") if recipe.normalises_input else x
         q, k, v = (self._linear(normed, b + name) for name in "qkv")
+        q, k = self._head_norm(q, b + "q_norm"), self._head_norm(k, b + "k_norm")
         if send is not None:
             k_far, v_far = self._far(i, x, normed, k, v, n_replicas, send, site)
             k, v = torch.cat([k, k_far], dim=1), torch.cat([v, v_far], dim=1)
-        x = x + self._linear(self._attention(q, k, v, visible, turns), b + "o")
+        entering = x
+        y = self._linear(self._attention(q, k, v, visible, turns), b + "o")
+        x = x + (self._norm(y, b + "post1") if recipe.output_norms else y)
         x = x if first else self._norm(x, b + "norm1")
-        h = self._norm(x, b + "norm2") if first else x
-        inner = self._linear(h, b + "fc1")
-        inner = (
-            inner * _activate(self._linear(h, b + "gate"), self.config.activation)
-            if self.recipe.gated
-            else (_activate(inner, self.config.activation))
-        )
-        x = x + self._linear(inner, b + "fc2")
+        entering = entering if recipe.parallel else x
+        if recipe.normalises_input:
+            entering = normed if recipe.shared_norm else self._norm(entering, b + "norm2")
+        inner = self._linear(entering, b + "fc1")
+        if recipe.gated:
+            inner = inner * _activate(self._linear(entering, b + "gate"), activation)
+        else:
+            inner = _activate(inner, activation)
+        y = self._linear(inner, b + "fc2")
+        x = x + (self._norm(y, b + "post2") if recipe.output_norms else y)
         return x if first else self._norm(x, b + "norm2")
 
     def _far(
@@ -105,34 +118,63 @@ class Twin:
             k_far, v_far = send(i, (k[:, n_replicas:], v[:, n_replicas:]))
             return k_far, v_far
         (seen,) = send(i, ((x if site == "hidden" else normed)[:, n_replicas:],))
-        if site == "hidden" and self.recipe.norm_first:
+        if site == "hidden" and self.recipe.normalises_input:
             seen = self._norm(seen, f"blocks.{i}.norm1")
-        return self._linear(seen, f"blocks.{i}.k"), self._linear(seen, f"blocks.{i}.v")
+        k_far = self._head_norm(self._linear(seen, f"blocks.{i}.k"), f"blocks.{i}.k_norm")
+        return k_far, self._linear(seen, f"blocks.{i}.v")
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor, turns: Tensor | None) -> Tensor:
-        """softmax(q k^T / sqrt(d)) v over visible keys; q (B, R, D), k and v (B, m, d_kv), visible (.., 1, R, m)."""
-        d = self.config.d_head
+        """softmax(cap(scale q k^T)) v over visible keys; q (B, R, H d), k and v (B, m, d_kv), visible (.., 1, R, m)."""
+        config = self.config
+        d, scale, cap = config.d_head, config.score_scale or config.d_head**-0.5, config.score_cap
         heads = [x.unflatten(-1, (-1, d)).transpose(1, 2) for x in (q, k, v)]  # (B, H, rows, d)
         if turns is not None:
-            rows = q.shape[1]  # far keys are those of the same tokens, in the same order
+            rows = q.shape[1]  # far keys are those of the content rows, in the same order
             heads[0] = _turn(heads[0], turns)
-            heads[1] = torch.cat([_turn(part, turns) for part in heads[1].split(rows, dim=2)], dim=2)
-        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[1] <= SHORT:
-            out = _attend_short(heads[0], heads[1], heads[2], visible)
+            far = turns[rows - (heads[1].shape[2] - rows) :] if heads[1].shape[2] > rows else turns[:0]
+            heads[1] = _turn(heads[1], torch.cat([turns, far]))
+        if cap or (q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[1] <= SHORT):
+            out = _attend_plainly(heads[0], heads[1], heads[2], visible, scale, cap)
         else:
-            shared = self.config.n_heads != self.config.n_kv_heads
-            out = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=visible, enable_gqa=shared)
+            shared = config.n_heads != config.n_kv_heads
+            out = F.scaled_dot_product_attention(
+                heads[0], heads[1], heads[2], attn_mask=visible, enable_gqa=shared, scale=scale
+            )
         return out.transpose(1, 2).flatten(2)
 
-    def _turns(self, rows: int) -> Tensor:
-        """(rows, d_head): cosines and sines of rotary positions."""
-        return torch.from_numpy(self.config.rope.turns(np.arange(rows), self.config.d_head)).to(self.device)
+    def _turns(self, i: int, places: np.ndarray) -> Tensor | None:
+        """(R, d_head): cosines and sines of block i's rotary positions, of rows at `places` (R,); None: none."""
+        rope = self.config.rope_of(i) if self.recipe.rotary else None
+        return None if rope is None else torch.from_numpy(rope.turns(places, self.config.d_head)).to(self.device)
+
+    def _seen(self, i: int, view: View, places: np.ndarray) -> Tensor:
+        """(.., 1, R, R + S): what rows see in block i, inside its window."""
+        visible, window = view.visible(i), self.config.window(i)
+        if not window:
+            return visible
+        keys = np.concatenate([places, places[view.n_replicas :]])[: visible.shape[-1]]
+        near = abs(places[:, None] - keys[None, :]) < window
+        return visible & torch.from_numpy(near).to(self.device)
+
+    def _head_norm(self, x: Tensor, name: str) -> Tensor:
+        """Queries or keys (B, rows, H d), normalised where the model does; see `HeadNorm`."""
+        kind, eps = self.recipe.qk_norm, self.config.norm_eps
+        if not kind:
+            return x
+        weight = self.w[name + ".weight"]
+        if kind == "whole":
+            return F.rms_norm(x.float(), weight.shape, weight, eps)
+        heads = x.float().unflatten(-1, (-1, self.config.d_head))
+        if kind == "head":
+            return F.rms_norm(heads, weight.shape, weight, eps).flatten(-2)
+        return F.layer_norm(heads, heads.shape[-1:], eps=eps).flatten(-2) * weight
 
     def _head(self, x: Tensor, view: View) -> Tensor:
         config = self.config
         if self.causal:
             x = self._norm(x, "norm")
-            return F.linear(x, self.w["embed.word"] if config.tied else self.w["head.weight"].T)
+            logits = F.linear(x, self.w["embed.word"] if config.tied else self.w["head.weight"].T)
+            return config.logit_cap * torch.tanh(logits / config.logit_cap) if config.logit_cap else logits
         if config.family == "vit":
             features = self._norm(x[:, : view.n_replicas].mean(dim=1), "norm")
             return self._linear(features, "head") if config.n_classes else features
@@ -160,11 +202,13 @@ class Twin:
         return F.layer_norm(x.float(), weight.shape, weight, bias, eps)
 
 
-def _attend_short(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """As PyTorch's fused attention, from products in bfloat16: q (B, H, R, d), k and v (B, Hkv, m, d)."""
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, cap: float) -> Tensor:
+    """As PyTorch's fused attention, from products, with a cap of scores unless it is 0: q (B, H, R, d), k and v
+    (B, Hkv, m, d)."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if q.shape[1] != x.shape[1] else x for x in (k, v))
     bias = torch.zeros(visible.shape, device=q.device).masked_fill(~visible, -torch.inf)
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    scores = (q * scale) @ k.mT
+    scores = cap * torch.tanh(scores / cap) if cap else scores
     return (scores.float() + bias).softmax(dim=-1).to(v.dtype) @ v
 
 

@@ -58,7 +58,9 @@ def first_tokens(folder: Path, out: Path, items: list) -> np.ndarray:
     out.mkdir(parents=True, exist_ok=True)
     file = convert(folder)[0]
     write_model(out / "minilm.h5", file)
-    model = astra_mpi.load(str(out / "minilm.h5"), comm=MPI.COMM_SELF, strategy="single", pooling="cls", normalize=False)
+    model = astra_mpi.load(
+        str(out / "minilm.h5"), comm=MPI.COMM_SELF, strategy="single", pooling="cls", normalize=False
+    )
     preprocess = dict(file.preprocess or {}, token_types=True)
     tokenizer = tokenizer_of(file.tokenizer, file.config.vocab_size, preprocess=preprocess, type_vocab=2)
     (out / "minilm.h5").unlink()
@@ -86,7 +88,10 @@ def write(source: Path, folder: Path, weight: np.ndarray, bias: np.ndarray, labe
     tensors = load_file(source / "model.safetensors")
     d = weight.shape[1]
     tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items() if "pooler" not in name}
-    tensors |= {"pooler.dense.weight": SCALE * np.eye(d, dtype=np.float32), "pooler.dense.bias": np.zeros(d, np.float32)}
+    tensors |= {
+        "pooler.dense.weight": SCALE * np.eye(d, dtype=np.float32),
+        "pooler.dense.bias": np.zeros(d, np.float32),
+    }
     tensors = {f"bert.{name}": tensor for name, tensor in tensors.items()}
     save_file(tensors | {"classifier.weight": weight, "classifier.bias": bias}, folder / "model.safetensors")
 

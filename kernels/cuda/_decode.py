@@ -29,12 +29,14 @@ def attend_new(
     key_rows: Array | None,
     state: Array,
     fresh: bool,
+    cap: float = 0.0,
 ) -> None:
     """One step of online softmax for one new token per sequence, in place.
 
     Scaled queries q (n, H d), kv (m, 2 Hkv d) = [K | V], heads = (H, Hkv). spans: where each sequence's keys begin and
     end, (n,) int64 each; longest: no sequence has more. key_bias, key_rows (keys,): as `attend_packed` takes them.
     state (n, H (d + 2)) float32: sums of the heads, their maxima, sums of their weights. fresh: it holds nothing yet.
+    cap: as of `Near`.
     """
     n, n_heads, n_kv_heads = len(q), *heads
     d = q.shape[1] // n_heads
@@ -46,9 +48,10 @@ def attend_new(
     columns = n_kv_heads * tiles
     splits = max(1, min(ceil_div(longest, SHARE), ceil_div(_BLOCKS, columns * n), _MOST_PARTS))
     parts = None if splits == 1 else cupy.empty((splits, *state.shape), np.float32)
-    how = _how(d, per_block, q.dtype == np.float16, _aligned(d, q, kv))
+    how = _how(d, per_block, q.dtype == np.float16, _aligned(d, q, kv), cap)
     given = q, row_stride(q), kv, row_stride(kv), key_bias, key_rows, *spans, np.int32(n_heads), np.int32(n_kv_heads)
-    launch("decode", "attend_new", (splits, columns, n), 128, (*given, np.int32(fresh), state, parts), how)
+    capped = (np.float32(cap),) if cap else ()
+    launch("decode", "attend_new", (splits, columns, n), 128, (*given, np.int32(fresh), state, parts, *capped), how)
     if parts is not None:
         _merge(parts, state, n_heads, fresh)
 
@@ -66,13 +69,13 @@ def _aligned(d: int, *arrays: Array) -> bool:
     return d % 4 == 0 and all(a.data.ptr % n_bytes == 0 and a.strides[0] % n_bytes == 0 for a in arrays)
 
 
-def _how(d: int, per_block: int, half: bool, vector: bool) -> tuple[str, ...]:
-    return options(half, vector, D=d, HEADS=per_block)
+def _how(d: int, per_block: int, half: bool, vector: bool, cap: float) -> tuple[str, ...]:
+    return options(half, vector, D=d, HEADS=per_block, **({"CAPPED": 1} if cap else {}))
 
 
-def warm_up_new(heads: tuple[int, int], d: int, dtype: type) -> None:
+def warm_up_new(heads: tuple[int, int], d: int, dtype: type, cap: float = 0.0) -> None:
     """Compile what a step of decoding needs, or load it from CuPy's cache on disk."""
-    kernel("decode", "attend_new", _how(d, _tiles(heads)[1], dtype == np.float16, d % 4 == 0))
+    kernel("decode", "attend_new", _how(d, _tiles(heads)[1], dtype == np.float16, d % 4 == 0, cap))
     kernel("merge", "merge", options(D=d))
 
 

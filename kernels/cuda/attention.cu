@@ -72,6 +72,9 @@ extern "C" __global__ void __launch_bounds__(256) attend(ARGUMENTS) {
             float best = highest[i];
             for (int j = 0; j < 4; j++) {
                 const int key = tx + 16 * j;
+#if NEAR
+                if (ty + 16 * i < n_here && key < n_keys) s[i][j] = ADJUSTED(s[i][j], work.q0 + query, at + key);
+#endif
                 s[i][j] += bs[key];
                 if (is_causal && tile + key > query + causal) s[i][j] = -CUDART_INF_F;
                 best = fmaxf(best, s[i][j]);

@@ -5,6 +5,11 @@
 // Sequence s has the queries q_offsets[s] .. q_offsets[s + 1] - 1 and the keys k_offsets[s] .. k_ends[s] - 1 (null: up to
 // k_offsets[s + 1]). Query i sees key j when j <= i + causal. key_bias (m,) is added to the scores: -inf hides a key,
 // log(count) counts it. A block with nothing to see leaves the state alone. Grid: (query tiles, H, B).
+// With NEAR = 1 scores are capped, biased by distance and hidden beyond a window (kernels/near.py): relative (H, 2 most + 1)
+// or null, query_places and key_places (int32, of all queries and keys) or null.
+#ifndef NEAR
+#define NEAR 0
+#endif
 #define TILE 64  // keys
 #define DP ((D + 15) / 16 * 16)
 
@@ -28,4 +33,24 @@ struct Work {
     const real *q, Index q_head, Index q_row, const real *k, Index k_head, Index k_row, const real *v, Index v_head,     \
         Index v_row, const float *key_bias, const int *key_rows, const Index *q_offsets, const Index *k_offsets,         \
         const Index *k_ends, int repeat, int is_causal, int causal, float *acc, Index acc_head, Index acc_row,           \
-        float *row_max, float *row_sum, Index state_head, Index state_row
+        float *row_max, float *row_sum, Index state_head, Index state_row ADJUSTMENTS
+
+#if NEAR
+#define ADJUSTMENTS                                                                                                      \
+    , float cap, int window, const float *relative, int most, const int *query_places, const int *key_places
+
+// A score, of a query and a key by their indices among all.
+__device__ __forceinline__ float adjusted(float score, int head, Index query, Index key, float cap, int window,
+                                          const float *relative, int most, const int *query_places, const int *key_places) {
+    if (cap > 0.0f) score = cap * tanhf(score / cap);
+    if (!query_places) return score;
+    const int distance = key_places[key] - query_places[query];
+    if (window && (distance >= window || distance <= -window)) return -CUDART_INF_F;
+    if (!relative) return score;
+    return score + relative[head * (2 * most + 1) + most + max(-most, min(most, distance))];
+}
+#define ADJUSTED(score, query, key) \
+    adjusted(score, head, query, key, cap, window, relative, most, query_places, key_places)
+#else
+#define ADJUSTMENTS
+#endif

@@ -107,6 +107,17 @@ extern "C" __global__ void __launch_bounds__(128) attend(ARGUMENTS) {
                         mma(s[r][n + 1], queries[r][d], keys[2], keys[3]);
                     }
                 }
+#if NEAR
+#pragma unroll
+            for (int r = 0; r < ROWS; r++)
+#pragma unroll
+                for (int n = 0; n < TILE / 8; n++)
+                    for (int j = 0; j < 4; j++) {
+                        const int key = n * 8 + t * 2 + j % 2, row = warp_row + r * 16 + g + j / 2 * 8;
+                        if (row < n_here && key < n_keys)
+                            s[r][n][j] = ADJUSTED(s[r][n][j], work.q0 + work.first + row, at + key);
+                    }
+#endif
             if (key_bias) {
 #pragma unroll
                 for (int n = 0; n < TILE / 8; n++)

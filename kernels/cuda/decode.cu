@@ -2,7 +2,7 @@
 // Parameters: D = head width (1 .. 256), HEADS = query heads of a key head that a block works on (1 .. 8).
 //
 // Shapes: q (n, H D), a row per sequence; keys and values side by side, kv (m, 2 Hkv D), read through `key_rows` where they
-// are rows of a table; sequence s has the keys starts[s] .. ends[s] - 1. state (n, H (D + 2)): per row the sums of all
+// are rows of a table; sequence s has the keys starts[s] .. ends[s] - 1. CAPPED = 1: scores s become cap tanh(s / cap). state (n, H (D + 2)): per row the sums of all
 // heads, their maxima, the sums of their weights, as ranks send them to each other. key_bias as in attention.cu.
 //
 // Roofline: memory, 2 m Hkv D numbers read once for all query heads of a key head: Llama-3-8B, 8192 keys, float16: 34 MB per
@@ -14,6 +14,9 @@
 // needed until the end; each group of lanes has a softmax of its own over every GROUPS-th key, AHEAD keys and values on
 // their way at once; long sequences are split over blocks, and merge.cu adds the parts up.
 // Times: none yet (docs/explanation/gpu.md).
+#ifndef CAPPED
+#define CAPPED 0
+#endif
 #define THREADS 128
 #define WARPS (THREADS / 32)
 #if HALF && VECTOR && D % 8 == 0
@@ -48,7 +51,11 @@ __device__ __forceinline__ void fetch(float v[CHUNKS][PIECE], const real *row, i
 // Grid: (splits, Hkv * tiles of HEADS query heads, n).
 extern "C" __global__ void __launch_bounds__(THREADS)
 attend_new(const real *q, Index q_row, const real *kv, Index kv_row, const float *key_bias, const int *key_rows,
-           const Index *starts, const Index *ends, int n_heads, int n_kv_heads, int fresh, float *state, float *parts) {
+           const Index *starts, const Index *ends, int n_heads, int n_kv_heads, int fresh, float *state, float *parts
+#if CAPPED
+           , float cap
+#endif
+) {
     SHARED_ARRAY(float, sums, WARPS * HEADS * D);
     SHARED_ARRAY(float, maxima, (WARPS + 1) * HEADS);  // the last is that of the state
     SHARED_ARRAY(float, totals, (WARPS + 1) * HEADS);
@@ -90,6 +97,9 @@ attend_new(const real *q, Index q_row, const real *kv, Index kv_row, const float
 #pragma unroll
                     for (int j = 0; j < PIECE; j++) score = fmaf(query[h][c][j], k[u][c][j], score);
                 for (int o = LANES / 2; o; o >>= 1) score += __shfl_xor_sync(0xffffffffu, score, o);
+#if CAPPED
+                score = cap * tanhf(score / cap);
+#endif
                 scores[u][h] = score + bias;
             }
         }

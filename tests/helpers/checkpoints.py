@@ -164,9 +164,9 @@ GPT2 = dict(bos_token_id=0, eos_token_id=0, n_embd=15, n_head=3, n_layer=2, n_po
 
 
 LLAMA = dict(hidden_size=24, num_attention_heads=6, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=37)
-
-
+LLAMA |= dict(vocab_size=53, max_position_embeddings=20, rms_norm_eps=1e-5)
 LLAMA3 = dict(rope_type="llama3", rope_theta=100.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
+LLAMA3 |= dict(original_max_position_embeddings=16)
 
 
 DECODERS = {

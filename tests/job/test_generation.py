@@ -348,7 +348,7 @@ def test_what_the_command_refuses(tmp_path, options, said):
     [
         (gpt2_config(), dict(tokenizer=letter_tokenizer(begin=False)), "the prompt is empty"),
         (gpt2_config(), dict(tokenizer=None), "holds no tokenizer"),
-        (bert_config(), {}, "a bert model generates no text; give GPT-2 or Llama"),
+        (bert_config(), {}, "a bert model generates no text; give a decoder, such as Llama"),
     ],
 )
 def test_models_and_prompts_that_the_command_refuses(tmp_path, config, changes, said):

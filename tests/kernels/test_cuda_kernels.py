@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from astra_mpi.kernels import reference
+from astra_mpi.kernels.near import Near
 from helpers.cuda_emulation.devices import GPU, device, xp
 from helpers.cuda_emulation.emulator import ORDERS
 
@@ -291,6 +292,30 @@ def compare(gpu, q, steps, slack=1.0):
     close(out, expected, 8 * slack)
 
 
+@DTYPES
+def test_capped_scores_biases_by_distance_and_windows(gpu, dtype):
+    """Both forms: one sequence, and two packed ones whose positions have holes."""
+    heads, (a, m), d = (4, 2), (70, 131), 20
+    rng, window = np.random.default_rng(0), 5
+    places = [np.sort(rng.choice(200, n, replace=False)).astype(np.int32) for n in (a, m)]
+    q, kv = normal(a, 4 * d, dtype=dtype) * dtype(d**-0.5), normal(m, 2 * 2 * d, seed=1, dtype=dtype)
+    bounds, relative, bias = [np.array([0, 30, a]), np.array([0, 61, m])], normal(4, 21), normal(m)
+    expected, state = np.zeros((a, 4 * d), np.float32), [np.zeros(a * 4 * n, np.float32) for n in (d, 1, 1)]
+    state[1][:] = -np.inf
+    for s in range(2):
+        (rows, keys), own = (slice(*b[s : s + 2]) for b in bounds), start(4, bounds[0][s + 1] - bounds[0][s], d)
+        near = Near(2.5, window, relative, places[0][rows], places[1][keys])
+        each = in_float32(q[rows], kv[keys, : 2 * d], kv[keys, 2 * d :])
+        each = [x.reshape(len(x), -1, d).swapaxes(0, 1) for x in each]
+        reference.attend(*each, bias[keys], None, *own, near)
+        reference.finish(own[0], own[2], expected[rows])
+    near = Near(2.5, window, *there(relative, *places))
+    state, out = there(*state), xp().zeros(q.shape, dtype)
+    gpu.attend_packed(*there(q, kv), heads, (*bounds, None), there(bias), None, None, *state, near)
+    gpu.finish_packed(state[0], state[2], out, 4)
+    close(out, expected, 8)
+
+
 @pytest.mark.parametrize("d", [4, 20, 32, 64, 128])
 @DTYPES
 def test_attention_of_all_widths(gpu, dtype, d):
@@ -480,6 +505,21 @@ def test_new_tokens_in_parts_and_steps(gpu, monkeypatch, dtype, heads, share):
     added = [np.concatenate([bias[a:b], none[c:e]]) for a, b, c, e in zip(starts, ends, *second, strict=True)]
     want = expected_of(q[:, : heads[0] * d], kv, heads, list(zip(index, added, strict=True)))
     close(new_tokens(gpu, device, heads, steps), want, 8)
+
+
+@DTYPES
+def test_new_tokens_with_capped_scores(gpu, dtype):
+    q, kv, bias = normal(2, 4 * 8, dtype=dtype), normal(40, 32, seed=1, dtype=dtype), normal(40, seed=2)
+    spans, state = (np.array([0, 33]), np.array([30, 40])), new_state(2, 4, 8)
+    out, rows = xp().zeros(q.shape, dtype), []
+    gpu.attend_new(there(q), there(kv), (4, 2), there(*spans), 30, there(bias), None, state, True, 1.5)
+    gpu.finish_new(state, out, 4)
+    for s, (a, b) in enumerate(zip(*spans, strict=True)):
+        own = start(4, 1, 8)
+        k, v = in_float32(kv)[0][a:b].reshape(b - a, 2, 2, 8).transpose(1, 2, 0, 3)
+        reference.attend(in_float32(q)[0][s].reshape(4, 1, 8), k, v, bias[a:b], None, *own, Near(1.5))
+        rows.append((own[0] / own[2][..., None]).reshape(1, -1))
+    close(out, np.concatenate(rows), 8)
 
 
 @DTYPES

@@ -13,6 +13,7 @@ from numba.core.dispatcher import Dispatcher
 
 from astra_mpi.kernels import _cpu_attention, _cpu_codes, _cpu_encode, _cpu_rows, _cpu_weights, cpu, reference
 from astra_mpi.kernels._cpu_math import erf, exp
+from astra_mpi.kernels.near import Near
 
 BACKENDS = pytest.mark.parametrize("kernels", [reference, cpu], ids=["reference", "cpu"])
 SIZES = pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 33])
@@ -346,6 +347,28 @@ def attention(kernels, q, parts, causal=None):
     out = np.empty((q.shape[1], q.shape[0] * q.shape[2]), np.float32)
     kernels.finish(acc, row_sum, out)
     return out
+
+
+@pytest.mark.parametrize("window, most", [(0, 3), (1, 0), (7, 3), (300, 70)])
+def test_capped_scores_biases_by_distance_and_windows(window, most):
+    """Against the softmax written out, in two steps, at positions with holes; and the two backends agree."""
+    q, k, v, (a, m), rng = normal(4, 70, 6), normal(2, 700, 6), normal(2, 700, 6), (70, 700), np.random.default_rng(1)
+    places = [np.sort(rng.choice(900, n, replace=False)).astype(np.int32) for n in (a, m)]
+    relative = normal(4, 2 * most + 1) if most else None
+    distance = places[1] - places[0][:, None]
+    scores = 1.5 * np.tanh(q.astype(np.float64) @ np.repeat(k, 2, axis=0).swapaxes(1, 2) / 1.5)
+    scores += relative[:, np.clip(distance, -most, most) + most] if most else 0
+    scores = np.where(abs(distance) < window, scores, -np.inf) if window else scores
+    weights = np.exp(scores)
+    expected = weights @ np.repeat(v, 2, axis=0) / np.maximum(weights.sum(axis=2, keepdims=True), 1e-300)
+    for kernels in (reference, cpu):
+        state = start(4, a, 6)
+        for part in (slice(0, 300), slice(300, m)):
+            near = Near(1.5, window, relative, places[0], places[1][part])
+            kernels.attend(q, k[:, part], v[:, part], None, None, *state, near)
+        out = np.empty((a, 24), np.float32)
+        kernels.finish(state[0], state[2], out)
+        np.testing.assert_allclose(out, expected.swapaxes(0, 1).reshape(a, 24), rtol=0, atol=3e-5)
 
 
 def truth(q, k, v, key_bias=None, causal=None):

@@ -51,8 +51,9 @@ class Roberta(Bert):
     def hf_weights(config: BertConfig) -> dict[str, Source]:
         """Canonical name -> Hugging Face tensor."""
         sources = Bert.hf_weights(config)
+        rows = slice(config.pad_token, None)  # those before it no token takes
         position = sources["embed.position"]
-        sources["embed.position"] = position._replace(skip=config.pad_token)
+        sources["embed.position"] = position._replace(rows=rows, n_rows=config.pad_token + config.position_rows)
         return sources | classifier_sources(config, "classifier.dense", "classifier.out_proj")
 
 
