@@ -17,6 +17,7 @@ class Batch:
     lengths: (B,) int64, content tokens per sequence (class tokens not counted).
     values: packed token ids (N,) with class tokens first in each sequence, or images (B, channels, height, width).
     positions: (N,) position of each packed token; None where a family has its own.
+    position_rows: (N,) rows of the position embedding, where they are not the positions.
     types: (N,) type of each packed token, such as 1 in the second text of a pair; None: all are of type 0.
     """
 
@@ -24,6 +25,7 @@ class Batch:
     values: np.ndarray
     positions: np.ndarray | None = None
     types: np.ndarray | None = None
+    position_rows: np.ndarray | None = None
 
 
 def pack_ids(
@@ -32,13 +34,14 @@ def pack_ids(
     vocab_size: int,
     max_positions: int,
     n_class: int,
-    places: np.ndarray | None = None,
+    counted: np.ndarray | None = None,
     first: int = 0,
 ) -> Batch:
     """Padded token ids (B, T) -> packed batch: masked tokens (mask 0) removed, the others at their own positions.
 
-    The first `n_class` tokens of a sequence are class tokens. places: (B, T) positions, default 0, 1, .. in every
-    sequence; `first` is that of a sequence's first token. InputError names what does not fit the model.
+    The first `n_class` tokens of a sequence are class tokens. counted: (B, T) rows of the position
+    embedding, default their positions 0, 1, .. in a sequence; `first` is that of a sequence's first token. InputError
+    names what does not fit the model.
     """
     ids = np.asarray(ids)
     require(
@@ -57,11 +60,10 @@ def pack_ids(
         raise InputError(
             f"token id {values[bad[0]]} ({where}) is outside 0..{vocab_size - 1}; was another tokenizer used?"
         )
-    if places is not None:
-        positions = places[rows, positions]
+    taken = positions if counted is None else counted[rows, positions]
     require(
-        positions.size == 0 or int(positions.max()) - first < max_positions,
-        f"a sequence reaches position {int(positions.max(initial=0)) - first + 1}, but this model has {max_positions};"
+        taken.size == 0 or int(taken.max()) - first < max_positions,
+        f"a sequence reaches position {int(taken.max(initial=0)) - first + 1}, but this model has {max_positions};"
         " shorten it (max_tokens)",
     )
     lengths = keep.sum(axis=1, dtype=np.int64) - n_class
@@ -69,7 +71,7 @@ def pack_ids(
         bool((lengths >= 0).all()),
         "a sequence has no tokens, but the pooled first token is needed; drop empty sequences",
     )
-    return Batch(lengths, values, positions)
+    return Batch(lengths, values, positions, None, None if counted is None else taken)
 
 
 def split_types(inputs: np.ndarray, n_types: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,16 +16,21 @@ from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import ENCODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import ModelConfig, optional, require
-from astra_mpi.device.xp import module_of, take
+from astra_mpi.device.xp import module_of, take, to_host
 from astra_mpi.models.batch import Batch, pack_ids, pack_types, split_types
 from astra_mpi.models.classes import PROBABILITIES, SCORES, text_classes
 from astra_mpi.models.family import Family
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
+from astra_mpi.models.relative import by_distance
 from astra_mpi.partition import Layout
 
-POOLINGS = ("mean", "cls", "pooler")
-POOLERS = ("tanh", "relu", "gelu")
+#: distance from which on all tokens have the same bias
+FURTHEST = 128
+POOLINGS = ("mean", "cls", "pooler", "last")
+POOLERS = ("tanh", "relu", "gelu", "silu", "gelu_tanh")
+#: what the dense layer of a pooler takes: the first token, the mean over tokens, or each token before their mean
+POOLED = ("cls", "mean", "each")
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,17 @@ class BertConfig(ModelConfig):
     vocab_size: int
     max_positions: int  # longest sequence
     type_vocab: int = 2  # types of tokens, those of a pair's second text being 1; 0: the model has none
-    pooling: str = "mean"  # mean over content tokens, first token, or a dense layer over the first token
+    pooling: str = "mean"  # mean over content tokens, first token, last token, or a dense layer over the first token
     normalize: bool = False  # scale embeddings to length 1
     embedding_size: int = optional(0)  # numbers kept of an embedding, after that; 0: all
     has_pooler: bool = False  # the checkpoint has the dense layer
     pooler_activation: str = optional("tanh")  # after it
+    pooler_over: str = optional("cls")  # what it takes, see POOLED
+    pooler_norm: bool = optional(False)  # and after it, a LayerNorm
     pad_token: int = optional(
         -1
     )  # positions are counted over tokens other than this one, from 1 on; -1: over all, from 0
+    relative_buckets: int = optional(0)  # scores have biases by distance, in so many buckets; 0: none
     word_width: int = optional(0)  # of embeddings that a layer brings to d_model; 0: they have that width
     n_classes: int = optional(0)  # a classifier over the pooled token; 0: the answer is an embedding
     labels: tuple[str, ...] = optional(())  # names of the classes
@@ -57,7 +65,7 @@ class BertConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = {"vocab_size": 1, "max_positions": 1, "type_vocab": 0, "pad_token": -1, "word_width": 0, "n_classes": 0}
+        least = {"vocab_size": 1, "max_positions": 1, "type_vocab": 0, "pad_token": -1, "word_width": 0, "n_classes": 0, "relative_buckets": 0}
         for name, smallest in least.items():
             value = getattr(self, name)
             good = type(value) is int and value >= smallest
@@ -75,7 +83,7 @@ class BertConfig(ModelConfig):
         self._check_classes()
 
     def _check_classes(self) -> None:
-        for name, known in (("pooler_activation", POOLERS), ("probabilities", PROBABILITIES), ("scores", SCORES)):
+        for name, known in (("pooler_activation", POOLERS), ("pooler_over", POOLED), ("probabilities", PROBABILITIES), ("scores", SCORES)):
             value = getattr(self, name)
             require(value in known, f"config: {name} = {value!r} is unknown; use one of {', '.join(known)}")
         require(
@@ -102,7 +110,7 @@ class BertConfig(ModelConfig):
     @property
     def n_class(self) -> int:
         """A pooled first token is replicated on every rank; otherwise it is an ordinary content token."""
-        return 0 if self.pooling == "mean" else 1
+        return int(self.pooling == "cls" or (self.pooling == "pooler" and self.pooler_over == "cls"))
 
 
 #: keys that only heads read, but for a classifier's (`text_classes`)
@@ -117,6 +125,14 @@ class Bert(Family):
     recipe = Recipe(norm_first=False)
     config: BertConfig
 
+    @classmethod
+    def recipe_of(cls, config: Any) -> Recipe:
+        return replace(cls.recipe, relative=config.relative_buckets > 0)
+
+    @cached_property
+    def relative(self) -> np.ndarray | None:
+        return by_distance(self.w["embed.relative"], FURTHEST) if self.config.relative_buckets else None
+
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:
         """Token ids (B, T), or ids and types (B, T, 2), and mask (B, T), 0 = drop -> packed batch.
 
@@ -125,16 +141,16 @@ class Bert(Family):
         config = self.config
         ids, types = split_types(inputs, config.type_vocab)
         counts = config.pad_token >= 0 and ids.ndim == 2
-        places, first = (counted(ids, config.pad_token), 1) if counts else (None, 0)
-        batch = pack_ids(ids, mask, config.vocab_size, config.max_positions, config.n_class, places, first)
+        rows, first = (counted(ids, config.pad_token), 1) if counts else (None, 0)
+        batch = pack_ids(ids, mask, config.vocab_size, config.max_positions, config.n_class, rows, first)
         return batch if types is None else replace(batch, types=pack_types(types, mask, config.type_vocab))
 
     def embed(self, batch: Batch, layout: Layout) -> np.ndarray:
         """-> rows (n, D) of this rank: word, position and type embedding, normalised, and brought to width D."""
-        assert batch.positions is not None
-        starts = np.concatenate([[0], np.cumsum(batch.lengths + layout.n_class)[:-1]])
-        token = starts[layout.row_sequence] + layout.row_token  # (n,) index into the packed batch
-        x = take(self.w["embed.word"], batch.values[token]) + take(self.w["embed.position"], batch.positions[token])
+        rows = batch.positions if batch.position_rows is None else batch.position_rows
+        assert rows is not None
+        token = self.tokens_here(batch, layout)
+        x = take(self.w["embed.word"], batch.values[token]) + take(self.w["embed.position"], rows[token])
         if batch.types is not None:
             x += take(self.w["embed.type"], batch.types[token])
         elif self.config.type_vocab:
@@ -142,9 +158,26 @@ class Bert(Family):
         x = self.kernels.layer_norm(x, self.w["embed.norm.weight"], self.w["embed.norm.bias"], self.config.norm_eps)
         return self.product(x, "embed.project.weight") + self.w["embed.project.bias"] if self.config.word_width else x
 
+    def tokens_here(self, batch: Batch, layout: Layout) -> np.ndarray:
+        """(n,) where the rows of this rank lie in the packed batch."""
+        starts = np.concatenate([[0], np.cumsum(batch.lengths + layout.n_class)[:-1]])
+        return starts[layout.row_sequence] + layout.row_token
+
     def pool(self, x: np.ndarray, layout: Layout) -> np.ndarray:
-        """Rows (n, D) -> this rank's share (B, D): sum of its content tokens, or of the averaged first token."""
-        return layout.content_sums(x) if self.config.pooling == "mean" else layout.class_share(x)
+        """Rows (n, D) -> this rank's share (B, D): sum of its content tokens, of the averaged first token, or the last
+        token if it is here."""
+        config = self.config
+        if config.pooling == "last":
+            share = np.zeros((len(layout.counts), config.d_model), np.float32)
+            sequences, rows = layout.last_rows
+            if len(rows):
+                share[sequences] = to_host(take(x, rows))
+            return share
+        if config.n_class:
+            return layout.class_share(x)
+        x = self.final(x)
+        each = config.pooling == "pooler" and config.pooler_over == "each"
+        return layout.content_sums(self._dense(x) if each else x)
 
     def final(self, x: np.ndarray) -> np.ndarray:
         """Post-LayerNorm blocks end normalised."""
@@ -153,21 +186,31 @@ class Bert(Family):
     def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Shares summed over ranks (B, D) -> logits (B, classes); without a classifier embeddings (B, D), or the first
         `embedding_size` numbers of them."""
-        xp = module_of(pooled)
-        if self.config.pooling == "mean":
+        xp, config = module_of(pooled), self.config
+        if config.n_class or config.pooling == "last":
+            pooled = self.final(pooled)
+        else:
             pooled = pooled / xp.asarray(np.maximum(lengths, 1)[:, None].astype(np.float32))
-        elif self.config.pooling == "pooler":
-            pooled, bias, act = (
-                self.product(pooled, "pooler.weight"),
-                self.w["pooler.bias"],
-                self.config.pooler_activation,
-            )
-            pooled = xp.tanh(pooled + bias) if act == "tanh" else self.kernels.activate(pooled, bias, act)
-        if self.config.n_classes:
+        if config.pooling == "pooler" and config.pooler_over != "each":
+            pooled = self._dense(pooled)
+        if config.n_classes:
             return self.product(pooled, "head.weight") + self.w["head.bias"]
-        if self.config.normalize:
+        if config.normalize:
             pooled = pooled / xp.maximum(xp.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
-        return xp.ascontiguousarray(pooled[:, : self.config.embedding_size or None])
+        return xp.ascontiguousarray(pooled[:, : config.embedding_size or None])
+
+    def _dense(self, x: np.ndarray) -> np.ndarray:
+        """The layer before a classifier, (n, D) -> (n, D)."""
+        config, bias = self.config, self.w.get("pooler.bias")
+        x = self.product(x, "pooler.weight")
+        if config.pooler_activation == "tanh":
+            x = module_of(x).tanh(x if bias is None else x + bias)
+        else:
+            x = self.kernels.activate(x, bias, config.pooler_activation)
+        if not config.pooler_norm:
+            return x
+        norm = self.w["pooler.norm.weight"], self.w["pooler.norm.bias"]
+        return self.kernels.layer_norm(x, *norm, config.norm_eps)
 
     @staticmethod
     def weight_shapes(config: BertConfig) -> Shapes:
@@ -183,11 +226,9 @@ class Bert(Family):
             del shapes["embed.type"]
         if config.word_width:
             shapes |= {"embed.project.weight": (width, d), "embed.project.bias": (d,)}
-        if config.has_pooler:
-            shapes |= {"pooler.weight": (d, d), "pooler.bias": (d,)}
-        if config.n_classes:
-            shapes |= {"head.weight": (d, config.n_classes), "head.bias": (config.n_classes,)}
-        return shapes | block_shapes(config, Bert.recipe)
+        if config.relative_buckets:
+            shapes["embed.relative"] = (config.relative_buckets, config.n_heads)
+        return shapes | head_shapes(config) | block_shapes(config, Bert.recipe_of(config))
 
     reference = Reference(
         architectures=(
@@ -234,6 +275,7 @@ class Bert(Family):
         """What models with BERT's keys have in common, and a model's `own` fields."""
         d_model, n_heads = hf.heads("hidden_size", "num_attention_heads")
         positions = own.pop("max_positions", None) or hf.integer("max_position_embeddings")
+        types = own.pop("type_vocab", None)
         return BertConfig(
             d_model=d_model,
             n_heads=n_heads,
@@ -244,7 +286,7 @@ class Bert(Family):
             norm_eps=hf.number("layer_norm_eps"),
             vocab_size=hf.integer("vocab_size"),
             max_positions=positions,
-            type_vocab=hf.integer("type_vocab_size"),
+            type_vocab=hf.integer("type_vocab_size") if types is None else types,
             **own,
         )
 
@@ -277,6 +319,18 @@ class Bert(Family):
         return map_names(Bert.weight_shapes(config), names, block, "encoder.layer.{}")
 
     PRESETS: ClassVar[dict[str, Callable[[int | None], BertConfig]]] = {}
+
+
+def head_shapes(config: BertConfig) -> Shapes:
+    """Weights of the pooler and of the classifier."""
+    d, shapes = config.d_model, dict[str, tuple[int, ...]]()
+    if config.has_pooler:
+        shapes |= {"pooler.weight": (d, d), "pooler.bias": (d,)}
+    if config.pooler_norm:
+        shapes |= {"pooler.norm.weight": (d,), "pooler.norm.bias": (d,)}
+    if config.n_classes:
+        shapes |= {"head.weight": (d, config.n_classes), "head.bias": (config.n_classes,)}
+    return shapes
 
 
 def counted(ids: np.ndarray, pad_token: int) -> np.ndarray:

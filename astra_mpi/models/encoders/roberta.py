@@ -50,10 +50,7 @@ class Roberta(Bert):
     @staticmethod
     def hf_weights(config: BertConfig) -> dict[str, Source]:
         """Canonical name -> Hugging Face tensor."""
-        sources = Bert.hf_weights(config)
-        rows = slice(config.pad_token, None)  # those before it no token takes
-        position = sources["embed.position"]
-        sources["embed.position"] = position._replace(rows=rows, n_rows=config.pad_token + config.position_rows)
+        sources = counted_rows(Bert.hf_weights(config), config)
         return sources | classifier_sources(config, "classifier.dense", "classifier.out_proj")
 
 
@@ -65,6 +62,13 @@ class XLMRoberta(Roberta):
 class Camembert(Roberta):
     model_type = "camembert"
     reference = _reference("Camembert", 30522)
+
+
+def counted_rows(sources: dict[str, Source], config: BertConfig) -> dict[str, Source]:
+    """The position embedding from the padding token's row on: those before it no token takes."""
+    rows, n_rows = slice(config.pad_token, None), config.pad_token + config.position_rows
+    position = sources["embed.position"]._replace(rows=rows, n_rows=n_rows)
+    return sources | {"embed.position": position}
 
 
 def classifier_sources(config: BertConfig, dense: str, out: str) -> dict[str, Source]:
