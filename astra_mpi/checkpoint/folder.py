@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,29 @@ class Tensor:
         """Its values as float32."""
         with _safe_open(self.path) as file:
             return np.asarray(file.get_tensor(self.name), np.float32)
+
+
+class Joined(Tensor):
+    """Tensors one after the other, along the first axis."""
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensor]) -> Joined:
+        """ValueError where they do not fit together."""
+        if len({part.shape[1:] for part in parts}) > 1 or not parts[0].shape:
+            raise ValueError("shapes differ")
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        joined = cls(parts[0].path, parts[0].name, parts[0].dtype, shape)
+        object.__setattr__(joined, "parts", tuple(parts))
+        return joined
+
+    parts: tuple[Tensor, ...]
+
+    def check(self) -> None:
+        for part in self.parts:
+            part.check()
+
+    def read(self) -> np.ndarray:
+        return np.concatenate([part.read() for part in self.parts])
 
 
 def _safe_open(path: Path) -> Any:

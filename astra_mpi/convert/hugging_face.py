@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.checkpoint.config import HFConfig
-from astra_mpi.checkpoint.folder import Tensor, check_adapter, load_object, open_weights, sha256
+from astra_mpi.checkpoint.folder import Joined, Tensor, check_adapter, load_object, open_weights, sha256
 from astra_mpi.checkpoint.found import checked_folder
 from astra_mpi.checkpoint.tensors import Tensors, rounding
 from astra_mpi.config import require
@@ -116,10 +116,11 @@ def _weights(folder: Path, kind: Any, config: Any, hf: HFConfig, tensors: Tensor
     )
     sources = kind.hf_weights(config)
     zeros = [name for name, source in sources.items() if not source.name]
-    found = {name: tensors.find(source.name) for name, source in sources.items() if source.name}
-    missing = sorted({sources[name].name for name, tensor in found.items() if tensor is None})
-    present = {name: tensor for name, tensor in found.items() if tensor is not None}
-    left = tensors.unused(list(present.values()))
+    asked = {name: (source.name, *source.more) for name, source in sources.items() if source.name}
+    found = {one: tensors.find(one) for names in asked.values() for one in names}
+    missing = sorted(name for name, tensor in found.items() if tensor is None)
+    have = {name: tensor for name, tensor in found.items() if tensor is not None}
+    left = tensors.unused(list(have.values()))
     require(
         not missing,
         f"{folder} has no tensor {some(missing)}, which its config.json asks for ({tensors.blame(missing, hf)});"
@@ -133,6 +134,13 @@ def _weights(folder: Path, kind: Any, config: Any, hf: HFConfig, tensors: Tensor
         f" ({tensors.blame(foreign, hf)}); answers without them would be wrong, so it is not a"
         f" {hf.values.get('model_type')} model as known here",
     )
+    try:
+        present = {
+            name: have[names[0]] if len(names) == 1 else Joined.of([have[one] for one in names])
+            for name, names in asked.items()
+        }
+    except ValueError as exc:
+        raise InputError(f"{folder}: tensors of one kind differ in shape; the folder is damaged") from exc
     shapes = weight_shapes(config)
     assumed = f" ({'; '.join(hf.assumed)})" if hf.assumed else ""
     for name, tensor in present.items():

@@ -65,7 +65,15 @@ class BertConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = {"vocab_size": 1, "max_positions": 1, "type_vocab": 0, "pad_token": -1, "word_width": 0, "n_classes": 0, "relative_buckets": 0}
+        least = {
+            "vocab_size": 1,
+            "max_positions": 1,
+            "type_vocab": 0,
+            "pad_token": -1,
+            "word_width": 0,
+            "n_classes": 0,
+            "relative_buckets": 0,
+        }
         for name, smallest in least.items():
             value = getattr(self, name)
             good = type(value) is int and value >= smallest
@@ -83,7 +91,12 @@ class BertConfig(ModelConfig):
         self._check_classes()
 
     def _check_classes(self) -> None:
-        for name, known in (("pooler_activation", POOLERS), ("pooler_over", POOLED), ("probabilities", PROBABILITIES), ("scores", SCORES)):
+        for name, known in (
+            ("pooler_activation", POOLERS),
+            ("pooler_over", POOLED),
+            ("probabilities", PROBABILITIES),
+            ("scores", SCORES),
+        ):
             value = getattr(self, name)
             require(value in known, f"config: {name} = {value!r} is unknown; use one of {', '.join(known)}")
         require(

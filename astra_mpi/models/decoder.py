@@ -54,6 +54,10 @@ class Decoder(Family):
         """Token ids (B, T) and mask (B, T), 0 = drop -> packed batch. InputError on ids out of range or too long."""
         return pack_ids(inputs, mask, self.config.vocab_size, self.config.max_positions, 0)
 
+    def embed(self, batch: Batch, layout: Layout) -> np.ndarray:
+        """-> rows (n, D) of this rank."""
+        raise NotImplementedError
+
     def tokens_here(self, batch: Batch, layout: Layout) -> np.ndarray:
         """(n,) index into the packed batch of each row of this rank."""
         starts = np.concatenate([[0], np.cumsum(batch.lengths)[:-1]])

@@ -24,14 +24,14 @@ class Source(NamedTuple):
     n_rows: int = 0  # of the tensor, where some are taken
     offset: float = 0.0  # added to what is taken,
     scale: float = 1.0  # which is then multiplied
-    repeat: int = 1  # times the whole stands in a row
+    more: tuple[str, ...] = ()  # tensors that stand behind it, joined along the first axis
 
     def fits(self, found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
         """Whether a tensor of shape `found` has as many numbers as a weight of this shape needs."""
         if self.rows is None:
-            return math.prod(found) == math.prod(shape) * self.n_parts // self.repeat
+            return math.prod(found) == math.prod(shape) * self.n_parts
         taken = len(range(*self.rows.indices(self.n_rows))) if isinstance(self.rows, slice) else len(self.rows)
-        return found[:1] == (self.n_rows,) and math.prod(found[1:]) * taken * self.repeat == math.prod(shape)
+        return found[:1] == (self.n_rows,) and math.prod(found[1:]) * taken == math.prod(shape)
 
 
 def map_names(shapes: Shapes, names: dict[str, str], block: dict[str, str], prefix: str) -> dict[str, Source]:
@@ -74,8 +74,6 @@ def arranged(name: str, array: np.ndarray, shape: tuple[int, ...], source: Sourc
     if source.rows is not None:
         array = array[source.rows if isinstance(source.rows, slice) else np.array(source.rows, np.int64)]
     array = np.split(array, source.n_parts, axis=-1)[source.part]
-    if source.repeat > 1:
-        array = np.tile(array, source.repeat)
     if name.endswith(".weight") and array.ndim >= 2:
         array = array if source.in_out else array.reshape(array.shape[0], -1).T
         if array.shape != shape:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from astra_mpi.checkpoint.config import HFConfig, positive, shown
@@ -30,6 +32,7 @@ _READ: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 #: those that may stand in config.json itself
 _OWN = ("rope_theta", "original_max_position_embeddings", "partial_rotary_factor")
 _PART = "partial_rotary_factor"
+_LOCAL_AND_GLOBAL = {"rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0}
 
 
 def rope_settings(
@@ -39,25 +42,58 @@ def rope_settings(
     theta: float = 10000.0,
     part: float | None = None,
     kinds: tuple[str, ...] = TYPES,
+    older: Mapping[str, str] = MappingProxyType({}),
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> Rope:
     """Rotary positions of config.json, merged as transformers 5 does.
 
     `rope_scaling`, unless it is empty, takes the place of all of `rope_parameters`. The file's own `rope_theta` counts
     where that has none, its own `original_max_position_embeddings` in any case. `type` is an older name of `rope_type`.
     theta, part: the family's defaults of `rope_theta` and `partial_rotary_factor`; part None: heads turn as a whole.
+    kinds, older: types of rotary positions that it knows, and other names of theirs. names: what the file calls keys.
     InputError names what is not supported.
     """
     for key in ("rope_parameters", "rope_scaling"):
         require(isinstance(hf.get(key) or {}, dict), f"{key} = {shown(hf.get(key))} must be an object")
     key = "rope_scaling" if hf.get("rope_scaling") else "rope_parameters"
     found = hf.get(key) or {}
-    own = {name: value for name, value in ((name, hf.get(name)) for name in _OWN) if name in hf.values}
+    called = {name: names.get(name, name) for name in _OWN}
+    own = {name: hf.get(key) for name, key in called.items() if hf.get(key) is not None or key in hf.values}
     if part is None:
         hf.only(_PART, (None, 1))
-    return rope_of(hf, key, own, found, max_positions, d_head, theta, part, kinds)
+    kind = found.get("rope_type", found.get("type", "default"))
+    found = found | {"rope_type": older.get(kind, kind) if isinstance(kind, str) else kind} if found else found
+    return _rope(hf, key, own, found, max_positions, d_head, theta, part, kinds)
 
 
-def rope_of(
+def local_and_global(
+    hf: HFConfig, max_positions: int, d_head: int, thetas: Mapping[str, float] = _LOCAL_AND_GLOBAL
+) -> tuple[Rope, float]:
+    """-> (rotary positions of full blocks, theta of blocks with a window), as Gemma 3 and ModernBERT state them.
+
+    `rope_parameters` has an object for each; else `rope_scaling` and `rope_theta` are of full blocks, and
+    `rope_local_base_freq` is the others' theta. thetas: these keys of both, and their defaults.
+    """
+    given, scaling = hf.get("rope_parameters"), hf.get("rope_scaling")
+    given = {} if given is None else given
+    kinds = ("full_attention", "sliding_attention")
+    nested = isinstance(given, dict) and set(given) <= set(kinds)
+    nested = nested and all(isinstance(x, dict | None) for x in given.values())
+    require(nested, f"rope_parameters = {shown(given)} must have objects {' and '.join(kinds)}")
+    require(isinstance(scaling or {}, dict), f"rope_scaling = {shown(scaling)} must be an object")
+    full, local = (dict(given.get(kind) or {}) for kind in kinds)
+    full |= scaling or {}
+    key = "rope_scaling" if scaling else "rope_parameters"
+    theta, local_theta = (hf.values.get(name, default) for name, default in thetas.items())
+    for name in thetas:
+        hf.read.add(name)
+    rope = _rope(hf, key, {"rope_theta": theta}, full, max_positions, d_head, theta, None, TYPES)
+    own = {"rope_theta": local_theta}
+    local_rope = _rope(hf, "rope_parameters", own, local, max_positions, d_head, local_theta, None, ("default",))
+    return rope, local_rope.theta
+
+
+def _rope(
     hf: HFConfig,
     key: str,
     own: dict[str, Any],

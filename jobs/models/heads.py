@@ -1,8 +1,8 @@
 """Two small classifiers to try `classify` and `rerank` on: MiniLM with heads fitted to the few examples below.
 
 python jobs/models/heads.py MINILM_FOLDER OUT
-Writes Hugging Face folders OUT/topics (BertForSequenceClassification of three topics) and OUT/relevance (one class: does
-a passage answer a question). They are stand-ins for a model of your own: a handful of examples teaches them little.
+Writes Hugging Face folders OUT/topics (BertForSequenceClassification of three topics) and OUT/relevance (one class:
+does a passage answer a question). They are stand-ins for a model of your own: so few examples teach them little.
 """
 
 from __future__ import annotations

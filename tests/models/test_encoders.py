@@ -13,6 +13,8 @@ from helpers.checkpoints import LEFT, RIGHT, close, outputs
 SHAPE = dict(hidden_size=24, num_attention_heads=3, num_hidden_layers=2, intermediate_size=37, vocab_size=53)
 SHAPE |= dict(max_position_embeddings=20)
 DISTIL = dict(dim=24, n_heads=3, n_layers=2, hidden_dim=37, vocab_size=53, max_position_embeddings=20)
+MODERN = SHAPE | dict(pad_token_id=0, cls_token_id=1, bos_token_id=1, eos_token_id=2, sep_token_id=2)
+EURO = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, mask_token_id=3)
 #: class of transformers without its head, settings
 ENCODERS = {
     "roberta": ("Roberta", SHAPE | dict(type_vocab_size=1, pad_token_id=1)),
@@ -22,6 +24,24 @@ ENCODERS = {
     "electra": ("Electra", SHAPE | dict(embedding_size=15, type_vocab_size=3)),
     "electra-wide": ("Electra", SHAPE | dict(embedding_size=24, hidden_act="silu")),
     "bert": ("Bert", SHAPE),
+    "mpnet": ("MPNet", SHAPE | dict(max_position_embeddings=40)),
+    "nomic": ("NomicBert", SHAPE | dict(type_vocab_size=2, pad_token_id=0)),
+    "modernbert": ("ModernBert", MODERN | dict(local_attention=7, num_hidden_layers=4)),
+    "modernbert-biased": (
+        "ModernBert",
+        MODERN
+        | dict(
+            local_attention=4,
+            norm_bias=True,
+            attention_bias=True,
+            mlp_bias=True,
+            classifier_bias=True,
+            classifier_pooling="mean",
+            classifier_activation="silu",
+        ),
+    ),
+    "eurobert": ("EuroBert", SHAPE | dict(num_key_value_heads=1, attention_bias=True, **EURO)),
+    "eurobert-bos": ("EuroBert", SHAPE | dict(classifier_pooling="bos", mlp_bias=True, **EURO)),
 }
 
 
@@ -66,7 +86,18 @@ def test_encoder(name, tmp_path):
         close(answer, (want * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True))
 
 
-CLASSIFIERS = ("bert", "roberta", "distilbert", "electra")
+CLASSIFIERS = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "mpnet",
+    "nomic",
+    "modernbert",
+    "modernbert-biased",
+    "eurobert",
+)
+CLASSIFIERS += ("eurobert-bos",)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

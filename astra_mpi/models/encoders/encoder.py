@@ -4,7 +4,7 @@ BERT's. A class states a checkpoint (`nomic.py`, `modernbert.py`, ..), and a mod
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Encoder(Rotary, Bert):
     config: EncoderConfig
 
     @classmethod
-    def recipe_of(cls, config: EncoderConfig) -> Recipe:
+    def recipe_of(cls, config: Any) -> Recipe:
         return Recipe(
             norm_first=config.norm_first,
             rms=config.rms,
@@ -87,7 +87,7 @@ class Encoder(Rotary, Bert):
         return self.kernels.layer_norm(x, weight, self.w[f"{name}.bias"], eps)
 
     @staticmethod
-    def weight_shapes(config: EncoderConfig) -> Shapes:
+    def weight_shapes(config: Any) -> Shapes:
         d = config.d_model
         shapes: Shapes = {"embed.word": (config.vocab_size, d)}
         if config.type_vocab:

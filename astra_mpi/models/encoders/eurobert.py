@@ -23,7 +23,8 @@ class EuroBert(Encoder):
     model_type: ClassVar[str] = "eurobert"
     reference = Reference(
         architectures=tuple(
-            f"EuroBert{head}" for head in ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
+            f"EuroBert{head}"
+            for head in ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
         ),
         fields=dict(
             vocab_size=128256,
@@ -52,7 +53,7 @@ class EuroBert(Encoder):
         ),
         guarded={"is_causal": (False,)},
         harmless={
-            **{key: why for key, why in (ENCODER | HEADLESS).items() if key not in (*_READ, "head_dim")},
+            **{key: why for key, why in {**ENCODER, **HEADLESS}.items() if key not in (*_READ, "head_dim")},
             "mask_token_id": "marks that the tokenizer puts into texts",
             "classifier_pooling": "of a classifier",
         },
@@ -83,7 +84,7 @@ class EuroBert(Encoder):
         )
 
     @staticmethod
-    def hf_weights(config: EncoderConfig) -> dict[str, Source]:
+    def hf_weights(config: Any) -> dict[str, Source]:
         """Canonical name -> Hugging Face tensor."""
         names = {"embed.word": "embed_tokens.weight", "norm": "norm", "pooler": "dense", "head": "classifier"}
         block = {name: f"self_attn.{name}_proj" for name in "qkvo"}

@@ -1,5 +1,5 @@
-"""ModernBERT (arXiv 2412.13663): blocks that see all and blocks with a window in turn, each with a theta of its own, gated
-MLPs, and no norm before the first attention."""
+"""ModernBERT (arXiv 2412.13663): blocks that see all and blocks with a window in turn, with a theta of their own,
+gated MLPs, and no norm before the first attention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from astra_mpi.models.classes import text_classes
 from astra_mpi.models.encoders.encoder import Encoder, EncoderConfig
 from astra_mpi.models.encoders.parts import encoder_fields, fused_rows, without_biases
 from astra_mpi.models.hf import Source, map_names
-from astra_mpi.models.rope_settings import rope_fields, rope_of
+from astra_mpi.models.rope_settings import local_and_global, rope_fields
 
 _KINDS = ("full_attention", "sliding_attention")
 #: older keys of their thetas, and the defaults
@@ -67,7 +67,7 @@ class ModernBert(Encoder):
         ),
         guarded={"is_causal": (False,)},
         harmless={
-            **{key: why for key, why in (ENCODER | HEADLESS).items() if key not in (*_READ, "head_dim")},
+            **{key: why for key, why in {**ENCODER, **HEADLESS}.items() if key not in (*_READ, "head_dim")},
             **dict.fromkeys(_TRAINING, "acts in training only"),
             **dict.fromkeys(_OTHER, "of a head that is left out, or how it is computed"),
             **dict.fromkeys(("cls_token_id", "sep_token_id"), "marks that the tokenizer puts into texts"),
@@ -95,7 +95,7 @@ class ModernBert(Encoder):
         )
 
     @staticmethod
-    def hf_weights(config: EncoderConfig) -> dict[str, Source]:
+    def hf_weights(config: Any) -> dict[str, Source]:
         """Canonical name -> Hugging Face tensor; a norm without a bias has zeros."""
         names = {
             "embed.word": "embeddings.tok_embeddings.weight",
@@ -105,7 +105,7 @@ class ModernBert(Encoder):
             "pooler.norm": "head.norm",
             "head": "classifier",
         }
-        block = {name: "attn.Wqkv" for name in "qkv"} | {"o": "attn.Wo", "norm1": "attn_norm", "norm2": "mlp_norm"}
+        block = dict.fromkeys("qkv", "attn.Wqkv") | {"o": "attn.Wo", "norm1": "attn_norm", "norm2": "mlp_norm"}
         block |= {"gate": "mlp.Wi", "fc1": "mlp.Wi", "fc2": "mlp.Wo"}
         sources = map_names(Encoder.weight_shapes(config), names, block, "layers.{}")
         sources = fused_rows(sources, {"q": config.d_queries, "k": config.d_kv, "v": config.d_kv})
@@ -129,19 +129,11 @@ def _windows(hf: HFConfig, n_layers: int) -> tuple[int, ...]:
 
 
 def _rotary(hf: HFConfig, fields: dict[str, Any]) -> dict[str, Any]:
-    given, scaling = hf.get("rope_parameters") or {}, hf.get("rope_scaling")
-    nested = isinstance(given, dict) and all(isinstance(given.get(kind) or {}, dict) for kind in _KINDS)
-    nested = nested and set(given) <= set(_KINDS)
-    require(nested, f"rope_parameters = {shown(given)} must have objects {' and '.join(_KINDS)}")
+    scaling = hf.get("rope_scaling")
     require(not scaling, f"rope_scaling = {shown(scaling)} is not supported; only null is")
-    ropes = []
-    for kind, (key, default) in zip(_KINDS, _THETAS.items(), strict=True):
-        theta = hf.get(key) if key in hf.values else default
-        found = dict(given.get(kind) or {})
-        d_head = fields["d_model"] // fields["n_heads"]
-        own = {"rope_theta": theta}
-        ropes.append(rope_of(hf, "rope_parameters", own, found, fields["max_positions"], d_head, theta, None, ("default",)))
-    return rope_fields(ropes[0]) | {"rope_local_theta": ropes[1].theta}
+    d_head = fields["d_model"] // fields["n_heads"]
+    rope, local_theta = local_and_global(hf, fields["max_positions"], d_head, _THETAS)
+    return rope_fields(rope) | {"rope_local_theta": local_theta}
 
 
 def _classifier(hf: HFConfig, tensors: Tensors) -> dict[str, Any]:

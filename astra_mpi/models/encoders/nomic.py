@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import ENCODER, Reference
@@ -19,7 +19,8 @@ class NomicBert(Encoder):
     model_type: ClassVar[str] = "nomic_bert"
     reference = Reference(
         architectures=tuple(
-            f"NomicBert{head}" for head in ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
+            f"NomicBert{head}"
+            for head in ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
         ),
         fields=dict(
             vocab_size=30528,
@@ -43,7 +44,7 @@ class NomicBert(Encoder):
         ),
         guarded={"is_causal": (False,)},
         harmless={
-            **{key: why for key, why in (ENCODER | HEADLESS).items() if key not in (*_READ, "head_dim")},
+            **{key: why for key, why in {**ENCODER, **HEADLESS}.items() if key not in (*_READ, "head_dim")},
             "classifier_dropout": "acts in training only",
         },
     )
@@ -65,7 +66,7 @@ class NomicBert(Encoder):
         )
 
     @staticmethod
-    def hf_weights(config: EncoderConfig) -> dict[str, Source]:
+    def hf_weights(config: Any) -> dict[str, Source]:
         """Canonical name -> Hugging Face tensor, by the names of the released checkpoints."""
         names = {
             "embed.word": "embeddings.word_embeddings.weight",
@@ -74,7 +75,7 @@ class NomicBert(Encoder):
             "pooler": "pooler.dense",
             "head": "classifier",
         }
-        block = {name: "attn.Wqkv" for name in "qkv"} | {"o": "attn.out_proj", "norm1": "norm1", "norm2": "norm2"}
+        block = dict.fromkeys("qkv", "attn.Wqkv") | {"o": "attn.out_proj", "norm1": "norm1", "norm2": "norm2"}
         block |= {"fc1": "mlp.fc11", "gate": "mlp.fc12", "fc2": "mlp.fc2"}
         sources = map_names(Encoder.weight_shapes(config), names, block, "encoder.layers.{}")
         return fused_rows(sources, {"q": config.d_queries, "k": config.d_kv, "v": config.d_kv})
