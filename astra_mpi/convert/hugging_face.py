@@ -26,6 +26,8 @@ from astra_mpi.files.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.files.provenance import provenance
 from astra_mpi.files.weightfile import some
 from astra_mpi.models import FAMILIES, MODEL_TYPES
+from astra_mpi.models.decoder import Decoder
+from astra_mpi.models.encoders.embedders import EMBEDDERS
 from astra_mpi.models.hf import Source, arranged, to_canonical
 
 
@@ -42,7 +44,7 @@ def convert(source: str | Path, dtype: str = "float32", command: str = "convert"
     check_adapter(folder)
     tensors, files = open_weights(folder)
     kind, config, hf, named = _config(folder / "config.json", tensors, encoder)
-    weights, notes = _weights(folder, kind, config, hf, named)
+    weights, notes = _weights(folder, kind, config, hf, named, encoder)
     tokenizer, preprocess, more_notes, left_aside = _inputs(folder, config, encoder)
     facts = {
         "source": source.resolve().name,
@@ -79,7 +81,7 @@ def _config(
     name = str(values.get("model_type"))
     if name not in MODEL_TYPES:
         raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(MODEL_TYPES)}")
-    kind: Any = MODEL_TYPES[name]
+    kind: Any = MODEL_TYPES[name] if encoder is None else EMBEDDERS.get(name, MODEL_TYPES[name])
     with _said_of(path):
         hf = HFConfig(values, kind.reference)
         hf.bare = encoder is not None
@@ -88,7 +90,7 @@ def _config(
     with _said_of(path):
         config = kind.from_hf(hf, named)
         hf.check_rest()
-    if encoder is not None and config.family == "bert":
+    if encoder is not None and hasattr(config, "pooling"):
         config = dataclasses.replace(config, **encoder.config_fields(config.d_model))
     elif encoder is not None:
         raise InputError(
@@ -107,14 +109,18 @@ def _said_of(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {exc}") from exc
 
 
-def _weights(folder: Path, kind: Any, config: Any, hf: HFConfig, tensors: Tensors) -> tuple[Weights, list[str]]:
+def _weights(
+    folder: Path, kind: Any, config: Any, hf: HFConfig, tensors: Tensors, encoder: SentenceEncoder | None = None
+) -> tuple[Weights, list[str]]:
     """-> (weights by canonical name, read when they are asked for; notes)."""
     # before the names of so many blocks are spelled out
     require(
         config.n_layers <= len(tensors.files),
         f"{folder} has too few tensors for {hf.called(hf.reference.layers_key)} = {config.n_layers}",
     )
-    sources = kind.hf_weights(config)
+    dense = encoder.dense if encoder is not None else ()
+    without = {"dense_widths": (), "dense_activations": (), "embedding_size": 0} if dense else {}
+    sources = kind.hf_weights(dataclasses.replace(config, **without))
     zeros = [name for name, source in sources.items() if not source.name]
     asked = {name: (source.name, *source.more) for name, source in sources.items() if source.name}
     found = {one: tensors.find(one) for names in asked.values() for one in names}
@@ -141,6 +147,13 @@ def _weights(folder: Path, kind: Any, config: Any, hf: HFConfig, tensors: Tensor
         }
     except ValueError as exc:
         raise InputError(f"{folder}: tensors of one kind differ in shape; the folder is damaged") from exc
+    for i, layer in enumerate(dense):
+        for name, (source, tensor) in layer.tensors(i).items():
+            sources[name] = source
+            if tensor is None:
+                zeros.append(name)
+            else:
+                present[name] = tensor
     shapes = weight_shapes(config)
     assumed = f" ({'; '.join(hf.assumed)})" if hf.assumed else ""
     for name, tensor in present.items():
@@ -180,7 +193,7 @@ def _inputs(
             return None, None, [f"{exc}; the model will take only float32 images that are already normalised"], []
     text = read_text_settings(folder, config, encoder)
     preprocess = dict(text.preprocess)
-    if FAMILIES[config.family].causal:
+    if issubclass(FAMILIES[config.family], Decoder):
         preprocess["end_tokens"], asked = generation(folder, config.vocab_size)
         text.notes.extend(asked)
     return text.tokenizer, preprocess, text.notes, text.left_aside

@@ -18,6 +18,7 @@ from astra_mpi.inputs.text import Tokenizer
 from astra_mpi.inputs.windows import WindowSource, open_windows, window_scores
 from astra_mpi.job import generation
 from astra_mpi.models import FAMILIES
+from astra_mpi.models.decoder import Decoder
 from astra_mpi.ranks.broadcast import broadcast_integers
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Part(NamedTuple):
 def check_task(deck: Deck, config: Any) -> None:
     """InputError if the model cannot do the task."""
     wanted: tuple[str, ...]
-    if getattr(FAMILIES.get(config.family), "causal", False):
+    if issubclass(FAMILIES.get(config.family, object), Decoder):
         wanted, what = ("perplexity", "generate"), ""
     elif n_classes := getattr(config, "n_classes", 0):
         wanted, what = ("classify",), f" with a classifier of {n_classes} class{'es' * (n_classes > 1)}"

@@ -29,6 +29,8 @@ from astra_mpi.partition import Layout
 FURTHEST = 128
 POOLINGS = ("mean", "cls", "pooler", "last")
 POOLERS = ("tanh", "relu", "gelu", "silu", "gelu_tanh")
+#: after layers that an embedding goes through
+DENSE = ("tanh", "relu", "gelu", "silu", "identity")
 #: what the dense layer of a pooler takes: the first token, the mean over tokens, or each token before their mean
 POOLED = ("cls", "mean", "each")
 
@@ -54,6 +56,8 @@ class BertConfig(ModelConfig):
     word_width: int = optional(0)  # of embeddings that a layer brings to d_model; 0: they have that width
     n_classes: int = optional(0)  # a classifier over the pooled token; 0: the answer is an embedding
     labels: tuple[str, ...] = optional(())  # names of the classes
+    dense_widths: tuple[int, ...] = optional(())  # of layers that an embedding goes through after pooling
+    dense_activations: tuple[str, ...] = optional(())  # after each of them, see DENSE
     probabilities: str = optional(
         "softmax"
     )  # what makes probabilities of logits: "softmax", "sigmoid" (of each), "none"
@@ -86,8 +90,11 @@ class BertConfig(ModelConfig):
             "config: pooling 'pooler' needs a checkpoint with pooler weights",
         )
         size = self.embedding_size
-        good = type(size) is int and 0 <= size < self.d_model
-        require(good, f"config: embedding_size = {size!r} is outside 0..{self.d_model - 1}")
+        good = type(size) is int and 0 <= size < self.width
+        require(good, f"config: embedding_size = {size!r} is outside 0..{self.width - 1}")
+        good = all(type(n) is int and n > 0 for n in self.dense_widths) and set(self.dense_activations) <= set(DENSE)
+        good = good and len(self.dense_widths) == len(self.dense_activations)
+        require(good, f"config: dense layers of widths {self.dense_widths} with {self.dense_activations}")
         self._check_classes()
 
     def _check_classes(self) -> None:
@@ -105,6 +112,11 @@ class BertConfig(ModelConfig):
         )
         plain = self.pooling == "pooler" and not self.normalize and not self.embedding_size
         require(not self.n_classes or plain, "config: a classifier takes what the pooler makes, as it is")
+
+    @property
+    def width(self) -> int:
+        """Of an embedding, before it is cut to `embedding_size`."""
+        return self.dense_widths[-1] if self.dense_widths else self.d_model
 
     def for_embeddings(self, pooling: str) -> BertConfig:
         """Of the same encoder without its classifier."""
@@ -208,22 +220,26 @@ class Bert(Family):
             pooled = self._dense(pooled)
         if config.n_classes:
             return self.product(pooled, "head.weight") + self.w["head.bias"]
+        for i, act in enumerate(config.dense_activations):
+            pooled = self._activated(self.product(pooled, f"dense.{i}.weight"), self.w[f"dense.{i}.bias"], act)
         if config.normalize:
             pooled = pooled / xp.maximum(xp.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
         return xp.ascontiguousarray(pooled[:, : config.embedding_size or None])
 
     def _dense(self, x: np.ndarray) -> np.ndarray:
         """The layer before a classifier, (n, D) -> (n, D)."""
-        config, bias = self.config, self.w.get("pooler.bias")
-        x = self.product(x, "pooler.weight")
-        if config.pooler_activation == "tanh":
-            x = module_of(x).tanh(x if bias is None else x + bias)
-        else:
-            x = self.kernels.activate(x, bias, config.pooler_activation)
+        config = self.config
+        x = self._activated(self.product(x, "pooler.weight"), self.w["pooler.bias"], config.pooler_activation)
         if not config.pooler_norm:
             return x
         norm = self.w["pooler.norm.weight"], self.w["pooler.norm.bias"]
         return self.kernels.layer_norm(x, *norm, config.norm_eps)
+
+    def _activated(self, x: np.ndarray, bias: np.ndarray, name: str) -> np.ndarray:
+        """An activation of x (n, width) + bias."""
+        if name == "identity":
+            return x + bias
+        return module_of(x).tanh(x + bias) if name == "tanh" else self.kernels.activate(x, bias, name)
 
     @staticmethod
     def weight_shapes(config: BertConfig) -> Shapes:
@@ -343,6 +359,9 @@ def head_shapes(config: BertConfig) -> Shapes:
         shapes |= {"pooler.norm.weight": (d,), "pooler.norm.bias": (d,)}
     if config.n_classes:
         shapes |= {"head.weight": (d, config.n_classes), "head.bias": (config.n_classes,)}
+    for i, width in enumerate(config.dense_widths):
+        shapes |= {f"dense.{i}.weight": (d, width), f"dense.{i}.bias": (width,)}
+        d = width
     return shapes
 
 

@@ -184,6 +184,9 @@ def _head(config: Any, weights: Weights, hidden: Array) -> Array:
     output = _pooled(config, weights, hidden)
     if getattr(config, "n_classes", 0):
         return _linear(output, weights, "head")
+    for i, name in enumerate(getattr(config, "dense_activations", ())):
+        output = _linear(output, weights, f"dense.{i}")
+        output = output if name == "identity" else _activate(output, name)
     output = output / np.linalg.norm(output) if config.normalize else output
     return output[: getattr(config, "embedding_size", 0) or None]
 

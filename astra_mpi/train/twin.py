@@ -199,6 +199,9 @@ class Twin:
             pooled = self._dense(pooled)
         if config.n_classes:
             return self._linear(pooled, "head")
+        for i, act in enumerate(config.dense_activations):
+            pooled = self._linear(pooled, f"dense.{i}")
+            pooled = pooled if act == "identity" else torch.tanh(pooled) if act == "tanh" else _activate(pooled, act)
         pooled = F.normalize(pooled, dim=-1) if config.normalize else pooled
         return pooled[:, : config.embedding_size or None]
 

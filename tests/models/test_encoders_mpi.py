@@ -22,14 +22,14 @@ MAPPED = {
 SMALL = dict(d_model=24, n_heads=6, n_kv_heads=2, n_layers=3, d_ff=37, activation="gelu", norm_eps=1e-5, vocab_size=50)
 SMALL |= dict(max_positions=40)
 ROTARY = {
-    "post-norm": EncoderConfig(**SMALL, norm_first=False, embed_norm=True, attention_bias=True),
+    "post-norm": EncoderConfig(**SMALL, norm_first=False, embed_norm=True, biased=tuple("qkvo")),
     "windows": EncoderConfig(
         **SMALL, type_vocab=0, embed_norm=True, plain_start=True, windows=(0, 4, 0), rope_local_theta=50.0,
         pooling="pooler", has_pooler=True, pooler_over="mean", pooler_norm=True, n_classes=3,
     ),
     "normed-heads": EncoderConfig(
         **SMALL, type_vocab=0, rms=True, qk_norm="head", output_norms=True, pooling="pooler", has_pooler=True,
-        pooler_over="each", n_classes=2, mlp_bias=True,
+        pooler_over="each", n_classes=2, biased=("gate", "fc1", "fc2"),
     ),
     "last": CausalEncoderConfig(**SMALL, type_vocab=0, rms=True, qk_norm="head", pooling="last", normalize=True),
 }  # fmt: skip

@@ -16,8 +16,7 @@ from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
 from astra_mpi.models.rotary import Rotary, RotaryConfig
 from astra_mpi.partition import Layout
 
-#: layers with a bias or without, together
-LAYERS = {"attention": ("q", "k", "v", "o"), "mlp": ("gate", "fc1", "fc2")}
+LINEARS = ("q", "k", "v", "o", "gate", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
@@ -31,23 +30,24 @@ class EncoderConfig(RotaryConfig, BertConfig):
     qk_norm: str = optional("")  # queries and keys are normalised, see `Recipe`
     embed_norm: bool = optional(False)  # embeddings are normalised
     plain_start: bool = optional(False)  # the first block's attention takes its input as it is
-    attention_bias: bool = optional(False)  # of q, k, v and o
-    mlp_bias: bool = optional(False)  # of gate, fc1 and fc2
+    biased: tuple[str, ...] = optional(())  # linear layers of a block with a bias, of LINEARS
     norm_bias: bool = optional(True)  # the checkpoint has biases of norms, and of the pooler; else they are zeros
     pooler_bias: bool = optional(True)
 
     family: ClassVar[str] = "encoder"
+    tied: ClassVar[bool] = False  # no head of words reads the embedding
 
     def __post_init__(self) -> None:
         super().__post_init__()
         plain = self.pad_token < 0 and not self.word_width
         require(plain, "config: pad_token and word_width are of encoders with learnt positions")
+        require(set(self.biased) <= set(LINEARS), f"config: biased = {list(self.biased)} are not all linear layers")
         require(not self.plain_start or self.embed_norm, "config: plain_start without a norm of embeddings")
 
     @property
     def unbiased(self) -> tuple[str, ...]:
         """Linear layers without a bias."""
-        return LAYERS["attention"] * (not self.attention_bias) + LAYERS["mlp"] * (not self.mlp_bias)
+        return tuple(layer for layer in LINEARS if layer not in self.biased)
 
 
 class Encoder(Rotary, Bert):

@@ -11,7 +11,7 @@ from astra_mpi.config import require
 from astra_mpi.models.bert import HEADLESS
 from astra_mpi.models.classes import text_classes
 from astra_mpi.models.encoders.encoder import Encoder, EncoderConfig
-from astra_mpi.models.encoders.parts import encoder_fields, rotary
+from astra_mpi.models.encoders.parts import biased, encoder_fields, rotary
 from astra_mpi.models.hf import Source, map_names
 
 _READ = ("rope_parameters", "rope_scaling", "rope_theta")
@@ -78,8 +78,7 @@ class EuroBert(Encoder):
             **rotary(hf, fields),
             type_vocab=0,
             rms=True,
-            attention_bias=hf.flag("attention_bias"),
-            mlp_bias=hf.flag("mlp_bias"),
+            biased=biased(hf),
             **_classifier(hf, tensors),
         )
 

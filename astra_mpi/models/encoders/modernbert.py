@@ -12,7 +12,7 @@ from astra_mpi.config import require
 from astra_mpi.models.bert import HEADLESS
 from astra_mpi.models.classes import text_classes
 from astra_mpi.models.encoders.encoder import Encoder, EncoderConfig
-from astra_mpi.models.encoders.parts import encoder_fields, fused_rows, without_biases
+from astra_mpi.models.encoders.parts import biased, encoder_fields, fused_rows, without_biases
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.models.rope_settings import local_and_global, rope_fields
 
@@ -89,8 +89,7 @@ class ModernBert(Encoder):
             type_vocab=0,
             embed_norm=True,
             plain_start=True,
-            attention_bias=hf.flag("attention_bias"),
-            mlp_bias=hf.flag("mlp_bias"),
+            biased=biased(hf),
             **_classifier(hf, tensors),
         )
 

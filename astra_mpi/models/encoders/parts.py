@@ -28,6 +28,11 @@ def encoder_fields(hf: HFConfig, activation: str, eps: str) -> dict[str, Any]:
     )
 
 
+def biased(hf: HFConfig) -> tuple[str, ...]:
+    """Linear layers with a bias, by the switches that Llama has too."""
+    return ("q", "k", "v", "o") * hf.flag("attention_bias") + ("gate", "fc1", "fc2") * hf.flag("mlp_bias")
+
+
 def rotary(hf: HFConfig, fields: dict[str, Any], theta: float = 10000.0) -> dict[str, Any]:
     """Rotary fields of a model of these sizes; theta: its class's default."""
     return rope_fields(rope_settings(hf, fields["max_positions"], fields["d_model"] // fields["n_heads"], theta))
