@@ -1,4 +1,6 @@
-"""Folders of sentence-transformers whose Transformer is not BERT: embeddings as `SentenceTransformer.encode` gives them."""
+"""Folders of sentence-transformers whose Transformer is not BERT: the embeddings of `SentenceTransformer.encode`."""
+
+import json
 
 import h5py
 import pytest
@@ -22,7 +24,7 @@ GEMMA = GROUPED | dict(
     query_pre_attn_scalar=5, sliding_window=9, layer_types=["sliding_attention"] * 2 + ["full_attention"]
 )
 DENSE = [(WIDTH, 31, "torch.nn.modules.linear.Identity", False), (31, 13, "torch.nn.modules.activation.Tanh", True)]
-#: model of transformers, its settings, folder of a tokenizer, pooling, Dense modules (inputs, outputs, activation, bias)
+#: model of transformers, settings, folder of a tokenizer, pooling, Dense modules (inputs, outputs, activation, bias)
 EMBEDDERS = {
     "qwen3": ("Qwen3Model", GROUPED, "llama-qwen2", "lasttoken", []),
     "qwen2": ("Qwen2ForCausalLM", GROUPED | {"head_dim": 4, "tie_word_embeddings": False}, "llama-qwen2", "mean", []),
@@ -48,6 +50,9 @@ def made(folder, name):
     """A folder of sentence-transformers, every parameter moved."""
     kind, more, tokenizer, pooling, dense = EMBEDDERS[name]
     FOLDERS[tokenizer](folder)
+    if tokenizer == "llama":  # which has none to pad with
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        put(folder / "tokenizer_config.json", settings | {"pad_token": "<unk>"})
     torch.manual_seed(0)
     model_class = getattr(transformers, kind)
     model = model_class(model_class.config_class(**renamed(kind, SIZES | more)))
@@ -133,7 +138,7 @@ def test_checked_conversions(tmp_path, capsys):
             {"in_features": 23, "out_features": 31},
             "in_features = 23, and it is given 24 numbers",
         ),
-        ("2_Dense/config.json", {"in_features": 24, "out_features": 9}, "which config.json contradicts"),
+        ("3_Dense/config.json", {"in_features": 31, "out_features": 9}, "which config.json contradicts"),
         (
             "2_Dense/config.json",
             {"in_features": 24, "out_features": 31, "use_residual": True},

@@ -61,7 +61,8 @@ def compare(source: Path, path: Path, model: ModelFile) -> Iterator[Finding]:
 
     print(f"check: {source} is read by transformers", file=sys.stderr, flush=True)
     reference: Reference = load_reference(source, model)
-    family: Any = {"bert": encoders, "vit": images}.get(model.config.family, decoders)
+    texts = encoders if hasattr(model.config, "pooling") else decoders
+    family: Any = images if model.config.family == "vit" else texts
     yield from family.compare(reference, _loaded(path))
 
 

@@ -62,16 +62,20 @@ def load_reference(source: Path, model: ModelFile) -> Reference:
         return Reference(source, source.parent, reference_of(source), model.stored_dtype, is_folder=False)
     encoder = read_encoder(source)
     folder = source if encoder is None else encoder.transformer
-    kind = {"bert": "AutoModel", "vit": "AutoModelForImageClassification"}.get(
-        model.config.family, "AutoModelForCausalLM"
-    )
-    if model.config.family == "bert" and model.config.n_classes:
-        kind = "AutoModelForSequenceClassification"
-    if model.config.family == "vit" and not model.config.n_classes:
-        kind = "AutoModel"
+    kind = _auto_class(model.config)
     with quiet(), reads(str(folder)):
         reference = getattr(transformers, kind).from_pretrained(folder, attn_implementation="eager", **SAFE)
     return Reference(source, folder, reference.eval().float(), model.stored_dtype)
+
+
+def _auto_class(config: Any) -> str:
+    """Of transformers, with the head that the model file has."""
+    images, texts = config.family == "vit", hasattr(config, "pooling")
+    if not (images or texts):
+        return "AutoModelForCausalLM"
+    if not config.n_classes:
+        return "AutoModel"
+    return "AutoModelForImageClassification" if images else "AutoModelForSequenceClassification"
 
 
 def require_libraries(source: Path) -> None:

@@ -39,6 +39,7 @@ def _as_encoder(decoder: Any, hf: HFConfig, tensors: Tensors) -> EncoderConfig:
     both_ways = hf.reference.has(_BOTH_WAYS) and bool(hf.get(_BOTH_WAYS))
     # the head is left out, whether there is one or not
     hf.values |= {"tie_word_embeddings": True} | ({_BOTH_WAYS: False} if both_ways else {})
+    hf.get("sliding_window")  # which may be there and switched off
     found = decoder.from_hf(hf, tensors)
     recipe = decoder.recipe_of(found)
     require(recipe.gated and recipe.rms and not recipe.parallel, f"a {found.family} model is not known as an embedder")
