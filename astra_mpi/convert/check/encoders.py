@@ -35,6 +35,13 @@ def _random(reference: Reference, model: Any) -> Iterator[Finding]:
 
 
 def _forward(torch_model: Any, tokens: Tokens, config: Any) -> Outputs:
+    if not any(config.windows):
+        return _answers(torch_model, tokens, config)
+    parts = [_answers(torch_model, one, config) for one in tokens.alone()]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _answers(torch_model: Any, tokens: Tokens, config: Any) -> Outputs:
     """Hidden states (N, D) of all tokens; logits (B, classes), or embeddings (B, D) pooled as the model file says."""
     import torch
 

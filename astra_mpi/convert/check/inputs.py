@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,12 @@ class Tokens(NamedTuple):
         """What our model takes: ids, with their types beside them if there are any."""
         return self.ids if self.types is None else np.stack([self.ids, self.types], axis=2)
 
+    def alone(self) -> Iterator[Tokens]:
+        """Each sequence by itself, without padding; of sequences without gaps."""
+        for i, n in enumerate(self.lengths.tolist()):
+            types = None if self.types is None else self.types[i : i + 1, :n]
+            yield Tokens(self.ids[i : i + 1, :n], self.mask[i : i + 1, :n], self.lengths[i : i + 1], types)
+
     def packed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """-> ids, positions, mask (B, T): the tokens side by side, as transformers takes them."""
         keep = np.arange(self.lengths.max()) < self.lengths[:, None]
@@ -30,7 +37,7 @@ class Tokens(NamedTuple):
 
 def random_tokens(config: Any, longest: int = 96, seed: int = 0) -> Tokens:
     """Ragged sequences from position 0 on, and one whose positions are spread up to the model's last."""
-    # with windows, transformers has no answer for padding that sees nothing, so that there are no gaps
+    # with windows, transformers has no answer for padding that sees nothing: no gaps, and each sequence `alone`
     looks = any(config.windows) or getattr(config, "relative_buckets", 0) > 0
     reach = min(longest, config.max_positions) if looks else config.max_positions
     rng = np.random.default_rng(seed)
