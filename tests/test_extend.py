@@ -17,7 +17,7 @@ import numpy as np
 from mpi4py import MPI
 import astra_mpi
 for strategy in ("single", "sp"):
-    model = astra_mpi.load("opt.h5", comm=MPI.COMM_WORLD, strategy=strategy)
+    model = astra_mpi.load("seed.h5", comm=MPI.COMM_WORLD, strategy=strategy)
     answer = model(np.load("ids.npy"), np.load("mask.npy"))
     if MPI.COMM_WORLD.rank == 0:
         np.save(f"{strategy}.npy", answer)
@@ -82,15 +82,16 @@ def test_strategy(run):
 def test_family(run):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    files = {"added": "astra_mpi/models/opt.py", "table": "astra_mpi/models/__init__.py"}
+    files = {"added": "astra_mpi/models/decoders/seed_oss.py", "table": "astra_mpi/models/decoders/__init__.py"}
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 61}
-    config = transformers.OPTConfig(**sizes, max_position_embeddings=24, word_embed_proj_dim=32)
-    rival = transformers.OPTForCausalLM(config).eval()
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"num_hidden_layers": 2, "vocab_size": 61, "head_dim": 10}
+    config = transformers.SeedOssConfig(**sizes, max_position_embeddings=24, attention_out_bias=True)
+    rival = transformers.SeedOssForCausalLM(config).eval()
     with torch.no_grad():
         for weight in rival.parameters():  # biases are zeros and norms ones, where a mistake would not show
             weight.add_(0.1 * torch.randn_like(weight))
-    rival.save_pretrained(run.folder / "opt-folder")
+    rival.save_pretrained(run.folder / "seed-folder")
     rng = np.random.default_rng(0)
     ids, mask = rng.integers(0, 61, (3, 20)), np.arange(20) < np.array([[20], [7], [1]])
     np.save(run.folder / "ids.npy", ids)

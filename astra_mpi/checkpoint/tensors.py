@@ -22,6 +22,8 @@ _QUANTISED = (
     *(".qweight", ".qzeros", ".g_idx", ".SCB", ".absmax", ".quant_map"),
     *(".weight_packed", ".weight_scale", ".weight_scale_inv", ".weight_format"),
 )
+#: settings by which blocks have some norms or not
+_NORM_SWITCHES = ("use_parallel_residual", "qk_layernorm")
 
 
 class Tensors:
@@ -78,8 +80,10 @@ class Tensors:
     def blame(self, names: Sequence[str], hf: HFConfig) -> str:
         """The settings of config.json that decide whether there are tensors of these names."""
         biases = [key for key in hf.reference.fields if key.endswith("_bias")]
+        norms = [key for key in hf.reference.fields if key in _NORM_SWITCHES]
         keys = [hf.called(hf.reference.layers_key)] * bool(self.in_blocks(names))
         keys += biases * any(name.endswith(".bias") for name in names)
+        keys += norms * any("norm" in name for name in names)
         return ", ".join(keys or ["architectures"])
 
     def _candidates(self, name: str) -> list[str]:

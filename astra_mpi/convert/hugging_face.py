@@ -30,6 +30,9 @@ from astra_mpi.models.decoder import Decoder
 from astra_mpi.models.encoders.embedders import EMBEDDERS
 from astra_mpi.models.hf import Source, arranged, to_canonical
 
+#: settings of mixtures of experts
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "num_experts_per_tok")
+
 
 def convert(source: str | Path, dtype: str = "float32", command: str = "convert") -> tuple[ModelFile, list[str]]:
     """Read config.json, safetensors, tokenizer, pooling and image preprocessing of a Hugging Face folder.
@@ -80,6 +83,12 @@ def _config(
     values = load_object(path)
     name = str(values.get("model_type"))
     if name not in MODEL_TYPES:
+        experts = sorted(key for key in values if key in _EXPERTS)
+        require(
+            not (experts or name in ("mixtral", "dbrx") or "moe" in name),
+            f"{path}: model_type '{name}' is a mixture of experts ({', '.join(experts) or 'as its name says'}), which"
+            " is not supported; give a model whose MLPs are one each",
+        )
         raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(MODEL_TYPES)}")
     kind: Any = MODEL_TYPES[name] if encoder is None else EMBEDDERS.get(name, MODEL_TYPES[name])
     with _said_of(path):

@@ -140,6 +140,8 @@ class BertConfig(ModelConfig):
 
 #: keys that only heads read, but for a classifier's (`text_classes`)
 HEADLESS = dict.fromkeys(("tie_word_embeddings", "id2label", "num_labels"), "of a head that is left out")
+#: keys that transformers asks models with rotary positions for, of others
+OTHERS = {"num_heads": "of other models' caches", "mlp_layer_types": "of mixtures of experts"}
 HEADLESS["head_dim"] = "compared with other keys, not used"
 
 

@@ -81,6 +81,7 @@ def local_and_global(
     nested = nested and all(isinstance(x, dict | None) for x in given.values())
     require(nested, f"rope_parameters = {shown(given)} must have objects {' and '.join(kinds)}")
     require(isinstance(scaling or {}, dict), f"rope_scaling = {shown(scaling)} must be an object")
+    hf.only(_PART, (None, 1))
     full, local = (dict(given.get(kind) or {}) for kind in kinds)
     full |= scaling or {}
     key = "rope_scaling" if scaling else "rope_parameters"

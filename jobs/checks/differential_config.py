@@ -161,6 +161,7 @@ BESIDE: dict[tuple[str, str], list[tuple[tuple[str, Any], ...]]] = {
 
 #: the reference fails on values whose meaning is clear: none, a number without a fraction, an id that never comes
 EXCUSED = [("configuration_files", None), ("rms_norm_eps", 1), ("eos_token_id", [999, 40])]
+EXCUSED += [("final_logit_softcapping", 3)]
 
 
 class ConfigTable(Table):
@@ -314,6 +315,13 @@ class GenerationTable(ConfigTable):
         return "aside" if aside else "harmless" if key in hf_generation.HARMLESS and key != "eos_token_id" else ""
 
 
+class ArchitectureTable(ConfigTable):
+    """config.json of a decoder that is a recipe and a mapping: the keys of its class alone; the others are Llama's."""
+
+    def keys(self) -> list[str]:
+        return [field.name for field in dataclasses.fields(self.config_class) if field.name not in HARMLESS]
+
+
 def _load(folder: Path, contents: ModelFile) -> astra_mpi.Model:
     path = folder.with_suffix(".h5")
     write_model(path, contents)
@@ -372,7 +380,32 @@ BESIDE_GENERATION: dict[str, tuple[tuple[str, Any], ...]] = {
 }
 
 
+_GROUPED = SIZES | TEXT | dict(num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=None)
+_OPT = {key: value for key, value in (SIZES | TEXT).items() if key != "intermediate_size"}
+#: model_type -> class, settings
+_CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("Mistral", _GROUPED),
+    "qwen2": ("Qwen2", _GROUPED),
+    "qwen3": ("Qwen3", _GROUPED | dict(head_dim=8)),
+    "gemma": ("Gemma", _GROUPED | dict(head_dim=8)),
+    "gemma2": ("Gemma2", _GROUPED | dict(head_dim=8, attn_implementation="eager")),
+    "gemma3_text": ("Gemma3", _GROUPED | dict(head_dim=8)),
+    "phi3": ("Phi3", _GROUPED),
+    "granite": ("Granite", _GROUPED),
+    "smollm3": ("SmolLM3", _GROUPED),
+    "olmo2": ("Olmo2", _GROUPED),
+    "gpt_neox": ("GPTNeoX", SIZES | TEXT | dict(bos_token_id=1, eos_token_id=2)),
+    "opt": ("OPT", _OPT | dict(ffn_dim=48, bos_token_id=1, eos_token_id=2)),
+    "starcoder2": ("Starcoder2", _GROUPED),
+    "stablelm": ("StableLm", _GROUPED),
+}
+DECODERS = {
+    name: ((f"{kind}ForCausalLM", "AutoModelForCausalLM"), settings) for name, (kind, settings) in _CLASSES.items()
+}
+
 LLAMA = ("llama", "LlamaForCausalLM", "AutoModelForCausalLM")
+_MODERN = dict(pad_token_id=0, cls_token_id=1, bos_token_id=1, eos_token_id=2, sep_token_id=2)
+_EURO = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, mask_token_id=3)
 _DISTIL = dict(dim=32, n_heads=4, n_layers=2, hidden_dim=48)
 TABLES: dict[str, Callable[[], Table]] = {
     "bert": functools.partial(ConfigTable, "bert", "BertModel", "AutoModel", **SIZES, **TEXT),
@@ -393,6 +426,12 @@ TABLES: dict[str, Callable[[], Table]] = {
     "electra": functools.partial(
         ConfigTable, "electra", "ElectraModel", "AutoModel", **SIZES, **TEXT, embedding_size=24
     ),
+    "mpnet": functools.partial(ConfigTable, "mpnet", "MPNetModel", "AutoModel", **SIZES, **TEXT),
+    "nomic_bert": functools.partial(ConfigTable, "nomic_bert", "NomicBertModel", "AutoModel", **SIZES, **TEXT),
+    "modernbert": functools.partial(
+        ConfigTable, "modernbert", "ModernBertModel", "AutoModel", **SIZES, **TEXT, **_MODERN, local_attention=6
+    ),
+    "eurobert": functools.partial(ConfigTable, "eurobert", "EuroBertModel", "AutoModel", **SIZES, **TEXT, **_EURO),
     "vit": functools.partial(
         ConfigTable,
         "vit",
@@ -417,5 +456,6 @@ TABLES: dict[str, Callable[[], Table]] = {
         eos_token_id=2,
     ),
     "llama": functools.partial(ConfigTable, *LLAMA, **SIZES, **TEXT, num_key_value_heads=2),
+    **{name: functools.partial(ArchitectureTable, name, *of, **settings) for name, (of, settings) in DECODERS.items()},
     "generation": functools.partial(GenerationTable, *LLAMA, **SIZES, **TEXT),
 }

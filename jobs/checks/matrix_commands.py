@@ -17,12 +17,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from matrix_models import CODECS, DECODERS, N_ITEMS, SITES, Variant
+from matrix_models import CODECS, DECODERS, MATRIX, N_ITEMS, SITES, Variant
 from mpi4py import MPI
 
 from astra_mpi import cli
 from astra_mpi.errors import AstraError
-from astra_mpi.models import FAMILIES
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.strategies import AUTO, STRATEGIES, forms
 
@@ -97,7 +96,7 @@ def outcome(bench: Bench, table: str, row: str, variant: Variant, words: list[st
 def plain(reason: str, bench: Bench) -> str:
     """A reason without what depends on the folder: names of files."""
     reason = reason.strip().replace(f"{bench.folder}{os.sep}", "")
-    for variant in (Variant(family, codec) for family in FAMILIES for codec in ("none", *CODECS)):
+    for variant in (Variant(family, codec) for family in MATRIX for codec in ("none", *CODECS)):
         reason = reason.replace(variant.file, "MODEL.h5")
     return reason
 

@@ -31,6 +31,8 @@ CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig(**_SHAPE | {"n_kv_heads": 2}, **_TEXT, activation="silu"),
 }
 DECODERS = ("gpt2", "llama")
+#: families that every command is run on; the others differ from these in their blocks alone, see architectures.md
+MATRIX = ("bert", "vit", *DECODERS)
 SITES = ("hidden", "normed", "kv")
 CODECS: dict[str, CodecConfig] = {
     f"{kind} {site}": CodecConfig(site=site, kind=kind, codebook_size=16, **count)

@@ -8,6 +8,7 @@ from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.oracle.reference import oracle
+from helpers.architectures import on_ranks
 from helpers.fakes import gpt2_config, llama_config, model_file
 
 pytestmark = pytest.mark.mpi
@@ -17,6 +18,7 @@ FAMILIES = {
     "gpt2": gpt2_config(),
     "llama": llama_config(tied=False, attention_bias=True, **SCALED),
 }
+ARCHITECTURES = on_ranks()
 CODECS = {
     "residual": CodecConfig(stages=3, codebook_size=16),
     "grouped": CodecConfig(kind="grouped", groups=5, codebook_size=10),
@@ -94,6 +96,16 @@ def test_astra_steps_equal_oracle(comm, family, codec, remote, decode):
     model.use("astra", remote=remote)
     assert_steps_equal_oracle(comm, model, *prompts(FAMILIES[family]), decode, 5)
     assert model.report["choices"]["decode"] == decode
+
+
+@pytest.mark.parametrize("decode", ["local", "merged"])
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "smollm3", "olmo2", "stablelm"])
+def test_steps_with_windows_caps_and_norms_of_keys_equal_oracle(comm, name, decode):
+    """Keys rebuilt from codes, those of the window alone; some blocks with positions and some without."""
+    config, site = ARCHITECTURES[name]
+    model = make_model(comm, config, CodecConfig(site=site, stages=2, codebook_size=16))
+    model.use("astra", remote="table")
+    assert_steps_equal_oracle(comm, model, *prompts(config), decode, 5)
 
 
 def test_counted_keys_or_not(comm):

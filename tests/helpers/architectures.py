@@ -12,6 +12,7 @@ LOCAL = {"full_attention": dict(rope_type="linear", factor=2.0, rope_theta=500.0
 LOCAL |= {"sliding_attention": dict(rope_type="default", rope_theta=20.0)}
 MULTIPLIERS = dict(embedding_multiplier=3.0, logits_scaling=2.5, residual_multiplier=0.6, attention_multiplier=0.21)
 GEMMA2 = OWN_HEAD | dict(sliding_window=5, query_pre_attn_scalar=7, attention_bias=True)
+QWEN3 = OWN_HEAD | dict(attention_bias=True, layer_types=SLIDING, use_sliding_window=True, sliding_window=4)
 QUARTER = dict(rope_theta=50.0, partial_rotary_factor=0.4)
 NEOX = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"} | dict(hidden_size=60)
 OPT = {key: value for key, value in NEOX.items() if key != "intermediate_size"} | dict(ffn_dim=41)
@@ -22,14 +23,14 @@ ARCHITECTURES = {
     "mistral-yarn": ("MistralForCausalLM", SIZES | dict(sliding_window=None, rope_parameters=YARN), "sdpa"),
     "qwen2": ("Qwen2ForCausalLM", SIZES | dict(use_sliding_window=True, sliding_window=3, max_window_layers=1), "sdpa"),
     "qwen2-tied": ("Qwen2ForCausalLM", SIZES | dict(tie_word_embeddings=True, rope_parameters=LLAMA3), "sdpa"),
-    "qwen3": ("Qwen3ForCausalLM", OWN_HEAD | dict(attention_bias=True, layer_types=SLIDING, sliding_window=4), "sdpa"),
+    "qwen3": ("Qwen3ForCausalLM", QWEN3, "sdpa"),
     "gemma": ("GemmaForCausalLM", OWN_HEAD | dict(attention_bias=True), "sdpa"),
     "gemma-untied": ("GemmaForCausalLM", OWN_HEAD | dict(tie_word_embeddings=False), "sdpa"),
     "gemma2": ("Gemma2ForCausalLM", GEMMA2 | dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0), "eager"),
     "gemma3": (
         "Gemma3ForCausalLM",
-        GEMMA2 | dict(rope_parameters=LOCAL, layer_types=SLIDING, attn_logit_softcapping=3.0),
-        "eager",
+        GEMMA2 | dict(rope_parameters=LOCAL, layer_types=SLIDING, final_logit_softcapping=3.0),
+        "sdpa",
     ),
     "phi3": (
         "Phi3ForCausalLM",
@@ -66,3 +67,35 @@ ARCHITECTURES = {
         "sdpa",
     ),
 }
+
+
+def on_ranks():
+    """Configs of a model of each kind that between them have every part, for random weights; name -> config, site."""
+    from astra_mpi.models import FAMILIES
+
+    base = dict(d_model=36, n_heads=6, n_kv_heads=2, n_layers=3, d_ff=37, activation="silu", norm_eps=1e-5)
+    base |= dict(vocab_size=53, max_positions=24, rope_theta=50.0)
+    plain = base | dict(n_kv_heads=6, activation="gelu")
+    learnt = {key: value for key, value in plain.items() if key != "rope_theta"}
+    made = {
+        "mistral": (base | dict(d_head=10, windows=(5, 5, 5)), "kv"),
+        "qwen3": (base | dict(biased=("q", "o"), windows=(0, 4, 4)), "normed"),
+        "gemma2": (base | dict(d_head=10, windows=(5, 0, 5), score_scale=0.4, score_cap=1.5, logit_cap=3.0), "hidden"),
+        "gemma3_text": (
+            base | dict(windows=(4, 0, 4), rope_local_theta=9, rope_type="linear", rope_factor=2.0),
+            "kv",
+        ),
+        "phi3": (
+            base
+            | dict(rope_type="longrope", rope_short=(1.0, 1.5, 2.0), rope_long=(2.0, 3.0, 4.5), rope_scale=1.2)
+            | dict(rope_trained_positions=9, tied=False),
+            "normed",
+        ),
+        "smollm3": (base | dict(unturned=(1,), windows=(0, 5, 0)), "hidden"),
+        "olmo2": (base | dict(rope_type="yarn", rope_factor=3.0, rope_ramp=(0.0, 2.0), rope_scale=1.1), "hidden"),
+        "gpt_neox": (plain | dict(rope_width=4, parallel=True, biased=("q", "k", "v", "o", "fc1", "fc2")), "kv"),
+        "stablelm": (base | dict(rope_width=4, parallel=True, head_norms=True), "normed"),
+        "starcoder2": (base | dict(activation="gelu_tanh", windows=(3, 3, 3)), "hidden"),
+        "opt": (learnt | dict(activation="relu"), "hidden"),
+    }
+    return {name: (FAMILIES[name].Config(**settings), site) for name, (settings, site) in made.items()}

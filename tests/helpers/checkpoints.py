@@ -8,6 +8,7 @@ import astra_mpi
 from astra_mpi.convert.hugging_face import convert
 from astra_mpi.errors import raise_together
 from astra_mpi.files.modelfile import write_model
+from helpers.architectures import ARCHITECTURES
 
 ATOL = 1e-4
 
@@ -115,6 +116,34 @@ def check_bert(comm, folder, config, mask, pooling, strategy, seed=0):
             assert not ours[kept.sum() :].any()
         means = (rows * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
         close(answer, {"mean": means, "cls": rows[:, 0], "pooler": want["pooler_output"]}[pooling])
+
+
+def save_architecture(folder, name, seed=0):
+    """One of `ARCHITECTURES` with every weight random, saved to `folder`/hf and converted to `folder`/model.h5."""
+    import torch
+    import transformers
+
+    kind, settings, attention = ARCHITECTURES[name]
+    torch.manual_seed(seed)
+    config = getattr(transformers, kind).config_class(**settings)
+    config._attn_implementation = attention
+    model = getattr(transformers, kind)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder / "hf")
+    write_model(folder / "model.h5", convert(folder / "hf")[0])
+    return model
+
+
+def alone(theirs, ids, mask):
+    """`logits` of each sequence by itself, up to its last token: longrope turns by the longest sequence of a batch."""
+    found = np.zeros((*ids.shape, theirs.config.vocab_size), np.float32)
+    for row, kept, out in zip(ids, mask, found, strict=True):
+        end = int(np.flatnonzero(kept).max(initial=-1)) + 1
+        if end:
+            out[:end] = logits(theirs, row[None, :end], kept[None, :end])[0]
+    return found
 
 
 def check_decoder(comm, folder, kind, config, mask, strategy, seed=0):

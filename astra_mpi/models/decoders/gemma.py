@@ -172,7 +172,7 @@ class Gemma3(_Gemmas):
             use_bidirectional_attention=False,
         ),
         guarded=guarded("sliding_window", "layer_types"),
-        harmless=HARMLESS_KIN,
+        harmless={**HARMLESS_KIN, "_sliding_window_pattern": "layer_types say which blocks have a window"},
     )
 
     @staticmethod
@@ -184,6 +184,7 @@ class Gemma3(_Gemmas):
         pattern = 6 if pattern is None else pattern
         good = type(pattern) is int and pattern >= 1
         require(good, f"sliding_window_pattern = {shown(pattern)} must be a positive integer")
+        hf.only("attn_logit_softcapping", (None,))  # transformers does not apply it
         rope, local_theta = local_and_global(hf, positions, heads["d_head"])
         return Gemma3Config(
             **heads,
@@ -198,7 +199,6 @@ class Gemma3(_Gemmas):
             rope_local_theta=local_theta,
             biased=_biased(hf),
             score_scale=hf.number("query_pre_attn_scalar") ** -0.5,
-            score_cap=_cap(hf, "attn_logit_softcapping"),
             logit_cap=_cap(hf, "final_logit_softcapping"),
             windows=windows(hf, n_layers, sliding_window(hf), [bool((i + 1) % pattern) for i in range(n_layers)]),
         )

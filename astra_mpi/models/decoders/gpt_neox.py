@@ -85,7 +85,11 @@ class GPTNeoX(Kin):
             is_decoder=False,
         ),
         guarded=guarded(),
-        harmless=HARMLESS_KIN,
+        harmless={
+            **HARMLESS_KIN,
+            "rope_theta": "rotary_emb_base counts, or rope_parameters",
+            "partial_rotary_factor": "rotary_pct counts, or rope_parameters",
+        },
     )
 
     @classmethod

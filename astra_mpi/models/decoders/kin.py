@@ -15,7 +15,7 @@ from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import optional, require
 from astra_mpi.device.xp import take
 from astra_mpi.models.batch import Batch
-from astra_mpi.models.decoder import Decoder, DecoderConfig, embedding_shapes, tied_head
+from astra_mpi.models.decoder import Decoder, DecoderConfig, causal_layers, embedding_shapes, tied_head
 from astra_mpi.models.hf import Source, half_turns, map_names
 from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
 from astra_mpi.models.rope_settings import rope_fields, rope_settings
@@ -32,6 +32,7 @@ LLAMA_BLOCK: Mapping[str, str] = MappingProxyType(
 _HEADS = ("id2label", "num_labels", "classifier_dropout")
 HARMLESS_KIN: Mapping[str, str] = MappingProxyType(
     dict.fromkeys(_HEADS, "of a head that is not part of what is converted")
+    | {"mlp_layer_types": "of mixtures of experts", "num_heads": "of other models' caches"}
     | dict.fromkeys(("hidden_dropout", "residual_dropout", "embedding_dropout"), "acts in training only")
 )
 
@@ -141,6 +142,12 @@ def heads_of(hf: HFConfig, d_head: int | None = None) -> dict[str, Any]:
     return {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "d_head": d_head}
 
 
+def n_layers_of(hf: HFConfig) -> int:
+    """Blocks. InputError where config.json gives them windows that its class does not know."""
+    knows = hf.reference.has("layer_types") or hf.reference.why_harmless("layer_types")
+    return hf.integer("num_hidden_layers") if knows else causal_layers(hf, "num_hidden_layers")
+
+
 def own_head_dim(hf: HFConfig) -> int | None:
     """head_dim where config.json has a number, or the class a default."""
     return None if hf.get("head_dim") is None else hf.integer("head_dim")
@@ -163,7 +170,7 @@ def kin_fields(
     positions = hf.integer("max_position_embeddings")
     return dict(
         **heads,
-        n_layers=hf.integer("num_hidden_layers"),
+        n_layers=n_layers_of(hf),
         d_ff=hf.integer("intermediate_size"),
         activation=hf.activation(act),
         norm_eps=hf.number(eps),

@@ -44,7 +44,7 @@ class Mistral(Kin):
             attention_dropout=0.0,
         ),
         guarded=guarded("sliding_window"),
-        harmless=HARMLESS_KIN | {"layer_types": "of the class Ministral; here all blocks have the window"},
+        harmless={**HARMLESS_KIN, "layer_types": "of the class Ministral; here all blocks have the window"},
     )
 
     @staticmethod

@@ -14,7 +14,7 @@ from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import optional
 from astra_mpi.device.xp import take
 from astra_mpi.models.batch import Batch
-from astra_mpi.models.decoder import Decoder, DecoderConfig, embedding_shapes, tied_head
+from astra_mpi.models.decoder import Decoder, DecoderConfig, causal_layers, embedding_shapes, tied_head
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
 from astra_mpi.partition import Layout
@@ -84,7 +84,8 @@ class OPT(Decoder):
             **dict.fromkeys(("dropout", "layerdrop", "init_std"), "acts in training only"),
             **dict.fromkeys(("rope_parameters", "rope_scaling", "rope_theta"), "of models with rotary positions"),
             **dict.fromkeys(("id2label", "num_labels"), "of a head that is not part of what is converted"),
-            "head_dim": "of other models' caches",
+            **dict.fromkeys(("head_dim", "num_heads"), "of other models' caches"),
+            "mlp_layer_types": "of mixtures of experts",
         },
     )
 
@@ -97,7 +98,7 @@ class OPT(Decoder):
             d_model=d_model,
             n_heads=n_heads,
             n_kv_heads=n_heads,
-            n_layers=hf.integer("num_hidden_layers"),
+            n_layers=causal_layers(hf, "num_hidden_layers"),
             d_ff=hf.integer("ffn_dim"),
             activation=hf.activation("activation_function"),
             norm_eps=1e-5,

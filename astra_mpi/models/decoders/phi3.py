@@ -18,6 +18,7 @@ from astra_mpi.models.decoders.kin import (
     guarded,
     halves,
     heads_of,
+    n_layers_of,
     own_head_dim,
 )
 from astra_mpi.models.hf import Source, map_names
@@ -70,12 +71,8 @@ class Phi3(Kin):
     @staticmethod
     def from_hf(hf: HFConfig, tensors: Tensors) -> Phi3Config:
         """Hugging Face config.json -> config. InputError on what is not supported."""
-        heads, positions, n_layers = (
-            heads_of(hf, own_head_dim(hf)),
-            hf.integer("max_position_embeddings"),
-            hf.integer("num_hidden_layers"),
-        )
-        size = sliding_window(hf)
+        heads, n_layers = heads_of(hf, own_head_dim(hf)), n_layers_of(hf)
+        positions, size = hf.integer("max_position_embeddings"), sliding_window(hf)
         older = {"su": "longrope", "yarn": "longrope"}  # as first releases called it
         rope = rope_settings(hf, positions, heads["d_head"], part=1.0, kinds=("default", "longrope"), older=older)
         return Phi3Config(

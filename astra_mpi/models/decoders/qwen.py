@@ -60,7 +60,8 @@ class Qwen3Config(KinConfig):
 
 
 def _windows(hf: HFConfig, n_layers: int) -> tuple[int, ...]:
-    size = sliding_window(hf) if hf.flag("use_sliding_window") else None
+    size = sliding_window(hf)
+    size = size if hf.flag("use_sliding_window") else None
     first = hf.integer("max_window_layers", at_least=0)
     return windows(hf, n_layers, size, [size is not None and i >= first for i in range(n_layers)])
 

@@ -8,7 +8,7 @@ from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import ENCODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import require
-from astra_mpi.models.bert import HEADLESS
+from astra_mpi.models.bert import HEADLESS, OTHERS
 from astra_mpi.models.classes import text_classes
 from astra_mpi.models.encoders.encoder import Encoder, EncoderConfig
 from astra_mpi.models.encoders.parts import biased, encoder_fields, rotary
@@ -53,6 +53,7 @@ class EuroBert(Encoder):
         ),
         guarded={"is_causal": (False,)},
         harmless={
+            **OTHERS,
             **{key: why for key, why in {**ENCODER, **HEADLESS}.items() if key not in (*_READ, "head_dim")},
             "mask_token_id": "marks that the tokenizer puts into texts",
             "classifier_pooling": "of a classifier",

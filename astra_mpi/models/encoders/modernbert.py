@@ -9,7 +9,7 @@ from astra_mpi.checkpoint.config import HFConfig, shown
 from astra_mpi.checkpoint.reference import ENCODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import require
-from astra_mpi.models.bert import HEADLESS
+from astra_mpi.models.bert import HEADLESS, OTHERS
 from astra_mpi.models.classes import text_classes
 from astra_mpi.models.encoders.encoder import Encoder, EncoderConfig
 from astra_mpi.models.encoders.parts import biased, encoder_fields, fused_rows, without_biases
@@ -67,7 +67,9 @@ class ModernBert(Encoder):
         ),
         guarded={"is_causal": (False,)},
         harmless={
+            **OTHERS,
             **{key: why for key, why in {**ENCODER, **HEADLESS}.items() if key not in (*_READ, "head_dim")},
+            "rope_theta": "global_rope_theta counts, or rope_parameters",
             **dict.fromkeys(_TRAINING, "acts in training only"),
             **dict.fromkeys(_OTHER, "of a head that is left out, or how it is computed"),
             **dict.fromkeys(("cls_token_id", "sep_token_id"), "marks that the tokenizer puts into texts"),

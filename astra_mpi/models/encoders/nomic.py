@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import ENCODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
-from astra_mpi.models.bert import HEADLESS, classifier
+from astra_mpi.models.bert import HEADLESS, OTHERS, classifier
 from astra_mpi.models.encoders.encoder import Encoder, EncoderConfig
 from astra_mpi.models.encoders.parts import encoder_fields, fused_rows, rotary
 from astra_mpi.models.hf import Source, map_names
@@ -44,6 +44,7 @@ class NomicBert(Encoder):
         ),
         guarded={"is_causal": (False,)},
         harmless={
+            **OTHERS,
             **{key: why for key, why in {**ENCODER, **HEADLESS}.items() if key not in (*_READ, "head_dim")},
             "classifier_dropout": "acts in training only",
         },
