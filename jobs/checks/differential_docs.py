@@ -11,8 +11,13 @@ from typing import Any
 import differential_config
 
 from astra_mpi.checkpoint.reference import ASIDE, BASE, GUARDED, HARMLESS
+from astra_mpi.codec.codebook import Codec
+from astra_mpi.config import CodecConfig
 from astra_mpi.convert import generation as hf_generation
+from astra_mpi.convert.hugging_face import convert
 from astra_mpi.models import MODEL_TYPES
+from astra_mpi.models.encoders import ENCODERS
+from astra_mpi.strategies import STRATEGIES, parse
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "checkpoints.md"
 BEGIN, END = "<!-- made by jobs/checks/differential.py --docs -->", "<!-- end -->"
@@ -29,6 +34,7 @@ def tables() -> str:
     """A table per model_type, then those that all share."""
     parts = [f"\n### {name}\n\n{_table(_family(name))}" for name in MODEL_TYPES]
     parts.append(f"\n### Every family\n\n{_table(_shared())}")
+    parts.append(f"\n### Text encoders and strategies\n\n{_strategies()}")
     parts.append(f"\n### Generation\n\n{_table(_generation())}\n")
     return "".join(parts)
 
@@ -54,6 +60,25 @@ def _family(name: str) -> Iterator[tuple[str, str]]:
     own |= {key: HARMLESS[key] for key in stated.fields if key in HARMLESS and key not in read}
     yield from _reasons(own)
     yield "architectures", _keys(stated.architectures)
+
+
+def _strategies() -> str:
+    """What 3 ranks can use, and else why not; tests/models/test_encoders_mpi.py holds it against the oracle."""
+    codec, reasons = Codec(CodecConfig(site="kv"), ()), list[str]()
+    lines = ["| model_type | family | " + " | ".join(f"`{name}`" for name in STRATEGIES) + " |"]
+    lines.append("|---" * (2 + len(STRATEGIES)) + "|")
+    for kind in ENCODERS:
+        with tempfile.TemporaryDirectory() as folder:
+            differential_config.TABLES[kind.model_type]().make(Path(folder))
+            config = convert(folder)[0].config
+        cells = []
+        for name, strategy in STRATEGIES.items():
+            reason = strategy.obstacle(parse(name), config, codec, 3)
+            if reason and reason not in reasons:
+                reasons.append(reason)
+            cells.append(f"{reasons.index(reason) + 1}" if reason else "yes")
+        lines.append(f"| {kind.model_type} | {config.family} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]) + "\n"
 
 
 def _shared() -> Iterator[tuple[str, str]]:
