@@ -105,6 +105,19 @@ def _llama(settings: Settings, parts: Parts) -> Any:
     return fast
 
 
+def _gemma(settings: Settings, parts: Parts) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    unknown = str(settings["unk_token"])
+    fast = Tokenizer(
+        models.BPE(vocab=parts.vocab, merges=parts.merges, fuse_unk=True, unk_token=unknown, byte_fallback=True)
+    )
+    fast.normalizer = normalizers.Replace(" ", "▁")
+    fast.pre_tokenizer = pre_tokenizers.Split(pattern=" ", behavior="merged_with_previous", invert=False)
+    fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return fast
+
+
 #: how Qwen2 splits a text before its byte pairs
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -193,6 +206,7 @@ _LLAMA: dict[str, Any] = {
     "bos_token": "<s>",
     "eos_token": "</s>",
 }
+_GEMMA: dict[str, Any] = {f"{name}_token": f"<{name}>" for name in ("unk", "bos", "eos", "pad", "mask")}
 _QWEN: dict[str, Any] = {
     "add_prefix_space": None,
     "unk_token": _END,
@@ -217,6 +231,7 @@ CLASSES = (
         "MPNetTokenizer", "WordPiece", _BERT | _MPNET, _bert, _mpnet_ends, ("vocab.txt",), ("strip_accents",),
     ),
     TokenizerClass("GPT2Tokenizer", "BPE", _GPT2, _byte_level, files=_PAIRS),
+    TokenizerClass("GemmaTokenizer", "BPE", _GEMMA, _gemma),
     TokenizerClass("LlamaTokenizer", "BPE", _LLAMA, _llama, optional=("add_prefix_space", "legacy")),
     TokenizerClass(
         "RobertaTokenizer", "BPE", _XLM | {"add_prefix_space": False, "trim_offsets": True}, _byte_level, _roberta_ends,

@@ -126,7 +126,8 @@ def _sequences(source: Source, path: Path, n_class: int, causal: bool) -> Sequen
 def open_items(section: DataSection, path: Path, model: ModelFile, need_labels: bool) -> Items:
     """The items of one file. InputError, naming file and cure, on what the model cannot take."""
     require(section.max_tokens is None or model.config.family != "vit", "data.max_tokens is for text, not for images")
-    if model.config.family in ("gpt2", "llama") and section.kind == "text" and path.suffix == ".txt":
+    decoder = not hasattr(model.config, "pooling") and model.config.family != "vit"
+    if decoder and section.kind == "text" and path.suffix == ".txt":
         return _windows(section, path, model)
     classes = getattr(model.config, "n_classes", 0) > 0
     names = (section.dataset, section.labels if classes else None, section.mask, section.max_tokens)
@@ -140,7 +141,7 @@ def open_items(section: DataSection, path: Path, model: ModelFile, need_labels: 
     require(known, f'{path}: data.labels is missing; or use train.loss = "distill"')
     if isinstance(source, ImageSource | FileSource):
         return Images(source, model.config)
-    return _sequences(source, path, model.config.n_class, model.config.family in ("gpt2", "llama"))
+    return _sequences(source, path, model.config.n_class, decoder)
 
 
 def _windows(section: DataSection, path: Path, model: ModelFile) -> Sequences:

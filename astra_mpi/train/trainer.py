@@ -111,7 +111,7 @@ class Trainer:
 
     def _loss(self, found: Tensor, exact: Tensor | None, inputs: Tensor, keep: Tensor, batch: Batch) -> Tensor:
         train, config = self.deck.train, self.twin.config
-        if exact is not None and config.family == "bert" and not config.n_classes:
+        if exact is not None and hasattr(config, "pooling") and not config.n_classes:
             return losses.same_embedding(self.comm, found, exact, train.similarity, batch.n_items)
         if exact is not None:
             n_rows = batch.n_tokens if self.twin.causal else batch.n_items

@@ -28,7 +28,7 @@ DENSE = [(WIDTH, 31, "torch.nn.modules.linear.Identity", False), (31, 13, "torch
 EMBEDDERS = {
     "qwen3": ("Qwen3Model", GROUPED, "llama-qwen2", "lasttoken", []),
     "qwen2": ("Qwen2ForCausalLM", GROUPED | {"head_dim": 4, "tie_word_embeddings": False}, "llama-qwen2", "mean", []),
-    "gemma": ("Gemma3TextModel", GEMMA | dict(use_bidirectional_attention=True), "llama", "mean", DENSE),
+    "gemma": ("Gemma3TextModel", GEMMA | dict(use_bidirectional_attention=True), "gemma", "mean", DENSE),
     "gemma-causal": ("Gemma3TextModel", GEMMA, "llama", "lasttoken", DENSE[:1]),
     "nomic": ("NomicBertModel", {}, "bert", "mean", []),
     "modernbert": ("ModernBertModel", MARKS | dict(local_attention=6), "bert-backend", "cls", DENSE),

@@ -26,7 +26,7 @@ from astra_mpi.inputs.text import Tokenizer, prompt_of, tokenizer_of
 from helpers.fakes import bert_config
 
 #: a folder per class of tokenizer, and those that have no tokenizer.json
-ENCODERS = ("distilbert", "mpnet", "camembert", "roberta", "xlm-roberta")
+ENCODERS = ("gemma", "distilbert", "mpnet", "camembert", "roberta", "xlm-roberta")
 FAST = ("bert", "bert-backend", "bert-vocab", "bert-xlm", "gpt2", "gpt2-files", "llama", "llama-qwen2", "llama-roberta")
 
 
@@ -66,7 +66,8 @@ def test_tokens_and_types_of_texts_and_pairs(name, tmp_path):
     ours = tokenizer_of(text.tokenizer, 2000, preprocess=text.preprocess, type_vocab=2)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     texts = [*job.TEXTS, "a <mask> or [MASK] here"]
-    for items in (texts, list(zip(texts, reversed(texts), strict=True))):
+    alone = name == "gemma"  # whose template is of single texts
+    for items in (texts,) if alone else (texts, list(zip(texts, reversed(texts), strict=True))):
         want = theirs(items, truncation=True, max_length=13)
         rows = ours.encode_typed(items, 13)
         typed = "token_type_ids" in want and any(map(any, want["token_type_ids"]))
