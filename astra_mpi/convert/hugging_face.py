@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ def _config(
         hf.bare = encoder is not None
     named = Tensors(path.parent, kind, tensors)
     named.check_plain()
+    _check_layers(path.parent, hf, hf.values.get(kind.reference.layers_key), tensors)
     with _said_of(path):
         config = kind.from_hf(hf, named)
         hf.check_rest()
@@ -118,15 +119,17 @@ def _said_of(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {exc}") from exc
 
 
+def _check_layers(folder: Path, hf: HFConfig, n_layers: Any, tensors: Mapping[str, Tensor]) -> None:
+    """InputError on more blocks than there are tensors, before anything is made for each of them."""
+    fits = type(n_layers) is not int or n_layers <= len(tensors)
+    require(fits, f"{folder} has too few tensors for {hf.called(hf.reference.layers_key)} = {n_layers}")
+
+
 def _weights(
     folder: Path, kind: Any, config: Any, hf: HFConfig, tensors: Tensors, encoder: SentenceEncoder | None = None
 ) -> tuple[Weights, list[str]]:
     """-> (weights by canonical name, read when they are asked for; notes)."""
-    # before the names of so many blocks are spelled out
-    require(
-        config.n_layers <= len(tensors.files),
-        f"{folder} has too few tensors for {hf.called(hf.reference.layers_key)} = {config.n_layers}",
-    )
+    _check_layers(folder, hf, config.n_layers, tensors.files)
     dense = encoder.dense if encoder is not None else ()
     without = {"dense_widths": (), "dense_activations": (), "embedding_size": 0} if dense else {}
     sources = kind.hf_weights(dataclasses.replace(config, **without))
