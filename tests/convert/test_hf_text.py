@@ -275,7 +275,7 @@ def test_prompt_of_refuses_what_the_model_does_not_have():
     [
         ("modules.json", {"0.type": "code.Transformer"}, r"modules\.json has a module of type code\.Transformer"),
         ("modules.json", {"0.path": "nowhere"}, r"gives the Transformer the path \S*nowhere, which is no folder"),
-        ("1_Pooling/config.json", dict(pooling_mode="lasttoken"), r"1_Pooling/config\.json: pooling_mode lasttoken"),
+        ("1_Pooling/config.json", dict(pooling_mode="max"), r"1_Pooling/config\.json: pooling_mode max"),
         (
             "sentence_bert_config.json",
             dict(model_args={"num_hidden_layers": 1}),
