@@ -30,7 +30,8 @@ PAIRS = replace(BERT, pooling="pooler", has_pooler=True, n_classes=2, labels=("a
 #: with all that rotary encoders may have
 ENCODER = EncoderConfig(
     **SMALL, n_heads=4, n_kv_heads=2, activation="gelu", vocab_size=40, max_positions=16, embed_norm=True,
-    plain_start=True, windows=(0, 3), rope_local_theta=50.0, dense_widths=(7,), dense_activations=("tanh",), pooling="last",
+    plain_start=True, windows=(0, 3), rope_local_theta=50.0, dense_widths=(7,), dense_activations=("tanh",),
+    pooling="last",
 )  # fmt: skip
 VIT = ViTConfig(
     **SMALL,
