@@ -97,7 +97,7 @@ class Classify(Embed):
     def __init__(self, deck: Deck, model: Any, comm: MPI.Comm, choices: Mapping[str, Any]) -> None:
         super().__init__(deck, model, comm, choices)
         self.how = getattr(model.config, "probabilities", "softmax")
-        self.state |= {"labels": list(model.config.labels), "probabilities": self.how}
+        self.state |= {"labels": list(getattr(model.config, "labels", ())), "probabilities": self.how}
 
     def open(self, open_source: Callable[..., Source] = open_input) -> Source:
         model, pairs = self.model, getattr(self.model.config, "pairs", False)
