@@ -41,10 +41,13 @@ def check_task(deck: Deck, config: Any) -> None:
     if issubclass(FAMILIES.get(config.family, object), Decoder):
         wanted, what = ("perplexity", "generate"), ""
     elif n_classes := getattr(config, "n_classes", 0):
-        wanted, what = ("classify",), f" with a classifier of {n_classes} class{'es' * (n_classes > 1)}"
+        wanted, what = ("classify",), " with a classifier"
         wanted += ("rerank",) * (n_classes == 1 and getattr(config, "pairs", False))
         if getattr(config, "pairs", False):
-            what += ", whose own embeddings task.name = 'embed' gives with task.pooling = 'mean' or 'cls'"
+            what += (
+                f" of {n_classes} class{'es' * (n_classes > 1)}, whose own embeddings task.name = 'embed' gives with"
+            )
+            what += " task.pooling = 'mean' or 'cls'"
     else:
         wanted, what = ("embed",), " without a classifier"
     misfit = f"task.name = '{deck.task.name}' does not fit {deck.model.path}: a {config.family} model{what}"
@@ -100,8 +103,9 @@ class Classify(Embed):
         self.state |= {"labels": list(getattr(model.config, "labels", ())), "probabilities": self.how}
 
     def open(self, open_source: Callable[..., Source] = open_input) -> Source:
-        model, pairs = self.model, getattr(self.model.config, "pairs", False)
-        return open_source(self.deck.input, model.tokenizer, model.preprocess, model.config, pairs=pairs)
+        model = self.model
+        pairs = {"pairs": True} if getattr(model.config, "pairs", False) else {}
+        return open_source(self.deck.input, model.tokenizer, model.preprocess, model.config, **pairs)
 
     def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
         logits = self.model(inputs, mask)
