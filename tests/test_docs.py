@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 #: in this order and in one folder, as a reader would: later pages use files of earlier ones
 PAGES = [DOCS / "start.md", *(DOCS / "howto" / f"{name}.md" for name in
-         ("verify", "strategy", "checkpoint", "images", "text", "train", "slurm", "uneven", "trouble"))]  # fmt: skip
+         ("verify", "strategy", "checkpoint", "images", "text", "classify", "train", "slurm", "uneven",
+          "trouble"))]  # fmt: skip
 #: how many blocks of all pages may say why they are not run
 NOT_RUN = 7
 LIMIT_S = 100

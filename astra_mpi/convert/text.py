@@ -60,6 +60,8 @@ def read_text_settings(folder: Path, config: Any, encoder: SentenceEncoder | Non
         contents = plain
         beyond = [f"{FILE} was taken as it stands; as transformers makes it {found.class_name}, {exc}"]
     preprocess["tokenizer_class"] = found.class_name
+    if found.token_types and getattr(config, "type_vocab", 0) > 1:
+        preprocess["token_types"] = True
     if found.split_special_tokens:
         preprocess["split_special_tokens"] = True
     if found.replaced:
@@ -150,7 +152,11 @@ def usage(config: Any, preprocess: Mapping[str, Any] | None, tokenizer: bool, le
     if not hasattr(config, "vocab_size"):
         return {}
     told = {}
-    if hasattr(config, "pooling"):
+    if getattr(config, "n_classes", 0):
+        told["classes"] = ", ".join(config.labels) or str(config.n_classes)
+        told["probabilities"] = config.probabilities
+        told["pairs"] = "told apart by token types" if settings.get("token_types") else "yes"
+    elif hasattr(config, "pooling"):
         size = getattr(config, "embedding_size", 0)
         told["pooling"] = config.pooling + (f", the first {size} numbers of {config.d_model}" if size else "")
         told["normalisation"] = "to length 1" if config.normalize else "none"
