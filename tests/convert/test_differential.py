@@ -20,11 +20,15 @@ from astra_mpi.convert import generation as hf_generation
 from astra_mpi.errors import InputError
 from astra_mpi.kernels import reference as kernels
 from astra_mpi.models import CHECKPOINTS, FAMILIES
+from astra_mpi.models.encoders import ENCODERS
 from astra_mpi.models.vision.readers import READERS
 
 CLASSES = {name: transformers.AutoConfig.for_model(name).__class__ for name in CHECKPOINTS}
-#: read as roberta's are, by the same code
+#: of these, all keys that count are tried
 WHOLE = ("bert", "vit", "gpt2", "llama", "generation")
+#: encoders of texts beside BERT, most of whose keys BERT's table has shown
+TEXTS = {"bert-classifier", *(reader.model_type for reader in ENCODERS)}
+#: read as roberta's are, by the same code
 ALIKE = ("xlm-roberta", "camembert")
 
 
@@ -96,7 +100,7 @@ def selection(table):
         first = (change.key, repr(change.beside)) not in seen
         seen.add((change.key, repr(change.beside)))
         fields = () if table.name.endswith("-classifier") else table.family.reference.fields
-        if table.name not in {*WHOLE, *READERS} and change.key not in {*fields, *table.own}:
+        if table.name in TEXTS and change.key not in {*fields, *table.own}:
             continue
         if change.key in HARMLESS and change.key not in table.family.reference.fields and table.name != "bert":
             continue
