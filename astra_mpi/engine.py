@@ -94,7 +94,8 @@ class Model:
 
         ViT: float32 images already normalised (B, channels, height, width), or uint8 (B, height, width, channels) to be
         resized and normalised as the model file says -> logits (B, classes), or embeddings. Others: ids (B, T) and a
-        mask (B, T) or none, 0 = drop -> BERT: embeddings (B, D), GPT-2 and Llama: logits (B, V) after the last token,
+        mask (B, T) or none, 0 = drop -> BERT: embeddings (B, D), or logits (B, classes) of a classifier, which takes
+        ids and types (B, T, 2) as well; GPT-2 and Llama: logits (B, V) after the last token,
         zeros where there is none. With `gather`, rank 0 gets (answer, hidden) and the others (answer, None): hidden
         states (B, n_class + T, D) after the last norm, or logits (B, T, V), zero beyond a sequence's end. spread: cut
         decoders' sequences as `generate` does, so that all ranks have the last tokens of some.
@@ -206,6 +207,8 @@ class Model:
         try:
             batch = self.family.prepare(self._normalised(inputs), mask)
             mine[1] = zlib.crc32(batch.values.tobytes(), zlib.crc32(batch.lengths.tobytes()))
+            if batch.types is not None:
+                mine[1] = zlib.crc32(batch.types.tobytes(), int(mine[1]))
         except Exception as exc:
             failure = exc
             mine[0] = 1

@@ -65,7 +65,8 @@ def load(
     finish together; "auto" measures them, "causal" takes them as equal where later tokens cost more (decoders), "even"
     and None cut evenly. counted_keys: let far tokens of equal code share a key (exact). remote: "table", "gemm" or
     "auto" (timed), how far keys come from codes. encoder: "auto" searches codebooks in their subspace where they have
-    one, "exact" in all of the space. pooling, normalize: in place of the model's own. threads: of BLAS and Numba
+    one, "exact" in all of the space. pooling, normalize: in place of the model's own, a classifier of texts being taken
+    off. threads: of BLAS and Numba
     in this process; None leaves them as they are. network: "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%";
     accounting: which bytes it charges, "port", "contributed" or "paper". clock: "wall", or "virtual", which counts CPU
     seconds `speed` times, one factor or one per rank. deadline: such as "5ms", how long astra waits at one exchange;
@@ -154,8 +155,14 @@ def _read(path: str, codebooks: str | None, changes: dict[str, Any], share: tupl
     codec = codecfile.read_codebooks(codebooks, file.digest) if codebooks else file.codec
     unknown = [name for name in changes if not hasattr(file.config, name)]
     require(not unknown, f"{path}: a {file.config.family} model has no option {', '.join(unknown)}")
-    config = dataclasses.replace(file.config, **changes)
-    same = modelfile.weight_shapes(config) == modelfile.weight_shapes(file.config)
+    config = file.config
+    if "pooling" in changes and getattr(config, "pairs", False):
+        plain = changes["pooling"] != "pooler"
+        require(plain, f"{path}: pooling 'pooler' is what its classifier takes; for embeddings use mean or cls")
+        config = config.for_embeddings(changes["pooling"])
+    before = config
+    config = dataclasses.replace(config, **changes)
+    same = modelfile.weight_shapes(config) == modelfile.weight_shapes(before)
     require(same, f"{path}: {', '.join(changes)} does not fit the model's head, which was trained for another")
     if codec is not None:
         codecfile.check_codec(codec, config, codebooks or path)

@@ -15,7 +15,19 @@ from astra_mpi.decks.deck import Deck
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 #: in this order and in one folder, as a reader would: later pages use files of earlier ones
-HOWTO = ["verify", "strategy", "checkpoint", "images", "text", "chat", "train", "slurm", "uneven", "trouble"]
+HOWTO = [
+    "verify",
+    "strategy",
+    "checkpoint",
+    "images",
+    "text",
+    "chat",
+    "classify",
+    "train",
+    "slurm",
+    "uneven",
+    "trouble",
+]
 PAGES = [DOCS / "start.md", *(DOCS / "howto" / f"{name}.md" for name in HOWTO)]
 #: how many blocks of all pages may say why they are not run
 NOT_RUN = 7

@@ -32,7 +32,7 @@ class CodeSpace:
         self.gain: np.ndarray | None = None  # (D,)
         self.eps: float | None = None  # where far tokens are divided by their sigma
         self.centred = False
-        if site == "hidden" and block.recipe.normalises_input:
+        if site == "hidden" and block.normalises_input:
             self.gain, self.eps, self.centred = block.w["norm1.weight"], block.config.norm_eps, not block.recipe.rms
         #: (C, K, 2 d_kv); not of groups, whose tables are G times as large as their entries
         self.tables: np.ndarray | None = None

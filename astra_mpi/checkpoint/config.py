@@ -38,6 +38,9 @@ class HFConfig:
     field may have none, an error elsewhere.
     """
 
+    #: the encoder alone is wanted, whatever head the checkpoint has
+    bare = False
+
     def __init__(self, values: Mapping[str, Any], reference: Reference) -> None:
         """InputError on architectures, custom code and quantisation that are not supported."""
         self._aliases = {name: alias for alias, name in reference.aliases.items() if alias in values}

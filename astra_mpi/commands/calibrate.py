@@ -138,7 +138,8 @@ def _open(args: argparse.Namespace, model: ModelFile) -> Source:
     names = tuple(args.dataset.split(",")) if args.dataset else None
     dataset = names[0] if names and len(names) == 1 else names
     section = InputSection(args.data, kind, dataset)
-    return open_input(section, model.tokenizer, model.preprocess, model.config, prompt=args.prompt)
+    pairs = getattr(model.config, "pairs", False)
+    return open_input(section, model.tokenizer, model.preprocess, model.config, prompt=args.prompt, pairs=pairs)
 
 
 def _command(args: argparse.Namespace) -> str:

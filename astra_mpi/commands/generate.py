@@ -187,9 +187,12 @@ def _prompt(args: argparse.Namespace) -> str:
 
 def check_family(path: str, model: Model) -> None:
     from astra_mpi.config import require
+    from astra_mpi.models.decoder import Decoder
 
     family = model.config.family
-    require(model.family.causal, f"{path}: a {family} model generates no text; give a decoder, such as Llama")
+    require(
+        isinstance(model.family, Decoder), f"{path}: a {family} model generates no text; give a decoder, such as Llama"
+    )
 
 
 def _prompt_ids(text: str, tokenizer: Tokenizer, max_positions: int) -> np.ndarray:

@@ -20,7 +20,7 @@ _CONDITIONS = ("network", "accounting", "clock", "speed", "deadline", "missing")
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "run",
-        help="the batch job of a deck: embed, classify, perplexity or generate",
+        help="the batch job of a deck: embed, classify, rerank, perplexity or generate",
         description="Runs a deck on these ranks. Start with mpirun or srun. A stopped run goes on where it was.",
     )
     parser.add_argument("deck", help="TOML file with [model] [input] [task] [parallel] [run] [output]")

@@ -27,6 +27,9 @@ from astra_mpi.errors import InputError, some
 from astra_mpi.files.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.files.provenance import provenance
 from astra_mpi.models import CHECKPOINTS, FAMILIES
+from astra_mpi.models.bert import BertConfig
+from astra_mpi.models.decoder import Decoder
+from astra_mpi.models.encoders.embedders import EMBEDDERS
 from astra_mpi.models.hf import Source, arranged, to_canonical
 
 #: settings of mixtures of experts
@@ -62,7 +65,7 @@ def assembled(checkpoint: Checkpoint, dtype: str, command: str) -> tuple[ModelFi
     """`convert` for what was found, whatever it was found in."""
     source, folder, encoder, tensors = checkpoint.source, checkpoint.folder, checkpoint.encoder, checkpoint.tensors
     config, hf, named = _config(folder / "config.json", tensors, encoder)
-    weights, notes = _weights(folder, config, hf, named)
+    weights, notes = _weights(folder, config, hf, named, encoder)
     tokenizer, preprocess, more_notes, left_aside = _inputs(folder, config, encoder)
     facts = {
         "source": source.resolve().name,
@@ -110,23 +113,24 @@ def _config(
             " is not supported; give a model whose MLPs are one each",
         )
         raise InputError(f"{path}: model_type '{name}' is not supported; use one of {', '.join(CHECKPOINTS)}")
-    family: Any = CHECKPOINTS[name]
+    kind: Any = CHECKPOINTS[name] if encoder is None else EMBEDDERS.get(name, CHECKPOINTS[name])
     with _said_of(path):
-        hf = HFConfig(values, family.reference)
-    named = Tensors(path.parent, family, tensors)
+        hf = HFConfig(values, kind.reference)
+        hf.bare = encoder is not None
+    named = Tensors(path.parent, kind, tensors)
     named.check_plain()
+    _check_layers(path.parent, hf, hf.values.get(kind.reference.layers_key), tensors)
     with _said_of(path):
-        config = family.from_hf(hf, named)
+        config = kind.from_hf(hf, named)
         hf.check_rest()
     if config.family == "vit":
-        config = dataclasses.replace(config, image_size=image_size(path.parent, config, family.takes_any_size))
-    if name == "bert":
-        pooled = encoder.config_fields(config.d_model) if encoder is not None else {}
-        config = dataclasses.replace(config, **pooled)
+        config = dataclasses.replace(config, image_size=image_size(path.parent, config, kind.takes_any_size))
+    if encoder is not None and isinstance(config, BertConfig):
+        config = dataclasses.replace(config, **encoder.config_fields(config.d_model))
     elif encoder is not None:
         raise InputError(
             f"{encoder.path} makes embeddings with a {name} model (pooling {encoder.pooling}), which is not supported; "
-            f"only with bert; remove {encoder.path.name} to take the model without it"
+            f"only with text encoders; remove {encoder.path.name} to take the model without it"
         )
     return config, hf, named
 
@@ -140,15 +144,20 @@ def _said_of(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {exc}") from exc
 
 
-def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple[Weights, list[str]]:
+def _check_layers(folder: Path, hf: HFConfig, n_layers: Any, tensors: Mapping[str, Tensor]) -> None:
+    """InputError on more blocks than there are tensors, before anything is made for each of them."""
+    fits = type(n_layers) is not int or n_layers <= len(tensors)
+    require(fits, f"{folder} has too few tensors for {hf.called(hf.reference.layers_key)} = {n_layers}")
+
+
+def _weights(
+    folder: Path, config: Any, hf: HFConfig, tensors: Tensors, encoder: SentenceEncoder | None
+) -> tuple[Weights, list[str]]:
     """-> (weights by canonical name, read when they are asked for; notes)."""
-    family = tensors.family
-    # before the names of so many blocks are spelled out
-    require(
-        config.n_layers <= len(tensors.files),
-        f"{folder} has too few tensors for {hf.called(hf.reference.layers_key)} = {config.n_layers}",
-    )
-    sources = family.hf_weights(config)
+    _check_layers(folder, hf, config.n_layers, tensors.files)
+    dense = encoder.dense if encoder is not None else ()
+    without = {"dense_widths": (), "dense_activations": (), "embedding_size": 0} if dense else {}
+    sources = tensors.family.hf_weights(dataclasses.replace(config, **without))
     zeros = [name for name, source in sources.items() if not source.name]
     asked = {name: (source.name, *source.more) for name, source in sources.items() if source.name}
     times = {name: source.times for name, source in sources.items() if source.times}
@@ -166,8 +175,8 @@ def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple
     require(
         not foreign,
         f"{folder} has tensors in its blocks that config.json does not ask for: {some(foreign)}"
-        f" ({tensors.blame(foreign, hf)}); answers without them would be wrong, so it is not a {config.family} model as"
-        " known here",
+        f" ({tensors.blame(foreign, hf)}); answers without them would be wrong, so it is not a"
+        f" {hf.values.get('model_type')} model as known here",
     )
     try:
         present = {
@@ -176,6 +185,13 @@ def _weights(folder: Path, config: Any, hf: HFConfig, tensors: Tensors) -> tuple
         }
     except ValueError as exc:
         raise InputError(f"{folder}: tensors of one kind differ in shape; the folder is damaged") from exc
+    for i, layer in enumerate(dense):
+        for name, (source, tensor) in layer.tensors(i).items():
+            sources[name] = source
+            if tensor is None:
+                zeros.append(name)
+            else:
+                present[name] = tensor
     shapes = weight_shapes(config)
     assumed = f" ({'; '.join(hf.assumed)})" if hf.assumed else ""
     for name, tensor in present.items():
@@ -218,7 +234,7 @@ def _inputs(
             return None, None, [f"{exc}; the model will take only float32 images that are already normalised"], []
     text = read_text_settings(folder, config, encoder)
     preprocess = dict(text.preprocess)
-    if FAMILIES[config.family].causal:
+    if issubclass(FAMILIES[config.family], Decoder):
         preprocess["end_tokens"], asked = generation(folder, config.vocab_size)
         text.notes.extend(asked)
     return text.tokenizer, preprocess, text.notes, text.left_aside

@@ -8,6 +8,7 @@ from typing import Any
 
 from astra_mpi.checkpoint.folder import load_json, load_settings
 from astra_mpi.config import require
+from astra_mpi.convert.sentence_dense import DenseModule, read_dense
 from astra_mpi.convert.sentence_pooling import check_normalize, pooling_of
 from astra_mpi.convert.tokenizer_files import damaged
 from astra_mpi.errors import InputError
@@ -15,6 +16,7 @@ from astra_mpi.errors import InputError
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 #: without effect on embeddings: how they are compared, what made the file, and what is checked here
 _HARMLESS = {"similarity_fn_name", "__version__", "model_type"}
+_KINDS = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 #: of all prompts, for they lie in one attribute of the model file
 _MOST_CHARACTERS = 10000
 
@@ -31,11 +33,20 @@ class SentenceEncoder:
     prompts: dict[str, str]  # what is put before texts, by name
     default_prompt: str | None  # a name
     left_aside: list[str] = field(default_factory=list)
+    dense: tuple[DenseModule, ...] = ()  # layers after pooling
 
     def config_fields(self, d_model: int) -> dict[str, Any]:
-        """Fields of the config of a family that pools."""
+        """Fields of the config of a family that pools. InputError if widths do not fit each other."""
+        fields: dict[str, Any] = {"pooling": self.pooling, "normalize": self.normalize}
+        if self.dense:
+            fields["dense_widths"] = tuple(layer.width for layer in self.dense)
+            fields["dense_activations"] = tuple(layer.activation for layer in self.dense)
+        for layer in self.dense:
+            fits = f"{layer.folder / 'config.json'}: in_features = {layer.inputs}, and it is given {d_model} numbers"
+            require(layer.inputs == d_model, fits)
+            d_model = layer.width
         size = self.embedding_size if self.embedding_size is not None and self.embedding_size < d_model else 0
-        return {"pooling": self.pooling, "normalize": self.normalize, "embedding_size": size}
+        return fields | {"embedding_size": size}
 
 
 def read_encoder(folder: Path) -> SentenceEncoder | None:
@@ -71,7 +82,9 @@ def _read(folder: Path, path: Path) -> SentenceEncoder:
     require(good, f"{folder / SETTINGS}: truncate_dim = {size!r} must be a positive integer")
     known = {"prompts", "default_prompt_name", "truncate_dim", *_HARMLESS}
     aside += [f"{SETTINGS}: {key} (not read by encode)" for key in sorted(set(settings) - known)]
-    return SentenceEncoder(path, modules["Transformer"], pooling, "Normalize" in modules, size, prompts, default, aside)
+    dense = tuple(read_dense(modules[name]) for name in modules if name.startswith("Dense"))
+    texts = size, prompts, default, aside
+    return SentenceEncoder(path, modules["Transformer"], pooling, "Normalize" in modules, *texts, dense)
 
 
 def _modules(path: Path) -> dict[str, Path]:
@@ -85,12 +98,16 @@ def _modules(path: Path) -> dict[str, Path]:
     kinds: dict[str, Path] = {}
     for kind, part, _ in entries:
         bare = kind.rpartition(".")[2]
-        own = kind.startswith("sentence_transformers.") and bare in ("Transformer", "Pooling", "Normalize", "Dropout")
+        own = kind.startswith("sentence_transformers.") and bare in _KINDS
         require(own, f"{path} has a module of type {kind}, which is not supported")
         if bare == "Dropout" or (bare == "Normalize" and "Pooling" not in kinds):
             if bare == "Normalize":
                 check_normalize(part)
             continue  # neither does anything: outside of training, and before there is an embedding
+        if bare == "Dense":
+            middle = "Pooling" in kinds and "Normalize" not in kinds
+            require(middle, f"{path} has a Dense that does not stand between Pooling and Normalize, not supported here")
+            bare = f"Dense {len(kinds)}"
         require(
             bare not in kinds or bare == "Normalize", f"{path} has two modules of type {kind}, which is not supported"
         )

@@ -34,7 +34,9 @@ def pooling_of(folder: Path, normalized: bool) -> tuple[str, bool, list[str]]:
         modes, names = [_FLAGS[key] for key in on] or ["mean"], ", ".join(on)
     if modes == ["mean_sqrt_len_tokens"] and normalized:
         modes = ["mean"]  # in another length, which does not last
-    require(modes in (["mean"], ["cls"]), f"{path}: {names} is not supported; only mean and cls are")
+    known = modes in (["mean"], ["cls"], ["lasttoken"])
+    require(known, f"{path}: {names} is not supported; only mean, cls and lasttoken are")
+    modes = ["last"] if modes == ["lasttoken"] else modes
     include_prompt = settings.get("include_prompt", True)
     unknown = sorted(set(settings) - {*_FLAGS, *_SIZES, "pooling_mode", "include_prompt"})
     return (

@@ -14,7 +14,8 @@ def random_batch(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Inputs and mask of `batch` sequences for a config.
 
-    Images are N(0, 1) float32 (B, channels, height, width); ids are uniform (B, n_tokens). `ragged`: the lengths fall
+    Images are N(0, 1) float32 (B, channels, height, width); ids are uniform (B, n_tokens); for a model that takes
+    pairs and tells their texts apart, ids and types (B, n_tokens, 2). `ragged`: the lengths fall
     from n_tokens to 1, so that some sequences are shorter than the number of ranks.
     """
     require(batch >= 1, f"--batch {batch}: at least one")
@@ -32,4 +33,7 @@ def random_batch(
     )
     ids = rng.integers(0, config.vocab_size, (batch, length))
     lengths = np.linspace(length, 1, batch).astype(int) if ragged else np.full(batch, length)
+    if getattr(config, "pairs", False) and config.type_vocab > 1:  # the second text is the latter part
+        types = np.arange(length) >= lengths[:, None] // 2
+        ids = np.stack([ids, types.astype(ids.dtype)], axis=2)
     return ids, np.arange(length) < lengths[:, None]

@@ -18,6 +18,7 @@ from astra_mpi.convert.tokenizer_keys import HARMLESS
 from astra_mpi.errors import InputError
 from astra_mpi.inputs.text import Tokenizer
 from astra_mpi.models import FAMILIES
+from astra_mpi.models.decoder import Decoder
 
 #: vocabularies that no tokenizer is made of here
 _OTHER_FILES = (
@@ -65,12 +66,14 @@ def read_text_settings(folder: Path, config: Any, encoder: SentenceEncoder | Non
     preprocess["tokenizer_class"] = found.class_name
     left = [*aside, *found.left_aside]
     family = FAMILIES.get(getattr(config, "family", ""))
-    if family is not None and family.causal:
+    if family is not None and issubclass(family, Decoder):
         template, said = read_chat_template(folder)
         notes += said
         if template is not None:
             preprocess |= {"chat_template": template, "special_tokens": found.special_tokens}
             left = [key for key in left if not key.endswith(f"({HARMLESS['chat_template']})")]
+    if found.token_types and getattr(config, "type_vocab", 0) > 1:
+        preprocess["token_types"] = True
     if found.split_special_tokens:
         preprocess["split_special_tokens"] = True
     if found.replaced:
@@ -161,7 +164,11 @@ def usage(config: Any, preprocess: Mapping[str, Any] | None, tokenizer: bool, le
     if not hasattr(config, "vocab_size"):
         return {}
     told = {}
-    if hasattr(config, "pooling"):
+    if getattr(config, "n_classes", 0):
+        told["classes"] = ", ".join(config.labels) or str(config.n_classes)
+        told["probabilities"] = config.probabilities
+        told["pairs"] = "told apart by token types" if settings.get("token_types") else "yes"
+    elif hasattr(config, "pooling"):
         size = getattr(config, "embedding_size", 0)
         told["pooling"] = config.pooling + (f", the first {size} numbers of {config.d_model}" if size else "")
         told["normalisation"] = "to length 1" if config.normalize else "none"

@@ -19,7 +19,15 @@ from astra_mpi.inputs.text import fast_tokenizer, refusing
 
 FILE = "tokenizer.json"
 #: classes of the families whose folders name none; others take tokenizer.json as it is
-_OWN = {"bert": "BertTokenizer", "gpt2": "GPT2Tokenizer"}
+_OWN = {
+    **dict.fromkeys(("bert", "distilbert", "electra", "nomic_bert"), "BertTokenizer"),
+    "gpt2": "GPT2Tokenizer",
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), "GemmaTokenizer"),
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+    "mpnet": "MPNetTokenizer",
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class FolderTokenizer:
     replaced: tuple[str, ...] = ()  # parts of tokenizer.json that the class replaces by its own
     left_aside: tuple[str, ...] = ()  # keys that change nothing
     special_tokens: dict[str, str] = field(default_factory=dict)  # texts of the named ones, as chat templates use them
+    token_types: bool = False  # the model is told the types of tokens
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any], overrides: dict[str, Any]) -> FolderTokenizer:
@@ -61,7 +70,9 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], overrides: dict[str,
     replaced = _replaced(original, fast) if original is not None and chosen.build is not None else []
     aside = left_aside(folder, {*given, *overrides}, chosen)
     special = {name: str(token) for name, token in _named(chosen, settings).items() if token is not None}
-    return FolderTokenizer(fast, chosen.name, length, side, split, tuple(replaced), tuple(aside), special)
+    names = settings.get("model_input_names")
+    typed = chosen.typed if names is None else "token_type_ids" in names
+    return FolderTokenizer(fast, chosen.name, length, side, split, tuple(replaced), tuple(aside), special, typed)
 
 
 def _named(chosen: TokenizerClass, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +145,7 @@ def _made(folder: Path, chosen: TokenizerClass, settings: dict[str, Any], whole:
     if original is not None and original.padding is not None:
         named.setdefault("pad_token", original.padding["pad_token"])
     named |= settings["model_specific"]
-    extra = settings.get("extra_special_tokens") or []
+    extra = settings.get("extra_special_tokens", list(chosen.extra)) or []
     explicit = "add_bos_token" in settings or "add_eos_token" in settings
     update = explicit or fast.post_processor is None
     _add_tokens(fast, settings["added_tokens_decoder"], named, extra)

@@ -36,7 +36,9 @@ class TokenizerClass:
     finish: Callable[[Any, Settings, Callable[[str], Any]], None] | None = None
     files: tuple[str, ...] = ()  # of which it can be built where there is no tokenizer.json
     optional: tuple[str, ...] = ()  # settings that may be null
+    typed: bool = False  # it tells the model the types of its tokens, unless model_input_names says otherwise
     aliases: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()  # its additional special tokens where nothing is said
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -103,6 +105,19 @@ def _llama(settings: Settings, parts: Parts) -> Any:
     return fast
 
 
+def _gemma(settings: Settings, parts: Parts) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    unknown = str(settings["unk_token"])
+    fast = Tokenizer(
+        models.BPE(vocab=parts.vocab, merges=parts.merges, fuse_unk=True, unk_token=unknown, byte_fallback=True)
+    )
+    fast.normalizer = normalizers.Replace(" ", "▁")
+    fast.pre_tokenizer = pre_tokenizers.Split(pattern=" ", behavior="merged_with_previous", invert=False)
+    fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return fast
+
+
 #: how Qwen2 splits a text before its byte pairs
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -127,10 +142,24 @@ def _qwen2_specials(fast: Any, settings: Settings, id_of: Callable[[str], Any]) 
     fast.add_tokens([AddedToken(token, special=True) for token in settings["every_special"]])
 
 
+def _mpnet_ends(fast: Any, settings: Settings, id_of: Callable[[str], Any]) -> None:
+    _roberta_ends(fast, {**settings, "trim_offsets": True, "add_prefix_space": False}, id_of)
+
+
+def _camembert(settings: Settings, parts: Parts) -> Any:
+    unknown = str(settings["unk_token"])
+    return _metaspace(settings, parts, next((i for i, (token, _) in enumerate(parts.vocab) if token == unknown), 0))
+
+
 def _xlm_roberta(settings: Settings, parts: Parts) -> Any:
+    return _metaspace(settings, parts, 3)
+
+
+def _metaspace(settings: Settings, parts: Parts, unknown: int) -> Any:
+    """Unigram pieces of words with a mark in front of each; unknown: the id of what is none of them."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    fast = Tokenizer(models.Unigram(vocab=parts.vocab, unk_id=3, byte_fallback=False))
+    fast = Tokenizer(models.Unigram(vocab=parts.vocab, unk_id=unknown, byte_fallback=False))
     if parts.charsmap is not None:
         fast.normalizer = normalizers.Precompiled(parts.charsmap)
     scheme = "always" if settings["add_prefix_space"] else "never"
@@ -152,6 +181,8 @@ def _xlm_roberta_ends(fast: Any, settings: Settings, id_of: Callable[[str], Any]
 
 _BERT: dict[str, Any] = {"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None}
 _BERT |= {name: f"[{name[:-6].upper()}]" for name in ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")}
+_MPNET: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>"}
+_MPNET |= {"pad_token": "<pad>", "mask_token": "<mask>"}
 _END = "<|endoftext|>"
 _XLM: dict[str, Any] = {
     "bos_token": "<s>",
@@ -175,6 +206,7 @@ _LLAMA: dict[str, Any] = {
     "bos_token": "<s>",
     "eos_token": "</s>",
 }
+_GEMMA: dict[str, Any] = {f"{name}_token": f"<{name}>" for name in ("unk", "bos", "eos", "pad", "mask")}
 _QWEN: dict[str, Any] = {
     "add_prefix_space": None,
     "unk_token": _END,
@@ -190,9 +222,16 @@ CLASSES = (
     BACKEND,
     TokenizerClass(
         "BertTokenizer", "WordPiece", _BERT, _bert, _bert_ends, ("vocab.txt",), ("strip_accents",),
-        aliases=("DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "LxmertTokenizer"),
+        aliases=("ElectraTokenizer", "MobileBertTokenizer", "LxmertTokenizer"), typed=True,
+    ),
+    TokenizerClass(
+        "DistilBertTokenizer", "WordPiece", _BERT, _bert, _bert_ends, ("vocab.txt",), ("strip_accents",),
+    ),
+    TokenizerClass(
+        "MPNetTokenizer", "WordPiece", _BERT | _MPNET, _bert, _mpnet_ends, ("vocab.txt",), ("strip_accents",),
     ),
     TokenizerClass("GPT2Tokenizer", "BPE", _GPT2, _byte_level, files=_PAIRS),
+    TokenizerClass("GemmaTokenizer", "BPE", _GEMMA, _gemma),
     TokenizerClass("LlamaTokenizer", "BPE", _LLAMA, _llama, optional=("add_prefix_space", "legacy")),
     TokenizerClass(
         "RobertaTokenizer", "BPE", _XLM | {"add_prefix_space": False, "trim_offsets": True}, _byte_level, _roberta_ends,
@@ -201,6 +240,10 @@ CLASSES = (
     TokenizerClass("Qwen2Tokenizer", "BPE", _QWEN, _qwen2, _qwen2_specials, _PAIRS, optional=("add_prefix_space",)),
     TokenizerClass(
         "XLMRobertaTokenizer", "Unigram", _XLM | {"add_prefix_space": True}, _xlm_roberta, _xlm_roberta_ends
+    ),
+    TokenizerClass(
+        "CamembertTokenizer", "Unigram", _XLM | {"add_prefix_space": True}, _camembert, _xlm_roberta_ends,
+        extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
     ),
 )  # fmt: skip
 

@@ -34,6 +34,7 @@ class InputSection:
     mask: str | None = None  # tokens: name of a dataset (N, T) in the file; 0 leaves the token out. Default none
     # longer items are cut to so many tokens. Default the model's own; generate: none, and longer prompts are errors
     max_tokens: Positive | None = None
+    pair: str | None = None  # classify, rerank: field of the second texts; default "text_pair", where an item has one
     whole: bool = False  # true: a .txt file is one item, with its line breaks; false: each line is one
     # take only shard I of N: "I/N", or "array/N" in a SLURM job array; output.path gets the shard's number
     # (docs/reference/inputs.md). Default all items
@@ -43,10 +44,10 @@ class InputSection:
 
 @dataclass(frozen=True)
 class TaskSection:
-    # required: classify gives class logits, embed one vector per item, perplexity how well a text is predicted,
-    # generate what follows a prompt
-    name: Literal["classify", "embed", "perplexity", "generate"]
-    # embed: how tokens become one vector. Default the model's own
+    # required: classify gives class logits, rerank scores of pairs of texts and their order, embed one vector per item,
+    # perplexity how well a text is predicted, generate what follows a prompt
+    name: Literal["classify", "rerank", "embed", "perplexity", "generate"]
+    # embed: how tokens become one vector. Default the model's own. A classifier of texts is taken off
     pooling: Literal["mean", "cls", "pooler"] | None = None
     normalize: bool | None = None  # embed: whether vectors are scaled to length 1. Default the model's own
     # embed: name of the model's prompt that is put before every text; false: nothing. Default its default prompt

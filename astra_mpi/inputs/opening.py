@@ -22,20 +22,29 @@ def open_input(
     config: Any,
     prompts: bool = False,
     prompt: str | bool | None = None,
+    pairs: bool = False,
+    ranked: bool = False,
 ) -> Source:
     """The items of [input] for a model of this (family's) config, tokenizer and image preprocessing.
 
     prompts: texts are to be gone on with, so that no token ends them, and only input.max_tokens cuts them.
     prompt: is put before texts: None, the model's default one; one of its names; False or "", none.
+    pairs: an item may be two texts. ranked: every item must be two, and the source has `queries`.
     InputError, naming file and cure, on what the model cannot take.
     """
     word, path, takes = section.kind, section.path, words_for(config)
     require(word in takes, f"input.kind = '{word}' does not fit a {config.family} model; give {' or '.join(takes)}")
     kinds = kinds_of(word)
     texts = " or ".join(f"'{name}'" for name in takes if any(kind.tokenizes for kind in kinds_of(name)))
-    require(not prompt or any(kind.tokenizes for kind in kinds), f"task.prompt is for input.kind = {texts} only")
+    tokenizes = any(kind.tokenizes for kind in kinds)
+    require(not prompt or tokenizes, f"task.prompt is for input.kind = {texts} only")
     masked = " or ".join(f"'{name}'" for name in takes if any(kind.masks for kind in kinds_of(name)))
     require(section.mask is None or any(k.masks for k in kinds), f"input.mask is for input.kind = {masked} only")
+    require(
+        section.pair is None or (pairs and tokenizes),
+        "input.pair is for input.kind = 'text' and task.name = 'classify' or 'rerank', of a model with a classifier",
+    )
+    require(not ranked or tokenizes, f"task.name = 'rerank' takes pairs of texts; give input.kind = {texts}")
     kind = kind_of(word, path)
     require(
         path.is_file() or (kind is not None and path.is_dir()),
@@ -45,7 +54,7 @@ def open_input(
     require(not section.whole or is_running_text(word, path), f"input.whole is for {running} files only")
     if kind is None:
         raise InputError(f"{path}: {word} comes from {suffixes(kinds)}, not from '{path.suffix}'; convert it")
-    source = kind.open(section, Taker(config, tokenizer, preprocess, prompts, prompt))
+    source = kind.open(section, Taker(config, tokenizer, preprocess, prompts, prompt, pairs, ranked))
     require(source.n_items > 0, f"{path} holds no items")
     _check_labels(source, section, config)
     return source

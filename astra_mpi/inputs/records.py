@@ -24,6 +24,8 @@ from astra_mpi.files.utf8 import undecodable
 LONGEST_LINE = 16 << 20
 #: where a field stands, and what it holds -> a text; InputError
 TextOf = Callable[[str, Any], str]
+#: field of the second text of a pair
+PAIR = "text_pair"
 
 
 class Texts(Protocol):
@@ -34,8 +36,8 @@ class Texts(Protocol):
     labels: np.ndarray | None
     digest: str
 
-    def texts(self, items: range) -> list[str]:
-        """The texts of these items."""
+    def texts(self, items: range) -> list[Any]:
+        """The texts of these items; of a pair, both."""
 
 
 class Lines(Protocol):
@@ -69,7 +71,7 @@ class Records:
         self.n_items = len(self._starts) * len(columns)
         self.labels = None if labels is None else np.repeat(np.frombuffer(classes, np.int64), len(columns))
 
-    def texts(self, items: range) -> list[str]:
+    def texts(self, items: range) -> list[Any]:
         """The texts of these items. InputError if the file has changed since it was opened."""
         require(self._stamp() == self._unchanged, f"{self.path} has changed while it was read; start again")
         found, row, row_number = [], {}, -1
@@ -79,8 +81,22 @@ class Records:
                 row_number, start = number, self._starts[number]
                 self._file.seek(start)
                 row = self._kind.row(str(self.path), _decoded(self._file.readline(), start), self._header)
-            found.append(self._text(str(self.path), row, self.columns[column]))
+            found.append(self._item(str(self.path), row, self.columns[column]))
         return found
+
+    def _item(self, where: str, row: dict[str, Any], column: str) -> Any:
+        """A column of a row as an item."""
+        return self._text(where, row, column)
+
+    def _check_row(self, where: str, row: dict[str, Any]) -> None:
+        """InputError unless every column of the row is an item."""
+        for column in self.columns:
+            self._text(where, row, column)
+        require(
+            PAIR not in row or PAIR in self.columns or "text" not in self.columns,
+            f"{where} is a pair of texts, which only task.name = classify or rerank takes, of a model with a head for"
+            f" them (a sequence classifier or cross-encoder); drop {PAIR}, or name both fields with input.dataset",
+        )
 
     def _read_through(self, labels: str | None, classes: array[int]) -> str:
         """Check all lines and note where rows begin -> sha256."""
@@ -101,8 +117,7 @@ class Records:
                 continue
             where = self._where(number)
             row = self._kind.row(where, line, self._header)
-            for column in self.columns:
-                self._text(where, row, column)
+            self._check_row(where, row)
             if labels is not None:
                 classes.append(class_number(where, field(where, row, labels)))
             self._starts.append(start)
@@ -156,9 +171,8 @@ def _decoded(raw: bytes, start: int) -> str:
 def field(where: str, row: dict[str, Any], name: str) -> Any:
     """A field of a row; InputError, which begins with `where`, if it is not there."""
     if name not in row:
-        raise InputError(
-            f"{where}: no field '{name}', only {', '.join(row)}; name one with input.dataset or input.labels"
-        )
+        key = "input.pair" if name == PAIR else "input.dataset or input.labels"
+        raise InputError(f"{where}: no field '{name}', only {', '.join(row)}; name one with {key}")
     return row[name]
 
 

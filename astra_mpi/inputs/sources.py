@@ -11,6 +11,7 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
+from astra_mpi.inputs.pairs import PairRecords
 from astra_mpi.inputs.records import Texts
 from astra_mpi.inputs.text import Tokenizer
 from astra_mpi.models.images import Preprocess
@@ -49,16 +50,18 @@ class TokenSource:
 
 
 def padded(rows: Sequence[np.ndarray], keep: Sequence[np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences of tokens -> ids int32 (B, T), mask bool (B, T), True where `keep` has it (default everywhere)."""
+    """Sequences of tokens (T_i,) -> ids int32 (B, T), mask bool (B, T), True where `keep` has it (default everywhere).
+
+    Of rows (T_i, 2), ids with their types, (B, T, 2)."""
     shape = len(rows), max(len(row) for row in rows)
-    ids, mask = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=bool)
+    ids, mask = np.zeros((*shape, *rows[0].shape[1:]), dtype=np.int32), np.zeros(shape, dtype=bool)
     for i, row in enumerate(rows):
         ids[i, : len(row)], mask[i, : len(row)] = row, True if keep is None else keep[i]
     return ids, mask
 
 
 class TextSource:
-    """Texts of a file, turned into tokens batch by batch, cut to `max_tokens`."""
+    """Texts of a file, or pairs of texts, turned into tokens batch by batch, cut to `max_tokens`."""
 
     def __init__(self, records: Texts, tokenizer: Tokenizer, max_tokens: int) -> None:
         tokenizer.check_room(max_tokens)
@@ -66,10 +69,19 @@ class TextSource:
         self.n_items, self.labels, self.digest = records.n_items, records.labels, records.digest
 
     def batch(self, start: int, stop: int, step: int = 1) -> tuple[np.ndarray, np.ndarray | None]:
-        """-> ids int32 (B, T), mask bool (B, T); T = the longest of these items."""
+        """-> ids int32 (B, T), or ids and types (B, T, 2), mask bool (B, T); T = the longest of these items."""
         items = range(start, stop, step)
         texts = self.records.texts(items)
-        return padded(self.tokenizer.encode(texts, self.max_tokens, lambda i: f"{self.records.path}: item {items[i]}"))
+
+        def name(i: int) -> str:
+            return f"{self.records.path}: item {items[i]}"
+
+        return padded(self.tokenizer.encode_typed(texts, self.max_tokens, name))
+
+    def queries(self, items: range) -> np.ndarray:
+        """(B,) int64: numbers of the first texts of pairs, equal ones alike."""
+        assert isinstance(self.records, PairRecords) and self.records.queries is not None
+        return self.records.queries[items.start : items.stop : items.step]
 
 
 @dataclass
@@ -87,9 +99,10 @@ class ArraySource:
         self.n_items = len(self.ids)
 
     def batch(self, start: int, stop: int, step: int = 1) -> tuple[np.ndarray, np.ndarray | None]:
-        """-> ids int32 (B, n_tokens), 0 where dropped, mask bool (B, n_tokens)."""
+        """-> ids int32 (B, n_tokens), mask bool (B, n_tokens). A dropped id is given too, if it can be one: families
+        whose positions do not count padding look at it."""
         ids, keep = self._read(slice(start, stop, step))
-        return np.where(keep, ids, 0).astype(np.int32), keep
+        return np.where(keep | ((ids >= 0) & (ids < 1 << 31)), ids, 0).astype(np.int32), keep
 
     def check(self, path: Path, vocab_size: int) -> None:
         """InputError names the first kept token id that is not in 0..vocab_size-1; all are read, a block at a time."""
@@ -171,3 +184,8 @@ class Excerpt:
     def batch(self, start: int, stop: int, step: int = 1) -> tuple[np.ndarray, np.ndarray | None]:
         items = self.items[start:stop:step]
         return self.source.batch(items.start, items.stop, items.step)
+
+    def queries(self, items: range) -> np.ndarray:
+        """As those of a `TextSource` of pairs."""
+        assert isinstance(self.source, TextSource | Excerpt)
+        return self.source.queries(self.items[items.start : items.stop : items.step])

@@ -43,7 +43,8 @@ class Tokenizer:
 
     open_ended: what it puts after a text, as </s> or [SEP], is left out, because the text is to be gone on with.
     prompt: is put before every text, and cut with it. vocab_size: of the model; ids beyond are errors. split_special:
-    special tokens that a text spells are ordinary characters. around: special tokens are put around a text.
+    special tokens that a text spells are ordinary characters. around: special tokens are put around a text. n_types:
+    types of tokens that the model tells apart; up to 1, the tokenizer's types are not asked for.
     InputError if the `tokenizers` library is missing or cannot read it.
     """
 
@@ -55,13 +56,14 @@ class Tokenizer:
         vocab_size: int | None = None,
         split_special: bool = False,
         around: bool = True,
+        n_types: int = 0,
     ) -> None:
         self._fast = fast_tokenizer(json)
         self._side = (self._fast.truncation or {}).get("direction", "right")
         self._fast.no_padding()
         self._fast.no_truncation()
         self._fast.encode_special_tokens = split_special
-        self.prompt, self._vocab_size = prompt, vocab_size
+        self.prompt, self._vocab_size, self._n_types = prompt, vocab_size, n_types
         self._around = around
         self._n_left_out = self._n_ending() if open_ended and around else 0
         # around every text, as [CLS] and [SEP]
@@ -100,12 +102,45 @@ class Tokenizer:
 
         InputError on a token that the model has no row for; it calls the text by its `name`.
         """
+        return self._rows(self._cut(texts, max_tokens), name)
+
+    def encode_typed(
+        self, items: Sequence[str | tuple[str, str]], max_tokens: int, name: Named = "text {}".format
+    ) -> list[np.ndarray]:
+        """As `encode`, of texts and pairs of texts. Where a token is of another type than 0, rows are (T_i, 2): ids
+        and types. Of a pair the longer text is cut first."""
+        if any(isinstance(item, tuple) for item in items):
+            n_around = self._fast.num_special_tokens_to_add(True)
+            require(
+                max_tokens > n_around + 1,
+                f"max_tokens = {max_tokens} leaves no room beside {n_around} special tokens of a pair; raise it",
+            )
+        encodings = self._cut(items, max_tokens)
+        rows = self._rows(encodings, name)
+        if self._n_types < 2:
+            return rows
+        types = [np.array(e.type_ids[: len(row)], np.int32) for e, row in zip(encodings, rows, strict=True)]
+        for i, row in enumerate(types):
+            highest = int(row.max(initial=0))
+            require(
+                highest < self._n_types,
+                f"{name(i)} has tokens of type {highest}, and the model knows {self._n_types} types; convert it with"
+                " its own tokenizer",
+            )
+        if not any(row.any() for row in types):
+            return rows
+        return [np.stack([row, kind], axis=1) for row, kind in zip(rows, types, strict=True)]
+
+    def _cut(self, items: Sequence[str | tuple[str, str]], max_tokens: int) -> list[Any]:
+        """The library's encodings of items, of at most `max_tokens` tokens."""
         self.check_room(max_tokens)
         self._fast.enable_truncation(max_tokens + self._n_left_out, direction=self._side)
         try:
-            encodings = self._encodings(texts)
+            return self._encodings(items)
         finally:
             self._fast.no_truncation()
+
+    def _rows(self, encodings: Sequence[Any], name: Named) -> list[np.ndarray]:
         rows = [np.array(e.ids[: len(e.ids) - self._n_left_out], dtype=np.int32) for e in encodings]
         for i, row in enumerate(rows):
             self._check_ids(row, name, i)
@@ -148,11 +183,10 @@ class Tokenizer:
         """Tokens per text, prompt and special tokens included, nothing cut."""
         return [len(encoding.ids) for encoding in self._encodings(texts)]
 
-    def _encodings(self, texts: Sequence[str]) -> list[Any]:
+    def _encodings(self, items: Sequence[str | tuple[str, str]]) -> list[Any]:
+        whole = [(self.prompt + i[0], i[1]) if isinstance(i, tuple) else self.prompt + i for i in items]
         with refusing("the model's tokenizer has no tokens for a text ({}); convert another one"):
-            found: list[Any] = self._fast.encode_batch(
-                [self.prompt + text for text in texts], add_special_tokens=self._around
-            )
+            found: list[Any] = self._fast.encode_batch(whole, add_special_tokens=self._around)
         return found
 
     def check_room(self, max_tokens: int) -> None:
@@ -204,14 +238,17 @@ def tokenizer_of(
     preprocess: Mapping[str, Any] | None = None,
     prompt: str | bool | None = "",
     around: bool = True,
+    type_vocab: int = 0,
 ) -> Tokenizer:
-    """A model file's tokenizer, with a prompt as `prompt_of` takes it; around: see `Tokenizer`.
+    """A model file's tokenizer, with a prompt as `prompt_of` takes it; around: see `Tokenizer`. type_vocab: how many
+    types the model knows.
 
     InputError if there is none, or if it is not for a vocabulary of this size.
     """
     if json is None:
         raise InputError("the model file holds no tokenizer; convert a folder with tokenizer.json, or give token ids")
     split = bool((preprocess or {}).get("split_special_tokens"))
-    tokenizer = Tokenizer(json, open_ended, prompt_of(preprocess, prompt), vocab_size, split, around)
+    n_types = type_vocab if (preprocess or {}).get("token_types") else 0
+    tokenizer = Tokenizer(json, open_ended, prompt_of(preprocess, prompt), vocab_size, split, around, n_types)
     tokenizer.check_fits(vocab_size)
     return tokenizer

@@ -15,6 +15,7 @@ from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.files import checksum, hdf5
 from astra_mpi.inputs.shards import parse_shard, shard_items
+from astra_mpi.job.ranking import write_ranks
 from astra_mpi.job.results import LATER, check_summary, summary_path, write_json
 from astra_mpi.job.summary import costs
 
@@ -62,6 +63,7 @@ def merge(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
             _write_attributes(file, pieces[0], summary)
             for piece in pieces:
                 _copy(file, piece, total)
+            write_ranks(file)
             summary["metrics"] |= _metrics(file, pieces)
             file.attrs["summary"] = json.dumps(summary)
     write_json(summary_path(output), summary)
@@ -176,6 +178,8 @@ def _write_attributes(file: h5py.File, first: Piece, summary: Mapping[str, Any])
         file.attrs[name] = json.dumps(value)
     for name in ("choices", "versions"):
         file.attrs[name] = json.dumps(summary[name])
+    if state.get("labels"):
+        file.attrs["labels"] = json.dumps(state["labels"])
 
 
 def _copy(file: hdf5.Written, piece: Piece, total: int) -> None:

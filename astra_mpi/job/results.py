@@ -20,6 +20,7 @@ from astra_mpi.errors import InputError
 from astra_mpi.files import checksum, hdf5, whole
 from astra_mpi.files.stuck import bounded
 from astra_mpi.job.lock import Lock
+from astra_mpi.job.ranking import write_ranks
 
 #: parts of the state that results of earlier versions do not have
 LATER = ("text_digest",)
@@ -183,10 +184,13 @@ class Results:
                 file.attrs[name] = json.dumps(summary[name])
             file.attrs["deck"] = json.dumps(deck)
             file.attrs["state"] = json.dumps(self.state)
+            if self.state.get("labels"):
+                file.attrs["labels"] = json.dumps(self.state["labels"])
             file.attrs["summary"] = json.dumps(summary)
             for part in range(self.n_parts):
                 self._append(file, part)
                 file.check()
+            write_ranks(file)
             self.lock.beat()  # it took long, perhaps
         _remove_parts(self.folder, self.lock)
 

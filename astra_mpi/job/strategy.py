@@ -71,7 +71,7 @@ def _workload(deck: Deck, config: Any, source: Source, results: Results) -> Work
     """That of the first batch to come. Images are all cut into as many patches."""
     part = next(iter(results.pending()), 0)
     inputs, mask = source.batch(*results.span(part))
-    if inputs.ndim > 2:
+    if inputs.ndim == 4:
         return usual(config, batch=len(inputs))
     longest = inputs.shape[1] if mask is None else int(mask.sum(axis=1).max(initial=1))
     task = deck.task

@@ -14,11 +14,12 @@ from astra_mpi.config import require
 from astra_mpi.decks.deck import Deck
 from astra_mpi.inputs.kinds import kinds_of
 from astra_mpi.inputs.opening import open_input
-from astra_mpi.inputs.sources import Source
+from astra_mpi.inputs.sources import Excerpt, Source, TextSource
 from astra_mpi.inputs.text import Tokenizer
 from astra_mpi.inputs.windows import WindowSource, open_windows, window_scores
 from astra_mpi.job import generation
 from astra_mpi.models import FAMILIES
+from astra_mpi.models.decoder import Decoder
 from astra_mpi.ranks.broadcast import broadcast_integers
 
 if TYPE_CHECKING:
@@ -38,21 +39,35 @@ class Part(NamedTuple):
 def check_task(deck: Deck, config: Any) -> None:
     """InputError if the model cannot do the task."""
     wanted: tuple[str, ...]
-    if getattr(FAMILIES.get(config.family), "causal", False):
+    if issubclass(FAMILIES.get(config.family, object), Decoder):
         wanted, what = ("perplexity", "generate"), ""
-    elif getattr(config, "n_classes", 0):
+    elif n_classes := getattr(config, "n_classes", 0):
         wanted, what = ("classify",), " with a classifier"
+        wanted += ("rerank",) * (n_classes == 1 and getattr(config, "pairs", False))
+        if getattr(config, "pairs", False):
+            what += (
+                f" of {n_classes} class{'es' * (n_classes > 1)}, whose own embeddings task.name = 'embed' gives with"
+            )
+            what += " task.pooling = 'mean' or 'cls'"
     else:
         wanted, what = ("embed",), " without a classifier"
     misfit = f"task.name = '{deck.task.name}' does not fit {deck.model.path}: a {config.family} model{what}"
     require(deck.task.name in wanted, f"{misfit}; give {' or '.join(wanted)}")
+    if deck.task.name == "rerank":
+        require(
+            config.scores != "other",
+            f"{deck.model.path}: its scores are made by an activation that is not known here; task.name = 'classify'"
+            " gives the logits",
+        )
     prompt = deck.task.prompt
     require(not prompt or deck.task.name == "embed", f"task.prompt = {prompt!r} is for task.name = 'embed' only")
 
 
 def _text_digest(model: Any) -> str:
     """sha256 of how the model's file turns text into tokens, of which its own digest says nothing."""
-    rules = {name: (model.preprocess or {}).get(name) for name in ("max_tokens", "prompts", "split_special_tokens")}
+    known = model.preprocess or {}
+    rules = {name: known.get(name) for name in ("max_tokens", "prompts", "split_special_tokens")}
+    rules |= {name: known[name] for name in ("token_types",) if name in known}  # which earlier versions do not write
     told = json.dumps([model.tokenizer, rules, (model.preprocess or {}).get("default_prompt")], sort_keys=True)
     return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
 
@@ -82,11 +97,51 @@ class Embed:
 
 
 class Classify(Embed):
-    """The logits of each item's classes."""
+    """The logits of each item's classes, and their probabilities; an item is an image, a text, or two texts."""
+
+    def __init__(self, deck: Deck, model: Any, comm: MPI.Comm, choices: Mapping[str, Any]) -> None:
+        super().__init__(deck, model, comm, choices)
+        self.how = getattr(model.config, "probabilities", "softmax")
+        self.state |= {"labels": list(getattr(model.config, "labels", ())), "probabilities": self.how}
+
+    def open(self, open_source: Callable[..., Source] = open_input) -> Source:
+        model = self.model
+        pairs = {"pairs": True} if getattr(model.config, "pairs", False) else {}
+        return open_source(self.deck.input, model.tokenizer, model.preprocess, model.config, **pairs)
 
     def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
         logits = self.model(inputs, mask)
-        return {"logits": logits, "class": logits.argmax(axis=1).astype(np.int32)}
+        kept = {"logits": logits, "class": logits.argmax(axis=1).astype(np.int32)}
+        return kept if self.how == "none" else {**kept, "probabilities": probabilities(logits, self.how)}
+
+
+class Rerank(Embed):
+    """The score of each pair of texts; where it stands among those of its first text is known when all are scored."""
+
+    def open(self, open_source: Callable[..., Source] = open_input) -> Source:
+        model = self.model
+        return open_source(self.deck.input, model.tokenizer, model.preprocess, model.config, pairs=True, ranked=True)
+
+    def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
+        logits = self.model(inputs, mask)[:, 0]
+        if part is None:
+            return {}
+        assert isinstance(part.source, TextSource | Excerpt)
+        score = sigmoid(logits) if self.model.config.scores == "sigmoid" else logits
+        return {"logits": logits, "score": score, "query": part.source.queries(part.items)}
+
+
+def probabilities(logits: np.ndarray, how: str) -> np.ndarray:
+    """(B, C) float32 of logits (B, C): "softmax" over the classes, or "sigmoid" of each."""
+    if how == "sigmoid":
+        return sigmoid(logits)
+    shares = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """float32, of the same shape."""
+    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
 
 
 class Perplexity(Embed):
@@ -143,6 +198,7 @@ class Generate(Embed):
 TASKS: dict[str, type[Embed]] = {
     "embed": Embed,
     "classify": Classify,
+    "rerank": Rerank,
     "perplexity": Perplexity,
     "generate": Generate,
 }

@@ -17,17 +17,31 @@ class Batch:
     lengths: (B,) int64, content tokens per sequence (class tokens not counted).
     values: packed token ids (N,) with class tokens first in each sequence, or images (B, channels, height, width).
     positions: (N,) position of each packed token; None where a family has its own.
+    position_rows: (N,) rows of the position embedding, where they are not the positions.
+    types: (N,) type of each packed token, such as 1 in the second text of a pair; None: all are of type 0.
     """
 
     lengths: np.ndarray
     values: np.ndarray
     positions: np.ndarray | None = None
+    types: np.ndarray | None = None
+    position_rows: np.ndarray | None = None
 
 
-def pack_ids(ids: np.ndarray, mask: np.ndarray | None, vocab_size: int, max_positions: int, n_class: int) -> Batch:
+def pack_ids(
+    ids: np.ndarray,
+    mask: np.ndarray | None,
+    vocab_size: int,
+    max_positions: int,
+    n_class: int,
+    counted: np.ndarray | None = None,
+    first: int = 0,
+) -> Batch:
     """Padded token ids (B, T) -> packed batch: masked tokens (mask 0) removed, the others at their own positions.
 
-    The first `n_class` tokens of a sequence are class tokens. InputError names what does not fit the model.
+    The first `n_class` tokens of a sequence are class tokens. counted: (B, T) rows of the position
+    embedding, default their positions 0, 1, .. in a sequence; `first` is that of a sequence's first token. InputError
+    names what does not fit the model.
     """
     ids = np.asarray(ids)
     require(
@@ -46,9 +60,10 @@ def pack_ids(ids: np.ndarray, mask: np.ndarray | None, vocab_size: int, max_posi
         raise InputError(
             f"token id {values[bad[0]]} ({where}) is outside 0..{vocab_size - 1}; was another tokenizer used?"
         )
+    taken = positions if counted is None else counted[rows, positions]
     require(
-        positions.size == 0 or int(positions.max()) < max_positions,
-        f"a sequence reaches position {int(positions.max(initial=0)) + 1}, but this model has {max_positions};"
+        taken.size == 0 or int(taken.max()) - first < max_positions,
+        f"a sequence reaches position {int(taken.max(initial=0)) - first + 1}, but this model has {max_positions};"
         " shorten it (max_tokens)",
     )
     lengths = keep.sum(axis=1, dtype=np.int64) - n_class
@@ -56,4 +71,27 @@ def pack_ids(ids: np.ndarray, mask: np.ndarray | None, vocab_size: int, max_posi
         bool((lengths >= 0).all()),
         "a sequence has no tokens, but the pooled first token is needed; drop empty sequences",
     )
-    return Batch(lengths, values, positions)
+    return Batch(lengths, values, positions, None, None if counted is None else taken)
+
+
+def split_types(inputs: np.ndarray, n_types: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Token ids (B, T), or ids and types side by side (B, T, 2) -> ids (B, T), types (B, T) or None.
+
+    InputError on types of a model that has none but 0.
+    """
+    inputs = np.asarray(inputs)
+    if inputs.ndim != 3 or inputs.shape[2] != 2:
+        return inputs, None
+    require(
+        n_types > 1,
+        f"token types (B, T, 2) for a model that has {n_types}: it knows no pairs by their types; give ids (B, T)",
+    )
+    return inputs[..., 0], inputs[..., 1]
+
+
+def pack_types(types: np.ndarray, mask: np.ndarray | None, n_types: int) -> np.ndarray:
+    """Types (B, T) -> those of the kept tokens (N,) int64. InputError on one that the model has no row for."""
+    kept = (types.ravel() if mask is None else types[np.asarray(mask).astype(bool)]).astype(np.int64)
+    bad = kept[(kept < 0) | (kept >= n_types)]
+    require(not bad.size, f"token type {bad[:1].sum()} is outside 0..{n_types - 1}; was another tokenizer used?")
+    return kept

@@ -1,10 +1,13 @@
-"""BERT (Devlin et al., arXiv 1810.04805) as a sentence encoder: post-LayerNorm blocks, pooled embeddings."""
+"""BERT (Devlin et al., arXiv 1810.04805) as an encoder of texts: post-LayerNorm blocks, embeddings or classes.
+
+Models that differ from it in their names or in how their tokens are embedded are mapped to it (`models/encoders/`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,15 +15,24 @@ import numpy as np
 from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import ENCODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
-from astra_mpi.config import ModelConfig, require
-from astra_mpi.device.xp import module_of, take
-from astra_mpi.models.batch import Batch, pack_ids
+from astra_mpi.config import ModelConfig, optional, require
+from astra_mpi.device.xp import module_of, take, to_host
+from astra_mpi.models.batch import Batch, pack_ids, pack_types, split_types
+from astra_mpi.models.classes import PROBABILITIES, SCORES, text_classes
 from astra_mpi.models.family import Family
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
+from astra_mpi.models.relative import by_distance
 from astra_mpi.partition import Layout
 
-POOLINGS = ("mean", "cls", "pooler")
+#: distance from which on all tokens have the same bias
+FURTHEST = 128
+POOLINGS = ("mean", "cls", "pooler", "last")
+POOLERS = ("tanh", "relu", "gelu", "silu", "gelu_tanh")
+#: after layers that an embedding goes through
+DENSE = ("tanh", "relu", "gelu", "silu", "identity")
+#: what the dense layer of a pooler takes: the first token, the mean over tokens, or each token before their mean
+POOLED = ("cls", "mean", "each")
 
 
 @dataclass(frozen=True)
@@ -29,19 +41,47 @@ class BertConfig(ModelConfig):
 
     vocab_size: int
     max_positions: int  # longest sequence
-    type_vocab: int = 2  # segment types; every token is of type 0
-    pooling: str = "mean"  # mean over content tokens, first token, or tanh layer over the first token
+    type_vocab: int = 2  # types of tokens, those of a pair's second text being 1; 0: the model has none
+    pooling: str = "mean"  # mean over content tokens, first token, last token, or a dense layer over the first token
     normalize: bool = False  # scale embeddings to length 1
-    embedding_size: int = 0  # numbers kept of an embedding, after that; 0: all
-    has_pooler: bool = False  # the checkpoint has the tanh layer
+    embedding_size: int = optional(0)  # numbers kept of an embedding, after that; 0: all
+    has_pooler: bool = False  # the checkpoint has the dense layer
+    pooler_activation: str = optional("tanh")  # after it
+    pooler_over: str = optional("cls")  # what it takes, see POOLED
+    pooler_norm: bool = optional(False)  # and after it, a LayerNorm
+    pad_token: int = optional(
+        -1
+    )  # positions are counted over tokens other than this one, from 1 on; -1: over all, from 0
+    relative_buckets: int = optional(0)  # scores have biases by distance, in so many buckets; 0: none
+    word_width: int = optional(0)  # of embeddings that a layer brings to d_model; 0: they have that width
+    n_classes: int = optional(0)  # a classifier over the pooled token; 0: the answer is an embedding
+    labels: tuple[str, ...] = optional(())  # names of the classes
+    dense_widths: tuple[int, ...] = optional(())  # of layers that an embedding goes through after pooling
+    dense_activations: tuple[str, ...] = optional(())  # after each of them, see DENSE
+    probabilities: str = optional(
+        "softmax"
+    )  # what makes probabilities of logits: "softmax", "sigmoid" (of each), "none"
+    scores: str = optional(
+        "sigmoid"
+    )  # what makes the score of a pair of one logit: "sigmoid", "identity", "other" (unknown)
 
     family: ClassVar[str] = "bert"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("vocab_size", "max_positions", "type_vocab"):
+        least = {
+            "vocab_size": 1,
+            "max_positions": 1,
+            "type_vocab": 0,
+            "pad_token": -1,
+            "word_width": 0,
+            "n_classes": 0,
+            "relative_buckets": 0,
+        }
+        for name, smallest in least.items():
             value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, f"config: {name} = {value!r} must be a positive integer")
+            good = type(value) is int and value >= smallest
+            require(good, f"config: {name} = {value!r} must be an integer >= {smallest}")
         require(
             self.pooling in POOLINGS, f"config: pooling '{self.pooling}' is unknown; use one of {', '.join(POOLINGS)}"
         )
@@ -50,17 +90,59 @@ class BertConfig(ModelConfig):
             "config: pooling 'pooler' needs a checkpoint with pooler weights",
         )
         size = self.embedding_size
-        good = type(size) is int and 0 <= size < self.d_model
-        require(good, f"config: embedding_size = {size!r} is outside 0..{self.d_model - 1}")
+        good = type(size) is int and 0 <= size < self.width
+        require(good, f"config: embedding_size = {size!r} is outside 0..{self.width - 1}")
+        good = all(type(n) is int and n > 0 for n in self.dense_widths) and set(self.dense_activations) <= set(DENSE)
+        good = good and len(self.dense_widths) == len(self.dense_activations)
+        require(good, f"config: dense layers of widths {self.dense_widths} with {self.dense_activations}")
+        self._check_classes()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Without what is not set, so that models that earlier versions know keep their digest."""
-        return {name: value for name, value in super().as_dict().items() if name != "embedding_size" or value}
+    def _check_classes(self) -> None:
+        for name, known in (
+            ("pooler_activation", POOLERS),
+            ("pooler_over", POOLED),
+            ("probabilities", PROBABILITIES),
+            ("scores", SCORES),
+        ):
+            value = getattr(self, name)
+            require(value in known, f"config: {name} = {value!r} is unknown; use one of {', '.join(known)}")
+        require(
+            len(self.labels) in (0, self.n_classes) and all(isinstance(label, str) for label in self.labels),
+            f"config: labels = {self.labels!r} are not names of {self.n_classes} classes",
+        )
+        plain = self.pooling == "pooler" and not self.normalize and not self.embedding_size
+        require(not self.n_classes or plain, "config: a classifier takes what the pooler makes, as it is")
+
+    @property
+    def width(self) -> int:
+        """Of an embedding, before it is cut to `embedding_size`."""
+        return self.dense_widths[-1] if self.dense_widths else self.d_model
+
+    def for_embeddings(self, pooling: str) -> BertConfig:
+        """Of the same encoder without its classifier."""
+        return replace(self, n_classes=0, labels=(), probabilities="softmax", scores="sigmoid", pooling=pooling)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether its answer is about a text, or about two."""
+        return self.n_classes > 0
+
+    @property
+    def position_rows(self) -> int:
+        """Rows of the position embedding: one more where the token that is not counted has one."""
+        return self.max_positions + (self.pad_token >= 0)
 
     @property
     def n_class(self) -> int:
         """A pooled first token is replicated on every rank; otherwise it is an ordinary content token."""
-        return 0 if self.pooling == "mean" else 1
+        return int(self.pooling == "cls" or (self.pooling == "pooler" and self.pooler_over == "cls"))
+
+
+#: keys that only heads read, but for a classifier's (`text_classes`)
+HEADLESS = dict.fromkeys(("tie_word_embeddings", "id2label", "num_labels"), "belongs to a head that is not converted")
+#: keys that transformers asks models with rotary positions for, of others
+OTHERS = {"num_heads": "belongs to other models' caches", "mlp_layer_types": "belongs to mixtures of experts"}
+HEADLESS["head_dim"] = "compared with other keys, but not used"
 
 
 class Bert(Family):
@@ -70,51 +152,114 @@ class Bert(Family):
     recipe = Recipe(norm_first=False)
     config: BertConfig
 
+    @classmethod
+    def recipe_of(cls, config: Any) -> Recipe:
+        return replace(cls.recipe, relative=config.relative_buckets > 0)
+
+    @cached_property
+    def relative(self) -> np.ndarray | None:
+        return by_distance(self.w["embed.relative"], FURTHEST) if self.config.relative_buckets else None
+
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:
-        """Token ids (B, T) and mask (B, T), 0 = drop -> packed batch. InputError on ids out of range or too long."""
-        return pack_ids(inputs, mask, self.config.vocab_size, self.config.max_positions, self.config.n_class)
+        """Token ids (B, T), or ids and types (B, T, 2), and mask (B, T), 0 = drop -> packed batch.
+
+        InputError on ids or types out of range, and on sequences that are too long.
+        """
+        config = self.config
+        ids, types = split_types(inputs, config.type_vocab)
+        counts = config.pad_token >= 0 and ids.ndim == 2
+        rows, first = (counted(ids, config.pad_token), 1) if counts else (None, 0)
+        batch = pack_ids(ids, mask, config.vocab_size, config.max_positions, config.n_class, rows, first)
+        return batch if types is None else replace(batch, types=pack_types(types, mask, config.type_vocab))
 
     def embed(self, batch: Batch, layout: Layout) -> np.ndarray:
-        """-> rows (n, D) of this rank: word, position and type embedding, normalised."""
-        assert batch.positions is not None
+        """-> rows (n, D) of this rank: word, position and type embedding, normalised, and brought to width D."""
+        rows = batch.positions if batch.position_rows is None else batch.position_rows
+        assert rows is not None
+        token = self.tokens_here(batch, layout)
+        x = take(self.w["embed.word"], batch.values[token]) + take(self.w["embed.position"], rows[token])
+        if batch.types is not None:
+            x += take(self.w["embed.type"], batch.types[token])
+        elif self.config.type_vocab:
+            x += self.w["embed.type"][0]
+        x = self.kernels.layer_norm(x, self.w["embed.norm.weight"], self.w["embed.norm.bias"], self.config.norm_eps)
+        return self.product(x, "embed.project.weight") + self.w["embed.project.bias"] if self.config.word_width else x
+
+    def tokens_here(self, batch: Batch, layout: Layout) -> np.ndarray:
+        """(n,) where the rows of this rank lie in the packed batch."""
         starts = np.concatenate([[0], np.cumsum(batch.lengths + layout.n_class)[:-1]])
-        token = starts[layout.row_sequence] + layout.row_token  # (n,) index into the packed batch
-        x = take(self.w["embed.word"], batch.values[token]) + take(self.w["embed.position"], batch.positions[token])
-        x += self.w["embed.type"][0]
-        return self.kernels.layer_norm(x, self.w["embed.norm.weight"], self.w["embed.norm.bias"], self.config.norm_eps)
+        return starts[layout.row_sequence] + layout.row_token
 
     def pool(self, x: np.ndarray, layout: Layout) -> np.ndarray:
-        """Rows (n, D) -> this rank's share (B, D): sum of its content tokens, or of the averaged first token."""
-        return layout.content_sums(x) if self.config.pooling == "mean" else layout.class_share(x)
+        """Rows (n, D) -> this rank's share (B, D): sum of its content tokens, of the averaged first token, or the last
+        token if it is here."""
+        config = self.config
+        if config.pooling == "last":
+            share = np.zeros((len(layout.counts), config.d_model), np.float32)
+            sequences, rows = layout.last_rows
+            if len(rows):
+                share[sequences] = to_host(take(x, rows))
+            return share
+        if config.n_class:
+            return layout.class_share(x)
+        x = self.final(x)
+        each = config.pooling == "pooler" and config.pooler_over == "each"
+        return layout.content_sums(self._dense(x) if each else x)
 
     def final(self, x: np.ndarray) -> np.ndarray:
         """Post-LayerNorm blocks end normalised."""
         return x
 
     def head(self, pooled: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Shares summed over ranks (B, D) -> embeddings (B, D), or their first `embedding_size` numbers."""
-        xp = module_of(pooled)
-        if self.config.pooling == "mean":
+        """Shares summed over ranks (B, D) -> logits (B, classes); without a classifier embeddings (B, D), or the first
+        `embedding_size` numbers of them."""
+        xp, config = module_of(pooled), self.config
+        if config.n_class or config.pooling == "last":
+            pooled = self.final(pooled)
+        else:
             pooled = pooled / xp.asarray(np.maximum(lengths, 1)[:, None].astype(np.float32))
-        elif self.config.pooling == "pooler":
-            pooled = xp.tanh(self.product(pooled, "pooler.weight") + self.w["pooler.bias"])
-        if self.config.normalize:
+        if config.pooling == "pooler" and config.pooler_over != "each":
+            pooled = self._dense(pooled)
+        if config.n_classes:
+            return self.product(pooled, "head.weight") + self.w["head.bias"]
+        for i, act in enumerate(config.dense_activations):
+            pooled = self._activated(self.product(pooled, f"dense.{i}.weight"), self.w[f"dense.{i}.bias"], act)
+        if config.normalize:
             pooled = pooled / xp.maximum(xp.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
-        return xp.ascontiguousarray(pooled[:, : self.config.embedding_size or None])
+        return xp.ascontiguousarray(pooled[:, : config.embedding_size or None])
+
+    def _dense(self, x: np.ndarray) -> np.ndarray:
+        """The layer before a classifier, (n, D) -> (n, D)."""
+        config = self.config
+        x = self._activated(self.product(x, "pooler.weight"), self.w["pooler.bias"], config.pooler_activation)
+        if not config.pooler_norm:
+            return x
+        norm = self.w["pooler.norm.weight"], self.w["pooler.norm.bias"]
+        return self.kernels.layer_norm(x, *norm, config.norm_eps)
+
+    def _activated(self, x: np.ndarray, bias: np.ndarray, name: str) -> np.ndarray:
+        """An activation of x (n, width) + bias."""
+        if name == "identity":
+            return x + bias
+        return module_of(x).tanh(x + bias) if name == "tanh" else self.kernels.activate(x, bias, name)
 
     @staticmethod
     def weight_shapes(config: BertConfig) -> Shapes:
-        d = config.d_model
+        d, width = config.d_model, config.word_width or config.d_model
         shapes: Shapes = {
-            "embed.word": (config.vocab_size, d),
-            "embed.position": (config.max_positions, d),
-            "embed.type": (config.type_vocab, d),
-            "embed.norm.weight": (d,),
-            "embed.norm.bias": (d,),
+            "embed.word": (config.vocab_size, width),
+            "embed.position": (config.position_rows, width),
+            "embed.type": (config.type_vocab, width),
+            "embed.norm.weight": (width,),
+            "embed.norm.bias": (width,),
         }
-        if config.has_pooler:
-            shapes |= {"pooler.weight": (d, d), "pooler.bias": (d,)}
-        return shapes | block_shapes(config, Bert.recipe)
+        if not config.type_vocab:
+            del shapes["embed.type"]
+        if config.word_width:
+            shapes |= {"embed.project.weight": (width, d), "embed.project.bias": (d,)}
+        if config.relative_buckets:
+            shapes["embed.relative"] = (config.relative_buckets, config.n_heads)
+        return shapes | head_shapes(config) | block_shapes(config, Bert.recipe_of(config))
 
     reference = Reference(
         architectures=(
@@ -147,17 +292,21 @@ class Bert(Family):
         guarded={"is_causal": (False,)},
         harmless={
             **ENCODER,
-            **dict.fromkeys(
-                ("tie_word_embeddings", "id2label", "num_labels"), "belongs to a head that is not converted"
-            ),
-            "head_dim": "compared with other keys, but not used",
+            **HEADLESS,
         },
     )
 
     @staticmethod
     def from_hf(hf: HFConfig, tensors: Tensors) -> BertConfig:
         """Hugging Face BERT config.json -> config. InputError on what is not supported."""
+        return Bert.shape_of(hf, **classifier(hf, tensors, "pooler.dense.weight", "classifier.weight"))
+
+    @staticmethod
+    def shape_of(hf: HFConfig, **own: Any) -> BertConfig:
+        """What models with BERT's keys have in common, and a model's `own` fields."""
         d_model, n_heads = hf.heads("hidden_size", "num_attention_heads")
+        positions = own.pop("max_positions", None) or hf.integer("max_position_embeddings")
+        types = own.pop("type_vocab", None)
         return BertConfig(
             d_model=d_model,
             n_heads=n_heads,
@@ -167,9 +316,9 @@ class Bert(Family):
             activation=hf.activation("hidden_act"),
             norm_eps=hf.number("layer_norm_eps"),
             vocab_size=hf.integer("vocab_size"),
-            max_positions=hf.integer("max_position_embeddings"),
-            type_vocab=hf.integer("type_vocab_size"),
-            has_pooler=tensors.has("pooler.dense.weight"),
+            max_positions=positions,
+            type_vocab=hf.integer("type_vocab_size") if types is None else types,
+            **own,
         )
 
     hf_prefix = "bert."
@@ -184,7 +333,9 @@ class Bert(Family):
             "embed.position": "embeddings.position_embeddings.weight",
             "embed.type": "embeddings.token_type_embeddings.weight",
             "embed.norm": "embeddings.LayerNorm",
+            "embed.project": "embeddings_project",
             "pooler": "pooler.dense",
+            "head": "classifier",
         }
         block = {
             "q": "attention.self.query",
@@ -199,6 +350,35 @@ class Bert(Family):
         return map_names(Bert.weight_shapes(config), names, block, "encoder.layer.{}")
 
     PRESETS: ClassVar[dict[str, Callable[[int | None], BertConfig]]] = {}
+
+
+def head_shapes(config: BertConfig) -> Shapes:
+    """Weights of the pooler and of the classifier."""
+    d, shapes = config.d_model, dict[str, tuple[int, ...]]()
+    if config.has_pooler:
+        shapes |= {"pooler.weight": (d, d), "pooler.bias": (d,)}
+    if config.pooler_norm:
+        shapes |= {"pooler.norm.weight": (d,), "pooler.norm.bias": (d,)}
+    if config.n_classes:
+        shapes |= {"head.weight": (d, config.n_classes), "head.bias": (config.n_classes,)}
+    for i, width in enumerate(config.dense_widths):
+        shapes |= {f"dense.{i}.weight": (d, width), f"dense.{i}.bias": (width,)}
+        d = width
+    return shapes
+
+
+def counted(ids: np.ndarray, pad_token: int) -> np.ndarray:
+    """Token ids (B, T) -> positions (B, T) as RoBERTa has them: 1 for the first token other than `pad_token`, which
+    itself is at 0, wherever it stands."""
+    ids = np.asarray(ids)
+    others = ids != pad_token
+    return np.cumsum(others, axis=1) * others
+
+
+def classifier(hf: HFConfig, tensors: Tensors, pooler: str, head: str) -> dict[str, Any]:
+    """Fields of `BertConfig` of a checkpoint's pooler and classifier; both are named by their weights' tensors."""
+    classes = text_classes(hf, tensors, head)
+    return {**classes, "pooling": "pooler", "has_pooler": True} if classes else {"has_pooler": tensors.has(pooler)}
 
 
 def _preset(n_tokens: int | None, *, d_model: int, n_heads: int, n_layers: int) -> BertConfig:

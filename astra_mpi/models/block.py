@@ -55,6 +55,11 @@ class Block:
         return query, HeadNorm(self.recipe.qk_norm, self.w["k_norm.weight"], *of)
 
     @property
+    def normalises_input(self) -> bool:
+        """Whether it begins with a norm; some first blocks do without the one that the others have."""
+        return self.recipe.normalises_input and "norm1.weight" in self.w
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all weights, as they are stored."""
         return sum(weight.nbytes for weight in self.w.values())
@@ -100,7 +105,7 @@ class Block:
 
     def attention_input(self, x: np.ndarray) -> np.ndarray:
         """x (n, D) -> what the attention projects (n, D)."""
-        return self.norm(x, "norm1") if self.recipe.normalises_input else x
+        return self.norm(x, "norm1") if self.normalises_input else x
 
     def queries_keys_values(self, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """h (n, D) -> scaled queries (n, H d) and [K | V] (n, 2 d_kv), two views of one array."""

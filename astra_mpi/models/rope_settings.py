@@ -65,11 +65,13 @@ def rope_settings(
     return _rope(hf, key, own, found, max_positions, d_head, theta, part, kinds)
 
 
-def local_and_global(hf: HFConfig, max_positions: int, d_head: int) -> tuple[Rope, float]:
-    """-> (rotary positions of full blocks, theta of blocks with a window), as Gemma 3 states them.
+def local_and_global(
+    hf: HFConfig, max_positions: int, d_head: int, thetas: Mapping[str, float] = _LOCAL_AND_GLOBAL
+) -> tuple[Rope, float]:
+    """-> (rotary positions of full blocks, theta of blocks with a window), as Gemma 3 and ModernBERT state them.
 
     `rope_parameters` has an object for each; else `rope_scaling` and `rope_theta` are of full blocks, and
-    `rope_local_base_freq` is the others' theta.
+    `rope_local_base_freq` is the others' theta. thetas: these keys of both, and their defaults.
     """
     given, scaling = hf.get("rope_parameters"), hf.get("rope_scaling")
     given = {} if given is None else given
@@ -82,8 +84,8 @@ def local_and_global(hf: HFConfig, max_positions: int, d_head: int) -> tuple[Rop
     full, local = (dict(given.get(kind) or {}) for kind in kinds)
     full |= scaling or {}
     key = "rope_scaling" if scaling else "rope_parameters"
-    theta, local_theta = (hf.values.get(name, default) for name, default in _LOCAL_AND_GLOBAL.items())
-    for name in _LOCAL_AND_GLOBAL:
+    theta, local_theta = (hf.values.get(name, default) for name, default in thetas.items())
+    for name in thetas:
         hf.read.add(name)
     rope = _rope(hf, key, {"rope_theta": theta}, full, max_positions, d_head, theta, None, TYPES)
     own = {"rope_theta": local_theta}

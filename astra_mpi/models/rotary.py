@@ -34,10 +34,9 @@ class RotaryConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for i in range(self.n_layers):
-            rope = self.rope_of(i)
-            if rope is not None:
-                rope.check(self.d_head)
+        self.rope.check(self.d_head)
+        if self.rope_local_theta:
+            Rope(self.rope_local_theta, width=self.rope_width).check(self.d_head)
         known = all(type(i) is int and 0 <= i < self.n_layers for i in self.unturned)
         require(known, f"config: unturned = {list(self.unturned)} are not all blocks, 0..{self.n_layers - 1}")
 

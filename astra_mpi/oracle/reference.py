@@ -21,7 +21,7 @@ from astra_mpi.oracle.positions import is_rotary, relative_bias, turned, within
 
 Weights = Mapping[str, NDArray[Any]]
 #: families in which every token sees all others, and those among them that normalise after each residual sum
-ENCODERS = ("vit", "bert")
+ENCODERS = ("vit", "bert", "encoder", "causal_encoder")
 POST_NORM = ("bert",)
 #: families that normalise each head by its mean too, and all heads of a token together
 CENTRED_HEADS, ALL_HEADS = ("stablelm",), ("olmo2",)
@@ -58,13 +58,16 @@ def oracle(
     ratio: int = 0,
     parts: Sequence[Sequence[Weights] | None] | None = None,
     positions: ArrayLike | None = None,
+    position_rows: ArrayLike | None = None,
     merged: int = 0,
     told: ArrayLike | None = None,
 ) -> OracleResult:
     """Forward pass of one sequence as `size` ranks would compute it; without options, the exact one of one rank.
 
     config, weights: a model's, by the canonical names.
-    tokens: ViT: image (channels, height, width); others: ids (n_class + T,), placed at `positions` (default 0, 1, ..).
+    tokens: ViT: image (channels, height, width); others: ids (n_class + T,), or ids and types (n_class + T, 2), placed
+    at `positions` (default 0, 1, ..), with `position_rows` of the position embedding (default as the function of this
+    name has them without a mask).
     owner: (T,) the rank, below `size`, that holds each content token; the class token is not counted.
     codec: far tokens are seen through its codebooks. codes: per block (T, C), to be used instead of the oracle's own
     and checked against them. first_coded: blocks before this one see far tokens as they are, and have no codes.
@@ -81,11 +84,12 @@ def oracle(
     exact = codec is None and wire == "float32" and not ratio
     owner, n_ranks = np.asarray(owner, np.int64), 1 if exact else size
     owner = np.zeros_like(owner) if exact else owner
-    embedded = _embed(config, weights, tokens, positions)
+    embedded = _embed(config, weights, tokens, positions, position_rows)
+    pooling, over = getattr(config, "pooling", "mean"), getattr(config, "pooler_over", "cls")
     if config.family == "vit":
         n_class = getattr(config, "class_tokens", 1) + getattr(config, "registers", 0)
     else:
-        n_class = int(getattr(config, "pooling", "mean") in ("cls", "pooler"))
+        n_class = int(pooling == "cls" or (pooling == "pooler" and over == "cls"))
     if len(owner) != len(embedded) - n_class or not np.isin(owner, np.arange(n_ranks)).all():
         raise ValueError(f"owner must name one of {n_ranks} ranks for each of {len(embedded) - n_class} content tokens")
     far: Far | None = None
@@ -95,26 +99,26 @@ def oracle(
         far = Means(owner, ratio) if ratio else Rounded(owner, wire, gather, seen)
     if far is not None and told is not None:
         far.look_at_earlier(np.asarray(told))
-    elif far is not None and config.family not in ENCODERS:
+    elif far is not None and _is_causal(config):
         far.look_back(size)
     n_replicas = n_class * n_ranks
     x = np.concatenate([np.repeat(embedded[:n_class], n_ranks, axis=0), embedded[n_class:]])  # (n_replicas + T, D)
     rank = np.concatenate([np.tile(np.arange(n_ranks), n_class), owner])
-    places = np.arange(n_class + len(owner)) if positions is None else np.asarray(positions)
-    places = np.concatenate([np.repeat(places[:n_class], n_ranks), places[n_class:]])  # (n_replicas + T,)
+    where = np.arange(n_class + len(owner)) if positions is None else np.asarray(positions)
+    where = np.concatenate([np.repeat(where[:n_class], n_ranks), where[n_class:]])  # (n_replicas + T,)
     relative = weights.get("embed.relative")
     for i in range(config.n_layers):
         sub_blocks = parts[i] if parts else None
         if sub_blocks is None:
-            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, places, far, i, merged, relative)
+            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, where, far, i, merged, relative)
         else:
             columns = np.split(x, size, axis=1)
             heads = config.n_heads // size
             pairs = zip(sub_blocks, columns, strict=True)
-            x = np.concatenate([_block(config, w, heads, part, rank, places, None, i) for w, part in pairs], axis=1)
+            x = np.concatenate([_block(config, w, heads, part, rank, where, None, i) for w, part in pairs], axis=1)
     averaged = x[:n_replicas].reshape(n_class, n_ranks, x.shape[1]).mean(axis=1)  # (n_class, D)
     hidden = np.concatenate([averaged, x[n_replicas:]])
-    if config.family not in POST_NORM:
+    if _is_pre_norm(config):
         hidden = _norm(hidden, weights, "norm", config.norm_eps)
     if config.family not in ENCODERS:
         head = weights["embed.word"].T if config.tied else weights["head.weight"]
@@ -124,13 +128,24 @@ def oracle(
     return OracleResult(_head(config, weights, hidden), hidden, codes_used, flips, worst_gap)
 
 
+def _is_causal(config: Any) -> bool:
+    """Whether a token sees itself and the tokens before it only."""
+    return config.family not in ENCODERS or config.family == "causal_encoder"
+
+
+def _is_pre_norm(config: Any) -> bool:
+    return bool(getattr(config, "norm_first", config.family not in POST_NORM))
+
+
 def _of_block(weights: Weights, i: int) -> Weights:
     """Weights of block i by their names inside it."""
     prefix = f"blocks.{i}."
     return {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
 
 
-def _embed(config: Any, weights: Weights, tokens: ArrayLike, positions: ArrayLike | None) -> Array:
+def _embed(
+    config: Any, weights: Weights, tokens: ArrayLike, positions: ArrayLike | None, rows: ArrayLike | None
+) -> Array:
     """(n_class + T, D) in float64."""
     w = {name: np.asarray(array, np.float64) for name, array in weights.items() if name.startswith("embed.")}
     if config.family == "vit":
@@ -145,12 +160,32 @@ def _embed(config: Any, weights: Weights, tokens: ArrayLike, positions: ArrayLik
         registers = w.get("embed.registers", placed[:0])
         x = np.concatenate([placed[: len(names)], registers, placed[len(names) :]])
         return _norm(x, w, "embed.norm", config.norm_eps) if "embed.norm.weight" in w else x
-    ids = np.asarray(tokens)
-    places = np.arange(len(ids)) if positions is None else np.asarray(positions)
+    ids, types = np.asarray(tokens), None
+    if ids.ndim == 2:
+        ids, types = ids.T
+    if getattr(config, "pad_token", -1) < 0:
+        rows = np.arange(len(ids)) if positions is None else positions
+    elif rows is None:
+        rows = position_rows(config, ids, np.ones(len(ids), bool))
     x = w["embed.word"][ids]
-    x = x + w["embed.position"][places] if "embed.position" in w else x
-    x = x + w["embed.type"][0] if "embed.type" in w else x
-    return _norm(x, w, "embed.norm", config.norm_eps) if "embed.norm.weight" in w else x
+    x = x + w["embed.position"][np.asarray(rows)] if "embed.position" in w else x
+    x = x + w["embed.type"][0 if types is None else types] if "embed.type" in w else x
+    x = _norm(x, w, "embed.norm", config.norm_eps) if "embed.norm.weight" in w else x
+    return _linear(x, w, "embed.project") if "embed.project.weight" in w else x
+
+
+def position_rows(config: Any, ids: Array, keep: Array) -> Array:
+    """Rows of the position embedding of a sequence's kept tokens; ids and keep (T,) of all. A model may count some
+    tokens only, from 1."""
+    uncounted = getattr(config, "pad_token", -1)
+    if uncounted < 0:
+        return np.flatnonzero(keep)
+    found, count = [], 0
+    for token, kept in zip(ids, keep, strict=True):
+        count += token != uncounted
+        if kept:
+            found.append(count if token != uncounted else 0)
+    return np.array(found, np.int64)
 
 
 def _head(config: Any, weights: Weights, hidden: Array) -> Array:
@@ -158,14 +193,31 @@ def _head(config: Any, weights: Weights, hidden: Array) -> Array:
         return image_head(config, weights, hidden)
     if config.family not in ENCODERS:
         return hidden[-1] if len(hidden) else np.zeros(hidden.shape[1])
-    if config.pooling == "mean":
-        output = hidden.mean(axis=0)
-    elif config.pooling == "cls":
-        output = hidden[0]
-    else:
-        output = np.tanh(_linear(hidden[0], weights, "pooler"))
+    output = _pooled(config, weights, hidden)
+    if getattr(config, "n_classes", 0):
+        return _linear(output, weights, "head")
+    for i, name in enumerate(getattr(config, "dense_activations", ())):
+        output = _linear(output, weights, f"dense.{i}")
+        output = output if name == "identity" else _activate(output, name)
     output = output / np.linalg.norm(output) if config.normalize else output
     return output[: getattr(config, "embedding_size", 0) or None]
+
+
+def _pooled(config: Any, weights: Weights, hidden: Array) -> Array:
+    """(n_class + T, D) -> (D,): the mean over tokens, the first or last one, or a dense layer over one of these."""
+
+    def dense(x: Array) -> Array:
+        x = _activate(_linear(x, weights, "pooler"), getattr(config, "pooler_activation", "tanh"))
+        return _norm(x, weights, "pooler.norm", config.norm_eps) if "pooler.norm.weight" in weights else x
+
+    if config.pooling == "mean":
+        return hidden.mean(axis=0)
+    if config.pooling in ("cls", "last"):
+        return hidden[0 if config.pooling == "cls" else -1]
+    over = getattr(config, "pooler_over", "cls")
+    if over == "each":
+        return dense(hidden).mean(axis=0)
+    return dense(hidden[0] if over == "cls" else hidden.mean(axis=0))
 
 
 def _block(
@@ -185,7 +237,7 @@ def _block(
     x: (rows, D) on the ranks `rank` (rows,); places: (rows,) their positions, a decoder's in order. relative: biases
     by distance, (buckets, H).
     """
-    pre_norm, long = config.family not in POST_NORM, False
+    pre_norm, long = _is_pre_norm(config), False
     if is_rotary(config):
         long = bool(places.max(initial=0) >= config.rope_trained_positions)
 
@@ -200,7 +252,7 @@ def _block(
     keys, values = key_of(normed), _linear(normed, w, "v")
     sees_all = np.arange(len(x)) >= len(x) - merged
     visible = (rank[:, None] == rank[None, :]) | sees_all[:, None]  # (rows, rows): same rank, exact keys
-    if config.family not in ENCODERS:
+    if _is_causal(config):
         visible = np.tril(visible)
     bias, key_places = np.zeros(len(x)), places
     if far is not None:
@@ -301,6 +353,8 @@ def _activate(x: Array, name: str) -> Array:
         return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     if name in ("silu", "quick_gelu"):
         return x / (1 + np.exp(-x * (1.702 if name == "quick_gelu" else 1)))
+    if name == "tanh":
+        return np.tanh(x)
     return np.maximum(x, 0)
 
 

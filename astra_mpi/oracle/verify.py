@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from astra_mpi.engine import Model
-from astra_mpi.oracle.reference import OracleResult, oracle
+from astra_mpi.oracle.reference import OracleResult, oracle, position_rows
 from astra_mpi.partition import displs
 from astra_mpi.ranks.watched import alone
 from astra_mpi.strategies import forms
@@ -98,8 +98,10 @@ def _oracle_results(
     for s, counts in enumerate(layout.counts):
         tokens, positions = inputs[s], None
         if mask is not None:
-            positions = np.flatnonzero(mask[s])
-            tokens = tokens[positions]
+            keep = np.asarray(mask[s], bool)
+            positions = np.flatnonzero(keep)
+            terms["position_rows"] = position_rows(model.config, tokens if tokens.ndim == 1 else tokens[:, 0], keep)
+            tokens = tokens[keep]
         mine = layout.sequence_order[first[s] : first[s + 1]]
         given: dict[str, Any] = {name: [block[mine] for block in blocks] for name, blocks in per_token.items()}
         ranks = layout.order[s]  # the oracle numbers ranks by the slices of this sequence that they have

@@ -12,6 +12,8 @@ from astra_mpi.costs.latency import Network, latency
 from astra_mpi.costs.setting import Setting, compute_seconds, step_seconds, wait_seconds
 from astra_mpi.costs.strategies import STRATEGIES, single
 from astra_mpi.errors import InputError
+from astra_mpi.models import FAMILIES
+from astra_mpi.models.decoder import Decoder
 from astra_mpi.planner.plan import best_cut, fastest_rank
 
 #: a way that is faster by less is not worth other results, nor other machines
@@ -20,7 +22,8 @@ _WORTH = 1.05
 
 def decode_plan(setting: Setting, n_new: int) -> dict[str, Any]:
     """Every strategy in the ways it generates, as JSON types. InputError for a model that does not generate."""
-    require(setting.shape.causal, "--new-tokens is for decoders, and this model is none; leave it away")
+    generates = issubclass(FAMILIES.get(getattr(setting.config, "family", ""), object), Decoder)
+    require(generates, "--new-tokens is for decoders, and this model is none; leave it away")
     require(n_new >= 1, f"--new-tokens {n_new}: at least 1")
     rows = [_row(setting, strategy, n_new) for strategy in STRATEGIES]
     config = setting.config

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from astra_mpi.config import CodecConfig
 from astra_mpi.models import FAMILIES
+from astra_mpi.models.decoder import Decoder
 
 
 class Measured(NamedTuple):
@@ -35,7 +36,7 @@ _SENTENCES = Measured("STS-B", _at("hidden"))
 
 def measured(family: str) -> Measured:
     """For models of `family`, or what is nearest to them."""
-    decodes = family in FAMILIES and FAMILIES[family].causal
+    decodes = issubclass(FAMILIES.get(family, object), Decoder)
     return _BY_FAMILY.get(family) or (_BY_FAMILY["llama"] if decodes else _SENTENCES)
 
 

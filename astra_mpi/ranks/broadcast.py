@@ -53,15 +53,16 @@ def broadcast_batch(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Collective: rank 0's batch on every rank (None elsewhere).
 
-    Token ids int32 (B, T) with mask bool (B, T), of which only the kept ids and one bit per position travel (dropped
-    ids arrive as 0); or float32 images (B, C, H, W) without a mask.
+    Token ids int32 (B, T), or ids and types (B, T, 2), with mask bool (B, T): one bit per position travels, and
+    ids up to the last kept one of each sequence, for a family may count dropped ones before it; others arrive as 0.
+    Or float32 images (B, C, H, W) without a mask.
     """
     header = np.zeros(4, dtype=np.int64)
     if inputs is not None:
         header[: inputs.ndim] = inputs.shape
     comm.Bcast(header, root=0)
-    if header[2] == 0:  # two axes: tokens
-        return _broadcast_tokens(comm, header[:2], inputs, mask)
+    if header[3] == 0:  # less than four axes: tokens
+        return _broadcast_tokens(comm, header[: 3 if header[2] else 2], inputs, mask)
     images = np.empty(header, dtype=np.float32) if inputs is None else np.ascontiguousarray(inputs, dtype=np.float32)
     comm.Bcast(images, root=0)
     return images, None
@@ -70,12 +71,15 @@ def broadcast_batch(
 def _broadcast_tokens(
     comm: MPI.Comm, shape: np.ndarray, inputs: np.ndarray | None, mask: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    n = int(shape.prod())
+    n, inner = int(shape[:2].prod()), shape[2:]
     bits = np.empty(-(-n // 8), dtype=np.uint8) if mask is None else np.packbits(mask)
     comm.Bcast(bits, root=0)
-    keep = np.unpackbits(bits, count=n).astype(bool).reshape(shape)  # (B, T)
-    kept = np.empty(int(keep.sum()), dtype=np.int32) if inputs is None else inputs[keep].astype(np.int32)
+    keep = np.unpackbits(bits, count=n).astype(bool).reshape(shape[:2])  # (B, T)
+    sent = np.cumsum(keep[:, ::-1], axis=1)[:, ::-1] > 0
+    kept = np.empty((int(sent.sum()), *inner), dtype=np.int32)
+    if inputs is not None:
+        kept[:] = inputs[sent]
     comm.Bcast(kept, root=0)
     ids = np.zeros(shape, dtype=np.int32)
-    ids[keep] = kept
+    ids[sent] = kept
     return ids, keep

@@ -73,7 +73,7 @@ def _time_s(table: FarTable, codes: np.ndarray, kernels: ModuleType) -> float:
 def projection(block: Block, site: str) -> Projection:
     """From what is sent at `site` to keys and values."""
     norm = None
-    if site == "hidden" and block.recipe.normalises_input:
+    if site == "hidden" and block.normalises_input:
         weight, bias = block.w["norm1.weight"], block.w.get("norm1.bias")
         norm = Norm(not block.recipe.rms, weight, bias, block.config.norm_eps)
     return Projection(norm, block.w_kv, block.b_kv, block.scratch, block.key_norm)

@@ -21,6 +21,7 @@ from astra_mpi.inputs.opening import open_input
 from astra_mpi.inputs.sources import FileSource, ImageSource, Source
 from astra_mpi.inputs.text import tokenizer_of
 from astra_mpi.models import FAMILIES
+from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import displs, even
 from astra_mpi.train.deck import DataSection
 
@@ -84,18 +85,33 @@ class Images(Items):
 
 
 class Sequences(Items):
-    """Token ids in memory, without those that a mask leaves out; the others stay at their own positions."""
+    """Token ids in memory, without those that a mask leaves out; the others stay at their own positions.
 
-    def __init__(self, rows: list[np.ndarray], places: list[np.ndarray], n_class: int, digest: str) -> None:
-        self.rows, self.places, self.n_class, self.digest, self.labels = rows, places, n_class, digest, None
+    A row is ids (T,), or ids and types (T, 2).
+    """
+
+    def __init__(
+        self,
+        rows: list[np.ndarray],
+        places: list[np.ndarray],
+        n_class: int,
+        digest: str,
+        labels: np.ndarray | None = None,
+    ) -> None:
+        self.rows, self.places, self.n_class, self.digest, self.labels = rows, places, n_class, digest, labels
         self.lengths = np.array([len(row) for row in rows], np.int64) - n_class
 
     def inputs(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         width = max(int(self.places[i][-1]) + 1 for i in chosen)
-        ids, keep = np.zeros((len(chosen), width), np.int64), np.zeros((len(chosen), width), bool)
+        typed = any(self.rows[i].ndim == 2 for i in chosen)
+        ids, keep = np.zeros((len(chosen), width, 2), np.int64), np.zeros((len(chosen), width), bool)
         for row, i in enumerate(chosen):
-            ids[row, self.places[i]], keep[row, self.places[i]] = self.rows[i], True
-        return ids, keep
+            keep[row, self.places[i]] = True
+            if self.rows[i].ndim == 2:
+                ids[row, self.places[i]] = self.rows[i]
+            else:
+                ids[row, self.places[i], 0] = self.rows[i]
+        return (ids if typed else ids[..., 0]), keep
 
 
 def _sequences(source: Source, path: Path, n_class: int, causal: bool) -> Sequences:
@@ -105,7 +121,7 @@ def _sequences(source: Source, path: Path, n_class: int, causal: bool) -> Sequen
         keep = np.ones(ids.shape, bool) if keep is None else keep
         rows += [row[kept] for row, kept in zip(ids, keep, strict=True)]
         places += [np.flatnonzero(kept) for kept in keep]
-    items = Sequences(rows, places, n_class, source.digest)
+    items = Sequences(rows, places, n_class, source.digest, source.labels)
     require(bool((items.lengths > causal).all()), f"{path} holds items of too few tokens; remove them")
     whole = all(len(place) == place[-1] + 1 for place in places)
     require(whole or not causal, f"{path}: data.mask leaves out tokens between others; a decoder needs lengths")
@@ -115,19 +131,22 @@ def _sequences(source: Source, path: Path, n_class: int, causal: bool) -> Sequen
 def open_items(section: DataSection, path: Path, model: ModelFile, need_labels: bool) -> Items:
     """The items of one file. InputError, naming file and cure, on what the model cannot take."""
     require(section.max_tokens is None or model.config.family != "vit", "data.max_tokens is for text, not for images")
-    if FAMILIES[model.config.family].causal and is_running_text(section.kind, path):
+    decoder = issubclass(FAMILIES[model.config.family], Decoder)
+    if decoder and is_running_text(section.kind, path):
         return _windows(section, path, model)
-    labels = section.labels if takes_images(model.config) else None
-    names = (section.dataset, labels, section.mask, section.max_tokens)
+    classes = takes_images(model.config) or getattr(model.config, "pairs", False)
+    names = (section.dataset, section.labels if classes else None, section.mask, section.max_tokens)
+    pairs = getattr(model.config, "pairs", False)
+    opened = model.tokenizer, model.preprocess, model.config
     try:
-        source = open_input(InputSection(path, section.kind, *names), model.tokenizer, model.preprocess, model.config)
+        source = open_input(InputSection(path, section.kind, *names), *opened, pairs=pairs)
     except InputError as exc:
         raise InputError(str(exc).replace("input.", "data.").replace("[input]", "[data]")) from exc
+    known = not need_labels or source.labels is not None
+    require(known, f'{path}: data.labels is missing; or use train.loss = "distill"')
     if isinstance(source, ImageSource | FileSource):
-        known = not need_labels or source.labels is not None
-        require(known, f'{path}: data.labels is missing; or use train.loss = "distill"')
         return Images(source, model.config)
-    return _sequences(source, path, model.config.n_class, FAMILIES[model.config.family].causal)
+    return _sequences(source, path, model.config.n_class, decoder)
 
 
 def _windows(section: DataSection, path: Path, model: ModelFile) -> Sequences:

@@ -220,5 +220,5 @@ def resolved(deck: TrainDeck, family: str) -> TrainDeck:
         revive=(0.0 if update == "adam" else 0.02) if deck.codec.revive is None else deck.codec.revive,
         noise=(0.0 if only else 1.0) if deck.codec.noise is None else deck.codec.noise,
     )
-    loss = deck.train.loss or ("distill" if family == "bert" else "labels")
+    loss = deck.train.loss or ("distill" if family in ("bert", "encoder") else "labels")
     return replace(deck, codec=codec, train=replace(deck.train, loss=loss))

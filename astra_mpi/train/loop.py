@@ -12,6 +12,7 @@ import torch
 from astra_mpi.errors import AstraError, collective
 from astra_mpi.files import codecfile, modelfile
 from astra_mpi.files.provenance import provenance
+from astra_mpi.models import FAMILIES
 from astra_mpi.ranks.signals import Interrupted, StopRequests
 from astra_mpi.train import checkpoint
 from astra_mpi.train.deck import TrainDeck, resolved
@@ -50,7 +51,7 @@ class Run:
         self.trainer = Trainer(deck, self.model, codec, comm, self.device, self.halves)
         if found:
             self.trainer.restore(state)
-        self.metric = metric_for(self.model.config.family, self.valid.labels is not None)
+        self.metric = metric_for(FAMILIES[self.model.config.family], self.valid.labels is not None)
         self.start_s, self.start_cpu_s = time.monotonic(), time.process_time()
 
     def __call__(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from astra_mpi.models import FAMILIES
+from astra_mpi.models.decoder import Decoder
 from astra_mpi.train.parallel import all_rows
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class Cosine(Metric):
         return [float(F.cosine_similarity(found.float(), exact.float(), dim=-1).sum()), len(found)]
 
 
-def metric_for(family: str, labelled: bool) -> Metric:
-    if FAMILIES[family].causal:
+def metric_for(family: type, labelled: bool) -> Metric:
+    if issubclass(family, Decoder):
         return Perplexity()
     return Accuracy() if labelled else Cosine()
 

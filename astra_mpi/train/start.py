@@ -46,7 +46,7 @@ def starting_model(deck: TrainDeck) -> ModelFile:
 def open_data(deck: TrainDeck, model: ModelFile) -> tuple[Items, Items, Order, np.ndarray]:
     """-> training items, validation items, the order of the former, which of the latter are measured."""
     data, train = deck.data, deck.train
-    need = train.loss == "labels" and model.config.family == "vit"
+    need = train.loss == "labels" and getattr(model.config, "n_classes", 0) > 0
     items = open_items(data, data.train, model, need)
     learned, chosen = np.arange(len(items)), np.arange(0)
     if data.valid is None:

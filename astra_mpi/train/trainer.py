@@ -11,6 +11,7 @@ from torch import Tensor
 
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.models.bert import BertConfig
 from astra_mpi.train import losses
 from astra_mpi.train.augment import augmented
 from astra_mpi.train.averages import Averages
@@ -110,8 +111,8 @@ class Trainer:
         return self.teacher(inputs, view)
 
     def _loss(self, found: Tensor, exact: Tensor | None, inputs: Tensor, keep: Tensor, batch: Batch) -> Tensor:
-        train, family = self.deck.train, self.twin.config.family
-        if exact is not None and family == "bert":
+        train, config = self.deck.train, self.twin.config
+        if exact is not None and isinstance(config, BertConfig) and not config.n_classes:
             return losses.same_embedding(self.comm, found, exact, train.similarity, batch.n_items)
         if exact is not None:
             n_rows = batch.n_tokens if self.twin.causal else batch.n_items

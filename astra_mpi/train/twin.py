@@ -38,13 +38,18 @@ class Twin:
             getattr(config, "rope_type", "") != "longrope",
             "a model with longrope is not trained: its tokens turn by other angles in long sequences",
         )
+        require(
+            config.family != "causal_encoder" and getattr(config, "pooling", "") != "last",
+            "a model that embeds by its last token is not trained; train the decoder, or give an encoder",
+        )
         require(not self.recipe.relative, "a model with biases by distance is not trained; give one without")
         self.w: Weights = {name: torch.tensor(np.asarray(array), device=device) for name, array in weights.items()}
         self.device = torch.device(device)
 
     def __call__(self, inputs: Tensor, view: View, send: Send | None = None, site: str = "hidden") -> Tensor:
-        """Images (B, channels, height, width) -> logits (B, classes); ids (B, S) -> BERT: embeddings (B, D), decoders:
-        logits (B, S, V). `send` stands for what is sent at `site` where the view has far rows.
+        """Images (B, channels, height, width) -> logits (B, classes); ids (B, S), or ids and types (B, S, 2) -> BERT:
+        embeddings (B, D) or logits (B, classes), decoders: logits (B, S, V). `send` stands for what is sent at `site`
+        where the view has far rows.
         """
         x = self.embed(inputs)
         n_class, places = self.config.n_class, np.arange(x.shape[1])
@@ -71,10 +76,24 @@ class Twin:
             front = [torch.cat(tokens).expand(len(x), -1, -1)] if tokens else []
             x = torch.cat([*front, x + w["embed.position"][n:]], dim=1)
             return self._norm(x, "embed.norm") if config.embed_norm else x
-        x = F.embedding(inputs, w["embed.word"])
-        if "embed.position" in w:
-            x = x + w["embed.position"][: inputs.shape[1]]
-        return self._norm(x + w["embed.type"][0], "embed.norm") if config.family == "bert" else x
+        ids, types = (inputs[..., 0], inputs[..., 1]) if inputs.ndim == 3 else (inputs, None)
+        x = F.embedding(ids, w["embed.word"])
+        if "embed.norm.weight" in w or "embed.type" in w:
+            return self._embed_bert(x, ids, types)
+        return x + w["embed.position"][: ids.shape[1]] if "embed.position" in w else x
+
+    def _embed_bert(self, x: Tensor, ids: Tensor, types: Tensor | None) -> Tensor:
+        """Word embeddings x (B, S, width) of `ids` -> (B, S, D)."""
+        w, config = self.w, self.config
+        if config.pad_token >= 0:
+            others = ids != config.pad_token
+            x = x + F.embedding(others.cumsum(dim=1) * others, w["embed.position"])
+        elif "embed.position" in w:
+            x = x + w["embed.position"][: ids.shape[1]]
+        if config.type_vocab:
+            x = x + (w["embed.type"][0] if types is None else F.embedding(types, w["embed.type"]))
+        x = self._norm(x, "embed.norm") if "embed.norm.weight" in w else x
+        return self._linear(x, "embed.project") if config.word_width else x
 
     def _block(
         self, i: int, x: Tensor, n_replicas: int, visible: Tensor, turns: Tensor | None, send: Send | None, site: str
@@ -82,7 +101,8 @@ class Twin:
         """Pre-norm: x + f(norm(x)); post-norm (BERT): norm(x + f(x)). x (B, R, D)."""
         b, recipe = f"blocks.{i}.", self.recipe
         first = recipe.norm_first
-        normed = self._norm(x, b + "norm1") if recipe.normalises_input else x
+        plain = not recipe.normalises_input or b + "norm1.weight" not in self.w
+        normed = x if plain else self._norm(x, b + "norm1")
         q, k, v = (self._linear(normed, b + name) for name in "qkv")
         q, k = self._head_norm(q, b + "q_norm"), self._head_norm(k, b + "k_norm")
         if send is not None:
@@ -116,7 +136,7 @@ class Twin:
             k_far, v_far = send(i, (k[:, n_replicas:], v[:, n_replicas:]))
             return k_far, v_far
         (seen,) = send(i, ((x if site == "hidden" else normed)[:, n_replicas:],))
-        if site == "hidden" and self.recipe.normalises_input:
+        if site == "hidden" and self.recipe.normalises_input and f"blocks.{i}.norm1.weight" in self.w:
             seen = self._norm(seen, f"blocks.{i}.norm1")
         k_far = self._head_norm(self._linear(seen, f"blocks.{i}.k"), f"blocks.{i}.k_norm")
         return k_far, self._linear(seen, f"blocks.{i}.v")
@@ -175,13 +195,25 @@ class Twin:
             return config.logit_cap * torch.tanh(logits / config.logit_cap) if config.logit_cap else logits
         if config.family == "vit":
             return image_answer(self, self._norm(x[:, view.n_replicas :], "norm"), self._classes(x, view))
-        if config.pooling == "mean":
+        return self._pooled(x, view)
+
+    def _pooled(self, x: Tensor, view: View) -> Tensor:
+        """Rows (B, R, D) of an encoder of texts -> embeddings (B, D) or logits (B, classes)."""
+        config, dense = self.config, self.config.pooling == "pooler"
+        if config.n_class:
+            pooled = self._last_norm(x[:, : view.n_replicas].mean(dim=1))
+        else:
+            x = self._last_norm(x)
+            x = self._dense(x) if config.pooler_over == "each" and dense else x
             kept = (view.rank >= 0).unsqueeze(-1)  # (B, S, 1)
             pooled = (x * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
-        else:
-            pooled = x[:, : view.n_replicas].mean(dim=1)
-            if config.pooling == "pooler":
-                pooled = torch.tanh(self._linear(pooled, "pooler"))
+        if dense and config.pooler_over != "each":
+            pooled = self._dense(pooled)
+        if config.n_classes:
+            return self._linear(pooled, "head")
+        for i, act in enumerate(config.dense_activations):
+            pooled = self._linear(pooled, f"dense.{i}")
+            pooled = pooled if act == "identity" else torch.tanh(pooled) if act == "tanh" else _activate(pooled, act)
         pooled = F.normalize(pooled, dim=-1) if config.normalize else pooled
         return pooled[:, : config.embedding_size or None]
 
@@ -191,6 +223,15 @@ class Twin:
         if not n_class:
             return x[:, :0]
         return self._norm(x[:, : view.n_replicas].unflatten(1, (n_class, -1)).mean(dim=2), "norm")
+
+    def _last_norm(self, x: Tensor) -> Tensor:
+        return self._norm(x, "norm") if "norm.weight" in self.w else x
+
+    def _dense(self, x: Tensor) -> Tensor:
+        """The layer before a classifier."""
+        x, act = self._linear(x, "pooler"), self.config.pooler_activation
+        x = torch.tanh(x) if act == "tanh" else _activate(x, act)
+        return self._norm(x, "pooler.norm") if self.config.pooler_norm else x
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self.w[name + ".weight"].T, self.w.get(name + ".bias"))

@@ -18,6 +18,7 @@ from typing import Any
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import CodecConfig
 from astra_mpi.models import FAMILIES
+from astra_mpi.models.decoder import Decoder
 from astra_mpi.strategies import STRATEGIES, parse
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,11 @@ def _all() -> dict[str, tuple[Any, Any]]:
     from helpers.architectures import on_ranks
 
     small = {name: config for name, (config, _) in on_ranks().items()}
-    simple = {name: family for name, family in FAMILIES.items() if family.causal and name not in ("gpt2", "llama")}
+    simple = {
+        name: family
+        for name, family in FAMILIES.items()
+        if issubclass(family, Decoder) and name not in ("gpt2", "llama")
+    }
     plain = next(config for name, config in small.items() if name == "mistral")
     made = {}
     for name, family in simple.items():

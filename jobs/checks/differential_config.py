@@ -28,6 +28,7 @@ from astra_mpi.convert.check.image_models import asked
 from astra_mpi.convert.hugging_face import convert
 from astra_mpi.files.modelfile import ModelFile, write_model
 from astra_mpi.models import CHECKPOINTS
+from astra_mpi.models.encoders.roberta import Roberta
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -162,6 +163,7 @@ BESIDE: dict[tuple[str, str], list[tuple[tuple[str, Any], ...]]] = {
     **{(name, "torch_dtype"): [(), (("dtype", MISSING),)] for name in CHECKPOINTS},
     **{(name, "num_labels"): [(), (("id2label", MISSING),)] for name in ("vit", "deit", "vit_msn")},
     **{(name, "num_labels"): [(), (("id2label", MISSING),)] for name in ("dinov2", "dinov2_with_registers")},
+    ("bert-classifier", "num_labels"): [(), (("id2label", MISSING),)],
     ("llama", "num_attention_heads"): [(), (("head_dim", MISSING),)],
     ("llama", "rope_theta"): [(), (("rope_parameters", MISSING),), (("rope_parameters", LINEAR),)],
     ("llama", "original_max_position_embeddings"): [(), (("rope_parameters", ROPE3),)],
@@ -180,12 +182,19 @@ EXCUSED += [("final_logit_softcapping", 3)]
 
 
 class ConfigTable(Table):
-    """config.json of one family; the model is small and its attention far from uniform."""
+    """config.json of one model_type; the model is small and its attention far from uniform."""
 
-    def __init__(self, family: str, model: str, auto: str, **settings: Any) -> None:
-        self.name, self.family, self.auto = family, CHECKPOINTS[family], getattr(transformers, auto)
+    def __init__(self, model_type: str, model: str, auto: str, name: str = "", **settings: Any) -> None:
+        """name: of the table, default the model_type."""
+        self.name, self.family, self.auto = name or model_type, CHECKPOINTS[model_type], getattr(transformers, auto)
         self.model, self.settings = getattr(transformers, model), settings
         self.answers: dict[Any, np.ndarray] = {}  # of our engine, by config
+        #: keys that count here and in few others: of a head, of where positions begin
+        self.own: tuple[str, ...] = ()
+        if name.endswith("-classifier"):
+            self.own = "id2label", "num_labels", "problem_type"
+        elif issubclass(self.family, Roberta):
+            self.own = ("pad_token_id",)
 
     @property
     def config_class(self) -> Any:
@@ -262,9 +271,8 @@ class ConfigTable(Table):
         """In the terms of our engine."""
         if self.name == "vit":
             return model(torch.from_numpy(IMAGES))[0]
-        if self.name == "bert":
-            return model(torch.from_numpy(IDS))[0].mean(dim=1)
-        return model(torch.from_numpy(IDS))[0]
+        found = model(torch.from_numpy(IDS))
+        return found.logits if "logits" in found else found[0].mean(dim=1)
 
     def got(self, folder: Path) -> tuple[np.ndarray, list[str]]:
         contents, notes = convert(folder)
@@ -282,6 +290,8 @@ class ConfigTable(Table):
         return (change.key, change.value) in EXCUSED
 
     def stated(self, key: str) -> str:
+        if key in self.own:
+            return ""
         return "aside" if key in ASIDE else "harmless" if self.family.reference.why_harmless(key) else ""
 
 
@@ -434,8 +444,34 @@ DECODERS = {
 }
 
 LLAMA = ("llama", "LlamaForCausalLM", "AutoModelForCausalLM")
+_MODERN = dict(pad_token_id=0, cls_token_id=1, bos_token_id=1, eos_token_id=2, sep_token_id=2)
+_EURO = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, mask_token_id=3)
+_DISTIL = dict(dim=32, n_heads=4, n_layers=2, hidden_dim=48)
 TABLES: dict[str, Callable[[], Table]] = {
     "bert": functools.partial(ConfigTable, "bert", "BertModel", "AutoModel", **SIZES, **TEXT),
+    "bert-classifier": functools.partial(
+        ConfigTable,
+        "bert",
+        "BertForSequenceClassification",
+        "AutoModelForSequenceClassification",
+        "bert-classifier",
+        **SIZES,
+        **TEXT,
+        num_labels=3,
+    ),
+    "roberta": functools.partial(ConfigTable, "roberta", "RobertaModel", "AutoModel", **SIZES, **TEXT),
+    "xlm-roberta": functools.partial(ConfigTable, "xlm-roberta", "XLMRobertaModel", "AutoModel", **SIZES, **TEXT),
+    "camembert": functools.partial(ConfigTable, "camembert", "CamembertModel", "AutoModel", **SIZES, **TEXT),
+    "distilbert": functools.partial(ConfigTable, "distilbert", "DistilBertModel", "AutoModel", **_DISTIL, **TEXT),
+    "electra": functools.partial(
+        ConfigTable, "electra", "ElectraModel", "AutoModel", **SIZES, **TEXT, embedding_size=24
+    ),
+    "mpnet": functools.partial(ConfigTable, "mpnet", "MPNetModel", "AutoModel", **SIZES, **TEXT),
+    "nomic_bert": functools.partial(ConfigTable, "nomic_bert", "NomicBertModel", "AutoModel", **SIZES, **TEXT),
+    "modernbert": functools.partial(
+        ConfigTable, "modernbert", "ModernBertModel", "AutoModel", **SIZES, **TEXT, **_MODERN, local_attention=6
+    ),
+    "eurobert": functools.partial(ConfigTable, "eurobert", "EuroBertModel", "AutoModel", **SIZES, **TEXT, **_EURO),
     "vit": functools.partial(
         ConfigTable,
         "vit",

@@ -12,8 +12,12 @@ import differential_config
 import image_models
 
 from astra_mpi.checkpoint.reference import ASIDE, BASE, GUARDED, HARMLESS
+from astra_mpi.codec.codebook import Codec
+from astra_mpi.config import CodecConfig
 from astra_mpi.convert import generation as hf_generation
+from astra_mpi.convert.hugging_face import convert
 from astra_mpi.models import CHECKPOINTS
+from astra_mpi.models.encoders import ENCODERS
 from astra_mpi.strategies import STRATEGIES, forms, parse
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "checkpoints.md"
@@ -31,10 +35,11 @@ def write() -> None:
 
 
 def tables() -> str:
-    """A table per family, then those that all share."""
-    parts = [f"\n### {family}\n\n{_table(_family(family))}" for family in CHECKPOINTS]
+    """A table per model_type, then those that all share."""
+    parts = [f"\n### {name}\n\n{_table(_family(name))}" for name in CHECKPOINTS]
     parts.append(f"\n### Image encoders: what a model file computes\n\n{_image_table()}")
     parts.append(f"\n### Every family\n\n{_table(_shared())}")
+    parts.append(f"\n### Text encoders and strategies\n\n{_strategies()}")
     parts.append(f"\n### Generation\n\n{_table(_generation())}\n")
     return "".join(parts)
 
@@ -80,13 +85,32 @@ def forms_of_all() -> list[str]:
     return [form for name in STRATEGIES for form in forms(name)]
 
 
+def _strategies() -> str:
+    """What 3 ranks can use, and else why not; tests/models/test_encoders_mpi.py holds it against the oracle."""
+    codec, reasons = Codec(CodecConfig(site="kv"), ()), list[str]()
+    lines = ["| model_type | family | " + " | ".join(f"`{name}`" for name in STRATEGIES) + " |"]
+    lines.append("|---" * (2 + len(STRATEGIES)) + "|")
+    for kind in ENCODERS:
+        with tempfile.TemporaryDirectory() as folder:
+            differential_config.TABLES[kind.model_type]().make(Path(folder))
+            config = convert(folder)[0].config
+        cells = []
+        for name, strategy in STRATEGIES.items():
+            reason = strategy.obstacle(parse(name), config, codec, 3)
+            if reason and reason not in reasons:
+                reasons.append(reason)
+            cells.append(f"{reasons.index(reason) + 1}" if reason else "yes")
+        lines.append(f"| {kind.model_type} | {config.family} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]) + "\n"
+
+
 def _shared() -> Iterator[tuple[str, str]]:
     yield "refused, whatever its value", "`quantization_config`; `auto_map` of a model or its configuration"
     read = {"architectures", "id2label"}
     only = {key: value for key, value in BASE.items() if key not in {*HARMLESS, *ASIDE, *read}}
     yield ONLY, ", ".join(f"`{key}` ({_shown(value)})" for key, value in sorted(only.items()))
     yield UNLESS, _guarded(GUARDED)
-    families = {key for family in CHECKPOINTS.values() for key in family.reference.fields}
+    families = {key for reader in CHECKPOINTS.values() for key in reader.reference.fields}
     yield from _reasons({key: why for key, why in HARMLESS.items() if key not in families})
     yield f"ignored with a note: {next(iter(ASIDE.values()))}", _keys(ASIDE)
     yield "ignored with a note", "any other key"

@@ -163,6 +163,12 @@ FOLDERS: dict[str, Folder] = {
         lambda: byte_level(False, "<s>", "</s>", "<unk>", "<pad>", "<mask>"), "llama",
         tokenizer_class="RobertaTokenizer", **_XLM,
     ),
+    "gemma": _folder(metaspace, "gemma3_text", **_LLAMA, pad_token="<unk>"),
+    "distilbert": _folder(word_pieces, "distilbert", tokenizer_class="DistilBertTokenizer", **_BERT),
+    "mpnet": _folder(word_pieces, "mpnet", **_XLM | {"unk_token": "[UNK]"}),
+    "camembert": _folder(unigram, "camembert", **_XLM),
+    "roberta": _folder(lambda: byte_level(False, "<s>", "</s>", "<unk>", "<pad>", "<mask>"), "roberta", **_XLM),
+    "xlm-roberta": _folder(unigram, "xlm-roberta", **_XLM),
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.strategies import AUTO, STRATEGIES, forms
 
 SPECS = tuple(spec for name in STRATEGIES for spec in forms(name))
-TASKS = ("embed", "classify", "perplexity", "generate")
+TASKS = ("embed", "classify", "rerank", "perplexity", "generate")
 YES = "yes"
 _LAUNCHERS = ("PMI", "OMPI", "PRTE", "SLURM", "HYD", "MPI", "MPICH")
 

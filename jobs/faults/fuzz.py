@@ -93,12 +93,13 @@ def read_gguf(path: Path) -> None:
     modelfile.write_model(path.parent / "out" / "gguf.h5", model)
 
 
-def read_input(kind: Any, config: Any, **more: Any) -> Read:
+def read_input(kind: Any, config: Any, pairs: bool = False, **more: Any) -> Read:
     def read(path: Path) -> None:
         where = path.parent if path.parent.name == "pictures" else path
         pixels = {"size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3}
         section = InputSection(where, kind, **more)
-        source = open_input(section, TOKENIZER, pixels if kind == "images" else None, config)
+        known = pixels if kind == "images" else {"token_types": True} if pairs else None
+        source = open_input(section, TOKENIZER, known, config, pairs=pairs, ranked=pairs)
         for start in range(0, min(source.n_items, 64), 2):
             source.batch(start, min(start + 2, source.n_items))
 
@@ -143,12 +144,14 @@ BYTES, JSON, LINES, HDF5 = (
     fuzz_damage.damage_lines,
     fuzz_damage.damage_hdf5,
 )
-BERT, LLAMA, VIT = fuzz_files.BERT, fuzz_files.LLAMA, fuzz_files.VIT
+BERT, LLAMA, VIT, PAIRS = fuzz_files.BERT, fuzz_files.LLAMA, fuzz_files.VIT, fuzz_files.PAIRS
 #: name -> file, how it is damaged, who reads it
 TARGETS: dict[str, tuple[str, tuple[fuzz_damage.Damage, ...], Read]] = {
     "model": ("model.h5", (BYTES, HDF5, HDF5, HDF5), read_model),
     "model-vit": ("vit.h5", (BYTES, HDF5, HDF5), read_model),
     "model-llama": ("llama.h5", (BYTES, HDF5, HDF5), read_model),
+    "model-encoder": ("encoder.h5", (BYTES, HDF5, HDF5), read_model),
+    "model-pairs": ("pairs.h5", (BYTES, HDF5, HDF5), read_model),
     "codebooks": ("codebooks.h5", (BYTES, HDF5), read_codebooks),
     "results": ("done.h5", (BYTES, HDF5), read_results),
     "part": ("begun.h5.parts/part-00000001.h5", (BYTES, HDF5), read_parts),
@@ -163,6 +166,7 @@ TARGETS: dict[str, tuple[str, tuple[fuzz_damage.Damage, ...], Read]] = {
     "h5-tokens": ("tokens.h5", (BYTES, HDF5, HDF5), read_input("tokens", BERT, mask="lengths")),
     "h5-images": ("images.h5", (BYTES, HDF5, HDF5), read_input("images", VIT, labels="labels")),
     "jsonl": ("texts.jsonl", (BYTES, LINES), read_input("text", BERT, labels="label")),
+    "pairs": ("pairs.jsonl", (BYTES, LINES), read_input("text", PAIRS, True)),
     "tsv": ("texts.tsv", (BYTES, LINES), read_input("text", BERT, labels="label")),
     "txt": ("texts.txt", (BYTES, LINES), read_input("text", BERT)),
     "png": ("pictures/0.png", (BYTES,), read_input("images", VIT, labels="classes.tsv")),

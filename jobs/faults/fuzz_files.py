@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,21 @@ from astra_mpi.files.modelfile import ModelFile, write_model
 from astra_mpi.job.results import Results
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.bert import BertConfig
+from astra_mpi.models.encoders.encoder import EncoderConfig
 from astra_mpi.models.llama import LlamaConfig
 from astra_mpi.models.vision.vit import ViTConfig
 
 SMALL = dict(d_model=24, n_layers=2, d_ff=32, norm_eps=1e-5)
 BERT = BertConfig(**SMALL, n_heads=3, n_kv_heads=3, activation="gelu", vocab_size=40, max_positions=16)
 LLAMA = LlamaConfig(**SMALL, n_heads=4, n_kv_heads=2, activation="silu", vocab_size=300, max_positions=16)
+#: of pairs of texts, whose tokens have types
+PAIRS = replace(BERT, pooling="pooler", has_pooler=True, n_classes=2, labels=("a", "b"))
+#: with all that rotary encoders may have
+ENCODER = EncoderConfig(
+    **SMALL, n_heads=4, n_kv_heads=2, activation="gelu", vocab_size=40, max_positions=16, embed_norm=True,
+    plain_start=True, windows=(0, 3), rope_local_theta=50.0, dense_widths=(7,), dense_activations=("tanh",),
+    pooling="last",
+)  # fmt: skip
 VIT = ViTConfig(
     **SMALL,
     n_heads=3,
@@ -130,6 +140,8 @@ def write_all(folder: Path) -> None:
     write_model(
         folder / "model.h5", ModelFile(BERT, weights_of(BERT), codec_of(BERT), tokenizer_json(), {"max_tokens": 9})
     )
+    write_model(folder / "encoder.h5", ModelFile(ENCODER, weights_of(ENCODER), codec_of(ENCODER)))
+    write_model(folder / "pairs.h5", ModelFile(PAIRS, weights_of(PAIRS), codec_of(PAIRS)))
     write_model(folder / "llama.h5", ModelFile(LLAMA, weights_of(LLAMA), codec_of(LLAMA, "kv")))
     pixels = {"size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3}
     digest = write_model(folder / "vit.h5", ModelFile(VIT, weights_of(VIT), codec_of(VIT), None, pixels))
@@ -163,6 +175,8 @@ def _write_inputs(folder: Path) -> None:
         file["images"], file["labels"] = images, labels
     rows = [{"text": f"ab {i} cd", "label": i % 2} for i in range(5)]
     (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs: list[Any] = [{"text": "ab", "text_pair": f"cd {i}"} for i in range(3)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*pairs, ["ab", "ef"]]))
     (folder / "texts.tsv").write_text("text\tlabel\n" + "".join(f"ab {i}\t{i % 2}\n" for i in range(5)))
     (folder / "texts.txt").write_text("ab cd\nef gh ij\n\nkl\n")
     talk = [{"role": "system", "content": "ab"}, {"role": "user", "content": "cd"}]

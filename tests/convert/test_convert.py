@@ -203,11 +203,11 @@ def test_longest_text_never_exceeds_the_positions(folder):
     ("pooling", "more", "message"),
     [
         ({"pooling_mode_max_tokens": True}, [], r"1_Pooling/config\.json: pooling_mode_max_tokens is not supported"),
-        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, [], "only mean and cls"),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, [], "only mean, cls and lasttoken"),
         (
             {"pooling_mode": "mean"},
-            ["Dense"],
-            r"modules\.json has a module of type sentence_transformers\.models\.Dense",
+            ["LayerNorm"],
+            r"modules\.json has a module of type sentence_transformers\.models\.LayerNorm",
         ),
     ],
 )

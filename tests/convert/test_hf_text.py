@@ -26,6 +26,7 @@ from astra_mpi.inputs.text import Tokenizer, prompt_of, tokenizer_of
 from helpers.fakes import bert_config
 
 #: a folder per class of tokenizer, and those that have no tokenizer.json
+ENCODERS = ("gemma", "distilbert", "mpnet", "camembert", "roberta", "xlm-roberta")
 FAST = ("bert", "bert-backend", "bert-vocab", "bert-xlm", "gpt2", "gpt2-files", "llama", "llama-qwen2", "llama-roberta")
 
 
@@ -52,10 +53,27 @@ def test_every_setting_of_the_sentence_encoder_with_another_value(tmp_path):
 
 def test_every_class_of_tokenizer_has_its_folder(tmp_path):
     made = set()
-    for name in FAST:
+    for name in (*FAST, *ENCODERS):
         FOLDERS[name](tmp_path / name)
         made.add(read_text_settings(tmp_path / name, bert_config(vocab_size=2000), None).preprocess["tokenizer_class"])
     assert [kind.name for kind in CLASSES if not made & {kind.name, *kind.aliases}] == []
+
+
+@pytest.mark.parametrize("name", ["bert", *ENCODERS])
+def test_tokens_and_types_of_texts_and_pairs(name, tmp_path):
+    FOLDERS[name](tmp_path / "hf")
+    text = read_text_settings(tmp_path / "hf", bert_config(vocab_size=2000), None)
+    ours = tokenizer_of(text.tokenizer, 2000, preprocess=text.preprocess, type_vocab=2)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    texts = [*job.TEXTS, "a <mask> or [MASK] here"]
+    alone = name == "gemma"  # whose template is of single texts
+    for items in (texts,) if alone else (texts, list(zip(texts, reversed(texts), strict=True))):
+        want = theirs(items, truncation=True, max_length=13)
+        rows = ours.encode_typed(items, 13)
+        typed = "token_type_ids" in want and any(map(any, want["token_type_ids"]))
+        assert all(row.ndim == 1 + typed for row in rows) and typed == (name == "bert" and items is not texts)
+        assert [(row[:, 0] if typed else row).tolist() for row in rows] == want["input_ids"]
+        assert not typed or [row[:, 1].tolist() for row in rows] == want["token_type_ids"]
 
 
 def test_changes_cover_what_the_installed_libraries_read():
@@ -257,7 +275,7 @@ def test_prompt_of_refuses_what_the_model_does_not_have():
     [
         ("modules.json", {"0.type": "code.Transformer"}, r"modules\.json has a module of type code\.Transformer"),
         ("modules.json", {"0.path": "nowhere"}, r"gives the Transformer the path \S*nowhere, which is no folder"),
-        ("1_Pooling/config.json", dict(pooling_mode="lasttoken"), r"1_Pooling/config\.json: pooling_mode lasttoken"),
+        ("1_Pooling/config.json", dict(pooling_mode="max"), r"1_Pooling/config\.json: pooling_mode max"),
         (
             "sentence_bert_config.json",
             dict(model_args={"num_hidden_layers": 1}),

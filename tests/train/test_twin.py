@@ -21,6 +21,7 @@ FAMILIES = {
     "vit-one-patch": (vit_config(grid=(1, 1), qkv_bias=False, n_classes=0), None),
     "bert": (bert_config(), 17),
     "bert-pooler": (bert_config(pooling="pooler", has_pooler=True, normalize=True), 8),
+    "classes": (bert_config(pooling="pooler", has_pooler=True, pad_token=3, word_width=11, n_classes=4), 9),
     "gpt2": (gpt2_config(), 13),
     "llama": (llama_config(rope_type="linear", rope_factor=2.0, attention_bias=True), 13),
 }

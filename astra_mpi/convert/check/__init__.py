@@ -18,6 +18,7 @@ from astra_mpi.convert.check.findings import Finding
 from astra_mpi.errors import AstraError, VerifyError
 from astra_mpi.files import whole
 from astra_mpi.files.modelfile import ModelFile, write_model
+from astra_mpi.models.bert import BertConfig
 
 
 def write_checked(source: Path, output: Path, model: ModelFile) -> str:
@@ -61,7 +62,8 @@ def compare(source: Path, path: Path, model: ModelFile) -> Iterator[Finding]:
 
     print(f"check: {source} is read by transformers", file=sys.stderr, flush=True)
     reference: Reference = load_reference(source, model)
-    family: Any = {"bert": encoders, "vit": images}.get(model.config.family, decoders)
+    texts = encoders if isinstance(model.config, BertConfig) else decoders
+    family: Any = images if model.config.family == "vit" else texts
     yield from family.compare(reference, _loaded(path))
 
 

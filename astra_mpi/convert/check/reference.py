@@ -18,6 +18,7 @@ from astra_mpi.convert.sentence import MODULES, read_encoder
 from astra_mpi.device.formats import FORMATS
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.models.bert import BertConfig
 
 _INSTALL, _SENTENCES = "pip install torch 'transformers>=5'", "'sentence-transformers>=6'"
 INSTALL_SENTENCES = f"pip install {_SENTENCES}"
@@ -86,14 +87,20 @@ def load_reference(source: Path, model: ModelFile) -> Reference:
     encoder = read_encoder(source)
     folder = source if encoder is None else encoder.transformer
     images = model.config.family == "vit"
-    kind = "AutoModel" if model.config.family == "bert" else "AutoModelForCausalLM"
-    kind = class_name(folder, model.config) if images else kind
+    kind = class_name(folder, model.config) if images else _auto_class(model.config)
     with quiet(), reads(str(folder)):
         reference = getattr(transformers, kind).from_pretrained(folder, attn_implementation="eager", **SAFE)
     reference = reference.eval().float()
     if images and model.stored_dtype != "float32":
         fold(reference, model.config)
     return Reference(source, folder, reference, model.stored_dtype)
+
+
+def _auto_class(config: Any) -> str:
+    """Of transformers, for texts, with the head that the model file has."""
+    if not isinstance(config, BertConfig):
+        return "AutoModelForCausalLM"
+    return "AutoModelForSequenceClassification" if config.n_classes else "AutoModel"
 
 
 def require_libraries(source: Path) -> None:

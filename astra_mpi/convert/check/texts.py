@@ -20,6 +20,7 @@ from astra_mpi.convert.sentence_text import read_sentence_text
 from astra_mpi.decks.deck import InputSection
 from astra_mpi.inputs.opening import open_input
 from astra_mpi.inputs.text import Tokenizer
+from astra_mpi.models.decoder import Decoder
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -81,7 +82,7 @@ def _tokenizers(reference: Reference, model: Any, longest: float | None = None) 
         expected = theirs(list(TEXTS), truncation=True, max_length=most)["input_ids"]
     ids, mask = _batch(model, TEXTS)
     yield equal_rows(what, TEXTS, [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)], expected)
-    if model.family.causal:
+    if isinstance(model.family, Decoder):
         rng, n = np.random.default_rng(2), min(len(theirs), model.config.vocab_size)
         rows = [*map(np.array, expected), *rng.integers(0, n, (8, 12))]
         texts = [str(theirs.decode(row.tolist(), skip_special_tokens=True)) for row in rows]

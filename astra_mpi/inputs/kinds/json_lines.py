@@ -1,4 +1,4 @@
-"""JSON Lines: an object per line."""
+"""JSON Lines: an object per line, or a pair of texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from astra_mpi.errors import InputError
 from astra_mpi.inputs.chat import MESSAGES, ChatTemplate, check_messages
 from astra_mpi.inputs.kinds.kind import Taker
 from astra_mpi.inputs.kinds.texts import LineKind
-from astra_mpi.inputs.records import TextOf, begins_with_field
+from astra_mpi.inputs.records import PAIR, TextOf, begins_with_field
 
 if TYPE_CHECKING:
     from astra_mpi.decks.deck import InputSection
@@ -27,6 +27,8 @@ class JsonLines(LineKind):
             row = json.loads(line)
         except (ValueError, RecursionError) as exc:
             raise InputError(f"{where}: not valid JSON ({exc}); each line is one JSON object") from exc
+        if isinstance(row, list) and len(row) == 2:
+            return {"text": row[0], PAIR: row[1]}
         require(isinstance(row, dict), f"{where}: each line is one JSON object, this is {type(row).__name__}")
         return dict(row)
 

@@ -20,6 +20,8 @@ class Taker(NamedTuple):
     preprocess: dict[str, Any] | None
     prompts: bool = False  # texts are to be gone on with
     prompt: str | bool | None = None  # is put before texts: None, the default one
+    pairs: bool = False  # an item may be two texts
+    ranked: bool = False  # every item is two texts, and the source has their `queries`
 
     def max_tokens(self, section: InputSection) -> int:
         """The deck's, else what the model is meant for, else all its positions; of prompts one more, to find long ones.

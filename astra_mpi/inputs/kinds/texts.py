@@ -14,6 +14,7 @@ from astra_mpi.files.utf8 import read_text
 from astra_mpi.inputs.chat import MESSAGES
 from astra_mpi.inputs.kinds import kinds_of, suffixes
 from astra_mpi.inputs.kinds.kind import InputKind, Taker, takes_images
+from astra_mpi.inputs.pairs import PairRecords, check_single
 from astra_mpi.inputs.records import Records, TextOf, Texts
 from astra_mpi.inputs.sources import Source, TextSource, TokenSource
 from astra_mpi.inputs.text import tokenizer_of
@@ -47,17 +48,31 @@ class TextKind(InputKind):
         return None
 
     @classmethod
+    def pairs(cls, path: Path, column: str, pair: str | None, labels: str | None, ranked: bool) -> Texts:
+        """As `records`, where an item may be two texts (see `PairRecords`); the texts alone in files without pairs."""
+        require(pair is None and not ranked, f"{path}: a {path.suffix} file has no pairs of texts; use .jsonl or .tsv")
+        return cls.records(path, (column,), labels)
+
+    @classmethod
     def open(cls, section: InputSection, model: Taker) -> Source:
         path, max_tokens = section.path, model.max_tokens(section)
         prompt, text_of = ("", cls.text_of(section, model)) if model.prompts else (model.prompt, None)
         around = text_of is None  # a chat template spells what it puts around
-        size, preprocess = model.config.vocab_size, model.preprocess
-        tokenizer = tokenizer_of(model.tokenizer, size, model.prompts, preprocess, prompt, around)
+        size, preprocess, n_types = model.config.vocab_size, model.preprocess, getattr(model.config, "type_vocab", 0)
+        tokenizer = tokenizer_of(model.tokenizer, size, model.prompts, preprocess, prompt, around, n_types)
         labelled = suffixes([kind for kind in kinds_of(cls.kind) if kind.labels], " or ")
         require(cls.labels or section.labels is None, f"{path}: a {path.suffix} file has no labels; use {labelled}")
         if section.whole:
+            single = section.pair is None and not model.ranked
+            require(single, f"{path}: input.whole is one text; pairs come from .jsonl")
             ids = tokenizer.encode([read_text(path)], max_tokens, lambda _: str(path))
             return TokenSource(ids, [np.ones(len(row), dtype=bool) for row in ids], None, file_digest(path))
+        if model.pairs:
+            column = check_single(section.dataset)
+            unlabelled = section.labels is None or not model.ranked
+            require(unlabelled, "input.labels is for task.name = 'classify', not for 'rerank'")
+            paired = cls.pairs(path, column, section.pair, section.labels, model.ranked)
+            return TextSource(paired, tokenizer, max_tokens)
         columns = section.dataset or ("text" if text_of is None else MESSAGES,)
         columns = (columns,) if isinstance(columns, str) else columns
         more = () if text_of is None else (text_of,)
@@ -78,3 +93,7 @@ class LineKind(TextKind):
     @classmethod
     def records(cls, path: Path, columns: Sequence[str], labels: str | None, text_of: TextOf | None = None) -> Texts:
         return Records(path, columns, labels, cls, text_of)
+
+    @classmethod
+    def pairs(cls, path: Path, column: str, pair: str | None, labels: str | None, ranked: bool) -> Texts:
+        return PairRecords(path, column, pair, labels, ranked, cls)
