@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import numpy as np
-
 from astra_mpi.errors import InputError
 from astra_mpi.registry import Registry
 
@@ -22,6 +20,8 @@ KINDS = Registry(
     },
 )
 if TYPE_CHECKING:
+    import numpy as np
+
     CodecKind = str
 else:  # for decks
     CodecKind = Literal[tuple(KINDS)]
@@ -187,7 +187,7 @@ class ModelConfig:
 
     def last_position(self, first: np.ndarray, max_positions: int) -> np.ndarray:
         """Where sequences must end whose new tokens begin at `first` (B,)."""
-        return np.full(len(first), max_positions)
+        return first * 0 + max_positions
 
     def as_dict(self) -> dict[str, Any]:
         """Fields that are `optional` only where they are set, so that models of earlier versions keep their digest."""
