@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -61,6 +59,8 @@ def raise_together(comm: MPI.Comm, failure: Exception | None) -> None:
     """Collective: raise on all ranks what the lowest failing rank passes in; return if no rank fails."""
 
     size = comm.Get_size()
+    import numpy as np  # here, since `--help` does without it
+
     mine = np.array([size if failure is None else comm.Get_rank()], dtype=np.int32)
     first = np.empty_like(mine)
     comm.Allreduce(mine, first, op=_minimum())
@@ -78,6 +78,8 @@ def same_on_all(error: AstraError) -> AstraError:
 
 
 def _broadcast_error(comm: MPI.Comm, root: int, failure: Exception | None) -> AstraError:
+
+    import numpy as np
 
     header = np.zeros(2, dtype=np.int32)
     text = b""
