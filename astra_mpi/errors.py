@@ -57,10 +57,9 @@ def collective(comm: MPI.Comm) -> Iterator[None]:
 
 def raise_together(comm: MPI.Comm, failure: Exception | None) -> None:
     """Collective: raise on all ranks what the lowest failing rank passes in; return if no rank fails."""
-
-    size = comm.Get_size()
     import numpy as np  # here, since `--help` does without it
 
+    size = comm.Get_size()
     mine = np.array([size if failure is None else comm.Get_rank()], dtype=np.int32)
     first = np.empty_like(mine)
     comm.Allreduce(mine, first, op=_minimum())
@@ -78,7 +77,6 @@ def same_on_all(error: AstraError) -> AstraError:
 
 
 def _broadcast_error(comm: MPI.Comm, root: int, failure: Exception | None) -> AstraError:
-
     import numpy as np
 
     header = np.zeros(2, dtype=np.int32)
