@@ -25,7 +25,7 @@ class Electra(Bert):
             **dict(embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024, **_SUMMARY),
         },
         guarded=Bert.reference.guarded,
-        harmless={**Bert.reference.harmless, "summary_last_dropout": "of a head that is not part of what is converted"},
+        harmless={**Bert.reference.harmless, "summary_last_dropout": "belongs to a head that is not converted"},
     )
     hf_prefix = "electra."
 

@@ -55,8 +55,8 @@ class EuroBert(Encoder):
         harmless={
             **OTHERS,
             **{key: why for key, why in {**ENCODER, **HEADLESS}.items() if key not in (*_READ, "head_dim")},
-            "mask_token_id": "marks that the tokenizer puts into texts",
-            "classifier_pooling": "of a classifier",
+            "mask_token_id": "names a token that the tokenizer adds to texts",
+            "classifier_pooling": "concerns a classifier only",
         },
     )
     hf_prefix = "model."

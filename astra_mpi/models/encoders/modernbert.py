@@ -69,11 +69,13 @@ class ModernBert(Encoder):
         harmless={
             **OTHERS,
             **{key: why for key, why in {**ENCODER, **HEADLESS}.items() if key not in (*_READ, "head_dim")},
-            "rope_theta": "global_rope_theta counts, or rope_parameters",
+            "rope_theta": "global_rope_theta is read instead, or rope_parameters",
             **dict.fromkeys(_TRAINING, "acts in training only"),
-            **dict.fromkeys(_OTHER, "of a head that is left out, or how it is computed"),
-            **dict.fromkeys(("cls_token_id", "sep_token_id"), "marks that the tokenizer puts into texts"),
-            **dict.fromkeys(("classifier_pooling", "classifier_bias", "classifier_activation"), "of a classifier"),
+            **dict.fromkeys(_OTHER, "belongs to a head that is not converted, or says how it is computed"),
+            **dict.fromkeys(("cls_token_id", "sep_token_id"), "names a token that the tokenizer adds to texts"),
+            **dict.fromkeys(
+                ("classifier_pooling", "classifier_bias", "classifier_activation"), "concerns a classifier only"
+            ),
         },
     )
     hf_prefix = "model."
