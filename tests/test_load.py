@@ -144,7 +144,7 @@ def test_exact_search_of_codebooks_that_have_a_subspace(comm, folder):
         ({"remote": "guess"}, "remote = 'guess'"),
         ({"strategy": "sp:q"}, "'q' does not fit; use one of single, sp"),
         ({"encoder": "subspace"}, "encoder 'subspace' is unknown; use auto or exact"),
-        ({"normalize": True}, "vit model has no option normalize"),
+        ({"normalize": True}, "normalize is for embeddings, and this model classifies"),
         ({"weights": [1.0] * 9}, "9 weights for"),
         ({"weights": [-1.0]}, "weights"),
     ],

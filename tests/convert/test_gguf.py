@@ -1,7 +1,6 @@
 """GGUF files of small random models: the same tensors, settings, logits as the models of transformers they are of."""
 
 import importlib.util
-import os
 
 import gguf
 import numpy as np
@@ -19,6 +18,7 @@ from astra_mpi.files.modelfile import write_model as write_model_file
 from astra_mpi.models import FAMILIES
 from helpers.checkpoints import close, outputs
 from helpers.gguf_files import MODELS, SIZES, frequency_factors, random_model, split, write_model
+from helpers.minilm import minilm_folder
 
 IDS = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 20))
 #: architectures that transformers itself reads from GGUF with all that their metadata say
@@ -113,7 +113,7 @@ def test_minilm_as_gguf_makes_the_same_tokens_and_weights(tmp_path):
     from astra_mpi.convert.hugging_face import convert
     from astra_mpi.inputs.text import Tokenizer
 
-    folder = os.environ["MINILM"]
+    folder = minilm_folder()
     model = transformers.AutoModel.from_pretrained(folder)
     pieces = sorted((vocab := transformers.AutoTokenizer.from_pretrained(folder).get_vocab()), key=vocab.get)
 

@@ -16,6 +16,7 @@ from astra_mpi.convert.gguf.metadata import Metadata
 from astra_mpi.convert.gguf.tokenizer import chat_template, text_files
 from astra_mpi.convert.tokenizer import read_tokenizer
 from astra_mpi.errors import InputError
+from helpers.minilm import minilm_folder
 
 TEXTS = [
     "", " ", "a", " a", "  two  spaces ", "\n", "\n\n\t x\n", "Hello, world! It's I'LL we've 're DON'T",
@@ -226,7 +227,7 @@ def test_unigram_pieces(tmp_path):
 
 
 def test_word_pieces(tmp_path):
-    theirs = Tokenizer.from_file(str(Path(os.environ["MINILM"]) / "tokenizer.json"))
+    theirs = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))
     theirs.no_truncation()
     theirs.no_padding()
     vocab = theirs.get_vocab()
