@@ -284,7 +284,7 @@ class Astra(TokenParallel):
         n = len(self.planned.sequence_order)
         coded = [self.reaches[i].spread(to_host(self.codes[i]), n) for i in range(self.first_coded, len(self.blocks))]
         terms: dict[str, Any] = {"codec": self.codec, "codes": [to_host(codes) for codes in coded]}
-        if self.exchange.loses or self.planned.causal:  # what was sent, whoever heard it
+        if self.exchange.loses or self.planned.causal or any(self.config.windows):  # what was sent, whoever heard it
             terms["codes"] = [self.all_rows(codes[self._own]) for codes in coded]
         terms["first_coded"] = self.first_coded
         return terms | self._missing_terms() if self.exchange.loses else terms
