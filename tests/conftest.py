@@ -56,6 +56,14 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+#: files that take longest on one worker of two: the others fill the time beside them
+_FIRST = ("test_docs.py", "test_slurm.py", "test_resume.py", "test_differential.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     if SYNC.rank != 0:  # rank 0 reports to the terminal, the others to files
