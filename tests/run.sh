@@ -22,7 +22,7 @@ fi
 no_slurm=$(bash jobs/slurm/local_cluster.sh missing)
 [ -z "$no_slurm" ] || echo "no $no_slurm here: tests/measure/test_slurm.py is skipped; bash jobs/slurm/local_cluster.sh install, as root"
 # two workers, a file of tests to each: many tests wait for processes of their own
-timeout -k 10 1800 python -m pytest -q -n 2 --dist loadfile --with-mpi "$@" ${FILES:-tests}
+timeout -k 10 1800 python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --with-mpi "$@" ${FILES:-tests}
 mpi_tests=$(grep -rl --include='test_*.py' 'pytest\.mark\.mpi' ${FILES:-tests} | sort) # the others need not be imported once per rank
 for ranks in ${RANKS:-2 3 4 8}; do
   echo "== mpirun -n $ranks"
