@@ -105,7 +105,8 @@ def test_ranks_share_the_work_and_change_nothing(comm):
 @pytest.mark.mpi
 def test_one_rank_that_fails_ends_all(comm, monkeypatch):
     config = llama_config(n_layers=24)
-    file, given, last, calls = model_file(config), batches(config), comm.size - 1, []
+    file, given, calls = model_file(config), batches(config), []
+    last = min(comm.size - 1, 2)  # of many ranks, those behind may have no block to fit
 
     def slow_or_broken(*arguments):
         calls.append(1)
