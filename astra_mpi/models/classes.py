@@ -24,7 +24,7 @@ def text_classes(hf: HFConfig, tensors: Tensors, head: str) -> dict[str, Any]:
     """
     if hf.bare or not any(name.endswith("ForSequenceClassification") for name in hf.architectures):
         return {}
-    n_classes, labels = _named(hf)
+    n_classes, labels = named_classes(hf)
     problem = hf.get("problem_type")
     hf.only("problem_type", _PROBLEMS)
     require(n_classes > 0, "num_labels = 0: a classifier has at least one class")
@@ -46,7 +46,7 @@ def text_classes(hf: HFConfig, tensors: Tensors, head: str) -> dict[str, Any]:
     }
 
 
-def _named(hf: HFConfig) -> tuple[int, tuple[str, ...]]:
+def named_classes(hf: HFConfig) -> tuple[int, tuple[str, ...]]:
     """-> (number of classes, their names): as many as id2label names, or as num_labels says, which makes names of its
     own where it is another number."""
     named, given = hf.get("id2label"), hf.get("num_labels") is not None or "num_labels" in hf.values

@@ -9,6 +9,7 @@ from astra_mpi.checkpoint.config import HFConfig, shown
 from astra_mpi.checkpoint.reference import ENCODER
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import require
+from astra_mpi.models.classes import named_classes
 
 #: besides `reference.HARMLESS`
 HARMLESS = {**ENCODER, **dict.fromkeys(("tie_word_embeddings", "vocab_size"), "there are no words")}
@@ -66,11 +67,7 @@ def classes(
     There are as many as id2label names, or as num_labels says, which makes names of its own where it is another number.
     classifiers: the classes of transformers that have such a head.
     """
-    named, own = hf.get("id2label"), hf.get("num_labels") is not None or "num_labels" in hf.values
-    good = named is None or (isinstance(named, dict) and set(named) == set(map(str, range(len(named)))))
-    require(good, f"id2label = {shown(named)} must name each of its classes, 0 and on")
-    n_named = 2 if named is None else len(named)
-    n_classes = hf.integer("num_labels", at_least=0) if own else n_named
+    n_classes, names = named_classes(hf)
     head = tensors.find(head_name)
     if not set(classifiers) & set(hf.architectures) and (hf.architectures or head is None):
         return 0, ()
@@ -80,9 +77,7 @@ def classes(
         head.shape[0] == n_classes,
         f"{head.path}: {head.name} is of {head.shape[0]} classes, but num_labels or id2label of {n_classes}",
     )
-    if named is None or n_named != n_classes:
-        return n_classes, tuple(f"LABEL_{i}" for i in range(n_classes))
-    return n_classes, tuple(str(named[str(i)]) for i in range(n_classes))
+    return n_classes, names
 
 
 def sides(hf: HFConfig, key: str) -> tuple[int, int]:
