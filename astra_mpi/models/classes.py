@@ -24,7 +24,7 @@ def text_classes(hf: HFConfig, tensors: Tensors, head: str) -> dict[str, Any]:
     """
     if hf.bare or not any(name.endswith("ForSequenceClassification") for name in hf.architectures):
         return {}
-    n_classes, labels = named_classes(hf)
+    n_classes = count_classes(hf)
     problem = hf.get("problem_type")
     hf.only("problem_type", _PROBLEMS)
     require(n_classes > 0, "num_labels = 0: a classifier has at least one class")
@@ -37,6 +37,7 @@ def text_classes(hf: HFConfig, tensors: Tensors, head: str) -> dict[str, Any]:
         tensor is None or tensor.shape[:1] == (n_classes,),
         f"num_labels or id2label give {n_classes} classes, but {head} has shape {tensor.shape if tensor else ()}",
     )
+    labels = () if tensor is None else class_names(hf, n_classes)
     several = "sigmoid" if problem == "multi_label_classification" or n_classes == 1 else "softmax"
     return {
         "n_classes": n_classes,
@@ -46,17 +47,22 @@ def text_classes(hf: HFConfig, tensors: Tensors, head: str) -> dict[str, Any]:
     }
 
 
-def named_classes(hf: HFConfig) -> tuple[int, tuple[str, ...]]:
-    """-> (number of classes, their names): as many as id2label names, or as num_labels says, which makes names of its
-    own where it is another number."""
+def count_classes(hf: HFConfig) -> int:
+    """As many as id2label names, or as num_labels says. InputError if id2label does not name 0 and on."""
     named, given = hf.get("id2label"), hf.get("num_labels") is not None or "num_labels" in hf.values
     good = named is None or (isinstance(named, dict) and set(named) == set(map(str, range(len(named)))))
     require(good, f"id2label = {shown(named)} must name each of its classes, 0 and on")
     n_named = 2 if named is None else len(named)
-    n_classes = hf.integer("num_labels", at_least=0) if given else n_named
-    if named is None or n_named != n_classes:
-        return n_classes, tuple(f"LABEL_{i}" for i in range(n_classes))
-    return n_classes, tuple(str(named[str(i)]) for i in range(n_classes))
+    return hf.integer("num_labels", at_least=0) if given else n_named
+
+
+def class_names(hf: HFConfig, n_classes: int) -> tuple[str, ...]:
+    """Those of id2label, or numbered ones where it names another number of classes. n_classes: as the head has them,
+    for num_labels may say any number."""
+    named = hf.get("id2label")
+    if named is None or len(named) != n_classes:
+        return tuple(f"LABEL_{i}" for i in range(n_classes))
+    return tuple(str(named[str(i)]) for i in range(n_classes))
 
 
 def _scores(hf: HFConfig, n_classes: int) -> str:

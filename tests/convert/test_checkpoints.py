@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from astra_mpi.convert.hugging_face import convert
 from astra_mpi.errors import InputError
+from helpers.checkpoints import BERT, save_random
 
 
 def made(name, folder):
@@ -162,6 +163,14 @@ def test_classifier_of_a_folder_that_names_no_class(tmp_path):
     check_same(table, tmp_path)
     edit(tmp_path, num_labels=10**12)
     with pytest.raises(InputError, match=r"classifier\.weight is of 3 classes, but num_labels"):
+        convert(tmp_path)
+
+
+def test_names_are_made_only_of_classes_that_the_head_has(tmp_path):
+    save_random(tmp_path, "BertForSequenceClassification", BERT | dict(num_labels=3))
+    assert convert(tmp_path)[0].config.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    edit(tmp_path, num_labels=10**12)
+    with pytest.raises(InputError, match=r"give 1000000000000 classes, but classifier\.weight has shape \(3,"):
         convert(tmp_path)
 
 

@@ -9,7 +9,7 @@ from astra_mpi.checkpoint.config import HFConfig, shown
 from astra_mpi.checkpoint.reference import ENCODER
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import require
-from astra_mpi.models.classes import named_classes
+from astra_mpi.models.classes import class_names, count_classes
 
 #: besides `reference.HARMLESS`
 HARMLESS = {**ENCODER, **dict.fromkeys(("tie_word_embeddings", "vocab_size"), "there are no words")}
@@ -67,7 +67,7 @@ def classes(
     There are as many as id2label names, or as num_labels says, which makes names of its own where it is another number.
     classifiers: the classes of transformers that have such a head.
     """
-    n_classes, names = named_classes(hf)
+    n_classes = count_classes(hf)
     head = tensors.find(head_name)
     if not set(classifiers) & set(hf.architectures) and (hf.architectures or head is None):
         return 0, ()
@@ -77,7 +77,7 @@ def classes(
         head.shape[0] == n_classes,
         f"{head.path}: {head.name} is of {head.shape[0]} classes, but num_labels or id2label of {n_classes}",
     )
-    return n_classes, names
+    return n_classes, class_names(hf, n_classes)
 
 
 def sides(hf: HFConfig, key: str) -> tuple[int, int]:
