@@ -27,7 +27,7 @@ from astra_mpi.errors import InputError, some
 from astra_mpi.files.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.files.provenance import provenance
 from astra_mpi.models import CHECKPOINTS, FAMILIES
-from astra_mpi.models.bert import BertConfig
+from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.models.encoders.embedders import EMBEDDERS
 from astra_mpi.models.hf import Source, arranged, to_canonical

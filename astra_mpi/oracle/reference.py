@@ -8,24 +8,22 @@ rows and the keys made from what it is sent of every other rank's content tokens
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from astra_mpi.oracle.far import Far, Means, Quantised, Rounded
+from astra_mpi.oracle.heads import ENCODERS, answer
+from astra_mpi.oracle.layers import Array, Weights, activated, attention, capped, linear, normalised
 from astra_mpi.oracle.positions import is_rotary, relative_bias, turned, within
 
-Weights = Mapping[str, NDArray[Any]]
-#: families in which every token sees all others, and those among them that normalise after each residual sum
-ENCODERS = ("vit", "bert", "encoder", "causal_encoder")
+#: families that normalise after each residual sum
 POST_NORM = ("bert",)
 #: families that normalise each head by its mean too, and all heads of a token together
 CENTRED_HEADS, ALL_HEADS = ("stablelm",), ("olmo2",)
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -119,13 +117,13 @@ def oracle(
     averaged = x[:n_replicas].reshape(n_class, n_ranks, x.shape[1]).mean(axis=1)  # (n_class, D)
     hidden = np.concatenate([averaged, x[n_replicas:]])
     if _is_pre_norm(config):
-        hidden = _norm(hidden, weights, "norm", config.norm_eps)
+        hidden = normalised(hidden, weights, "norm", config.norm_eps)
     if config.family not in ENCODERS:
         head = weights["embed.word"].T if config.tied else weights["head.weight"]
-        hidden = _capped(hidden @ head.astype(np.float64), getattr(config, "logit_cap", 0.0))
+        hidden = capped(hidden @ head.astype(np.float64), getattr(config, "logit_cap", 0.0))
     codes_used = far.codes if isinstance(far, Quantised) else []
     flips, worst_gap = (far.flips, far.worst_gap) if far else (0, 0.0)
-    return OracleResult(_head(config, weights, hidden), hidden, codes_used, flips, worst_gap)
+    return OracleResult(answer(config, weights, hidden), hidden, codes_used, flips, worst_gap)
 
 
 def _is_causal(config: Any) -> bool:
@@ -155,11 +153,11 @@ def _embed(
         cells = image.reshape(n_channels, height // p, p, width // p, p).transpose(1, 3, 0, 2, 4)
         patches = cells.reshape(-1, n_channels * p * p)  # (T, channels * p * p), rows of patches from the top
         names = [name for name in ("embed.class", "embed.distillation") if name in w]
-        placed = np.concatenate([*(w[name][None] for name in names), _linear(patches, w, "embed.patch")])
+        placed = np.concatenate([*(w[name][None] for name in names), linear(patches, w, "embed.patch")])
         placed = placed + w["embed.position"]
         registers = w.get("embed.registers", placed[:0])
         x = np.concatenate([placed[: len(names)], registers, placed[len(names) :]])
-        return _norm(x, w, "embed.norm", config.norm_eps) if "embed.norm.weight" in w else x
+        return normalised(x, w, "embed.norm", config.norm_eps) if "embed.norm.weight" in w else x
     ids, types = np.asarray(tokens), None
     if ids.ndim == 2:
         ids, types = ids.T
@@ -170,8 +168,8 @@ def _embed(
     x = w["embed.word"][ids]
     x = x + w["embed.position"][np.asarray(rows)] if "embed.position" in w else x
     x = x + w["embed.type"][0 if types is None else types] if "embed.type" in w else x
-    x = _norm(x, w, "embed.norm", config.norm_eps) if "embed.norm.weight" in w else x
-    return _linear(x, w, "embed.project") if "embed.project.weight" in w else x
+    x = normalised(x, w, "embed.norm", config.norm_eps) if "embed.norm.weight" in w else x
+    return linear(x, w, "embed.project") if "embed.project.weight" in w else x
 
 
 def position_rows(config: Any, ids: Array, keep: Array) -> Array:
@@ -186,38 +184,6 @@ def position_rows(config: Any, ids: Array, keep: Array) -> Array:
         if kept:
             found.append(count if token != uncounted else 0)
     return np.array(found, np.int64)
-
-
-def _head(config: Any, weights: Weights, hidden: Array) -> Array:
-    if config.family == "vit":
-        return image_head(config, weights, hidden)
-    if config.family not in ENCODERS:
-        return hidden[-1] if len(hidden) else np.zeros(hidden.shape[1])
-    output = _pooled(config, weights, hidden)
-    if getattr(config, "n_classes", 0):
-        return _linear(output, weights, "head")
-    for i, name in enumerate(getattr(config, "dense_activations", ())):
-        output = _linear(output, weights, f"dense.{i}")
-        output = output if name == "identity" else _activate(output, name)
-    output = output / np.linalg.norm(output) if config.normalize else output
-    return output[: getattr(config, "embedding_size", 0) or None]
-
-
-def _pooled(config: Any, weights: Weights, hidden: Array) -> Array:
-    """(n_class + T, D) -> (D,): the mean over tokens, the first or last one, or a dense layer over one of these."""
-
-    def dense(x: Array) -> Array:
-        x = _activate(_linear(x, weights, "pooler"), getattr(config, "pooler_activation", "tanh"))
-        return _norm(x, weights, "pooler.norm", config.norm_eps) if "pooler.norm.weight" in weights else x
-
-    if config.pooling == "mean":
-        return hidden.mean(axis=0)
-    if config.pooling in ("cls", "last"):
-        return hidden[0 if config.pooling == "cls" else -1]
-    over = getattr(config, "pooler_over", "cls")
-    if over == "each":
-        return dense(hidden).mean(axis=0)
-    return dense(hidden[0] if over == "cls" else hidden.mean(axis=0))
 
 
 def _block(
@@ -242,14 +208,14 @@ def _block(
         long = bool(places.max(initial=0) >= config.rope_trained_positions)
 
     def norm(x: Array, which: str) -> Array:
-        return _norm(x, w, which, config.norm_eps) if which + ".weight" in w else x
+        return normalised(x, w, which, config.norm_eps) if which + ".weight" in w else x
 
     def key_of(x: Array) -> Array:
-        return _head_norm(config, w, "k_norm", _linear(x, w, "k"))
+        return _head_norm(config, w, "k_norm", linear(x, w, "k"))
 
     normed = norm(x, "norm1") if pre_norm else x
-    q = _head_norm(config, w, "q_norm", _linear(normed, w, "q"))
-    keys, values = key_of(normed), _linear(normed, w, "v")
+    q = _head_norm(config, w, "q_norm", linear(normed, w, "q"))
+    keys, values = key_of(normed), linear(normed, w, "v")
     sees_all = np.arange(len(x)) >= len(x) - merged
     visible = (rank[:, None] == rank[None, :]) | sees_all[:, None]  # (rows, rows): same rank, exact keys
     if _is_causal(config):
@@ -266,7 +232,7 @@ def _block(
         else:
             (seen,) = far(i, x[content] if far.site == "hidden" else normed[content])
             seen = norm(seen, "norm1") if pre_norm and far.site == "hidden" else seen
-            k_far, v_far = key_of(seen), _linear(seen, w, "v")
+            k_far, v_far = key_of(seen), linear(seen, w, "v")
         keys, values = np.concatenate([keys, k_far]), np.concatenate([values, v_far])
         visible = np.concatenate([visible, away], axis=1)
         bias = np.concatenate([bias, far.bias])
@@ -280,7 +246,7 @@ def _block(
     if relative is not None:
         furthest = getattr(config, "furthest", 128)
         added += relative_bias(np.asarray(relative, np.float64), furthest, places, key_places)
-    attended = _linear(_attention(config, q, keys, values, visible, added, n_heads), w, "o")
+    attended = linear(attention(config, q, keys, values, visible, added, n_heads), w, "o")
     entering = x
     x = x + norm(attended, "post1")
     x = x if pre_norm else norm(x, "norm1")
@@ -288,12 +254,12 @@ def _block(
         entering = x
     if pre_norm:
         entering = norm(entering, "norm1" if "norm1.weight" in w and "norm2.weight" not in w else "norm2")
-    inner = _linear(entering, w, "fc1")
+    inner = linear(entering, w, "fc1")
     if "gate.weight" in w:
-        inner = inner * _activate(_linear(entering, w, "gate"), config.activation)
+        inner = inner * activated(linear(entering, w, "gate"), config.activation)
     else:
-        inner = _activate(inner, config.activation)
-    x = x + norm(_linear(inner, w, "fc2"), "post2")
+        inner = activated(inner, config.activation)
+    x = x + norm(linear(inner, w, "fc2"), "post2")
     return x if pre_norm else norm(x, "norm2")
 
 
@@ -307,84 +273,3 @@ def _head_norm(config: Any, w: Weights, name: str, x: Array) -> Array:
         heads = heads - heads.mean(axis=-1, keepdims=True)
     heads = heads / np.sqrt((heads**2).mean(axis=-1, keepdims=True) + config.norm_eps)
     return heads.reshape(x.shape) * np.resize(weight, x.shape[1])
-
-
-def _attention(config: Any, q: Array, keys: Array, values: Array, visible: Array, added: Array, n_heads: int) -> Array:
-    """softmax(cap(scale q k^T) + added + mask) v, head by head.
-
-    q (rows, H d), keys and values (m, d_kv), visible (rows, m), added (H, rows, m). Several query heads may share a key
-    head.
-    """
-    d_head = q.shape[1] // n_heads
-    scale, cap = getattr(config, "score_scale", 0) or 1 / math.sqrt(d_head), getattr(config, "score_cap", 0)
-    sharers = q.shape[1] // max(keys.shape[1], 1)
-    out = np.empty_like(q)
-    for h in range(n_heads if len(q) else 0):
-        head = slice(h * d_head, (h + 1) * d_head)
-        read = slice(h // sharers * d_head, (h // sharers + 1) * d_head)
-        scores = _capped(q[:, head] @ keys[:, read].T * scale, cap) + added[h]  # (rows, m)
-        scores = np.where(visible, scores, -np.inf)
-        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-        out[:, head] = shares @ values[:, read] / shares.sum(axis=1, keepdims=True)
-    return out
-
-
-def _capped(x: Array, cap: float) -> Array:
-    return cap * np.tanh(x / cap) if cap else x
-
-
-def _linear(x: Array, weights: Weights, name: str) -> Array:
-    return x @ weights[name + ".weight"].astype(np.float64) + weights.get(name + ".bias", np.zeros(()))
-
-
-def _norm(x: Array, weights: Weights, name: str, eps: float) -> Array:
-    """LayerNorm over the last axis, or where there is no bias RMSNorm."""
-    if name + ".bias" not in weights:
-        return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weights[name + ".weight"]
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = (centred**2).mean(axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + eps) * weights[name + ".weight"] + weights[name + ".bias"]
-
-
-def _activate(x: Array, name: str) -> Array:
-    if name == "gelu":
-        return x * 0.5 * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2)))
-    if name == "gelu_tanh":
-        return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    if name in ("silu", "quick_gelu"):
-        return x / (1 + np.exp(-x * (1.702 if name == "quick_gelu" else 1)))
-    if name == "tanh":
-        return np.tanh(x)
-    return np.maximum(x, 0)
-
-
-def image_head(config: Any, weights: Weights, hidden: Array) -> Array:
-    """Logits or embedding of normalised rows hidden (n_class + T, D): class tokens and registers, then patches."""
-    patches = hidden[getattr(config, "class_tokens", 1) + getattr(config, "registers", 0) :]
-    pooling = getattr(config, "pooling", "cls")
-    if pooling == "distilled":
-        return (_linear(hidden[0], weights, "head") + _linear(hidden[1], weights, "distilled")) / 2
-    if pooling == "pooler" and config.pooler == "attention":
-        pooled = _probed(config, weights, patches)
-    elif pooling == "pooler":
-        pooled = np.tanh(_linear(hidden[0], weights, "pooler"))
-    else:
-        kinds = {"cls": [hidden[0]] if len(hidden) > len(patches) else [], "mean": [patches.mean(axis=0)]}
-        pooled = np.concatenate([part for kind in pooling.split("+") for part in kinds[kind]])
-    if config.n_classes > 0:
-        return _linear(pooled, weights, "head")
-    if getattr(config, "projection", 0):
-        pooled = _linear(pooled, weights, "projection")
-    return pooled / np.linalg.norm(pooled) if getattr(config, "normalize", False) else pooled
-
-
-def _probed(config: Any, weights: Weights, patches: Array) -> Array:
-    """What a learned query gathers from all patches (T, D), and its MLP, (D,)."""
-    query = _linear(weights["pooler.probe"].astype(np.float64)[None], weights, "pooler.q")
-    keys, values = (_linear(patches, weights, f"pooler.{name}") for name in "kv")
-    all_seen, added = np.ones((1, len(patches)), bool), np.zeros((config.n_heads, 1, len(patches)))
-    gathered = _attention(config, query, keys, values, all_seen, added, config.n_heads)
-    gathered = _linear(gathered, weights, "pooler.o")
-    inner = _linear(_norm(gathered, weights, "pooler.norm", config.norm_eps), weights, "pooler.fc1")
-    pooled: Array = (gathered + _linear(_activate(inner, config.activation), weights, "pooler.fc2"))[0]
-    return pooled

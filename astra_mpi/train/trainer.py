@@ -11,7 +11,7 @@ from torch import Tensor
 
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.files.modelfile import ModelFile
-from astra_mpi.models.bert import BertConfig
+from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.train import losses
 from astra_mpi.train.augment import augmented
 from astra_mpi.train.averages import Averages

@@ -13,7 +13,7 @@ import numpy as np
 from astra_mpi.config import CodecConfig
 from astra_mpi.convert.presets import random_model
 from astra_mpi.files.modelfile import write_model
-from astra_mpi.models.bert import BertConfig
+from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.models.gpt2 import GPT2Config
 from astra_mpi.models.images import Preprocess
 from astra_mpi.models.llama import LlamaConfig

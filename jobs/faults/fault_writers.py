@@ -23,7 +23,7 @@ from astra_mpi.job.results import Results, finished_summary, remove_leftovers, w
 from astra_mpi.measure.page import page
 from astra_mpi.measure.runs import read_runs
 from astra_mpi.measure.sweep.points import Store
-from astra_mpi.models.bert import BertConfig
+from astra_mpi.models.bert_config import BertConfig
 
 RECORD = {"settings": {"ranks": 2}, "runs": [{"latency_s": i / 7} for i in range(60)]}
 SUMMARY = {"astra_mpi": "0", "choices": {}, "versions": {}, "metrics": {"forward_s": 0.5}, "notes": ["x" * 40] * 20}

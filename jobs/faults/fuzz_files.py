@@ -18,7 +18,7 @@ from astra_mpi.files.codecfile import write_codebooks
 from astra_mpi.files.modelfile import ModelFile, write_model
 from astra_mpi.job.results import Results
 from astra_mpi.models import FAMILIES
-from astra_mpi.models.bert import BertConfig
+from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.models.encoders.encoder import EncoderConfig
 from astra_mpi.models.llama import LlamaConfig
 from astra_mpi.models.vision.vit import ViTConfig

@@ -8,7 +8,7 @@ from astra_mpi.config import CodecConfig
 from astra_mpi.device.weights import narrowed
 from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
-from astra_mpi.models.bert import BertConfig
+from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.models.gpt2 import GPT2Config
 from astra_mpi.models.llama import LlamaConfig
 from astra_mpi.models.vision.vit import ViTConfig

@@ -18,7 +18,7 @@ from astra_mpi.convert.check.findings import Finding
 from astra_mpi.errors import AstraError, VerifyError
 from astra_mpi.files import whole
 from astra_mpi.files.modelfile import ModelFile, write_model
-from astra_mpi.models.bert import BertConfig
+from astra_mpi.models.bert_config import BertConfig
 
 
 def write_checked(source: Path, output: Path, model: ModelFile) -> str:

@@ -18,7 +18,7 @@ from astra_mpi.convert.sentence import MODULES, read_encoder
 from astra_mpi.device.formats import FORMATS
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import ModelFile
-from astra_mpi.models.bert import BertConfig
+from astra_mpi.models.bert_config import BertConfig
 
 _INSTALL, _SENTENCES = "pip install torch 'transformers>=5'", "'sentence-transformers>=6'"
 INSTALL_SENTENCES = f"pip install {_SENTENCES}"

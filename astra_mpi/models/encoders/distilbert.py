@@ -7,7 +7,8 @@ from typing import ClassVar
 from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import ENCODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
-from astra_mpi.models.bert import HEADLESS, Bert, BertConfig, classifier
+from astra_mpi.models.bert import HEADLESS, Bert, classifier
+from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.models.hf import Source, map_names
 
 _HEADS = "Model ForMaskedLM ForSequenceClassification ForTokenClassification ForQuestionAnswering ForMultipleChoice"

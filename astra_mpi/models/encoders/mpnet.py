@@ -8,7 +8,8 @@ from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import Reference
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import require
-from astra_mpi.models.bert import Bert, BertConfig, classifier
+from astra_mpi.models.bert import Bert, classifier
+from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.models.encoders.roberta import classifier_sources, counted_rows
 from astra_mpi.models.hf import Source, map_names
 

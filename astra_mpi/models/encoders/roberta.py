@@ -9,7 +9,8 @@ from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import ENCODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import require
-from astra_mpi.models.bert import HEADLESS, Bert, BertConfig, classifier
+from astra_mpi.models.bert import HEADLESS, Bert, classifier
+from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.models.hf import Source
 
 _HEADS = "Model ForMaskedLM ForCausalLM ForSequenceClassification ForTokenClassification ForQuestionAnswering"
