@@ -18,9 +18,10 @@ import numpy as np
 
 from astra_mpi.errors import AstraError, collective
 from astra_mpi.files.modelfile import read_model
+from astra_mpi.files.utf8 import read_text
 from astra_mpi.inputs.chat import MESSAGES, ChatTemplate
 from astra_mpi.inputs.passages import passages
-from astra_mpi.inputs.text import read_text, tokenizer_of
+from astra_mpi.inputs.text import tokenizer_of
 
 #: of Python's documentation; what is asked of it, and about how many tokens of a document are kept
 TOPIC, QUESTION, N_TOKENS = "try", "When is the finally clause of a try statement executed?", 2000
