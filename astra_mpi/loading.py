@@ -35,6 +35,7 @@ def load(
     backend: str = "numpy",
     transport: str = "host",
     precision: str = "float32",
+    compute: str = "float32",
     codebooks: str | None = None,
     weights: Sequence[float] | str | None = None,
     counted_keys: bool = True,
@@ -60,8 +61,8 @@ def load(
     codebooks, else the exact strategy that is predicted to be fastest here (docs/explanation/planner.md), for one
     sequence of `tokens` (default the model's own, up to 1024) and `new_tokens` after it; None: none yet, `Model.use`
     comes first. backend: "numpy", "reference" or "cuda"; of the latter, transport: "host" or "cuda-aware", how messages
-    get to MPI, and precision: "float32", "tf32" or "float16" (docs/explanation/gpu.md). codebooks: a codebook file for
-    this model, instead of the codebooks inside it. weights: relative speeds of the ranks, for a cut with which they
+    get to MPI, and precision: "float32", "tf32" or "float16" (docs/explanation/gpu.md). compute: "float32", "bfloat16"
+    or "int8", how products are computed on "numpy". codebooks: a codebook file for this model, instead of the codebooks inside it. weights: relative speeds of the ranks, for a cut with which they
     finish together; "auto" measures them, "causal" takes them as equal where later tokens cost more (decoders), "even"
     and None cut evenly. counted_keys: let far tokens of equal code share a key (exact). remote: "table", "gemm" or
     "auto" (timed), how far keys come from codes. encoder: "auto" searches codebooks in their subspace where they have
@@ -120,7 +121,7 @@ def load(
         f"network '{network}' differs between ranks; copy the same trace to every machine",
         conditions.network.digest,
     )
-    model = Model(file, comm, get_backend(backend, comm, transport, precision), speeds, conditions)
+    model = Model(file, comm, get_backend(backend, comm, transport, precision, compute), speeds, conditions)
     if weights == "auto":
         model.cut_weights = rank_speeds(model)
     if request is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 BACKENDS = ("numpy", "reference", "cuda")
+#: how a CPU multiplies: sums are float32 (int8: exact), and so is what lies between products
+COMPUTES = ("float32", "bfloat16", "int8")
 #: how a GPU computes: float32; float32 whose matrix products round their factors to TF32; float16
 PRECISIONS = ("float32", "tf32", "float16")
 
@@ -50,15 +53,19 @@ class Backend:
         return array if self.xp is np else to_host(array).astype(np.float32, copy=False)
 
 
-def get_backend(name: str, comm: MPI.Comm, transport: str = "host", precision: str = "float32") -> Backend:
+def get_backend(
+    name: str, comm: MPI.Comm, transport: str = "host", precision: str = "float32", compute: str = "float32"
+) -> Backend:
     """Collective. "numpy": Numba kernels; "reference": plain NumPy ones; "cuda": CuPy and CUDA kernels.
 
-    transport, precision: of "cuda", see TRANSPORTS and PRECISIONS. InputError on names that do not exist or do not go
-    together, and where there is no GPU.
+    transport, precision: of "cuda", see TRANSPORTS and PRECISIONS; compute: of "numpy", see COMPUTES. InputError on
+    names that do not exist or do not go together, and where there is no GPU.
     """
     require(name in BACKENDS, f"backend '{name}' is not available; use one of {', '.join(BACKENDS)}")
     require(transport in TRANSPORTS, f"transport '{transport}' is unknown; use one of {', '.join(TRANSPORTS)}")
     require(precision in PRECISIONS, f"precision '{precision}' is unknown; use one of {', '.join(PRECISIONS)}")
+    require(compute in COMPUTES, f"compute '{compute}' is unknown; use one of {', '.join(COMPUTES)}")
+    require(compute == "float32" or name == "numpy", f"compute = '{compute}' is for backend numpy; this one is {name}")
     if name == "cuda":
         return _cuda(comm, transport, precision)
     for key, value, default in (("transport", transport, "host"), ("precision", precision, "float32")):
@@ -67,10 +74,10 @@ def get_backend(name: str, comm: MPI.Comm, transport: str = "host", precision: s
         from astra_mpi.kernels import reference
 
         return Backend(name, np, reference)
-    return _numpy(comm)
+    return _numpy(comm, compute)
 
 
-def _numpy(comm: MPI.Comm) -> Backend:
+def _numpy(comm: MPI.Comm, compute: str) -> Backend:
     """Rank 0 compiles into the on-disk cache first and the others then load from it: many ranks compiling the same
     kernels at once take twice as long.
     """
@@ -94,7 +101,7 @@ def _numpy(comm: MPI.Comm) -> Backend:
         cpu.warm_up()
     if comm.Get_rank() == 0 and state.trouble and state.n_compiled > n_before:
         _say_anew(state.trouble, time.monotonic() - begin_s)
-    return Backend("numpy", np, cpu)
+    return Backend("numpy", np, cpu if compute == "float32" else import_module(f"{cpu.__name__}.{compute}"))
 
 
 def _say_anew(trouble: str, took_s: float) -> None:

@@ -34,6 +34,9 @@ from astra_mpi.kernels.cpu._weights import matvec, vecmat, widen
 from astra_mpi.kernels.near import Near
 from astra_mpi.kernels.reference import count_codes, finish, segment_sum
 
+#: how products are computed; `bfloat16` and `int8` are modules with the same functions
+compute = "float32"
+
 __all__ = [
     "activate",
     "activate_gated",
@@ -46,6 +49,7 @@ __all__ = [
     "attend_rows",
     "cache_state",
     "code_sums",
+    "compute",
     "count_codes",
     "decode_grouped",
     "decode_residual",
