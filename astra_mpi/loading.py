@@ -62,12 +62,12 @@ def load(
     sequence of `tokens` (default the model's own, up to 1024) and `new_tokens` after it; None: none yet, `Model.use`
     comes first. backend: "numpy", "reference" or "cuda"; of the latter, transport: "host" or "cuda-aware", how messages
     get to MPI, and precision: "float32", "tf32" or "float16" (docs/explanation/gpu.md). compute: "float32", "bfloat16"
-    or "int8", how products are computed on "numpy". codebooks: a codebook file for this model, instead of the codebooks inside it. weights: relative speeds of the ranks, for a cut with which they
-    finish together; "auto" measures them, "causal" takes them as equal where later tokens cost more (decoders), "even"
-    and None cut evenly. counted_keys: let far tokens of equal code share a key (exact). remote: "table", "gemm" or
-    "auto" (timed), how far keys come from codes. encoder: "auto" searches codebooks in their subspace where they have
-    one, "exact" in all of the space. pooling, normalize: in place of the model's own, a classifier of texts being taken
-    off. threads: of BLAS and Numba
+    or "int8", how products are computed on "numpy". codebooks: a codebook file for this model, instead of the codebooks
+    inside it. weights: relative speeds of the ranks, for a cut with which they finish together; "auto" measures them,
+    "causal" takes them as equal where later tokens cost more (decoders), "even" and None cut evenly. counted_keys: let
+    far tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from
+    codes. encoder: "auto" searches codebooks in their subspace where they have one, "exact" in all of the space.
+    pooling, normalize: in place of the model's own, a classifier of texts being taken off. threads: of BLAS and Numba
     in this process; None leaves them as they are. network: "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%";
     accounting: which bytes it charges, "port", "contributed" or "paper". clock: "wall", or "virtual", which counts CPU
     seconds `speed` times, one factor or one per rank. deadline: such as "5ms", how long astra waits at one exchange;

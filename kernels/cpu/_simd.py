@@ -21,8 +21,8 @@ _DOT = {"bfloat16": ("vdpbf16ps $2, $3, $0", F32), "int8": ("vpdpbusd $2, $3, $0
 def dot_tile(kind: str, n_rows: int, n_strips: int = 2):
     """An intrinsic f(a, lda, b, ldb, c, ldc, n_words, begin) on addresses and strides in bytes:
 
-    c (n_rows, 16 n_strips) 32-bit sums = (begin ? 0 : c) + a (n_rows, n_words) @ b. Words are two bfloat16, or four int8
-    of a and four uint8 of b. Strip s of b lies at b + s * ldb: (n_words, 16) words.
+    c (n_rows, 16 n_strips) 32-bit sums = (begin ? 0 : c) + a (n_rows, n_words) @ b. Words are two bfloat16, or
+    four int8 of a and four uint8 of b. Strip s of b lies at b + s * ldb: (n_words, 16) words.
     """
     asm, element = _DOT[kind]
     sums, words = ir.VectorType(element, LANES), ir.VectorType(I32, LANES)
