@@ -17,7 +17,7 @@ def kmeans(
 
     Starts from K random samples; an entry that loses all its samples moves to the sample with the largest error. With
     fewer samples than entries, the samples are repeated: the repeats are never chosen, as ties go to the lowest index.
-    With enough samples, half of the iterations with every second one and a third with all find a lower error than all
+    With enough samples, half of the iterations with every second one and a third with all find as low an error as all
     iterations with all samples (docs/explanation/storage.md). The same seed, data and threads give the same entries.
     """
     rng = np.random.default_rng(seed)
