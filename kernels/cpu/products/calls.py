@@ -1,0 +1,191 @@
+"""What Python calls: linear layers on packed weights, shared by the threads of the process's team."""
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.kernels.cpu import _team
+from astra_mpi.kernels.cpu._features import path
+from astra_mpi.kernels.cpu._rows import ACTIVATIONS
+from astra_mpi.kernels.cpu.products import amx
+from astra_mpi.kernels.cpu.products.layer import ADD, SET, SPARE_ROWS, Layer, Room, Rows, linear, two_layers
+from astra_mpi.kernels.cpu.products.layout import WORDS, Strips
+from astra_mpi.kernels.cpu.products.memory import aligned
+
+Array = np.ndarray
+
+#: of a panel of rows: a part of the second-level cache, beside the strips that pass through it
+_PANEL_BYTES = 384 << 10
+#: columns multiplied before their sums are finished
+_COLUMNS = 256
+#: rows of a panel are a multiple of this, and threads take at least so many: those of the largest tiles
+_ROWS = 96
+#: rows up to which threads divide the outputs among them, not the rows
+_FEW_ROWS = 32
+
+
+class _Local(threading.local):
+    """Buffers of a thread, as large as they have been needed."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, Array] = {}
+
+    def __call__(self, name: str, dtype: Any, *shape: int) -> Array:
+        n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if name not in self.buffers or self.buffers[name].nbytes < n_bytes:
+            self.buffers[name] = aligned(n_bytes)
+        return self.buffers[name][:n_bytes].view(dtype).reshape(shape)
+
+
+_local = _Local()
+_TILES = amx.configuration()
+_zeros: dict[int, Array] = {}
+
+
+def apply(
+    x: Array,
+    weights: Strips,
+    out: Array,
+    bias: Array | None = None,
+    activation: str = "",
+    gate: Strips | None = None,
+    gate_bias: Array | None = None,
+    add: bool = False,
+    by: str = "",
+) -> Array:
+    """out (m, n) = act(x (m, k) @ weights + bias), added to what is there if `add`.
+
+    With a gate: (x @ weights + bias) * act(x @ gate + gate_bias). x and out are float32, their rows any distance apart.
+    by: a path that this CPU has, in place of the process's.
+    """
+    layer = _layer(weights, bias, activation, gate, gate_bias)
+    m, mode = len(x), ADD if add else SET
+    if not (m and weights.n):
+        return out
+    x, tiles = _rows_of(x), _tiles(by or path(weights.kind).name)
+
+    def share(index: int, count: int) -> None:
+        rows, columns = _shares(m, weights, index, count)
+        if rows.stop > rows.start and columns.stop > columns.start:
+            room = _room(weights, rows.stop - rows.start)
+            given = Rows(_at(x, rows.start), x.strides[0], rows.stop - rows.start)
+            at = _at(out, rows.start)
+            linear(tiles, layer, given, room, columns.start, columns.stop, at, out.strides[0], mode)
+
+    _team.run(share)
+    return out
+
+
+def apply_two(
+    x: Array,
+    inner: Strips,
+    inner_bias: Array | None,
+    activation: str,
+    gate: Strips | None,
+    gate_bias: Array | None,
+    outer: Strips,
+    outer_bias: Array | None,
+    out: Array,
+    add: bool = False,
+) -> Array:
+    """`apply` of an inner layer, gated or not, and of an outer one without activation on what it gives, in one go."""
+    m = len(x)
+    if not (m and outer.n):
+        return out
+    if m <= _FEW_ROWS and _team.size() > 1:
+        between = np.empty((m, inner.n), np.float32)
+        apply(x, inner, between, inner_bias, activation, gate, gate_bias)
+        return apply(between, outer, out, outer_bias, add=add)
+    first = _layer(inner, inner_bias, activation, gate, gate_bias)
+    second = _layer(outer, outer_bias, "", None, None)
+    x, tiles, mode = _rows_of(x), _tiles(path(inner.kind).name), ADD if add else SET
+
+    def share(index: int, count: int) -> None:
+        rows = _cut(m, index, count, 1)
+        n_rows = rows.stop - rows.start
+        if n_rows:
+            step = _panel_rows(outer, n_rows)
+            room, room_2 = _room(inner, n_rows, step), _room(outer, n_rows, step, "outer ")
+            kept = _local("between", np.float32, *((step, inner.n) if inner.kind == "int8" else (1, 1)))
+            given = Rows(_at(x, rows.start), x.strides[0], n_rows)
+            two_layers(tiles, first, second, given, room, room_2, kept, _at(out, rows.start), out.strides[0], mode)
+
+    _team.run(share)
+    return out
+
+
+def _layer(weights: Strips, bias: Array | None, activation: str, gate: Strips | None, gate_bias: Array | None) -> Layer:
+    if activation and activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}")
+    gates = (0, 0, 0) if gate is None else (_at(gate.words), _at(gate.scale), _at(_bias(gate_bias, weights.n)))
+    return Layer(
+        _at(weights.words),
+        _at(weights.scale),
+        _at(_bias(bias, weights.n)),
+        *gates,
+        ACTIVATIONS[activation] if activation else -1,
+        weights.k,
+        weights.n,
+        weights.n_words,
+    )
+
+
+def _bias(bias: Array | None, n: int) -> Array:
+    """The bias, or zeros that stay in memory."""
+    if bias is not None:
+        return bias
+    if n not in _zeros:
+        _zeros[n] = np.zeros(n, np.float32)
+    return _zeros[n]
+
+
+def _at(array: Array, row: int = 0) -> int:
+    return array.ctypes.data + (row * array.strides[0] if row else 0)
+
+
+def _rows_of(x: Array) -> Array:
+    """x, its rows contiguous."""
+    return x if x.shape[1] < 2 or x.strides[1] == x.itemsize else np.ascontiguousarray(x)
+
+
+def _tiles(by: str) -> Array | None:
+    return _TILES if by == "amx" else None
+
+
+def _shares(m: int, weights: Strips, index: int, count: int) -> tuple[slice, slice]:
+    """Rows and outputs of one thread: all of either, and its part of the other."""
+    if m > _FEW_ROWS:
+        return _cut(m, index, count, 1), slice(0, weights.n)
+    return slice(0, m), _cut(weights.n, index, count, 32)
+
+
+def _cut(n: int, index: int, count: int, multiple: int) -> slice:
+    """Part `index` of `count` of n things that are cut at multiples."""
+    pieces = -(-n // multiple)
+    first, last = pieces * index // count, pieces * (index + 1) // count
+    return slice(min(n, first * multiple), min(n, last * multiple))
+
+
+def _panel_rows(weights: Strips, m: int) -> int:
+    """Rows that are multiplied at a time: as many in each panel as go, and no more than the cache has room for."""
+    row_bytes = weights.n_words * 4
+    most = max(1, _PANEL_BYTES // (row_bytes * _ROWS)) * _ROWS
+    even = -(-m // -(-m // most))
+    return min(most, -(-even // 12) * 12)
+
+
+def _room(weights: Strips, m: int, step: int = 0, name: str = "") -> Room:
+    """What a thread needs for panels of `step` rows, or as many as are best for m."""
+    per_word, _ = WORDS[weights.kind]
+    r = (step or _panel_rows(weights, m)) + SPARE_ROWS
+    narrow, sums = (np.uint16, np.float32) if weights.kind == "bfloat16" else (np.int8, np.int32)
+    return Room(
+        _local(f"{name}panel {weights.kind}", narrow, r, weights.n_words * per_word),
+        _local(f"sums {weights.kind}", sums, r, _COLUMNS),
+        _local(f"gate sums {weights.kind}", sums, r, _COLUMNS),
+        _local(f"{name}factors", np.float32, r),
+        _local(f"{name}offsets", np.int32, r),
+        _local("line", np.float32, _COLUMNS),
+        _local("gate line", np.float32, _COLUMNS),
+    )
