@@ -9,8 +9,8 @@ from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._features import path
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS
 from astra_mpi.kernels.cpu.products import amx
-from astra_mpi.kernels.cpu.products.layer import ADD, SET, SPARE_ROWS, Layer, Room, Rows, linear, two_layers
-from astra_mpi.kernels.cpu.products.layout import WORDS, Strips
+from astra_mpi.kernels.cpu.products.layer import ADD, SET, SPARE_ROWS, Layer, Room, Rows, linear, linear_twice
+from astra_mpi.kernels.cpu.products.layout import WORDS, Strips, empty, pack
 from astra_mpi.kernels.cpu.products.memory import aligned
 
 Array = np.ndarray
@@ -43,7 +43,7 @@ _TILES = amx.configuration()
 _zeros: dict[int, Array] = {}
 
 
-def apply(
+def layer(
     x: Array,
     weights: Strips,
     out: Array,
@@ -59,7 +59,7 @@ def apply(
     With a gate: (x @ weights + bias) * act(x @ gate + gate_bias). x and out are float32, their rows any distance apart.
     by: a path that this CPU has, in place of the process's.
     """
-    layer = _layer(weights, bias, activation, gate, gate_bias)
+    given = _layer(weights, bias, activation, gate, gate_bias)
     m, mode = len(x), ADD if add else SET
     if not (m and weights.n):
         return out
@@ -69,15 +69,15 @@ def apply(
         rows, columns = _shares(m, weights, index, count)
         if rows.stop > rows.start and columns.stop > columns.start:
             room = _room(weights, rows.stop - rows.start)
-            given = Rows(_at(x, rows.start), x.strides[0], rows.stop - rows.start)
+            part = Rows(_at(x, rows.start), x.strides[0], rows.stop - rows.start)
             at = _at(out, rows.start)
-            linear(tiles, layer, given, room, columns.start, columns.stop, at, out.strides[0], mode)
+            linear(tiles, given, part, room, columns.start, columns.stop, at, out.strides[0], mode)
 
     _team.run(share)
     return out
 
 
-def apply_two(
+def two_layers(
     x: Array,
     inner: Strips,
     inner_bias: Array | None,
@@ -89,14 +89,14 @@ def apply_two(
     out: Array,
     add: bool = False,
 ) -> Array:
-    """`apply` of an inner layer, gated or not, and of an outer one without activation on what it gives, in one go."""
+    """`layer` of an inner layer, gated or not, and of an outer one without activation on what it gives, in one go."""
     m = len(x)
     if not (m and outer.n):
         return out
     if m <= _FEW_ROWS and _team.size() > 1:
         between = np.empty((m, inner.n), np.float32)
-        apply(x, inner, between, inner_bias, activation, gate, gate_bias)
-        return apply(between, outer, out, outer_bias, add=add)
+        layer(x, inner, between, inner_bias, activation, gate, gate_bias)
+        return layer(between, outer, out, outer_bias, add=add)
     first = _layer(inner, inner_bias, activation, gate, gate_bias)
     second = _layer(outer, outer_bias, "", None, None)
     x, tiles, mode = _rows_of(x), _tiles(path(inner.kind).name), ADD if add else SET
@@ -109,10 +109,19 @@ def apply_two(
             room, room_2 = _room(inner, n_rows, step), _room(outer, n_rows, step, "outer ")
             kept = _local("between", np.float32, *((step, inner.n) if inner.kind == "int8" else (1, 1)))
             given = Rows(_at(x, rows.start), x.strides[0], n_rows)
-            two_layers(tiles, first, second, given, room, room_2, kept, _at(out, rows.start), out.strides[0], mode)
+            linear_twice(tiles, first, second, given, room, room_2, kept, _at(out, rows.start), out.strides[0], mode)
 
     _team.run(share)
     return out
+
+
+def warm_up_products(kind: str) -> None:
+    """Compile what products of this type need here, or load it from the cache on disk."""
+    if path(kind).name != "widened":
+        weights, x = empty(kind, 1, 1), np.ones((1, 1), np.float32)
+        pack(weights, 0, x)
+        layer(x, weights, x.copy())
+        two_layers(x, weights, None, "relu", None, None, weights, None, x.copy())
 
 
 def _layer(weights: Strips, bias: Array | None, activation: str, gate: Strips | None, gate_bias: Array | None) -> Layer:

@@ -166,7 +166,7 @@ SPARE_ROWS = max(avx512.SPARE_ROWS, amx.SPARE_ROWS)
 
 
 @compiled()
-def two_layers(tiles, inner, outer, rows, room, outer_room, between, out, stride, mode):
+def linear_twice(tiles, inner, outer, rows, room, outer_room, between, out, stride, mode):
     """rows -> inner -> outer -> out. between: the inner layer's rows of a panel, (r, n) float32.
 
     With bfloat16 they go to the outer layer's panel as they are made, and `between` is not used.
@@ -175,25 +175,24 @@ def two_layers(tiles, inner, outer, rows, room, outer_room, between, out, stride
     for i in range(0, rows.n, step):
         n_rows = min(step, rows.n - i)
         narrow_rows(rows.at + i * rows.stride, rows.stride, n_rows, inner.k, room.panel, room.factors, room.offsets)
-        _between(tiles, inner, room, n_rows, outer_room, between)
+        _between(tiles, inner, room, n_rows, outer_room, between, outer_room.panel)
         columns(tiles, outer, outer_room, n_rows, 0, outer.n, out + i * stride, stride, mode)
 
 
-def _between(tiles, inner, room, n_rows, outer_room, between):
-    """Fill the outer layer's panel with what the inner layer gives."""
+def _between(tiles, inner, room, n_rows, outer_room, between, panel):
+    """Fill panel, the outer layer's, with what the inner layer gives."""
     raise NotImplementedError
 
 
 @overload(_between)
-def _between_of(tiles, inner, room, n_rows, outer_room, between):
-    def rounded(tiles, inner, room, n_rows, outer_room, between):
-        outer_room.panel[:n_rows, inner.n :] = 0
-        panel = outer_room.panel
+def _between_of(tiles, inner, room, n_rows, outer_room, between, panel):
+    def rounded(tiles, inner, room, n_rows, outer_room, between, panel):
+        panel[:n_rows, inner.n :] = 0
         columns(tiles, inner, room, n_rows, 0, inner.n, panel.ctypes.data, panel.strides[0], BFLOAT16)
 
-    def quantised(tiles, inner, room, n_rows, outer_room, between):
+    def quantised(tiles, inner, room, n_rows, outer_room, between, panel):
         at, stride = between.ctypes.data, between.strides[0]
         columns(tiles, inner, room, n_rows, 0, inner.n, at, stride, SET)
-        narrow_rows(at, stride, n_rows, inner.n, outer_room.panel, outer_room.factors, outer_room.offsets)
+        narrow_rows(at, stride, n_rows, inner.n, panel, outer_room.factors, outer_room.offsets)
 
-    return rounded if room.panel.dtype == types.uint16 else quantised
+    return rounded if panel.dtype == types.uint16 else quantised

@@ -78,6 +78,14 @@ def pack(strips: Strips, first: int, columns: Array) -> None:
         _pack_int8(columns, strips.words.reshape(strips.n_strips, -1)[at:], strips.scale[first:])
 
 
+def columns_from(strips: Strips, first: int) -> Strips | None:
+    """Outputs `first` and those after it, where they lie; None unless `first` begins a pair of strips."""
+    if first % (2 * STRIP):
+        return None
+    words = strips.words.reshape(strips.n_strips, -1)[first // STRIP :].reshape(-1)
+    return strips._replace(n=strips.n - first, words=words, scale=strips.scale[first:])
+
+
 def unpack(strips: Strips) -> Array:
     """The matrix (k, n) in float32, scaled."""
     per_word, n_bytes = WORDS[strips.kind]
