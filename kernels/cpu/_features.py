@@ -73,13 +73,10 @@ def has(compute: str, path: str) -> bool:
     return _NEEDS.get((compute, path), set()) <= features()
 
 
+@cache
 def path(compute: str) -> Path:
     """The path of products of type `compute`, one of PATHS; the same for the whole process."""
-    return _chosen(compute, os.environ.get(FORCE, "") if compute != "float32" else "")
-
-
-@cache
-def _chosen(compute: str, forced: str) -> Path:
+    forced = os.environ.get(FORCE, "") if compute != "float32" else ""
     if forced and has(compute, forced):
         return Path(forced, f"{FORCE}={forced}")
     notes = [f"{FORCE}={forced} is not available for {compute} here"] if forced else []

@@ -1,6 +1,7 @@
 """What Python calls: linear layers on packed weights, shared by the threads of the process's team."""
 
 import threading
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,19 +24,45 @@ _COLUMNS = 256
 _ROWS = 96
 #: rows up to which threads divide the outputs among them, not the rows
 _FEW_ROWS = 32
+#: rooms that a thread keeps; they share their buffers
+_MOST_ROOMS = 64
 
 
 class _Local(threading.local):
-    """Buffers of a thread, as large as they have been needed."""
+    """Buffers of a thread, as large as they have been needed, and the rooms in them that were asked for last."""
 
     def __init__(self) -> None:
         self.buffers: dict[str, Array] = {}
+        self.rooms: dict[tuple[str, int, int, str], Room] = {}
 
-    def __call__(self, name: str, dtype: Any, *shape: int) -> Array:
-        n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    def buffer(self, name: str, dtype: Any, *shape: int) -> Array:
+        n_bytes = prod(shape) * np.dtype(dtype).itemsize
         if name not in self.buffers or self.buffers[name].nbytes < n_bytes:
             self.buffers[name] = aligned(n_bytes)
+            self.rooms.clear()
         return self.buffers[name][:n_bytes].view(dtype).reshape(shape)
+
+    def room(self, weights: Strips, step: int, name: str = "") -> Room:
+        """For panels of `step` rows; two rooms of one thread are in use at once if their names differ."""
+        key = weights.kind, weights.n_words, step, name
+        if key not in self.rooms:
+            if len(self.rooms) >= _MOST_ROOMS:
+                self.rooms.clear()
+            made = self._made(weights.kind, weights.n_words, step + SPARE_ROWS, name)
+            self.rooms[key] = made
+        return self.rooms[key]
+
+    def _made(self, kind: str, n_words: int, r: int, name: str) -> Room:
+        narrow, sums = (np.uint16, np.float32) if kind == "bfloat16" else (np.int8, np.int32)
+        return Room(
+            self.buffer(f"{name}panel", narrow, r, n_words * WORDS[kind][0]),
+            self.buffer("sums", sums, r, _COLUMNS),
+            self.buffer("gate sums", sums, r, _COLUMNS),
+            self.buffer(f"{name}factors", np.float32, r),
+            self.buffer(f"{name}offsets", np.int32, r),
+            self.buffer("line", np.float32, _COLUMNS),
+            self.buffer("gate line", np.float32, _COLUMNS),
+        )
 
 
 _local = _Local()
@@ -68,7 +95,7 @@ def layer(
     def share(index: int, count: int) -> None:
         rows, columns = _shares(m, weights, index, count)
         if rows.stop > rows.start and columns.stop > columns.start:
-            room = _room(weights, rows.stop - rows.start)
+            room = _local.room(weights, _panel_rows(weights, rows.stop - rows.start))
             part = Rows(_at(x, rows.start), x.strides[0], rows.stop - rows.start)
             at = _at(out, rows.start)
             linear(tiles, given, part, room, columns.start, columns.stop, at, out.strides[0], mode)
@@ -106,8 +133,8 @@ def two_layers(
         n_rows = rows.stop - rows.start
         if n_rows:
             step = _panel_rows(outer, n_rows)
-            room, room_2 = _room(inner, n_rows, step), _room(outer, n_rows, step, "outer ")
-            kept = _local("between", np.float32, *((step, inner.n) if inner.kind == "int8" else (1, 1)))
+            room, room_2 = _local.room(inner, step), _local.room(outer, step, "outer ")
+            kept = _local.buffer("between", np.float32, *((step, inner.n) if inner.kind == "int8" else (1, 1)))
             given = Rows(_at(x, rows.start), x.strides[0], n_rows)
             linear_twice(tiles, first, second, given, room, room_2, kept, _at(out, rows.start), out.strides[0], mode)
 
@@ -150,7 +177,8 @@ def _bias(bias: Array | None, n: int) -> Array:
 
 
 def _at(array: Array, row: int = 0) -> int:
-    return array.ctypes.data + (row * array.strides[0] if row else 0)
+    first: int = array.__array_interface__["data"][0]
+    return first + (row * array.strides[0] if row else 0)
 
 
 def _rows_of(x: Array) -> Array:
@@ -182,19 +210,3 @@ def _panel_rows(weights: Strips, m: int) -> int:
     most = max(1, _PANEL_BYTES // (row_bytes * _ROWS)) * _ROWS
     even = -(-m // -(-m // most))
     return min(most, -(-even // 12) * 12)
-
-
-def _room(weights: Strips, m: int, step: int = 0, name: str = "") -> Room:
-    """What a thread needs for panels of `step` rows, or as many as are best for m."""
-    per_word, _ = WORDS[weights.kind]
-    r = (step or _panel_rows(weights, m)) + SPARE_ROWS
-    narrow, sums = (np.uint16, np.float32) if weights.kind == "bfloat16" else (np.int8, np.int32)
-    return Room(
-        _local(f"{name}panel {weights.kind}", narrow, r, weights.n_words * per_word),
-        _local(f"sums {weights.kind}", sums, r, _COLUMNS),
-        _local(f"gate sums {weights.kind}", sums, r, _COLUMNS),
-        _local(f"{name}factors", np.float32, r),
-        _local(f"{name}offsets", np.int32, r),
-        _local("line", np.float32, _COLUMNS),
-        _local("gate line", np.float32, _COLUMNS),
-    )

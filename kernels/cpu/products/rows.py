@@ -47,7 +47,7 @@ def _quantised(at, stride, n_rows, k, panel, factors, offsets):
             largest = max(largest, i32(bits[j] & i32(0x7FFFFFFF)))
         step = f32(i32(largest).view(f32) / f32(127))
         inverse = f32(0) if step < TINY else f32(f32(1) / step)
-        factors[i] = f32(0) if step < TINY else step
+        factors[i] = f32(0) if step < TINY else f32(step + (step - step))  # NaN where a number is infinite
         total = i32(0)
         for j in range(k):
             rounded = f32(f32(row[j] * inverse) + ROUND)
