@@ -17,9 +17,9 @@ from astra_mpi.kernels.cpu.products.memory import aligned
 Array = np.ndarray
 
 #: of a panel of rows: a part of the second-level cache, beside the strips that pass through it
-_PANEL_BYTES = 384 << 10
-#: columns multiplied before their sums are finished
-_COLUMNS = 256
+_PANEL_BYTES = 192 << 10
+#: columns multiplied before their sums are finished: fewer would write the result in pieces that memory is slow at
+_COLUMNS = 1024
 #: rows of a panel are a multiple of this, and threads take at least so many: those of the largest tiles
 _ROWS = 96
 #: rows up to which threads divide the outputs among them, not the rows
@@ -62,11 +62,13 @@ class _Local(threading.local):
             self.buffer(f"{name}offsets", np.int32, r),
             self.buffer("line", np.float32, _COLUMNS),
             self.buffer("gate line", np.float32, _COLUMNS),
+            _ZEROS,
         )
 
 
 _local = _Local()
 _TILES = amx.configuration()
+_ZEROS = np.zeros(_COLUMNS, np.float32)
 _zeros: dict[int, Array] = {}
 
 

@@ -57,6 +57,7 @@ class Room(NamedTuple):
     offsets: np.ndarray  # (r,) int32
     line: np.ndarray  # (columns at a time,) float32
     gate_line: np.ndarray
+    zeros: np.ndarray  # (columns at a time,)
 
 
 @compiled()
@@ -72,31 +73,33 @@ def multiply(tiles, panel, n_rows, strips, n_words, n_strips, sums):
             amx.sweep(tiles, a, row_bytes, n_rows, b, 4 * STRIP * n_words, n_strips, sums, 0, words, begin)
 
 
-def _scaled(sums, i, factors, offsets, scale, line):
-    """line = what row i of sums stands for."""
+def _finish(sums, i, factors, offsets, scale, bias, line):
+    """line = what row i of sums stands for, plus bias."""
     raise NotImplementedError
 
 
-@overload(_scaled)
-def _scaled_of(sums, i, factors, offsets, scale, line):
+@overload(_finish)
+def _finish_of(sums, i, factors, offsets, scale, bias, line):
     if sums.dtype == types.float32:
-        return lambda sums, i, factors, offsets, scale, line: _scaled_floats(sums[i], scale, line)
-    return lambda sums, i, factors, offsets, scale, line: _scaled_integers(sums[i], factors[i], offsets[i], scale, line)
+        return lambda sums, i, factors, offsets, scale, bias, line: _finish_floats(sums[i], scale, bias, line)
+    return lambda sums, i, factors, offsets, scale, bias, line: _finish_integers(
+        sums[i], factors[i], offsets[i], scale, bias, line
+    )
 
 
 @compiled()
-def _scaled_floats(row, scale, line):
+def _finish_floats(row, scale, bias, line):
     for j in range(line.size):
-        line[j] = row[j] * scale[j]
+        line[j] = row[j] * scale[j] + bias[j]
 
 
 @compiled()
-def _scaled_integers(row, factor, offset, scale, line):
+def _finish_integers(row, factor, offset, scale, bias, line):
     for j in range(line.size):
-        line[j] = f32(row[j] - offset) * (factor * scale[j])
+        line[j] = f32(row[j] - offset) * (factor * scale[j]) + bias[j]
 
 
-@compiled(error_model="numpy")
+@compiled()
 def columns(tiles, layer, room, n_rows, first, last, out, stride, mode):
     """Outputs first .. last (multiples of 32, or the end) of the panel's rows, to rows `stride` bytes apart at `out`.
 
@@ -110,39 +113,35 @@ def columns(tiles, layer, room, n_rows, first, last, out, stride, mode):
         multiply(tiles, room.panel, n_rows, layer.strips + strips, layer.n_words, n_strips, room.sums)
         if layer.gate != 0:
             multiply(tiles, room.panel, n_rows, layer.gate + strips, layer.n_words, n_strips, room.gate_sums)
-        scale, bias = floats_at(layer.scale + 4 * j, n), floats_at(layer.bias + 4 * j, n)
-        line, gate_line = room.line[:n], room.gate_line[:n]
         for i in range(n_rows):
-            _scaled(room.sums, i, room.factors, room.offsets, scale, line)
-            if layer.gate != 0:
-                gate_scale, gate_bias = floats_at(layer.gate_scale + 4 * j, n), floats_at(layer.gate_bias + 4 * j, n)
-                _scaled(room.gate_sums, i, room.factors, room.offsets, gate_scale, gate_line)
-                activate_row(gate_line, gate_bias, layer.activation)
+            at = out + i * stride + (2 if mode == BFLOAT16 else 4) * j
+            line = floats_at(at, n) if mode == SET else room.line[:n]
+            _finish_row(layer, room, i, j, line)
+            if mode == ADD:
+                row = floats_at(at, n)
                 for c in range(n):
-                    line[c] = (line[c] + bias[c]) * gate_line[c]
-            elif layer.activation >= 0:
-                activate_row(line, bias, layer.activation)
-            else:
+                    row[c] += line[c]
+            elif mode == BFLOAT16:
+                halves = halves_at(at, n)
                 for c in range(n):
-                    line[c] += bias[c]
-            _write(line, out + i * stride, j, mode)
+                    halves[c] = to_bfloat16(line[c])
 
 
 @compiled()
-def _write(line, at, first, mode):
+def _finish_row(layer, room, i, j, line):
+    """line = outputs j .. of row i, from its sums."""
     n = line.size
-    if mode == BFLOAT16:
-        halves = halves_at(at + 2 * first, n)
+    scale, bias = floats_at(layer.scale + 4 * j, n), floats_at(layer.bias + 4 * j, n)
+    _finish(room.sums, i, room.factors, room.offsets, scale, bias, line)
+    if layer.gate != 0:
+        gate = room.gate_line[:n]
+        scale, bias = floats_at(layer.gate_scale + 4 * j, n), floats_at(layer.gate_bias + 4 * j, n)
+        _finish(room.gate_sums, i, room.factors, room.offsets, scale, bias, gate)
+        activate_row(gate, room.zeros[:n], layer.activation)
         for c in range(n):
-            halves[c] = to_bfloat16(line[c])
-    else:
-        row = floats_at(at + 4 * first, n)
-        if mode == ADD:
-            for c in range(n):
-                row[c] += line[c]
-        else:
-            for c in range(n):
-                row[c] = line[c]
+            line[c] *= gate[c]
+    elif layer.activation >= 0:
+        activate_row(line, room.zeros[:n], layer.activation)
 
 
 @compiled()
