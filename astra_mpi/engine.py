@@ -56,6 +56,7 @@ class Model:
         family = FAMILIES[file.config.family]
         weights_there = backend.upload(file.weights)
         self.family = family(file.config, weights_there, backend.kernels)
+        self.family.make_ready()
         self.scratch = Scratch(backend.xp, backend.dtype)
         blocks = block_weights(weights_there, file.config.n_layers)
         recipe = family.recipe_of(file.config)
@@ -274,9 +275,8 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the weights that this rank computes with, as they are stored."""
-        outside = sum(weight.nbytes for name, weight in self.weights.items() if not name.startswith("blocks."))
-        return outside + self.strategy.block_bytes
+        """Of the weights that this rank computes with, as they are stored or packed."""
+        return self.family.nbytes + self.strategy.block_bytes
 
     def describe(
         self, layout: Layout, seconds: dict[str, float], counts: Sequence[float], failure: Exception | None = None

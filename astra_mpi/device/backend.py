@@ -83,13 +83,14 @@ def _numpy(comm: MPI.Comm, compute: str) -> Backend:
     """
     from astra_mpi.kernels import cpu
 
+    kernels = cpu if compute == "float32" else import_module(f"{cpu.__name__}.{compute}")
     failure: Exception | None = None
     state = cpu.cache_state()
     n_before, begin_s = state.n_compiled, time.monotonic()
     try:
         if comm.Get_rank() == 0 and state.folder:
             with alone(comm, "compilation"):
-                cpu.warm_up()
+                kernels.warm_up()
     except Exception as exc:
         failure = exc
     turn = comm.Ibarrier()
@@ -98,10 +99,11 @@ def _numpy(comm: MPI.Comm, compute: str) -> Backend:
             time.sleep(0.001)
     raise_together(comm, failure)
     with collective(comm), alone(comm, "compilation"):
-        cpu.warm_up()
+        kernels.warm_up()
     if comm.Get_rank() == 0 and state.trouble and state.n_compiled > n_before:
         _say_anew(state.trouble, time.monotonic() - begin_s)
-    return Backend("numpy", np, cpu if compute == "float32" else import_module(f"{cpu.__name__}.{compute}"))
+    told = {} if compute == "float32" else {"compute": compute, "products": kernels.products_path().name}
+    return Backend("numpy", np, kernels, choices=told)
 
 
 def _say_anew(trouble: str, took_s: float) -> None:
