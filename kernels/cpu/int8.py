@@ -1,5 +1,14 @@
-"""The kernels of `cpu`, with products computed in int8."""
+"""The kernels of `cpu`, with products computed in int8; attention's in bfloat16."""
 
+from astra_mpi.kernels import cpu
 from astra_mpi.kernels.cpu import *  # noqa: F403
+from astra_mpi.kernels.cpu import _flash
+from astra_mpi.kernels.cpu._flash import attend  # noqa: F401
 
 compute = "int8"
+
+
+def warm_up() -> None:
+    """Compile every kernel, or load it from Numba's cache on disk; see cpu.warm_up."""
+    cpu.warm_up()
+    _flash.warm_up()
