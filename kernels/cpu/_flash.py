@@ -9,14 +9,14 @@ from functools import cache
 
 import llvmlite.binding
 import numpy as np
-from numba import carray, njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu import _attention
+from astra_mpi.kernels.cpu._flash_pack import narrow_row, numbers, pack_keys, pack_values
 from astra_mpi.kernels.cpu._flash_rows import rows_max, rows_weights
 from astra_mpi.kernels.cpu._math import FASTMATH, exp, f32
-from astra_mpi.kernels.cpu._simd import F32, dot_tile
+from astra_mpi.kernels.cpu._simd import dot_tile
 from astra_mpi.kernels.near import Near
 
 Array = np.ndarray
@@ -109,71 +109,6 @@ def _options(near, n_heads):
     return f32(near.cap), near.window, relative, *places
 
 
-@intrinsic
-def _pointer(typingctx, address):
-    """A pointer to float32 at an address."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], F32.as_pointer())
-
-    return types.CPointer(types.float32)(types.int64), generate
-
-
-@njit
-def _numbers(address, n):
-    """(n,) float32 at an address."""
-    return carray(_pointer(address), (n,))  # type: ignore[call-arg]
-
-
-@njit(fastmath=FASTMATH)
-def _narrow(bits):
-    """A float32's bits -> those of the nearest bfloat16 in the upper half, ties to even; NaN stays NaN."""
-    rounded = u32(bits + u32(u32(0x7FFF) + u32(u32(bits >> u32(16)) & u32(1))))
-    return u32(rounded if u32(bits & u32(0x7FFFFFFF)) <= u32(0x7F800000) else u32(0x7FC00000)) & u32(0xFFFF0000)
-
-
-@njit(fastmath=FASTMATH)
-def _narrow_row(row, out):
-    """out (w,) words = pairs of bfloat16 of row (d,), zero beyond."""
-    bits = row.view(u32)
-    pairs = bits.size // 2
-    for w in range(pairs):
-        out[w] = u32(_narrow(bits[2 * w]) >> u32(16)) | _narrow(bits[2 * w + 1])
-    for w in range(pairs, out.size):
-        out[w] = u32(_narrow(bits[2 * w]) >> u32(16)) if 2 * w < bits.size else u32(0)
-
-
-@njit(fastmath=FASTMATH)
-def _pack_keys(address, stride, n_keys, d, line, out):
-    """Keys (m, d) -> strips out (m' / 16, w, 16) of words; line (w,) is scratch."""
-    for j in range(16 * out.shape[0]):
-        strip = out[j // 16]
-        if j < n_keys:
-            _narrow_row(_numbers(address + j * stride, d), line)
-            for w in range(line.size):
-                strip[w, j % 16] = line[w]
-        else:
-            for w in range(line.size):
-                strip[w, j % 16] = u32(0)
-
-
-@njit(fastmath=FASTMATH)
-def _pack_values(address, stride, n_keys, d, out):
-    """Values (m, d) -> strips out (d' / 16, m' / 2, 16) of words, each of a pair of keys."""
-    for p in range(out.shape[1]):
-        first = _numbers(address + min(2 * p, n_keys - 1) * stride, d).view(u32)
-        second = _numbers(address + min(2 * p + 1, n_keys - 1) * stride, d).view(u32)
-        keep_first = u32(0xFFFFFFFF if 2 * p < n_keys else 0)
-        keep_second = u32(0xFFFFFFFF if 2 * p + 1 < n_keys else 0)
-        for s in range(out.shape[0]):
-            line, n = out[s, p], min(16, d - 16 * s)
-            for e in range(n):
-                low = u32(_narrow(first[16 * s + e]) >> u32(16)) & keep_first
-                line[e] = low | (_narrow(second[16 * s + e]) & keep_second)
-            for e in range(max(n, 0), 16):
-                line[e] = u32(0)
-
-
 @compiled(fastmath=FASTMATH, error_model="numpy")
 def _attend(
     q, k, v, sizes, bias, biased, reach, acc, row_max, row_sum, cap, window, relative, query_places, key_places, work
@@ -196,19 +131,19 @@ def _attend(
     at += queries.size
     state = work[at : at + 3 * tile_rows].reshape(3, tile_rows).view(f32)  # maxima, those before, sums of weights
     for g in range(n_groups):
-        _pack_keys(k[0] + g * k[1], k[2], n_keys, d, queries[0], keys)
-        _pack_values(v[0] + g * v[1], v[2], n_keys, d, values)
+        pack_keys(k[0] + g * k[1], k[2], n_keys, d, queries[0], keys)
+        pack_values(v[0] + g * v[1], v[2], n_keys, d, values)
         for first_row in range(0, n_rows, tile_rows):
             here = min(tile_rows, n_rows - first_row)
             for r in range(here):
                 head, i = g * repeat + (first_row + r) % repeat, (first_row + r) // repeat
-                _narrow_row(_numbers(q[0] + head * q[1] + i * q[2], d), queries[r])
-                running = _numbers(acc[0] + head * acc[1] + i * acc[2], d)
+                narrow_row(q[0] + head * q[1] + i * q[2], d, queries[r])
+                running = numbers(acc[0] + head * acc[1] + i * acc[2], d)
                 for e in range(d):
                     sums[r, e] = running[e]
                 sums[r, d:] = f32(0)
-                state[0, r] = _numbers(row_max[0] + head * row_max[1] + i * row_max[2], 1)[0]
-                state[2, r] = _numbers(row_sum[0] + head * row_sum[1] + i * row_sum[2], 1)[0]
+                state[0, r] = numbers(row_max[0] + head * row_max[1] + i * row_max[2], 1)[0]
+                state[2, r] = numbers(row_sum[0] + head * row_sum[1] + i * row_sum[2], 1)[0]
             queries[here:] = u32(0)
             sums[here:] = f32(0)
             state[:, here:] = f32(0)
@@ -232,11 +167,11 @@ def _attend(
                     _gather(scores, values[:, begin // 2 :], n_pairs, sums[b:])
             for r in range(here):
                 head, i = g * repeat + (first_row + r) % repeat, (first_row + r) // repeat
-                running = _numbers(acc[0] + head * acc[1] + i * acc[2], d)
+                running = numbers(acc[0] + head * acc[1] + i * acc[2], d)
                 for e in range(d):
                     running[e] = sums[r, e]
-                _numbers(row_max[0] + head * row_max[1] + i * row_max[2], 1)[0] = state[0, r]
-                _numbers(row_sum[0] + head * row_sum[1] + i * row_sum[2], 1)[0] = state[2, r]
+                numbers(row_max[0] + head * row_max[1] + i * row_max[2], 1)[0] = state[0, r]
+                numbers(row_sum[0] + head * row_sum[1] + i * row_sum[2], 1)[0] = state[2, r]
 
 
 @njit
