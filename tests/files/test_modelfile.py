@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from astra_mpi.config import CodecConfig
-from astra_mpi.device.formats import DTYPES, FORMATS
+from astra_mpi.device.formats import FORMATS
 from astra_mpi.device.weights import Narrow, forget, mapped_file, narrowed
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.files import hdf5
@@ -67,7 +67,7 @@ def test_least_model_has_no_extras(tmp_path, model):
     assert (back.codec, back.tokenizer, back.preprocess, back.provenance) == (None, None, None, {})
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_narrow_weights_stay_narrow(tmp_path, model, dtype):
     digest = write_model(tmp_path / "narrow.h5", dataclasses.replace(model, stored_dtype=dtype))
     narrow = read_model(tmp_path / "narrow.h5")
