@@ -5,12 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from astra_mpi.config import require
+from astra_mpi.decode.compiled import CompiledBlocks, compiled_blocks
 from astra_mpi.decode.generation import generate
 from astra_mpi.decode.request import Ends, OnTokens, Request, Sample
 from astra_mpi.decode.sampling import greedy
@@ -81,6 +82,11 @@ class Model:
         speeds = None if isinstance(self.cut_weights, str) else self.cut_weights
         own = self.config, self.blocks, self.exchange, self.backend.kernels, self.codec, speeds
         return Parts(*own, counted_keys, remote)
+
+    @cached_property
+    def compiled(self) -> CompiledBlocks | None:
+        """The blocks as decoding computes them, in compiled calls; None where it cannot."""
+        return compiled_blocks(self.blocks, self.backend)
 
     def obstacle(self, strategy: str) -> str | None:
         """Why this strategy cannot be used on this model and these ranks, or None."""

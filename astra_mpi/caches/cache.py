@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from astra_mpi.config import ModelConfig
+from astra_mpi.device.aligned import address
+from astra_mpi.kernels.cpu.token import tables as t
 from astra_mpi.kernels.near import Near
 from astra_mpi.partition import Layout
 
@@ -49,6 +51,10 @@ class Kept(Protocol):
     def arrays(self) -> Iterable[np.ndarray]:
         """All that is kept."""
 
+    def segments(self) -> list[np.ndarray] | None:
+        """Rows (N_SEGMENT,) int64 with which the compiled token reads it, valid until it grows beyond its room; None if
+        it does not."""
+
 
 class Rows:
     """Keys and values as they are, (Hkv, capacity, d) each, so that a head's are read in one stretch."""
@@ -85,6 +91,18 @@ class Rows:
 
     def arrays(self) -> Iterable[np.ndarray]:
         return [self.keys, self.values] + ([] if self.bias is None else [self.bias])
+
+    def segments(self) -> list[np.ndarray] | None:
+        return [segment(t.ROWS, self.n, self.keys.shape[1], KEYS=self.keys, VALUES=self.values, BIAS=self.bias)]
+
+
+def segment(kind: int, n: int, capacity: int, **arrays: np.ndarray | None) -> np.ndarray:
+    """A row (N_SEGMENT,) of n keys and values of a kind; arrays by the names of their columns in `tables`."""
+    row = np.zeros(t.N_SEGMENT, np.int64)
+    row[t.KIND], row[t.COUNT], row[t.CAPACITY] = kind, n, capacity
+    for name, array in arrays.items():
+        row[getattr(t, name)] = address(array)
+    return row
 
 
 class Cache(ABC):
@@ -206,6 +224,14 @@ class HostCache(Cache):
 
     def plan(self, sequences: np.ndarray, keeps: bool, positions: np.ndarray) -> None:
         self._planned, self._keeps, self._positions = sequences.tolist(), keeps, positions.tolist()
+
+    def grow(self) -> None:
+        """Own keys and values of the planned tokens have been written behind the others by the compiled token."""
+        for i, (own, places) in enumerate(zip(self.own, self.own_places, strict=True)):
+            for s, place in zip(self._planned, self._positions, strict=True):
+                own[s].n += 1
+                if self.config.window(i):
+                    places[s].append(place)
 
     def attend(self, i: int, q: np.ndarray, kv: np.ndarray, rows: np.ndarray) -> None:
         heads = q.reshape(len(q), self.config.n_kv_heads, -1, self.config.d_head)  # (n, Hkv, H / Hkv, d)

@@ -70,6 +70,10 @@ class Several:
     def arrays(self) -> Iterable[np.ndarray]:
         return [array for _, kept in self.kept for array in kept.arrays()]
 
+    def segments(self) -> list[np.ndarray] | None:
+        every = [kept.segments() for _, kept in self.kept]
+        return None if None in every else [one for several in every for one in several or []]
+
 
 class Sums(Softmax):
     """A running softmax of queries (Hkv, n, d) in arrays of its own."""

@@ -14,7 +14,9 @@ from astra_mpi.decode.prefill import Engine
 from astra_mpi.decode.request import Request, reasons
 from astra_mpi.decode.steps import MODES, Local
 from astra_mpi.decode.tokens import Tokens
+from astra_mpi.device.backend import compile_in_turn
 from astra_mpi.errors import AstraError, InputError, collective, raise_together, same_on_all
+from astra_mpi.kernels.cpu import token
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Layout
@@ -82,6 +84,8 @@ class Generation:
         mode = request.decode
         if mode == "auto":
             mode = predicted_mode(model, self.layout, request.max_new_tokens) if past is None else Local.mode
+        if model.backend.name == "numpy":
+            compile_in_turn(model.comm, token.warm_up)
         with collective(model.comm):  # which takes memory
             self.mode: Local = MODES[mode](model, self.layout, room, first, past)
         merged = self.mode.mode == "merged"

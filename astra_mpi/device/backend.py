@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
@@ -78,18 +79,27 @@ def get_backend(
 
 
 def _numpy(comm: MPI.Comm, compute: str) -> Backend:
-    """Rank 0 compiles into the on-disk cache first and the others then load from it: many ranks compiling the same
-    kernels at once take twice as long.
+    from astra_mpi.kernels import cpu
+
+    state = cpu.cache_state()
+    n_before, begin_s = state.n_compiled, time.monotonic()
+    compile_in_turn(comm, cpu.warm_up)
+    if comm.Get_rank() == 0 and state.trouble and state.n_compiled > n_before:
+        _say_anew(state.trouble, time.monotonic() - begin_s)
+    return Backend("numpy", np, cpu if compute == "float32" else import_module(f"{cpu.__name__}.{compute}"))
+
+
+def compile_in_turn(comm: MPI.Comm, warm_up: Callable[[], None]) -> None:
+    """Collective: rank 0 compiles into the on-disk cache first and the others then load from it: many ranks compiling
+    the same kernels at once take twice as long.
     """
     from astra_mpi.kernels import cpu
 
     failure: Exception | None = None
-    state = cpu.cache_state()
-    n_before, begin_s = state.n_compiled, time.monotonic()
     try:
-        if comm.Get_rank() == 0 and state.folder:
+        if comm.Get_rank() == 0 and cpu.cache_state().folder:
             with alone(comm, "compilation"):
-                cpu.warm_up()
+                warm_up()
     except Exception as exc:
         failure = exc
     turn = comm.Ibarrier()
@@ -98,10 +108,7 @@ def _numpy(comm: MPI.Comm, compute: str) -> Backend:
             time.sleep(0.001)
     raise_together(comm, failure)
     with collective(comm), alone(comm, "compilation"):
-        cpu.warm_up()
-    if comm.Get_rank() == 0 and state.trouble and state.n_compiled > n_before:
-        _say_anew(state.trouble, time.monotonic() - begin_s)
-    return Backend("numpy", np, cpu if compute == "float32" else import_module(f"{cpu.__name__}.{compute}"))
+        warm_up()
 
 
 def _say_anew(trouble: str, took_s: float) -> None:
