@@ -39,7 +39,10 @@ class Engine(Protocol):
     clock: WallClock
     laps: Laps
     report: dict[str, Any]
-    compiled: CompiledBlocks | None
+
+    @property
+    def compiled(self) -> CompiledBlocks | None:
+        """The blocks as compiled calls compute them; None where they cannot."""
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None) -> Batch:
         """Collective: checked inputs, the same on all ranks."""

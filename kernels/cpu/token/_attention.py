@@ -150,7 +150,10 @@ def _score_int8(segment, first, last, q, repeat, head, d, own):
             dots_int8(a, lda, rows, keys + j * lda, 16 * lda, (n + 15) // 16, n_words, c)
             scales = floats(segment[KEY_SCALES] + 4 * (head * segment[CAPACITY] + j), n)
             for i in range(rows):
-                scores, counts = floats(own[SCORES] + 4 * ((r + i) * TILE_KEYS + j - first), n), integers(c + 256 * i, n)
+                scores, counts = (
+                    floats(own[SCORES] + 4 * ((r + i) * TILE_KEYS + j - first), n),
+                    integers(c + 256 * i, n),
+                )
                 factor, offset = factors[i], np.int32(128 * sums[i])
                 for e in range(n):
                     scores[e] = f32(counts[e] - offset) * (factor * scales[e])

@@ -18,7 +18,9 @@ from astra_mpi.kernels.cpu.token._vectors import copy, fill, float_rows, floats
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
-def advance(first, last, model, factors, blocks, shared, own, cache, spans, active, positions, turns, team, index, count):
+def advance(
+    first, last, model, factors, blocks, shared, own, cache, spans, active, positions, turns, team, index, count
+):
     """Steps first .. last of the new tokens, N_STEPS of each block, as thread `index` of `count`; see `tables`."""
     n, d_model, d_ff = len(active), model[c.D_MODEL], model[c.D_FF]
     d_queries = model[c.N_HEADS] * model[c.D_HEAD]
@@ -137,7 +139,8 @@ def _attend(i, model, factors, block, shared, own, cache, spans, active, positio
     for unit in range(index, len(active) * kv_heads, count):
         t, head = unit // kv_heads, unit % kv_heads
         row, qkv = shared[c.SOFTMAX] + 4 * t * heads * (d + 2), shared[c.QKV] + 4 * t * (heads + 2 * kv_heads) * d
-        q, acc, row_max = qkv + 4 * head * repeat * d, row + 4 * head * repeat * d, row + 4 * (heads * d + head * repeat)
+        q, acc = qkv + 4 * head * repeat * d, row + 4 * head * repeat * d
+        row_max = row + 4 * (heads * d + head * repeat)
         row_sum = row_max + 4 * heads
         fill(acc, repeat * d, f32(0))
         fill(row_max, repeat, f32(-np.inf))
@@ -214,9 +217,10 @@ def _activated(model, block, shared, n, index, count):
         return
     bias = block[c.B_GATE] if gated else block[c.B_FC1]
     constant = floats(bias + 4 * first if bias else shared[c.ZEROS], width)
+    activated = shared[c.GATES] if gated else shared[c.INNER]
     for t in range(n):
         place = 4 * (t * d_ff + first)
-        _activate(float_rows((shared[c.GATES] if gated else shared[c.INNER]) + place, 1, width), constant, model[c.ACTIVATION])
+        _activate(float_rows(activated + place, 1, width), constant, model[c.ACTIVATION])
         if gated:
             _plus(shared[c.INNER] + place, 0, block[c.B_FC1] + 4 * first if block[c.B_FC1] else 0, width)
             inner, gates = floats(shared[c.INNER] + place, width), floats(shared[c.GATES] + place, width)

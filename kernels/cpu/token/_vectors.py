@@ -147,9 +147,7 @@ def rows_tile(kind: str, n_rows: int, n_tokens: int) -> Any:
         v.add_incoming(const(0), entry)
         place, line = builder.mul(v, const(LANES * n_bytes)), builder.shl(v, const(6))
         stored = ir.VectorType(element, LANES)
-        wide = [
-            _widened(builder, kind, builder.load(pointer(at(row, place), stored), align=n_bytes)) for row in rows
-        ]
+        wide = [_widened(builder, kind, builder.load(pointer(at(row, place), stored), align=n_bytes)) for row in rows]
         for t in range(n_tokens):
             where = pointer(at(outs[t], line), FLOATS)
             sums = builder.load(where, align=4)
