@@ -60,7 +60,9 @@ def agreed(comm: MPI.Comm, request: Request) -> bool:
     every = np.empty((comm.Get_size(), len(mine)), np.int64)
     comm.Allgather(mine, every)
     if (every[:, :-1] != every[0, :-1]).any():
-        raise same_on_all(InputError("max_new_tokens, stop or decode differ between ranks; give every rank the same"))
+        raise same_on_all(
+            InputError("max_new_tokens, stop, decode or far differ between ranks; give every rank the same")
+        )
     return bool(every[0, -1])
 
 
@@ -99,7 +101,7 @@ class Generation:
         """Collective: the forward pass of the prompts."""
         strategy, exchange = self.model.strategy, self.model.exchange
         assert isinstance(strategy, TokenParallel)
-        strategy.cache = self.mode.cache
+        strategy.cache, strategy.keeps_codes = self.mode.cache, self.request.far == "codes"
         try:
             _, shared = self.model.run(batch, self.layout, self.mode.prefilled, self.mode.share_width)
         finally:
@@ -201,6 +203,7 @@ class Generation:
         report["choices"] |= {"decode": self.mode.mode}
         report["generation"] = {
             "decode": self.mode.mode,
+            "far": self.request.far,
             "new_tokens": n_new.tolist(),
             "ended": reasons(self.request, self.room, self.tokens.ids),
             "first_token_s": float(first_s[0]),

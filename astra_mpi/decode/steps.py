@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from astra_mpi.caches.cache import Cache, HostCache, Softmax
+from astra_mpi.caches.cache import Cache, HostCache
+from astra_mpi.caches.kept import Softmax
 from astra_mpi.caches.packed import PackedCache
 from astra_mpi.caches.past import Past
 from astra_mpi.decode.compiled import CompiledStep

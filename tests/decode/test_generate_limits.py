@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from astra_mpi.caches.cache import Softmax
 from astra_mpi.caches.codes import CodeSpace, ScoredCodes, TurnedCodes
+from astra_mpi.caches.kept import Softmax
 from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.decode.compiled import CompiledStep
@@ -87,9 +87,11 @@ def test_an_empty_batch(comm):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("far", ["codes", "keys"])
 @pytest.mark.parametrize("codec", ["residual", "kv", "one-code"])
-def test_cache_bytes_are_the_formula(comm, codec):
-    """Own tokens and new ones in full; of a far token its codes, 4 bytes for its sigma, and nothing else."""
+def test_cache_bytes_are_the_formula(comm, codec, far):
+    """Own tokens and new ones in full; of a far token its codes and 4 bytes for its sigma, or its key and value; with
+    one code, what the distinct ones are and how often."""
     codecs = {
         "residual": (gpt2_config(), CodecConfig(stages=3, codebook_size=16), 3 + 4),
         "kv": (llama_config(), CodecConfig(site="kv", kind="grouped", groups=2, codebook_size=300), 2 * 2 * 2),
@@ -100,18 +102,20 @@ def test_cache_bytes_are_the_formula(comm, codec):
     model.use("astra", remote="table")
     ids, _ = random_batch(config, 1, 23)
     row_bytes = 2 * config.d_kv * 4
-    model.generate(ids, max_new_tokens=6, decode="local")
+    model.generate(ids, max_new_tokens=6, decode="local", far=far)
+    assert model.report["generation"]["far"] == far
+    far_bytes = row_bytes if far == "keys" else far_bytes
     own = int(even(23, comm.size)[-1])
-    far = (23 - own) * (far_bytes or 0) * config.n_layers
-    if codec == "kv":
-        far += (23 - own) * config.d_head * 4  # cosines and sines of a token, the same for all blocks
+    n_bytes = (23 - own) * (far_bytes or 0) * config.n_layers
+    if codec == "kv" and far == "codes":
+        n_bytes += (23 - own) * config.d_head * 4  # cosines and sines of a token, the same for all blocks
     if codec == "one-code":
         codes = model.strategy.codes
         index = model.strategy.planned.far_index
-        far = sum(len(np.unique(block[index])) * (2 + 4) for block in codes) if len(index) else 0
-        far = comm.bcast(far, root=comm.size - 1)
+        n_bytes = sum(len(np.unique(block[index])) * (2 + 4) for block in codes) if len(index) else 0
+        n_bytes = comm.bcast(n_bytes, root=comm.size - 1)
     cached = model.report["generation"]["cache_bytes"]
-    assert cached == [0] * (comm.size - 1) + [config.n_layers * (own + 5) * row_bytes + far]
+    assert cached == [0] * (comm.size - 1) + [config.n_layers * (own + 5) * row_bytes + n_bytes]
     assert model.report["generation"]["full_cache_bytes"] == config.n_layers * (23 + 5) * row_bytes
     model.generate(ids, max_new_tokens=6, decode="merged")
     cached = model.report["generation"]["cache_bytes"]

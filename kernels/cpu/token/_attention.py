@@ -3,6 +3,7 @@
 import numpy as np
 from numba import njit
 
+from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import FASTMATH, exp, f32
 from astra_mpi.kernels.cpu.token._products import (
     HAS_BFLOAT16,
@@ -67,10 +68,8 @@ def attend(segment, first, q, repeat, head, n_kv_heads, d, cap, acc, row_max, ro
     row_sum (repeat,) are addresses of the running softmax."""
     n = segment[COUNT]
     while first < n:
-        if segment[KIND] == BFLOAT16_ROWS or segment[KIND] == INT8_ROWS:
-            first_tile = first // 64 * 64  # tiles of packed keys begin at whole strips
-        else:
-            first_tile = first
+        packed = segment[KIND] == BFLOAT16_ROWS or segment[KIND] == INT8_ROWS
+        first_tile = first // 64 * 64 if packed else first  # tiles of packed keys begin at whole strips
         last = min(n, first_tile + TILE_KEYS)
         _score(segment, first_tile, last, q, repeat, head, n_kv_heads, d, own)
         _softmax(segment, first_tile, first, last, repeat, d, cap, acc, row_max, row_sum, own)
@@ -223,6 +222,16 @@ def _gather(segment, first, last, repeat, head, n_kv_heads, d, acc, own):
     ldv = d * (4 if kind == ROWS else (2 if kind == BFLOAT16_ROWS else 1))
     values = segment[VALUES] + place * ldv
     add_rows(stored, own[SCORES], 4 * TILE_KEYS, repeat, values, ldv, n, d, acc, 4 * d)
+
+
+@compiled()
+def keep(segment, first, kv, ld, n, n_kv_heads, d, room):
+    """Rows [K | V] (n, 2 Hkv d) float32, `ld` bytes apart, become those of tokens `first` and after it; room: address
+    of d + 3 bytes."""
+    for j in range(n):
+        for head in range(n_kv_heads):
+            key = kv + j * ld + 4 * head * d
+            put(segment, head, first + j, key, key + 4 * n_kv_heads * d, d, room)
 
 
 @njit

@@ -1,5 +1,6 @@
-"""Products of a few rows with a matrix of any format, a thread's share of its columns. Bound by memory: a matrix is read
-once for up to four rows, in several streams.
+"""Products of a few rows with a matrix of any format, a thread's share of its columns.
+
+Bound by memory: a matrix is read once for up to four rows, in several streams.
 """
 
 import llvmlite.binding
@@ -8,7 +9,7 @@ from numba import njit
 
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits
 from astra_mpi.kernels.cpu._simd import dot_tile
-from astra_mpi.kernels.cpu.token._vectors import bits, copy, fill, floats, integers, rows_tile, shorts, signed_bytes
+from astra_mpi.kernels.cpu.token._vectors import bits, fill, floats, integers, rows_tile, shorts, signed_bytes
 from astra_mpi.kernels.cpu.token.tables import (
     ADDRESS,
     BFLOAT16,
@@ -53,7 +54,7 @@ def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
     if first >= last:
         return
     out += 4 * matrix[COLUMN]
-    if kind == PACKED_BFLOAT16 or kind == PACKED_INT8:
+    if kind in (PACKED_BFLOAT16, PACKED_INT8):
         packed(kind, matrix, x, ldx, n_rows, out, ldo, own, first, last)
         return
     n, m = last - first, matrix[N_IN]
@@ -205,13 +206,15 @@ def packed(kind, matrix, x, ldx, n_rows, out, ldo, own, first, last):
         b, strips = matrix[ADDRESS] + j // 16 * ldb, (n + 15) // 16
         for t in range(0, n_rows, 4):
             rows = min(4, n_rows - t)
+            scale = floats(matrix[SCALE] + 4 * j, n)
             if kind == PACKED_BFLOAT16:
                 dots_bfloat16(a + t * lda, lda, rows, b, ldb, strips, n_words, c)
                 for r in range(rows):
-                    copy(c + 256 * r, out + (t + r) * ldo + 4 * j, n)
+                    row, summed = floats(out + (t + r) * ldo + 4 * j, n), floats(c + 256 * r, n)
+                    for e in range(n):
+                        row[e] = summed[e] * scale[e]
                 continue
             dots_int8(a + t * lda, lda, rows, b, ldb, strips, n_words, c)
-            scale = floats(matrix[SCALE] + 4 * j, n)
             for r in range(rows):
                 row, counts = floats(out + (t + r) * ldo + 4 * j, n), integers(c + 256 * r, n)
                 factor, offset = factors[t + r], np.int32(128 * sums[t + r])
