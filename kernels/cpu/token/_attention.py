@@ -5,6 +5,7 @@ from numba import njit
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import FASTMATH, exp, f32
+from astra_mpi.kernels.cpu.token._dots import dots
 from astra_mpi.kernels.cpu.token._products import (
     HAS_BFLOAT16,
     HAS_INT8,
@@ -82,9 +83,8 @@ def _score(segment, first, last, q, repeat, head, n_kv_heads, d, own):
     """Scores (repeat, TILE_KEYS) of keys first .. last."""
     kind = segment[KIND]
     if kind == ROWS:
-        keys = segment[KEYS] + 4 * d * (head * segment[CAPACITY])
-        for r in range(repeat):
-            _dots(keys, first, last, d, floats(q + 4 * r * d, d), floats(own[SCORES] + 4 * r * TILE_KEYS, TILE_KEYS))
+        keys = segment[KEYS] + 4 * d * (head * segment[CAPACITY] + first)
+        dots(q, 4 * d, repeat, keys, 4 * d, last - first, d, own[SCORES], 4 * TILE_KEYS)
     elif kind == CODED_ROWS:
         codes = shorts(segment[CODES], segment[COUNT])
         for r in range(repeat):
@@ -104,15 +104,6 @@ def _dot(a, b):
     for e in range(a.size):
         total += a[e] * b[e]
     return total
-
-
-@njit(fastmath=FASTMATH)
-def _dots(keys, first, last, d, query, scores):
-    for j in range(first, last):
-        key, total = floats(keys + 4 * j * d, d), f32(0)
-        for e in range(d):
-            total += key[e] * query[e]
-        scores[j - first] = total
 
 
 @njit(fastmath=FASTMATH)

@@ -1,6 +1,6 @@
 """Products of a few rows with a matrix of any format, a thread's share of its columns.
 
-Bound by memory: a matrix is read once for up to four rows, in several streams.
+Bound by memory: a matrix is read once for up to four rows, row after row as it lies there.
 """
 
 import llvmlite.binding
@@ -84,34 +84,23 @@ def add_rows(kind, x, ldx, n_rows, w, ldw, m, n, out, ldo):
 
 
 def _adder(kind, n_bytes, number):
-    """`add_rows` of one kind. Eight rows at a time: an eighth of the traffic of the running sums."""
-    eight, one = rows_tile(kind, 8, 1), rows_tile(kind, 1, 1)
-    two, three, four = rows_tile(kind, 4, 2), rows_tile(kind, 4, 3), rows_tile(kind, 4, 4)
+    """`add_rows` of one kind."""
+    one, two, four = rows_tile(kind, 1, 1), rows_tile(kind, 1, 2), rows_tile(kind, 4, 4)
 
     @njit(fastmath=FASTMATH)
     def add(x, ldx, n_rows, w, ldw, m, n, out, ldo):
-        vectors, at_once = n // 16, 8 if n_rows == 1 else 4
-        whole = m - m % at_once
-        if vectors:
-            for i in range(0, whole, at_once):
-                row, factors = w + i * ldw, x + 4 * i
-                if n_rows == 1:
-                    eight(factors, ldx, row, ldw, out, ldo, vectors)
-                    continue
-                t = 0
-                while n_rows - t >= 4:
-                    four(factors + t * ldx, ldx, row, ldw, out + t * ldo, ldo, vectors)
-                    t += 4
-                if n_rows - t == 3:
-                    three(factors + t * ldx, ldx, row, ldw, out + t * ldo, ldo, vectors)
-                elif n_rows - t == 2:
-                    two(factors + t * ldx, ldx, row, ldw, out + t * ldo, ldo, vectors)
-                elif n_rows - t == 1:
-                    for r in range(at_once):
-                        one(factors + t * ldx + 4 * r, ldx, row + r * ldw, ldw, out + t * ldo, ldo, vectors)
-            for i in range(whole, m):
-                for t in range(n_rows):
-                    one(x + t * ldx + 4 * i, ldx, w + i * ldw, ldw, out + t * ldo, ldo, vectors)
+        vectors = n // 16
+        fours, whole = n_rows - n_rows % 4 if vectors else 0, m - m % 4
+        for i in range(0, whole if fours else 0, 4):
+            for t in range(0, fours, 4):
+                four(x + t * ldx + 4 * i, ldx, w + i * ldw, ldw, out + t * ldo, ldo, vectors)
+        for i in range(m if vectors else 0):
+            row, factors, t = w + i * ldw, x + 4 * i, fours if i < whole else 0
+            while n_rows - t >= 2:
+                two(factors + t * ldx, ldx, row, ldw, out + t * ldo, ldo, vectors)
+                t += 2
+            if n_rows - t == 1:
+                one(factors + t * ldx, ldx, row, ldw, out + t * ldo, ldo, vectors)
         rest = n - 16 * vectors
         if rest:
             for t in range(n_rows):

@@ -12,6 +12,7 @@ from astra_mpi.kernels.cpu._math import FASTMATH, f32
 from astra_mpi.kernels.cpu._rows import _activate, _layer_norm, _rms_norm, _rotate
 from astra_mpi.kernels.cpu.token import tables as c
 from astra_mpi.kernels.cpu.token._attention import append, attend, first_in_window
+from astra_mpi.kernels.cpu.token._dots import dots
 from astra_mpi.kernels.cpu.token._products import product, share
 from astra_mpi.kernels.cpu.token._team import meet
 from astra_mpi.kernels.cpu.token._vectors import copy, fill, float_rows, floats
@@ -56,6 +57,12 @@ def advance(
             meet(team, index, count)
         else:
             _add(part == c.OUTPUT, model, factors, block, shared, own, n, team, index, count)
+
+
+@compiled()
+def logits(x, ldx, n, words, d_model, first, last, out, ldo):
+    """Rows first .. last of word embeddings (V, D) times x (n, D) float32 -> out (n, V), their columns; addresses."""
+    dots(x, ldx, n, words + 4 * d_model * first, 4 * d_model, last - first, d_model, out + 4 * first, ldo)
 
 
 @njit

@@ -104,58 +104,119 @@ def _widened(builder: ir.IRBuilder, kind: str, stored: ir.Value) -> ir.Value:
     return builder.bitcast(builder.or_(builder.bitcast(shifted, WORDS), sign), FLOATS)
 
 
+def _pointer(builder: ir.IRBuilder, address: ir.Value, of: ir.Type) -> ir.Value:
+    return builder.inttoptr(address, of.as_pointer())
+
+
+def _strided(builder: ir.IRBuilder, base: ir.Value, step: ir.Value, n: int) -> list[ir.Value]:
+    """Addresses base, base + step, .."""
+    every = [base]
+    for _ in range(n - 1):
+        every.append(builder.add(every[-1], step))
+    return every
+
+
+def dots_tile(n_parts: int, n_tokens: int) -> Any:
+    """An intrinsic f(x, ldx, w, out, ldo, n_vectors) on addresses and strides in bytes:
+
+    out (n_tokens, 1) float32 = x (n_tokens, 16 n_vectors) @ w (16 n_vectors,), all float32. n_vectors is a multiple of
+    n_parts, the sums under way for each token.
+    """
+
+    def generate(context, builder, signature, arguments):
+        x, ldx, w, out, ldo, n_vectors = arguments
+        tokens = _strided(builder, x, ldx, n_tokens)
+        entry = builder.block
+        loop, done = builder.append_basic_block("vectors"), builder.append_basic_block("done")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        v = builder.phi(I64)
+        v.add_incoming(ir.Constant(I64, 0), entry)
+        sums = [[builder.phi(FLOATS) for _ in range(n_parts)] for _ in tokens]
+        line = builder.shl(v, ir.Constant(I64, 6))
+
+        def load(address, part):
+            place = builder.add(builder.add(address, line), ir.Constant(I64, 64 * part))
+            return builder.load(_pointer(builder, place, FLOATS), align=4)
+
+        weights = [load(w, part) for part in range(n_parts)]
+        new = [
+            [
+                builder.fadd(builder.fmul(load(token, part), weights[part], _FLAGS), of_token[part], _FLAGS)
+                for part in range(n_parts)
+            ]
+            for token, of_token in zip(tokens, sums, strict=True)
+        ]
+        for of_token, new_of_token in zip(sums, new, strict=True):
+            for total, new_total in zip(of_token, new_of_token, strict=True):
+                total.add_incoming(ir.Constant(FLOATS, [0.0] * LANES), entry)
+                total.add_incoming(new_total, loop)
+        following = builder.add(v, ir.Constant(I64, n_parts))
+        v.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, n_vectors), loop, done)
+        builder.position_at_end(done)
+        for place, of_token in zip(_strided(builder, out, ldo, n_tokens), new, strict=True):
+            total = of_token[0]
+            for other in of_token[1:]:
+                total = builder.fadd(total, other, _FLAGS)
+            builder.store(_sum(builder, total), _pointer(builder, place, F32), align=4)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typingctx, x, ldx, w, out, ldo, n_vectors):
+        return types.void(*[types.int64] * 6), generate
+
+    return tile
+
+
+def _sum(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:
+    """Of 16 numbers."""
+    undefined, half = ir.Constant(FLOATS, ir.Undefined), LANES // 2
+    while half:
+        order = [(lane + half) % LANES for lane in range(LANES)]
+        vector = builder.fadd(vector, builder.shuffle_vector(vector, undefined, ir.Constant(WORDS, order)), _FLAGS)
+        half //= 2
+    return builder.extract_element(vector, ir.Constant(I32, 0))
+
+
 def rows_tile(kind: str, n_rows: int, n_tokens: int) -> Any:
     """An intrinsic f(x, ldx, w, ldw, out, ldo, n_vectors) on addresses and strides in bytes:
 
     out (n_tokens, 16 n_vectors) float32 += x (n_tokens, n_rows) float32 @ w (n_rows, 16 n_vectors) of a stored kind.
     """
     element, n_bytes = STORED[kind]
+    stored = ir.VectorType(element, LANES)
 
     def generate(context, builder, signature, arguments):
         x, ldx, w, ldw, out, ldo, n_vectors = arguments
 
-        def const(n):
-            return ir.Constant(I64, n)
+        def factor(token, r):
+            place = builder.add(token, ir.Constant(I64, 4 * r))
+            return _spread(builder, builder.load(_pointer(builder, place, F32), align=4))
 
-        def at(base, offset):
-            return builder.add(base, offset)
-
-        def pointer(address, of):
-            return builder.inttoptr(address, of.as_pointer())
-
-        def spread(scalar):
-            undefined = ir.Constant(FLOATS, ir.Undefined)
-            first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
-            return builder.shuffle_vector(first, undefined, ir.Constant(WORDS, [0] * LANES))
-
-        tokens, outs, rows = [x], [out], [w]
-        for _ in range(n_tokens - 1):
-            tokens.append(at(tokens[-1], ldx))
-            outs.append(at(outs[-1], ldo))
-        for _ in range(n_rows - 1):
-            rows.append(at(rows[-1], ldw))
-        factors = [
-            [spread(builder.load(pointer(at(token, const(4 * r)), F32), align=4)) for r in range(n_rows)]
-            for token in tokens
-        ]
+        factors = [[factor(token, r) for r in range(n_rows)] for token in _strided(builder, x, ldx, n_tokens)]
+        rows, outs = _strided(builder, w, ldw, n_rows), _strided(builder, out, ldo, n_tokens)
         entry = builder.block
-        loop = builder.append_basic_block("vectors")
-        done = builder.append_basic_block("done")
+        loop, done = builder.append_basic_block("vectors"), builder.append_basic_block("done")
         builder.branch(loop)
         builder.position_at_end(loop)
         v = builder.phi(I64)
-        v.add_incoming(const(0), entry)
-        place, line = builder.mul(v, const(LANES * n_bytes)), builder.shl(v, const(6))
-        stored = ir.VectorType(element, LANES)
-        wide = [_widened(builder, kind, builder.load(pointer(at(row, place), stored), align=n_bytes)) for row in rows]
-        for t in range(n_tokens):
-            where = pointer(at(outs[t], line), FLOATS)
-            sums = builder.load(where, align=4)
-            for r in range(n_rows):
-                sums = builder.fadd(builder.fmul(factors[t][r], wide[r], _FLAGS), sums, _FLAGS)
-            builder.store(sums, where, align=4)
-        following = builder.add(v, const(1))
-        v.add_incoming(following, builder.block)
+        v.add_incoming(ir.Constant(I64, 0), entry)
+        place, line = builder.mul(v, ir.Constant(I64, LANES * n_bytes)), builder.shl(v, ir.Constant(I64, 6))
+
+        def weight(row):
+            where = _pointer(builder, builder.add(row, place), stored)
+            return _widened(builder, kind, builder.load(where, align=n_bytes))
+
+        wide = [weight(row) for row in rows]
+        for of_token, target in zip(factors, outs, strict=True):
+            where = _pointer(builder, builder.add(target, line), FLOATS)
+            total = builder.load(where, align=4)
+            for one, numbers in zip(of_token, wide, strict=True):
+                total = builder.fadd(builder.fmul(one, numbers, _FLAGS), total, _FLAGS)
+            builder.store(total, where, align=4)
+        following = builder.add(v, ir.Constant(I64, 1))
+        v.add_incoming(following, loop)
         builder.cbranch(builder.icmp_signed("<", following, n_vectors), loop, done)
         builder.position_at_end(done)
         return context.get_dummy_value()
@@ -165,3 +226,10 @@ def rows_tile(kind: str, n_rows: int, n_tokens: int) -> Any:
         return types.void(*[types.int64] * 7), generate
 
     return tile
+
+
+def _spread(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+    """16 times a number."""
+    undefined = ir.Constant(FLOATS, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(WORDS, [0] * LANES))
