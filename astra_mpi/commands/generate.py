@@ -38,8 +38,14 @@ def add_parser(subparsers: Any) -> None:
         help="auto (default): astra with codebooks, else the exact one for this link (docs/explanation/planner.md)",
     )
     parser.add_argument("--decode", default="auto", help="local, merged or auto (default; docs/reference/generate.md)")
+    add_far_option(parser)
     add_loading_options(parser, "of drawn tokens and of what is lost")
     parser.set_defaults(run=run, spmd=True, strategies=None)
+
+
+def add_far_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--far", default="keys", metavar="F", help="how far tokens that came as codes are kept: keys"
+                        " (default; keys and values, fast) or codes (small)")  # fmt: skip
 
 
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
@@ -150,12 +156,13 @@ def task_of(args: argparse.Namespace) -> TaskSection:
     from astra_mpi.config import require
     from astra_mpi.decks.deck import TaskSection
 
-    modes = get_args(get_type_hints(TaskSection)["decode"])
-    require(args.decode in modes, f"--decode {args.decode} is unknown; use one of {', '.join(modes)}")
+    for name in ("decode", "far"):
+        value, known = getattr(args, name), get_args(get_type_hints(TaskSection)[name])
+        require(value in known, f"--{name} {value} is unknown; use one of {', '.join(known)}")
     require(args.max_new_tokens >= 1, f"--max-new-tokens {args.max_new_tokens}: at least 1")
     drawn = args.top_k is not None or args.top_p is not None
     temperature = args.temperature if args.temperature is not None else float(drawn)
-    names = ("max_new_tokens", "top_k", "top_p", "ignore_end", "decode")
+    names = ("max_new_tokens", "top_k", "top_p", "ignore_end", "decode", "far")
     given = {name: getattr(args, name) for name in names}
     return TaskSection("generate", temperature=temperature, stop=_stop(args.stop), **given)
 

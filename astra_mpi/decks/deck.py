@@ -66,6 +66,9 @@ class TaskSection:
     # generate: local: one rank goes on with a text; merged: all ranks keep their keys and values and merge;
     # auto: local, or on an emulated network what is predicted to be faster
     decode: Literal["auto", "local", "merged"] = "auto"
+    # generate, local: far tokens that came as codes are kept as keys and values, which is fast, or as codes, which is
+    # small (docs/explanation/decode.md)
+    far: Literal["keys", "codes"] = "keys"
     stream: bool | None = None  # generate: print texts as they come. Default if stderr is a terminal and run.batch = 1
 
 

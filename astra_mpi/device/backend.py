@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
@@ -78,19 +79,29 @@ def get_backend(
 
 
 def _numpy(comm: MPI.Comm, compute: str) -> Backend:
-    """Rank 0 compiles into the on-disk cache first and the others then load from it: many ranks compiling the same
-    kernels at once take twice as long.
-    """
     from astra_mpi.kernels import cpu
 
     kernels = cpu if compute == "float32" else import_module(f"{cpu.__name__}.{compute}")
-    failure: Exception | None = None
     state = cpu.cache_state()
     n_before, begin_s = state.n_compiled, time.monotonic()
+    compile_in_turn(comm, kernels.warm_up)
+    if comm.Get_rank() == 0 and state.trouble and state.n_compiled > n_before:
+        _say_anew(state.trouble, time.monotonic() - begin_s)
+    told = {} if compute == "float32" else {"compute": compute, "products": kernels.products_path().name}
+    return Backend("numpy", np, kernels, choices=told)
+
+
+def compile_in_turn(comm: MPI.Comm, warm_up: Callable[[], None]) -> None:
+    """Collective: rank 0 compiles into the on-disk cache first and the others then load from it: many ranks compiling
+    the same kernels at once take twice as long.
+    """
+    from astra_mpi.kernels import cpu
+
+    failure: Exception | None = None
     try:
-        if comm.Get_rank() == 0 and state.folder:
+        if comm.Get_rank() == 0 and cpu.cache_state().folder:
             with alone(comm, "compilation"):
-                kernels.warm_up()
+                warm_up()
     except Exception as exc:
         failure = exc
     turn = comm.Ibarrier()
@@ -99,11 +110,7 @@ def _numpy(comm: MPI.Comm, compute: str) -> Backend:
             time.sleep(0.001)
     raise_together(comm, failure)
     with collective(comm), alone(comm, "compilation"):
-        kernels.warm_up()
-    if comm.Get_rank() == 0 and state.trouble and state.n_compiled > n_before:
-        _say_anew(state.trouble, time.monotonic() - begin_s)
-    told = {} if compute == "float32" else {"compute": compute, "products": kernels.products_path().name}
-    return Backend("numpy", np, kernels, choices=told)
+        warm_up()
 
 
 def _say_anew(trouble: str, took_s: float) -> None:
