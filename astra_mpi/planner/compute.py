@@ -20,6 +20,7 @@ from astra_mpi.errors import collective
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.block import Block
 from astra_mpi.models.decoder import Decoder
+from astra_mpi.planner.probes import block_multiply_adds, one_pass
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.ranks.watched import alone
 
@@ -62,14 +63,14 @@ def _slowest_speeds(file: ModelFile, comm: MPI.Comm, backends: dict[str, Backend
         blocks = [_first_block(file, backend) for backend in backends.values()]
         x = np.random.default_rng(0).standard_normal((_ROWS, file.config.d_model), dtype=np.float32)
         for block in blocks:
-            _one_pass(block, x)
+            one_pass(block, x)
     comm.Barrier()  # all at once, as in use
     with collective(comm):
         least_s = np.full(len(blocks), np.inf)
         for _ in range(_TURNS):
             for i, block in enumerate(blocks):
                 least_s[i] = min(least_s[i], _pass_s(block, x))
-        mine[:] = 2 * _ROWS * _multiply_adds(file) / least_s
+        mine[:] = 2 * _ROWS * block_multiply_adds(file.config) / least_s
     comm.Allreduce(mine, slowest, op=MPI.MIN)
     return dict(zip(backends, map(float, slowest), strict=True))
 
@@ -80,23 +81,12 @@ def _first_block(file: ModelFile, backend: Backend) -> Block:
     return Block(file.config, recipe, own, backend.kernels, Scratch(np, np.float32))
 
 
-def _multiply_adds(file: ModelFile) -> int:
-    """Of a row, in the products of the first block."""
-    shapes = {name: weight.shape for name, weight in file.weights.items() if name.startswith("blocks.0.")}
-    return sum(int(np.prod(shape)) for shape in shapes.values() if len(shape) == 2)
-
-
-def _one_pass(block: Block, x: np.ndarray) -> None:
-    queries, _ = block.queries_keys_values(block.attention_input(x))
-    block.output(x.copy(), np.ascontiguousarray(queries))
-
-
 def _pass_s(block: Block, x: np.ndarray) -> float:
     """Of the quickest pass in a while."""
     least_s, begin_s = np.inf, time.perf_counter()
     while time.perf_counter() - begin_s < _LEAST_S:
         start_s = time.perf_counter()
-        _one_pass(block, x)
+        one_pass(block, x)
         least_s = min(least_s, time.perf_counter() - start_s)
     return float(least_s)
 
