@@ -15,10 +15,6 @@ Weights = Mapping[str, NDArray[Any]]
 Array = NDArray[Any]
 
 
-def score_scale(config: Any, d_head: int) -> float:
-    return getattr(config, "score_scale", 0) or 1 / math.sqrt(d_head)
-
-
 def attention(
     config: Any,
     q: Array,
@@ -35,8 +31,9 @@ def attention(
     head. compute: in a narrow type, scaled queries, keys, values and weights (1 for the largest score) are bfloat16.
     """
     d_head = q.shape[1] // n_heads
-    cap, rounded = getattr(config, "score_cap", 0), bfloat16 if compute in NARROW else _as_it_is
-    q, keys, values = rounded(q * score_scale(config, d_head)), rounded(keys), rounded(values)
+    scale, cap = getattr(config, "score_scale", 0) or 1 / math.sqrt(d_head), getattr(config, "score_cap", 0)
+    rounded = bfloat16 if compute in NARROW else _as_it_is
+    q, keys, values = rounded(q * scale), rounded(keys), rounded(values)
     sharers = q.shape[1] // max(keys.shape[1], 1)
     out = np.empty_like(q)
     for h in range(n_heads if len(q) else 0):
@@ -57,10 +54,8 @@ def capped(x: Array, cap: float) -> Array:
     return cap * np.tanh(x / cap) if cap else x
 
 
-def linear(x: Array, weights: Weights, name: str, compute: str = "float32", scale: float = 1.0) -> Array:
-    """scale: of the weights when they are rounded, and taken off afterwards."""
-    weight = weights[name + ".weight"].astype(np.float64)
-    return product(x, weight * scale, compute) / scale + weights.get(name + ".bias", np.zeros(()))
+def linear(x: Array, weights: Weights, name: str, compute: str = "float32") -> Array:
+    return product(x, weights[name + ".weight"].astype(np.float64), compute) + weights.get(name + ".bias", np.zeros(()))
 
 
 def normalised(x: Array, weights: Weights, name: str, eps: float) -> Array:

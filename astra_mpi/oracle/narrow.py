@@ -9,17 +9,21 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-#: types of products in which attention rounds its factors to bfloat16
+#: types of products; those of which a CPU without instructions rounds the weights alone; attention rounds its factors
+#: to bfloat16 in the former
 NARROW = ("bfloat16", "int8")
+WEIGHTS_ONLY = {"bfloat16": "bfloat16 weights", "int8": "int8 weights"}
 
 
 def product(x: Array, weight: Array, compute: str) -> Array:
     """x (n, k) @ weight (k, m) in float64, after rounding: "bfloat16" every number, "int8" x by rows, weight by
-    columns; "float32" nothing."""
-    if compute == "bfloat16":
-        return bfloat16(x) @ bfloat16(weight)
-    if compute == "int8":
-        return eight_bits(x) @ eight_bits(weight.T).T
+    columns; of WEIGHTS_ONLY not x; "float32" nothing."""
+    if compute.startswith("bfloat16"):
+        weight = bfloat16(weight)
+    elif compute.startswith("int8"):
+        weight = eight_bits(weight.T).T
+    if compute in NARROW:
+        x = bfloat16(x) if compute == "bfloat16" else eight_bits(x)
     return x @ weight
 
 

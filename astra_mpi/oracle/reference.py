@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from astra_mpi.oracle.far import Far, Means, Quantised, Rounded
 from astra_mpi.oracle.heads import ENCODERS, answer
-from astra_mpi.oracle.layers import Array, Weights, activated, attention, capped, linear, normalised, score_scale
+from astra_mpi.oracle.layers import Array, Weights, activated, attention, capped, linear, normalised
 from astra_mpi.oracle.narrow import product
 from astra_mpi.oracle.positions import is_rotary, relative_bias, turned, within
 
@@ -216,16 +216,14 @@ def _block(
     def norm(x: Array, which: str) -> Array:
         return normalised(x, w, which, config.norm_eps) if which + ".weight" in w else x
 
-    def layer(x: Array, name: str, scale: float = 1.0) -> Array:
-        return linear(x, w, name, compute, scale)
+    def layer(x: Array, name: str) -> Array:
+        return linear(x, w, name, compute)
 
     def key_of(x: Array) -> Array:
         return _head_norm(config, w, "k_norm", layer(x, "k"))
 
     normed = norm(x, "norm1") if pre_norm else x
-    normed_queries, d_head = "q_norm.weight" in w, w["q.weight"].shape[1] // n_heads
-    scale = 1.0 if normed_queries else score_scale(config, d_head)  # which is in the weights that are rounded
-    q = _head_norm(config, w, "q_norm", layer(normed, "q", scale))
+    q = _head_norm(config, w, "q_norm", layer(normed, "q"))
     keys, values = key_of(normed), layer(normed, "v")
     sees_all = np.arange(len(x)) >= len(x) - merged
     visible = (rank[:, None] == rank[None, :]) | sees_all[:, None]  # (rows, rows): same rank, exact keys

@@ -106,6 +106,7 @@ def _decision(file: ModelFile, backends: dict[str, Backend], speeds: dict[str, f
     chosen = next((c for c, effect in effects.items() if effect is not None and effect <= BOUND), "float32")
     gflops = {compute: round(1e-9 * speed, 3) for compute, speed in speeds.items()}
     told = {"type": chosen, "by": "auto", "bound": BOUND, "effects": effects, "gflops": gflops}
+    told |= {"products": backends[chosen].choices.get("products")}
     return told | {"why": _in_words(told)}
 
 
