@@ -41,11 +41,13 @@ def read_outline(path: str, codebooks: str | None = None) -> tuple[Any, Coding |
 
 
 def read_storage(path: str) -> str:
-    """What the largest matrix of a model file is stored as."""
+    """What most numbers of a model file's matrices are stored as."""
     with hdf5.reading(path) as file:
-        members = hdf5.group(file, "weights").values()
-        matrices = [item for item in members if isinstance(item, h5py.Dataset) and item.ndim > 1]
-        return stored_dtype(max(matrices, key=lambda item: item.nbytes)) if matrices else "float32"
+        sizes: dict[str, int] = {}
+        for item in hdf5.group(file, "weights").values():
+            if isinstance(item, h5py.Dataset) and item.ndim > 1:
+                sizes[stored_dtype(item)] = sizes.get(stored_dtype(item), 0) + item.size
+        return max(sizes, key=lambda kind: sizes[kind], default="float32")
 
 
 def _coding(file: Any) -> Coding:
