@@ -311,4 +311,5 @@ class Model:
 
     def _own_choice(self) -> dict[str, str]:
         """What an unfinished job goes on with."""
-        return {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
+        own = {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
+        return own | ({"compute": self.backend.compute} if self.backend.xp is np else {})

@@ -47,6 +47,11 @@ class Backend:
     staging: Staging | None = None  # between device memory and MPI
     choices: dict[str, Any] = field(default_factory=dict)  # for the summary
 
+    @property
+    def compute(self) -> str:
+        """The type of products of a CPU (COMPUTES)."""
+        return str(getattr(self.kernels, "compute", "float32"))
+
     def upload(self, weights: Weights) -> Weights:
         """Weights where the kernels work: a device's in its precision, whatever they are stored as."""
         return weights if self.xp is np else {name: self.put(np.asarray(array)) for name, array in weights.items()}
@@ -80,7 +85,7 @@ def get_backend(
     if name == "reference":
         from astra_mpi.kernels import reference
 
-        return Backend(name, np, reference, choices={"compute": "float32"})
+        return Backend(name, np, reference)
     return _numpy(comm, compute)
 
 
@@ -115,8 +120,7 @@ def _numpy(comm: MPI.Comm, compute: str) -> Backend:
         cpu.warm_up()
     if comm.Get_rank() == 0 and state.trouble and state.n_compiled > n_before:
         _say_anew(state.trouble, time.monotonic() - begin_s)
-    kernels = cpu if compute == "float32" else import_module(f"{cpu.__name__}.{compute}")
-    return Backend("numpy", np, kernels, choices={"compute": compute})
+    return Backend("numpy", np, cpu if compute == "float32" else import_module(f"{cpu.__name__}.{compute}"))
 
 
 def _say_anew(trouble: str, took_s: float) -> None:

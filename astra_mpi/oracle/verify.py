@@ -82,9 +82,8 @@ def _check(
 
 def _compute(model: Model) -> str:
     """What is rounded in its products, as the oracle names it (`narrow.py`)."""
-    choices = model.backend.choices
-    compute = str(choices.get("compute", "float32"))
-    return WEIGHTS_ONLY[compute] if choices.get("products") == "widened" else compute
+    compute = model.backend.compute
+    return WEIGHTS_ONLY[compute] if model.backend.choices.get("products") == "widened" else compute
 
 
 def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:

@@ -91,7 +91,7 @@ def _measured(model: Model, workload: Workload) -> tuple[Setting, dict[str, Any]
     start_s = perf_counter()
     emulated = model.exchange.network
     gemm = gemm_speeds(model, workload.tokens)
-    compute = str(getattr(model.backend.kernels, "compute", "float32"))
+    compute = model.backend.compute
     products = gemm if compute == "float32" else block_speeds(model, workload.tokens)
     if emulated.rate is None:
         link = measure_link(model.exchange.comm)

@@ -53,7 +53,7 @@ def as_if(monkeypatch, speeds=FAST, **errors):
 
     def changed(file, backend):
         exact = answers(file, dataclasses.replace(backend, kernels=astra_mpi.kernels.cpu))
-        return exact * (1 + errors.get(backend.choices["compute"], 0.0))
+        return exact * (1 + errors.get(backend.compute, 0.0))
 
     monkeypatch.setattr(compute_room, "_answers", changed)
 
@@ -73,7 +73,7 @@ def test_auto_takes_the_fastest_within_the_bound(comm, folder, monkeypatch, erro
     model = astra_mpi.load(path, comm=comm, strategy="sp", compute="auto")
     model(np.ones((1, 6), np.int64))
     told = model.report["compute"]
-    assert told["type"] == wanted == model.report["choices"]["compute"] == model.backend.choices["compute"]
+    assert told["type"] == wanted == model.report["choices"]["compute"] == model.backend.compute
     assert told == comm.allgather(told)[0] and told["bound"] == compute_room.BOUND
     assert told["gflops"] == {"float32": 100, "bfloat16": 200, "int8": 400}
     expected = {name: None if np.isnan(x) else pytest.approx(x) for name, x in errors.items()}
@@ -106,7 +106,7 @@ def test_effect_is_measured_on_the_models_own_answers(monkeypatch):
     rough = SimpleNamespace(**vars(exact))
     rough.layer_norm = rms
     for name, kernels in (("bfloat16", exact), ("int8", rough)):
-        backends[name] = dataclasses.replace(backends["float32"], kernels=kernels, choices={"compute": name})
+        backends[name] = dataclasses.replace(backends["float32"], kernels=kernels)
     for config in (gpt2_config(), vit_config()):
         told = compute_room._decision(model_file(config), backends, {"float32": 1.0, "bfloat16": 2.0, "int8": 3.0})
         assert told["type"] == "int8" and 1e-5 < told["effects"]["int8"] < compute_room.BOUND
