@@ -50,9 +50,9 @@ def choose_compute(file: ModelFile, comm: MPI.Comm) -> tuple[Backend, dict[str, 
     text = ""
     with collective(comm), alone(comm, "trying types of products"):
         if comm.Get_rank() == 0:
-            text = json.dumps(_decision(file, backends, speeds))
+            decision = _decision(file, backends, speeds)
+            text = json.dumps(decision | {"probe_s": round(time.perf_counter() - start_s, 3)})
     told: dict[str, Any] = json.loads(broadcast_text(comm, text))
-    told["probe_s"] = round(time.perf_counter() - start_s, 3)
     return backends[told["type"]], told
 
 
