@@ -69,6 +69,7 @@ class Model:
         self.exchange.connect(conditions.network)
         self.report: dict[str, Any] = {}
         self.chosen: dict[str, Any] | None = None  # how the strategy was chosen, where nobody named it (`auto.py`)
+        self.chosen_compute: dict[str, Any] | None = None  # the same of the type of products (`compute.py`)
         self._layouts: dict[tuple[Strategy, bytes, bool], Layout] = {}
         self._planned: Layout | None = None  # of the last pass
 
@@ -313,8 +314,10 @@ class Model:
             **described,
             "choices": {**described["choices"], "weights": weights, **self.backend.choices, **self._own_choice()},
             "auto": self.chosen,
+            "compute": self.chosen_compute,
         }
 
     def _own_choice(self) -> dict[str, str]:
         """What an unfinished job goes on with."""
-        return {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
+        own = {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
+        return own | ({"compute": self.backend.compute} if self.backend.xp is np else {})
