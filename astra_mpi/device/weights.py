@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.device.formats import FORMATS
+from astra_mpi.device.formats import format_of
 from astra_mpi.device.formats.narrow import Narrow
 from astra_mpi.device.packed import Packed
 from astra_mpi.device.scratch import Scratch
@@ -145,5 +145,5 @@ def narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray | Narrow:
 
     Numbers beyond the format become infinite or NaN.
     """
-    kind = FORMATS[dtype]
-    return kind.made(name, array) if kind.holds(name, array.shape) else np.ascontiguousarray(array, np.float32)
+    kind = format_of(name, array.shape, dtype)
+    return np.ascontiguousarray(array, np.float32) if kind.dtype == "float32" else kind.made(name, array)
