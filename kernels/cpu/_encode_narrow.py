@@ -12,10 +12,10 @@ from numba import njit
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu import _encode
-from astra_mpi.kernels.cpu._flash import usable
-from astra_mpi.kernels.cpu._flash_pack import narrow_row, pack_keys
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
-from astra_mpi.kernels.cpu._sweep import sweep
+from astra_mpi.kernels.cpu.flash.calls import used_path
+from astra_mpi.kernels.cpu.flash.pack import narrow_row, pack_keys
+from astra_mpi.kernels.cpu.products.avx512 import sweep
 from astra_mpi.kernels.reference import code_dtype
 
 Array = np.ndarray
@@ -27,7 +27,7 @@ PANEL, FEW = 48, 32
 def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
     """Codes (n, G) of x (n, G*W); see reference.encode_grouped."""
     n_groups, n_codes, width = entries.shape
-    if min(len(x), n_codes, width) < FEW or not usable():
+    if min(len(x), n_codes, width) < FEW or used_path() == "widened":
         return _encode.encode_grouped(x, entries, half_norms)
     x = np.ascontiguousarray(x)
     codes = np.empty((len(x), n_groups), np.uint16)
@@ -40,7 +40,7 @@ def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
 def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
     """Codes (n, M) of x (n, W); see reference.encode_residual."""
     n_stages, n_codes, width = entries.shape
-    if min(len(x), n_codes, width) < FEW or not usable():
+    if min(len(x), n_codes, width) < FEW or used_path() == "widened":
         return _encode.encode_residual(x, entries, half_norms)
     residual = np.array(x, order="C")
     codes = np.empty((len(x), n_stages), np.uint16)

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from astra_mpi.kernels import cpu, reference
-from astra_mpi.kernels.cpu import _flash, bfloat16, int8
+from astra_mpi.kernels.cpu import bfloat16, int8
+from astra_mpi.kernels.cpu.flash import calls
 from astra_mpi.kernels.near import Near
 
-pytestmark = pytest.mark.skipif(not _flash.usable(), reason="the CPU has no AVX512-BF16")
+pytestmark = pytest.mark.skipif(calls.used_path() == "widened", reason="the CPU has no AVX512-BF16")
 #: of bfloat16, which keeps 8 bits of a number: half a unit in the last place, relative
 HALF_ULP = 2.0**-8
 
@@ -42,7 +43,7 @@ def check(q, steps, causal=None):
     state, expected, most = (start(*q.shape) for _ in range(3))
     for k, v, key_bias, near in steps:
         bfloat16.attend(q, k, v, key_bias, causal, *state, near)
-        factors = [rounded(z) if q.shape[1] * (len(q) // len(k)) >= _flash.FEW else z for z in (q, k, v)]
+        factors = [rounded(z) if q.shape[1] * (len(q) // len(k)) >= calls.FEW else z for z in (q, k, v)]
         reference.attend(*factors, key_bias, causal, *expected, near)
         reference.attend(*factors[:2], abs(factors[2]), key_bias, causal, *most, near)
     np.testing.assert_allclose(state[1], expected[1], rtol=1e-5, atol=1e-5)
@@ -155,7 +156,7 @@ def test_as_accurate_as_pytorch_in_bfloat16(causal):
 
 
 def test_where_the_instructions_are_missing(monkeypatch):
-    monkeypatch.setattr(_flash, "usable", lambda: False)
+    monkeypatch.setattr(calls, "features", frozenset)
     q, k, v = normal(2, 20, 8), normal(2, 40, 8, seed=1), normal(2, 40, 8, seed=2)
     one, other = start(2, 20, 8), start(2, 20, 8)
     int8.attend(q, k, v, None, None, *one)
