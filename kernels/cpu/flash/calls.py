@@ -58,7 +58,7 @@ def attend(
     )
     scores = _scores(key_bias, n_keys, reach, near)
     places = tuple(_place(array) for array in (q, k, v, acc, row_max, row_sum))
-    tiles = _TILES if by == "amx" else None
+    tiles = tiles_of(by)
 
     def share(index: int, count: int) -> None:
         first, last = _units(sizes, reach, index, count)
@@ -75,6 +75,11 @@ def attend(
 def used_path() -> str:
     """How attention in bfloat16 is computed here: `widened` is float32's."""
     return path("bfloat16").name if features() >= _NEEDS else "widened"
+
+
+def tiles_of(by: str) -> Array | None:
+    """What tells compiled code the path: the configuration of AMX's tiles, or None."""
+    return _TILES if by == "amx" else None
 
 
 def warm_up() -> None:

@@ -201,7 +201,7 @@ def _span(row, n, sizes, scores):
 
 
 @compiled()
-def _multiply(tiles, a, lda, n, b, ldb, n_strips, sums, n_words, begin):
+def multiply(tiles, a, lda, n, b, ldb, n_strips, sums, n_words, begin):
     """sums[:n, : 16 n_strips] (+)= n rows at `a` @ strips at `b`."""
     if tiles is None:
         avx512.sweep(a, lda, n, b, ldb, n_strips, sums, 0, n_words, begin)
@@ -214,7 +214,7 @@ def _score(tiles, room, b, n, begin, n_pairs):
     """Scores (n, 32 n_pairs) of rows from b on and keys from `begin` on."""
     words = room.queries.shape[1]
     a, strip = room.queries[b].ctypes.data, room.keys[begin // 16].ctypes.data
-    _multiply(tiles, a, 4 * words, n, strip, 64 * words, 2 * n_pairs, room.scores, words, 1)
+    multiply(tiles, a, 4 * words, n, strip, 64 * words, 2 * n_pairs, room.scores, words, 1)
 
 
 @compiled()
@@ -222,7 +222,7 @@ def _gather(tiles, room, b, n, begin, n_pairs):
     """Sums of rows from b on += weights, which begin the rows of scores, @ values from `begin` on."""
     strip, strip_bytes = room.values[0, begin // 2].ctypes.data, room.values.strides[0]
     a, n_strips = room.scores.ctypes.data, room.values.shape[0]
-    _multiply(tiles, a, 4 * _STRIDE, n, strip, strip_bytes, n_strips, room.sums[b:], 16 * n_pairs, 0)
+    multiply(tiles, a, 4 * _STRIDE, n, strip, strip_bytes, n_strips, room.sums[b:], 16 * n_pairs, 0)
 
 
 @compiled(fastmath=FASTMATH)
