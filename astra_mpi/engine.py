@@ -5,12 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from astra_mpi.config import require
+from astra_mpi.decode.compiled import CompiledBlocks, compiled_blocks
 from astra_mpi.decode.generation import generate
 from astra_mpi.decode.request import Ends, OnTokens, Request, Sample
 from astra_mpi.decode.sampling import greedy
@@ -56,6 +57,7 @@ class Model:
         family = FAMILIES[file.config.family]
         weights_there = backend.upload(file.weights)
         self.family = family(file.config, weights_there, backend.kernels)
+        self.family.make_ready()
         self.scratch = Scratch(backend.xp, backend.dtype)
         blocks = block_weights(weights_there, file.config.n_layers)
         recipe = family.recipe_of(file.config)
@@ -67,6 +69,7 @@ class Model:
         self.exchange.connect(conditions.network)
         self.report: dict[str, Any] = {}
         self.chosen: dict[str, Any] | None = None  # how the strategy was chosen, where nobody named it (`auto.py`)
+        self.chosen_compute: dict[str, Any] | None = None  # the same of the type of products (`compute.py`)
         self._layouts: dict[tuple[Strategy, bytes, bool], Layout] = {}
         self._planned: Layout | None = None  # of the last pass
 
@@ -81,6 +84,11 @@ class Model:
         speeds = None if isinstance(self.cut_weights, str) else self.cut_weights
         own = self.config, self.blocks, self.exchange, self.backend.kernels, self.codec, speeds
         return Parts(*own, counted_keys, remote)
+
+    @cached_property
+    def compiled(self) -> CompiledBlocks | None:
+        """The blocks as decoding computes them, in compiled calls; None where it cannot."""
+        return compiled_blocks(self.blocks, self.backend)
 
     def obstacle(self, strategy: str) -> str | None:
         """Why this strategy cannot be used on this model and these ranks, or None."""
@@ -138,6 +146,7 @@ class Model:
         sample: Sample = greedy,
         stop: Sequence[int] = (),
         decode: str = "auto",
+        far: str = "keys",
         on_tokens: OnTokens | None = None,
         ends: Ends | None = None,
         enough: Callable[[], bool] | None = None,
@@ -147,12 +156,13 @@ class Model:
         ids (B, T) and mask (B, T) as in a call -> new ids (B, max_new_tokens) int32 on every rank, -1 after a
         sequence's end: a token of `stop`, which is given too, or the model's last position.
         sample(logits (n, V), sequences (n,), step) -> ids (n,) chooses the next tokens; it runs on one rank for each
-        sequence and must depend on its arguments alone. decode: "local", "merged", "auto"; docs/explanation/decode.md.
+        sequence and must depend on its arguments alone. decode: "local", "merged", "auto"; far: "keys" or "codes",
+        how far tokens that came as codes are kept for "local"; docs/explanation/decode.md.
         on_tokens(step, ids (B,)) is called on rank 0 after each step. ends(new ids (n,)) -> whether they end a
         sequence too, the same on all ranks. enough(): whether this rank wants no more, asked at every step where
         `on_tokens` is given; all then end. `report["generation"]` has times and bytes.
         """
-        request = Request(max_new_tokens, sample, tuple(stop), decode, on_tokens, ends, enough)
+        request = Request(max_new_tokens, sample, tuple(stop), decode, on_tokens, ends, enough, far)
         return generate(self, ids, mask, request)
 
     def run(
@@ -274,9 +284,8 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the weights that this rank computes with, as they are stored."""
-        outside = sum(weight.nbytes for name, weight in self.weights.items() if not name.startswith("blocks."))
-        return outside + self.strategy.block_bytes
+        """Of the weights that this rank computes with, as they are stored or packed."""
+        return self.family.nbytes + self.strategy.block_bytes
 
     def describe(
         self, layout: Layout, seconds: dict[str, float], counts: Sequence[float], failure: Exception | None = None
@@ -305,8 +314,10 @@ class Model:
             **described,
             "choices": {**described["choices"], "weights": weights, **self.backend.choices, **self._own_choice()},
             "auto": self.chosen,
+            "compute": self.chosen_compute,
         }
 
     def _own_choice(self) -> dict[str, str]:
         """What an unfinished job goes on with."""
-        return {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
+        own = {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
+        return own | ({"compute": self.backend.compute} if self.backend.xp is np else {})

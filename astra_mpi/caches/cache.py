@@ -6,85 +6,18 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from astra_mpi.caches.kept import Kept, Softmax
+from astra_mpi.caches.rows import Rows, new_rows
 from astra_mpi.config import ModelConfig
 from astra_mpi.kernels.near import Near
 from astra_mpi.partition import Layout
 
 #: some of the far keys, by their indices
 Part = slice | np.ndarray
-
-
-class Softmax:
-    """The running softmax of one new token's heads, in one row of (H (d + 2),) numbers that can travel."""
-
-    def __init__(self, row: np.ndarray, config: ModelConfig) -> None:
-        h_kv, repeat = config.n_kv_heads, config.n_heads // config.n_kv_heads
-        self.row = row
-        self.acc = row[: config.d_queries].reshape(h_kv, repeat, config.d_head)
-        self.row_max, self.row_sum = row[config.d_queries :].reshape(2, h_kv, repeat)
-
-    @staticmethod
-    def width(config: ModelConfig) -> int:
-        """Numbers in a row."""
-        return config.d_queries + 2 * config.n_heads
-
-    def clear(self) -> None:
-        self.row[:] = 0
-        self.row_max[:] = -np.inf
-
-
-class Kept(Protocol):
-    """Keys and values of one sequence in one block that a new token attends to."""
-
-    def attend(
-        self, q: np.ndarray, softmax: Softmax, kernels: ModuleType, first: int = 0, near: Near | None = None
-    ) -> None:
-        """Scaled queries q (Hkv, H / Hkv, d): one step of online softmax over all keys from the first one in the window
-        on. What is far comes first. near: a cap of scores."""
-
-    def arrays(self) -> Iterable[np.ndarray]:
-        """All that is kept."""
-
-
-class Rows:
-    """Keys and values as they are, (Hkv, capacity, d) each, so that a head's are read in one stretch."""
-
-    def __init__(self, config: ModelConfig, capacity: int) -> None:
-        self.keys, self.values = np.empty((2, config.n_kv_heads, capacity, config.d_head), np.float32)
-        self.bias: np.ndarray | None = None  # (n,) added to the scores
-        self.n = 0
-
-    @classmethod
-    def of(cls, config: ModelConfig, kv: np.ndarray, bias: np.ndarray | None) -> Rows:
-        """Nothing but the rows kv (m, 2 d_kv), which do not grow."""
-        rows = cls(config, len(kv))
-        rows.append(kv)
-        rows.bias = None if bias is None else bias.copy()
-        return rows
-
-    def append(self, kv: np.ndarray) -> None:
-        """[K | V] (m, 2 d_kv), keys turned."""
-        h_kv, _, d = self.keys.shape
-        new = slice(self.n, self.n + len(kv))
-        heads = kv.reshape(len(kv), 2, h_kv, d).transpose(1, 2, 0, 3)  # (2, Hkv, m, d)
-        self.keys[:, new], self.values[:, new] = heads
-        self.n = new.stop
-
-    def attend(
-        self, q: np.ndarray, softmax: Softmax, kernels: ModuleType, first: int = 0, near: Near | None = None
-    ) -> None:
-        kept = slice(first, self.n)
-        sums = softmax.acc, softmax.row_max, softmax.row_sum
-        # query heads that share a key head are as queries of one head
-        bias = None if self.bias is None else self.bias[first:]
-        kernels.attend(q, self.keys[:, kept], self.values[:, kept], bias, None, *sums, near)
-
-    def arrays(self) -> Iterable[np.ndarray]:
-        return [self.keys, self.values] + ([] if self.bias is None else [self.bias])
 
 
 class Cache(ABC):
@@ -177,7 +110,7 @@ class HostCache(Cache):
         for s in self.sequences:
             part = self._seen(i, s, slice(int(offsets[s]), int(offsets[s + 1])), places)
             mine = kv[part]
-            self.own[i][s] = Rows(self.config, len(mine) + int(self.room[s]))
+            self.own[i][s] = new_rows(self.config, len(mine) + int(self.room[s]), self.kernels)
             self.own[i][s].append(mine)
             if places is not None:
                 self.own_places[i][s] = places[part].tolist()
@@ -206,6 +139,14 @@ class HostCache(Cache):
 
     def plan(self, sequences: np.ndarray, keeps: bool, positions: np.ndarray) -> None:
         self._planned, self._keeps, self._positions = sequences.tolist(), keeps, positions.tolist()
+
+    def grow(self) -> None:
+        """Own keys and values of the planned tokens have been written behind the others by the compiled token."""
+        for i, (own, places) in enumerate(zip(self.own, self.own_places, strict=True)):
+            for s, place in zip(self._planned, self._positions, strict=True):
+                own[s].n += 1
+                if self.config.window(i):
+                    places[s].append(place)
 
     def attend(self, i: int, q: np.ndarray, kv: np.ndarray, rows: np.ndarray) -> None:
         heads = q.reshape(len(q), self.config.n_kv_heads, -1, self.config.d_head)  # (n, Hkv, H / Hkv, d)

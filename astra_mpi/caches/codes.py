@@ -7,9 +7,10 @@ from types import ModuleType
 
 import numpy as np
 
-from astra_mpi.caches.cache import Softmax
+from astra_mpi.caches.kept import Softmax, segment
 from astra_mpi.codec.codebook import BlockCodec, Codebook
 from astra_mpi.codec.tables import FarSum, FarTable, distinct
+from astra_mpi.kernels.cpu.token import tables as t
 from astra_mpi.kernels.near import Near
 from astra_mpi.models.block import Block
 
@@ -41,7 +42,7 @@ class CodeSpace:
             self.tables, self.bias = far.tables, far.bias
             return
         if site != "kv":
-            self.w_kv = np.asarray(block.w_kv, np.float32)  # (D, 2 d_kv); of narrow weights a copy
+            self.w_kv = np.asarray(block.stored_kv, np.float32)  # (D, 2 d_kv); of narrow weights a copy
             shift = None if self.gain is None else block.w.get("norm1.bias")
             self.bias = block.b_kv if shift is None else block.b_kv + shift @ self.w_kv
         self.key_entries = self._entries(self.key_book)
@@ -132,6 +133,9 @@ class ScoredCodes:
     def arrays(self) -> Iterable[np.ndarray]:
         return [a for a in (self.key_codes, self.value_codes, self.scale) if a is not None]
 
+    def segments(self) -> list[np.ndarray] | None:
+        return None
+
 
 class CountedKeys:
     """The distinct codes of far tokens (u,) with the logarithms of their counts, where one code fixes key and value."""
@@ -150,6 +154,10 @@ class CountedKeys:
 
     def arrays(self) -> Iterable[np.ndarray]:
         return [self.codes, self.log_counts]
+
+    def segments(self) -> list[np.ndarray] | None:
+        n = len(self.codes)
+        return [segment(t.CODED_ROWS, n, n, KEYS=self.rows, CODES=self.codes, BIAS=self.log_counts)]
 
 
 class TurnedCodes:
@@ -171,3 +179,6 @@ class TurnedCodes:
 
     def arrays(self) -> Iterable[np.ndarray]:
         return [self.codes] if self.turns is None else [self.codes, self.turns]
+
+    def segments(self) -> list[np.ndarray] | None:
+        return None

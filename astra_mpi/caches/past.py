@@ -13,7 +13,9 @@ from types import ModuleType
 
 import numpy as np
 
-from astra_mpi.caches.cache import HostCache, Kept, Part, Rows, Softmax
+from astra_mpi.caches.cache import HostCache, Part
+from astra_mpi.caches.kept import Kept, Softmax
+from astra_mpi.caches.rows import new_rows
 from astra_mpi.config import ModelConfig
 from astra_mpi.kernels.near import Near
 from astra_mpi.partition import Layout
@@ -70,6 +72,10 @@ class Several:
     def arrays(self) -> Iterable[np.ndarray]:
         return [array for _, kept in self.kept for array in kept.arrays()]
 
+    def segments(self) -> list[np.ndarray] | None:
+        every = [kept.segments() for _, kept in self.kept]
+        return None if None in every else [one for several in every for one in several or []]
+
 
 class Sums(Softmax):
     """A running softmax of queries (Hkv, n, d) in arrays of its own."""
@@ -102,7 +108,7 @@ class Past(HostCache):
         """notes: keep what others may have to be told."""
         nothing, zeros = Layout(np.zeros((1, 1), np.int64), 0), np.zeros(1, np.int64)
         super().__init__(kernels, config, nothing, zeros, np.zeros(1), True, zeros)
-        self.own = [{0: Rows(config, 0)} for _ in range(config.n_layers)]
+        self.own = [{0: new_rows(config, 0, kernels)} for _ in range(config.n_layers)]
         self.several = [Several() for _ in range(config.n_layers)]
         self.chunks: list[Chunk] = []
         self.notes = notes
@@ -121,7 +127,7 @@ class Past(HostCache):
         self.layout = layout
         wanted = self.n_own + int(layout.counts[0, layout.rank]) + room
         for rows in (of_block[0] for of_block in self.own):
-            _make_room(rows, wanted)
+            rows.make_room(wanted)
         self.chunks.append(Chunk(self.n_tokens, layout.counts[0].copy()))
 
     def answer(self, rank: int) -> None:
@@ -226,13 +232,3 @@ class Past(HostCache):
         for chunk in self.chunks:
             chunk.heard = True
             chunk.raw, chunk.seen = {}, {}
-
-
-def _make_room(rows: Rows, capacity: int) -> None:
-    """Room for so many tokens; it grows by half at least, so that turns do not copy it each time."""
-    if rows.keys.shape[1] >= capacity:
-        return
-    h_kv, held, d = rows.keys.shape
-    keys, values = np.empty((2, h_kv, max(capacity, held * 3 // 2), d), np.float32)
-    keys[:, : rows.n], values[:, : rows.n] = rows.keys[:, : rows.n], rows.values[:, : rows.n]
-    rows.keys, rows.values = keys, values

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from astra_mpi.commands.generate import add_chat_options, add_sampling_options, open_dialogue
+from astra_mpi.commands.generate import add_chat_options, add_far_option, add_sampling_options, open_dialogue
 from astra_mpi.commands.model_options import add_loading_options, write_json
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--decode", default="auto", help="local or auto (default): the rank that knows all; or merged,"
                         " which reads the whole conversation again for every answer")  # fmt: skip
+    add_far_option(parser)
     add_loading_options(parser, "of drawn tokens and of what is lost")
     parser.set_defaults(run=run, spmd=True, strategies=None)
 
@@ -65,7 +66,8 @@ def _talk(dialogue: Dialogue, interrupts: Interrupts, keyboard: Keyboard) -> lis
 
     answers: list[Answer] = []
     if dialogue.root:
-        _note(HELP)
+        chosen = dialogue.model.chosen_compute
+        _note("\n".join([HELP, *([chosen["why"]] if chosen else [])]))
     comm = dialogue.model.comm
     while (line := broadcast_line(comm, _line(interrupts, keyboard) if dialogue.root else None)) is not None:
         interrupts.take()

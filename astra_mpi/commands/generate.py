@@ -38,8 +38,14 @@ def add_parser(subparsers: Any) -> None:
         help="auto (default): astra with codebooks, else the exact one for this link (docs/explanation/planner.md)",
     )
     parser.add_argument("--decode", default="auto", help="local, merged or auto (default; docs/reference/generate.md)")
+    add_far_option(parser)
     add_loading_options(parser, "of drawn tokens and of what is lost")
     parser.set_defaults(run=run, spmd=True, strategies=None)
+
+
+def add_far_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--far", default="keys", metavar="F", help="how far tokens that came as codes are kept: keys"
+                        " (default; keys and values, fast) or codes (small)")  # fmt: skip
 
 
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +105,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         if printer is not None:
             printer.close()
             said = [_costs(model.report), reason(model.chosen), hint(model.chosen, "--strategy ")]
+            said.append((model.chosen_compute or {}).get("why", ""))
             print("\n".join(filter(None, said)), file=sys.stderr, flush=True)
             if args.json:
                 told = {"prompt": text, "text": continuation(tokenizer, ids, new[new >= 0])}
@@ -135,7 +142,8 @@ def _answer(args: argparse.Namespace, comm: MPI.Comm, text: str) -> int:
     answer = dialogue.say(text)
     with collective(comm):
         if dialogue.root:
-            said = [_costs(answer.report), reason(dialogue.model.chosen)]
+            chosen = dialogue.model.chosen_compute or {}
+            said = [_costs(answer.report), reason(dialogue.model.chosen), chosen.get("why", "")]
             print("\n".join(filter(None, said)), file=sys.stderr, flush=True)
             if args.json:
                 told = {"prompt": text, "text": answer.text, "tokens": answer.tokens, "report": answer.report}
@@ -150,12 +158,13 @@ def task_of(args: argparse.Namespace) -> TaskSection:
     from astra_mpi.config import require
     from astra_mpi.decks.deck import TaskSection
 
-    modes = get_args(get_type_hints(TaskSection)["decode"])
-    require(args.decode in modes, f"--decode {args.decode} is unknown; use one of {', '.join(modes)}")
+    for name in ("decode", "far"):
+        value, known = getattr(args, name), get_args(get_type_hints(TaskSection)[name])
+        require(value in known, f"--{name} {value} is unknown; use one of {', '.join(known)}")
     require(args.max_new_tokens >= 1, f"--max-new-tokens {args.max_new_tokens}: at least 1")
     drawn = args.top_k is not None or args.top_p is not None
     temperature = args.temperature if args.temperature is not None else float(drawn)
-    names = ("max_new_tokens", "top_k", "top_p", "ignore_end", "decode")
+    names = ("max_new_tokens", "top_k", "top_p", "ignore_end", "decode", "far")
     given = {name: getattr(args, name) for name in names}
     return TaskSection("generate", temperature=temperature, stop=_stop(args.stop), **given)
 
@@ -211,9 +220,12 @@ def _costs(report: dict[str, Any]) -> str:
     made = report["generation"]
     n_new, later = made["new_tokens"][0], made["per_token_s"]["median"]
     speed = "" if later is None else f", then {1e3 * later:.2f} ms per token ({1 / later:.4g} tokens/s)"
+    compute = report["choices"].get("compute", "float32")
+    products = f", products in {compute}" if compute != "float32" else ""
     share = max(made["cache_bytes"]) / made["full_cache_bytes"] if made["full_cache_bytes"] else 0.0
     return (
-        f"{report['strategy']} on {report['ranks']} rank{'s' * (report['ranks'] > 1)}, decode {made['decode']}:"
+        f"{report['strategy']} on {report['ranks']} rank{'s' * (report['ranks'] > 1)}, decode {made['decode']}"
+        f"{products}:"
         f" {report['tokens'][0]} + {n_new} tokens, ended by {made['ended'][0]}\n"
         f"first token {1e3 * made['first_token_s']:.1f} ms{speed}\n"
         f"bytes contributed: prefill {sum(report['contributed_bytes'])}, decode {sum(made['decode_bytes'])};"

@@ -85,6 +85,7 @@ class Conversation:
         with collective(model.comm):
             first, room = request.room(batch, model.config)
         self._told_s = 0.0
+        self._strategy.keeps_codes = request.far == "codes"
         layout, told_bytes = self._placed(batch, cut)
         generation = Generation(model, request, layout, first, room, streams, past)
         generation.prefill(batch)

@@ -14,7 +14,9 @@ from astra_mpi.decode.prefill import Engine
 from astra_mpi.decode.request import Request, reasons
 from astra_mpi.decode.steps import MODES, Local
 from astra_mpi.decode.tokens import Tokens
+from astra_mpi.device.backend import compile_in_turn
 from astra_mpi.errors import AstraError, InputError, collective, raise_together, same_on_all
+from astra_mpi.kernels.cpu import token
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Layout
@@ -58,7 +60,9 @@ def agreed(comm: MPI.Comm, request: Request) -> bool:
     every = np.empty((comm.Get_size(), len(mine)), np.int64)
     comm.Allgather(mine, every)
     if (every[:, :-1] != every[0, :-1]).any():
-        raise same_on_all(InputError("max_new_tokens, stop or decode differ between ranks; give every rank the same"))
+        raise same_on_all(
+            InputError("max_new_tokens, stop, decode or far differ between ranks; give every rank the same")
+        )
     return bool(every[0, -1])
 
 
@@ -82,6 +86,8 @@ class Generation:
         mode = request.decode
         if mode == "auto":
             mode = predicted_mode(model, self.layout, request.max_new_tokens) if past is None else Local.mode
+        if model.backend.name == "numpy":
+            compile_in_turn(model.comm, token.warm_up)
         with collective(model.comm):  # which takes memory
             self.mode: Local = MODES[mode](model, self.layout, room, first, past)
         merged = self.mode.mode == "merged"
@@ -95,7 +101,7 @@ class Generation:
         """Collective: the forward pass of the prompts."""
         strategy, exchange = self.model.strategy, self.model.exchange
         assert isinstance(strategy, TokenParallel)
-        strategy.cache = self.mode.cache
+        strategy.cache, strategy.keeps_codes = self.mode.cache, self.request.far == "codes"
         try:
             _, shared = self.model.run(batch, self.layout, self.mode.prefilled, self.mode.share_width)
         finally:
@@ -197,6 +203,7 @@ class Generation:
         report["choices"] |= {"decode": self.mode.mode}
         report["generation"] = {
             "decode": self.mode.mode,
+            "far": self.request.far,
             "new_tokens": n_new.tolist(),
             "ended": reasons(self.request, self.room, self.tokens.ids),
             "first_token_s": float(first_s[0]),

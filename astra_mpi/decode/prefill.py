@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from astra_mpi.codec.codebook import Codec
+from astra_mpi.decode.compiled import CompiledBlocks
 from astra_mpi.device.backend import Backend
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.models.batch import Batch
@@ -38,6 +39,10 @@ class Engine(Protocol):
     clock: WallClock
     laps: Laps
     report: dict[str, Any]
+
+    @property
+    def compiled(self) -> CompiledBlocks | None:
+        """The blocks as compiled calls compute them; None where they cannot."""
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None) -> Batch:
         """Collective: checked inputs, the same on all ranks."""

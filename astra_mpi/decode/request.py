@@ -20,6 +20,8 @@ OnTokens = Callable[[int, np.ndarray], None]
 Ends = Callable[[np.ndarray], bool]
 
 MODES = ("auto", "local", "merged")
+#: how far tokens that came as codes are kept: as keys and values, or as the codes that they came as
+FAR = ("keys", "codes")
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Request:
     ends: Ends | None = None  # beside `stop`
     #: whether this rank wants no more, asked at every step while tokens are streamed; all ranks then end
     enough: Callable[[], bool] | None = None
+    far: str = "keys"
 
     def check(self, config: DecoderConfig) -> None:
         """InputError on what this model cannot do."""
         n = self.max_new_tokens
         require(isinstance(n, int | np.integer) and n >= 1, f"max_new_tokens = {n!r}: give an integer of 1 or more")
         require(self.decode in MODES, f"decode = '{self.decode}' is unknown; use one of {', '.join(MODES)}")
+        require(self.far in FAR, f"far = '{self.far}' is unknown; use one of {', '.join(FAR)}")
         for token in self.stop:
             known = isinstance(token, int | np.integer) and 0 <= token < config.vocab_size
             require(known, f"stop token {token!r} is outside the vocabulary, 0..{config.vocab_size - 1}")
@@ -47,7 +51,8 @@ class Request:
     @property
     def digest(self) -> list[int]:
         """What must be the same on all ranks, as numbers."""
-        return [int(self.max_new_tokens), MODES.index(self.decode), hash(tuple(int(t) for t in self.stop))]
+        stop = hash(tuple(int(t) for t in self.stop))
+        return [int(self.max_new_tokens), MODES.index(self.decode), FAR.index(self.far), stop]
 
     def room(self, batch: Batch, config: DecoderConfig) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the first new tokens (B,), and how many each sequence may get (B,). InputError without room."""

@@ -6,11 +6,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from astra_mpi.caches.cache import Cache, HostCache, Softmax
+from astra_mpi.caches.cache import Cache, HostCache
+from astra_mpi.caches.kept import Softmax
 from astra_mpi.caches.packed import PackedCache
 from astra_mpi.caches.past import Past
+from astra_mpi.decode.compiled import CompiledStep
 from astra_mpi.decode.prefill import Engine
 from astra_mpi.device.xp import settle, take, to_host
+from astra_mpi.kernels.cpu.token.tables import MAX_ROWS, N_STEPS, OUTPUT
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import Layout
@@ -37,6 +40,9 @@ class Local:
         self.config, self.scratch, self.exchange = model.config, model.scratch, model.exchange
         self.layout, self.first_places, self.past, self.site = layout, first, past, model.strategy.site
         self._plan(room - 1)  # the last token of a sequence goes through no block
+        self.compiled = model.compiled
+        self._steps: CompiledStep | None = None
+        self._room = int(room.max(initial=0))
 
     def _plan(self, room: np.ndarray) -> None:
         self.computed = self.sampled = np.flatnonzero(self.layout.last_rank == self.layout.rank)
@@ -77,6 +83,38 @@ class Local:
         x = self.family.embed(batch, Layout(np.ones((n, 1), np.int64), 0))
         placed = PlacedRows(Positions(self.family, batch), np.arange(n), self.blocks)
         self.laps.mark("embed")
+        if self.compiled is not None and n <= MAX_ROWS:
+            return self._compiled_step(x, sequences, positions, placed, step)
+        return self._step(x, placed)
+
+    def _compiled_step(
+        self, x: np.ndarray, sequences: np.ndarray, positions: np.ndarray, placed: PlacedRows, step: int
+    ) -> np.ndarray:
+        """The blocks as compiled calls: as few as exchanges, and keys that are kept as codes, allow."""
+        assert self.compiled is not None and isinstance(self.cache, HostCache)
+        if self._steps is None:
+            site = None if self.past is None else self.site
+            self._steps = CompiledStep(self.compiled, self.cache, site, self._room)
+        steps, n_blocks, done = self._steps, len(self.blocks), 0
+        turns = [placed.turns(i) for i in range(n_blocks)]
+        x = steps.begin(x, sequences, positions, turns, self._keeps(step))
+        for i in range(n_blocks) if self.merges or not steps.readable else ():
+            steps.run(done, N_STEPS * i + OUTPUT)
+            done = N_STEPS * i + OUTPUT
+            if not steps.readable:
+                self.laps.mark("project")
+                self.cache.attend(i, *steps.queries_keys_values, steps.softmax)
+            self.laps.mark("attention")
+            self._merge(steps.softmax)
+        steps.run(done, N_STEPS * n_blocks)
+        self.laps.mark("mlp")
+        if self.past is not None and self.site is not None:
+            for i in range(n_blocks):
+                self.past.note(i, steps.noted(i))
+        return x
+
+    def _step(self, x: np.ndarray, placed: PlacedRows) -> np.ndarray:
+        """The blocks one operation after another."""
         for i, block in enumerate(self.blocks):
             h = block.attention_input(x)
             q, kv = block.queries_keys_values(h)
@@ -98,7 +136,17 @@ class Local:
 
     def _attended(self, i: int, q: np.ndarray, kv: np.ndarray) -> np.ndarray:
         """Scaled queries q (n, D) and new [K | V] (n, 2 d_kv) of block i -> what attention gives (n, H d)."""
-        return self._finished(self._partial(i, q, kv))
+        rows = self._partial(i, q, kv)
+        self._merge(rows)
+        return self._finished(rows)
+
+    @property
+    def merges(self) -> bool:
+        """Whether ranks exchange something in every block."""
+        return False
+
+    def _merge(self, rows: np.ndarray) -> None:
+        """Rows (n, H (d + 2)) of this rank's keys become those of all."""
 
     def _partial(self, i: int, q: np.ndarray, kv: np.ndarray) -> np.ndarray:
         """Attention to what is kept here -> (n, H (d + 2)), rows of `Softmax`."""
@@ -147,13 +195,15 @@ class Merged(Local):
     def _keeps(self, step: int) -> bool:
         return step % self.layout.size == self.layout.rank
 
-    def _attended(self, i: int, q: np.ndarray, kv: np.ndarray) -> np.ndarray:
-        rows = self._partial(i, q, kv)
-        if self.layout.size > 1:
+    @property
+    def merges(self) -> bool:
+        return self.layout.size > 1
+
+    def _merge(self, rows: np.ndarray) -> None:
+        if self.merges:
             self.laps.mark("attention")
             parts = self.exchange.start(rows.reshape(-1).view(np.uint8), self._counts).wait()
             self.cache.merge([part.view(np.float32).reshape(rows.shape) for part in parts], rows)
-        return self._finished(rows)
 
     def abandon(self, n_before: int) -> None:
         if self.layout.size > 1:

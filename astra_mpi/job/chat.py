@@ -128,6 +128,7 @@ class Dialogue:
             shown,
             self.generator.stop_texts,
             None if interrupts is None else interrupts.__bool__,
+            self.generator.task.far,
         )
         new = self.conversation.say(ids, request)
         with collective(self.model.comm):

@@ -81,7 +81,7 @@ class Generator:
         """Prompts (B, T), mask (B, T), their numbers (B,) in the whole input -> (B, max_new_tokens) int32, -1 after a
         sequence's end; collective. on_tokens: called on rank 0 with each step and its ids (B,)."""
         settings: dict[str, Any] = dict(sample=self.sampler(numbers), stop=self.stop, decode=self.decode)
-        settings |= dict(on_tokens=on_tokens, ends=self.stop_texts)
+        settings |= dict(far=self.task.far, on_tokens=on_tokens, ends=self.stop_texts)
         tokens: np.ndarray = self.model.generate(ids, mask, max_new_tokens=self.max_new_tokens, **settings)
         return tokens
 

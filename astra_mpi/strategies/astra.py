@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from astra_mpi.caches.cache import Kept, Part, Rows
+from astra_mpi.caches.cache import Part
 from astra_mpi.caches.codes import CodeSpace, CountedKeys, ScoredCodes, TurnedCodes
+from astra_mpi.caches.kept import Kept
 from astra_mpi.caches.packed import Seen, SeenCodes, SeenCounts
+from astra_mpi.caches.rows import rows_of
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.codec.tables import distinct
 from astra_mpi.config import ModelConfig
@@ -111,13 +113,9 @@ class Astra(TokenParallel):
         return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=tokens)
 
     def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
-        """The codes of some far tokens (docs/explanation/decode.md), or, where a new token would have to project every
-        far token again, keys and values: keys are turned and not quantised themselves, or vectors are no sums.
-        """
+        """Some far tokens' keys and values, their codes (`keeps_codes`), or the rows of a table that stand for both."""
         table = self.remote.tables[i]
-        scored = self.plain and not (self.packed or table.rows is not None)
-        again = not self.plain and self.site != "kv" and self.remote.how == "gemm"
-        if i < self.first_coded or again or (scored and not self.codec.blocks[i].additive):
+        if i < self.first_coded or self._keeps_keys(i):
             return super().remember(i, far, part, offsets)
         index, _, tokens = self._far(i)
         codes, turns = take(self.codes[i], index[part]), self._turns_of(i, tokens[part])
@@ -129,6 +127,17 @@ class Astra(TokenParallel):
         if self.packed:
             return SeenCodes(table, codes, turns, offsets, self.kernels, self.dtype)
         return self._codes_kept(i, codes, turns)
+
+    def _keeps_keys(self, i: int) -> bool:
+        """Whether keys and values of far tokens are kept, not their codes: unless a row of a table is both, or codes
+        are asked for. Not even then if a new token would have to project every far token again: keys are turned and not
+        quantised themselves, or vectors are no sums."""
+        table = self.remote.tables[i]
+        if self.plain and table.rows is not None:
+            return False
+        again = not self.plain and self.site != "kv" and self.remote.how == "gemm"
+        no_sums = self.plain and not self.packed and not self.codec.blocks[i].additive
+        return again or no_sums or not (self.keeps_codes or self.packed)
 
     def _codes_kept(self, i: int, codes: np.ndarray, turns: np.ndarray | None) -> Kept:
         """Codes (m, C) that are not rows of the table alone; turns (m, d)."""
@@ -163,12 +172,11 @@ class Astra(TokenParallel):
         table = self.remote.tables[i]
         if self.plain and table.rows is not None:
             return CountedKeys(table.rows, seen, self.kernels)
-        again = not self.plain and self.site != "kv" and self.remote.how == "gemm"
-        if again or (self.plain and not self.codec.blocks[i].additive):
+        if self._keeps_keys(i):
             kv = table.far_kv(seen, self.kernels)
             if turns is not None:
                 self.kernels.rotate(kv, turns, self.config.n_kv_heads)
-            return Rows.of(self.config, kv, None)
+            return rows_of(self.config, kv, None, self.kernels)
         return self._codes_kept(i, seen, turns)
 
     def _turns_of(self, i: int, index: np.ndarray) -> np.ndarray | None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.caches.cache import Kept, Rows
+from astra_mpi.caches.kept import Kept
+from astra_mpi.caches.rows import rows_of
 from astra_mpi.costs.strategies import Wire, sp_wire
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import take, to_host
@@ -81,7 +82,7 @@ class SequenceParallel(TokenParallel):
         kv = self._keys_values(i, seen)
         if turns is not None:
             self.kernels.rotate(kv, turns, self.config.n_kv_heads)
-        return Rows.of(self.config, kv, None)
+        return rows_of(self.config, kv, None, self.kernels)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"bits_per_token_per_block": 8 * self.row_bytes}

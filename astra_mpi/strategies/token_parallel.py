@@ -12,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from astra_mpi.attention import Attention
-from astra_mpi.caches.cache import Cache, Kept, Part, Rows
+from astra_mpi.caches.cache import Cache, Part
+from astra_mpi.caches.kept import Kept
 from astra_mpi.caches.packed import Seen, SeenRows
+from astra_mpi.caches.rows import rows_of
 from astra_mpi.costs.cut import token_cost
 from astra_mpi.costs.strategies import Wire
 from astra_mpi.costs.work import shape_of
@@ -49,6 +51,8 @@ class TokenParallel(Strategy):
     may_miss: bool = False
     #: what keeps keys and values of the next forward pass, for decoding
     cache: Cache | None = None
+    #: whether decoding keeps far tokens as codes, where they came as codes: less memory, more work per new token
+    keeps_codes: bool = False
     #: whether a conversation goes on from what its earlier turns have left
     continues: bool = True
     #: the pass under way exchanges nothing
@@ -57,7 +61,7 @@ class TokenParallel(Strategy):
     def __init__(self, parts: Parts, spec: Spec) -> None:
         super().__init__(parts, spec)
         for block in self.blocks:
-            block.w_qkv  # noqa: B018 - joined now, not in the first pass
+            block.make_ready()
 
     def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut, spread: bool = False) -> Layout:
         size, cost = self.exchange.size, token_cost(shape_of(self.config), self.wire_costs()) if causal else None
@@ -223,7 +227,7 @@ class TokenParallel(Strategy):
         """Of block i's far keys those of `part`, as decoding is to keep them; a sequence's begin at `offsets` of it."""
         kv, bias = take(far.kv, part), None if far.bias is None else take(far.bias, part)
         if on_host(kv):
-            return Rows.of(self.config, kv, bias)
+            return rows_of(self.config, kv, bias, self.kernels)
         return SeenRows(kv.astype(self.dtype, copy=False), bias, offsets)
 
     def as_seen(self, i: int, payload: np.ndarray) -> np.ndarray:

@@ -58,10 +58,10 @@ class Recorder:
         return every
 
 
-def assert_steps_equal_oracle(comm, model, ids, mask, decode, n_new):
+def assert_steps_equal_oracle(comm, model, ids, mask, decode, n_new, **changes):
     """Every step's logits, also of the prefill, are those of a whole pass of the oracle over prompt and new tokens."""
     recorder = Recorder()
-    new = model.generate(ids, mask, max_new_tokens=n_new, decode=decode, sample=recorder)
+    new = model.generate(ids, mask, max_new_tokens=n_new, decode=decode, sample=recorder, **changes)
     got, terms, layout = recorder.gathered(comm), model.strategy.oracle_terms(), model.strategy.planned
     if comm.rank == 0:
         ends = np.cumsum(layout.lengths)
@@ -88,24 +88,24 @@ def assert_steps_equal_oracle(comm, model, ids, mask, decode, n_new):
 CASES = [(family, codec) for family in FAMILIES for codec in CODECS]
 
 
-@pytest.mark.parametrize("decode", ["local", "merged"])
+@pytest.mark.parametrize(("decode", "far"), [("local", "keys"), ("local", "codes"), ("merged", "keys")])
 @pytest.mark.parametrize("remote", ["table", "gemm"])
 @pytest.mark.parametrize(("family", "codec"), CASES)
-def test_astra_steps_equal_oracle(comm, family, codec, remote, decode):
+def test_astra_steps_equal_oracle(comm, family, codec, remote, decode, far):
     model = make_model(comm, FAMILIES[family], CODECS[codec])
     model.use("astra", remote=remote)
-    assert_steps_equal_oracle(comm, model, *prompts(FAMILIES[family]), decode, 5)
+    assert_steps_equal_oracle(comm, model, *prompts(FAMILIES[family]), decode, 5, far=far)
     assert model.report["choices"]["decode"] == decode
 
 
-@pytest.mark.parametrize("decode", ["local", "merged"])
+@pytest.mark.parametrize(("decode", "far"), [("local", "keys"), ("local", "codes"), ("merged", "keys")])
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "smollm3", "olmo2", "stablelm"])
-def test_steps_with_windows_caps_and_norms_of_keys_equal_oracle(comm, name, decode):
-    """Keys rebuilt from codes, those of the window alone; some blocks with positions and some without."""
+def test_steps_with_windows_caps_and_norms_of_keys_equal_oracle(comm, name, decode, far):
+    """Keys of the window alone, perhaps rebuilt from codes; some blocks with positions and some without."""
     config, site = ARCHITECTURES[name]
     model = make_model(comm, config, CodecConfig(site=site, stages=2, codebook_size=16))
     model.use("astra", remote="table")
-    assert_steps_equal_oracle(comm, model, *prompts(config), decode, 5)
+    assert_steps_equal_oracle(comm, model, *prompts(config), decode, 5, far=far)
 
 
 def test_counted_keys_or_not(comm):

@@ -5,10 +5,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from astra_mpi.caches.cache import Softmax
 from astra_mpi.caches.codes import CodeSpace, ScoredCodes, TurnedCodes
+from astra_mpi.caches.kept import Softmax
 from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.decode.compiled import CompiledStep
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import AstraError, InputError
@@ -86,9 +87,11 @@ def test_an_empty_batch(comm):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("far", ["codes", "keys"])
 @pytest.mark.parametrize("codec", ["residual", "kv", "one-code"])
-def test_cache_bytes_are_the_formula(comm, codec):
-    """Own tokens and new ones in full; of a far token its codes, 4 bytes for its sigma, and nothing else."""
+def test_cache_bytes_are_the_formula(comm, codec, far):
+    """Own tokens and new ones in full; of a far token its codes and 4 bytes for its sigma, or its key and value; with
+    one code, what the distinct ones are and how often."""
     codecs = {
         "residual": (gpt2_config(), CodecConfig(stages=3, codebook_size=16), 3 + 4),
         "kv": (llama_config(), CodecConfig(site="kv", kind="grouped", groups=2, codebook_size=300), 2 * 2 * 2),
@@ -99,18 +102,20 @@ def test_cache_bytes_are_the_formula(comm, codec):
     model.use("astra", remote="table")
     ids, _ = random_batch(config, 1, 23)
     row_bytes = 2 * config.d_kv * 4
-    model.generate(ids, max_new_tokens=6, decode="local")
+    model.generate(ids, max_new_tokens=6, decode="local", far=far)
+    assert model.report["generation"]["far"] == far
+    far_bytes = row_bytes if far == "keys" else far_bytes
     own = int(even(23, comm.size)[-1])
-    far = (23 - own) * (far_bytes or 0) * config.n_layers
-    if codec == "kv":
-        far += (23 - own) * config.d_head * 4  # cosines and sines of a token, the same for all blocks
+    n_bytes = (23 - own) * (far_bytes or 0) * config.n_layers
+    if codec == "kv" and far == "codes":
+        n_bytes += (23 - own) * config.d_head * 4  # cosines and sines of a token, the same for all blocks
     if codec == "one-code":
         codes = model.strategy.codes
         index = model.strategy.planned.far_index
-        far = sum(len(np.unique(block[index])) * (2 + 4) for block in codes) if len(index) else 0
-        far = comm.bcast(far, root=comm.size - 1)
+        n_bytes = sum(len(np.unique(block[index])) * (2 + 4) for block in codes) if len(index) else 0
+        n_bytes = comm.bcast(n_bytes, root=comm.size - 1)
     cached = model.report["generation"]["cache_bytes"]
-    assert cached == [0] * (comm.size - 1) + [config.n_layers * (own + 5) * row_bytes + far]
+    assert cached == [0] * (comm.size - 1) + [config.n_layers * (own + 5) * row_bytes + n_bytes]
     assert model.report["generation"]["full_cache_bytes"] == config.n_layers * (23 + 5) * row_bytes
     model.generate(ids, max_new_tokens=6, decode="merged")
     cached = model.report["generation"]["cache_bytes"]
@@ -280,13 +285,15 @@ def test_models_and_strategies_that_generate_nothing(comm):
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("where", ["first sample", "sample", "bad sample", "block", "callback", "last callback"])
 @pytest.mark.parametrize("bad_rank", [0, -1])
-def test_one_rank_failing_fails_all_alike(comm, decode, streams, where, bad_rank):
+def test_one_rank_failing_fails_all_alike(comm, monkeypatch, decode, streams, where, bad_rank):
     config = llama_config()
     model = make_model(comm, config, CodecConfig(site="kv", stages=2, codebook_size=8))
     ids, mask = random_batch(config, 5, 9, ragged=True)
     bad = comm.rank == bad_rank % comm.size
     heard = [3] if where == "last callback" else [1]
-    output, calls = model.blocks[1].output, []
+    # decoding runs its blocks in one call, or in one more than there are exchanges
+    n_runs = config.n_layers + 1 if decode == "merged" and comm.size > 1 else 1
+    run, calls = CompiledStep.run, []
 
     def sample(logits, sequences, step):
         if bad and (where, step) in (("first sample", 0), ("sample", 2)):
@@ -297,9 +304,9 @@ def test_one_rank_failing_fails_all_alike(comm, decode, streams, where, bad_rank
 
     def failing(*arrays):
         calls.append(1)
-        if len(calls) == 3:  # after the prefill and a step
+        if len(calls) == n_runs + min(2, n_runs):  # in the second step
             raise AstraError("no block")
-        return output(*arrays)
+        return run(*arrays)
 
     def listen(step, ids):
         if where.endswith("callback") and step in heard:
@@ -311,7 +318,7 @@ def test_one_rank_failing_fails_all_alike(comm, decode, streams, where, bad_rank
     arguments = dict(max_new_tokens=4, decode=decode, sample=sample)
     arguments["on_tokens"] = listen if streams and comm.rank == 0 else None
     if where == "block" and bad:
-        model.blocks[1].output = failing
+        monkeypatch.setattr(CompiledStep, "run", failing)
     fails = works if where == "block" else samples if "sample" in where else streams
     if fails:
         with pytest.raises(AstraError, match=r"no (sample|block|callback)|sample gave") as caught:
@@ -319,7 +326,7 @@ def test_one_rank_failing_fails_all_alike(comm, decode, streams, where, bad_rank
         assert caught.value.collective
     else:
         model.generate(ids, mask, **arguments)
-    model.blocks[1].output = output
+    monkeypatch.setattr(CompiledStep, "run", run)
     got = model.generate(ids, mask, max_new_tokens=4, decode=decode, sample=counting)
     assert (got == (np.arange(5)[:, None] * 10 + np.arange(4)) % 53).all()
 

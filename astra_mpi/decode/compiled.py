@@ -1,0 +1,179 @@
+"""Steps of decoding as compiled calls: all blocks in one, or what lies between two exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from astra_mpi.caches.cache import HostCache
+from astra_mpi.device.aligned import address, aligned
+from astra_mpi.device.backend import Backend
+from astra_mpi.kernels.cpu import token
+from astra_mpi.kernels.cpu.token import tables as t
+from astra_mpi.models.block import Block
+from astra_mpi.models.token_table import BlockTable, model_numbers
+
+#: what conversations note, in the order of SITE
+SITES = (None, "hidden", "normed", "kv")
+
+
+class CompiledBlocks:
+    """Blocks and buffers of a model, for steps of up to MAX_ROWS new tokens."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        """ValueError where a matrix is of a format that the compiled token does not read."""
+        self._tables = [BlockTable(block) for block in blocks]
+        self.rows = np.stack([table.row for table in self._tables])
+        self.numbers, self.factors = model_numbers(blocks[0])
+        config = self.config = blocks[0].config
+        n, h, d, widest = t.MAX_ROWS, config.n_heads, config.d_head, max(config.d_model, config.d_queries, config.d_ff)
+        repeat = h // config.n_kv_heads
+        shared = {
+            t.X: (n, config.d_model),
+            t.QKV: (n, config.d_queries + 2 * config.d_kv),
+            t.ADDED: (n, config.d_model),
+            t.INNER: (n, config.d_ff),
+            t.GATES: (n, config.d_ff),
+            t.SOFTMAX: (n, h * (d + 2)),
+            t.ONES: (d,),
+            t.ZEROS: (widest,),
+        }
+        own = {
+            t.TAKEN: (n, max(config.d_model, config.d_queries)),
+            t.NARROWED: (max(n, repeat), widest + 64),
+            t.FACTORS: (n,),
+            t.ROW_SUMS: (n,),
+            t.TILE: (4, 64),
+            t.SCORES: (repeat, t.TILE_KEYS),
+        }
+        self.shared = {place: aligned(shape) for place, shape in shared.items()}
+        self.own = {place: aligned(shape) for place, shape in own.items()}
+        self.shared[t.ONES][:] = 1
+
+    def rows_of(self, buffer: int, n: int) -> np.ndarray:
+        """(n, width) of a shared buffer."""
+        return self.shared[buffer][:n]
+
+
+def compiled_blocks(blocks: Sequence[Block], backend: Backend) -> CompiledBlocks | None:
+    """None where the compiled token does not read the weights, or another backend computes."""
+    if backend.name != "numpy":
+        return None
+    try:
+        return CompiledBlocks(blocks)
+    except ValueError:
+        return None
+
+
+class CompiledStep:
+    """Steps of one generation: `blocks` with the caches of some sequences."""
+
+    def __init__(self, blocks: CompiledBlocks, cache: HostCache, site: str | None, room: int) -> None:
+        """site: of what a conversation is to note of every new token. room: tokens that a sequence may still get."""
+        self.blocks, self.cache, self.site = blocks, cache, site
+        n_layers, own = len(blocks.rows), blocks.own
+        self.numbers = blocks.numbers.copy()
+        self.numbers[t.SITE] = SITES.index(site)
+        config = blocks.config
+        width = 2 * config.d_kv if site == "kv" else config.d_model
+        self.notes = aligned((n_layers, t.MAX_ROWS, width) if site else (1,))
+        self._shared = np.zeros(t.N_SHARED, np.int64)
+        for place, buffer in blocks.shared.items():
+            self._shared[place] = address(buffer)
+        self._shared[t.NOTES] = address(self.notes)
+        self._own = np.array([address(own[place]) for place in range(t.N_OWN)], np.int64)
+        self.rows = blocks.rows.copy()
+        for i in range(n_layers):
+            self.rows[i, t.WINDOW] = config.window(i)
+        self._keep(room)
+
+    def _keep(self, room: int) -> None:
+        """Tables of what the cache keeps: per block and sequence what is far, then what is its own."""
+        cache = self.cache
+        n_sequences = 1 + int(cache.sequences.max(initial=-1))
+        segments: list[np.ndarray] = []
+        self.spans = np.zeros((len(self.rows), n_sequences + 1), np.int64)
+        self._last = np.zeros((len(self.rows), n_sequences), np.int64)  # where own keys are among the segments
+        self._places: list[np.ndarray] = []
+        self.readable = True
+        for i in range(len(self.rows)):
+            for s in range(n_sequences):
+                self.spans[i, s] = len(segments)
+                far = cache.far[i][s].segments() if s in cache.far[i] else []
+                own = cache.own[i][s].segments() if s in cache.own[i] else []
+                if far is None or own is None:
+                    self.readable, far = False, []
+                if s in cache.far_places[i]:
+                    self._place(far, cache.far_places[i][s], 0)
+                if s in cache.own_places[i]:
+                    self._place(own or [], cache.own_places[i][s], room)
+                segments += far + (own or [])
+                self._last[i, s] = len(segments) - 1
+            self.spans[i, n_sequences] = len(segments)
+        self.segments = np.stack(segments) if segments else np.zeros((1, t.N_SEGMENT), np.int64)
+
+    def _place(self, segments: list[np.ndarray], places: list[int], room: int) -> None:
+        """The positions of keys, of blocks with a window."""
+        for one in segments:
+            every = np.zeros(len(places) + room, np.int32)
+            every[: len(places)] = places
+            one[t.PLACES] = address(every)
+            self._places.append(every)
+
+    def begin(
+        self, x: np.ndarray, sequences: np.ndarray, positions: np.ndarray, turns: list[np.ndarray | None], keeps: bool
+    ) -> np.ndarray:
+        """New tokens x (n, D) of `sequences` (n,) at `positions` (n,); turns: (n, d) of each block. keeps: their keys
+        and values stay here. -> rows (n, D) that the steps change."""
+        n = len(x)
+        rows = self.blocks.rows_of(t.X, n)
+        rows[:] = x
+        self._active, self._positions = sequences.astype(np.int64), positions.astype(np.int64)
+        distinct = {id(one): one for one in turns if one is not None}
+        order = {key: place + 1 for place, key in enumerate(distinct)}
+        self.rows[:, t.TURNS] = [0 if one is None else order[id(one)] for one in turns]
+        self._turns = [np.ascontiguousarray(one, np.float32) for one in distinct.values()]
+        self._turn_addresses = np.array([address(one) for one in self._turns] or [0], np.int64)
+        self.numbers[t.APPENDS], self.numbers[t.ATTENDS] = keeps and self.readable, self.readable
+        if keeps and self.readable:
+            own = self._last[:, sequences].ravel()
+            self.segments[own, t.COUNT] += 1
+            self._note_places(sequences)
+            self.cache.grow()
+        return rows
+
+    def _note_places(self, sequences: np.ndarray) -> None:
+        if not self._places:
+            return
+        known = {address(every): every for every in self._places}
+        for i in np.flatnonzero(self.rows[:, t.WINDOW]):
+            for s, position in zip(sequences, self._positions, strict=True):
+                one = self.segments[self._last[i, s]]
+                known[int(one[t.PLACES])][one[t.COUNT] - 1] = position
+
+    def run(self, first: int, last: int) -> None:
+        """Steps first .. last, N_STEPS of each block; attention follows the first of these."""
+        tables = self.numbers, self.blocks.factors, self.rows, self._shared, self._own, self.segments, self.spans
+        token.advance(first, last, *tables, self._active, self._positions, self._turn_addresses, 0, 0, 1)
+
+    @property
+    def n(self) -> int:
+        """New tokens of the step under way."""
+        return len(self._active)
+
+    @property
+    def softmax(self) -> np.ndarray:
+        """Rows (n, H (d + 2)) of `Softmax`, which attention leaves."""
+        return self.blocks.rows_of(t.SOFTMAX, self.n)
+
+    @property
+    def queries_keys_values(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the projection: scaled queries (n, H d) and [K | V] (n, 2 d_kv), turned."""
+        qkv = self.blocks.rows_of(t.QKV, self.n)
+        return qkv[:, : self.blocks.config.d_queries], qkv[:, self.blocks.config.d_queries :]
+
+    def noted(self, i: int) -> np.ndarray:
+        """What is noted of block i, (n, width)."""
+        flat = self.notes.reshape(-1, self.notes.shape[-1])
+        return flat[i * self.n : (i + 1) * self.n]

@@ -1,0 +1,101 @@
+"""A block as the compiled token reads it: formats and addresses of its matrices, addresses of its vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.device.aligned import address
+from astra_mpi.device.formats.floats import BFloat16, Float16
+from astra_mpi.device.formats.int8 import Int8
+from astra_mpi.device.weights import SideBySide
+from astra_mpi.kernels.cpu.token import tables as t
+from astra_mpi.models.block import Block
+from astra_mpi.models.recipe import QK_NORMS
+
+_NARROW: dict[type, int] = {Float16: t.FLOAT16, BFloat16: t.BFLOAT16, Int8: t.INT8}
+_MATRICES = {t.O: "o", t.FC1: "fc1", t.GATE: "gate", t.FC2: "fc2"}
+_VECTORS = {
+    t.B_O: "o.bias",
+    t.B_FC1: "fc1.bias",
+    t.B_GATE: "gate.bias",
+    t.B_FC2: "fc2.bias",
+    t.NORM1: "norm1.weight",
+    t.NORM1_BIAS: "norm1.bias",
+    t.NORM2: "norm2.weight",
+    t.NORM2_BIAS: "norm2.bias",
+    t.POST1: "post1.weight",
+    t.POST1_BIAS: "post1.bias",
+    t.POST2: "post2.weight",
+    t.POST2_BIAS: "post2.bias",
+}
+#: as in the kernel `activate`
+_ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
+
+
+class BlockTable:
+    """Row (N_BLOCK,) int64 of one block, with the arrays that it points to."""
+
+    def __init__(self, block: Block) -> None:
+        """ValueError where a matrix is of a format that the compiled token does not read."""
+        self.row, self._kept = np.zeros(t.N_BLOCK, np.int64), []  # type: ignore[var-annotated]
+        w_qkv, column = block.w_qkv, 0
+        for which, matrix in enumerate(w_qkv.matrices if isinstance(w_qkv, SideBySide) else (w_qkv,)):
+            self._matrix(which, matrix, column)
+            column += matrix.shape[1]
+        for which, name in _MATRICES.items():
+            if f"{name}.weight" in block.w:
+                self._matrix(which, block.w[f"{name}.weight"], 0)
+        for place, name in _VECTORS.items():
+            self._vector(place, block.w.get(name))
+        self._vector(t.B_QKV, block.b_qkv)
+        if block.query_norm is not None and block.key_norm is not None:
+            self._vector(t.Q_NORM, block.query_norm.weight)
+            self._vector(t.K_NORM, block.key_norm.weight)
+
+    def _matrix(self, which: int, matrix: Any, column: int) -> None:
+        m, n = matrix.shape
+        if isinstance(matrix, np.ndarray) and matrix.dtype == np.float32 and matrix.strides[1] == 4:
+            self._kept.append(matrix)
+            fields = [t.FLOAT32, address(matrix), m, n, matrix.strides[0], 0, column]
+        elif type(matrix) in _NARROW:
+            values, scale = matrix.values, matrix.scale
+            scale = None if scale is None else np.ascontiguousarray(scale[0], np.float32)
+            self._kept += [values, scale]
+            fields = [_NARROW[type(matrix)], address(values), m, n, values.strides[0], address(scale), column]
+        else:
+            raise ValueError(f"{type(matrix).__name__} is not read by the compiled token")
+        self.row[which * t.N_MATRIX : which * t.N_MATRIX + len(fields)] = fields
+
+    def _vector(self, place: int, vector: np.ndarray | None) -> None:
+        if vector is not None:
+            vector = np.ascontiguousarray(vector, np.float32)
+            self._kept.append(vector)
+            self.row[place] = address(vector)
+
+
+def model_numbers(block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """What all blocks of a model have in common: (N_MODEL,) int64 and (N_FACTORS,) float32."""
+    config, recipe = block.config, block.recipe
+    numbers, factors = np.zeros(t.N_MODEL, np.int64), np.zeros(t.N_FACTORS, np.float32)
+    values = {
+        t.D_MODEL: config.d_model,
+        t.N_HEADS: config.n_heads,
+        t.N_KV_HEADS: config.n_kv_heads,
+        t.D_HEAD: config.d_head,
+        t.D_FF: config.d_ff,
+        t.NORM_FIRST: recipe.norm_first,
+        t.RMS: recipe.rms,
+        t.GATED: recipe.gated,
+        t.OUTPUT_NORMS: recipe.output_norms,
+        t.PARALLEL: recipe.parallel,
+        t.SHARED_NORM: recipe.shared_norm,
+        t.QK_NORM: QK_NORMS.index(recipe.qk_norm),
+        t.ACTIVATION: _ACTIVATIONS.index(config.activation),
+    }
+    for place, value in values.items():
+        numbers[place] = value
+    factors[t.EPS], factors[t.SCORE_CAP] = config.norm_eps, config.score_cap
+    factors[t.QUERY_SCALE] = block.query_scale if isinstance(block.w_qkv, SideBySide) else 1
+    return numbers, factors
