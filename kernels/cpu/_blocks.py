@@ -6,10 +6,11 @@ Elsewhere a few rows are multiplied in integers, and many as float32.
 """
 
 import numpy as np
+from numba import carray
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.blocks import BLOCK_KINDS, Rows
-from astra_mpi.kernels.cpu._block_portable import portable_strips, widen_strips
+from astra_mpi.kernels.cpu._block_portable import floats_at, integers_at, portable_strips, signed_at, widen_strips
 from astra_mpi.kernels.cpu._block_strips import tiled_strips
 from astra_mpi.kernels.cpu._block_tiles import has_tiles
 from astra_mpi.kernels.cpu._math import f32, i32
@@ -19,9 +20,9 @@ Array = np.ndarray
 #: whether the instructions of `_block_tiles` are among those that kernels are compiled for
 HAS_TILES = has_tiles()
 #: the kernel of `multiply_blocks`, to be called from compiled functions:
-#: multiply_strips(kind, q, scales, sums, weights, n, out, stride, index, count) does share `index` of `count` of
-#: out (m, n) float32, at this address with rows `stride` bytes apart = the rows (C-contiguous arrays) @ the weights at
-#: the address `weights`; kind: place in BLOCK_KINDS
+#: multiply_strips(kind, m, k, q, scales, sums, weights, n, out, stride, index, count) does share `index` of `count`
+#: of out (m, n) = rows (m, k), as `quantise_at` gives them, @ weights (k, n). Shares are of 32 columns.
+#: All arrays are addresses, out with rows `stride` bytes apart; kind: place in BLOCK_KINDS
 multiply_strips = tiled_strips if HAS_TILES else portable_strips
 #: without tiles: up to so many rows are multiplied in integers
 _INTEGER_ROWS = 4
@@ -31,7 +32,8 @@ def quantise_rows(x: Array) -> Rows:
     """x (m, k) float32 -> int8 blocks (m, k), float32 scales (m, k / 32) and int32 sums; see reference."""
     m, k = x.shape
     rows = np.empty((m, k), np.int8), np.empty((m, k // 32), np.float32), np.empty((m, k // 32), np.int32)
-    quantise_into(np.ascontiguousarray(x, np.float32), *rows)
+    x = np.ascontiguousarray(x, np.float32)
+    quantise_at(m, k, x.ctypes.data, 4 * k, *(part.ctypes.data for part in rows))
     return rows
 
 
@@ -40,8 +42,8 @@ def multiply_blocks(kind: str, rows: Rows, weights: Array, out: Array) -> Array:
     q, scales, sums = rows
     if not HAS_TILES and len(q) > _INTEGER_ROWS:
         return _multiply_wide(kind, rows, weights, out)
-    place = weights.ctypes.data, out.shape[1], out.ctypes.data, out.strides[0]
-    multiply_strips(BLOCK_KINDS.index(kind), q, scales, sums, *place, 0, 1)
+    addresses = q.ctypes.data, scales.ctypes.data, sums.ctypes.data, weights.ctypes.data
+    multiply_strips(BLOCK_KINDS.index(kind), *q.shape, *addresses, out.shape[1], out.ctypes.data, out.strides[0], 0, 1)
     return out
 
 
@@ -65,11 +67,14 @@ def _multiply_wide(kind: str, rows: Rows, weights: Array, out: Array) -> Array:
 
 
 @compiled(error_model="numpy")
-def quantise_into(x, q, scales, sums):
-    """`quantise_rows` of x (m, k) into q, scales, sums; all are C-contiguous."""
-    for i in range(x.shape[0]):
-        for b in range(x.shape[1] // 32):
-            row, numbers = x[i, 32 * b : 32 * b + 32], q[i, 32 * b : 32 * b + 32]
+def quantise_at(m, k, x, stride, q_at, scales_at, sums_at):
+    """`quantise_rows` of x (m, k), with rows `stride` bytes apart, into int8, float32 and int32 arrays; addresses."""
+    q, shape = carray(signed_at(q_at), (m, k)), (m, k // 32)
+    scales, sums = carray(floats_at(scales_at), shape), carray(integers_at(sums_at), shape)
+    for i in range(m):
+        line = carray(floats_at(x + i * stride), (k,))
+        for b in range(k // 32):
+            row, numbers = line[32 * b : 32 * b + 32], q[i, 32 * b : 32 * b + 32]
             top, unsure = i32(0), i32(0)
             for j in range(32):
                 bits = i32(f32(row[j]).view(i32) & i32(0x7FFFFFFF))  # magnitudes sort as their bits do

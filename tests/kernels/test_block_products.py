@@ -36,8 +36,8 @@ def rows_of(m, k, seed=1):
 def product(strips, kind, rows, stored, n, share=(0, 1), out=None):
     q, scales, sums = rows
     out = np.empty((len(q), n), np.float32) if out is None else out
-    place = stored.ctypes.data, n, out.ctypes.data, out.strides[0]
-    strips(BLOCK_KINDS.index(kind), q, scales, sums, *place, *share)
+    arrays = (part.ctypes.data for part in (q, scales, sums, stored))
+    strips(BLOCK_KINDS.index(kind), *q.shape, *arrays, n, out.ctypes.data, out.strides[0], *share)
     return out
 
 

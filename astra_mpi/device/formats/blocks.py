@@ -28,6 +28,7 @@ class Blocks(Narrow):
     number = np.dtype("u1")
     tagged = True
     layers_only = True
+    as_stored = ("int8",)
     #: largest errors of rounding: in ranges of a block, and in its largest magnitudes
     off_range: ClassVar[float] = 0.0
     off_largest: ClassVar[float] = 0.0
