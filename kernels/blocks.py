@@ -11,6 +11,8 @@ Array = np.ndarray
 Rows = tuple[Array, Array, Array]
 
 BLOCK, STRIP = 32, 16
+#: blocks of rows whose largest magnitude is below this are zeros: its inverse must not overflow
+LEAST = 2.0**-100
 _FACTORS, _WORDS = ("factor", "<f2", STRIP), 8
 #: kind -> its record. `numbers` are (words of four inputs, outputs, 4): bytes, or two of four bits each, whose lower
 #: half belongs to word i, the upper to word i + 4
@@ -62,7 +64,7 @@ def quantise_rows(x: Array) -> Rows:
     blocks = x.reshape(m, k // BLOCK, BLOCK).astype(np.float32)
     largest = np.abs(blocks).max(axis=2, keepdims=True)
     with np.errstate(all="ignore"):
-        factor = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+        factor = np.where(largest >= LEAST, np.float32(127) / largest, np.float32(0))
         numbers = np.rint(blocks * factor)
         scales = np.where(np.isfinite(largest), largest / np.float32(127), np.float32(np.nan))
     q = np.where(np.isfinite(numbers), numbers, 0).astype(np.int8)

@@ -6,6 +6,7 @@ import pytest
 from astra_mpi.kernels import blocks as specified
 from astra_mpi.kernels.blocks import BLOCK_KINDS, RECORDS
 from astra_mpi.kernels.cpu import _blocks as cpu
+from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._block_portable import portable_strips
 from astra_mpi.kernels.cpu._block_strips import tiled_strips
 
@@ -84,6 +85,18 @@ def test_products(kind, path, n):
         for index in range(3):
             product(PATHS[path], kind, few, stored, n, (index, 3), shared)
         assert (shared == every[:m]).all()
+
+
+@KINDS
+def test_threads_change_nothing(kind):
+    stored, rows = weights(kind, 333, 4), cpu.quantise_rows(rows_of(90, 128))
+    one = cpu.multiply_blocks(kind, rows, stored, np.empty((90, 333), np.float32))
+    _team.set_size(3)
+    try:
+        three = cpu.multiply_blocks(kind, rows, stored, np.full((90, 333), np.nan, np.float32))
+    finally:
+        _team.set_size(1)
+    assert (one == three).all()
 
 
 @KINDS
