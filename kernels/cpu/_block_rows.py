@@ -91,7 +91,8 @@ def _reduced(builder, vector, combine):
 def quantise_into(x, q, scales, sums):
     """`quantise_rows` of x (m, k) into q, scales, sums; all are C-contiguous."""
     if scales.size:
-        _quantise(x.ctypes.data, q.ctypes.data, scales.ctypes.data, sums.ctypes.data, scales.size)
+        addresses = x.ctypes.data, q.ctypes.data, scales.ctypes.data, sums.ctypes.data
+        _quantise(*addresses, scales.size)  # type: ignore[call-arg]
 
 
 def quantise_rows(x: Array) -> Rows:
