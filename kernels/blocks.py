@@ -55,6 +55,13 @@ def widen_blocks(kind: str, weights: Array, first: int, out: Array) -> Array:
     return out
 
 
+def times_blocks(kind: str, x: Array, weights: Array, out: Array) -> Array:
+    """out (m, n) = x (m, k) float32 @ weights in blocks, as `widen_blocks` takes them, in place and returned."""
+    wide = widen_blocks(kind, weights, 0, np.empty((x.shape[1], out.shape[1]), np.float32))
+    out[...] = x.astype(np.float64) @ wide
+    return out
+
+
 def quantise_rows(x: Array) -> Rows:
     """x (m, k) float32 in int8 blocks of 32: a block's scale is its largest magnitude over 127; 0 for a block of zeros.
 

@@ -78,7 +78,7 @@ def test_what_blocks_do_not_hold():
 
 
 @KINDS
-@pytest.mark.parametrize("n_rows", [0, 1, 6, 40])
+@pytest.mark.parametrize("n_rows", [0, 1, 6, 70])
 def test_products(dtype, n_rows, monkeypatch):
     monkeypatch.setattr("astra_mpi.device.formats.narrow._TILE", 3000)  # several tiles, the last one narrower
     x = np.random.default_rng(1).standard_normal((n_rows, 96)).astype(np.float32)

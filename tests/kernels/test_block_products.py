@@ -7,6 +7,7 @@ from astra_mpi.kernels import blocks as specified
 from astra_mpi.kernels.blocks import BLOCK_KINDS, RECORDS
 from astra_mpi.kernels.cpu import _blocks as cpu
 from astra_mpi.kernels.cpu import _team
+from astra_mpi.kernels.cpu._block_floats import times_blocks
 from astra_mpi.kernels.cpu._block_portable import portable_strips
 from astra_mpi.kernels.cpu._block_strips import tiled_strips
 
@@ -85,6 +86,23 @@ def test_products(kind, path, n):
         for index in range(3):
             product(PATHS[path], kind, few, stored, n, (index, 3), shared)
         assert (shared == every[:m]).all()
+
+
+@KINDS
+@pytest.mark.parametrize("n", [7, 77])
+def test_products_of_float32_rows(kind, n):
+    stored, x = weights(kind, n, 5), rows_of(13, 160)
+    every = times_blocks(kind, x, stored, np.empty((13, n), np.float32))
+    want = specified.times_blocks(kind, x, stored, np.empty((13, n), np.float32))
+    wide = np.abs(specified.widen_blocks(kind, stored, 0, np.empty((160, n), np.float32)).astype(np.float64))
+    # a least weight is added to sums that may be as large as it
+    assert (
+        np.abs(every - want) <= 32 * EPS * (np.abs(x).astype(np.float64) @ wide + np.abs(x).sum(axis=1)[:, None])
+    ).all()
+    for m in (0, 1, 3, 4, 6):
+        padded = np.full((m, n + 3), np.nan, np.float32)
+        times_blocks(kind, x[:m], stored, padded[:, :n])
+        assert (padded[:, :n] == every[:m]).all() and np.isnan(padded[:, n:]).all()
 
 
 @KINDS
