@@ -14,9 +14,9 @@ _BYTES, _ADDED = (544, 288, 320), (128, 8, 0)
 #: outputs of two strips
 _PAIR = 32
 #: rows at a time where weights are read as they are stored, and up to how many rows they are
-_FEW, _MOST_FEW = 4, 12
+_FEW, _MOST_FEW = 4, 32
 #: rows at a time where weights are unpacked first, and rows that share them, of which the blocks stay in the cache
-_TILE, _SHARING = 5, 240
+_TILE, _SHARING = 4, 240
 
 (_one_8, _few_8), (_one_4, _few_4), (_one_41, _few_41) = (
     (block_tile(kind, 1), block_tile(kind, _FEW)) for kind in BLOCK_KINDS

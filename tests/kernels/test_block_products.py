@@ -77,7 +77,7 @@ def test_products(kind, path, n):
     wide = np.abs(specified.widen_blocks(kind, stored, 0, np.empty((160, n), np.float32)).astype(np.float64))
     # stored numbers are multiplied before what was added to them is taken off, but their sums are exact
     assert (np.abs(every - want) <= 16 * EPS * (np.abs(x).astype(np.float64) @ wide)).all()
-    for m in (0, 1, 3, 4, 5, 12, 13, 17):
+    for m in (0, 1, 3, 4, 6, 32, 33, 35):
         few = tuple(part[:m] for part in rows)
         padded = np.full((m, n + 3), np.nan, np.float32)
         product(PATHS[path], kind, few, stored, n, out=padded)
