@@ -18,7 +18,6 @@ from astra_mpi.kernels.cpu.token.tables import (
     FLOAT16,
     FLOAT32,
     FORMAT,
-    INT8,
     N_IN,
     N_OUT,
     NARROWED,
@@ -42,45 +41,6 @@ def share(n, index, count):
     """First and last of n columns that thread `index` of `count` computes."""
     units = (n + UNIT - 1) // UNIT
     return min(n, units * index // count * UNIT), min(n, units * (index + 1) // count * UNIT)
-
-
-@njit
-def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
-    """This thread's columns of out (n_rows, n) = x (n_rows, m) @ matrix; strides in bytes, `own` its buffers."""
-    kind = matrix[FORMAT]
-    if kind == NONE:
-        return
-    first, last = share(matrix[N_OUT], index, count)
-    if first >= last:
-        return
-    out += 4 * matrix[COLUMN]
-    if kind in (PACKED_BFLOAT16, PACKED_INT8):
-        packed(kind, matrix, x, ldx, n_rows, out, ldo, own, first, last)
-        return
-    n, m = last - first, matrix[N_IN]
-    for t in range(n_rows):
-        fill(out + t * ldo + 4 * first, n, f32(0))
-    width = 4 if kind == FLOAT32 else (1 if kind == INT8 else 2)
-    add_rows(kind, x, ldx, n_rows, matrix[ADDRESS] + width * first, matrix[STRIDE], m, n, out + 4 * first, ldo)
-    if matrix[SCALE]:
-        scale = floats(matrix[SCALE] + 4 * first, n)
-        for t in range(n_rows):
-            row = floats(out + t * ldo + 4 * first, n)
-            for j in range(n):
-                row[j] *= scale[j]
-
-
-@njit
-def add_rows(kind, x, ldx, n_rows, w, ldw, m, n, out, ldo):
-    """out (n_rows, n) += x (n_rows, m) @ w (m, n) of stored numbers, row by row."""
-    if kind == FLOAT32:
-        _add_float32(x, ldx, n_rows, w, ldw, m, n, out, ldo)
-    elif kind == BFLOAT16:
-        _add_bfloat16(x, ldx, n_rows, w, ldw, m, n, out, ldo)
-    elif kind == FLOAT16:
-        _add_float16(x, ldx, n_rows, w, ldw, m, n, out, ldo)
-    else:
-        _add_int8(x, ldx, n_rows, w, ldw, m, n, out, ldo)
 
 
 def _adder(kind, n_bytes, number):
@@ -134,10 +94,10 @@ def _int8_at(address):
     return f32(signed_bytes(address, 1)[0])
 
 
-_add_float32 = _adder("float32", 4, _float32_at)
-_add_bfloat16 = _adder("bfloat16", 2, _bfloat16_at)
-_add_float16 = _adder("float16", 2, _float16_at)
-_add_int8 = _adder("int8", 1, _int8_at)
+add_float32 = _adder("float32", 4, _float32_at)
+add_bfloat16 = _adder("bfloat16", 2, _bfloat16_at)
+add_float16 = _adder("float16", 2, _float16_at)
+add_int8 = _adder("int8", 1, _int8_at)
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 #: whether this processor has the instructions of packed products
@@ -178,37 +138,74 @@ dots_bfloat16 = _dots("bfloat16", HAS_BFLOAT16)
 dots_int8 = _dots("int8", HAS_INT8)
 
 
-@njit
-def packed(kind, matrix, x, ldx, n_rows, out, ldo, own, first, last):
-    """Columns first .. last of a product with a packed matrix; first is a multiple of 32."""
-    m, ldb = matrix[N_IN], matrix[STRIDE]
-    n_words = ldb // 64
-    lda, a = 4 * n_words, own[NARROWED]
+@njit(fastmath=FASTMATH)
+def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
+    """This thread's columns of out (n_rows, n) = x (n_rows, m) @ matrix; strides in bytes, `own` its buffers."""
+    kind, m, ldw = matrix[FORMAT], matrix[N_IN], matrix[STRIDE]
+    first, last = share(matrix[N_OUT], index, count)
+    if kind == NONE or first >= last:
+        return
+    out += 4 * matrix[COLUMN]
+    n, at = last - first, out + 4 * first
     if kind == PACKED_BFLOAT16:
-        to_bfloat16(x, ldx, n_rows, m, a, lda)
+        n_words = ldw // 64
+        to_bfloat16(x, ldx, n_rows, m, own[NARROWED], 4 * n_words)
+        for j in range(first, last, 16 * STRIPS):
+            part = min(16 * STRIPS, last - j)
+            for t in range(0, n_rows, 4):
+                rows = min(4, n_rows - t)
+                a, b = own[NARROWED] + 4 * t * n_words, matrix[ADDRESS] + j // 16 * ldw
+                dots_bfloat16(a, 4 * n_words, rows, b, ldw, (part + 15) // 16, n_words, own[TILE])
+                scale_floats(own[TILE], rows, part, matrix[SCALE] + 4 * j, out + t * ldo + 4 * j, ldo)
+        return
+    if kind == PACKED_INT8:
+        n_words = ldw // 64
+        to_int8(x, ldx, n_rows, m, own[NARROWED], 4 * n_words, own)
+        for j in range(first, last, 16 * STRIPS):
+            part = min(16 * STRIPS, last - j)
+            for t in range(0, n_rows, 4):
+                rows = min(4, n_rows - t)
+                a, b = own[NARROWED] + 4 * t * n_words, matrix[ADDRESS] + j // 16 * ldw
+                dots_int8(a, 4 * n_words, rows, b, ldw, (part + 15) // 16, n_words, own[TILE])
+                scale_counts(own, t, rows, part, matrix[SCALE] + 4 * j, out + t * ldo + 4 * j, ldo)
+        return
+    for t in range(n_rows):
+        fill(at + t * ldo, n, f32(0))
+    if kind == FLOAT32:
+        add_float32(x, ldx, n_rows, matrix[ADDRESS] + 4 * first, ldw, m, n, at, ldo)
+    elif kind == BFLOAT16:
+        add_bfloat16(x, ldx, n_rows, matrix[ADDRESS] + 2 * first, ldw, m, n, at, ldo)
+    elif kind == FLOAT16:
+        add_float16(x, ldx, n_rows, matrix[ADDRESS] + 2 * first, ldw, m, n, at, ldo)
     else:
-        to_int8(x, ldx, n_rows, m, a, lda, own)
-    factors, sums = floats(own[FACTORS], n_rows), floats(own[ROW_SUMS], n_rows)
-    c = own[TILE]
-    for j in range(first, last, 16 * STRIPS):
-        n = min(16 * STRIPS, last - j)
-        b, strips = matrix[ADDRESS] + j // 16 * ldb, (n + 15) // 16
-        for t in range(0, n_rows, 4):
-            rows = min(4, n_rows - t)
-            scale = floats(matrix[SCALE] + 4 * j, n)
-            if kind == PACKED_BFLOAT16:
-                dots_bfloat16(a + t * lda, lda, rows, b, ldb, strips, n_words, c)
-                for r in range(rows):
-                    row, summed = floats(out + (t + r) * ldo + 4 * j, n), floats(c + 256 * r, n)
-                    for e in range(n):
-                        row[e] = summed[e] * scale[e]
-                continue
-            dots_int8(a + t * lda, lda, rows, b, ldb, strips, n_words, c)
-            for r in range(rows):
-                row, counts = floats(out + (t + r) * ldo + 4 * j, n), integers(c + 256 * r, n)
-                factor, offset = factors[t + r], np.int32(128 * sums[t + r])
-                for e in range(n):
-                    row[e] = f32(counts[e] - offset) * (factor * scale[e])
+        add_int8(x, ldx, n_rows, matrix[ADDRESS] + first, ldw, m, n, at, ldo)
+    if matrix[SCALE]:
+        scale = floats(matrix[SCALE] + 4 * first, n)
+        for t in range(n_rows):
+            row = floats(at + t * ldo, n)
+            for j in range(n):
+                row[j] *= scale[j]
+
+
+@njit(fastmath=FASTMATH)
+def scale_floats(tile, n_rows, n, scale, out, ldo):
+    """Sums of a tile (n_rows, n) float32 -> out, times factors of columns; addresses."""
+    factors = floats(scale, n)
+    for r in range(n_rows):
+        row, sums = floats(out + r * ldo, n), floats(tile + 256 * r, n)
+        for e in range(n):
+            row[e] = sums[e] * factors[e]
+
+
+@njit(fastmath=FASTMATH)
+def scale_counts(own, first, n_rows, n, scale, out, ldo):
+    """Sums of a tile (n_rows, n) int32 with unsigned weights -> out, of rows `first` and after it."""
+    factors, row_factors, row_sums = floats(scale, n), floats(own[FACTORS], first + 4), floats(own[ROW_SUMS], first + 4)
+    for r in range(n_rows):
+        row, counts = floats(out + r * ldo, n), integers(own[TILE] + 256 * r, n)
+        factor, offset = row_factors[first + r], np.int32(128 * row_sums[first + r])
+        for e in range(n):
+            row[e] = f32(counts[e] - offset) * (factor * factors[e])
 
 
 @njit
