@@ -57,6 +57,7 @@ class Model:
         family = FAMILIES[file.config.family]
         weights_there = backend.upload(file.weights)
         self.family = family(file.config, weights_there, backend.kernels)
+        self.family.make_ready()
         self.scratch = Scratch(backend.xp, backend.dtype)
         blocks = block_weights(weights_there, file.config.n_layers)
         recipe = family.recipe_of(file.config)
@@ -68,6 +69,7 @@ class Model:
         self.exchange.connect(conditions.network)
         self.report: dict[str, Any] = {}
         self.chosen: dict[str, Any] | None = None  # how the strategy was chosen, where nobody named it (`auto.py`)
+        self.chosen_compute: dict[str, Any] | None = None  # the same of the type of products (`compute.py`)
         self._layouts: dict[tuple[Strategy, bytes, bool], Layout] = {}
         self._planned: Layout | None = None  # of the last pass
 
@@ -282,9 +284,8 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the weights that this rank computes with, as they are stored."""
-        outside = sum(weight.nbytes for name, weight in self.weights.items() if not name.startswith("blocks."))
-        return outside + self.strategy.block_bytes
+        """Of the weights that this rank computes with, as they are stored or packed."""
+        return self.family.nbytes + self.strategy.block_bytes
 
     def describe(
         self, layout: Layout, seconds: dict[str, float], counts: Sequence[float], failure: Exception | None = None
@@ -313,8 +314,10 @@ class Model:
             **described,
             "choices": {**described["choices"], "weights": weights, **self.backend.choices, **self._own_choice()},
             "auto": self.chosen,
+            "compute": self.chosen_compute,
         }
 
     def _own_choice(self) -> dict[str, str]:
         """What an unfinished job goes on with."""
-        return {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
+        own = {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
+        return own | ({"compute": self.backend.compute} if self.backend.xp is np else {})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from astra_mpi.config import require
-from astra_mpi.device.backend import get_backend
+from astra_mpi.device.backend import AUTO_COMPUTE, check_compute, get_backend
 from astra_mpi.device.threads import set_threads
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError, collective, same_on_all
@@ -62,7 +62,8 @@ def load(
     sequence of `tokens` (default the model's own, up to 1024) and `new_tokens` after it; None: none yet, `Model.use`
     comes first. backend: "numpy", "reference" or "cuda"; of the latter, transport: "host" or "cuda-aware", how messages
     get to MPI, and precision: "float32", "tf32" or "float16" (docs/explanation/gpu.md). compute: "float32", "bfloat16"
-    or "int8", how products are computed on "numpy". codebooks: a codebook file for this model, instead of the codebooks
+    or "int8", how products are computed on "numpy"; "auto": the fastest of these that changes this model's answers by
+    little (docs/explanation/compute.md). codebooks: a codebook file for this model, instead of the codebooks
     inside it. weights: relative speeds of the ranks, for a cut with which they finish together; "auto" measures them,
     "causal" takes them as equal where later tokens cost more (decoders), "even" and None cut evenly. counted_keys: let
     far tokens of equal code share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from
@@ -81,6 +82,7 @@ def load(
     auto = request is not None and request.name == AUTO
     comm = watched(comm, None if watchdog is None else duration_s(watchdog))
     require(encoder in ("auto", "exact"), f"encoder '{encoder}' is unknown; use auto or exact")
+    check_compute(backend, compute)
     with collective(comm):
         speeds = _speeds(weights, comm.Get_size())
         conditions = parse_conditions(
@@ -121,7 +123,15 @@ def load(
         f"network '{network}' differs between ranks; copy the same trace to every machine",
         conditions.network.digest,
     )
-    model = Model(file, comm, get_backend(backend, comm, transport, precision, compute), speeds, conditions)
+    chosen = None
+    if compute == AUTO_COMPUTE:
+        from astra_mpi.planner.compute import choose_compute  # above this module: it runs the model
+
+        backend_there, chosen = choose_compute(file, comm)
+    else:
+        backend_there = get_backend(backend, comm, transport, precision, compute)
+    model = Model(file, comm, backend_there, speeds, conditions)
+    model.chosen_compute = chosen
     if weights == "auto":
         model.cut_weights = rank_speeds(model)
     if request is None:

@@ -42,7 +42,7 @@ class CodeSpace:
             self.tables, self.bias = far.tables, far.bias
             return
         if site != "kv":
-            self.w_kv = np.asarray(block.w_kv, np.float32)  # (D, 2 d_kv); of narrow weights a copy
+            self.w_kv = np.asarray(block.stored_kv, np.float32)  # (D, 2 d_kv); of narrow weights a copy
             shift = None if self.gain is None else block.w.get("norm1.bias")
             self.bias = block.b_kv if shift is None else block.b_kv + shift @ self.w_kv
         self.key_entries = self._entries(self.key_book)

@@ -42,6 +42,15 @@ class Tensor:
         if self.dtype not in _FLOATS:
             raise InputError(f"{self.path}: tensor {self.name} is {self.dtype}; save the model as float32 or bfloat16")
 
+    @property
+    def kept_as(self) -> str:
+        """The weight format that keeps its numbers as they are, or nearly so."""
+        return "float32"
+
+    def kept(self, name: str, shape: tuple[int, ...], source: Any) -> Any:
+        """Weight `name` in that format without being widened, or None where it has to be; source: what it is of it."""
+        return None
+
     def pieces(self) -> Iterator[np.ndarray]:
         """Its values as float32, some rows at a time."""
         with _safe_open(self.path) as file:
@@ -74,6 +83,11 @@ class Joined(Tensor):
     def check(self) -> None:
         for part in self.parts:
             part.check()
+
+    @property
+    def kept_as(self) -> str:
+        kinds = {part.kept_as for part in self.parts}
+        return kinds.pop() if len(kinds) == 1 else "float32"
 
     def read(self) -> np.ndarray:
         return np.concatenate([part.read() for part in self.parts])

@@ -76,12 +76,19 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     return 0
 
 
+def computed_in(run: dict[str, Any]) -> str:
+    """The type of products of a run: of a CPU `compute`, of a GPU `precision`."""
+    choices = run["choices"]
+    return str(choices.get("compute") or choices.get("precision", "float32"))
+
+
 def _table(model: str, runs: list[dict[str, Any]]) -> str:
     first = runs[0]
     phases = [phase for phase in first["latency_s"]["phases"] if phase != "exchange"]
     charge = f", which charges {first['accounting']} bytes" if first["accounting"] else ""
     lines = [
-        f"network {first['network']}{charge}; {first['clock']} clock",
+        f"network {first['network']}{charge}; {first['clock']} clock; products in {computed_in(first)}",
+        *([first["compute"]["why"]] if first.get("compute") else []),
         f"{model} on {first['ranks']} ranks, {len(first['tokens'])} x {max(first['tokens'])} tokens; milliseconds,"
         f" median of {first['spread']['repeats']}, slowest rank; bytes contributed by all ranks, at the busiest port,"
         " and as the paper counts",

@@ -66,7 +66,8 @@ def _talk(dialogue: Dialogue, interrupts: Interrupts, keyboard: Keyboard) -> lis
 
     answers: list[Answer] = []
     if dialogue.root:
-        _note(HELP)
+        chosen = dialogue.model.chosen_compute
+        _note("\n".join([HELP, *([chosen["why"]] if chosen else [])]))
     comm = dialogue.model.comm
     while (line := broadcast_line(comm, _line(interrupts, keyboard) if dialogue.root else None)) is not None:
         interrupts.take()

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     with collective(comm):
         if report is not None:
             if args.json != "-":
-                print("\n".join([*_ranks(report), *_links(report), *_findings(report)]))
+                print("\n".join([*_ranks(report), *_products(report), *_links(report), *_findings(report)]))
             if args.json:
                 write_json(args.json, report)
     return 0
@@ -64,6 +64,20 @@ def _ranks(report: dict[str, Any]) -> list[str]:
             f"{speeds['elements'] * 1e-9:>10.2f}{speeds['stream'] * 1e-9:>8.2f}  {_spans(rank['cores'])}"
         )
     return lines
+
+
+def _products(report: dict[str, Any]) -> list[str]:
+    """Per rank and type the path, GFLOP/s of many rows, and 10^9 weights per second that one row meets."""
+    types = report["ranks"][0]["compute"]
+    lines = ["", "products by type (--compute): GFLOP/s, and 10^9 weights per second met by one token"]
+    lines.append(f"{'rank':>4} " + "".join(f"{compute:>34}" for compute in types))
+    for rank in report["ranks"]:
+        cells = []
+        for told in rank["compute"].values():
+            met = told["speeds"]["weights"] or told["speeds"]["stream"]
+            cells.append(f"{told['path']} {told['gflops']:.1f}, {met * 1e-9:.2f}")
+        lines.append(f"{rank['rank']:>4} " + "".join(f"{cell:>34}" for cell in cells))
+    return lines + [f"{compute}, rank 0: {told['why']}" for compute, told in types.items() if told["why"]]
 
 
 def _links(report: dict[str, Any]) -> list[str]:

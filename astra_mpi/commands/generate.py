@@ -105,6 +105,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         if printer is not None:
             printer.close()
             said = [_costs(model.report), reason(model.chosen), hint(model.chosen, "--strategy ")]
+            said.append((model.chosen_compute or {}).get("why", ""))
             print("\n".join(filter(None, said)), file=sys.stderr, flush=True)
             if args.json:
                 told = {"prompt": text, "text": continuation(tokenizer, ids, new[new >= 0])}
@@ -141,7 +142,8 @@ def _answer(args: argparse.Namespace, comm: MPI.Comm, text: str) -> int:
     answer = dialogue.say(text)
     with collective(comm):
         if dialogue.root:
-            said = [_costs(answer.report), reason(dialogue.model.chosen)]
+            chosen = dialogue.model.chosen_compute or {}
+            said = [_costs(answer.report), reason(dialogue.model.chosen), chosen.get("why", "")]
             print("\n".join(filter(None, said)), file=sys.stderr, flush=True)
             if args.json:
                 told = {"prompt": text, "text": answer.text, "tokens": answer.tokens, "report": answer.report}
@@ -218,9 +220,12 @@ def _costs(report: dict[str, Any]) -> str:
     made = report["generation"]
     n_new, later = made["new_tokens"][0], made["per_token_s"]["median"]
     speed = "" if later is None else f", then {1e3 * later:.2f} ms per token ({1 / later:.4g} tokens/s)"
+    compute = report["choices"].get("compute", "float32")
+    products = f", products in {compute}" if compute != "float32" else ""
     share = max(made["cache_bytes"]) / made["full_cache_bytes"] if made["full_cache_bytes"] else 0.0
     return (
-        f"{report['strategy']} on {report['ranks']} rank{'s' * (report['ranks'] > 1)}, decode {made['decode']}:"
+        f"{report['strategy']} on {report['ranks']} rank{'s' * (report['ranks'] > 1)}, decode {made['decode']}"
+        f"{products}:"
         f" {report['tokens'][0]} + {n_new} tokens, ended by {made['ended'][0]}\n"
         f"first token {1e3 * made['first_token_s']:.1f} ms{speed}\n"
         f"bytes contributed: prefill {sum(report['contributed_bytes'])}, decode {sum(made['decode_bytes'])};"

@@ -31,6 +31,7 @@ def add_loading_options(parser: argparse.ArgumentParser, seed: str, several_netw
     parser.add_argument("--backend", default="numpy", help="numpy (default), reference or cuda")
     parser.add_argument("--transport", default="host", help="with cuda: host (default) or cuda-aware")
     parser.add_argument("--precision", default="float32", help="with cuda: float32 (default), tf32 or float16")
+    add_compute_option(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="per rank (default SLURM_CPUS_PER_TASK, else 1)")
     parser.add_argument(
         "--weights",
@@ -47,6 +48,15 @@ def add_loading_options(parser: argparse.ArgumentParser, seed: str, several_netw
     parser.add_argument("--counted-keys", choices=("on", "off"), default="on", help="default %(default)s")
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON; - for stdout")
     add_condition_options(parser, several_networks)
+
+
+def add_compute_option(parser: argparse.ArgumentParser, auto: str = ", or auto") -> None:
+    parser.add_argument(
+        "--compute",
+        default="float32",
+        metavar="TYPE",
+        help=f"of products: float32 (default), bfloat16, int8{auto} (docs/explanation/compute.md)",
+    )
 
 
 def add_condition_options(parser: argparse.ArgumentParser, several_networks: bool = False) -> None:
@@ -110,6 +120,7 @@ def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str | None) -
         backend=args.backend,
         transport=args.transport,
         precision=args.precision,
+        compute=args.compute,
         codebooks=args.codebooks,
         weights=args.weights,
         counted_keys=args.counted_keys == "on",

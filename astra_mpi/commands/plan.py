@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from astra_mpi.commands.model_options import _numbers, write_json
+from astra_mpi.commands.model_options import _numbers, add_compute_option, write_json
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,6 +24,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--speeds-of-ranks", type=_numbers, metavar="S,..", help="relative speeds, one per rank, such as 1,1,0.5"
     )
+    add_compute_option(parser, auto="")
     parser.add_argument("--tokens", type=int, metavar="T", help="content tokens of a sequence (default: as bench)")
     parser.add_argument("--batch", type=int, default=1, metavar="B", help="sequences (default %(default)s)")
     parser.add_argument("--budget", type=float, metavar="BITS", help="most bits per token and block for the codec")
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         "batch": setting.batch,
         "network": setting.network._asdict(),
         "speeds": source,
+        "compute": args.compute,
         "codec": setting.coding.codec.as_dict(),
         "remote": setting.coding.remote,
         "distinct_keys": setting.coding.distinct,
@@ -88,8 +90,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _setting(args: argparse.Namespace) -> Any:
-    from astra_mpi.planner.inputs import make_setting, read_outline, read_profile
+    from astra_mpi.config import require
+    from astra_mpi.costs.types import COMPUTES
+    from astra_mpi.planner.inputs import make_setting, read_outline, read_profile, read_storage
 
+    require(args.compute in COMPUTES, f"--compute {args.compute}: plan takes one of {', '.join(COMPUTES)}")
     config, own = read_outline(args.model, args.codebooks)
     return make_setting(
         config,
@@ -97,13 +102,15 @@ def _setting(args: argparse.Namespace) -> Any:
         ranks=args.ranks,
         bandwidth=args.bandwidth,
         rtt=args.rtt,
-        profile=read_profile(args.profile) if args.profile else None,
+        profile=read_profile(args.profile, args.compute) if args.profile else None,
         speed=args.speed,
         factors=args.speeds_of_ranks,
         tokens=args.tokens,
         batch=args.batch,
         budget_bits=args.budget,
         distinct=args.distinct_keys,
+        compute=args.compute,
+        storage=read_storage(args.model),
     )
 
 

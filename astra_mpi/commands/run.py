@@ -47,8 +47,8 @@ def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[s
     from astra_mpi.errors import collective
     from astra_mpi.inputs.shards import resolve
     from astra_mpi.job import log, runner
-    from astra_mpi.job.results import check_room, recorded_choices
-    from astra_mpi.job.strategy import choose_for_job
+    from astra_mpi.job.results import check_room
+    from astra_mpi.job.strategy import choose_for_job, known_choices
     from astra_mpi.ranks.broadcast import broadcast_text
     from astra_mpi.ranks.watched import watched
 
@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[s
             overrides = [*args.overrides, *([f"input.shard={args.shard}"] if args.shard else [])]
             deck = resolve(load_deck(args.deck, overrides))
             check_room(deck.output.path)
-            choices = recorded_choices(deck.output.path) if deck.run.resume else {}
+            choices = known_choices(deck) if deck.run.resume else {}
             text = json.dumps([deck.as_dict(), choices])
     settings, choices = json.loads(broadcast_text(comm, text))
     deck = Deck.from_dict(settings)
@@ -67,6 +67,8 @@ def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[s
         limit_s = deck.run.watchdog_s
     comm = watched(comm, limit_s)
     model = _load(deck, choices, comm)
+    if model.chosen_compute:
+        log.event("type of products chosen", why=model.chosen_compute["why"])
     log.event("model loaded", path=deck.model.path, strategy=deck.parallel.spec, threads=threads)
     choose = partial(choose_for_job, deck, model, comm, choices) if deck.parallel.is_auto else None
     return runner.run(deck, model, comm, threads=threads, choices=choices, stop=stop, choose=choose)
@@ -77,6 +79,7 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
 
     Without a strategy where the deck leaves it to `choose_for_job`, which knows the first batch.
     """
+    from astra_mpi.device.backend import AUTO_COMPUTE
     from astra_mpi.loading import load
 
     parallel = deck.parallel
@@ -87,6 +90,7 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
         backend=parallel.backend,
         transport=parallel.transport,
         precision=parallel.precision,
+        compute=choices.get("compute", parallel.compute) if parallel.compute == AUTO_COMPUTE else parallel.compute,
         codebooks=str(deck.model.codebooks) if deck.model.codebooks else None,
         weights=choices.get("weights", parallel.weights),
         counted_keys=parallel.counted_keys,

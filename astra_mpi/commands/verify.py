@@ -41,6 +41,8 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
             lengths = model.report.get("tokens", "-")  # none where every strategy is skipped
             print(f"{args.model} on {comm.Get_size()} ranks, {args.batch} sequences, lengths {lengths}")
             print(_table(checks))
+            if model.chosen_compute:
+                print(model.chosen_compute["why"])
             if args.json:
                 write_json(args.json, {"ranks": comm.Get_size(), "checks": [check.as_dict() for check in checks]})
             failed = [check for check in checks if not check.passed]

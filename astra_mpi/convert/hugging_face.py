@@ -22,7 +22,7 @@ from astra_mpi.convert.generation import generation
 from astra_mpi.convert.images import image_preprocessing, image_size
 from astra_mpi.convert.sentence import SentenceEncoder, read_encoder
 from astra_mpi.convert.text import read_text_settings
-from astra_mpi.device.weights import Made, Weights
+from astra_mpi.device.weights import Made, Weights, narrowed
 from astra_mpi.errors import InputError, some
 from astra_mpi.files.modelfile import ModelFile, read_model, weight_shapes
 from astra_mpi.files.provenance import provenance
@@ -61,11 +61,14 @@ class Checkpoint:
     files: Sequence[Path]  # that hold the tensors
 
 
-def assembled(checkpoint: Checkpoint, dtype: str, command: str) -> tuple[ModelFile, list[str]]:
-    """`convert` for what was found, whatever it was found in."""
+def assembled(checkpoint: Checkpoint, dtype: str, command: str, keeps: bool = False) -> tuple[ModelFile, list[str]]:
+    """`convert` for what was found, whatever it was found in.
+
+    keeps: every weight is stored as what keeps its tensor's numbers; dtype is then that of most.
+    """
     source, folder, encoder, tensors = checkpoint.source, checkpoint.folder, checkpoint.encoder, checkpoint.tensors
     config, hf, named = _config(folder / "config.json", tensors, encoder)
-    weights, notes = _weights(folder, config, hf, named, encoder)
+    weights, notes = _weights(folder, config, hf, named, encoder, keeps)
     tokenizer, preprocess, more_notes, left_aside = _inputs(folder, config, encoder)
     facts = {
         "source": source.resolve().name,
@@ -79,6 +82,7 @@ def assembled(checkpoint: Checkpoint, dtype: str, command: str) -> tuple[ModelFi
         preprocess=preprocess,
         provenance=provenance(command, **facts),
         stored_dtype=dtype,
+        keeps=keeps,
     )
     notes = hf.assumed + hf.notes + named.notes + rounding(hf, tensors) + notes
     return model, notes + more_notes
@@ -151,7 +155,7 @@ def _check_layers(folder: Path, hf: HFConfig, n_layers: Any, tensors: Mapping[st
 
 
 def _weights(
-    folder: Path, config: Any, hf: HFConfig, tensors: Tensors, encoder: SentenceEncoder | None
+    folder: Path, config: Any, hf: HFConfig, tensors: Tensors, encoder: SentenceEncoder | None, keeps: bool
 ) -> tuple[Weights, list[str]]:
     """-> (weights by canonical name, read when they are asked for; notes)."""
     _check_layers(folder, hf, config.n_layers, tensors.files)
@@ -199,11 +203,16 @@ def _weights(
         if name in times:
             _check_tensor(name, shapes[name][-1:], Source(times[name]), have[times[name]], assumed)
 
-    def made(name: str) -> np.ndarray:
+    def made(name: str) -> Any:
         if name not in present:
             return np.zeros(shapes[name], np.float32)
+        tensor, shape, source = present[name], shapes[name], sources[name]
+        kept = tensor.kept(name, shape, source) if keeps else None
+        if kept is not None:
+            return kept
         factors = have[times[name]].read() if name in times else None
-        return to_canonical(name, present[name].read(), shapes[name], sources[name], factors)
+        wide = to_canonical(name, tensor.read(), shape, source, factors)
+        return narrowed(name, wide, tensor.kept_as) if keeps else wide
 
     weights = Made([*present, *zeros], made)
     notes = [f"{len(left)} tensors that this model does not use were left out: {some(left)}"] if left else []

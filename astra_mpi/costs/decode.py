@@ -90,14 +90,14 @@ def _step_work(shape: Shape, n: int, per_sequence: Work) -> Work:
     config = shape.config
     weights = 2 * shape.project_q + shape.project_kv + shape.mlp
     elements = output_work(shape, n).elements + n * config.d_model
-    linear = Work(stream=weights, gemm=n * weights if n > 1 else 0, elements=elements, blocks=1)
+    linear = Work(weights=weights, gemm=n * weights if n > 1 else 0, elements=elements, blocks=1)
     return (linear + per_sequence * n) * config.n_layers
 
 
 def head_work(shape: Shape, n: int) -> Work:
     """Logits of n tokens."""
     numbers = getattr(shape.config, "vocab_size", 0) * shape.config.d_model
-    return Work(stream=numbers, gemm=n * numbers if n > 1 else 0) if n else Work()
+    return Work(weights=numbers, gemm=n * numbers if n > 1 else 0) if n else Work()
 
 
 def _kept_rows(shape: Shape, n: float) -> Work:

@@ -31,13 +31,17 @@ class Speeds:
     elements: float  # float32 numbers
     stream: float  # float32 numbers
     block_s: float  # seconds that a block costs whatever its size
+    weights: float | None = None  # weights as they are kept; None: as `stream`
 
     def seconds(self, work: Work) -> float:
-        return sum(getattr(work, kind) / getattr(self, kind) for kind in _KINDS) + work.blocks * self.block_s
+        others = work.weights / (self.weights or self.stream) + work.blocks * self.block_s
+        return sum(getattr(work, kind) / getattr(self, kind) for kind in _KINDS) + others
 
     def times(self, factor: float) -> Speeds:
         """The speeds of a rank `factor` times as fast."""
-        return Speeds(**{kind: getattr(self, kind) * factor for kind in _KINDS}, block_s=self.block_s / factor)
+        weights = None if self.weights is None else self.weights * factor
+        kinds = {kind: getattr(self, kind) * factor for kind in _KINDS}
+        return Speeds(**kinds, block_s=self.block_s / factor, weights=weights)
 
 
 def assumed_speeds(gflops: float) -> Speeds:

@@ -23,6 +23,7 @@ class Setting:
     network: Network
     batch: int = 1
     coding: Coding = field(default_factory=Coding)
+    weight_bytes: float = 4.0  # of a weight of a block, in memory
 
     @property
     def size(self) -> int:

@@ -81,7 +81,8 @@ class Work:
     encode: float = 0  # multiply-adds of the codebook search
     table: float = 0  # float32 numbers added from projected tables or decoded from codebooks
     elements: float = 0  # float32 numbers that pass norms, activation and residual sums
-    stream: float = 0  # float32 numbers of weights, keys and values that one token alone meets
+    stream: float = 0  # float32 numbers of keys, values and tables that one token alone meets
+    weights: float = 0  # weights that one token alone meets, as they are kept
     blocks: float = 0  # blocks run: each costs some time whatever its size
 
     def __add__(self, other: Work) -> Work:

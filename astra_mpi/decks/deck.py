@@ -85,6 +85,9 @@ class ParallelSection:
     backend: Literal["numpy", "reference", "cuda"] = "numpy"
     transport: Literal["host", "cuda-aware"] = "host"  # cuda: whether MPI is given host memory or the GPU's
     precision: Literal["float32", "tf32", "float16"] = "float32"  # cuda: of weights, activations and products
+    # numpy: type in which products are computed; auto: the fastest one that changes this model's answers by little
+    # (docs/explanation/compute.md)
+    compute: Literal["float32", "bfloat16", "int8", "auto"] = "float32"
     counted_keys: bool = True  # far tokens of equal code share one key; the answer is the same
     remote: Literal["auto", "table", "gemm"] = "auto"  # far keys from projected codebooks, or by GEMM; auto times both
     gather: Literal["x", "kv"] | None = None  # sp sends block inputs (x), or keys and values (kv). Default "x"

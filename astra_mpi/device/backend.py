@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 BACKENDS = ("numpy", "reference", "cuda")
 #: how a CPU multiplies: sums are float32 (int8: exact), and so is what lies between products
 COMPUTES = ("float32", "bfloat16", "int8")
+#: the fastest of these whose effect is small, which `load` finds out (docs/explanation/compute.md)
+AUTO_COMPUTE = "auto"
+#: what computes in another type on the other backends, or why nothing does
+_NOT_NUMPY = {
+    "cuda": "is for backend numpy; on a GPU set precision, such as float16",
+    "reference": "is for backend numpy; the reference computes in float32, so leave compute away",
+}
 #: how a GPU computes: float32; float32 whose matrix products round their factors to TF32; float16
 PRECISIONS = ("float32", "tf32", "float16")
 
@@ -40,6 +47,11 @@ class Backend:
     dtype: type = np.float32  # of activations and weights
     staging: Staging | None = None  # between device memory and MPI
     choices: dict[str, Any] = field(default_factory=dict)  # for the summary
+
+    @property
+    def compute(self) -> str:
+        """The type of products of a CPU (COMPUTES)."""
+        return str(getattr(self.kernels, "compute", "float32"))
 
     def upload(self, weights: Weights) -> Weights:
         """Weights where the kernels work: a device's in its precision, whatever they are stored as."""
@@ -65,8 +77,8 @@ def get_backend(
     require(name in BACKENDS, f"backend '{name}' is not available; use one of {', '.join(BACKENDS)}")
     require(transport in TRANSPORTS, f"transport '{transport}' is unknown; use one of {', '.join(TRANSPORTS)}")
     require(precision in PRECISIONS, f"precision '{precision}' is unknown; use one of {', '.join(PRECISIONS)}")
-    require(compute in COMPUTES, f"compute '{compute}' is unknown; use one of {', '.join(COMPUTES)}")
-    require(compute == "float32" or name == "numpy", f"compute = '{compute}' is for backend numpy; this one is {name}")
+    check_compute(name, compute)
+    require(compute != AUTO_COMPUTE, "compute = 'auto' needs a model; use one of " + ", ".join(COMPUTES))
     if name == "cuda":
         return _cuda(comm, transport, precision)
     for key, value, default in (("transport", transport, "host"), ("precision", precision, "float32")):
@@ -78,15 +90,24 @@ def get_backend(
     return _numpy(comm, compute)
 
 
+def check_compute(name: str, compute: str) -> None:
+    """InputError unless this type of products, or AUTO_COMPUTE, exists and goes with the backend `name`."""
+    known = (*COMPUTES, AUTO_COMPUTE)
+    require(compute in known, f"compute '{compute}' is unknown; use one of {', '.join(known)}")
+    require(compute == "float32" or name == "numpy", f"compute = '{compute}' {_NOT_NUMPY.get(name, '')}")
+
+
 def _numpy(comm: MPI.Comm, compute: str) -> Backend:
     from astra_mpi.kernels import cpu
 
+    kernels = cpu if compute == "float32" else import_module(f"{cpu.__name__}.{compute}")
     state = cpu.cache_state()
     n_before, begin_s = state.n_compiled, time.monotonic()
-    compile_in_turn(comm, cpu.warm_up)
+    compile_in_turn(comm, kernels.warm_up)
     if comm.Get_rank() == 0 and state.trouble and state.n_compiled > n_before:
         _say_anew(state.trouble, time.monotonic() - begin_s)
-    return Backend("numpy", np, cpu if compute == "float32" else import_module(f"{cpu.__name__}.{compute}"))
+    told = {} if compute == "float32" else {"compute": compute, "products": kernels.products_path().name}
+    return Backend("numpy", np, kernels, choices=told)
 
 
 def compile_in_turn(comm: MPI.Comm, warm_up: Callable[[], None]) -> None:

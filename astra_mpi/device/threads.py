@@ -11,13 +11,15 @@ from astra_mpi.ranks.launch import launched_rank
 
 
 def set_threads(n_threads: int | None = None) -> int:
-    """Limit BLAS and Numba to `n_threads` threads of this process and return the number in force.
+    """Limit BLAS, Numba and the kernels' team to `n_threads` threads of this process; return the number in force.
 
     None: SLURM_CPUS_PER_TASK, else 1. Numba cannot exceed what it started with (the cores, or NUMBA_NUM_THREADS) and
     keeps to that; no kernel depends on it. InputError if the number is not positive.
     """
     import numba
     from threadpoolctl import threadpool_limits
+
+    from astra_mpi.kernels.cpu import _team
 
     wanted = _slurm_threads() if n_threads is None else n_threads
     require(wanted >= 1, f"--threads {wanted}: at least one")
@@ -26,6 +28,7 @@ def set_threads(n_threads: int | None = None) -> int:
         print(f"astra-mpi: {wanted} threads per rank on {cores} cores: they wait for each other", file=sys.stderr)
     numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     threadpool_limits(wanted)
+    _team.set_size(wanted)
     return wanted
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.device.formats import FORMATS
+from astra_mpi.device.formats import format_of
 from astra_mpi.device.formats.narrow import Narrow
+from astra_mpi.device.packed import Packed
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.xp import module_of
 
@@ -22,7 +23,7 @@ from astra_mpi.device.xp import module_of
 class SideBySide:
     """Matrices of as many rows, (m, n1), (m, n2), .., as one (m, n1 + n2 + ..), none of them copied."""
 
-    def __init__(self, *matrices: np.ndarray | Narrow) -> None:
+    def __init__(self, *matrices: np.ndarray | Narrow | Packed) -> None:
         self.matrices = matrices
         ends = np.cumsum([matrix.shape[1] for matrix in matrices])
         self.shape = len(matrices[0]), int(ends[-1])
@@ -42,16 +43,54 @@ class SideBySide:
         return out
 
 
-Matrix = np.ndarray | Narrow | SideBySide
+Matrix = np.ndarray | Narrow | Packed | SideBySide
 #: canonical name -> float32 array, or a narrow matrix
 Weights = Mapping[str, Any]
 
 
 def product(x: np.ndarray, weight: Matrix, out: np.ndarray, kernels: ModuleType, scratch: Scratch) -> np.ndarray:
     """out (k, n) = x (k, m) @ weight (m, n); out may be row-strided."""
-    if isinstance(weight, Narrow | SideBySide):
+    if isinstance(weight, Narrow | Packed | SideBySide):
         return weight.product(x, out, kernels, scratch)
     return module_of(x).matmul(x, weight, out=out)
+
+
+def linear(
+    x: np.ndarray,
+    weight: Matrix,
+    out: np.ndarray,
+    kernels: ModuleType,
+    scratch: Scratch,
+    bias: np.ndarray | None = None,
+) -> np.ndarray:
+    """out (k, n) = x (k, m) @ weight (m, n) + bias (n,); out may be row-strided."""
+    if isinstance(weight, Packed):
+        return weight.layer(x, out, bias)
+    product(x, weight, out, kernels, scratch)
+    if bias is not None:
+        out += bias
+    return out
+
+
+def activated(
+    x: np.ndarray,
+    weight: Matrix,
+    out: np.ndarray,
+    kernels: ModuleType,
+    scratch: Scratch,
+    bias: np.ndarray | None,
+    activation: str,
+    gate: Matrix | None = None,
+    gate_bias: np.ndarray | None = None,
+) -> np.ndarray:
+    """out (k, n) = act(x (k, m) @ weight (m, n) + bias); with a gate (x @ weight + bias) * act(x @ gate + its bias)."""
+    if isinstance(weight, Packed) and (gate is None or isinstance(gate, Packed)):
+        return weight.layer(x, out, bias, activation, gate, gate_bias)
+    product(x, weight, out, kernels, scratch)
+    if gate is None:
+        return kernels.activate(out, bias, activation)
+    gates = product(x, gate, scratch("gate", len(x), gate.shape[1]), kernels, scratch)
+    return kernels.activate_gated(out, bias, gates, gate_bias, activation)
 
 
 def product_transposed(x: np.ndarray, weight: np.ndarray | Narrow, kernels: ModuleType, scratch: Scratch) -> np.ndarray:
@@ -106,5 +145,5 @@ def narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray | Narrow:
 
     Numbers beyond the format become infinite or NaN.
     """
-    kind = FORMATS[dtype]
-    return kind.made(name, array) if kind.holds(name, array.shape) else np.ascontiguousarray(array, np.float32)
+    kind = format_of(name, array.shape, dtype)
+    return np.ascontiguousarray(array, np.float32) if kind.dtype == "float32" else kind.made(name, array)

@@ -13,6 +13,7 @@ from astra_mpi.doctor.findings import findings
 from astra_mpi.doctor.gpuaware import gpu_answer
 from astra_mpi.doctor.placement import kernel_cache, placement
 from astra_mpi.doctor.probes import kernel_speeds, measure_links, quiet_barrier
+from astra_mpi.doctor.products import instructions, speeds_by_type
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -30,7 +31,9 @@ def examine(comm: MPI.Comm, files: list[str], gpu: bool, links_s: float) -> dict
     kernels = get_backend("numpy", comm).kernels
     facts["kernel_cache"] = kernel_cache()  # known once they are compiled
     comm.Barrier()  # all at once, as in use: ranks that share cores are to feel each other
-    facts["speeds"] = dataclasses.asdict(kernel_speeds(kernels))
+    plain = kernel_speeds(kernels)
+    facts["speeds"], facts["cpu"] = dataclasses.asdict(plain), instructions()
+    facts["compute"] = speeds_by_type(plain)
     quiet_barrier(comm)
     rtt_s, bandwidth_bps = measure_links(comm, links_s)
     ranks = gather_json(comm, facts)

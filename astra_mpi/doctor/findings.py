@@ -37,6 +37,7 @@ def findings(facts: Facts, bandwidth_bps: np.ndarray, rtt_s: np.ndarray) -> list
         *_places(facts, "shared_memory", "shared memory"),
         *_places(facts, "kernel_cache", "compiled kernels"),
         _speeds(facts),
+        _products(facts),
         _links(bandwidth_bps, rtt_s),
         _gpu(facts),
         *_files(facts),
@@ -111,6 +112,26 @@ def _speeds(facts: Facts) -> Finding:
     if relative.min() >= UNEVEN:
         return Finding("speed", True, found)
     return Finding("speed", False, found, "cut by speed: --weights " + ",".join(f"{x:.2f}" for x in relative))
+
+
+def _products(facts: Facts) -> Finding:
+    """What the CPUs have for bfloat16 and int8, and which path each type takes."""
+    refused = {rank["rank"]: rank["cpu"]["refused"] for rank in facts if rank["cpu"]["refused"]}
+    ranks = _grouped([_paths(rank) for rank in facts])
+    if refused:
+        rank, why = next(iter(refused.items()))
+        cure = "allow arch_prctl in the container's seccomp profile, or start on Linux 5.16 or newer: AMX is idle"
+        return Finding("products", False, f"{_differing(ranks)}; rank {rank}: {why}", cure)
+    if len(ranks) > 1:
+        cure = "the slowest path sets the pace: cut by speed with --weights auto, or name a type that all have"
+        return Finding("products", False, _differing(ranks), cure)
+    return Finding("products", True, _differing(ranks))
+
+
+def _paths(rank: dict[str, Any]) -> str:
+    has = ", ".join(rank["cpu"]["has"]) or "no instructions for bfloat16 or int8"
+    taken = ", ".join(f"{compute} by {told['path']}" for compute, told in rank["compute"].items())
+    return f"{has}: {taken}"
 
 
 def _links(bandwidth_bps: np.ndarray, rtt_s: np.ndarray) -> Finding:

@@ -32,8 +32,6 @@ def kernel_speeds(kernels: ModuleType, repeats: int = 5, now: Callable[[], float
 
     x, inner, weight, line = draw(ROWS, WIDTH), draw(ROWS, INNER), draw(WIDTH, INNER), np.ones(INNER, np.float32)
     residual, summed = draw(ROWS, WIDTH), np.empty_like(x)
-    queries, keys = draw(HEADS, ROWS, WIDTH // HEADS), draw(2, HEADS, KEYS, WIDTH // HEADS)
-    state = np.zeros_like(queries), np.zeros(queries.shape[:2], np.float32), np.zeros(queries.shape[:2], np.float32)
     entries = draw(STAGES, SIZE, WIDTH)
     half_norms = (entries**2).sum(axis=2) / 2
     tables = draw(STAGES, SIZE, 2 * WIDTH)
@@ -51,13 +49,22 @@ def kernel_speeds(kernels: ModuleType, repeats: int = 5, now: Callable[[], float
 
     return Speeds(
         gemm=ROWS * WIDTH * INNER / seconds(lambda: x @ weight),
-        attention=2 * ROWS * KEYS * WIDTH / seconds(lambda: kernels.attend(queries, *keys, None, None, *state)),
+        attention=attention_speed(kernels, repeats, now),
         encode=ROWS * WIDTH * SIZE * STAGES / seconds(lambda: kernels.encode_residual(x, entries, half_norms)),
         table=codes.size * 2 * WIDTH / seconds(lambda: kernels.table_sum(codes, tables, None, tables[0, 0])),
         elements=ROWS * (4 * WIDTH + INNER) / seconds(between),
         stream=many.size / seconds(lambda: x[:1] @ many),
         block_s=_median_s(lambda: _small_block(kernels), 4 * repeats, now),
     )
+
+
+def attention_speed(kernels: ModuleType, repeats: int = 5, now: Callable[[], float] = time.perf_counter) -> float:
+    """Multiply-adds per second."""
+    rng = np.random.default_rng(1)
+    queries = rng.standard_normal((HEADS, ROWS, WIDTH // HEADS), np.float32)
+    keys = rng.standard_normal((2, HEADS, KEYS, WIDTH // HEADS), np.float32)
+    state = np.zeros_like(queries), np.zeros(queries.shape[:2], np.float32), np.zeros(queries.shape[:2], np.float32)
+    return 2 * ROWS * KEYS * WIDTH / _median_s(lambda: kernels.attend(queries, *keys, None, None, *state), repeats, now)
 
 
 def _small_block(kernels: ModuleType) -> None:

@@ -33,6 +33,7 @@ class ModelFile:
     provenance: dict[str, str] = field(default_factory=dict)
     digest: str = ""  # identity: sha256 over family, config and weights; `read_model` fills it in
     stored_dtype: str = "float32"  # of matrices, on disk (`astra_mpi.device.formats`)
+    keeps: bool = False  # whether weights are written as what they are, and not all as `stored_dtype`
     codec_dtype: str = "float32"  # storage of the codebooks' entries, when written
 
 
@@ -130,7 +131,8 @@ def write_model(path: str | Path, model: ModelFile) -> str:
     with hdf5.writing(path, aligned=True) as file:
         file.attrs.update({"format": hdf5.MODEL, "version": hdf5.VERSION})
         file.attrs.update({"family": config.family, "config": config_json})
-        write_weights(file, _head(config.family, config_json), model.weights, shapes, model.stored_dtype)
+        dtype = None if model.keeps else model.stored_dtype
+        write_weights(file, _head(config.family, config_json), model.weights, shapes, dtype)
         if model.codec is not None:
             write_codec(file, model.codec, model.codec_dtype)
         if model.tokenizer is not None:

@@ -21,10 +21,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 _CHUNK = 1 << 20
 
 
-def write_weights(file: hdf5.Written, head: str, weights: Weights, shapes: Shapes, dtype: str) -> None:
+def write_weights(file: hdf5.Written, head: str, weights: Weights, shapes: Shapes, dtype: str | None) -> None:
     """Create /weights, /scales where a format has some, and the attributes `digest` and `manifest`.
 
-    head: what the digest begins with. Weights are asked for one at a time, so that they can be made on demand.
+    head: what the digest begins with. dtype: their format; None: what each of them is. Weights are asked for
+    one at a time, so that they can be made on demand.
     InputError on weights that are not finite, not of `shapes`, or exceed `dtype`; AstraError if they cannot be written.
     """
     check_names(file.filename, shapes, weights)
@@ -43,14 +44,16 @@ def write_weights(file: hdf5.Written, head: str, weights: Weights, shapes: Shape
     file.attrs.update({"digest": digest, "manifest": _manifest(head, digest, lines)})
 
 
-def _as_stored(name: str, weight: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray | Narrow:
+def _as_stored(name: str, weight: Any, shape: tuple[int, ...], dtype: str | None) -> np.ndarray | Narrow:
     check_shape("the model", name, weight.shape, shape)
+    not_finite = f"weight {name} has NaN or infinite values; repair the source"
     if isinstance(weight, Narrow):
-        if weight.dtype == dtype:
+        if dtype in (None, weight.dtype):
+            require(weight.finite(weight.values), not_finite)
             return weight
         weight = np.asarray(weight)
-    require(_finite(weight), f"weight {name} has NaN or infinite values; repair the source")
-    stored = narrowed(name, weight, dtype)
+    require(_finite(weight), not_finite)
+    stored = narrowed(name, weight, dtype or "float32")
     too_large = f"weight {name} has values too large for {dtype}; use --dtype float32"
     require(isinstance(stored, np.ndarray) or stored.finite(stored.values), too_large)
     return stored
@@ -163,12 +166,14 @@ def _chunks(file: h5py.File, item: h5py.Dataset) -> Iterator[np.ndarray]:
     """A dataset's numbers in order, some at a time, in one buffer; read past the library, which would copy."""
     if not item.size:
         return
-    left, buffer = item.nbytes, np.empty(_CHUNK, np.uint8)
+    # of blocks only whole ones
+    unit = item.dtype.itemsize * (item.shape[-1] if item.ndim > 2 else 1)
+    left, buffer = item.nbytes, np.empty(max(unit, _CHUNK // unit * unit), np.uint8)
     with open(file.filename, "rb", buffering=0) as raw:
         raw.seek(item.id.get_offset())
         while left:
-            n_read = raw.readinto(buffer[: min(left, _CHUNK)].data) or 0
-            n_read -= n_read % item.dtype.itemsize if n_read < left else 0
+            n_read = raw.readinto(buffer[:left].data) or 0
+            n_read -= n_read % unit
             require(n_read > 0, f"{file.filename} is truncated; copy it again or make it anew")
             raw.seek(item.id.get_offset() + item.nbytes - left + n_read)
             left -= n_read

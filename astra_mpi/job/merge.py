@@ -16,7 +16,7 @@ from astra_mpi.errors import InputError
 from astra_mpi.files import checksum, hdf5
 from astra_mpi.inputs.shards import parse_shard, shard_items
 from astra_mpi.job.ranking import write_ranks
-from astra_mpi.job.results import LATER, check_summary, summary_path, write_json
+from astra_mpi.job.results import LATER, ONCE, check_summary, summary_path, write_json
 from astra_mpi.job.summary import costs
 
 #: settings in which the shards of one job differ
@@ -124,9 +124,9 @@ def _agrees(index: h5py.Dataset, items: range) -> bool:
 
 
 def _check_same_job(first: Piece, other: Piece) -> None:
-    names = sorted(name for name in {*first.state, *other.state} if name not in _OWN)
-    for name in names:
-        one, two = first.state.get(name), other.state.get(name)
+    states = ONCE | first.state, ONCE | other.state
+    for name in sorted(name for name in {*states[0], *states[1]} if name not in _OWN):
+        one, two = (state.get(name) for state in states)
         if one != two and not (name in LATER and None in (one, two)):
             raise InputError(
                 f"{other.path} is of another job than {first.path}: {name} is {two!r} there and {one!r} here; "

@@ -24,6 +24,8 @@ from astra_mpi.job.ranking import write_ranks
 
 #: parts of the state that results of earlier versions do not have
 LATER = ("text_digest",)
+#: the same, and what they were when nobody could say it
+ONCE = {"parallel.compute": "float32"}
 
 
 def parts_folder(output: Path) -> Path:
@@ -293,7 +295,7 @@ def _recorded(output: Path) -> dict[str, str] | None:
 
 
 def _check_same(state: Mapping[str, Any], recorded: Mapping[str, Any], where: Path) -> None:
-    state = json.loads(json.dumps(state))
+    state, recorded = ONCE | json.loads(json.dumps(state)), ONCE | dict(recorded)
     known = {*state, *recorded} - {key for key in LATER if key not in recorded}
     changed = sorted(key for key in known if state.get(key) != recorded.get(key))
     if changed:

@@ -19,6 +19,7 @@ from astra_mpi.inputs.sources import Source
 from astra_mpi.job import log
 from astra_mpi.job.progress import Progress
 from astra_mpi.job.results import Results, finished_summary, remove_leftovers, summary_path, write_json
+from astra_mpi.job.settings import deck_state
 from astra_mpi.job.summary import summarise
 from astra_mpi.job.tasks import TASKS, Embed, Part, check_task
 from astra_mpi.ranks.broadcast import broadcast_batch, broadcast_text
@@ -28,18 +29,6 @@ from astra_mpi.strategies import AUTO
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-#: settings that do not change the results, or whose files are compared by content
-_FREE = (
-    "model.path",
-    "model.codebooks",
-    "input.path",
-    "output.path",
-    "run.resume",
-    "run.threads",
-    "task.stream",
-    "run.watchdog",
-)
 
 
 def run(
@@ -174,11 +163,11 @@ def _interrupted(signum: int, last: int | None) -> Interrupted:
 
 def _state(deck: Deck, model: Any, source: Source, size: int, threads: int) -> dict[str, Any]:
     """What must be the same when a job goes on."""
-    settings = {f"{section}.{key}": v for section, keys in deck.as_dict().items() for key, v in keys.items()}
+    settings = deck_state(deck)
     if deck.parallel.strategy == AUTO and model.codec_digest:  # what it stands for, whatever is measured
         settings["parallel.strategy"] = "astra"
     return {
-        **{name: value for name, value in settings.items() if name not in _FREE},
+        **settings,
         "run.threads": threads,
         "ranks": size,
         "model_digest": model.digest,

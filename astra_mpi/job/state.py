@@ -58,6 +58,7 @@ def describe_job(folder: str | Path) -> dict[str, Any]:
         "holder": holder,
         "task": settings.get("task.name"),
         "strategy": batches[-1].report.get("strategy") if batches else settings.get("parallel.strategy"),
+        "compute": _compute(batches, settings),
         "ranks": settings.get("ranks"),
         "threads": settings.get("run.threads"),
         "shard": settings.get("input.shard"),
@@ -69,6 +70,12 @@ def describe_job(folder: str | Path) -> dict[str, Any]:
         "last_batch": _when(batches[-1].finished_s) if batches else None,
         **_costs([batch.report for batch in batches]),
     }
+
+
+def _compute(batches: Sequence[Batch], settings: Mapping[str, Any]) -> str | None:
+    """The type of products, once a batch is finished the chosen one."""
+    chosen = batches[-1].report.get("choices", {}).get("compute") if batches else None
+    return chosen or settings.get("parallel.compute")
 
 
 def _settings(folder: Path) -> dict[str, Any]:

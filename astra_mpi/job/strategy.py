@@ -1,4 +1,5 @@
-"""The strategy of a batch job that names none: chosen once, for its first batch, and kept when the job goes on."""
+"""What a batch job leaves to the program to choose, its strategy and its type of products: chosen once, and kept when
+the job goes on."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from astra_mpi.config import require
 from astra_mpi.decks.deck import Deck
+from astra_mpi.device.backend import AUTO_COMPUTE
 from astra_mpi.errors import InputError, collective
 from astra_mpi.inputs.shards import other_shards
 from astra_mpi.inputs.sources import Source
 from astra_mpi.job import log
-from astra_mpi.job.results import Results, recorded_job
+from astra_mpi.job.results import Results, recorded_choices, recorded_job
+from astra_mpi.job.settings import deck_state
 from astra_mpi.planner.auto import Workload, adopt, decide, hint, reason, usual
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.ranks.watched import alone
@@ -24,6 +27,28 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from astra_mpi.engine import Model
+
+#: settings in which shards differ, and one that may stand for another until the model is there
+_UNKNOWN_YET = ("input.shard", "parallel.strategy")
+
+
+def known_choices(deck: Deck) -> dict[str, Any]:
+    """What the finished batches of this job record; of the type of products, else what another shard has chosen.
+
+    The model is not known yet: that it is the same is checked when the results are opened.
+    """
+    choices = recorded_choices(deck.output.path)
+    if deck.parallel.compute != AUTO_COMPUTE or "compute" in choices or deck.input.shard is None:
+        return choices
+    mine = {name: value for name, value in deck_state(deck).items() if name not in _UNKNOWN_YET}
+    for path in other_shards(deck.output.path, deck.input.shard):
+        try:
+            state, theirs = recorded_job(path)
+        except InputError:
+            continue
+        if "compute" in theirs and all(state.get(name) == value for name, value in mine.items()):
+            return choices | {"compute": theirs["compute"]}
+    return choices
 
 
 def choose_for_job(

@@ -39,6 +39,7 @@ def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | Non
         "metrics": {"forward_s": told.forward_s, **_metrics(results, labels)},
         "choices": first["choices"],
         "auto": first.get("auto"),
+        "compute": first.get("compute"),
         "deck": deck.as_dict(),
         "host": host(),
         "versions": versions(),

@@ -27,8 +27,8 @@ th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right;
 th:first-child, td:first-child { text-align: left; } td.text { text-align: left; white-space: normal; }
 """
 COLUMNS = (
-    "strategy", "total, ms", "quartiles, ms", "speed-up", "waiting, ms", "contributed, bytes", "busiest port, bytes",
-    "distinct keys", "counted keys",
+    "strategy", "products in", "total, ms", "quartiles, ms", "speed-up", "waiting, ms", "contributed, bytes",
+    "busiest port, bytes", "distinct keys", "counted keys",
 )  # fmt: skip
 
 
@@ -78,6 +78,7 @@ def _row(run: Run) -> list[str]:
     counted = {None: "-", True: "on", False: "off"}[run.counted_keys]
     return [
         run.name,
+        run.at.compute,
         f"{1e3 * run.total_s:.4g}",
         " to ".join(f"{1e3 * q:.4g}" for q in run.quartiles_s),
         "-" if run.speedup is None else f"{run.speedup:.3g}x",

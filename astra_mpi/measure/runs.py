@@ -25,6 +25,7 @@ class Condition(NamedTuple):
     network: str  # as given
     accounting: str
     clock: str
+    compute: str = "float32"  # the type of products: of a CPU `compute`, of a GPU `precision`
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def _condition(value: dict[str, Any]) -> Condition:
     require(bool(tokens), "a run has no tokens")
     model = value.get("model_name") or PurePath(_text(value.get("model", value["family"]))).name
     texts = (_text(value["network"]), _text(value["accounting"] or ""), _text(value["clock"]))
-    return Condition(_text(model), len(tokens), int(max(tokens)), int(_number(value["ranks"])), *texts)
+    compute = value["choices"].get("compute") or value["choices"].get("precision") or "float32"
+    return Condition(_text(model), len(tokens), int(max(tokens)), int(_number(value["ranks"])), *texts, _text(compute))
 
 
 def _run(value: dict[str, Any], at: Condition, speedup: Any) -> Run:

@@ -65,7 +65,9 @@ def condition(run: Run) -> str:
     at = run.at
     ranks = f"{at.ranks} rank{'s' * (at.ranks > 1)}"
     charged = f", {at.accounting} accounting" if at.accounting else ""
-    return f"{at.network}, {ranks}, {at.batch} x {at.tokens} tokens ({at.model}, {at.clock} clock{charged})"
+    return (
+        f"{at.network}, {ranks}, {at.batch} x {at.tokens} tokens ({at.model}, {at.compute}, {at.clock} clock{charged})"
+    )
 
 
 def time(seconds: float) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.config import ModelConfig
+from astra_mpi.device.packed import Packed, is_narrow
 from astra_mpi.device.scratch import Scratch
-from astra_mpi.device.weights import Matrix, Narrow, SideBySide, Weights, forget, product
+from astra_mpi.device.weights import Matrix, Narrow, SideBySide, Weights, activated, forget, linear, product
+from astra_mpi.models.layers import Layers
 from astra_mpi.models.norms import HeadNorm
 from astra_mpi.models.recipe import Recipe
 
@@ -37,6 +39,7 @@ class Block:
         """weights: this block's, by their names inside it."""
         self.config, self.recipe, self.kernels, self.scratch = config, recipe, kernels, scratch
         self.w = dict(weights)
+        self.layers = Layers(self.w, kernels)
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
         self.query_norm, self.key_norm = self._head_norms()
         #: of what the projection gives; a norm of queries scales what comes out of it
@@ -61,8 +64,15 @@ class Block:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights, as they are stored."""
-        return sum(weight.nbytes for weight in self.w.values())
+        """Bytes of all weights, as they are stored or packed."""
+        replaced = self.layers.replaced
+        return self.layers.nbytes + sum(weight.nbytes for name, weight in self.w.items() if name not in replaced)
+
+    def make_ready(self) -> None:
+        """Join and pack what products take, now and not in the first pass."""
+        self.b_qkv  # noqa: B018 - joins the weights too
+        for name in ("o", "fc1", "fc2", *(("gate",) if self.recipe.gated else ())):
+            self.layers[name]
 
     @property
     def d_queries(self) -> int:
@@ -70,8 +80,10 @@ class Block:
         return self.n_heads * self.config.d_head
 
     @cached_property
-    def w_qkv(self) -> np.ndarray | SideBySide:
-        """(D, H d + 2 d_kv). Arrays are joined, and scale the queries by 1/sqrt(d_head) instead of every score."""
+    def w_qkv(self) -> np.ndarray | Packed | SideBySide:
+        """(D, H d + 2 d_kv). What is joined scales the queries by 1/sqrt(d_head) instead of every score."""
+        if is_narrow(self.kernels):
+            return self.layers.joined("qkv", (self.query_scale, 1.0, 1.0))
         q, k, v = (self.w[f"{name}.weight"] for name in "qkv")
         if any(isinstance(weight, Narrow) for weight in (q, k, v)):
             return SideBySide(q, k, v)
@@ -91,7 +103,16 @@ class Block:
     def w_kv(self) -> Matrix:
         """(D, 2 d_kv): the projection to keys and values."""
         w_qkv = self.w_qkv
+        if isinstance(w_qkv, Packed):
+            columns = w_qkv.columns(self.d_queries)
+            return self.layers.joined("kv", (1.0, 1.0)) if columns is None else columns
         return SideBySide(*w_qkv.matrices[1:]) if isinstance(w_qkv, SideBySide) else w_qkv[:, self.d_queries :]
+
+    @property
+    def stored_kv(self) -> Matrix:
+        """`w_kv` as it is stored, to make float32 tables from."""
+        packed = isinstance(self.w_qkv, Packed)
+        return SideBySide(self.w["k.weight"], self.w["v.weight"]) if packed else self.w_kv
 
     @property
     def b_kv(self) -> np.ndarray:
@@ -109,8 +130,8 @@ class Block:
 
     def queries_keys_values(self, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """h (n, D) -> scaled queries (n, H d) and [K | V] (n, 2 d_kv), two views of one array."""
-        qkv = self._product(h, self.w_qkv, "qkv")
-        qkv += self.b_qkv
+        out = self.scratch("qkv", len(h), self.w_qkv.shape[1])
+        qkv = linear(h, self.w_qkv, out, self.kernels, self.scratch, self.b_qkv)
         queries, kv = qkv[:, : self.d_queries], qkv[:, self.d_queries :]
         if isinstance(self.w_qkv, SideBySide):
             queries *= self.query_scale
@@ -127,16 +148,46 @@ class Block:
     def keys_values(self, h: np.ndarray) -> np.ndarray:
         """h (n, D) -> [K | V] (n, 2 d_kv), a new array."""
         out = self.scratch.xp.empty((len(h), self.w_kv.shape[1]), self.scratch.dtype)
-        kv = product(h, self.w_kv, out, self.kernels, self.scratch)
-        kv += self.b_kv
+        kv = linear(h, self.w_kv, out, self.kernels, self.scratch, self.b_kv)
         if self.key_norm is not None:
             self.key_norm(kv[:, : kv.shape[1] // 2], self.kernels)
         return kv
 
     def output(self, x: np.ndarray, attended: np.ndarray) -> np.ndarray:
         """Block input x (n, D) and attention result (n, H d) -> block output, in x."""
-        h = self.add_attention(x, self.product(attended, "o", "product"))
-        return self.add_mlp(x, self.product(self.inner(h), "fc2", "product"))
+        return self._mlp(x, self._attention_added(x, attended))
+
+    def _attention_added(self, x: np.ndarray, attended: np.ndarray) -> np.ndarray:
+        """x (n, D) += what the last layer of the attention makes of (n, H d) -> what the MLP takes."""
+        recipe, layer = self.recipe, self.layers["o"]
+        if not isinstance(layer, Packed) or not (recipe.parallel or self._adds_plainly):
+            return self.add_attention(x, self.product(attended, "o", "product"))
+        if not recipe.parallel:
+            layer.layer(attended, x, self.w.get("o.bias"), add=True)
+            return self.norm(x, "norm2")
+        h = self.norm(x, "norm1" if recipe.shared_norm else "norm2")
+        layer.layer(attended, x, self.w.get("o.bias"), add=True)
+        return h
+
+    def _mlp(self, x: np.ndarray, h: np.ndarray) -> np.ndarray:
+        """x (n, D) += MLP of h (n, D) -> block output, in x."""
+        first, second, gate = self.layers["fc1"], self.layers["fc2"], self._gate
+        if not (isinstance(first, Packed) and isinstance(second, Packed) and isinstance(gate, Packed | None)):
+            return self.add_mlp(x, self.product(self.inner(h), "fc2", "product"))
+        plain = self._adds_plainly
+        out, bias = (x, self.w.get("fc2.bias")) if plain else (self.scratch("product", *x.shape), None)
+        inner = self.w.get("fc1.bias"), self.config.activation, gate, self.w.get("gate.bias")
+        y = first.layer_twice(h, out, *inner, second, bias, plain)
+        return y if plain else self.add_mlp(x, y)
+
+    @property
+    def _adds_plainly(self) -> bool:
+        """Whether what attention and MLP give is added as it is, and the sum is what goes on."""
+        return self.recipe.norm_first and not self.recipe.output_norms
+
+    @property
+    def _gate(self) -> Matrix | None:
+        return self.layers["gate"] if self.recipe.gated else None
 
     def add_attention(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """x (n, D) with the attention's y (n, D), the product of its last layer without bias -> what the MLP takes.
@@ -175,12 +226,9 @@ class Block:
 
     def inner(self, h: np.ndarray) -> np.ndarray:
         """h (n, D) -> inner activations (n, d_ff)."""
-        inner = self.product(h, "fc1", "inner")
-        bias, act = self.w.get("fc1.bias"), self.config.activation
-        if self.recipe.gated:
-            gate = self.product(h, "gate", "gate")
-            return self.kernels.activate_gated(inner, bias, gate, self.w.get("gate.bias"), act)
-        return self.kernels.activate(inner, bias, act)
+        weight, act = self.layers["fc1"], self.config.activation
+        out, biases = self.scratch("inner", len(h), weight.shape[1]), (self.w.get("fc1.bias"), self.w.get("gate.bias"))
+        return activated(h, weight, out, self.kernels, self.scratch, biases[0], act, self._gate, biases[1])
 
     def add_norm(self, x: np.ndarray, y: np.ndarray, linear: str, norm: str) -> np.ndarray:
         """x + (y + bias of `linear`), normalised; y (n, D) is that layer's product, and is overwritten.
@@ -195,8 +243,5 @@ class Block:
 
     def product(self, x: np.ndarray, linear: str, name: str) -> np.ndarray:
         """x @ weight of `linear`, in the scratch buffer `name`."""
-        return self._product(x, self.w[f"{linear}.weight"], name)
-
-    def _product(self, x: np.ndarray, weight: Matrix, name: str) -> np.ndarray:
-        """x @ weight, in the scratch buffer of this name."""
+        weight = self.layers[linear]
         return product(x, weight, self.scratch(name, len(x), weight.shape[1]), self.kernels, self.scratch)

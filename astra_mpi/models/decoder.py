@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from astra_mpi.checkpoint.config import HFConfig, shown
 from astra_mpi.checkpoint.tensors import Tensors, equal
 from astra_mpi.config import OPTIONAL, ModelConfig, require
+from astra_mpi.device.packed import Packed, pack, packs
 from astra_mpi.device.weights import product_transposed
 from astra_mpi.device.xp import module_of, take, to_host
 from astra_mpi.errors import InputError
@@ -49,6 +51,22 @@ class Decoder(Family):
 
     config: DecoderConfig
     causal = True
+
+    def make_ready(self) -> None:
+        super().make_ready()
+        if self.config.tied:
+            self.word_head  # noqa: B018 - packed now
+
+    @cached_property
+    def word_head(self) -> Packed | None:
+        """(D, V): the word embedding as a packed head, where it can be; its rows are read as they are stored."""
+        word = self.w["embed.word"]
+        return pack([word], self.kernels, transposed=True) if packs(word, self.kernels) else None
+
+    @property
+    def nbytes(self) -> int:
+        head = self.word_head if self.config.tied else None
+        return super().nbytes + (0 if head is None else head.nbytes)
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:
         """Token ids (B, T) and mask (B, T), 0 = drop -> packed batch. InputError on ids out of range or too long."""
@@ -95,7 +113,10 @@ class Decoder(Family):
     def final(self, x: np.ndarray) -> np.ndarray:
         """Rows after the last block (n, D) -> logits (n, V)."""
         normed, cap = self.norm(x), self.config.logit_cap
-        if self.config.tied:
+        head = self.word_head if self.config.tied else None
+        if head is not None:
+            logits = head.layer(normed, np.empty((len(normed), head.shape[1]), np.float32))
+        elif self.config.tied:
             logits = product_transposed(normed, self.w["embed.word"], self.kernels, self.scratch)
         else:
             logits = self.product(normed, "head.weight")

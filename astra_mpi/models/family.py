@@ -12,8 +12,9 @@ import numpy as np
 from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import Reference
 from astra_mpi.checkpoint.tensors import Tensors
+from astra_mpi.device.packed import for_products
 from astra_mpi.device.scratch import Scratch
-from astra_mpi.device.weights import Weights, product
+from astra_mpi.device.weights import Matrix, Weights, forget, product
 from astra_mpi.device.xp import module_of
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.hf import Source
@@ -50,13 +51,44 @@ class Family:
     #: ends of the names of tensors that are no weights
     hf_constants: ClassVar[tuple[str, ...]] = ("position_ids",)
 
+    #: layers on top whose products are of the blocks' type
+    heads: ClassVar[tuple[str, ...]] = ("head.weight",)
+
     def __init__(self, config: Any, weights: Weights, kernels: ModuleType) -> None:
         self.config, self.w, self.kernels = config, weights, kernels
         self.scratch = Scratch()  # widened weights
+        self._packed: dict[str, Matrix] = {}  # heads
+
+    def make_ready(self) -> None:
+        """Pack what products take, now and not in the first pass."""
+        for name in self.heads:
+            if name in self.w:
+                self._layer(name)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights outside of the blocks, as they are stored or packed."""
+        stored = sum(
+            weight.nbytes for name, weight in self.w.items() if not (name.startswith("blocks.") or name in self._packed)
+        )
+        return stored + sum(weight.nbytes for weight in self._packed.values())
+
+    def _layer(self, name: str) -> Matrix:
+        """Weight `name` as its product takes it."""
+        if name not in self.heads:
+            return self.w[name]
+        if name not in self._packed:
+            weight: Matrix = self.w[name]
+            made = for_products(weight, self.kernels)
+            if made is weight:
+                return weight
+            self._packed[name] = made
+            forget(self.w[name])
+        return self._packed[name]
 
     def product(self, x: np.ndarray, name: str) -> np.ndarray:
         """x @ weight `name`, a new array."""
-        weight = self.w[name]
+        weight = self._layer(name)
         out = module_of(x).empty((len(x), weight.shape[1]), x.dtype)
         return product(x, weight, out, self.kernels, self.scratch)
 

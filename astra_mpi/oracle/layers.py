@@ -9,36 +9,53 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from astra_mpi.oracle.narrow import NARROW, bfloat16, product
+
 Weights = Mapping[str, NDArray[Any]]
 Array = NDArray[Any]
 
 
-def attention(config: Any, q: Array, keys: Array, values: Array, visible: Array, added: Array, n_heads: int) -> Array:
+def attention(
+    config: Any,
+    q: Array,
+    keys: Array,
+    values: Array,
+    visible: Array,
+    added: Array,
+    n_heads: int,
+    compute: str = "float32",
+) -> Array:
     """softmax(cap(scale q k^T) + added + mask) v, head by head.
 
     q (rows, H d), keys and values (m, d_kv), visible (rows, m), added (H, rows, m). Several query heads may share a key
-    head.
+    head. compute: in a narrow type, scaled queries, keys, values and weights (1 for the largest score) are bfloat16.
     """
     d_head = q.shape[1] // n_heads
     scale, cap = getattr(config, "score_scale", 0) or 1 / math.sqrt(d_head), getattr(config, "score_cap", 0)
+    rounded = bfloat16 if compute in NARROW else _as_it_is
+    q, keys, values = rounded(q * scale), rounded(keys), rounded(values)
     sharers = q.shape[1] // max(keys.shape[1], 1)
     out = np.empty_like(q)
     for h in range(n_heads if len(q) else 0):
         head = slice(h * d_head, (h + 1) * d_head)
         read = slice(h // sharers * d_head, (h // sharers + 1) * d_head)
-        scores = capped(q[:, head] @ keys[:, read].T * scale, cap) + added[h]  # (rows, m)
+        scores = capped(q[:, head] @ keys[:, read].T, cap) + added[h]  # (rows, m)
         scores = np.where(visible, scores, -np.inf)
         shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-        out[:, head] = shares @ values[:, read] / shares.sum(axis=1, keepdims=True)
+        out[:, head] = rounded(shares) @ values[:, read] / shares.sum(axis=1, keepdims=True)
     return out
+
+
+def _as_it_is(x: Array) -> Array:
+    return x
 
 
 def capped(x: Array, cap: float) -> Array:
     return cap * np.tanh(x / cap) if cap else x
 
 
-def linear(x: Array, weights: Weights, name: str) -> Array:
-    return x @ weights[name + ".weight"].astype(np.float64) + weights.get(name + ".bias", np.zeros(()))
+def linear(x: Array, weights: Weights, name: str, compute: str = "float32") -> Array:
+    return product(x, weights[name + ".weight"].astype(np.float64), compute) + weights.get(name + ".bias", np.zeros(()))
 
 
 def normalised(x: Array, weights: Weights, name: str, eps: float) -> Array:

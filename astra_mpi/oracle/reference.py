@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from astra_mpi.oracle.far import Far, Means, Quantised, Rounded
 from astra_mpi.oracle.heads import ENCODERS, answer
 from astra_mpi.oracle.layers import Array, Weights, activated, attention, capped, linear, normalised
+from astra_mpi.oracle.narrow import product
 from astra_mpi.oracle.positions import is_rotary, relative_bias, turned, within
 
 #: families that normalise after each residual sum
@@ -59,6 +60,7 @@ def oracle(
     position_rows: ArrayLike | None = None,
     merged: int = 0,
     told: ArrayLike | None = None,
+    compute: str = "float32",
 ) -> OracleResult:
     """Forward pass of one sequence as `size` ranks would compute it; without options, the exact one of one rank.
 
@@ -76,6 +78,7 @@ def oracle(
     ratio: far slices are seen as means of so many consecutive tokens. An owner's tokens must then be consecutive.
     parts: per block None, or the weights of the `size` sub-blocks of width D / size that take its place.
     told: of a decoder's conversation, whose ranks hold tokens in any order, (T,) which of them others were sent.
+    compute: "bfloat16" or "int8": the factors of products of blocks and head are rounded (`narrow.py`).
     merged: so many tokens at the end see the exact keys of all ranks, as ranks that merge their softmaxes do.
     Raises ValueError if `owner` does not fit `tokens` or `size`.
     """
@@ -108,22 +111,24 @@ def oracle(
     for i in range(config.n_layers):
         sub_blocks = parts[i] if parts else None
         if sub_blocks is None:
-            x = _block(config, _of_block(weights, i), config.n_heads, x, rank, where, far, i, merged, relative)
+            own = _of_block(weights, i)
+            x = _block(config, own, config.n_heads, x, rank, where, far, i, merged, relative, compute)
         else:
             columns = np.split(x, size, axis=1)
             heads = config.n_heads // size
             pairs = zip(sub_blocks, columns, strict=True)
-            x = np.concatenate([_block(config, w, heads, part, rank, where, None, i) for w, part in pairs], axis=1)
+            made = [_block(config, w, heads, part, rank, where, None, i, compute=compute) for w, part in pairs]
+            x = np.concatenate(made, axis=1)
     averaged = x[:n_replicas].reshape(n_class, n_ranks, x.shape[1]).mean(axis=1)  # (n_class, D)
     hidden = np.concatenate([averaged, x[n_replicas:]])
     if _is_pre_norm(config):
         hidden = normalised(hidden, weights, "norm", config.norm_eps)
     if config.family not in ENCODERS:
         head = weights["embed.word"].T if config.tied else weights["head.weight"]
-        hidden = capped(hidden @ head.astype(np.float64), getattr(config, "logit_cap", 0.0))
+        hidden = capped(product(hidden, head.astype(np.float64), compute), getattr(config, "logit_cap", 0.0))
     codes_used = far.codes if isinstance(far, Quantised) else []
     flips, worst_gap = (far.flips, far.worst_gap) if far else (0, 0.0)
-    return OracleResult(answer(config, weights, hidden), hidden, codes_used, flips, worst_gap)
+    return OracleResult(answer(config, weights, hidden, compute), hidden, codes_used, flips, worst_gap)
 
 
 def _is_causal(config: Any) -> bool:
@@ -197,11 +202,12 @@ def _block(
     i: int,
     merged: int = 0,
     relative: Array | None = None,
+    compute: str = "float32",
 ) -> Array:
     """Pre-norm: x + f(norm(x)); post-norm (BERT): norm(x + f(x)). Some normalise f(x), or not before it.
 
     x: (rows, D) on the ranks `rank` (rows,); places: (rows,) their positions, a decoder's in order. relative: biases
-    by distance, (buckets, H).
+    by distance, (buckets, H). compute: as the oracle's.
     """
     pre_norm, long = _is_pre_norm(config), False
     if is_rotary(config):
@@ -210,12 +216,15 @@ def _block(
     def norm(x: Array, which: str) -> Array:
         return normalised(x, w, which, config.norm_eps) if which + ".weight" in w else x
 
+    def layer(x: Array, name: str) -> Array:
+        return linear(x, w, name, compute)
+
     def key_of(x: Array) -> Array:
-        return _head_norm(config, w, "k_norm", linear(x, w, "k"))
+        return _head_norm(config, w, "k_norm", layer(x, "k"))
 
     normed = norm(x, "norm1") if pre_norm else x
-    q = _head_norm(config, w, "q_norm", linear(normed, w, "q"))
-    keys, values = key_of(normed), linear(normed, w, "v")
+    q = _head_norm(config, w, "q_norm", layer(normed, "q"))
+    keys, values = key_of(normed), layer(normed, "v")
     sees_all = np.arange(len(x)) >= len(x) - merged
     visible = (rank[:, None] == rank[None, :]) | sees_all[:, None]  # (rows, rows): same rank, exact keys
     if _is_causal(config):
@@ -232,7 +241,7 @@ def _block(
         else:
             (seen,) = far(i, x[content] if far.site == "hidden" else normed[content])
             seen = norm(seen, "norm1") if pre_norm and far.site == "hidden" else seen
-            k_far, v_far = key_of(seen), linear(seen, w, "v")
+            k_far, v_far = key_of(seen), layer(seen, "v")
         keys, values = np.concatenate([keys, k_far]), np.concatenate([values, v_far])
         visible = np.concatenate([visible, away], axis=1)
         bias = np.concatenate([bias, far.bias])
@@ -246,7 +255,7 @@ def _block(
     if relative is not None:
         furthest = getattr(config, "furthest", 128)
         added += relative_bias(np.asarray(relative, np.float64), furthest, places, key_places)
-    attended = linear(attention(config, q, keys, values, visible, added, n_heads), w, "o")
+    attended = layer(attention(config, q, keys, values, visible, added, n_heads, compute), "o")
     entering = x
     x = x + norm(attended, "post1")
     x = x if pre_norm else norm(x, "norm1")
@@ -254,12 +263,12 @@ def _block(
         entering = x
     if pre_norm:
         entering = norm(entering, "norm1" if "norm1.weight" in w and "norm2.weight" not in w else "norm2")
-    inner = linear(entering, w, "fc1")
+    inner = layer(entering, "fc1")
     if "gate.weight" in w:
-        inner = inner * activated(linear(entering, w, "gate"), config.activation)
+        inner = inner * activated(layer(entering, "gate"), config.activation)
     else:
         inner = activated(inner, config.activation)
-    x = x + norm(linear(inner, w, "fc2"), "post2")
+    x = x + norm(layer(inner, "fc2"), "post2")
     return x if pre_norm else norm(x, "norm2")
 
 

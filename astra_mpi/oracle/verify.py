@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from astra_mpi.engine import Model
+from astra_mpi.oracle.narrow import WEIGHTS_ONLY
 from astra_mpi.oracle.reference import OracleResult, oracle, position_rows
+from astra_mpi.oracle.tolerance import Tolerance, tolerance_of
 from astra_mpi.partition import displs
 from astra_mpi.ranks.watched import alone
 from astra_mpi.strategies import forms
 
 if TYPE_CHECKING:
     from astra_mpi.partition import Layout
-
-#: largest accepted difference over the largest magnitude of the answer: float32 sums over a few thousand terms
-TOLERANCE = 2e-4
-#: largest accepted excess of a code's squared distance over the best one's, relative to the squared norm
-GAP_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,8 @@ class Check:
     passed: bool
     reason: str  # why it failed or was skipped, else empty
     note: str = ""  # what its answers are good for, where that is not everything
+    tolerance: float = 0.0  # of max_difference
+    gap_tolerance: float = 0.0  # of worst_gap
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,7 +76,14 @@ def _check(
         expected = _oracle_results(model, inputs, mask, strategy.planned, terms)
     missing = model.report["missing"]
     lost = f"{missing['lost']} lost and {missing['late']} late of {missing['messages']} messages" if missing else ""
-    return _judge(spec, strategy.latency_only or lost, model.report, expected, answers, hidden)
+    allowed = tolerance_of(_compute(model), model.config.n_layers)
+    return _judge(spec, strategy.latency_only or lost, model.report, expected, answers, hidden, allowed)
+
+
+def _compute(model: Model) -> str:
+    """What is rounded in its products, as the oracle names it (`narrow.py`)."""
+    compute = model.backend.compute
+    return WEIGHTS_ONLY[compute] if model.backend.choices.get("products") == "widened" else compute
 
 
 def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:
@@ -90,7 +96,9 @@ def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:
 def _oracle_results(
     model: Model, inputs: np.ndarray, mask: np.ndarray | None, layout: Layout, terms: dict[str, Any]
 ) -> list[OracleResult]:
-    """Per sequence. Codes and rounded rows are the engine's own: the oracle uses and judges them."""
+    """Per sequence. Codes and rounded rows are the engine's own: the oracle uses and judges them. It rounds factors of
+    products as the engine's type does."""
+    terms = {**terms, "compute": _compute(model)}
     per_token: dict[str, Any] = {name: terms.pop(name) for name in ("codes", "seen") if name in terms}
     first = displs(layout.lengths)
     results = []
@@ -119,6 +127,7 @@ def _judge(
     expected: list[OracleResult],
     answers: np.ndarray,
     hidden: np.ndarray,
+    allowed: Tolerance,
 ) -> Check:
     differences, means = [], []
     for s, want in enumerate(expected):
@@ -131,18 +140,21 @@ def _judge(
     contributed, formula = sum(report["contributed_bytes"]), sum(report["formula_bytes"])
     reasons = []
     # written so that NaN fails
-    if not max(differences, default=0.0) <= TOLERANCE:
-        reasons.append(f"differs from the oracle by {max(differences):.1e} (tolerance {TOLERANCE:.0e})")
-    if not worst_gap <= GAP_TOLERANCE:
+    if not max(differences, default=0.0) <= allowed.difference:
+        reasons.append(f"differs from the oracle by {max(differences):.1e} (tolerance {allowed.difference:.0e})")
+    mean = float(np.mean(means)) if means else 0.0
+    if not mean <= allowed.mean:
+        reasons.append(f"differs from the oracle by {mean:.1e} on average (tolerance {allowed.mean:.0e})")
+    if not worst_gap <= allowed.gap:
         reasons.append(
-            f"a code or a rounded number is not the nearest (gap {worst_gap:.1e}, tolerance {GAP_TOLERANCE:.0e})"
+            f"a code or a rounded number is not the nearest (gap {worst_gap:.1e}, tolerance {allowed.gap:.0e})"
         )
     if report["contributed_bytes"] != report["formula_bytes"]:
         reasons.append(f"contributed {contributed} bytes, formula {formula}")
     return Check(
         spec,
         max(differences, default=0.0),
-        float(np.mean(means)) if means else 0.0,
+        mean,
         sum(r.flips for r in expected),
         worst_gap,
         contributed,
@@ -150,4 +162,6 @@ def _judge(
         not reasons,
         "; ".join(reasons),
         note,
+        allowed.difference,
+        allowed.gap,
     )

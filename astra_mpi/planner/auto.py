@@ -16,11 +16,12 @@ from astra_mpi.costs.decode import MODES, decode_cost, head_work
 from astra_mpi.costs.latency import Network, assumed_speeds, latency
 from astra_mpi.costs.setting import Setting, step_seconds
 from astra_mpi.costs.strategies import STRATEGIES, Coding
+from astra_mpi.costs.types import assumed, stored
 from astra_mpi.costs.work import Work
 from astra_mpi.errors import InputError, collective
 from astra_mpi.planner.advice import WORTH
 from astra_mpi.planner.plan import best_cut, cheaper_remote
-from astra_mpi.planner.probes import gemm_speeds, measure_link
+from astra_mpi.planner.probes import block_speeds, gemm_speeds, measure_link, storage_of
 from astra_mpi.ranks.broadcast import broadcast_text
 
 if TYPE_CHECKING:
@@ -90,12 +91,18 @@ def _measured(model: Model, workload: Workload) -> tuple[Setting, dict[str, Any]
     start_s = perf_counter()
     emulated = model.exchange.network
     gemm = gemm_speeds(model, workload.tokens)
+    compute = model.backend.compute
+    products = gemm if compute == "float32" else block_speeds(model, workload.tokens)
     if emulated.rate is None:
         link = measure_link(model.exchange.comm)
     else:  # a shared medium carries one message at a time
         bps = emulated.rate.mean_bps
         link = Network(bps / model.comm.Get_size() if emulated.shared else bps, emulated.rtt_s)
-    speeds = tuple(assumed_speeds(2e-9 * speed) for speed in gemm)
+    storage = storage_of(model.weights)
+    speeds = tuple(
+        stored(replace(assumed(assumed_speeds(2e-9 * plain), compute), gemm=float(speed)), compute, storage)
+        for plain, speed in zip(gemm, products, strict=True)
+    )
     setting = Setting(model.config, workload.tokens, speeds, link, workload.batch)
     if model.codec is not None:
         first = model.codec.blocks[0].codebooks
@@ -103,7 +110,7 @@ def _measured(model: Model, workload: Workload) -> tuple[Setting, dict[str, Any]
         setting = replace(setting, coding=cheaper_remote(setting, Coding(model.codec.config, widths)))
     told = {
         "network": {"from": emulated.text if emulated.rate is not None else "probe", **link._asdict()},
-        "gflops": [round(2e-9 * float(speed), 3) for speed in gemm],
+        "gflops": [round(2e-9 * float(speed), 3) for speed in products],
         "probe_s": round(perf_counter() - start_s, 4),
         "tokens": workload.tokens,
         "batch": workload.batch,
@@ -158,7 +165,7 @@ def _seconds(setting: Setting, workload: Workload, strategy: str, even: bool, ac
         return pass_s + _decoding_s(setting, workload, strategy, counts)
     if workload.scored:  # where the rows are
         rows = [job.tokens, *[0] * (job.size - 1)] if strategy in ("single", "tp") else counts
-        heads = [head_work(setting.shape, 1).stream * n * setting.batch for n in rows]
+        heads = [head_work(setting.shape, 1).weights * n * setting.batch for n in rows]
         pass_s += max(speeds.seconds(Work(gemm=n)) for speeds, n in zip(setting.speeds, heads, strict=True))
     return pass_s
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from astra_mpi.device.xp import settle
 from astra_mpi.errors import collective
+from astra_mpi.planner.probes import one_pass
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model
@@ -27,20 +27,13 @@ def rank_speeds(model: Model) -> list[float]:
     every = np.empty(comm.Get_size())
     with collective(comm):
         x = model.backend.put(np.random.default_rng(0).standard_normal((_ROWS, model.config.d_model), dtype=np.float32))
-        _one_pass(model, x)
+        one_pass(model.blocks[0], x)
     comm.Barrier()
     with collective(comm), clock.running():
         n_passes, start_s = 0, clock.now()
         while clock.now() - start_s < _LEAST_S:
-            _one_pass(model, x)
+            one_pass(model.blocks[0], x)
             n_passes += 1
         passes_per_s = n_passes / (clock.now() - start_s)
     comm.Allgather(np.array([passes_per_s]), every)
     return [float(speed) for speed in np.round(every / every.max(), 3)]
-
-
-def _one_pass(model: Model, x: np.ndarray) -> None:
-    block = model.blocks[0]
-    queries, _ = block.queries_keys_values(block.attention_input(x))
-    block.output(x.copy(), model.backend.xp.ascontiguousarray(queries))
-    settle(queries)

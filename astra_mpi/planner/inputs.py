@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 
 from astra_mpi.config import CodecConfig, require
 from astra_mpi.costs.latency import ASSUMED_GFLOPS, Network, Speeds, assumed_speeds
 from astra_mpi.costs.setting import Setting
 from astra_mpi.costs.strategies import Coding
+from astra_mpi.costs.types import assumed, stored, weight_bytes
 from astra_mpi.errors import InputError
 from astra_mpi.files import hdf5
 from astra_mpi.files.modelfile import read_config
+from astra_mpi.files.weightfile import stored_dtype
 from astra_mpi.models import FAMILIES
 from astra_mpi.network.units import bandwidth_bps, duration_s
 from astra_mpi.planner.measured import best_codec, measured, same_codes
@@ -35,6 +38,16 @@ def read_outline(path: str, codebooks: str | None = None) -> tuple[Any, Coding |
     with hdf5.reading(codebooks) as file:
         hdf5.check_format(file, hdf5.CODEBOOKS)
         return config, _coding(file)
+
+
+def read_storage(path: str) -> str:
+    """What most numbers of a model file's matrices are stored as."""
+    with hdf5.reading(path) as file:
+        sizes: dict[str, int] = {}
+        for item in hdf5.group(file, "weights").values():
+            if isinstance(item, h5py.Dataset) and item.ndim > 1:
+                sizes[stored_dtype(item)] = sizes.get(stored_dtype(item), 0) + item.size
+        return max(sizes, key=lambda kind: sizes[kind], default="float32")
 
 
 def _coding(file: Any) -> Coding:
@@ -57,7 +70,7 @@ MOST_RANKS, MOST_GFLOPS = 4096, 1e7
 class Profile(NamedTuple):
     """What `doctor` measured: of the ranks, in order, and of the links between them."""
 
-    speeds: tuple[Speeds, ...]
+    speeds: tuple[Speeds, ...]  # with products in the type that was asked for
     rtt_s: np.ndarray  # (P, P), NaN on the diagonal
     bandwidth_bps: np.ndarray  # (P, P)
 
@@ -73,19 +86,26 @@ class Profile(NamedTuple):
         return speeds, Network(float(np.nanmin(rate)), float(np.nanmax(trip)))
 
 
-def read_profile(path: str) -> Profile:
-    """The JSON of `astra-mpi doctor --json`; InputError on any other file."""
+def read_profile(path: str, compute: str = "float32") -> Profile:
+    """The JSON of `astra-mpi doctor --json`; InputError on any other file, and where it has no speeds of `compute`."""
     cure = "write one with `mpirun -n P astra-mpi doctor --json FILE`"
     try:
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
-        speeds = tuple(Speeds(**{k: float(v) for k, v in rank["speeds"].items()}) for rank in report["ranks"])
+        ranks = report["ranks"]
+        if compute != "float32":
+            told = all(compute in rank.get("compute", {}) for rank in ranks)
+            require(told, f"{path} has no speeds of {compute}, because an earlier version wrote it; {cure}")
+            ranks = [rank["compute"][compute] for rank in ranks]
+        known = [{k: float(v) for k, v in rank["speeds"].items() if v is not None} for rank in ranks]
+        speeds = tuple(Speeds(**of_rank) for of_rank in known)
         links = [np.array(report["links"][name], dtype=np.float64) for name in ("rtt_s", "bandwidth_bps")]
     except OSError as exc:
         raise InputError(f"{path}: the profile cannot be read ({exc.strerror}); {cure}") from exc
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         raise InputError(f"{path} is no profile of doctor ({type(exc).__name__}: {exc}); {cure}") from exc
-    positive = all(0 < value < np.inf for speed in speeds for value in dataclasses.astuple(speed))
+    given = (value for speed in speeds for value in dataclasses.astuple(speed) if value is not None)
+    positive = all(0 < value < np.inf for value in given)
     shapes = all(link.shape == (len(speeds), len(speeds)) for link in links)
     off = ~np.eye(len(speeds), dtype=bool)
     require(
@@ -95,8 +115,18 @@ def read_profile(path: str) -> Profile:
     return Profile(speeds, *links)
 
 
-def rank_speeds(size: int, gflops: float | None, profile: Profile | None, factors: Sequence[float] | None) -> Any:
-    """-> (speeds (P,), where they are from). InputError on options that do not go together."""
+def rank_speeds(
+    size: int,
+    gflops: float | None,
+    profile: Profile | None,
+    factors: Sequence[float] | None,
+    compute: str = "float32",
+    storage: str = "float32",
+) -> Any:
+    """-> (speeds (P,), where they are from). InputError on options that do not go together.
+
+    gflops: of float32 GEMM; how much faster another type is, is assumed.
+    """
     require(gflops is None or profile is None, "--speed and --profile both say how fast ranks are; give one of them")
     sane = gflops is None or 0 < gflops <= MOST_GFLOPS
     require(sane, f"--speed {gflops} is not between 0 and {MOST_GFLOPS:g}; give GFLOP/s of float32 GEMM")
@@ -107,8 +137,14 @@ def rank_speeds(size: int, gflops: float | None, profile: Profile | None, factor
     if profile is not None:
         speeds, source = profile.of_ranks(size)[0], "measured by doctor"
     else:
-        speeds = (assumed_speeds(gflops or ASSUMED_GFLOPS),) * size
+        speeds = (assumed(assumed_speeds(gflops or ASSUMED_GFLOPS), compute),) * size
         source = f"{'given' if gflops else 'assumed'}: {gflops or ASSUMED_GFLOPS:g} GFLOP/s of GEMM per rank"
+    if compute != "float32":
+        source += f", products in {compute}"
+        if profile is None:
+            over = speeds[0].gemm / assumed_speeds(gflops or ASSUMED_GFLOPS).gemm
+            source += f", {over:g} times as fast as float32 (assumed of a CPU with instructions for it)"
+    speeds = tuple(stored(speed, compute, storage) for speed in speeds)
     return tuple(speed.times(x) for speed, x in zip(speeds, factors or [1.0] * size, strict=True)), source
 
 
@@ -133,10 +169,13 @@ def make_setting(
     batch: int = 1,
     budget_bits: float | None = None,
     distinct: int | None = None,
+    compute: str = "float32",
+    storage: str = "float32",
 ) -> tuple[Setting, str]:
     """Options of `plan` -> (setting, where the speeds are from). InputError, naming the option, on what does not fit.
 
-    The codec: the most accurate one within `budget_bits` (`measured.py`), or the model's own, or the default.
+    compute: type of products, of the profile too; storage: of the weights. The codec: the most accurate one within
+    `budget_bits` (`measured.py`), or the model's own, or the default.
     """
     require(ranks is not None or profile is not None, "-n is missing: give the number of ranks, or a --profile")
     size = len(profile.speeds) if ranks is None and profile else ranks or 0
@@ -146,7 +185,7 @@ def make_setting(
     require(size <= MOST_RANKS, f"-n {size}: at most {MOST_RANKS}")
     positions = getattr(config, "max_positions", tokens)
     require(tokens <= positions, f"--tokens {tokens}: the model has {positions} positions")
-    speeds, source = rank_speeds(size, speed, profile, factors)
+    speeds, source = rank_speeds(size, speed, profile, factors, compute, storage)
     link = profile.of_ranks(size)[1] if profile else None
     require(
         bandwidth is not None or link is not None or size == 1,
@@ -161,7 +200,8 @@ def make_setting(
         distinct is None or (coding.codec.codes_per_token == 1 and coding.codec.site != "kv"),
         "--distinct-keys is for codecs with one code per token (G = 1 or M = 1) at hidden or normed",
     )
-    setting = Setting(config, tokens, speeds, network, batch, replace(coding, distinct=distinct))
+    kept = weight_bytes(storage, compute)
+    setting = Setting(config, tokens, speeds, network, batch, replace(coding, distinct=distinct), kept)
     return replace(setting, coding=cheaper_remote(setting, setting.coding)), source
 
 

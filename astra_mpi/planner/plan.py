@@ -76,10 +76,10 @@ def _total(setting: Setting, strategy: str, counts: Sequence[int]) -> float:
 
 
 def memory_bytes(setting: Setting, cost: Cost, counts: Sequence[int]) -> int:
-    """Of the rank that needs most: weights as float32, tables, one block's activations, far keys and messages."""
+    """Of the rank that needs most: weights as they are kept, tables, one block's activations, far keys and messages."""
     config, shape = setting.config, setting.shape
     block = 2 * shape.project_q + shape.project_kv + shape.mlp
-    weights = 4 * (cost.block_share * block * config.n_layers + shape.other_weights)
+    weights = setting.weight_bytes * (cost.block_share * block * config.n_layers + shape.other_weights)
     by_tokens = cost.strategy.split(":")[0] in BY_TOKENS
     rows = max(counts) + shape.n_class if by_tokens else setting.tokens + shape.n_class
     far = setting.tokens - min(counts) if by_tokens else 0

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from astra_mpi.costs.latency import Network
+from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import settle
 from astra_mpi.errors import collective
 from astra_mpi.ranks.watched import waiting
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from astra_mpi.engine import Model
+    from astra_mpi.models.block import Block
 
 _TAG = 11
 #: most rows, and most multiply-adds, of the matrix product: a millisecond of one core
@@ -54,6 +57,48 @@ def gemm_speeds(model: Model, n_tokens: int) -> np.ndarray:
         speed = n_products * rows * config.d_model * columns / (clock.now() - start_s)
     model.comm.Allgather(np.array([speed]), every)
     return every
+
+
+def block_speeds(model: Model, n_tokens: int) -> np.ndarray:
+    """Collective: multiply-adds per second (P,) of every rank in the products of the model's first block, with what
+    lies between them. All ranks at once, by the model's clock."""
+    clock, block, every = model.clock, model.blocks[0], np.empty(model.comm.Get_size())
+    with collective(model.comm):
+        rows = min(n_tokens, _ROWS)
+        x = model.backend.put(np.random.default_rng(0).standard_normal((rows, model.config.d_model), dtype=np.float32))
+        one_pass(block, x)
+    model.comm.Barrier()
+    with collective(model.comm), clock.running():
+        n_passes, start_s, begin_s, cpu_s = 0, clock.now(), time.perf_counter(), time.thread_time()
+        while n_passes == 0 or not _long_enough(time.perf_counter() - begin_s, time.thread_time() - cpu_s):
+            one_pass(block, x)
+            n_passes += 1
+        speed = n_passes * rows * block_multiply_adds(model.config) / (clock.now() - start_s)
+    model.comm.Allgather(np.array([speed]), every)
+    return every
+
+
+def one_pass(block: Block, x: np.ndarray) -> None:
+    """Rows (n, D) through a block but for its attention."""
+    queries, _ = block.queries_keys_values(block.attention_input(x))
+    block.output(x.copy(), block.scratch.xp.ascontiguousarray(queries))
+    settle(queries)
+
+
+def block_multiply_adds(config: Any) -> int:
+    """Of a row, in the products of a block."""
+    shape = shape_of(config)
+    return 2 * shape.project_q + shape.project_kv + shape.mlp
+
+
+def storage_of(weights: Mapping[str, Any]) -> str:
+    """What most of the matrices are stored as."""
+    sizes: dict[str, int] = {}
+    for weight in weights.values():
+        if len(weight.shape) == 2:
+            kind = str(getattr(weight, "dtype", "float32"))
+            sizes[kind] = sizes.get(kind, 0) + weight.shape[0] * weight.shape[1]
+    return max(sizes, key=lambda kind: sizes[kind], default="float32")
 
 
 def _long_enough(passed_s: float, cpu_s: float) -> bool:

@@ -40,6 +40,8 @@ class BlockParallel(AllTokens):
         self.originals = set((np.cumsum(even(len(self.blocks), self.n_groups)) - 1).tolist())
         self.sub_config = sub_config(self.config, size)
         self.sub_blocks = [None if i in self.originals else self._sub_block(i, rank) for i in range(len(self.blocks))]
+        for i, sub_block in enumerate(self.sub_blocks):
+            (sub_block or self.blocks[i]).make_ready()
         width = self.sub_config.d_model
         self.columns = slice(rank * width, (rank + 1) * width)
 

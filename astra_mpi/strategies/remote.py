@@ -70,17 +70,17 @@ def _time_s(table: FarTable, codes: np.ndarray, kernels: ModuleType) -> float:
     return float(np.median(laps))
 
 
-def projection(block: Block, site: str) -> Projection:
-    """From what is sent at `site` to keys and values."""
+def projection(block: Block, site: str, stored: bool = False) -> Projection:
+    """From what is sent at `site` to keys and values; stored: with weights as they are stored, not packed."""
     norm = None
     if site == "hidden" and block.normalises_input:
         weight, bias = block.w["norm1.weight"], block.w.get("norm1.bias")
         norm = Norm(not block.recipe.rms, weight, bias, block.config.norm_eps)
-    return Projection(norm, block.w_kv, block.b_kv, block.scratch, block.key_norm)
+    return Projection(norm, block.stored_kv if stored else block.w_kv, block.b_kv, block.scratch, block.key_norm)
 
 
 def _far_table(block: Block, codec: Codec, i: int, how: str) -> FarTable:
-    given = projection(block, codec.config.site)
+    given = projection(block, codec.config.site, stored=how != "gemm")
     table = make_far(how, codec.blocks[i], codec.config.site, given if how == "gemm" else given.on_host())
     table.round_to(block.scratch.dtype)
     return table

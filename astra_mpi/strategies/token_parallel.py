@@ -61,7 +61,7 @@ class TokenParallel(Strategy):
     def __init__(self, parts: Parts, spec: Spec) -> None:
         super().__init__(parts, spec)
         for block in self.blocks:
-            block.w_qkv  # noqa: B018 - joined now, not in the first pass
+            block.make_ready()
 
     def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut, spread: bool = False) -> Layout:
         size, cost = self.exchange.size, token_cost(shape_of(self.config), self.wire_costs()) if causal else None

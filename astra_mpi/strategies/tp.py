@@ -12,7 +12,7 @@ import numpy as np
 
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import ModelConfig
-from astra_mpi.device.weights import SideBySide, forget, part
+from astra_mpi.device.weights import forget, part
 from astra_mpi.models.block import Block
 from astra_mpi.partition import Layout, displs, even, weighted
 from astra_mpi.strategies.all_tokens import AllTokens
@@ -122,11 +122,11 @@ class Share(Block):
         self.heads = slice(repeat * heads.start, repeat * heads.stop)
         super().__init__(config, block.recipe, weights, block.kernels, block.scratch)
         self.n_heads, self.n_kv_heads = repeat * (heads.stop - heads.start), heads.stop - heads.start
-        self.b_qkv  # noqa: B018 - made now, from what goes
-        self.joined = not isinstance(self.w_qkv, SideBySide)
-        if self.joined:  # what was joined need not be held twice
-            for layer in "qkv":
-                del self.w[f"{layer}.weight"]
+        self.make_ready()
+        self.joined = isinstance(self.w_qkv, np.ndarray | self.scratch.xp.ndarray)
+        joined = {f"{layer}.weight" for layer in "qkv"} if self.joined else set()
+        for name in self.layers.replaced | joined:  # what was joined or packed need not be held twice
+            del self.w[name]
 
     @property
     def nbytes(self) -> int:

@@ -138,6 +138,13 @@ def verify(bench: Bench, variant: Variant) -> Iterator[Outcome]:
 
     words = ["verify", bench.path(variant.file), "--batch", "2", "--json", bench.path("verify.json")]
     yield from rows(bench, "verify", variant, words, found)
+    for compute in ("bfloat16", "int8"):  # of each way to multiply: all rows, a part of the columns, what codes become
+        few = ["--strategies", "sp:x:float32,tp,astra:codes", "--compute", compute]
+
+        def judge() -> str:
+            return "; ".join(check["reason"] for check in read(bench, "verify.json")["checks"] if not check["passed"])
+
+        yield outcome(bench, "commands", f"`verify`, {compute}", variant, [*words, *few], judge)
 
 
 def bench_(bench: Bench, variant: Variant) -> Iterator[Outcome]:

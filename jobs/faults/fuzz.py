@@ -175,7 +175,7 @@ TARGETS: dict[str, tuple[str, tuple[fuzz_damage.Damage, ...], Read]] = {
     "messages": ("talks.jsonl", (BYTES, LINES), read_messages),
     "chat-template": ("chat/chat_template.jinja", (BYTES, LINES), read_template),
     "trace": ("trace.csv", (BYTES, LINES), lambda path: network.parse_network(f"trace:{path}")),
-    "profile": ("profile.json", (BYTES, JSON), lambda path: planner_inputs.read_profile(str(path))),
+    "profile": ("profile.json", (BYTES, JSON), lambda path: planner_inputs.read_profile(str(path), "int8")),
     "llama2c": ("llama.bin", (BYTES,), lambda path: llama2c.convert_llama2c(path, path.parent / "tokenizer.bin")),
     "llama2c-tokenizer": (
         "tokenizer.bin",

@@ -56,6 +56,7 @@ mask = "lengths"
 name = "embed"
 pooling = "mean"
 [parallel]
+compute = "bfloat16"
 strategy = "sp:kv:int8"
 weights = [1, 2.5]
 network = "10Mbps,rtt=2ms,loss=1%"
@@ -155,7 +156,8 @@ def write_all(folder: Path) -> None:
     _write_results(folder)
     speeds = dict(gemm=1e10, attention=1e10, encode=1e10, table=1e9, elements=1e9, block_s=1e-4)
     ones = [[1.0, 1.0], [1.0, 1.0]]
-    profile = {"ranks": [{"speeds": speeds}] * 2, "links": {"rtt_s": ones, "bandwidth_bps": ones}}
+    typed = {"int8": {"speeds": speeds | {"weights": 1e9}}}
+    profile = {"ranks": [{"speeds": speeds, "compute": typed}] * 2, "links": {"rtt_s": ones, "bandwidth_bps": ones}}
     (folder / "profile.json").write_text(json.dumps(profile))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from astra_mpi.kernels import _compile
 from astra_mpi.kernels.cpu._attention import attend, attend_codes, attend_rows
+from astra_mpi.kernels.cpu._blocks import multiply_blocks, quantise_rows, widen_blocks
 from astra_mpi.kernels.cpu._codes import (
     add_entries,
     code_sums,
@@ -59,7 +60,9 @@ __all__ = [
     "gram_sum",
     "layer_norm",
     "matvec",
+    "multiply_blocks",
     "pack",
+    "quantise_rows",
     "rms_norm",
     "rotate",
     "segment_sum",
@@ -68,6 +71,7 @@ __all__ = [
     "vecmat",
     "warm_up",
     "widen",
+    "widen_blocks",
 ]
 
 

@@ -150,23 +150,28 @@ def _multiply(x, bias, factor):
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
 def _activate(x, bias, kind):
-    n, width = x.shape
-    for i in range(n):
-        row = x[i]
-        if kind == 0:
-            for j in range(width):
-                y = row[j] + bias[j]
-                row[j] = f32(0.5) * y * (f32(1) + erf(y * f32(0.7071067811865476)))
-        elif kind == 1:
-            for j in range(width):  # 0.5 (1 + tanh u) = 1 / (1 + exp(-2u)), u = sqrt(2/pi) (y + 0.044715 y^3)
-                y = row[j] + bias[j]
-                u = f32(0.7978845608028654) * (y + f32(0.044715) * y * y * y)
-                row[j] = y / (f32(1) + exp(f32(-2) * u))
-        elif kind == 2:
-            for j in range(width):
-                row[j] = max(row[j] + bias[j], f32(0))
-        else:
-            steepness = f32(1.702) if kind == 4 else f32(1)  # quick_gelu, silu
-            for j in range(width):
-                y = row[j] + bias[j]
-                row[j] = y / (f32(1) + exp(-steepness * y))
+    for i in range(x.shape[0]):
+        activate_row(x[i], bias, kind)
+
+
+@compiled(fastmath=FASTMATH, error_model="numpy")
+def activate_row(row, bias, kind):
+    """row = act(row + bias), in place; kind: one of ACTIVATIONS."""
+    width = row.size
+    if kind == 0:
+        for j in range(width):
+            y = row[j] + bias[j]
+            row[j] = f32(0.5) * y * (f32(1) + erf(y * f32(0.7071067811865476)))
+    elif kind == 1:
+        for j in range(width):  # 0.5 (1 + tanh u) = 1 / (1 + exp(-2u)), u = sqrt(2/pi) (y + 0.044715 y^3)
+            y = row[j] + bias[j]
+            u = f32(0.7978845608028654) * (y + f32(0.044715) * y * y * y)
+            row[j] = y / (f32(1) + exp(f32(-2) * u))
+    elif kind == 2:
+        for j in range(width):
+            row[j] = max(row[j] + bias[j], f32(0))
+    else:
+        steepness = f32(1.702) if kind == 4 else f32(1)  # quick_gelu, silu
+        for j in range(width):
+            y = row[j] + bias[j]
+            row[j] = y / (f32(1) + exp(-steepness * y))

@@ -24,6 +24,17 @@ def dot_tile(kind: str, n_rows: int, n_strips: int = 2):
     c (n_rows, 16 n_strips) 32-bit sums = (begin ? 0 : c) + a (n_rows, n_words) @ b. Words are two bfloat16, or
     four int8 of a and four uint8 of b. Strip s of b lies at b + s * ldb: (n_words, 16) words.
     """
+    generate = dot_tile_code(kind, n_rows, n_strips)
+
+    @intrinsic
+    def tile(typingctx, a, lda, b, ldb, c, ldc, n_words, begin):
+        return types.void(*[types.int64] * 8), generate
+
+    return tile
+
+
+def dot_tile_code(kind: str, n_rows: int, n_strips: int):
+    """What `dot_tile` becomes: (context, builder, signature, its eight arguments) -> code."""
     asm, element = _DOT[kind]
     sums, words = ir.VectorType(element, LANES), ir.VectorType(I32, LANES)
 
@@ -89,8 +100,4 @@ def dot_tile(kind: str, n_rows: int, n_strips: int = 2):
                 builder.store(new[i][s], pointer, align=4)
         return context.get_dummy_value()
 
-    @intrinsic
-    def tile(typingctx, a, lda, b, ldb, c, ldc, n_words, begin):
-        return types.void(*[types.int64] * 8), generate
-
-    return tile
+    return generate

@@ -21,7 +21,8 @@ from astra_mpi.files.codecfile import read_codebooks, write_codebooks
 from astra_mpi.job.info import describe
 from astra_mpi.kernels import cpu, reference
 from astra_mpi.oracle.reference import oracle
-from astra_mpi.oracle.verify import GAP_TOLERANCE, verify
+from astra_mpi.oracle.tolerance import FLOAT32
+from astra_mpi.oracle.verify import verify
 from helpers.fakes import bert_config, model_file, random_basis, random_codec, squared_error
 
 D = 120  # no multiple of 16
@@ -261,7 +262,7 @@ def test_the_oracle_judges_by_projected_distances(site):
     assert (own.codes[0] != exact.codes[0]).any()
     judged = oracle(config, file.weights, ids, owner, 2, codec=file.codec, codes=exact.codes)
     assert judged.flips > 0
-    assert judged.worst_gap > 100 * GAP_TOLERANCE
+    assert judged.worst_gap > 100 * FLOAT32.gap
 
 
 @pytest.mark.mpi

@@ -16,6 +16,7 @@ from astra_mpi.doctor.gpuaware import gpu_answer, try_alone
 from astra_mpi.doctor.placement import cpu_quota
 from astra_mpi.doctor.probes import kernel_speeds, measure_links
 from astra_mpi.kernels import reference
+from astra_mpi.kernels.cpu._features import path
 
 VERSIONS = {"mpi": "MPICH 5", "mpi4py": "4.1", "python": "3.11"}
 MPIRUN = Path(sys.executable).parent / "mpirun"
@@ -25,7 +26,8 @@ def facts(n=2, **changes):
     """Of n ranks on one host; a change is one value for all or a list with one each."""
     plain = dict(
         host="node1", cpus=4, cores=[0, 1, 2, 3], quota=None, threads=1, tasks={"PMI_SIZE": n}, files={},
-        versions=VERSIONS, speeds={"gemm": 50e9},
+        versions=VERSIONS, speeds={"gemm": 50e9}, cpu={"has": ["AVX512-BF16"], "refused": ""},
+        compute={"bfloat16": {"path": "avx512_bf16"}, "int8": {"path": "widened"}},
         gpu=(True, "no GPU backend asked", ""),
         shared_memory=(True, "64 MiB free", ""), kernel_cache=(True, "in /c", ""),
     )  # fmt: skip
@@ -83,6 +85,17 @@ def test_ranks_on_two_hosts_do_not_share_cores():
     assert answers["cores of a"].fine and answers["cores of b"].fine
 
 
+def test_what_products_run_on():
+    answer = found(facts(2))["products"]
+    assert answer.fine and answer.found.startswith("AVX512-BF16: bfloat16 by avx512_bf16, int8 by widened, the same")
+    refused = [{"has": ["AMX int8"], "refused": "the system refuses tiles (Operation not permitted)"}]
+    answer = found(facts(1, cpu=refused))["products"]
+    assert not answer.fine and "rank 0: the system refuses tiles" in answer.found and "seccomp" in answer.cure
+    other = {"bfloat16": {"path": "widened"}, "int8": {"path": "widened"}}
+    answer = found(facts(2, compute=[facts(1)[0]["compute"], other]))["products"]
+    assert not answer.fine and "bfloat16 by widened, int8 by widened on rank 1" in answer.found
+
+
 def test_slow_link_is_named():
     rate, _ = links(3)
     rate[1, 2] = 1e7
@@ -127,7 +140,7 @@ def test_gpu_is_not_asked_for_by_default():
 
 def test_speeds_are_positive():
     speeds = kernel_speeds(reference, repeats=1)
-    assert all(0 < value < float("inf") for value in dataclasses.astuple(speeds))
+    assert all(0 < value < float("inf") for value in dataclasses.astuple(speeds) if value is not None)
 
 
 @pytest.mark.mpi
@@ -157,6 +170,9 @@ def test_examine(comm):
         assert states["ranks"] == states[f"file {__file__}"] == "ok"
         assert comm.size == 1 or states[f"file {own}"] == "warn"
         assert Speeds(**report["ranks"][0]["speeds"]).gemm > 0
+        for compute, told in report["ranks"][0]["compute"].items():
+            assert told["gflops"] > 0 and told["path"] == path(compute).name
+            assert Speeds(**told["speeds"]).gemm > 0
         assert len(report["links"]["rtt_s"]) == comm.size
         assert json.loads(json.dumps(report)) == report
 
@@ -167,5 +183,6 @@ def test_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "d.json").read_text())["format"] == "astra-mpi-doctor"
     assert "ok   ranks: MPI sees 2" in done.stdout and "bandwidth in Mbps" in done.stdout
+    assert "products by type" in done.stdout
     done = subprocess.run([*command, "0"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stderr.count("astra-mpi: error: --links-s 0 is not above zero") == 1

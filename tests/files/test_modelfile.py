@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from astra_mpi.config import CodecConfig
+from astra_mpi.device.formats import FORMATS
 from astra_mpi.device.weights import Narrow, forget, mapped_file, narrowed
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.files import hdf5
@@ -74,7 +75,7 @@ def test_narrow_weights_stay_narrow(tmp_path, model, dtype):
     assert digest != write_model(tmp_path / "full.h5", model)
     for name, array in model.weights.items():
         weight = narrow.weights[name]
-        assert isinstance(weight, Narrow) == (array.ndim == 2 and (dtype != "int8" or is_linear(name)))
+        assert isinstance(weight, Narrow) == (array.ndim == 2 and (not FORMATS[dtype].layers_only or is_linear(name)))
         np.testing.assert_array_equal(weight, np.asarray(narrowed(name, array, dtype)))
     # the same numbers have the same digest, however they are stored
     assert write_model(tmp_path / "again.h5", narrow) == digest
@@ -86,7 +87,7 @@ def is_linear(name):
     return name.endswith(".weight") or name == "embed.word"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "q4_1"])
 def test_matrices_are_mapped_from_the_file(tmp_path, dtype):
     config = bert_config(d_model=96, n_heads=3, d_ff=80)
     write_model(tmp_path / "m.h5", ModelFile(config, random_weights(config), stored_dtype=dtype))

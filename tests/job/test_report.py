@@ -73,7 +73,7 @@ def test_read(tmp_path):
     measured = read(tmp_path, trio())
     single, sp, astra = measured.runs
     assert (single.name, sp.name, astra.name) == ("single", "sp", "astra G=1 K=1024")
-    assert astra.at == ("vit.h5", 1, 1024, 4, "10Mbps,rtt=1ms", "port", "virtual")
+    assert astra.at == ("vit.h5", 1, 1024, 4, "10Mbps,rtt=1ms", "port", "virtual", "float32")
     assert (astra.mbps, astra.link, astra.speedup, astra.strategy) == (10, "rtt=1ms", 2.5, "astra")
     assert (astra.counted_keys, sp.counted_keys, astra.contributed_bytes, astra.port_bytes) == (False, None, 7, 6)
     assert measured.hosts == ("x86_64, Linux, 2 CPUs; python 3.11, mpi M 5",)
@@ -179,7 +179,7 @@ def test_bars_at_both_ends_of_the_bandwidth(tmp_path):
 def test_verdict(tmp_path):
     low, high = trio("10Mbps", 0.5), trio("100Mbps", 2.5)
     told = " ".join(verdict(read(tmp_path, low + high)))
-    where = "At 10Mbps, 4 ranks, 1 x 1024 tokens (vit.h5, virtual clock, port accounting)"
+    where = "At 10Mbps, 4 ranks, 1 x 1024 tokens (vit.h5, float32, virtual clock, port accounting)"
     assert f"{where}, one machine alone is fastest, 100 ms" in told
     assert "the best of the others, astra G=1 K=1024, takes 200 ms, 0.5 times as fast" in told
     assert "astra G=1 K=1024 is fastest: 40 ms, 2.5 times as fast as one machine (one machine: 100 ms); 25%" in told

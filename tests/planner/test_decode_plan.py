@@ -91,7 +91,7 @@ def test_one_token_of_gpt2_by_hand():
     at = setting()
     work = steps(at, "single", 1, at.even)["local"].ranks[0]
     d = 768
-    assert work.stream == 12 * (12 * d * d + 2 * d * (1024 + 0.5)) + 50257 * d
+    assert work.weights == 12 * 12 * d * d + 50257 * d and work.stream == 12 * 2 * d * (1024 + 0.5)
     assert work.gemm == work.attention == 0
     half = setting(batch=2)
     assert steps(half, "single", 1, at.even)["local"].ranks[0].gemm == 2 * (12 * 12 * d * d + 50257 * d)
@@ -100,7 +100,7 @@ def test_one_token_of_gpt2_by_hand():
 def test_sequences_are_spread_over_last_ranks():
     """The first sequence's last rank is the last one, the second's the one before it; six on four ranks: 1, 1, 2, 2."""
     at = setting(batch=6)
-    busy = [work.stream > 0 for work in steps(setting(batch=2), "sp", 8, at.even)["local"].ranks]
+    busy = [work.weights > 0 for work in steps(setting(batch=2), "sp", 8, at.even)["local"].ranks]
     assert busy == [False, False, True, True]
     cache = steps(at, "sp", 8, at.even)["local"].cache_bytes
     assert [n / min(cache) for n in cache] == [1, 1, 2, 2]

@@ -9,7 +9,7 @@ import numpy as np
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.fit import SWEEPS, refine
 from astra_mpi.codec.kind import Kind, Progress, Sigma2
-from astra_mpi.codec.kmeans import kmeans
+from astra_mpi.codec.kmeans import full_passes, kmeans
 from astra_mpi.codec.tables import gram_sums
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Residual(Kind):
 
     @classmethod
     def fit_searches(cls, config: CodecConfig) -> tuple[float, float]:
-        return config.stages * (STAGE_ITERATIONS + 1), config.stages * (SWEEPS + 1)
+        return config.stages * (full_passes(STAGE_ITERATIONS) + 1), config.stages * (SWEEPS + 1)
 
     @classmethod
     def span(cls, c: int, entry_width: int) -> slice:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from astra_mpi.convert.check.findings import Finding
-from astra_mpi.device.formats import FORMATS
+from astra_mpi.device.formats import format_of
 from astra_mpi.files.modelfile import ModelFile, read_model
 
 
@@ -43,5 +43,4 @@ def _weights(old: ModelFile, new: ModelFile) -> Finding:
 
 def _rounding(name: str, before: np.ndarray, dtype: str) -> np.ndarray:
     """The differences that storing as `dtype` explains (docs/explanation/storage.md)."""
-    kind = FORMATS[dtype]
-    return kind.rounding(name, before) if kind.holds(name, before.shape) else np.zeros_like(before)
+    return format_of(name, before.shape, dtype).rounding(name, before)

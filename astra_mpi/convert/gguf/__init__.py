@@ -7,7 +7,9 @@ the conversion, and tensors by their Hugging Face names. The families' own readi
 from __future__ import annotations
 
 import json
+import math
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ from astra_mpi.files.modelfile import ModelFile
 def convert_gguf(source: str | Path, dtype: str | None = None, command: str = "convert") -> tuple[ModelFile, list[str]]:
     """The model of a GGUF file, or of all parts of a split one, and notes for the user.
 
-    dtype: how `write_model` will store the weights; None: the narrowest that loses nothing to speak of
-    (`kept_dtype`). InputError, with the file and the cure, on what is damaged or not supported.
+    dtype: how `write_model` will store the weights; None: each as the format that keeps its numbers (`blocks.KEPT`).
+    InputError, with the file and the cure, on what is damaged or not supported.
     """
     source = Path(source)
     headers, metadata, stored = _opened(source)
@@ -46,7 +48,7 @@ def convert_gguf(source: str | Path, dtype: str | None = None, command: str = "c
         try:
             encoder = read_encoder(folder)
             checkpoint = Checkpoint(source, folder, encoder, dict(tensors), [header.path for header in headers])
-            model, notes = assembled(checkpoint, dtype or kept_dtype(stored), command)
+            model, notes = assembled(checkpoint, dtype or kept_dtype(stored), command, keeps=dtype is None)
         except InputError as exc:
             raise InputError(retold(str(exc), folder, source, metadata.architecture, kind)) from exc
     if pooled:
@@ -68,11 +70,9 @@ def _opened(source: Path) -> tuple[list[Header], Metadata, dict[str, GGUFTensor]
 
 
 def kept_dtype(tensors: dict[str, GGUFTensor]) -> str:
-    """The narrowest storage whose rounding is far below that of the file's own matrices.
-
-    A quantised block has at most 8 bits per number and a factor in float16: float16 rounds to 11 bits.
-    """
-    kinds = {tensor.dtype for tensor in tensors.values() if len(tensor.stored) > 1}
-    if "F32" in kinds or kinds > {"BF16"} or not kinds:
-        return "float32"
-    return "bfloat16" if kinds == {"BF16"} else "float16"
+    """The format that keeps most numbers of the file's matrices."""
+    numbers: Counter[str] = Counter()
+    for tensor in tensors.values():
+        if len(tensor.stored) > 1:
+            numbers[tensor.kept_as] += math.prod(tensor.stored)
+    return max(numbers, key=lambda kind: numbers[kind]) if numbers else "float32"

@@ -13,8 +13,10 @@ import numpy as np
 from astra_mpi.checkpoint.folder import Tensor
 from astra_mpi.config import require
 from astra_mpi.convert.gguf.arrange import Arrange
+from astra_mpi.convert.gguf.blocks import KEPT, kept_blocks
 from astra_mpi.convert.gguf.header import Header
 from astra_mpi.errors import InputError
+from astra_mpi.models.hf import Source
 
 #: types whose blocks become numbers here
 TYPES = (
@@ -37,6 +39,20 @@ class GGUFTensor(Tensor):
     stored: tuple[int, ...] = ()
     offset: int = 0
     arrange: Arrange | None = None
+
+    @property
+    def kept_as(self) -> str:
+        return KEPT[self.dtype]
+
+    def kept(self, name: str, shape: tuple[int, ...], source: Source) -> Any:
+        return kept_blocks(name, self, shape, source)
+
+    def raw_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Some rows as the bytes that they are in the file, (n, b)."""
+        n_bytes = row_bytes(self.dtype, self.stored[-1])
+        least, last = int(rows.min()), int(rows.max()) + 1
+        raw: np.ndarray = self._bytes(least * n_bytes, (last - least) * n_bytes).reshape(-1, n_bytes)
+        return raw if np.array_equal(rows, np.arange(least, last)) else raw[rows - least]
 
     def check(self) -> None:
         """Types and sizes are checked when the file is opened."""

@@ -14,7 +14,7 @@ from astra_mpi.device.scratch import Scratch
 #: numbers of a tile: 16 MiB of float32
 _TILE = 1 << 22
 #: numbers narrowed at a time: 1 MiB of float32, so that every pass over them finds them in the cache
-_STEP = 1 << 18
+STEP = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,8 @@ class Narrow:
     tagged: ClassVar[bool] = False
     #: per weight
     bits: ClassVar[float]
+    #: multiplied as it is stored, whatever type products are computed in; others are packed for it (`device/packed.py`)
+    as_stored: ClassVar[bool] = False
     #: only linear layers and word embeddings are stored in it, other matrices stay float32
     layers_only: ClassVar[bool] = False
 
@@ -51,6 +53,11 @@ class Narrow:
         return len(shape) > 1 and (not cls.layers_only or is_layer(name, shape) or name == "embed.word")
 
     @classmethod
+    def instead(cls, name: str, shape: tuple[int, ...]) -> str:
+        """The format of a weight that this one does not hold."""
+        return "float32"
+
+    @classmethod
     def stored_shape(cls, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of `values` of weight `name`."""
         return shape
@@ -69,7 +76,7 @@ class Narrow:
     def made(cls, name: str, array: np.ndarray) -> Self:
         """Weight `name` (float32), rounded."""
         values, scale = np.empty(array.shape, cls.number), cls.scale_for(name, array)
-        step = max(1, _STEP // array.shape[1])
+        step = max(1, STEP // array.shape[1])
         for first in range(0, len(array), step):  # temporaries stay small beside the matrix
             rows = slice(first, first + step)
             part = array[rows]
@@ -132,8 +139,8 @@ class Narrow:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.float32, copy=False)
 
-    def part(self, rows: slice, columns: slice) -> Self:
-        """A copy of some rows and columns."""
+    def part(self, rows: slice, columns: slice) -> Self | np.ndarray:
+        """A copy of some rows and columns, float32 where the format cannot hold them."""
         scale = self.scale
         if scale is not None:
             scale = scale[:, columns] if len(scale) == 1 else scale[rows]

@@ -41,6 +41,8 @@ class SweepSection:
     warmup: int = 1  # passes before them that do not count
     seed: int = 0  # of the inputs, and of what is lost
     backend: Literal["numpy", "reference", "cuda"] = "numpy"  # which kernels
+    # numpy: type in which products are computed (docs/explanation/compute.md)
+    compute: Literal["float32", "bfloat16", "int8", "auto"] = "float32"
     threads: Positive | None = None  # threads per rank. Default SLURM_CPUS_PER_TASK, else 1
 
 

@@ -59,7 +59,18 @@ def _wanted(deck: SweepDeck, network: str, ranks: int, tokens: int | None) -> bo
 def settings_of(deck: SweepDeck, point: Point, digests: Mapping[str, str]) -> dict[str, Any]:
     """Everything that the figures of a point depend on. digests: of model and codebooks."""
     sweep = deck.sweep
-    names = ("clock", "accounting", "speed", "counted_keys", "repeats", "warmup", "seed", "backend", "threads")
+    names = (
+        "clock",
+        "accounting",
+        "speed",
+        "counted_keys",
+        "repeats",
+        "warmup",
+        "seed",
+        "backend",
+        "compute",
+        "threads",
+    )
     return {
         **asdict(point),
         **{name: getattr(sweep, name) for name in names},

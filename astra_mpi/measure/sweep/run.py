@@ -132,6 +132,7 @@ def _options(deck: SweepDeck, task: Task) -> list[str]:
         "batch": deck.model.batch,
         "speed": sweep.speed,
         **{name: getattr(sweep, name) for name in ("clock", "accounting", "repeats", "warmup", "seed", "backend")},
+        "compute": sweep.compute,
         "threads": sweep.threads,
     }
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]

@@ -118,6 +118,7 @@ _LATER = {
 class ViT(Family):
     """Embedding and head; the blocks are shared (`Block`)."""
 
+    heads = ("head.weight", "distilled.weight")
     Config = ViTConfig
     recipe = Recipe(norm_first=True)
     default_site = "normed"

@@ -1,0 +1,63 @@
+"""The linear layers of a block, in the form in which its products take them: made once, when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.device.packed import Packed, for_products, is_narrow, pack, packs
+from astra_mpi.device.weights import Narrow, SideBySide, forget
+
+Layer = np.ndarray | Narrow | Packed
+
+
+class Layers:
+    """Weights by the names of their layers. Where products are narrow, packed or stored narrow; else as they are."""
+
+    def __init__(self, weights: Mapping[str, Any], kernels: ModuleType) -> None:
+        """weights: a block's, by their names inside it, such as "fc1.weight"; they may go once layers are made."""
+        self._weights, self._kernels = weights, kernels
+        self._made: dict[str, Layer] = {}
+        self._sources: set[str] = set()  # the weights that they were made from
+
+    def __getitem__(self, name: str) -> Layer:
+        if not is_narrow(self._kernels):
+            stored: Layer = self._weights[f"{name}.weight"]
+            return stored
+        if name not in self._made:
+            weight: Layer = self._weights[f"{name}.weight"]
+            made: Layer = for_products(weight, self._kernels)
+            if made is weight:
+                return weight
+            self._keep(name, made, [name])
+        return self._made[name]
+
+    def joined(self, names: str, scales: Sequence[float]) -> Packed | SideBySide:
+        """Layers of one letter each, side by side; if they can be packed, what each gives comes scaled."""
+        if names not in self._made:
+            weights = [self._weights[f"{name}.weight"] for name in names]
+            if not all(packs(weight, self._kernels) for weight in weights):
+                return SideBySide(*(self[name] for name in names))
+            self._keep(names, pack(weights, self._kernels, scales), list(names))
+        made = self._made[names]
+        assert isinstance(made, Packed)
+        return made
+
+    def _keep(self, name: str, made: Layer, sources: list[str]) -> None:
+        self._made[name] = made
+        for source in sources:
+            self._sources.add(f"{source}.weight")
+            forget(self._weights[f"{source}.weight"])
+
+    @property
+    def replaced(self) -> frozenset[str]:
+        """The weights that products do not read any more."""
+        return frozenset(self._sources)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the layers made here."""
+        return sum(made.nbytes for made in self._made.values())

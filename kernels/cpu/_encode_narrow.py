@@ -1,0 +1,167 @@
+"""Nearest-entry search with products in bfloat16, whose codes are those of float32.
+
+Scores in bfloat16 leave the entries that can be nearest: those within their error of the best score. Among these the
+exact distances decide, as float32 decides among its own near ties. So the codes are the same, to the bit.
+
+The error follows the size of the factors. So both are taken relative to the mean entry, which changes no difference of
+distances: activations often share a large mean.
+"""
+
+import numpy as np
+from numba import njit
+
+from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels.cpu import _encode
+from astra_mpi.kernels.cpu._flash import usable
+from astra_mpi.kernels.cpu._flash_pack import narrow_row, pack_keys
+from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
+from astra_mpi.kernels.cpu._sweep import sweep
+from astra_mpi.kernels.reference import code_dtype
+
+Array = np.ndarray
+
+#: rows whose scores are computed together; with fewer rows, entries or numbers than FEW, packing entries costs too much
+PANEL, FEW = 48, 32
+
+
+def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
+    """Codes (n, G) of x (n, G*W); see reference.encode_grouped."""
+    n_groups, n_codes, width = entries.shape
+    if min(len(x), n_codes, width) < FEW or not usable():
+        return _encode.encode_grouped(x, entries, half_norms)
+    x = np.ascontiguousarray(x)
+    codes = np.empty((len(x), n_groups), np.uint16)
+    work = _workspace(n_codes, width)
+    for g in range(n_groups):
+        _search(x, g * width, entries[g], work, codes, g)
+    return codes.astype(code_dtype(n_codes), copy=False)
+
+
+def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
+    """Codes (n, M) of x (n, W); see reference.encode_residual."""
+    n_stages, n_codes, width = entries.shape
+    if min(len(x), n_codes, width) < FEW or not usable():
+        return _encode.encode_residual(x, entries, half_norms)
+    residual = np.array(x, order="C")
+    codes = np.empty((len(x), n_stages), np.uint16)
+    work = _workspace(n_codes, width)
+    for m in range(n_stages):
+        _search(residual, 0, entries[m], work, codes, m)
+        _encode._subtract(residual, entries[m], codes, m)
+    return codes.astype(code_dtype(n_codes), copy=False)
+
+
+def warm_up() -> None:
+    """Compile what searches, or load it from the cache on disk."""
+    x = np.zeros((FEW, FEW), np.float32)
+    encode_residual(x, x[None], np.zeros((1, FEW), np.float32))
+
+
+def _workspace(n_codes, width):
+    """Words for `_search`."""
+    words, padded = (width + 31) // 32 * 16, (n_codes + 31) // 32 * 32
+    return np.empty(16 + padded * words + PANEL * (words + padded) + 17 * width + padded + PANEL, np.uint32)
+
+
+@compiled(fastmath=FASTMATH, error_model="numpy")
+def _search(x, column, entries, work, codes, code):
+    """codes[:, code] = the nearest entry (K, W) to each row of x[:, column : column + W]."""
+    n_codes, width = entries.shape
+    words, padded = (width + 31) // 32 * 16, (n_codes + 31) // 32 * 32
+    at = (-work.ctypes.data // 4) % 16  # strips begin at multiples of 64 bytes
+    strips = work[at : at + padded * words].reshape(padded // 16, words, 16)
+    at += strips.size
+    rows = work[at : at + PANEL * words].reshape(PANEL, words)
+    at += rows.size
+    scores = work[at : at + PANEL * padded].reshape(PANEL, padded).view(f32)
+    at += scores.size
+    lines = work[at : at + 16 * width].reshape(16, width).view(f32)
+    at += lines.size
+    mean, half_norms, norms = (
+        work[at : at + width].view(f32),
+        work[at + width :][:padded].view(f32),
+        work[-PANEL:].view(f32),
+    )
+    longest = _pack(entries, mean, lines, rows[0], strips, half_norms)
+    for first in range(0, len(x), PANEL):
+        n = min(PANEL, len(x) - first)
+        for i in range(n):
+            row, square = lines[0], f32(0)
+            for w in range(width):
+                row[w] = x[first + i, column + w] - mean[w]
+                square += row[w] * row[w]
+            norms[i] = np.sqrt(square)
+            narrow_row(row.ctypes.data, width, rows[i])
+        sweep(rows.ctypes.data, 4 * words, n, strips.ctypes.data, 64 * words, padded // 16, scores, 0, words, 1)
+        for i in range(n):
+            vector = x[first + i, column : column + width]
+            codes[first + i, code] = _nearest(scores[i], half_norms, vector, norms[i], longest, entries)
+
+
+@njit(fastmath=FASTMATH)
+def _pack(entries, mean, lines, line, strips, half_norms):
+    """Entries without their mean -> strips, and half their squared norms, inf beyond the last; the largest norm."""
+    n_codes, width = entries.shape
+    mean[:] = f32(0)
+    for k in range(n_codes):
+        for w in range(width):
+            mean[w] += entries[k, w]
+    for w in range(width):
+        mean[w] /= f32(n_codes)
+    half_norms[n_codes:] = f32(np.inf)
+    most = f32(0)
+    for s in range(strips.shape[0]):
+        n = max(0, min(16, n_codes - 16 * s))
+        for j in range(n):
+            centred, square = lines[j], f32(0)
+            for w in range(width):
+                centred[w] = entries[16 * s + j, w] - mean[w]
+                square += centred[w] * centred[w]
+            half_norms[16 * s + j] = f32(0.5) * square
+            most = max(most, square)
+        pack_keys(lines.ctypes.data, 4 * width, n, width, line, strips[s : s + 1])
+    return np.sqrt(most)
+
+
+@njit(fastmath=FASTMATH)
+def _nearest(scores, half_norms, vector, norm, longest, entries):
+    """The lowest index of least float64 distance among the entries that bfloat16 cannot tell from the nearest."""
+    lowest = i32(0x7FFFFFFF)
+    for k in range(scores.size):
+        scores[k] = half_norms[k] - scores[k]
+        lowest = i32(min(lowest, ordered_bits(scores[k])))
+    limit = from_ordered_bits(lowest) + f32(2) * _error(vector.size, norm, longest)
+    first, n_close = i32(scores.size), i32(0)
+    for k in range(scores.size):
+        close = scores[k] <= limit
+        first = i32(min(first, i32(k) if close else i32(scores.size)))
+        n_close = i32(n_close + i32(close))
+    if n_close == 0:
+        return i32(0)  # no score is finite
+    return first if n_close == 1 else i32(_of_close(scores, limit, first, vector, entries))
+
+
+@njit(fastmath={"reassoc", "contract"})
+def _of_close(scores, limit, first, vector, entries):
+    """`_nearest` among the entries, from `first` on, whose scores are within the limit."""
+    least, chosen = np.inf, first
+    for k in range(first, entries.shape[0]):
+        if scores[k] <= limit:
+            distance = 0.0
+            for w in range(vector.size):
+                difference = np.float64(vector[w]) - np.float64(entries[k, w])
+                distance += difference * difference
+            if distance < least:
+                least, chosen = distance, k
+    return chosen
+
+
+@njit
+def _error(width, norm, longest):
+    """A bound for the error of a score half_norm - x . e.
+
+    Each factor is rounded by at most 2^-8 of itself, so x . e by 2^-7 |x| |e|; float32 sums add width 2^-23
+    (|x| + |e|) |e|, and what is below float32's normal numbers counts as zero.
+    """
+    rounding = f32(2.0**-7 + 2.0**-15) * norm + f32((width + 8) * 2.0**-23) * (norm + longest)
+    return rounding * longest + f32(width * 2.0**-126)

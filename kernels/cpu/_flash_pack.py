@@ -1,0 +1,172 @@
+"""Queries, keys and values narrowed to bfloat16 and laid out for products. For CPUs with AVX512-BF16.
+
+A word is two bfloat16; 16 words are a line. Rows of queries are words of d numbers, then zeros. Keys lie in strips
+of 16, (words, 16): line w has word w of 16 keys. Values lie in strips of 16 numbers, (pairs of keys, 16): line p has
+those of keys 2 p and 2 p + 1.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from astra_mpi.kernels.cpu._math import FASTMATH, f32
+from astra_mpi.kernels.cpu._simd import F32, I32, I64, LANES
+
+u32 = np.uint32
+
+_FLOATS, _WORDS, _HALVES = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES), ir.VectorType(ir.IntType(16), 32)
+
+
+def _load(builder, address):
+    return builder.load(builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
+
+
+def _store(builder, vector, address):
+    builder.store(vector, builder.inttoptr(address, vector.type.as_pointer()), align=4)
+
+
+def _narrowed(builder, low, high):
+    """32 bfloat16, those of `low` first, as 16 words."""
+    kind = ir.FunctionType(_WORDS, [_FLOATS, _FLOATS])
+    return builder.call(ir.InlineAsm(kind, "vcvtne2ps2bf16 $2, $1, $0", "=v,v,v"), [high, low])
+
+
+def _shuffled(builder, a, b, mask):
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(mask)), mask))
+
+
+def _transposed(builder, rows):
+    """16 vectors of 16 words -> their columns: blocks of 1, 2, 4 and 8 words change places."""
+    for step in (1, 2, 4, 8):
+        low = [lane if not lane & step else LANES + lane - step for lane in range(LANES)]
+        high = [lane + step if not lane & step else LANES + lane for lane in range(LANES)]
+        for i in range(LANES):
+            if not i & step:
+                a, b = rows[i], rows[i + step]
+                rows[i], rows[i + step] = _shuffled(builder, a, b, low), _shuffled(builder, a, b, high)
+    return rows
+
+
+@intrinsic
+def _pack_16_keys(typingctx, address, stride, out):
+    """32 numbers of 16 rows, `stride` bytes apart -> 16 lines at `out`."""
+
+    def generate(context, builder, signature, arguments):
+        row, _, line = arguments
+        rows = []
+        for _ in range(LANES):
+            high = _load(builder, builder.add(row, ir.Constant(I64, 4 * LANES)))
+            rows.append(_narrowed(builder, _load(builder, row), high))
+            row = builder.add(row, arguments[1])
+        for i, column in enumerate(_transposed(builder, rows)):
+            _store(builder, column, builder.add(line, ir.Constant(I64, 64 * i)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _pack_pair(typingctx, first, second, out):
+    """16 numbers of two keys -> a line at `out`."""
+
+    def generate(context, builder, signature, arguments):
+        one, other, line = arguments
+        halves = builder.bitcast(_narrowed(builder, _load(builder, one), _load(builder, other)), _HALVES)
+        pairs = [half for i in range(LANES) for half in (i, LANES + i)]
+        _store(builder, _shuffled(builder, halves, halves, pairs), line)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _narrow_32(typingctx, address, out):
+    """32 numbers -> a line at `out`."""
+
+    def generate(context, builder, signature, arguments):
+        high = _load(builder, builder.add(arguments[0], ir.Constant(I64, 4 * LANES)))
+        _store(builder, _narrowed(builder, _load(builder, arguments[0]), high), arguments[1])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def _pointer(typingctx, address):
+    """A pointer to float32 at an address."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], F32.as_pointer())
+
+    return types.CPointer(types.float32)(types.int64), generate
+
+
+@njit
+def numbers(address, n):
+    """(n,) float32 at an address."""
+    return carray(_pointer(address), (n,))  # type: ignore[call-arg]
+
+
+@njit(fastmath=FASTMATH)
+def _narrow(number):
+    """float32 -> the bits of the nearest bfloat16 in the lower half of a word, ties to even; NaN stays NaN."""
+    bits = f32(number).view(u32)
+    rounded = u32(bits + u32(u32(0x7FFF) + u32(u32(bits >> u32(16)) & u32(1))))
+    return u32(u32(rounded if u32(bits & u32(0x7FFFFFFF)) <= u32(0x7F800000) else u32(0x7FC00000)) >> u32(16))
+
+
+@njit(fastmath=FASTMATH)
+def narrow_row(address, d, out):
+    """out (w,) words of d numbers, zero beyond."""
+    at = out.ctypes.data
+    whole = d // 32
+    for i in range(whole):
+        _narrow_32(address + 128 * i, at + 64 * i)  # type: ignore[call-arg]
+    row = numbers(address, d)
+    for w in range(16 * whole, out.size):
+        low = _narrow(row[2 * w]) if 2 * w < d else u32(0)
+        out[w] = low | u32((_narrow(row[2 * w + 1]) if 2 * w + 1 < d else u32(0)) << u32(16))
+
+
+@njit(fastmath=FASTMATH)
+def pack_keys(address, stride, n_keys, d, line, out):
+    """Keys (m, d) -> strips out (m' / 16, w, 16) of words; line (w,) is scratch."""
+    for s in range(out.shape[0]):
+        whole = d // 32 if 16 * (s + 1) <= n_keys else 0
+        for i in range(whole):
+            _pack_16_keys(address + 16 * s * stride + 128 * i, stride, out[s, 16 * i].ctypes.data)  # type: ignore[call-arg]
+        if whole * 16 < line.size:
+            for j in range(16):
+                if 16 * s + j < n_keys:
+                    narrow_row(address + (16 * s + j) * stride, d, line)
+                else:
+                    line[:] = u32(0)
+                for w in range(16 * whole, line.size):
+                    out[s, w, j] = line[w]
+
+
+@njit(fastmath=FASTMATH)
+def pack_values(address, stride, n_keys, d, out):
+    """Values (m, d) -> strips out (d' / 16, m' / 2, 16) of words."""
+    strip_bytes = 64 * out.shape[1]
+    whole, at = d // 16, out.ctypes.data
+    for p in range(n_keys // 2):
+        first, second = address + 2 * p * stride, address + (2 * p + 1) * stride
+        for s in range(whole):
+            _pack_pair(first + 64 * s, second + 64 * s, at + 64 * p + strip_bytes * s)  # type: ignore[call-arg]
+        if 16 * whole < d:
+            _pack_rest(numbers(first, d), numbers(second, d), whole, out[:, p])
+    for p in range(n_keys // 2, out.shape[1]):
+        last = numbers(address + (n_keys - 1) * stride, d if 2 * p < n_keys else 0)
+        _pack_rest(last, last[:0], 0, out[:, p])
+
+
+@njit(fastmath=FASTMATH)
+def _pack_rest(first, second, begin, out):
+    """Lines out (s, 16), from line `begin` on, of the numbers of two keys; zero beyond."""
+    for s in range(begin, out.shape[0]):
+        for e in range(16):
+            i = 16 * s + e
+            low = _narrow(first[i]) if i < first.size else u32(0)
+            out[s, e] = low | u32((_narrow(second[i]) if i < second.size else u32(0)) << u32(16))

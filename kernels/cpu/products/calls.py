@@ -1,0 +1,214 @@
+"""What Python calls: linear layers on packed weights, shared by the threads of the process's team."""
+
+import threading
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.kernels.cpu import _team
+from astra_mpi.kernels.cpu._features import path
+from astra_mpi.kernels.cpu._rows import ACTIVATIONS
+from astra_mpi.kernels.cpu.products import amx
+from astra_mpi.kernels.cpu.products.layer import ADD, SET, SPARE_ROWS, Layer, Room, Rows, linear, linear_twice
+from astra_mpi.kernels.cpu.products.layout import WORDS, Strips, empty, pack
+from astra_mpi.kernels.cpu.products.memory import aligned
+
+Array = np.ndarray
+
+#: of a panel of rows: a part of the second-level cache, beside the strips that pass through it
+_PANEL_BYTES = 192 << 10
+#: columns multiplied before their sums are finished: fewer would write the result in pieces that memory is slow at
+_COLUMNS = 1024
+#: rows of a panel are a multiple of this, and threads take at least so many: those of the largest tiles
+_ROWS = 96
+#: rows up to which threads divide the outputs among them, not the rows
+_FEW_ROWS = 32
+#: rooms that a thread keeps; they share their buffers
+_MOST_ROOMS = 64
+
+
+class _Local(threading.local):
+    """Buffers of a thread, as large as they have been needed, and the rooms in them that were asked for last."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, Array] = {}
+        self.rooms: dict[tuple[str, int, int, str], Room] = {}
+
+    def buffer(self, name: str, dtype: Any, *shape: int) -> Array:
+        n_bytes = prod(shape) * np.dtype(dtype).itemsize
+        if name not in self.buffers or self.buffers[name].nbytes < n_bytes:
+            self.buffers[name] = aligned(n_bytes)
+            self.rooms.clear()
+        return self.buffers[name][:n_bytes].view(dtype).reshape(shape)
+
+    def room(self, weights: Strips, step: int, name: str = "") -> Room:
+        """For panels of `step` rows; two rooms of one thread are in use at once if their names differ."""
+        key = weights.kind, weights.n_words, step, name
+        if key not in self.rooms:
+            if len(self.rooms) >= _MOST_ROOMS:
+                self.rooms.clear()
+            made = self._made(weights.kind, weights.n_words, step + SPARE_ROWS, name)
+            self.rooms[key] = made
+        return self.rooms[key]
+
+    def _made(self, kind: str, n_words: int, r: int, name: str) -> Room:
+        narrow, sums = (np.uint16, np.float32) if kind == "bfloat16" else (np.int8, np.int32)
+        return Room(
+            self.buffer(f"{name}panel", narrow, r, n_words * WORDS[kind][0]),
+            self.buffer("sums", sums, r, _COLUMNS),
+            self.buffer("gate sums", sums, r, _COLUMNS),
+            self.buffer(f"{name}factors", np.float32, r),
+            self.buffer(f"{name}offsets", np.int32, r),
+            self.buffer("line", np.float32, _COLUMNS),
+            self.buffer("gate line", np.float32, _COLUMNS),
+            _ZEROS,
+        )
+
+
+_local = _Local()
+_TILES = amx.configuration()
+_ZEROS = np.zeros(_COLUMNS, np.float32)
+_zeros: dict[int, Array] = {}
+
+
+def layer(
+    x: Array,
+    weights: Strips,
+    out: Array,
+    bias: Array | None = None,
+    activation: str = "",
+    gate: Strips | None = None,
+    gate_bias: Array | None = None,
+    add: bool = False,
+    by: str = "",
+) -> Array:
+    """out (m, n) = act(x (m, k) @ weights + bias), added to what is there if `add`.
+
+    With a gate: (x @ weights + bias) * act(x @ gate + gate_bias). x and out are float32, their rows any distance apart.
+    by: a path that this CPU has, in place of the process's.
+    """
+    given = _layer(weights, bias, activation, gate, gate_bias)
+    m, mode = len(x), ADD if add else SET
+    if not (m and weights.n):
+        return out
+    x, tiles = _rows_of(x), _tiles(by or path(weights.kind).name)
+
+    def share(index: int, count: int) -> None:
+        rows, columns = _shares(m, weights, index, count)
+        if rows.stop > rows.start and columns.stop > columns.start:
+            room = _local.room(weights, _panel_rows(weights, rows.stop - rows.start))
+            part = Rows(_at(x, rows.start), x.strides[0], rows.stop - rows.start)
+            at = _at(out, rows.start)
+            linear(tiles, given, part, room, columns.start, columns.stop, at, out.strides[0], mode)
+
+    _team.run(share)
+    return out
+
+
+def two_layers(
+    x: Array,
+    inner: Strips,
+    inner_bias: Array | None,
+    activation: str,
+    gate: Strips | None,
+    gate_bias: Array | None,
+    outer: Strips,
+    outer_bias: Array | None,
+    out: Array,
+    add: bool = False,
+) -> Array:
+    """`layer` of an inner layer, gated or not, and of an outer one without activation on what it gives, in one go."""
+    m = len(x)
+    if not (m and outer.n):
+        return out
+    if m <= _FEW_ROWS and _team.size() > 1:
+        between = np.empty((m, inner.n), np.float32)
+        layer(x, inner, between, inner_bias, activation, gate, gate_bias)
+        return layer(between, outer, out, outer_bias, add=add)
+    first = _layer(inner, inner_bias, activation, gate, gate_bias)
+    second = _layer(outer, outer_bias, "", None, None)
+    x, tiles, mode = _rows_of(x), _tiles(path(inner.kind).name), ADD if add else SET
+
+    def share(index: int, count: int) -> None:
+        rows = _cut(m, index, count, 1)
+        n_rows = rows.stop - rows.start
+        if n_rows:
+            step = _panel_rows(outer, n_rows)
+            room, room_2 = _local.room(inner, step), _local.room(outer, step, "outer ")
+            kept = _local.buffer("between", np.float32, *((step, inner.n) if inner.kind == "int8" else (1, 1)))
+            given = Rows(_at(x, rows.start), x.strides[0], n_rows)
+            linear_twice(tiles, first, second, given, room, room_2, kept, _at(out, rows.start), out.strides[0], mode)
+
+    _team.run(share)
+    return out
+
+
+def warm_up_products(kind: str) -> None:
+    """Compile what products of this type need here, or load it from the cache on disk."""
+    if path(kind).name != "widened":
+        weights, x = empty(kind, 1, 1), np.ones((1, 1), np.float32)
+        pack(weights, 0, x)
+        layer(x, weights, x.copy())
+        two_layers(x, weights, None, "relu", None, None, weights, None, x.copy())
+
+
+def _layer(weights: Strips, bias: Array | None, activation: str, gate: Strips | None, gate_bias: Array | None) -> Layer:
+    if activation and activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}")
+    gates = (0, 0, 0) if gate is None else (_at(gate.words), _at(gate.scale), _at(_bias(gate_bias, weights.n)))
+    return Layer(
+        _at(weights.words),
+        _at(weights.scale),
+        _at(_bias(bias, weights.n)),
+        *gates,
+        ACTIVATIONS[activation] if activation else -1,
+        weights.k,
+        weights.n,
+        weights.n_words,
+    )
+
+
+def _bias(bias: Array | None, n: int) -> Array:
+    """The bias, or zeros that stay in memory."""
+    if bias is not None:
+        return bias
+    if n not in _zeros:
+        _zeros[n] = np.zeros(n, np.float32)
+    return _zeros[n]
+
+
+def _at(array: Array, row: int = 0) -> int:
+    first: int = array.__array_interface__["data"][0]
+    return first + (row * array.strides[0] if row else 0)
+
+
+def _rows_of(x: Array) -> Array:
+    """x, its rows contiguous."""
+    return x if x.shape[1] < 2 or x.strides[1] == x.itemsize else np.ascontiguousarray(x)
+
+
+def _tiles(by: str) -> Array | None:
+    return _TILES if by == "amx" else None
+
+
+def _shares(m: int, weights: Strips, index: int, count: int) -> tuple[slice, slice]:
+    """Rows and outputs of one thread: all of either, and its part of the other."""
+    if m > _FEW_ROWS:
+        return _cut(m, index, count, 1), slice(0, weights.n)
+    return slice(0, m), _cut(weights.n, index, count, 32)
+
+
+def _cut(n: int, index: int, count: int, multiple: int) -> slice:
+    """Part `index` of `count` of n things that are cut at multiples."""
+    pieces = -(-n // multiple)
+    first, last = pieces * index // count, pieces * (index + 1) // count
+    return slice(min(n, first * multiple), min(n, last * multiple))
+
+
+def _panel_rows(weights: Strips, m: int) -> int:
+    """Rows that are multiplied at a time: as many in each panel as go, and no more than the cache has room for."""
+    row_bytes = weights.n_words * 4
+    most = max(1, _PANEL_BYTES // (row_bytes * _ROWS)) * _ROWS
+    even = -(-m // -(-m // most))
+    return min(most, -(-even // 12) * 12)

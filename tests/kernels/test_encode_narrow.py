@@ -1,0 +1,65 @@
+"""Search with products in bfloat16 finds the codes of float32, to the bit: its error only widens the choice."""
+
+import numpy as np
+import pytest
+
+from astra_mpi.kernels import cpu, reference
+from astra_mpi.kernels.cpu import _flash, bfloat16, int8
+
+pytestmark = pytest.mark.skipif(not _flash.usable(), reason="the CPU has no AVX512-BF16")
+
+
+def near_entries(kind, n, shape, seed=0):
+    """x whose rows lie about as far from their entry as from zero, entries (C, K, W), and half their squared norms."""
+    rng = np.random.default_rng([seed, n, *shape])
+    entries = rng.standard_normal(shape, dtype=np.float32)
+    parts = [of_code[rng.integers(0, shape[1], n)] for of_code in entries]
+    x = sum(parts) if kind == "residual" else np.concatenate(parts, axis=1)
+    return x + rng.standard_normal(x.shape, dtype=np.float32), entries
+
+
+def half_norms(entries):
+    return ((entries.astype(np.float64) ** 2).sum(axis=-1) / 2).astype(np.float32)
+
+
+def encode(kernels, kind, x, entries):
+    return getattr(kernels, f"encode_{kind}")(x, entries, half_norms(entries))
+
+
+@pytest.mark.parametrize("kind", ["grouped", "residual"])
+@pytest.mark.parametrize("n", [0, 31, 32, 49, 130])
+@pytest.mark.parametrize("shape", [(1, 300, 768), (3, 32, 33), (2, 77, 48), (4, 1024, 32)])
+def test_codes_are_those_of_float32(kind, n, shape):
+    x, entries = near_entries(kind, n, shape)
+    for offset in (0, 100):  # what all vectors share is no error of their differences
+        shifted = entries.copy()
+        shifted[0] += offset
+        y = x + np.float32(offset) if kind == "residual" else x + np.repeat(np.eye(1, shape[0])[0], shape[2]) * offset
+        y = y.astype(np.float32)
+        codes = encode(bfloat16, kind, y, shifted)
+        assert codes.dtype == encode(cpu, kind, y, shifted).dtype
+        assert np.array_equal(codes, encode(cpu, kind, y, shifted))
+
+
+def test_near_ties_are_decided_by_the_exact_distance():
+    """Entries that bfloat16 cannot tell apart: they differ from the nearest in the last bits of float32."""
+    x, entries = near_entries("grouped", 64, (1, 256, 64))
+    rng = np.random.default_rng(1)
+    entries[0, 128:] = entries[0, :128] * (1 + rng.integers(-8, 9, (128, 64)) * np.float32(2.0**-23))
+    codes = encode(int8, "grouped", x, entries)
+    assert np.array_equal(codes, encode(reference, "grouped", x, entries))
+    assert len(np.unique(codes // 128)) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-12, 1e12])
+def test_any_magnitude(scale):
+    x, entries = (np.float32(scale) * z for z in near_entries("grouped", 40, (1, 100, 64)))
+    assert np.array_equal(encode(bfloat16, "grouped", x, entries), encode(cpu, "grouped", x, entries))
+
+
+def test_equal_entries_give_the_lowest_index_and_nan_a_valid_code():
+    x, entries = near_entries("grouped", 40, (1, 100, 64))
+    entries[:] = entries[:, :1]
+    assert not encode(bfloat16, "grouped", x, entries).any()
+    x[3, 5] = np.nan
+    assert encode(bfloat16, "grouped", x, entries).max() < 100

@@ -1,0 +1,263 @@
+"""Products in bfloat16 and int8 on packed weights against their specification, on each path that this CPU has."""
+
+import ctypes
+import os
+import re
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from astra_mpi.kernels import reference_products as reference
+from astra_mpi.kernels.cpu import _features, _team, bfloat16, int8
+from astra_mpi.kernels.cpu.products import amx, layout, speeds
+from astra_mpi.kernels.cpu.products import layer as compiled
+
+KERNELS = {"bfloat16": bfloat16, "int8": int8}
+#: types whose products this CPU has instructions for
+HERE = [kind for kind in KERNELS if any(_features.has(kind, way) for way in _features.PATHS[kind][:-1])]
+SHAPES = [(0, 5, 3), (1, 1, 1), (1, 300, 130), (3, 64, 32), (5, 31, 33), (13, 100, 300), (37, 65, 64), (131, 1700, 40)]
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
+
+
+@pytest.fixture
+def team():
+    """A function that sets the number of threads."""
+    yield _team.set_size
+    _team.set_size(1)
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng([*shape, seed]).standard_normal(shape, dtype=np.float32)
+
+
+def packed(kind, weight):
+    strips = layout.empty(kind, *weight.shape)
+    layout.pack(strips, 0, weight)
+    return strips
+
+
+def bound(x, weight, steepness=1.0):
+    """Of float32 sums of k products in another order: sqrt(k) roundings of sums of sqrt(k) times a product, doubled."""
+    size = np.abs(x).max(initial=0) * np.abs(weight).max(initial=0)
+    return 4 * np.finfo(np.float32).eps * (1 + weight.shape[0] * size) * steepness
+
+
+@pytest.mark.parametrize("kind", HERE)
+@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
+def test_layers_equal_the_specification(kind, m, k, n):
+    """Rows of wider arrays, odd sizes, no rows; with bias, added, activated and gated."""
+    x, weight, bias = numbers(m, k + 3)[:, 1:-2], numbers(k, n, seed=1), numbers(n, seed=2)
+    layer, strips, near = KERNELS[kind].layer, packed(kind, weight), bound(x, weight)
+    words = reference.packed_words(weight, kind)
+    assert (strips.words.view(words.dtype) == words.ravel()).all()
+    out = np.full((m, n + 5), 7, np.float32)
+    inside = out[:, 2:-3]
+    np.testing.assert_allclose(layer(x, strips, inside), reference.layer(x, weight, kind), 0, near)
+    twice = reference.layer(x, weight, kind) * 2 + bias
+    np.testing.assert_allclose(layer(x, strips, inside, bias, add=True), twice, 0, 2 * near)
+    act = ACTIVATIONS[m % len(ACTIVATIONS)]
+    want = reference.layer(x, weight, kind, bias, act)
+    np.testing.assert_allclose(layer(x, strips, inside, bias, act), want, 1e-6, 2 * near)
+    gate, gate_bias = numbers(k, n, seed=3), numbers(n, seed=4)
+    got = layer(x, strips, inside, bias, act, packed(kind, gate), gate_bias)
+    want = reference.layer(x, weight, kind, bias, act, gate, gate_bias)
+    largest = max(1, *(np.abs(reference.layer(x, w, kind)).max(initial=0) + 4 for w in (weight, gate)))
+    np.testing.assert_allclose(got, want, 1e-6, 4 * near * largest)
+    assert (out[:, :2] == 7).all() and (out[:, -3:] == 7).all()
+
+
+@pytest.mark.parametrize("kind", HERE)
+def test_rounding_is_exact_and_weights_come_back(kind):
+    """Products with single ones give the rounded numbers themselves, ties, tiny and huge ones among them."""
+    steps = np.float32(1) + np.arange(-40, 40, dtype=np.float32) / 512  # ties of bfloat16, and between
+    x = np.concatenate([numbers(5, 80), steps[None], 1e30 * steps[None], 1e-41 * steps[None], 0 * steps[None]])
+    one = np.eye(80, dtype=np.float32)
+    got = KERNELS[kind].layer(x, packed(kind, one), np.empty((len(x), 80), np.float32))
+    if kind == "bfloat16":
+        assert (got[:-2] == reference.round_bfloat16(x)[:-2]).all()
+    else:
+        rows, factor = reference.quantise_rows(x)
+        np.testing.assert_allclose(got, rows * factor[:, None], 1e-6, 0)
+    assert (np.abs(got[-2:]) < 1e-38).all()
+    weight = numbers(70, 50)
+    weight[:, 3] = 0
+    back = layout.unpack(packed(kind, weight))
+    q, factor = reference.quantise_columns(weight)
+    assert (back == (reference.round_bfloat16(weight) if kind == "bfloat16" else q * factor)).all()
+
+
+@pytest.mark.parametrize("kind", HERE)
+def test_what_is_not_finite_stays_so(kind):
+    x, weight = numbers(14, 40), np.abs(numbers(40, 64, seed=1))
+    x[2, 3], x[5, 7], x[9, 0] = np.nan, np.inf, -np.inf
+    got = KERNELS[kind].layer(x, packed(kind, weight), np.empty((14, 64), np.float32))
+    assert np.isnan(got[2]).all()
+    assert (np.isnan(got[[5, 9]]) if kind == "int8" else got[[5, 9]] == np.array([[np.inf], [-np.inf]])).all()
+    assert np.isfinite(np.delete(got, [2, 5, 9], axis=0)).all()
+
+
+@pytest.mark.parametrize("kind", HERE)
+@pytest.mark.parametrize("m", [1, 16, 70])
+def test_threads_and_two_layers_at_once_change_no_bit(kind, m, team):
+    x, x_0 = numbers(m, 96), numbers(m, 48, seed=5)
+    shapes = (96, 330), (96, 330), (330, 48)
+    inner, gate, outer = (packed(kind, numbers(*shape, seed=seed)) for seed, shape in enumerate(shapes))
+    kernels, found = KERNELS[kind], []
+    for size in (1, 2, 3):
+        team(size)
+        for gates in ((None, None), (gate, numbers(330, seed=1))):
+            between = kernels.layer(x, inner, np.empty((m, 330), np.float32), numbers(330), "gelu", *gates)
+            apart = kernels.layer(between, outer, x_0.copy(), numbers(48), add=True)
+            at_once = kernels.two_layers(
+                x, inner, numbers(330), "gelu", *gates, outer, numbers(48), x_0.copy(), add=True
+            )
+            assert (apart == at_once).all()
+            found.append(at_once)
+    assert all((a == b).all() for a, b in zip(found[2:], found, strict=False))
+    assert not (found[0] == found[1]).all()
+
+
+@pytest.mark.parametrize("kind", HERE)
+def test_a_row_does_not_depend_on_those_beside_it(kind):
+    """Tiles of 12, 8, 4 and 1 rows, and panels of them, add up in the same order."""
+    x, strips = numbers(230, 500), packed(kind, numbers(500, 70, seed=1))
+    whole = KERNELS[kind].layer(x, strips, np.empty((230, 70), np.float32))
+    for rows in (slice(0, 1), slice(7, 9), slice(3, 9), slice(100, 112), slice(40, 171)):
+        part = KERNELS[kind].layer(x[rows], strips, np.empty((len(x[rows]), 70), np.float32))
+        assert (part == whole[rows]).all()
+
+
+def test_bfloat16_is_as_near_as_pytorch():
+    torch = pytest.importorskip("torch")
+    x, weight = numbers(64, 768), numbers(768, 128, seed=1)
+    if "bfloat16" not in HERE:
+        pytest.skip("no instruction for bfloat16")
+    got = bfloat16.layer(x, packed("bfloat16", weight), np.empty((64, 128), np.float32))
+    theirs = (torch.from_numpy(x).bfloat16() @ torch.from_numpy(weight).bfloat16()).float().numpy()
+    exact = x.astype(np.float64) @ weight
+    error, other = (np.linalg.norm(y - exact) / np.linalg.norm(exact) for y in (got, theirs))
+    assert error <= other and error < 2.0**-8
+
+
+class Tiles:
+    """AMX as NumPy on memory: eight tiles of 16 rows of 64 bytes."""
+
+    def __init__(self):
+        self.bytes = [np.zeros((16, 64), np.uint8) for _ in range(8)]
+        self.configured = 0
+
+    def _memory(self, address, stride):
+        room = np.ctypeslib.as_array((ctypes.c_uint8 * (15 * stride + 64)).from_address(address))
+        return np.lib.stride_tricks.as_strided(room, (16, 64), (stride, 1))
+
+    def load(self, tile):
+        assert self.configured == 1
+        return lambda address, stride: self.bytes[tile].__setitem__(slice(None), self._memory(address, stride))
+
+    def store(self, tile):
+        return lambda address, stride: self._memory(address, stride).__setitem__(slice(None), self.bytes[tile])
+
+    def dots(self, *pairs):
+        def dots(sums):
+            for total, rows, words in pairs:
+                self._dot(self.bytes[total].view(sums.dtype), self.bytes[rows], self.bytes[words])
+
+        return dots
+
+    def _dot(self, total, rows, words):
+        if total.dtype == np.float32:
+            a = (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+            b = (words.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+            total += a @ b.reshape(16, 16, 2).transpose(0, 2, 1).reshape(32, 16)
+        else:
+            total += rows.view(np.int8).astype(np.int32) @ words.reshape(16, 16, 4).transpose(0, 2, 1).reshape(64, 16)
+
+    def names(self):
+        """What the compiled function calls -> what stands for it."""
+        self.configured = 1
+        made = {f"load_{i}": self.load(i) for i in range(8)} | {f"store_{i}": self.store(i) for i in range(4)}
+        self.configured = 0
+        pairs = (0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7)
+        return made | {
+            "dot_4": self.dots(*pairs),
+            "dot_2": self.dots(*pairs[:2]),
+            "clear": lambda: [self.bytes[i].fill(0) for i in range(4)],
+            "configure": lambda address: setattr(self, "configured", self.configured + 1),
+            "release": lambda: setattr(self, "configured", self.configured - 1),
+        }
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 20, 70), (17, 64, 32), (33, 1600, 40), (64, 200, 300)])
+def test_the_kernel_for_tiles_with_emulated_instructions(kind, m, k, n):
+    """What the instructions are given, in which order, and where their results go; no AMX core is needed."""
+    tiles, x, weight = Tiles(), numbers(m, k), numbers(k, n, seed=1)
+    sweep = types.FunctionType(amx.sweep.py_func.__code__, amx.sweep.py_func.__globals__ | tiles.names())
+    calls = types.SimpleNamespace(sweep=sweep)
+    multiply = types.FunctionType(
+        compiled.multiply.py_func.__code__, compiled.multiply.py_func.__globals__ | {"amx": calls}
+    )
+    strips = packed(kind, weight)
+    panel = np.full((m + amx.SPARE_ROWS, 4 * strips.n_words), 255, np.uint8)
+    narrow = panel.view(np.uint16 if kind == "bfloat16" else np.int8)
+    narrow[:m] = 0
+    if kind == "bfloat16":
+        narrow[:m, :k] = reference.round_bfloat16(x).view(np.uint32) >> 16
+    else:
+        narrow[:m, :k] = reference.quantise_rows(x)[0]
+    sums = np.full((len(panel), 16 * strips.n_strips), 3, np.float32 if kind == "bfloat16" else np.int32)
+    multiply(amx.configuration(), narrow, m, strips.words.ctypes.data, strips.n_words, strips.n_strips, sums)
+    assert tiles.configured == 0
+    if kind == "bfloat16":
+        np.testing.assert_allclose(sums[:m, :n], reference.multiply(x, weight, kind), 0, bound(x, weight))
+    else:
+        rows, columns = reference.quantise_rows(x)[0], reference.quantise_columns(weight)[0]
+        assert (sums[:m, :n] == rows.astype(np.int64) @ (columns + 128).astype(np.int64)).all()
+
+
+_COMPILED_FOR_AMX = """
+import re
+from numba import types
+from astra_mpi.kernels.cpu.products import layer
+for number, narrow in ((types.float32, types.uint16), (types.int32, types.int8)):
+    i, tiles = types.int64, types.Array(types.uint8, 1, "C")
+    panel, sums = types.Array(narrow, 2, "C"), types.Array(number, 2, "C")
+    layer.multiply.compile((tiles, panel, i, i, i, i, sums))
+for asm in layer.multiply.inspect_asm().values():
+    print(*sorted(set(re.findall(r"\\b(?:tdp\\w+|tile\\w+|ldtilecfg|vdp\\w+|vpdp\\w+)\\b", asm))))
+"""
+
+
+@pytest.mark.skipif("avx512f" not in _features.features(), reason="LLVM is asked for another CPU of this kind")
+def test_the_kernel_for_tiles_compiles_to_their_instructions(tmp_path):
+    """For a CPU with AMX, whatever this one is; it is not run here."""
+    features = "+amx-tile,+amx-bf16,+amx-int8,+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx2,+fma,+bmi,+bmi2"
+    settings = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPILED_FOR_AMX], env=os.environ | settings, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
+    common = "tileloadd tilerelease tilestored tilezero"
+    assert done.stdout.splitlines() == [f"ldtilecfg {dot} {common}" for dot in ("tdpbf16ps", "tdpbsud")]
+
+
+def test_a_path_is_told_and_can_be_forced(monkeypatch):
+    _features.path.cache_clear()
+    for kind in KERNELS:
+        way = _features.path(kind)
+        assert _features.has(kind, way.name)
+        if way.name == "avx512_bf16":
+            assert re.fullmatch(r".*vdpbf16ps has [\d.]+ times the speed of float32", way.why)
+    assert _features.path("float32") == ("blas", "")
+    monkeypatch.setenv(_features.FORCE, "widened")
+    _features.path.cache_clear()
+    assert [_features.path(kind).name for kind in KERNELS] == ["widened"] * 2
+    monkeypatch.setenv(_features.FORCE, "tensor cores")
+    _features.path.cache_clear()
+    assert _features.path("int8").why.startswith("ASTRA_PRODUCTS=tensor cores is not available for int8 here")
+    monkeypatch.undo()
+    _features.path.cache_clear()
+    assert all(speeds.gflops(kind, 8, 64, 64, least_s=1e-4, laps=1) > 0 for kind in ("float32", *KERNELS))

@@ -1,0 +1,107 @@
+"""The oracle's products in narrow types, and ranks that compute in them against it."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
+from astra_mpi.engine import Model
+from astra_mpi.oracle.narrow import WEIGHTS_ONLY, bfloat16, eight_bits, product
+from astra_mpi.oracle.reference import oracle
+from astra_mpi.oracle.tolerance import FLOAT32, tolerance_of
+from astra_mpi.oracle.verify import verify
+from astra_mpi.strategies import STRATEGIES
+from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, random_weights, vit_config
+
+FAMILIES = {
+    "vit": vit_config(),
+    "bert": bert_config(),
+    "gpt2": gpt2_config(),
+    "llama": llama_config(),
+}
+
+
+def test_bfloat16_is_that_of_pytorch():
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal(1000).astype(np.float32) * 10.0 ** draw.integers(-30, 30, 1000)
+    ties = np.array([0x3F808000, 0x3F818000, 0x7F7F8000, 0x00008000], np.uint32).view(np.float32)
+    x = np.concatenate([x, ties, np.array([np.inf, -np.inf, 0.0, -0.0], np.float32)]).astype(np.float32)
+    np.testing.assert_array_equal(bfloat16(x), torch.from_numpy(x).bfloat16().double().numpy())
+    assert np.isnan(bfloat16(np.array([np.nan]))).all()
+
+
+def test_eight_bits_are_steps_of_the_largest_number_of_a_row():
+    x = np.random.default_rng(0).standard_normal((5, 33)) * 10.0 ** np.arange(-2, 3)[:, None]
+    x[3] = 0
+    rounded, step = eight_bits(x), np.abs(x).max(axis=1, keepdims=True) / 127
+    assert (np.abs(rounded - x) <= step / 2 * (1 + 1e-12)).all() and not rounded[3].any()
+    steps = np.divide(rounded, step, where=step > 0, out=np.zeros_like(x))
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
+    assert np.abs(steps).max() == pytest.approx(127)
+
+
+def test_product_rounds_both_factors_or_the_weights():
+    draw = np.random.default_rng(1)
+    x, w = draw.standard_normal((7, 40)), draw.standard_normal((40, 9))
+    np.testing.assert_array_equal(product(x, w, "float32"), x @ w)
+    np.testing.assert_array_equal(product(x, w, WEIGHTS_ONLY["bfloat16"]), x @ bfloat16(w))
+    ints = np.rint(x / np.abs(x).max(axis=1, keepdims=True) * 127) @ np.rint(w / np.abs(w).max(axis=0) * 127)
+    scales = np.abs(x).max(axis=1, keepdims=True) * np.abs(w).max(axis=0) / 127**2
+    np.testing.assert_allclose(product(x, w, "int8"), ints * scales, rtol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("compute", ["bfloat16", "int8"])
+def test_rounding_changes_answers_by_less_than_the_tolerance(family, compute):
+    """Or the tolerance could not hold; and by more than that of float32, or nothing was rounded."""
+    config = FAMILIES[family]
+    weights = random_weights(config)
+    inputs, _ = random_batch(config, 1, None if family == "vit" else 17, seed=1)
+    owner = np.zeros(15 if family == "vit" else 17, np.int64)
+    exact, rounded = (oracle(config, weights, inputs[0], owner, 1, compute=c).hidden for c in ("float32", compute))
+    off = np.abs(rounded - exact) / np.abs(exact).max()
+    allowed = tolerance_of(compute, config.n_layers)
+    assert FLOAT32.difference < off.max() < allowed.difference and off.mean() < allowed.mean
+
+
+def test_tolerance_grows_with_depth_and_step():
+    assert tolerance_of("float32", 2) == tolerance_of("float32", 80) == FLOAT32
+    for compute in ("bfloat16", "int8"):
+        shallow, deep = tolerance_of(compute, 2), tolerance_of(compute, 32)
+        grown = (deep.difference - FLOAT32.difference) / (shallow.difference - FLOAT32.difference)
+        assert grown == pytest.approx(4) and deep.gap == deep.difference / 2
+    assert tolerance_of(WEIGHTS_ONLY["int8"], 2) == tolerance_of("int8", 2) > tolerance_of("bfloat16", 2)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("compute", ["bfloat16", "int8"])
+def test_ranks_equal_the_oracle_of_their_type(comm, family, compute):
+    if comm.size > 3:
+        pytest.skip("1 to 3 ranks show as much")
+    config = FAMILIES[family]
+    model = Model(model_file(config), comm, get_backend("numpy", comm, compute=compute))
+    inputs, mask = random_batch(config, 3, None if family == "vit" else 17, seed=1, ragged=True)
+    for check in verify(model, inputs, mask, list(STRATEGIES)):
+        assert check.passed, check
+    comm.Barrier()
+    assert model.report["choices"]["compute"] == compute
+
+
+@pytest.mark.mpi
+def test_a_wrong_kernel_is_found(comm):
+    """On one rank alone: attention that is a tenth too large does not show in any number of bytes."""
+    backend = get_backend("numpy", comm, compute="bfloat16")
+    if comm.rank == comm.size - 1:
+        kernels = SimpleNamespace(**vars(backend.kernels))
+        kernels.finish = lambda acc, row_sum, out: backend.kernels.finish(acc * np.float32(1.1), row_sum, out)
+        wrong = dataclasses.replace(backend, kernels=kernels)
+    model = Model(model_file(bert_config()), comm, wrong if comm.rank == comm.size - 1 else backend)
+    inputs, mask = random_batch(model.config, 3, 17, seed=1, ragged=True)
+    for check in verify(model, inputs, mask, ["sp:x:float32"]):
+        assert not check.passed and "differs from the oracle" in check.reason, check
+    comm.Barrier()

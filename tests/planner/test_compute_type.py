@@ -1,0 +1,240 @@
+"""`compute = "auto"`, jobs that are computed in a type, and what the planner makes of types and storage."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+import astra_mpi
+from astra_mpi import cli
+from astra_mpi.costs.latency import Network, assumed_speeds
+from astra_mpi.costs.setting import Setting
+from astra_mpi.costs.types import COMPUTES, assumed, stored, weight_bytes
+from astra_mpi.device.backend import COMPUTES as OF_BACKENDS
+from astra_mpi.device.backend import get_backend
+from astra_mpi.errors import InputError
+from astra_mpi.files.modelfile import write_model
+from astra_mpi.job.state import describe_job
+from astra_mpi.planner import compute as compute_room
+from astra_mpi.planner.decode import decode_plan
+from astra_mpi.planner.inputs import read_storage
+from astra_mpi.planner.plan import plan
+from astra_mpi.ranks.signals import StopRequests
+from helpers.fakes import gpt2_config, model_file, vit_config
+from helpers.job import write_job
+
+mpi = pytest.mark.mpi
+FAST = {"float32": 1e11, "bfloat16": 2e11, "int8": 4e11}
+
+
+@pytest.fixture
+def folder(comm, tmp_path):
+    """One folder that every rank sees."""
+    path = bytearray(str(tmp_path).encode().ljust(1024))
+    comm.Bcast(path, root=0)
+    return type(tmp_path)(path.decode().rstrip())
+
+
+def written(comm, folder, config):
+    if comm.rank == 0:
+        write_model(folder / "model.h5", model_file(config))
+    comm.Barrier()
+    return str(folder / "model.h5")
+
+
+def as_if(monkeypatch, speeds=FAST, **errors):
+    """The speeds as given, and answers of a type as much changed as given."""
+    monkeypatch.setattr(compute_room, "_slowest_speeds", lambda *_: dict(speeds))
+    answers = compute_room._answers
+
+    def changed(file, backend):
+        exact = answers(file, dataclasses.replace(backend, kernels=astra_mpi.kernels.cpu))
+        return exact * (1 + errors.get(backend.compute, 0.0))
+
+    monkeypatch.setattr(compute_room, "_answers", changed)
+
+
+@mpi
+@pytest.mark.parametrize(
+    "errors, wanted",
+    [
+        (dict(bfloat16=1e-3, int8=0.01), "int8"),
+        (dict(bfloat16=1e-3, int8=0.05), "bfloat16"),
+        (dict(bfloat16=np.nan, int8=0.05), "float32"),
+    ],
+)
+def test_auto_takes_the_fastest_within_the_bound(comm, folder, monkeypatch, errors, wanted):
+    path = written(comm, folder, gpt2_config())
+    as_if(monkeypatch, **errors)
+    model = astra_mpi.load(path, comm=comm, strategy="sp", compute="auto")
+    model(np.ones((1, 6), np.int64))
+    told = model.report["compute"]
+    assert told["type"] == wanted == model.report["choices"]["compute"] == model.backend.compute
+    assert told == comm.allgather(told)[0] and told["bound"] == compute_room.BOUND
+    assert told["gflops"] == {"float32": 100, "bfloat16": 200, "int8": 400}
+    expected = {name: None if np.isnan(x) else pytest.approx(x) for name, x in errors.items()}
+    assert told["effects"] == {name: expected[name] for name in told["effects"]} and "int8" in told["effects"]
+    assert told["why"].startswith(f"chose compute {wanted}: int8 changes the answers by")
+    assert ("not finite" in told["why"]) == bool(np.isnan(errors["bfloat16"]))
+
+
+@mpi
+def test_auto_stays_where_nothing_is_faster(comm, folder, monkeypatch):
+    """What another type does to answers is then not asked; the speeds are those of the slowest rank."""
+    path = written(comm, folder, vit_config())
+    monkeypatch.setattr(compute_room, "_answers", None)
+    monkeypatch.setattr(compute_room, "_pass_s", lambda block, x: 1.0 + comm.rank)
+    model = astra_mpi.load(path, comm=comm, strategy="single", compute="auto")
+    told = model.chosen_compute
+    assert told["type"] == "float32" and not told["effects"] and "none is 1.05 times as fast" in told["why"]
+    madds = 4 * 24 * 24 + 2 * 24 * 40
+    assert set(told["gflops"].values()) == {round(2e-9 * 128 * madds / comm.size, 3)}
+
+
+def test_effect_is_measured_on_the_models_own_answers(monkeypatch):
+    """Of real backends: the same kernels give no change, and rounded ones a small one."""
+    backends = {"float32": get_backend("numpy", MPI.COMM_SELF)}
+    exact = backends["float32"].kernels
+
+    def rms(x, weight, *given):
+        return exact.layer_norm(x, weight * np.float32(1.001), *given)
+
+    rough = SimpleNamespace(**vars(exact))
+    rough.layer_norm = rms
+    for name, kernels in (("bfloat16", exact), ("int8", rough)):
+        backends[name] = dataclasses.replace(backends["float32"], kernels=kernels)
+    for config in (gpt2_config(), vit_config()):
+        told = compute_room._decision(model_file(config), backends, {"float32": 1.0, "bfloat16": 2.0, "int8": 3.0})
+        assert told["type"] == "int8" and 1e-5 < told["effects"]["int8"] < compute_room.BOUND
+        told = compute_room._decision(model_file(config), backends, {"float32": 1.0, "bfloat16": 2.0, "int8": 1.01})
+        assert told["type"] == "bfloat16" and told["effects"] == {"bfloat16": 0.0}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--compute", "int4"], "compute 'int4' is unknown; use one of float32, bfloat16, int8, auto"),
+        (["--compute", "int8", "--backend", "cuda"], "on a GPU set precision, such as float16"),
+        (["--compute", "auto", "--backend", "reference"], "the reference computes in float32, so leave compute away"),
+    ],
+)
+def test_what_does_not_go_together(tmp_path, capsys, options, message):
+    write_model(tmp_path / "model.h5", model_file(vit_config()))
+    for command in ("verify", "bench"):
+        assert cli.main([command, str(tmp_path / "model.h5"), *options]) == 2
+        assert message in capsys.readouterr().err
+
+
+def run(folder, *overrides):
+    return cli.main(["run", str(folder / "deck.toml"), *overrides])
+
+
+def stopped_after_a_batch(monkeypatch, folder, *overrides):
+    left = [1]
+
+    def agreed(self, comm):
+        left[0] -= 1
+        return 15 if left[0] < 0 else 0
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequests, "agreed", agreed)
+        assert run(folder, *overrides) == 143
+
+
+def test_a_job_keeps_its_type(tmp_path, capsys, monkeypatch):
+    write_job(tmp_path)
+    stopped_after_a_batch(monkeypatch, tmp_path, "parallel.compute=bfloat16")
+    assert describe_job(tmp_path / "out.h5.parts")["compute"] == "bfloat16"
+    assert run(tmp_path) == 2
+    assert "results with parallel.compute = 'bfloat16', now it is 'float32'" in capsys.readouterr().err
+    assert run(tmp_path, "parallel.compute=bfloat16") == 0
+    summary = json.loads((tmp_path / "out.json").read_text())
+    assert summary["choices"]["compute"] == summary["deck"]["parallel"]["compute"] == "bfloat16"
+    assert summary["compute"] is None
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert json.loads(file.attrs["choices"])["compute"] == "bfloat16"
+
+
+def test_a_job_keeps_what_auto_chose(tmp_path, monkeypatch):
+    """And so does another shard of it. Nothing is measured again."""
+    write_job(tmp_path)
+    shard = ("parallel.compute=auto", "input.shard=0/2")
+    as_if(monkeypatch, bfloat16=1e-3, int8=0.5)
+    stopped_after_a_batch(monkeypatch, tmp_path, *shard)
+    monkeypatch.setattr(compute_room, "choose_compute", None)
+    assert run(tmp_path, *shard) == 0
+    assert run(tmp_path, shard[0], "input.shard=1/2") == 0
+    for i in range(2):
+        summary = json.loads((tmp_path / f"out.{i}-of-2.json").read_text())
+        assert summary["choices"]["compute"] == "bfloat16" and summary["deck"]["parallel"]["compute"] == "auto"
+        assert (summary["compute"] is not None) == (i == 0)
+    assert summary["deck"]["parallel"]["compute"] == "auto"
+
+
+def test_results_of_before_are_of_float32(tmp_path, capsys):
+    write_job(tmp_path)
+    assert run(tmp_path) == 0
+    with h5py.File(tmp_path / "out.h5", "r+") as file:
+        state = json.loads(file.attrs["state"])
+        del state["parallel.compute"]
+        file.attrs["state"] = json.dumps(state)
+        file.attrs.pop("checksum", None)
+    capsys.readouterr()
+    assert run(tmp_path, "parallel.compute=int8") == 2
+    assert "parallel.compute = 'float32', now it is 'int8'" in capsys.readouterr().err
+
+
+def test_weights_as_they_are_kept():
+    assert COMPUTES == OF_BACKENDS
+    assert weight_bytes("float32", "float32") == 4 and weight_bytes("int8", "float32") == 1
+    assert weight_bytes("float32", "bfloat16") == 2 and weight_bytes("float32", "int8") == 1
+    assert weight_bytes("q4_1", "int8") == weight_bytes("q4_1", "float32") == 5 / 8
+    speeds = assumed_speeds(50)
+    assert stored(assumed(speeds, "float32"), "float32", "float32").weights == speeds.stream
+    assert stored(assumed(speeds, "int8"), "int8", "q4_1").weights == pytest.approx(speeds.stream * 4 / (5 / 8))
+    assert assumed(speeds, "bfloat16").gemm == 2 * speeds.gemm
+
+
+def test_faster_products_make_exchanges_dearer():
+    """A faster core needs a faster link: every break-even moves up, and a token takes less."""
+    plans, tokens = {}, {}
+    for compute in COMPUTES:
+        speeds = stored(assumed(assumed_speeds(50), compute), compute, "float32")
+        setting = Setting(gpt2_config(max_positions=1024, d_model=768, n_heads=12, n_kv_heads=12, d_ff=3072), 512,
+                          (speeds,) * 4, Network(1e8, 1e-3), weight_bytes=weight_bytes("float32", compute))  # fmt: skip
+        plans[compute] = {row["strategy"]: row for row in plan(setting)["strategies"]}
+        rows = {row["strategy"]: row for row in decode_plan(setting, 8)["strategies"]}
+        tokens[compute] = rows["single"]["modes"]["local"]["per_token_s"]
+    needed = [plans[compute]["sp"]["break_even_bps"]["port"] or np.inf for compute in COMPUTES]
+    assert needed[0] < needed[1] < needed[2] or np.isinf(needed[1:]).all()
+    assert plans["float32"]["single"]["latency_s"]["port"] > 1.5 * plans["bfloat16"]["single"]["latency_s"]["port"]
+    assert tokens["float32"] > tokens["bfloat16"] > tokens["int8"]
+    memory = [plans[compute]["single"]["memory_bytes"] for compute in COMPUTES]
+    assert memory[0] > memory[1] > memory[2]
+
+
+def test_plan_of_a_type(tmp_path, capsys):
+    write_model(tmp_path / "model.h5", model_file(gpt2_config(), dtype="int8"))
+    assert read_storage(str(tmp_path / "model.h5")) == "int8"
+    command = ["plan", str(tmp_path / "model.h5"), "-n", "2", "--bandwidth", "1Mbps", "--json", "-"]
+    assert cli.main([*command, "--compute", "bfloat16"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["compute"] == "bfloat16" and "2 times as fast as float32 (assumed" in told["speeds"]
+    assert cli.main([*command, "--compute", "auto"]) == 2
+    assert "plan takes one of float32, bfloat16, int8" in capsys.readouterr().err
+    old = {"ranks": [{"speeds": dataclasses.asdict(assumed_speeds(50))}], "links": {"rtt_s": [[None]]}}
+    old["links"]["bandwidth_bps"] = [[None]]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert cli.main([*command, "--profile", str(tmp_path / "old.json")]) == 0
+    capsys.readouterr()
+    assert cli.main([*command, "--profile", str(tmp_path / "old.json"), "--compute", "int8"]) == 2
+    assert "has no speeds of int8" in capsys.readouterr().err
+
+
+def test_backend_of_no_model_cannot_choose():
+    with pytest.raises(InputError, match="'auto' needs a model"):
+        get_backend("numpy", MPI.COMM_SELF, compute="auto")
