@@ -9,7 +9,8 @@ import numpy as np
 from astra_mpi.caches.cache import HostCache
 from astra_mpi.device.aligned import address, aligned
 from astra_mpi.device.backend import Backend
-from astra_mpi.kernels.cpu import token
+from astra_mpi.kernels.cpu import _team, token
+from astra_mpi.kernels.cpu._team import barrier_words
 from astra_mpi.kernels.cpu.token import tables as t
 from astra_mpi.models.block import Block
 from astra_mpi.models.token_table import BlockTable, model_numbers
@@ -28,7 +29,6 @@ class CompiledBlocks:
         self.numbers, self.factors = model_numbers(blocks[0])
         config = self.config = blocks[0].config
         n, h, d, widest = t.MAX_ROWS, config.n_heads, config.d_head, max(config.d_model, config.d_queries, config.d_ff)
-        repeat = h // config.n_kv_heads
         shared = {
             t.X: (n, config.d_model),
             t.QKV: (n, config.d_queries + 2 * config.d_kv),
@@ -39,17 +39,30 @@ class CompiledBlocks:
             t.ONES: (d,),
             t.ZEROS: (widest,),
         }
-        own = {
+        self.shared = {place: aligned(shape) for place, shape in shared.items()}
+        self.shared[t.ONES][:] = 1
+        self._widest = widest
+        self._own: list[list[np.ndarray]] = []
+        self.barrier = barrier_words()
+
+    def own(self, index: int) -> np.ndarray:
+        """(N_OWN,) addresses of the buffers of thread `index`."""
+        while len(self._own) <= index:
+            self._own.append(self._buffers())
+        return np.array([address(buffer) for buffer in self._own[index]], np.int64)
+
+    def _buffers(self) -> list[np.ndarray]:
+        config, n, widest = self.config, t.MAX_ROWS, self._widest
+        repeat = config.n_heads // config.n_kv_heads
+        shapes = {
             t.TAKEN: (n, max(config.d_model, config.d_queries)),
             t.NARROWED: (max(n, repeat), widest + 64),
-            t.FACTORS: (n,),
-            t.ROW_SUMS: (n,),
+            t.FACTORS: (n, widest // 32 + 1),
+            t.ROW_SUMS: (n, widest // 32 + 1),
             t.TILE: (4, 64),
             t.SCORES: (repeat, t.TILE_KEYS),
         }
-        self.shared = {place: aligned(shape) for place, shape in shared.items()}
-        self.own = {place: aligned(shape) for place, shape in own.items()}
-        self.shared[t.ONES][:] = 1
+        return [aligned(shapes[place]) for place in range(t.N_OWN)]
 
     def rows_of(self, buffer: int, n: int) -> np.ndarray:
         """(n, width) of a shared buffer."""
@@ -72,7 +85,7 @@ class CompiledStep:
     def __init__(self, blocks: CompiledBlocks, cache: HostCache, site: str | None, room: int) -> None:
         """site: of what a conversation is to note of every new token. room: tokens that a sequence may still get."""
         self.blocks, self.cache, self.site = blocks, cache, site
-        n_layers, own = len(blocks.rows), blocks.own
+        n_layers = len(blocks.rows)
         self.numbers = blocks.numbers.copy()
         self.numbers[t.SITE] = SITES.index(site)
         config = blocks.config
@@ -82,7 +95,7 @@ class CompiledStep:
         for place, buffer in blocks.shared.items():
             self._shared[place] = address(buffer)
         self._shared[t.NOTES] = address(self.notes)
-        self._own = np.array([address(own[place]) for place in range(t.N_OWN)], np.int64)
+        self._own = [blocks.own(index) for index in range(_team.size())]
         self.rows = blocks.rows.copy()
         for i in range(n_layers):
             self.rows[i, t.WINDOW] = config.window(i)
@@ -154,8 +167,14 @@ class CompiledStep:
 
     def run(self, first: int, last: int) -> None:
         """Steps first .. last, N_STEPS of each block; attention follows the first of these."""
-        tables = self.numbers, self.blocks.factors, self.rows, self._shared, self._own, self.segments, self.spans
-        token.advance(first, last, *tables, self._active, self._positions, self._turn_addresses, 0, 0, 1)
+        before = first, last, self.numbers, self.blocks.factors, self.rows, self._shared
+        after = self.segments, self.spans, self._active, self._positions, self._turn_addresses
+        barrier = address(self.blocks.barrier)
+
+        def share(index: int, count: int) -> None:
+            token.advance(*before, self._own[index], *after, barrier, index, count)
+
+        _team.run(share)
 
     @property
     def n(self) -> int:

@@ -6,14 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.device.aligned import address
+from astra_mpi.device.aligned import LINE, address
+from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.device.formats.floats import BFloat16, Float16
 from astra_mpi.device.formats.int8 import Int8
+from astra_mpi.device.packed import Packed
 from astra_mpi.device.weights import SideBySide
+from astra_mpi.kernels.cpu.token import HAS_BLOCKS
 from astra_mpi.kernels.cpu.token import tables as t
 from astra_mpi.models.block import Block
 from astra_mpi.models.recipe import QK_NORMS
 
+_PACKED = {"bfloat16": t.PACKED_BFLOAT16, "int8": t.PACKED_INT8}
+_BLOCKS = {"q8_0": t.Q8_0, "q4_0": t.Q4_0, "q4_1": t.Q4_1}
 _NARROW: dict[type, int] = {Float16: t.FLOAT16, BFloat16: t.BFLOAT16, Int8: t.INT8}
 _MATRICES = {t.O: "o", t.FC1: "fc1", t.GATE: "gate", t.FC2: "fc2"}
 _VECTORS = {
@@ -42,11 +47,11 @@ class BlockTable:
         self.row, self._kept = np.zeros(t.N_BLOCK, np.int64), []  # type: ignore[var-annotated]
         w_qkv, column = block.w_qkv, 0
         for which, matrix in enumerate(w_qkv.matrices if isinstance(w_qkv, SideBySide) else (w_qkv,)):
-            self._matrix(which, matrix, column)
+            self._matrix(block, which, matrix, column)
             column += matrix.shape[1]
         for which, name in _MATRICES.items():
             if f"{name}.weight" in block.w:
-                self._matrix(which, block.w[f"{name}.weight"], 0)
+                self._matrix(block, which, block.layers[name], 0)
         for place, name in _VECTORS.items():
             self._vector(place, block.w.get(name))
         self._vector(t.B_QKV, block.b_qkv)
@@ -54,11 +59,18 @@ class BlockTable:
             self._vector(t.Q_NORM, block.query_norm.weight)
             self._vector(t.K_NORM, block.key_norm.weight)
 
-    def _matrix(self, which: int, matrix: Any, column: int) -> None:
+    def _matrix(self, block: Block, which: int, matrix: Any, column: int) -> None:
         m, n = matrix.shape
         if isinstance(matrix, np.ndarray) and matrix.dtype == np.float32 and matrix.strides[1] == 4:
             self._kept.append(matrix)
             fields = [t.FLOAT32, address(matrix), m, n, matrix.strides[0], 0, column]
+        elif isinstance(matrix, Packed):
+            words, scale, of = matrix.strips.words, matrix.strips.scale, matrix.strips.n_words
+            self._kept += [words, scale]
+            fields = [_PACKED[matrix.dtype], address(words), m, n, LINE * of, address(scale), column]
+        elif isinstance(matrix, Blocks) and HAS_BLOCKS and block.kernels.compute == "int8" and not matrix.by_rows:
+            self._kept.append(matrix.values)
+            fields = [_BLOCKS[matrix.dtype], address(matrix.values), m, n, matrix.values.strides[0], 0, column]
         elif type(matrix) in _NARROW:
             values, scale = matrix.values, matrix.scale
             scale = None if scale is None else np.ascontiguousarray(scale[0], np.float32)

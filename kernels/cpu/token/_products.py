@@ -3,13 +3,28 @@
 Bound by memory: a matrix is read once for up to four rows, row after row as it lies there.
 """
 
-import llvmlite.binding
 import numpy as np
 from numba import njit
 
+from astra_mpi.kernels.blocks import BLOCK_KINDS
+from astra_mpi.kernels.cpu._block_tiles import block_tile, has_tiles
+from astra_mpi.kernels.cpu._blocks import quantise_into
+from astra_mpi.kernels.cpu._features import has
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits
 from astra_mpi.kernels.cpu._simd import dot_tile
-from astra_mpi.kernels.cpu.token._vectors import bits, fill, floats, integers, rows_tile, shorts, signed_bytes
+from astra_mpi.kernels.cpu.token._vectors import (
+    bits,
+    byte_rows,
+    copy,
+    fill,
+    float_rows,
+    floats,
+    integers,
+    rows_tile,
+    shorts,
+    signed_bytes,
+    sum_rows,
+)
 from astra_mpi.kernels.cpu.token.tables import (
     ADDRESS,
     BFLOAT16,
@@ -24,6 +39,8 @@ from astra_mpi.kernels.cpu.token.tables import (
     NONE,
     PACKED_BFLOAT16,
     PACKED_INT8,
+    Q4_0,
+    Q8_0,
     ROW_SUMS,
     SCALE,
     STRIDE,
@@ -99,9 +116,8 @@ add_bfloat16 = _adder("bfloat16", 2, _bfloat16_at)
 add_float16 = _adder("float16", 2, _float16_at)
 add_int8 = _adder("int8", 1, _int8_at)
 
-_FEATURES = llvmlite.binding.get_host_cpu_features()
 #: whether this processor has the instructions of packed products
-HAS_BFLOAT16, HAS_INT8 = bool(_FEATURES.get("avx512bf16")), bool(_FEATURES.get("avx512vnni"))
+HAS_BFLOAT16, HAS_INT8 = has("bfloat16", "avx512_bf16"), has("int8", "vnni")
 
 
 def _dots(kind, available):
@@ -138,6 +154,45 @@ dots_bfloat16 = _dots("bfloat16", HAS_BFLOAT16)
 dots_int8 = _dots("int8", HAS_INT8)
 
 
+(_q8_one, _q8_four), (_q40_one, _q40_four), (_q41_one, _q41_four) = (
+    (block_tile(kind, 1), block_tile(kind, 4)) for kind in BLOCK_KINDS
+)
+HAS_BLOCKS = has_tiles()
+
+
+@njit
+def _blocks(kind, x, n_rows, m, weights, strip, first, last, out, ldo, own):
+    """Columns first .. last of a product with blocks; x (n_rows, m) is dense, `strip` bytes of a strip."""
+    if not HAS_BLOCKS:
+        return
+    n_blocks = m // 32
+    q, scales, sums = own[NARROWED], own[FACTORS], own[ROW_SUMS]
+    rows = float_rows(x, n_rows, m)
+    quantise_into(rows, byte_rows(q, n_rows, m), float_rows(scales, n_rows, n_blocks), sum_rows(sums, n_rows, n_blocks))
+    for j in range(first, last, 32):
+        b, width = weights + j // 16 * strip, min(32, last - j)
+        t = 0
+        while t < n_rows:
+            some = 4 if n_rows - t >= 4 else 1
+            a, factors, totals = q + t * m, scales + 4 * t * n_blocks, sums + 4 * t * n_blocks
+            target, ld = (out + t * ldo + 4 * j, ldo) if width == 32 else (own[TILE], 128)
+            if kind == Q8_0 and some == 1:
+                _q8_one(a, factors, totals, b, strip, target, ld, n_blocks)
+            elif kind == Q8_0:
+                _q8_four(a, factors, totals, b, strip, target, ld, n_blocks)
+            elif kind == Q4_0 and some == 1:
+                _q40_one(a, factors, totals, b, strip, target, ld, n_blocks)
+            elif kind == Q4_0:
+                _q40_four(a, factors, totals, b, strip, target, ld, n_blocks)
+            elif some == 1:
+                _q41_one(a, factors, totals, b, strip, target, ld, n_blocks)
+            else:
+                _q41_four(a, factors, totals, b, strip, target, ld, n_blocks)
+            for r in range(some if width < 32 else 0):
+                copy(own[TILE] + 128 * r, out + (t + r) * ldo + 4 * j, width)
+            t += some
+
+
 @njit(fastmath=FASTMATH)
 def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
     """This thread's columns of out (n_rows, n) = x (n_rows, m) @ matrix; strides in bytes, `own` its buffers."""
@@ -157,6 +212,9 @@ def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
                 a, b = own[NARROWED] + 4 * t * n_words, matrix[ADDRESS] + j // 16 * ldw
                 dots_bfloat16(a, 4 * n_words, rows, b, ldw, (part + 15) // 16, n_words, own[TILE])
                 scale_floats(own[TILE], rows, part, matrix[SCALE] + 4 * j, out + t * ldo + 4 * j, ldo)
+        return
+    if kind >= Q8_0:
+        _blocks(kind, x, n_rows, m, matrix[ADDRESS], ldw, first, last, out, ldo, own)
         return
     if kind == PACKED_INT8:
         n_words = ldw // 64

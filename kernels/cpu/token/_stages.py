@@ -1,7 +1,7 @@
 """New tokens through blocks, four steps of each: a product, what it takes, and what is made of its result.
 
-Every thread of a team runs this. What one computes alone lies in shared buffers and is read after `meet`; small things
-that all need, all compute, in buffers of their own.
+Every thread of a team runs this. What one computes alone lies in shared buffers and is read after a `barrier`; small
+things that all need, all compute, in buffers of their own.
 """
 
 import numpy as np
@@ -10,11 +10,11 @@ from numba import njit
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import FASTMATH, f32
 from astra_mpi.kernels.cpu._rows import _activate, _layer_norm, _rms_norm, _rotate
+from astra_mpi.kernels.cpu._team import barrier
 from astra_mpi.kernels.cpu.token import tables as c
 from astra_mpi.kernels.cpu.token._attention import append, attend, first_in_window
 from astra_mpi.kernels.cpu.token._dots import dots
 from astra_mpi.kernels.cpu.token._products import product, share
-from astra_mpi.kernels.cpu.token._team import meet
 from astra_mpi.kernels.cpu.token._vectors import copy, fill, float_rows, floats
 
 
@@ -44,17 +44,17 @@ def advance(
             matrix = block[one * c.N_MATRIX : (one + 1) * c.N_MATRIX]
             product(matrix, x, 4 * ldx, n, target, 4 * ldo, own, index, count)
         if part == c.PROJECT:
-            meet(team, index, count)
+            barrier(team, count)
             if index == 0:
                 _heads(step // c.N_STEPS, model, factors, block, shared, own, n, turns)
-            meet(team, index, count)
+            barrier(team, count)
             if model[c.ATTENDS]:
                 i = step // c.N_STEPS
                 _attend(i, model, factors, block, shared, own, cache, spans, active, positions, index, count)
-                meet(team, index, count)
+                barrier(team, count)
         elif part == c.WIDEN:
             _activated(model, block, shared, n, index, count)
-            meet(team, index, count)
+            barrier(team, count)
         else:
             _add(part == c.OUTPUT, model, factors, block, shared, own, n, team, index, count)
 
@@ -188,25 +188,25 @@ def _add(after_attention, model, factors, block, shared, own, n, team, index, co
     normed_sum = not (model[c.NORM_FIRST] or model[c.OUTPUT_NORMS] or (model[c.PARALLEL] and after_attention))
     if after_attention and model[c.PARALLEL]:
         _norm(model, factors, x, n, block, c.NORM1 if model[c.SHARED_NORM] else c.NORM2, taken)
-        meet(team, index, count)
+        barrier(team, count)
     elif model[c.OUTPUT_NORMS]:
         for t in range(n):
             _plus(shared[c.ADDED] + 4 * (t * d_model + first), 0, bias, width)
-        meet(team, index, count)
+        barrier(team, count)
         _norm(model, factors, shared[c.ADDED], n, block, c.POST1 if after_attention else c.POST2, taken)
         bias = 0
     added = taken if model[c.OUTPUT_NORMS] and not (after_attention and model[c.PARALLEL]) else shared[c.ADDED]
     for t in range(n):
         place = 4 * (t * d_model + first)
         _plus(x + place, added + place, bias, width)
-    meet(team, index, count)
+    barrier(team, count)
     if normed_sum:
         _norm(model, factors, x, n, block, c.NORM1 if after_attention else c.NORM2, taken)
-        meet(team, index, count)
+        barrier(team, count)
         for t in range(n):
             place = 4 * (t * d_model + first)
             copy(taken + place, x + place, width)
-        meet(team, index, count)
+        barrier(team, count)
     elif after_attention and not model[c.PARALLEL]:
         if block[c.NORM2]:
             _norm(model, factors, x, n, block, c.NORM2, taken)

@@ -1,7 +1,7 @@
 """Columns of the tables that tell the compiled token what to compute. Addresses are bytes in memory, 0 for none."""
 
-#: formats of matrices; those packed lie in strips of 16 outputs, the others row by row
-NONE, FLOAT32, FLOAT16, BFLOAT16, INT8, PACKED_BFLOAT16, PACKED_INT8 = range(7)
+#: formats of matrices; those packed, and those in blocks, lie in strips of 16 outputs, the others row by row
+NONE, FLOAT32, FLOAT16, BFLOAT16, INT8, PACKED_BFLOAT16, PACKED_INT8, Q8_0, Q4_0, Q4_1 = range(10)
 
 #: of a matrix: its format, where it lies, its rows and columns, bytes from row to row (or strip to strip), float32
 #: factors of columns, and the first column of the result that it gives
@@ -74,7 +74,7 @@ KIND, COUNT, CAPACITY, KEYS, VALUES, BIAS, KEY_SCALES, VALUE_SCALES, PLACES, COD
 X, QKV, ADDED, INNER, GATES, SOFTMAX, ONES, ZEROS, NOTES, N_SHARED = range(10)
 
 #: buffers of a thread: what a product takes (n, width), the same in the type of a packed product, its factors and sums
-#: (n,) each, sums of a tile, and scores of a tile of keys
+#: (n,), or (n, width / 32) of blocks, sums of a tile, and scores of a tile of keys
 TAKEN, NARROWED, FACTORS, ROW_SUMS, TILE, SCORES, N_OWN = range(7)
 
 #: most rows of one call, most query heads to a key head, keys of a tile
