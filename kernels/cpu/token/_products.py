@@ -12,6 +12,7 @@ from astra_mpi.kernels.cpu._blocks import quantise_into
 from astra_mpi.kernels.cpu._features import has
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits
 from astra_mpi.kernels.cpu._simd import dot_tile
+from astra_mpi.kernels.cpu.token._dots import dots
 from astra_mpi.kernels.cpu.token._vectors import (
     bits,
     byte_rows,
@@ -32,6 +33,7 @@ from astra_mpi.kernels.cpu.token.tables import (
     FACTORS,
     FLOAT16,
     FLOAT32,
+    FLOAT32_ROWS,
     FORMAT,
     N_IN,
     N_OUT,
@@ -212,6 +214,9 @@ def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
                 a, b = own[NARROWED] + 4 * t * n_words, matrix[ADDRESS] + j // 16 * ldw
                 dots_bfloat16(a, 4 * n_words, rows, b, ldw, (part + 15) // 16, n_words, own[TILE])
                 scale_floats(own[TILE], rows, part, matrix[SCALE] + 4 * j, out + t * ldo + 4 * j, ldo)
+        return
+    if kind == FLOAT32_ROWS:
+        dots(x, ldx, n_rows, matrix[ADDRESS] + ldw * first, ldw, n, m, at, ldo)
         return
     if kind >= Q8_0:
         _blocks(kind, x, n_rows, m, matrix[ADDRESS], ldw, first, last, out, ldo, own)

@@ -13,7 +13,6 @@ from astra_mpi.kernels.cpu._rows import _activate, _layer_norm, _rms_norm, _rota
 from astra_mpi.kernels.cpu._team import barrier
 from astra_mpi.kernels.cpu.token import tables as c
 from astra_mpi.kernels.cpu.token._attention import append, attend, first_in_window
-from astra_mpi.kernels.cpu.token._dots import dots
 from astra_mpi.kernels.cpu.token._products import product, share
 from astra_mpi.kernels.cpu.token._vectors import copy, fill, float_rows, floats
 
@@ -28,10 +27,14 @@ def advance(
     width = d_queries + 2 * model[c.N_KV_HEADS] * model[c.D_HEAD]
     for step in range(first, last):
         block, part = blocks[step // c.N_STEPS], step % c.N_STEPS
+        is_head = step // c.N_STEPS == model[c.N_LAYERS]
         x, ldx, out, ldo, which, behind = own[c.TAKEN], d_model, shared[c.ADDED], d_model, c.FC2, c.N_MATRICES
         if part == c.PROJECT:
             _input(model, factors, block, shared, own, n)
-            out, ldo, which, behind = shared[c.QKV], width, c.Q, c.O
+            if is_head:
+                out, ldo, which, behind = shared[c.LOGITS], model[c.VOCABULARY], c.Q, c.K
+            else:
+                out, ldo, which, behind = shared[c.QKV], width, c.Q, c.O
         elif part == c.OUTPUT:
             _finish(model, shared, own, n)
             ldx, which, behind = d_queries, c.O, c.FC1
@@ -43,6 +46,8 @@ def advance(
             target = shared[c.GATES] if one == c.GATE else out
             matrix = block[one * c.N_MATRIX : (one + 1) * c.N_MATRIX]
             product(matrix, x, 4 * ldx, n, target, 4 * ldo, own, index, count)
+        if is_head:
+            continue
         if part == c.PROJECT:
             barrier(team, count)
             if index == 0:
@@ -57,12 +62,6 @@ def advance(
             barrier(team, count)
         else:
             _add(part == c.OUTPUT, model, factors, block, shared, own, n, team, index, count)
-
-
-@compiled()
-def logits(x, ldx, n, words, d_model, first, last, out, ldo):
-    """Rows first .. last of word embeddings (V, D) times x (n, D) float32 -> out (n, V), their columns; addresses."""
-    dots(x, ldx, n, words + 4 * d_model * first, 4 * d_model, last - first, d_model, out + 4 * first, ldo)
 
 
 @njit
