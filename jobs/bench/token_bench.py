@@ -5,10 +5,10 @@ python jobs/bench/token_bench.py --ours FILE.h5:float32,FILE.h5:int8,.. [--gguf 
 mpirun -n 4 python jobs/bench/token_bench.py --astra FILE.h5:float32 [--contexts 1024] [--tokens 24] [--rounds 7]
 
 Random prompts of so many tokens and `tokens` after them, the most likely ones; a round takes all in turns, and the
-median of its tokens counts. llama.cpp runs in this process, through `xllamacpp`, with its better setting of attention;
-PyTorch runs transformers' model in float32 and bfloat16. Beside our times: the bytes that a token reads (weights that it
-multiplies by, keys and values) and what they would take at the speed of a plain read. Times are CPU milliseconds of the
-process, so that they bear other work on the machine.
+median of its tokens counts. llama.cpp runs in this process, through `xllamacpp`, with both settings of its attention;
+PyTorch runs transformers' model in float32 and bfloat16. Beside our times: the bytes that a token reads (weights that
+it multiplies by, keys and values) and what they would take at the speed of a plain read. Times are CPU milliseconds of
+the process, so that they bear other work on the machine.
 
 --astra: decoding on the rank with the last token, after a prompt cut over the ranks with random codebooks (site `kv`, 8
 groups of 256 entries), with far tokens kept as keys and as codes, over `single` on the same rank. JSON last.
