@@ -34,9 +34,9 @@ def speeds_by_type(plain: Speeds, now: Callable[[], float] = time.perf_counter) 
     told = {}
     for compute in COMPUTES:
         way, speeds = path(compute), plain
-        many = gflops(compute, ROWS, WIDTH, INNER)
+        many = gflops(compute, ROWS, WIDTH, INNER, now=now)
         if compute != "float32":
-            one = gflops(compute, 1, WIDTH, STREAMED // WIDTH, laps=3)
+            one = gflops(compute, 1, WIDTH, STREAMED // WIDTH, laps=3, now=now)
             kernels = import_module(f"{cpu.__name__}.{compute}")
             attention = attention_speed(kernels, now=now)
             speeds = dataclasses.replace(plain, gemm=many * 5e8, attention=attention, weights=one * 5e8)
