@@ -73,6 +73,8 @@ def specified(kind):
 def test_answers_are_those_of_the_specification(comm, name, kind):
     if _features.path(kind).name == "widened":
         pytest.skip(f"no instruction for {kind}")
+    if comm.Get_size() > 3:
+        pytest.skip("asked on 1, 2 and 3 ranks")
     config = CONFIGS[name]
     file = model_file(config)
     inputs, mask = random_batch(config, 3, None if name.startswith("vit") else 12, seed=1, ragged=True)
