@@ -7,6 +7,7 @@ import sys
 import threading
 import types
 
+import numba
 import numpy as np
 import pytest
 
@@ -244,6 +245,12 @@ def test_a_path_is_told_and_can_be_forced(monkeypatch):
     _features.path.cache_clear()
     assert _features.path("int8").why.startswith("ASTRA_PRODUCTS=tensor cores is not available for int8 here")
     monkeypatch.undo()
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", "+avx2,+fma")
+    for cached in (_features.features, _features.path):
+        cached.cache_clear()
+    assert [_features.path(kind).name for kind in KERNELS] == ["widened"] * 2
+    monkeypatch.undo()
+    _features.features.cache_clear()
     monkeypatch.setattr(_features, "features", lambda: frozenset({"amx-tile", "amx-int8", "avx512f"}))
     monkeypatch.setattr(_features, "tiles_refused", lambda: "the system refuses tiles")
     _features.path.cache_clear()
