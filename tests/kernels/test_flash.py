@@ -210,24 +210,18 @@ def test_tiles_of_amx_with_emulated_instructions(n_queries, n_keys, d, causal):
 
 
 _COMPILED_FOR_AMX = """
-import re, numpy as np
-from numba import types, typeof
-from astra_mpi.kernels.cpu.flash import calls, tiles
-i, sizes = types.int64, tiles.Sizes(1, 1, 8, 8, 8, 16, 32, 32)
-scores = calls._scores(None, 8, 8, None)
-places = types.UniTuple(types.UniTuple(i, 3), 6)
-config, work = types.Array(types.uint8, 1, "C"), types.Array(types.uint32, 1, "C")
-tiles.attend_units.compile((config, places, typeof(tuple(sizes)), typeof(tuple(scores)), i, i, work))
-for asm in tiles.attend_units.inspect_asm().values():
-    print(*sorted(set(re.findall(r"\\b(?:tdp\\w+|vdp\\w+|vcvtne2ps2bf16|vscalefps)\\b", asm))))
+from numba import types
+from astra_mpi.kernels.cpu.flash import tiles
+i, config, sums = types.int64, types.Array(types.uint8, 1, "C"), types.Array(types.float32, 2, "C")
+tiles.multiply.compile((config, i, i, i, i, i, i, sums, i, i))
+print(*("tdpbf16ps" in asm for asm in tiles.multiply.inspect_asm().values()))
 """
 
 
-def test_tiles_of_amx_compile_to_their_instructions(tmp_path):
+def test_products_of_attention_compile_for_tiles_of_amx(tmp_path):
     """For a CPU with AMX, whatever this one is; it is not run here."""
     features = "+amx-tile,+amx-bf16,+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512bf16,+avx2,+fma,+bmi,+bmi2"
     settings = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", _COMPILED_FOR_AMX]
-    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["tdpbf16ps vcvtne2ps2bf16 vscalefps"]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=90)
+    assert done.stdout == "True\n", done.stderr
