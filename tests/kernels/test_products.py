@@ -203,13 +203,18 @@ def test_a_path_is_told_and_can_be_forced(monkeypatch):
         assert _features.has(kind, way.name)
         if way.name == "avx512_bf16":
             assert re.fullmatch(r".*vdpbf16ps has [\d.]+ times the speed of float32", way.why)
-    assert _features.path("float32") == ("blas", "")
+    assert _features.path("float32") == ("blas", "", "")
     monkeypatch.setenv(_features.FORCE, "widened")
     _features.path.cache_clear()
     assert [_features.path(kind).name for kind in KERNELS] == ["widened"] * 2
     monkeypatch.setenv(_features.FORCE, "tensor cores")
     _features.path.cache_clear()
     assert _features.path("int8").why.startswith("ASTRA_PRODUCTS=tensor cores is not available for int8 here")
+    monkeypatch.undo()
+    monkeypatch.setattr(_features, "features", lambda: frozenset({"amx-tile", "amx-int8", "avx512f"}))
+    monkeypatch.setattr(_features, "tiles_refused", lambda: "the system refuses tiles")
+    _features.path.cache_clear()
+    assert _features.path("int8").told == "widened (the system refuses tiles)"
     monkeypatch.undo()
     _features.path.cache_clear()
     assert all(speeds.gflops(kind, 8, 64, 64, least_s=1e-4, laps=1) > 0 for kind in ("float32", *KERNELS))
