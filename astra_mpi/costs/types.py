@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from astra_mpi.costs.latency import Speeds
 
@@ -39,3 +41,13 @@ def stored(speeds: Speeds, compute: str, storage: str) -> Speeds:
     token's products take as long as reading the weights does."""
     before, now = weight_bytes("float32", compute), weight_bytes(storage, compute)
     return replace(speeds, weights=(speeds.weights or speeds.stream) * before / now)
+
+
+def storage_of(weights: Mapping[str, Any]) -> str:
+    """What most of the matrices are stored as."""
+    sizes: dict[str, int] = {}
+    for weight in weights.values():
+        if len(weight.shape) == 2:
+            kind = str(getattr(weight, "dtype", "float32"))
+            sizes[kind] = sizes.get(kind, 0) + weight.shape[0] * weight.shape[1]
+    return max(sizes, key=lambda kind: sizes[kind], default="float32")

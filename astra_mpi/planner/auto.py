@@ -16,12 +16,12 @@ from astra_mpi.costs.decode import MODES, decode_cost, head_work
 from astra_mpi.costs.latency import Network, assumed_speeds, latency
 from astra_mpi.costs.setting import Setting, step_seconds
 from astra_mpi.costs.strategies import STRATEGIES, Coding
-from astra_mpi.costs.types import assumed, stored
+from astra_mpi.costs.types import assumed, storage_of, stored
 from astra_mpi.costs.work import Work
 from astra_mpi.errors import InputError, collective
 from astra_mpi.planner.advice import WORTH
 from astra_mpi.planner.plan import best_cut, cheaper_remote
-from astra_mpi.planner.probes import block_speeds, gemm_speeds, measure_link, storage_of
+from astra_mpi.planner.probes import block_speeds, gemm_speeds, measure_link
 from astra_mpi.ranks.broadcast import broadcast_text
 
 if TYPE_CHECKING:
