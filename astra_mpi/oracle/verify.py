@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.engine import Model
 from astra_mpi.errors import collective
-from astra_mpi.oracle.narrow import WEIGHTS_ONLY
+from astra_mpi.oracle.narrow import WEIGHTS_ONLY, InBlocks
 from astra_mpi.oracle.products import excess
 from astra_mpi.oracle.reference import OracleResult, oracle, position_rows
 from astra_mpi.oracle.tolerance import Tolerance, tolerance_of
@@ -122,7 +123,7 @@ def _oracle_results(
     per_token: dict[str, Any] = {name: terms.pop(name) for name in ("codes", "seen") if name in terms}
     first = displs(layout.lengths)
     results = []
-    weights = {name: np.asarray(weight) for name, weight in model.weights.items()}  # as narrow types hold them
+    weights = {name: _as_held(weight) for name, weight in model.weights.items()}
     for s, counts in enumerate(layout.counts):
         tokens, positions = inputs[s], None
         if mask is not None:
@@ -138,6 +139,12 @@ def _oracle_results(
             given["missing"] = [block[ranks][:, ranks] for block in terms["missing"]]
         results.append(oracle(model.config, weights, tokens, owner, layout.size, positions=positions, **terms | given))
     return results
+
+
+def _as_held(weight: Any) -> np.ndarray:
+    """A weight as narrow types hold it."""
+    wide = np.asarray(weight)
+    return wide.view(InBlocks) if isinstance(weight, Blocks) else wide
 
 
 def _judge(
