@@ -30,6 +30,12 @@ def weight_bytes(storage: str, compute: str) -> float:
     return stored if storage in _BLOCKS else _PACKED_BYTES.get(compute, stored)
 
 
+def kept_bytes(compute: str, d_head: int) -> float:
+    """Bytes of a number of the keys and values that decoding keeps: as narrow as products, int8 with a factor of every
+    token and head."""
+    return {"bfloat16": 2.0, "int8": 1 + 4 / d_head}.get(compute, 4.0)
+
+
 def assumed(speeds: Speeds, compute: str) -> Speeds:
     """Speeds of products of `compute` for a rank that has these in float32."""
     faster = {kind: getattr(speeds, kind) * over for kind, over in _OVER_FLOAT32[compute].items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from astra_mpi.costs import latency
@@ -9,7 +10,7 @@ from astra_mpi.costs.decode import MODES, decode_cost
 from astra_mpi.costs.latency import ASSUMED_GFLOPS
 from astra_mpi.costs.setting import Setting, step_seconds
 from astra_mpi.costs.strategies import Coding
-from astra_mpi.costs.types import assumed, storage_of, stored
+from astra_mpi.costs.types import assumed, kept_bytes, storage_of, stored
 from astra_mpi.costs.work import shape_of
 from astra_mpi.strategies.token_parallel import TokenParallel
 
@@ -36,7 +37,9 @@ def predicted_mode(model: Engine, layout: Layout, n_new: int) -> str:
     longest = int(layout.lengths.argmax())
     slices = layout.counts[longest][layout.order[longest]]
     speeds = (_speeds(model),) * layout.size
+    kept = kept_bytes(model.backend.compute, model.config.d_head)
     setting = Setting(model.config, int(layout.lengths[longest]), speeds, link, len(layout.lengths), coding)
+    setting = replace(setting, kept_bytes=kept)
     job = setting.job([int(n) for n in slices])
     local, merged = (step_seconds(setting, decode_cost(job, coding, spec, mode, n_new)) for mode in MODES)
     return "merged" if merged < local else "local"

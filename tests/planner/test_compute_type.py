@@ -11,11 +11,15 @@ from mpi4py import MPI
 
 import astra_mpi
 from astra_mpi import cli
+from astra_mpi.costs.decode import decode_cost
 from astra_mpi.costs.latency import Network, assumed_speeds
 from astra_mpi.costs.setting import Setting
-from astra_mpi.costs.types import COMPUTES, assumed, stored, weight_bytes
+from astra_mpi.costs.strategies import Coding
+from astra_mpi.costs.types import COMPUTES, assumed, kept_bytes, stored, weight_bytes
+from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.device.backend import COMPUTES as OF_BACKENDS
 from astra_mpi.device.backend import get_backend
+from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.job.state import describe_job
@@ -197,6 +201,20 @@ def test_weights_as_they_are_kept():
     assert stored(assumed(speeds, "float32"), "float32", "float32").weights == speeds.stream
     assert stored(assumed(speeds, "int8"), "int8", "q4_1").weights == pytest.approx(speeds.stream * 4 / (5 / 8))
     assert assumed(speeds, "bfloat16").gemm == 2 * speeds.gemm
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_caches_are_as_narrow_as_predicted(compute):
+    """48 tokens fill whole strips of a narrow cache."""
+    file = model_file(gpt2_config(max_positions=60, d_model=64, n_heads=2, n_kv_heads=2))
+    model = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF, compute=compute))
+    if model.backend.choices.get("products") == "widened":
+        pytest.skip("caches stay float32 here")
+    model.use("single")
+    model.generate(np.ones((1, 40), np.int64), max_new_tokens=9, decode="local")
+    job = Job(shape_of(file.config), (40,), 1, kept_bytes(compute, file.config.d_head))
+    predicted = decode_cost(job, Coding(), "single", "local", 9).cache_bytes
+    assert list(predicted) == model.report["generation"]["cache_bytes"]
 
 
 def test_faster_products_make_exchanges_dearer():
