@@ -24,6 +24,8 @@ _COLUMNS = 1024
 _VECTOR_ROWS, _TILE_ROWS = (96, 12), (128, 32)
 #: rows up to which threads divide the outputs among them, not the rows
 _FEW_ROWS = 32
+#: multiply-adds, some 20 us, for which waking other threads takes too long
+_LEAST_WORK = 1 << 20
 #: rooms that a thread keeps; they share their buffers
 _MOST_ROOMS = 64
 
@@ -102,7 +104,7 @@ def layer(
             at = _at(out, rows.start)
             linear(tiles, given, part, room, columns.start, columns.stop, at, out.strides[0], mode)
 
-    _team.run(share)
+    _run(share, m * weights.k * weights.n)
     return out
 
 
@@ -140,8 +142,16 @@ def two_layers(
             given = Rows(_at(x, rows.start), x.strides[0], n_rows)
             linear_twice(tiles, first, second, given, room, room_2, kept, _at(out, rows.start), out.strides[0], mode)
 
-    _team.run(share)
+    _run(share, m * inner.k * (inner.n + outer.n))
     return out
+
+
+def _run(share: _team.Task, n_multiply_adds: int) -> None:
+    """On all threads, if there is enough to do."""
+    if n_multiply_adds < _LEAST_WORK:
+        share(0, 1)
+    else:
+        _team.run(share)
 
 
 def warm_up_products(kind: str) -> None:
