@@ -23,6 +23,10 @@ from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.job.state import describe_job
+from astra_mpi.measure.sweep.deck import load_sweep
+from astra_mpi.measure.sweep.models import Prepared
+from astra_mpi.measure.sweep.points import key_of, points, settings_of
+from astra_mpi.measure.sweep.run import Task, _options
 from astra_mpi.planner import compute as compute_room
 from astra_mpi.planner.decode import decode_plan
 from astra_mpi.planner.inputs import read_storage
@@ -256,3 +260,21 @@ def test_plan_of_a_type(tmp_path, capsys):
 def test_backend_of_no_model_cannot_choose():
     with pytest.raises(InputError, match="'auto' needs a model"):
         get_backend("numpy", MPI.COMM_SELF, compute="auto")
+
+
+def test_a_sweep_of_a_type(tmp_path):
+    """It is asked of bench, and points in another type are other points."""
+    write_model(tmp_path / "model.h5", model_file(gpt2_config()))
+    keys = []
+    for compute in ("float32", "bfloat16"):
+        (tmp_path / "deck.toml").write_text(
+            f'[model]\npath = "model.h5"\n[sweep]\nstrategies = ["sp"]\nranks = [2]\ncompute = "{compute}"\n'
+            '[output]\npath = "out"\n'
+        )
+        deck = load_sweep(tmp_path / "deck.toml")
+        (point,) = points(deck)
+        settings = settings_of(deck, point, {})
+        keys.append(key_of(settings))
+        words = _options(deck, Task(point, Prepared(tmp_path / "model.h5"), settings, keys[-1]))
+        assert words[words.index("--compute") + 1] == settings["compute"] == compute
+    assert keys[0] != keys[1]
