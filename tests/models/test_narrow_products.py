@@ -39,10 +39,10 @@ def layer(x, strips, out, bias=None, activation="", gate=None, gate_bias=None, a
 
     def multiply(weights):
         if weights.kind == "bfloat16":
-            rows, factor = reference.round_bfloat16(x), np.ones(len(x))
+            rows = reference.round_bfloat16(x)
         else:
-            rows, factor = reference.quantise_rows(x)
-        return ((rows.astype(np.float64) @ unpack(weights)) * factor[:, None]).astype(np.float32)
+            rows = np.prod(reference.quantise_rows(x), axis=0, dtype=np.float64)
+        return (rows.astype(np.float64) @ unpack(weights)).astype(np.float32)
 
     y = multiply(strips)
     if gate is not None:

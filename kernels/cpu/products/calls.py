@@ -11,7 +11,7 @@ from astra_mpi.kernels.cpu._features import path
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS
 from astra_mpi.kernels.cpu.products import amx
 from astra_mpi.kernels.cpu.products.layer import ADD, SET, SPARE_ROWS, Layer, Room, Rows, linear, linear_twice
-from astra_mpi.kernels.cpu.products.layout import WORDS, Strips, empty, pack
+from astra_mpi.kernels.cpu.products.layout import GROUP_WORDS, WORDS, Strips, empty, pack
 from astra_mpi.kernels.cpu.products.memory import aligned
 
 Array = np.ndarray
@@ -55,13 +55,15 @@ class _Local(threading.local):
         return self.rooms[key]
 
     def _made(self, kind: str, n_words: int, r: int, name: str) -> Room:
-        narrow, sums = (np.uint16, np.float32) if kind == "bfloat16" else (np.int8, np.int32)
+        int8 = kind == "int8"
+        groups = -(-n_words // GROUP_WORDS) if int8 else 0
         return Room(
-            self.buffer(f"{name}panel", narrow, r, n_words * WORDS[kind][0]),
-            self.buffer("sums", sums, r, _COLUMNS),
-            self.buffer("gate sums", sums, r, _COLUMNS),
-            self.buffer(f"{name}factors", np.float32, r),
-            self.buffer(f"{name}offsets", np.int32, r),
+            self.buffer(f"{name}panel", np.int8 if int8 else np.uint16, r, n_words * WORDS[kind][0]),
+            self.buffer("sums", np.float32, r, _COLUMNS),
+            self.buffer("gate sums", np.float32, r, _COLUMNS),
+            self.buffer("counts", np.int32, r if int8 else 0, _COLUMNS),
+            self.buffer(f"{name}factors", np.float32, groups, r),
+            self.buffer(f"{name}offsets", np.int32, groups, r),
             self.buffer("line", np.float32, _COLUMNS),
             self.buffer("gate line", np.float32, _COLUMNS),
             _ZEROS,
