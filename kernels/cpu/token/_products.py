@@ -12,6 +12,7 @@ from astra_mpi.kernels.cpu._blocks import quantise_into
 from astra_mpi.kernels.cpu._features import has
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits
 from astra_mpi.kernels.cpu._simd import dot_tile
+from astra_mpi.kernels.cpu.token._block_strip import block_strip
 from astra_mpi.kernels.cpu.token._dots import dots
 from astra_mpi.kernels.cpu.token._vectors import (
     bits,
@@ -24,6 +25,7 @@ from astra_mpi.kernels.cpu.token._vectors import (
     rows_tile,
     shorts,
     signed_bytes,
+    strip_tile,
     sum_rows,
 )
 from astra_mpi.kernels.cpu.token.tables import (
@@ -131,12 +133,17 @@ def _dots(kind, available):
             raise NotImplementedError("this processor has no such product")
 
         return none
-    one4, two4, three4, four4 = (dot_tile(kind, r, STRIPS) for r in (1, 2, 3, 4))
-    one1 = dot_tile(kind, 1, 1)
+    two4, three4, four4 = (dot_tile(kind, r, STRIPS) for r in (2, 3, 4))
+    one1, line = dot_tile(kind, 1, 1), strip_tile(kind, 4)
 
     @njit
     def dots(a, lda, n_rows, b, ldb, n_strips, n_words, c):
-        if n_strips < STRIPS:
+        if (
+            n_rows == 1 and n_words % 4 == 0
+        ):  # strip after strip, as they lie in memory, is faster than several at a time
+            for s in range(n_strips):
+                line(a, b + s * ldb, c + 64 * s, n_words)
+        elif n_strips < STRIPS or n_rows == 1:
             for r in range(n_rows):
                 for s in range(n_strips):
                     one1(a + r * lda, lda, b + s * ldb, ldb, c + 256 * r + 64 * s, 256, n_words, 1)
@@ -144,10 +151,8 @@ def _dots(kind, available):
             four4(a, lda, b, ldb, c, 256, n_words, 1)
         elif n_rows == 3:
             three4(a, lda, b, ldb, c, 256, n_words, 1)
-        elif n_rows == 2:
-            two4(a, lda, b, ldb, c, 256, n_words, 1)
         else:
-            one4(a, lda, b, ldb, c, 256, n_words, 1)
+            two4(a, lda, b, ldb, c, 256, n_words, 1)
 
     return dots
 
@@ -156,8 +161,8 @@ dots_bfloat16 = _dots("bfloat16", HAS_BFLOAT16)
 dots_int8 = _dots("int8", HAS_INT8)
 
 
-(_q8_one, _q8_four), (_q40_one, _q40_four), (_q41_one, _q41_four) = (
-    (block_tile(kind, 1), block_tile(kind, 4)) for kind in BLOCK_KINDS
+(_q8, _q8_four), (_q40, _q40_four), (_q41, _q41_four) = (
+    (block_strip(kind), block_tile(kind, 4)) for kind in BLOCK_KINDS
 )
 HAS_BLOCKS = has_tiles()
 
@@ -171,28 +176,29 @@ def _blocks(kind, x, n_rows, m, weights, strip, first, last, out, ldo, own):
     q, scales, sums = own[NARROWED], own[FACTORS], own[ROW_SUMS]
     rows = float_rows(x, n_rows, m)
     quantise_into(rows, byte_rows(q, n_rows, m), float_rows(scales, n_rows, n_blocks), sum_rows(sums, n_rows, n_blocks))
+    fours = n_rows - n_rows % 4
     for j in range(first, last, 32):
         b, width = weights + j // 16 * strip, min(32, last - j)
-        t = 0
-        while t < n_rows:
-            some = 4 if n_rows - t >= 4 else 1
+        for t in range(0, fours, 4):
             a, factors, totals = q + t * m, scales + 4 * t * n_blocks, sums + 4 * t * n_blocks
-            target, ld = (out + t * ldo + 4 * j, ldo) if width == 32 else (own[TILE], 128)
-            if kind == Q8_0 and some == 1:
-                _q8_one(a, factors, totals, b, strip, target, ld, n_blocks)
-            elif kind == Q8_0:
-                _q8_four(a, factors, totals, b, strip, target, ld, n_blocks)
-            elif kind == Q4_0 and some == 1:
-                _q40_one(a, factors, totals, b, strip, target, ld, n_blocks)
+            if kind == Q8_0:
+                _q8_four(a, factors, totals, b, strip, own[TILE], 128, n_blocks)
             elif kind == Q4_0:
-                _q40_four(a, factors, totals, b, strip, target, ld, n_blocks)
-            elif some == 1:
-                _q41_one(a, factors, totals, b, strip, target, ld, n_blocks)
+                _q40_four(a, factors, totals, b, strip, own[TILE], 128, n_blocks)
             else:
-                _q41_four(a, factors, totals, b, strip, target, ld, n_blocks)
-            for r in range(some if width < 32 else 0):
+                _q41_four(a, factors, totals, b, strip, own[TILE], 128, n_blocks)
+            for r in range(4):
                 copy(own[TILE] + 128 * r, out + (t + r) * ldo + 4 * j, width)
-            t += some
+        for t in range(fours, n_rows):
+            a, factors, totals = q + t * m, scales + 4 * t * n_blocks, sums + 4 * t * n_blocks
+            for s in range(2):
+                if kind == Q8_0:
+                    _q8(a, factors, totals, b + s * strip, own[TILE] + 64 * s, n_blocks)
+                elif kind == Q4_0:
+                    _q40(a, factors, totals, b + s * strip, own[TILE] + 64 * s, n_blocks)
+                else:
+                    _q41(a, factors, totals, b + s * strip, own[TILE] + 64 * s, n_blocks)
+            copy(own[TILE], out + t * ldo + 4 * j, width)
 
 
 @njit(fastmath=FASTMATH)
