@@ -11,6 +11,8 @@ Array = np.ndarray
 Rows = tuple[Array, Array, Array]
 
 BLOCK, STRIP = 32, 16
+#: blocks of rows whose largest magnitude is below this are zeros: its inverse must not overflow
+LEAST = 2.0**-100
 _FACTORS, _WORDS = ("factor", "<f2", STRIP), 8
 #: kind -> its record. `numbers` are (words of four inputs, outputs, 4): bytes, or two of four bits each, whose lower
 #: half belongs to word i, the upper to word i + 4
@@ -53,6 +55,13 @@ def widen_blocks(kind: str, weights: Array, first: int, out: Array) -> Array:
     return out
 
 
+def times_blocks(kind: str, x: Array, weights: Array, out: Array) -> Array:
+    """out (m, n) = x (m, k) float32 @ weights in blocks, as `widen_blocks` takes them, in place and returned."""
+    wide = widen_blocks(kind, weights, 0, np.empty((x.shape[1], out.shape[1]), np.float32))
+    out[...] = x.astype(np.float64) @ wide
+    return out
+
+
 def quantise_rows(x: Array) -> Rows:
     """x (m, k) float32 in int8 blocks of 32: a block's scale is its largest magnitude over 127; 0 for a block of zeros.
 
@@ -62,7 +71,7 @@ def quantise_rows(x: Array) -> Rows:
     blocks = x.reshape(m, k // BLOCK, BLOCK).astype(np.float32)
     largest = np.abs(blocks).max(axis=2, keepdims=True)
     with np.errstate(all="ignore"):
-        factor = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+        factor = np.where(largest >= LEAST, np.float32(127) / largest, np.float32(0))
         numbers = np.rint(blocks * factor)
         scales = np.where(np.isfinite(largest), largest / np.float32(127), np.float32(np.nan))
     q = np.where(np.isfinite(numbers), numbers, 0).astype(np.int8)

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from astra_mpi.kernels.blocks import multiply_blocks, quantise_rows, widen_blocks  # noqa: F401
+from astra_mpi.kernels.blocks import multiply_blocks, quantise_rows, times_blocks, widen_blocks  # noqa: F401
 from astra_mpi.kernels.near import Near
 
 Array = np.ndarray

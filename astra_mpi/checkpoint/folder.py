@@ -84,11 +84,6 @@ class Joined(Tensor):
         for part in self.parts:
             part.check()
 
-    @property
-    def kept_as(self) -> str:
-        kinds = {part.kept_as for part in self.parts}
-        return kinds.pop() if len(kinds) == 1 else "float32"
-
     def read(self) -> np.ndarray:
         return np.concatenate([part.read() for part in self.parts])
 

@@ -25,8 +25,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="storage of weights, on disk and in memory (default float32; of GGUF what holds its numbers: float16 for"
-        " quantised ones)",
+        help="storage of weights, on disk and in memory (default float32; of GGUF each tensor's own: q8_0, q4_0 and"
+        " q4_1 stay as they are, other blocks become the one of these that keeps their numbers best)",
     )
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.bin that belongs to a llama2.c model.bin")
     parser.add_argument(

@@ -22,6 +22,7 @@ from astra_mpi.convert.generation import generation
 from astra_mpi.convert.images import image_preprocessing, image_size
 from astra_mpi.convert.sentence import SentenceEncoder, read_encoder
 from astra_mpi.convert.text import read_text_settings
+from astra_mpi.device.formats import format_of
 from astra_mpi.device.weights import Made, Weights, narrowed
 from astra_mpi.errors import InputError, some
 from astra_mpi.files.modelfile import ModelFile, read_model, weight_shapes
@@ -212,7 +213,10 @@ def _weights(
             return kept
         factors = have[times[name]].read() if name in times else None
         wide = to_canonical(name, tensor.read(), shape, source, factors)
-        return narrowed(name, wide, tensor.kept_as) if keeps else wide
+        if not keeps:
+            return wide
+        kind = format_of(name, shape, tensor.kept_as)
+        return narrowed(name, wide, kind.dtype if kind.bits >= 16 else "float16")  # blocks that are not whole any more
 
     weights = Made([*present, *zeros], made)
     notes = [f"{len(left)} tensors that this model does not use were left out: {some(left)}"] if left else []

@@ -83,9 +83,11 @@ class Packed:
 
 def packs(weight: Any, kernels: ModuleType) -> bool:
     """Whether products of kernels.compute take this weight packed."""
-    if isinstance(weight, Narrow) and weight.as_stored:
-        return False
-    return is_narrow(kernels) and kernels.products_path().name != "widened"
+    return is_narrow(kernels) and not _as_stored(weight, kernels) and kernels.products_path().name != "widened"
+
+
+def _as_stored(weight: Any, kernels: ModuleType) -> bool:
+    return isinstance(weight, Narrow) and kernels.compute in weight.as_stored
 
 
 def is_narrow(kernels: ModuleType) -> bool:
@@ -95,7 +97,7 @@ def is_narrow(kernels: ModuleType) -> bool:
 
 def for_products(weight: Any, kernels: ModuleType) -> Any:
     """A matrix as products of kernels.compute take it: packed, stored narrow and widened, or as it is."""
-    if not is_narrow(kernels) or isinstance(weight, Packed):
+    if not is_narrow(kernels) or isinstance(weight, Packed) or _as_stored(weight, kernels):
         return weight
     if packs(weight, kernels):
         return pack([weight], kernels)

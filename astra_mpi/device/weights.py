@@ -7,13 +7,14 @@ of columns into a scratch buffer before BLAS multiplies by it, which the rows pa
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from astra_mpi.device.formats import format_of
+from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.device.formats.narrow import Narrow
 from astra_mpi.device.packed import Packed
 from astra_mpi.device.scratch import Scratch
@@ -38,8 +39,7 @@ class SideBySide:
 
     def product(self, x: np.ndarray, out: np.ndarray, kernels: ModuleType, scratch: Scratch) -> np.ndarray:
         """out (k, n) = x (k, m) @ this."""
-        for matrix, columns in zip(self.matrices, self.columns, strict=True):
-            product(x, matrix, out[:, columns], kernels, scratch)
+        products(x, self.matrices, [out[:, columns] for columns in self.columns], kernels, scratch)
         return out
 
 
@@ -53,6 +53,25 @@ def product(x: np.ndarray, weight: Matrix, out: np.ndarray, kernels: ModuleType,
     if isinstance(weight, Narrow | Packed | SideBySide):
         return weight.product(x, out, kernels, scratch)
     return module_of(x).matmul(x, weight, out=out)
+
+
+def products(
+    x: np.ndarray,
+    weights: Sequence[Matrix],
+    outs: Sequence[np.ndarray],
+    kernels: ModuleType,
+    scratch: Scratch,
+) -> None:
+    """`product` of the same rows with several weights; rows become int8 blocks only once."""
+    compute = getattr(kernels, "compute", "float32")
+    blocks = [w for w in weights if isinstance(w, Blocks) and compute in w.as_stored and not w.by_rows]
+    if len(blocks) == len(weights):
+        rows = kernels.quantise_rows(x)
+        for block, out in zip(blocks, outs, strict=True):
+            kernels.multiply_blocks(block.dtype, rows, block.values, out)
+        return
+    for weight, out in zip(weights, outs, strict=True):
+        product(x, weight, out, kernels, scratch)
 
 
 def linear(
@@ -86,10 +105,11 @@ def activated(
     """out (k, n) = act(x (k, m) @ weight (m, n) + bias); with a gate (x @ weight + bias) * act(x @ gate + its bias)."""
     if isinstance(weight, Packed) and (gate is None or isinstance(gate, Packed)):
         return weight.layer(x, out, bias, activation, gate, gate_bias)
-    product(x, weight, out, kernels, scratch)
     if gate is None:
+        product(x, weight, out, kernels, scratch)
         return kernels.activate(out, bias, activation)
-    gates = product(x, gate, scratch("gate", len(x), gate.shape[1]), kernels, scratch)
+    gates = scratch("gate", len(x), gate.shape[1])
+    products(x, (weight, gate), (out, gates), kernels, scratch)
     return kernels.activate_gated(out, bias, gates, gate_bias, activation)
 
 

@@ -15,9 +15,17 @@ NARROW = ("bfloat16", "int8")
 WEIGHTS_ONLY = {"bfloat16": "bfloat16 weights", "int8": "int8 weights"}
 
 
+class InBlocks(np.ndarray):
+    """A weight that products in "int8" take as it is, and 32 of its inputs at a time: rows are rounded so too."""
+
+
 def product(x: Array, weight: Array, compute: str) -> Array:
     """x (n, k) @ weight (k, m) in float64, after rounding: "bfloat16" every number, "int8" x by rows, weight by
     columns; of WEIGHTS_ONLY not x; "float32" nothing."""
+    if isinstance(weight, InBlocks):
+        weight = weight.view(np.ndarray)
+        if compute.startswith("int8"):
+            return eight_bits(x.reshape(len(x), -1, 32)).reshape(x.shape) @ weight
     if compute.startswith("bfloat16"):
         weight = bfloat16(weight)
     elif compute.startswith("int8"):

@@ -9,6 +9,7 @@ import numpy as np
 
 from astra_mpi.kernels import _compile
 from astra_mpi.kernels.cpu._attention import attend, attend_codes, attend_rows
+from astra_mpi.kernels.cpu._block_floats import times_blocks
 from astra_mpi.kernels.cpu._blocks import multiply_blocks, quantise_rows, widen_blocks
 from astra_mpi.kernels.cpu._codes import (
     add_entries,
@@ -67,6 +68,7 @@ __all__ = [
     "rotate",
     "segment_sum",
     "table_sum",
+    "times_blocks",
     "unpack",
     "vecmat",
     "warm_up",

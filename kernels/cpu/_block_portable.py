@@ -25,7 +25,8 @@ def _pointer(kind):
     return at
 
 
-bytes_at, floats_at = _pointer(types.uint8), _pointer(types.float32)
+bytes_at, signed_at = _pointer(types.uint8), _pointer(types.int8)
+floats_at, integers_at = _pointer(types.float32), _pointer(types.int32)
 
 
 @compiled(error_model="numpy")
@@ -75,29 +76,31 @@ def widen_strips(kind, weights, first, out):
 
 
 @compiled(error_model="numpy")
-def portable_strips(kind, q, scales, sums, weights, n, out, stride, index, count):
+def portable_strips(kind, m, k, q, scales, sums, weights, n, out, stride, index, count):
     """`_blocks.multiply_strips` without instructions of its own."""
     n_bytes = _BYTES[kind]
-    n_strips, n_blocks = -(-n // _STRIP), q.shape[1] // _BLOCK
+    n_strips, n_blocks = -(-n // _STRIP), k // _BLOCK
+    inputs, shape = carray(signed_at(q), (m, k)), (m, n_blocks)
+    row_scales, row_sums = carray(floats_at(scales), shape), carray(integers_at(sums), shape)
     numbers, factors, least = np.empty((_BLOCK, _STRIP), np.int32), np.empty(_STRIP, f32), np.empty(_STRIP, f32)
-    totals, dots = np.empty((q.shape[0], _STRIP), f32), np.empty(_STRIP, np.int32)
+    totals, dots = np.empty((m, _STRIP), f32), np.empty(_STRIP, np.int32)
     for strip in range(n_strips * index // count, n_strips * (index + 1) // count):
         totals[:] = f32(0)
         for b in range(n_blocks):
             block = carray(bytes_at(weights + (strip * n_blocks + b) * n_bytes), (n_bytes,))
             read_block(kind, block, numbers, factors, least)
-            for r in range(q.shape[0]):
-                row, scale, total = q[r, _BLOCK * b : _BLOCK * b + _BLOCK], scales[r, b], totals[r]
+            for r in range(m):
+                row, scale, total = inputs[r, _BLOCK * b : _BLOCK * b + _BLOCK], row_scales[r, b], totals[r]
                 dots[:] = 0
                 for i in range(_BLOCK):
                     number = i32(row[i])
                     for j in range(_STRIP):
                         dots[j] += number * numbers[i, j]
-                share = scale * f32(sums[r, b])
+                share = scale * f32(row_sums[r, b])
                 for j in range(_STRIP):
                     total[j] += f32(dots[j]) * (factors[j] * scale) + least[j] * share
         width = min(_STRIP, n - _STRIP * strip)
-        for r in range(q.shape[0]):
+        for r in range(m):
             line = carray(floats_at(out + r * stride + 4 * _STRIP * strip), (width,))
             for j in range(width):
                 line[j] = totals[r, j]

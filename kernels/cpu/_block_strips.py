@@ -5,7 +5,7 @@ from numba import carray
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.blocks import BLOCK_KINDS
-from astra_mpi.kernels.cpu._block_portable import floats_at
+from astra_mpi.kernels.cpu._block_portable import floats_at, integers_at
 from astra_mpi.kernels.cpu._block_tiles import block_tile, panel_bytes, panel_tile, unpack_strips
 
 _Q8_0, _Q4_0, _Q4_1 = range(3)
@@ -14,9 +14,9 @@ _BYTES, _ADDED = (544, 288, 320), (128, 8, 0)
 #: outputs of two strips
 _PAIR = 32
 #: rows at a time where weights are read as they are stored, and up to how many rows they are
-_FEW, _MOST_FEW = 4, 12
+_FEW, _MOST_FEW = 4, 32
 #: rows at a time where weights are unpacked first, and rows that share them, of which the blocks stay in the cache
-_TILE, _SHARING = 5, 240
+_TILE, _SHARING = 4, 240
 
 (_one_8, _few_8), (_one_4, _few_4), (_one_41, _few_41) = (
     (block_tile(kind, 1), block_tile(kind, _FEW)) for kind in BLOCK_KINDS
@@ -27,27 +27,26 @@ _PANEL = panel_bytes(True)
 
 
 @compiled(error_model="numpy")
-def tiled_strips(kind, q, scales, sums, weights, n, out, stride, index, count):
+def tiled_strips(kind, m, k, q, scales, sums, weights, n, out, stride, index, count):
     """`_blocks.multiply_strips`. A share is of whole pairs of strips."""
     n_pairs = -(-n // _PAIR)
     first, last = n_pairs * index // count, n_pairs * (index + 1) // count
-    if q.shape[0] <= _MOST_FEW:
-        _few_rows(kind, q, scales, sums, weights, n, out, stride, first, last)
+    if m <= _MOST_FEW:
+        _few_rows(kind, m, k // 32, q, scales, sums, weights, n, out, stride, first, last)
     else:
-        _many_rows(kind, q, scales, sums, weights, n, out, stride, first, last)
+        _many_rows(kind, m, k // 32, q, scales, sums, weights, n, out, stride, first, last)
 
 
 @compiled(error_model="numpy")
-def _few_rows(kind, q, scales, sums, weights, n, out, stride, first, last):
-    m, n_blocks = scales.shape
+def _few_rows(kind, m, n_blocks, q, scales, sums, weights, n, out, stride, first, last):
     strip, rows = n_blocks * _BYTES[kind], _FEW if m >= _FEW else 1
     edge = np.empty((_FEW, _PAIR), np.float32)
     for pair in range(first, last):
         place, width = weights + 2 * pair * strip, min(_PAIR, n - _PAIR * pair)
         for begin in range(0, m, rows):
             i = min(begin, m - rows)  # the last rows may be made twice
-            row = q.ctypes.data + 32 * n_blocks * i
-            scale, total = scales.ctypes.data + 4 * n_blocks * i, sums.ctypes.data + 4 * n_blocks * i
+            row = q + 32 * n_blocks * i
+            scale, total = scales + 4 * n_blocks * i, sums + 4 * n_blocks * i
             to = out + i * stride + 4 * _PAIR * pair
             target, apart = (to, stride) if width == _PAIR else (edge.ctypes.data, 4 * _PAIR)
             if rows == 1:
@@ -68,10 +67,10 @@ def _few_rows(kind, q, scales, sums, weights, n, out, stride, first, last):
 
 
 @compiled(error_model="numpy")
-def _many_rows(kind, q, scales, sums, weights, n, out, stride, first, last):
-    m, n_blocks = scales.shape
+def _many_rows(kind, m, n_blocks, q, scales, sums, weights, n, out, stride, first, last):
     strip = n_blocks * _BYTES[kind]
-    starts = sums if kind == _Q4_1 else sums * np.int32(-_ADDED[kind])
+    totals = carray(integers_at(sums), (m * n_blocks,))
+    starts = totals if kind == _Q4_1 else totals * np.int32(-_ADDED[kind])
     edge, space = np.empty((_TILE, _PAIR), np.float32), np.empty(n_blocks * _PANEL + 64, np.uint8)
     panel = (space.ctypes.data + 63) // 64 * 64
     for part in range(0, m, _SHARING):
@@ -85,8 +84,8 @@ def _many_rows(kind, q, scales, sums, weights, n, out, stride, first, last):
                 _unpack_41(place, strip, panel, n_blocks)
             for begin in range(part, min(m, part + _SHARING), _TILE):
                 i = min(begin, m - _TILE)  # the last rows may be made twice
-                row = q.ctypes.data + 32 * n_blocks * i
-                scale, start = scales.ctypes.data + 4 * n_blocks * i, starts.ctypes.data + 4 * n_blocks * i
+                row = q + 32 * n_blocks * i
+                scale, start = scales + 4 * n_blocks * i, starts.ctypes.data + 4 * n_blocks * i
                 to = out + i * stride + 4 * _PAIR * pair
                 target, apart = (to, stride) if width == _PAIR else (edge.ctypes.data, 4 * _PAIR)
                 if kind == _Q4_1:

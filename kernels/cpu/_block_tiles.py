@@ -27,7 +27,7 @@ def has_tiles():
     return {"+avx512f", "+avx512vnni"} <= set(features.split(","))
 
 
-class _Code:
+class Code:
     """Emits loads, stores and products at addresses."""
 
     def __init__(self, builder):
@@ -72,7 +72,7 @@ class _Code:
                 yield i + _WORDS // 2, builder.and_(builder.lshr(read, ir.Constant(_SUMS, [4] * LANES)), low)
 
 
-class _Loop:
+class Loop:
     """A loop over blocks, at least one, with values that go round; `close` says what they become."""
 
     def __init__(self, builder, n_blocks, begin):
@@ -106,13 +106,13 @@ def block_tile(kind, n_rows):
 
     def generate(context, builder, signature, arguments):
         q, scales, sums, weights, strip, out, ldo, n_blocks = arguments
-        code = _Code(builder)
+        code = Code(builder)
         lines = builder.shl(n_blocks, ir.Constant(I64, 2))
         q_rows = code.rows(q, builder.shl(n_blocks, ir.Constant(I64, 5)), n_rows)
         scale_rows, sum_rows = code.rows(scales, lines, n_rows), code.rows(sums, lines, n_rows)
         zero = ir.Constant(_FLOATS, [0.0] * LANES)
         begin = [weights, builder.add(weights, strip), *[zero] * (2 * n_rows)]
-        loop = _Loop(builder, n_blocks, begin)
+        loop = Loop(builder, n_blocks, begin)
         strips, totals = loop.values[:2], loop.values[2:]
         place, line = builder.shl(loop.count, ir.Constant(I64, 5)), builder.shl(loop.count, ir.Constant(I64, 2))
         row_sums = [code.load(builder.add(row, line), I32) for row in sum_rows]
@@ -151,11 +151,11 @@ def panel_tile(has_least, n_rows):
 
     def generate(context, builder, signature, arguments):
         q, scales, starts, panel, out, ldo, n_blocks = arguments
-        code = _Code(builder)
+        code = Code(builder)
         lines = builder.shl(n_blocks, ir.Constant(I64, 2))
         q_rows = code.rows(q, builder.shl(n_blocks, ir.Constant(I64, 5)), n_rows)
         scale_rows, start_rows = code.rows(scales, lines, n_rows), code.rows(starts, lines, n_rows)
-        loop = _Loop(builder, n_blocks, [panel, *[ir.Constant(_FLOATS, [0.0] * LANES)] * (2 * n_rows)])
+        loop = Loop(builder, n_blocks, [panel, *[ir.Constant(_FLOATS, [0.0] * LANES)] * (2 * n_rows)])
         here, totals = loop.values[0], loop.values[1:]
         place, line = builder.shl(loop.count, ir.Constant(I64, 5)), builder.shl(loop.count, ir.Constant(I64, 2))
         row_starts = [code.load(builder.add(row, line), I32) for row in start_rows]
@@ -194,8 +194,8 @@ def unpack_strips(kind):
 
     def generate(context, builder, signature, arguments):
         weights, strip, panel, n_blocks = arguments
-        code = _Code(builder)
-        loop = _Loop(builder, n_blocks, [weights, builder.add(weights, strip), panel])
+        code = Code(builder)
+        loop = Loop(builder, n_blocks, [weights, builder.add(weights, strip), panel])
         *strips, here = loop.values
         for s, one in enumerate(strips):
             code.store(code.factors(one), code.at(here, 64 * s), 64)

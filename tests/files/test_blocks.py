@@ -78,7 +78,7 @@ def test_what_blocks_do_not_hold():
 
 
 @KINDS
-@pytest.mark.parametrize("n_rows", [0, 1, 6, 40])
+@pytest.mark.parametrize("n_rows", [0, 1, 6, 70])
 def test_products(dtype, n_rows, monkeypatch):
     monkeypatch.setattr("astra_mpi.device.formats.narrow._TILE", 3000)  # several tiles, the last one narrower
     x = np.random.default_rng(1).standard_normal((n_rows, 96)).astype(np.float32)
@@ -181,8 +181,9 @@ def test_truncated_and_infinite(tmp_path):
     [CONFIG, llama_config(d_model=96, d_ff=64), vit_config(d_model=64, n_heads=4, n_kv_heads=4, d_ff=96)],
     ids=["bert", "llama", "vit"],
 )
-def test_strategies_equal_oracle_on_the_values_as_stored(comm, config, dtype):
-    model = Model(model_file(config, dtype=dtype), comm, get_backend("numpy", comm))
+@pytest.mark.parametrize("compute", ["float32", "int8"])
+def test_strategies_equal_oracle_on_the_values_as_stored(comm, config, dtype, compute):
+    model = Model(model_file(config, dtype=dtype), comm, get_backend("numpy", comm, compute=compute))
     inputs, mask = random_batch(config, 3, None if config.family == "vit" else 11, seed=1, ragged=True)
     for check in verify(model, inputs, mask, ["single", "sp", "tp", "astra"]):
         assert check.passed and not check.reason, check

@@ -64,9 +64,10 @@ def random_model(arch, seed=0, **more):
 
 
 def write_model(path, model, arch, kind="F32", vocabulary=None, change=None, tensors=None, **keys):
-    """Write the model. kind: type of its matrices. vocabulary(writer) adds a tokenizer. change: whole metadata keys to
-    replace, None leaves one out. tensors: further ones, or None for one to leave out. keys: behind the architecture's
-    name."""
+    """Write the model. kind: type of its matrices, or name -> type.
+    vocabulary(writer) adds a tokenizer. change: whole metadata keys to replace, None leaves one out. tensors: further
+    ones, or None for one to leave out. keys: behind the architecture's name.
+    """
     writer = gguf.GGUFWriter(path, arch)
     asked = {f"{arch}.{key}": value for key, value in (metadata_of(model, arch) | keys).items()} | (change or {})
     for key, value in asked.items():
@@ -138,7 +139,7 @@ def _add(writer, key, value):
 
 def _add_tensor(writer, name, array, kind):
     matrix = array.ndim == 2 and "norm" not in name
-    kind = gguf.GGMLQuantizationType[kind if matrix else "F32"]
+    kind = gguf.GGMLQuantizationType[(kind(name) if callable(kind) else kind) if matrix else "F32"]
     if kind.name == "F32":
         writer.add_tensor(name, array)
     else:

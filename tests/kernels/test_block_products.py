@@ -6,6 +6,8 @@ import pytest
 from astra_mpi.kernels import blocks as specified
 from astra_mpi.kernels.blocks import BLOCK_KINDS, RECORDS
 from astra_mpi.kernels.cpu import _blocks as cpu
+from astra_mpi.kernels.cpu import _team
+from astra_mpi.kernels.cpu._block_floats import times_blocks
 from astra_mpi.kernels.cpu._block_portable import portable_strips
 from astra_mpi.kernels.cpu._block_strips import tiled_strips
 
@@ -36,8 +38,8 @@ def rows_of(m, k, seed=1):
 def product(strips, kind, rows, stored, n, share=(0, 1), out=None):
     q, scales, sums = rows
     out = np.empty((len(q), n), np.float32) if out is None else out
-    place = stored.ctypes.data, n, out.ctypes.data, out.strides[0]
-    strips(BLOCK_KINDS.index(kind), q, scales, sums, *place, *share)
+    arrays = (part.ctypes.data for part in (q, scales, sums, stored))
+    strips(BLOCK_KINDS.index(kind), *q.shape, *arrays, n, out.ctypes.data, out.strides[0], *share)
     return out
 
 
@@ -61,7 +63,7 @@ def test_rows_become_blocks_as_specified():
     assert np.isnan(scales[3, 1]) and np.isnan(scales[5, 2]) and not np.isnan(scales[[3, 5], 0]).any()
     off = np.abs(q.reshape(40, 3, 32) * scales[..., None] - x.reshape(40, 3, 32))
     good = np.isfinite(scales)
-    assert (off[good] <= 0.5001 * scales[good][:, None]).all()
+    assert (off[good] <= np.maximum(0.5001 * scales[good][:, None], specified.LEAST)).all()
 
 
 @KINDS
@@ -75,7 +77,7 @@ def test_products(kind, path, n):
     wide = np.abs(specified.widen_blocks(kind, stored, 0, np.empty((160, n), np.float32)).astype(np.float64))
     # stored numbers are multiplied before what was added to them is taken off, but their sums are exact
     assert (np.abs(every - want) <= 16 * EPS * (np.abs(x).astype(np.float64) @ wide)).all()
-    for m in (0, 1, 3, 4, 5, 12, 13, 17):
+    for m in (0, 1, 3, 4, 6, 32, 33, 35):
         few = tuple(part[:m] for part in rows)
         padded = np.full((m, n + 3), np.nan, np.float32)
         product(PATHS[path], kind, few, stored, n, out=padded)
@@ -84,6 +86,35 @@ def test_products(kind, path, n):
         for index in range(3):
             product(PATHS[path], kind, few, stored, n, (index, 3), shared)
         assert (shared == every[:m]).all()
+
+
+@KINDS
+@pytest.mark.parametrize("n", [7, 77])
+def test_products_of_float32_rows(kind, n):
+    stored, x = weights(kind, n, 5), rows_of(13, 160)
+    every = times_blocks(kind, x, stored, np.empty((13, n), np.float32))
+    want = specified.times_blocks(kind, x, stored, np.empty((13, n), np.float32))
+    wide = np.abs(specified.widen_blocks(kind, stored, 0, np.empty((160, n), np.float32)).astype(np.float64))
+    # a least weight is added to sums that may be as large as it
+    assert (
+        np.abs(every - want) <= 32 * EPS * (np.abs(x).astype(np.float64) @ wide + np.abs(x).sum(axis=1)[:, None])
+    ).all()
+    for m in (0, 1, 3, 4, 6):
+        padded = np.full((m, n + 3), np.nan, np.float32)
+        times_blocks(kind, x[:m], stored, padded[:, :n])
+        assert (padded[:, :n] == every[:m]).all() and np.isnan(padded[:, n:]).all()
+
+
+@KINDS
+def test_threads_change_nothing(kind):
+    stored, rows = weights(kind, 333, 4), cpu.quantise_rows(rows_of(90, 128))
+    one = cpu.multiply_blocks(kind, rows, stored, np.empty((90, 333), np.float32))
+    _team.set_size(3)
+    try:
+        three = cpu.multiply_blocks(kind, rows, stored, np.full((90, 333), np.nan, np.float32))
+    finally:
+        _team.set_size(1)
+    assert (one == three).all()
 
 
 @KINDS

@@ -10,7 +10,7 @@ from typing import Any
 from astra_mpi.config import require
 from astra_mpi.convert.check.findings import Finding, equal_rows
 from astra_mpi.convert.check.libraries import quiet, reads
-from astra_mpi.convert.gguf import read_config
+from astra_mpi.convert.gguf import read_config, rounded_tensors
 from astra_mpi.convert.gguf.files import read_headers
 from astra_mpi.errors import InputError
 
@@ -18,8 +18,11 @@ from astra_mpi.errors import InputError
 _AS_GPT2 = ("gpt-2", "phi-2", "olmo", "mpt", "jais", "exaone4", "trillion", "granite-docling", "modern-bert")
 
 
-def reference_of(source: Path) -> Any:
-    """The model, float32. InputError if transformers cannot read the file."""
+def reference_of(source: Path, keeps: bool) -> Any:
+    """The model, float32; keeps: with the numbers that a model file has which keeps the types of the tensors.
+
+    InputError if transformers cannot read the file.
+    """
     import torch
     import transformers
 
@@ -39,11 +42,21 @@ def reference_of(source: Path) -> Any:
             config._attn_implementation = "eager"
             plain = kind(config)  # what it returned counts as quantised, and such models do not go to float64
             plain.load_state_dict(loaded.state_dict())
+            if keeps:
+                _round(plain, source)
     require(
         not other,
         f"--check: transformers does not read {', '.join(other)} of {source} as the file says; convert without --check",
     )
     return plain.eval()
+
+
+def _round(model: Any, source: Path) -> None:
+    import torch
+
+    parameters = dict(model.named_parameters())
+    for name, values in rounded_tensors(source).items():
+        parameters[name].data = torch.from_numpy(values)
 
 
 def _others(ours: dict[str, Any], theirs: dict[str, Any], keys: Iterable[str]) -> list[str]:

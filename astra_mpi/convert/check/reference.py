@@ -79,7 +79,7 @@ def load_reference(source: Path, model: ModelFile) -> Reference:
     if source.suffix == ".gguf":
         from astra_mpi.convert.check.gguf import reference_of as of_gguf
 
-        return Reference(source, source.parent, of_gguf(source), model.stored_dtype, False, model.keeps)
+        return Reference(source, source.parent, of_gguf(source, model.keeps), model.stored_dtype, False, model.keeps)
     if source.is_file():
         from astra_mpi.convert.check.llama2c import reference_of
 

@@ -13,6 +13,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from astra_mpi.convert.gguf.blocks import KEPT, ROUNDED
 from astra_mpi.convert.gguf.config import architecture_of, hf_config
 from astra_mpi.convert.gguf.files import read_headers
 from astra_mpi.convert.gguf.header import Header
@@ -62,6 +65,15 @@ def read_config(source: Path) -> dict[str, Any]:
     return hf_config(metadata, architecture_of(metadata), stored)
 
 
+def rounded_tensors(source: Path) -> dict[str, np.ndarray]:
+    """Tensors by their Hugging Face names whose numbers change where each is stored as what keeps it; as they then are.
+    InputError."""
+    _, metadata, stored = _opened(source)
+    kind = architecture_of(metadata)
+    found = hf_tensors(metadata, kind, hf_config(metadata, kind, stored), stored)
+    return {name: tensor.read_kept() for name, tensor in found.items() if tensor.dtype in ROUNDED}
+
+
 def _opened(source: Path) -> tuple[list[Header], Metadata, dict[str, GGUFTensor]]:
     """-> (headers of all parts, metadata, tensors by their names in the file)."""
     first, headers = read_headers(source)
@@ -74,5 +86,5 @@ def kept_dtype(tensors: dict[str, GGUFTensor]) -> str:
     numbers: Counter[str] = Counter()
     for tensor in tensors.values():
         if len(tensor.stored) > 1:
-            numbers[tensor.kept_as] += math.prod(tensor.stored)
+            numbers[KEPT[tensor.dtype]] += math.prod(tensor.stored)
     return max(numbers, key=lambda kind: numbers[kind]) if numbers else "float32"

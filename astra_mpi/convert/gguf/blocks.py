@@ -33,6 +33,8 @@ KEPT = {
     "Q3_K": "q8_0",
     "IQ4_XS": "q8_0",
 }
+#: types whose numbers change in their format, a little
+ROUNDED = tuple(kind for kind, kept in KEPT.items() if kept in QUANTISED and kind.lower() != kept)
 #: numbers that are rearranged at a time
 _STEP = 1 << 22
 
@@ -67,6 +69,15 @@ def kept_blocks(name: str, tensor: Rows, shape: tuple[int, ...], source: Source)
         with np.errstate(all="ignore"):  # factors that are not finite are told when the model file is written
             blocks.fill(first, _scaled(read_blocks(tensor.dtype, tensor.raw_rows(rows[first : first + step])), source))
     return blocks
+
+
+def kept_values(tensor: Rows) -> np.ndarray:
+    """A tensor of ROUNDED as its format keeps it, (rows, width) float32."""
+    kind: type[Blocks] = FORMATS[KEPT[tensor.dtype]]
+    n, width = math.prod(tensor.stored[:-1]), tensor.stored[-1]
+    blocks = kind.empty(n, width, by_rows=True)
+    blocks.fill(0, read_blocks(tensor.dtype, tensor.raw_rows(np.arange(n))))
+    return np.asarray(blocks)
 
 
 def _rows(name: str, tensor: Rows, shape: tuple[int, ...], source: Source) -> np.ndarray | None:

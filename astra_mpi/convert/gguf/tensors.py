@@ -13,7 +13,7 @@ import numpy as np
 from astra_mpi.checkpoint.folder import Tensor
 from astra_mpi.config import require
 from astra_mpi.convert.gguf.arrange import Arrange
-from astra_mpi.convert.gguf.blocks import KEPT, kept_blocks
+from astra_mpi.convert.gguf.blocks import KEPT, kept_blocks, kept_values
 from astra_mpi.convert.gguf.header import Header
 from astra_mpi.errors import InputError
 from astra_mpi.models.hf import Source
@@ -46,6 +46,11 @@ class GGUFTensor(Tensor):
 
     def kept(self, name: str, shape: tuple[int, ...], source: Source) -> Any:
         return kept_blocks(name, self, shape, source)
+
+    def read_kept(self) -> np.ndarray:
+        """`read` of the numbers that the type's format keeps."""
+        array = kept_values(self).reshape(self.stored)
+        return array if self.arrange is None else self.arrange(array)
 
     def raw_rows(self, rows: np.ndarray) -> np.ndarray:
         """Some rows as the bytes that they are in the file, (n, b)."""

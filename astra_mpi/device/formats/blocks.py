@@ -17,6 +17,8 @@ from astra_mpi.device.formats.narrow import STEP, Narrow, is_layer
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.kernels.blocks import ADDED, BLOCK, RECORDS, STRIP, widened
 
+#: up to so many float32 rows read the blocks; more of them pay for widening
+_FEW_ROWS = 64
 #: strips come in pairs
 _PAIR = 2 * STRIP
 
@@ -28,6 +30,7 @@ class Blocks(Narrow):
     number = np.dtype("u1")
     tagged = True
     layers_only = True
+    as_stored = ("int8",)
     #: largest errors of rounding: in ranges of a block, and in its largest magnitudes
     off_range: ClassVar[float] = 0.0
     off_largest: ClassVar[float] = 0.0
@@ -182,6 +185,8 @@ class Blocks(Narrow):
         """out (rows, n) = x (rows, k) @ the blocks (k, n)."""
         if getattr(kernels, "compute", "float32") == "int8":
             return kernels.multiply_blocks(self.dtype, kernels.quantise_rows(x), self.values, out)
+        if len(x) <= _FEW_ROWS:
+            return kernels.times_blocks(self.dtype, x, self.values, out)
         k, n = self.n_inputs, self.n_outputs
         for columns in self.tiles(n, k, STRIP):
             tile = scratch("tile", k, columns.stop - columns.start)

@@ -46,5 +46,6 @@ QUANTISED: dict[str, Callable[[np.ndarray], Numbers]] = {"q8_0": q8_0, "q4_0": q
 
 
 def _inverse(step: np.ndarray) -> np.ndarray:
-    inverse: np.ndarray = np.where(step == 0, np.float32(0), np.float32(1) / step)
+    with np.errstate(all="ignore"):
+        inverse: np.ndarray = np.where(step == 0, np.float32(0), np.float32(1) / step)
     return inverse

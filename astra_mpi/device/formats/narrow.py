@@ -29,8 +29,8 @@ class Narrow:
     tagged: ClassVar[bool] = False
     #: per weight
     bits: ClassVar[float]
-    #: multiplied as it is stored, whatever type products are computed in; others are packed for it (`device/packed.py`)
-    as_stored: ClassVar[bool] = False
+    #: types of products that multiply it as it is stored; for others it is packed (`device/packed.py`)
+    as_stored: ClassVar[tuple[str, ...]] = ()
     #: only linear layers and word embeddings are stored in it, other matrices stay float32
     layers_only: ClassVar[bool] = False
 
