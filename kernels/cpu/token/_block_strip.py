@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from astra_mpi.kernels.cpu._block_tiles import LAYOUTS, _Code, _Loop, _starts
+from astra_mpi.kernels.cpu._block_tiles import LAYOUTS, Code, Loop, _starts
 from astra_mpi.kernels.cpu._simd import F32, I32, I64, LANES
 
 _ZERO = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
@@ -21,9 +21,9 @@ def block_strip(kind: str) -> Any:
 
     def generate(context, builder, signature, arguments):
         q, scales, sums, weights, out, n_blocks = arguments
-        code = _Code(builder)
+        code = Code(builder)
         zero = ir.Constant(ir.VectorType(F32, LANES), [0.0] * LANES)
-        loop = _Loop(builder, n_blocks, [weights, zero])
+        loop = Loop(builder, n_blocks, [weights, zero])
         strip, total = loop.values
         place, line = builder.shl(loop.count, ir.Constant(I64, 5)), builder.shl(loop.count, ir.Constant(I64, 2))
         row_sum, scale = code.load(builder.add(sums, line), I32), code.load(builder.add(scales, line), F32)

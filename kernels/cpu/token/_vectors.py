@@ -183,8 +183,10 @@ def dots_tile(n_parts: int, n_tokens: int) -> Any:
 
 
 def strip_tile(kind: str, n_parts: int) -> Any:
-    """An intrinsic f(a, b, c, n_words) on addresses: c (16,) 32-bit sums = a (n_words,) @ one strip b (n_words, 16), words
-    as `dot_tile` has them. n_words is a multiple of n_parts, the sums under way."""
+    """An intrinsic f(a, b, c, n_words) on addresses: c (16,) 32-bit sums = a (n_words,) @ one strip b (n_words, 16).
+
+    Words are those of `dot_tile`. n_words is a multiple of n_parts, the sums under way.
+    """
     asm, element = DOT[kind]
     sums = ir.VectorType(element, LANES)
 
