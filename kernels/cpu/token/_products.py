@@ -4,7 +4,6 @@ Bound by memory: a matrix is read once for up to four rows, row after row as it 
 """
 
 import numpy as np
-from numba import njit
 
 from astra_mpi.kernels.blocks import BLOCK_KINDS
 from astra_mpi.kernels.cpu._block_tiles import block_tile, has_tiles
@@ -14,6 +13,7 @@ from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits
 from astra_mpi.kernels.cpu._simd import dot_tile
 from astra_mpi.kernels.cpu.token._block_strip import block_strip
 from astra_mpi.kernels.cpu.token._dots import dots
+from astra_mpi.kernels.cpu.token._inner import inner
 from astra_mpi.kernels.cpu.token._vectors import (
     bits,
     byte_rows,
@@ -57,7 +57,7 @@ UNIT = 32
 STRIPS = 4
 
 
-@njit
+@inner()
 def share(n, index, count):
     """First and last of n columns that thread `index` of `count` computes."""
     units = (n + UNIT - 1) // UNIT
@@ -68,7 +68,7 @@ def _adder(kind, n_bytes, number):
     """`add_rows` of one kind."""
     one, two, four = rows_tile(kind, 1, 1), rows_tile(kind, 1, 2), rows_tile(kind, 4, 4)
 
-    @njit(fastmath=FASTMATH)
+    @inner(fastmath=FASTMATH)
     def add(x, ldx, n_rows, w, ldw, m, n, out, ldo):
         vectors = n // 16
         fours, whole = n_rows - n_rows % 4 if vectors else 0, m - m % 4
@@ -93,24 +93,24 @@ def _adder(kind, n_bytes, number):
     return add
 
 
-@njit
+@inner()
 def _float32_at(address):
     return floats(address, 1)[0]
 
 
-@njit
+@inner()
 def _bfloat16_at(address):
     return np.uint32(np.uint32(shorts(address, 1)[0]) << np.uint32(16)).view(np.float32)
 
 
-@njit
+@inner()
 def _float16_at(address):
     bits = np.uint32(shorts(address, 1)[0])
     magnitude = np.uint32(np.uint32(bits & np.uint32(0x7FFF)) << np.uint32(13)).view(np.float32) * f32(2.0**112)
     return -magnitude if bits & np.uint32(0x8000) else magnitude
 
 
-@njit
+@inner()
 def _int8_at(address):
     return f32(signed_bytes(address, 1)[0])
 
@@ -128,7 +128,7 @@ def _dots(kind, available):
     """f(a, lda, n_rows, b, ldb, n_strips, n_words, c): up to 4 rows of words times up to 4 strips -> c (n_rows, 64)."""
     if not available:
 
-        @njit
+        @inner()
         def none(a, lda, n_rows, b, ldb, n_strips, n_words, c):
             raise NotImplementedError("this processor has no such product")
 
@@ -136,11 +136,9 @@ def _dots(kind, available):
     two4, three4, four4 = (dot_tile(kind, r, STRIPS) for r in (2, 3, 4))
     one1, line = dot_tile(kind, 1, 1), strip_tile(kind, 4)
 
-    @njit
+    @inner()
     def dots(a, lda, n_rows, b, ldb, n_strips, n_words, c):
-        if (
-            n_rows == 1 and n_words % 4 == 0
-        ):  # strip after strip, as they lie in memory, is faster than several at a time
+        if n_rows == 1 and n_words % 4 == 0:  # as they lie in memory: faster than several strips at a time
             for s in range(n_strips):
                 line(a, b + s * ldb, c + 64 * s, n_words)
         elif n_strips < STRIPS or n_rows == 1:
@@ -167,7 +165,7 @@ dots_int8 = _dots("int8", HAS_INT8)
 HAS_BLOCKS = has_tiles()
 
 
-@njit
+@inner()
 def _blocks(kind, x, n_rows, m, weights, strip, first, last, out, ldo, own):
     """Columns first .. last of a product with blocks; x (n_rows, m) is dense, `strip` bytes of a strip."""
     if not HAS_BLOCKS:
@@ -201,7 +199,7 @@ def _blocks(kind, x, n_rows, m, weights, strip, first, last, out, ldo, own):
             copy(own[TILE], out + t * ldo + 4 * j, width)
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
     """This thread's columns of out (n_rows, n) = x (n_rows, m) @ matrix; strides in bytes, `own` its buffers."""
     kind, m, ldw = matrix[FORMAT], matrix[N_IN], matrix[STRIDE]
@@ -256,7 +254,7 @@ def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
                 row[j] *= scale[j]
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def scale_floats(tile, n_rows, n, scale, out, ldo):
     """Sums of a tile (n_rows, n) float32 -> out, times factors of columns; addresses."""
     factors = floats(scale, n)
@@ -266,7 +264,7 @@ def scale_floats(tile, n_rows, n, scale, out, ldo):
             row[e] = sums[e] * factors[e]
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def scale_counts(own, first, n_rows, n, scale, out, ldo):
     """Sums of a tile (n_rows, n) int32 with unsigned weights -> out, of rows `first` and after it."""
     factors, row_factors, row_sums = floats(scale, n), floats(own[FACTORS], first + 4), floats(own[ROW_SUMS], first + 4)
@@ -277,7 +275,7 @@ def scale_counts(own, first, n_rows, n, scale, out, ldo):
             row[e] = f32(counts[e] - offset) * (factor * factors[e])
 
 
-@njit
+@inner()
 def to_bfloat16(x, ldx, n_rows, m, a, lda):
     """x (n_rows, m) float32 -> a (n_rows, lda / 2) bfloat16, rounded to nearest even, zeros behind."""
     half, one = np.uint32(0x7FFF), np.uint32(1)
@@ -289,7 +287,7 @@ def to_bfloat16(x, ldx, n_rows, m, a, lda):
             narrow[i] = np.uint16(0)
 
 
-@njit
+@inner()
 def to_int8(x, ldx, n_rows, m, a, lda, own):
     """x (n_rows, m) float32 -> a (n_rows, lda) int8, zeros behind; factors and sums of its rows."""
     factors, sums = floats(own[FACTORS], n_rows), floats(own[ROW_SUMS], n_rows)
@@ -297,7 +295,7 @@ def to_int8(x, ldx, n_rows, m, a, lda, own):
         factors[t], sums[t] = quantised(x + t * ldx, m, a + t * lda, lda)
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def quantised(x, m, a, n):
     """x (m,) float32 -> a (n,) int8, zeros behind; its factor, and the sum of the integers."""
     row, numbers, narrow = integers(x, m), floats(x, m), signed_bytes(a, n)

@@ -3,12 +3,13 @@
 from typing import Any
 
 from llvmlite import ir
-from numba import carray, njit
+from numba import carray
 from numba.core import types
 from numba.extending import intrinsic
 
 from astra_mpi.kernels.cpu._simd import _DOT as DOT
 from astra_mpi.kernels.cpu._simd import F32, I8, I32, I64, LANES
+from astra_mpi.kernels.cpu.token._inner import inner
 
 I16 = ir.IntType(16)
 FLOATS, WORDS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
@@ -34,55 +35,55 @@ _floats_at, _shorts_at = _at(types.float32, F32), _at(types.uint16, I16)
 _bytes_at, _integers_at, _bits_at = _at(types.int8, I8), _at(types.int32, I32), _at(types.uint32, I32)
 
 
-@njit
+@inner()
 def floats(address, n):
     """(n,) float32 in memory."""
     return carray(_floats_at(address), (n,))
 
 
-@njit
+@inner()
 def float_rows(address, n, width):
     """(n, width) float32 in memory."""
     return carray(_floats_at(address), (n, width))
 
 
-@njit
+@inner()
 def byte_rows(address, n, width):
     """(n, width) int8 in memory."""
     return carray(_bytes_at(address), (n, width))
 
 
-@njit
+@inner()
 def sum_rows(address, n, width):
     """(n, width) int32 in memory."""
     return carray(_integers_at(address), (n, width))
 
 
-@njit
+@inner()
 def shorts(address, n):
     """(n,) uint16 in memory."""
     return carray(_shorts_at(address), (n,))
 
 
-@njit
+@inner()
 def signed_bytes(address, n):
     """(n,) int8 in memory."""
     return carray(_bytes_at(address), (n,))
 
 
-@njit
+@inner()
 def integers(address, n):
     """(n,) int32 in memory."""
     return carray(_integers_at(address), (n,))
 
 
-@njit
+@inner()
 def bits(address, n):
     """(n,) uint32 in memory."""
     return carray(_bits_at(address), (n,))
 
 
-@njit
+@inner()
 def copy(source, target, n):
     """n float32 from one address to another."""
     numbers, copies = floats(source, n), floats(target, n)
@@ -90,7 +91,7 @@ def copy(source, target, n):
         copies[j] = numbers[j]
 
 
-@njit
+@inner()
 def fill(target, n, value):
     """n float32 become `value`."""
     numbers = floats(target, n)
