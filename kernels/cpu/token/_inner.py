@@ -8,5 +8,6 @@ from numba import njit
 
 def inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit` without what calls from Python need: less to compile."""
-    decorate: Callable[[Callable[..., Any]], Any] = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    compile_: Any = njit  # whose types do not know these two options
+    decorate: Callable[[Callable[..., Any]], Any] = compile_(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
     return decorate
