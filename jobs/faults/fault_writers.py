@@ -42,7 +42,6 @@ def writers(inputs: Path) -> list[Writer]:
     found = [
         Writer("model", lambda folder: _write_model(folder, "float32")),
         Writer("model, int8", lambda folder: _write_model(folder, "int8")),
-        Writer("model, q4_1", lambda folder: _write_model(folder, "q4_1")),
         Writer("codebooks", _write_codebooks),
         Writer("batch job", _run_job, replaces=False),
         Writer("merge", lambda folder: _merge(inputs, folder), replaces=False),
