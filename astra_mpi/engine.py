@@ -88,7 +88,7 @@ class Model:
     @cached_property
     def compiled(self) -> CompiledBlocks | None:
         """The blocks as decoding computes them, in compiled calls; None where it cannot."""
-        return compiled_blocks(self.blocks, self.backend)
+        return compiled_blocks(self.blocks, self.family, self.backend)
 
     def obstacle(self, strategy: str) -> str | None:
         """Why this strategy cannot be used on this model and these ranks, or None."""

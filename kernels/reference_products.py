@@ -1,10 +1,12 @@
-"""Products in bfloat16 and int8 in plain NumPy: the specification of kernels/cpu/products.
+"""Products in bfloat16 and int8 in plain NumPy: the specification of kernels/cpu/products and kernels/cpu/flash.
 
 Products of rounded numbers are exact in float64, so that only the order of float32 sums can differ from these.
 """
 
 import numpy as np
 
+from astra_mpi.kernels import reference
+from astra_mpi.kernels.near import Near
 from astra_mpi.kernels.reference import activate, activate_gated
 
 Array = np.ndarray
@@ -81,3 +83,23 @@ def packed_words(weight: Array, kind: str) -> Array:
     padded = np.full((k_pad, n_pad), zero, numbers.dtype)
     padded[:k, :n] = numbers
     return np.ascontiguousarray(padded.reshape(k_pad // w, w, n_pad // 16, 16).transpose(2, 0, 3, 1))
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    key_bias: Array | None,
+    causal: int | None,
+    acc: Array,
+    row_max: Array,
+    row_sum: Array,
+    near: Near | None = None,
+) -> None:
+    """`reference.attend` of q, k and v in bfloat16, in place.
+
+    A kernel rounds weights for the second product too, relative to a maximum on the way: what it adds to acc differs by
+    at most 2^-8 of sum_j exp(s_j - M) |v_j|. Sums of weights are of those before rounding.
+    """
+    q, k, v = (round_bfloat16(factor) for factor in (q, k, v))
+    reference.attend(q, k, v, key_bias, causal, acc, row_max, row_sum, near)

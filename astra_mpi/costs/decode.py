@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from astra_mpi.config import ModelConfig, require
-from astra_mpi.costs.strategies import Coding, astra_wire, segment_wire
+from astra_mpi.costs.strategies import Coding, segment_wire
 from astra_mpi.costs.windows import window_shares, within
 from astra_mpi.costs.work import Job, Shape, Transfer, Work, output_work
 
@@ -106,36 +106,16 @@ def _kept_rows(shape: Shape, n: float) -> Work:
 
 
 def _far_work(shape: Shape, coding: Coding, strategy: str, n_far: int) -> Work:
-    """Attention to what is far, in one block, as `decode/codes.py` does it."""
-    config, name = shape.config, strategy.split(":")[0]
-    if name != "astra" or _keeps_far_rows(shape, coding) or n_far == 0:
-        return _kept_rows(shape, n_far)
-    if shape.rotary:  # keys and values are rebuilt, and turned
-        each = astra_wire(shape, coding).decode + Work(attention=2 * config.d_queries, elements=config.d_kv)
-        return each * n_far
-    if _one_row(coding):
-        return _kept_rows(shape, _distinct(coding, n_far))
-    return _code_space(shape, coding, n_far)
+    """Attention to what is far, in one block."""
+    return _kept_rows(shape, _distinct(coding, n_far) if _counts_codes(shape, coding, strategy) else n_far)
 
 
-def _code_space(shape: Shape, coding: Coding, n_far: int) -> Work:
-    """Every entry scored once per head, sums gathered per far token, and every entry weighed once per head."""
-    config, codec = shape.config, coding.codec
-    gathered = Work(table=n_far * config.n_heads * (2 * codec.n_codebooks + 2))
-    if codec.full_width and coding.has_tables:  # projected entries are read
-        return gathered + Work(stream=codec.n_codebooks * codec.codebook_size * 2 * config.d_kv)
-    width = config.d_kv if codec.site == "kv" else config.d_model
-    entries = codec.codebook_size * width * codec.rule.layers(codec)
-    projected = 0 if codec.site == "kv" else shape.project_kv  # queries to entries, gathered entries to values
-    return gathered + Work(gemm=2 * entries * config.n_heads, stream=projected)
+def _counts_codes(shape: Shape, coding: Coding, strategy: str) -> bool:
+    """Whether the distinct codes of far tokens are kept, with how often they occur, for rows of a finished table.
 
-
-def _keeps_far_rows(shape: Shape, coding: Coding) -> bool:
-    """Whether keys and values themselves are kept: rotary keys that would be projected again for every new token, and
-    vectors that are no sums of entries.
+    Others are kept as keys and values; what it costs to keep their codes (far = "codes") is not counted here.
     """
-    projected = shape.rotary and coding.codec.site != "kv" and not coding.has_tables
-    return projected or not (shape.rotary or _one_row(coding) or coding.codec.rule.additive)
+    return strategy.split(":")[0] == "astra" and _one_row(coding) and not shape.rotary
 
 
 def _one_row(coding: Coding) -> bool:
@@ -149,18 +129,13 @@ def _distinct(coding: Coding, n_far: int) -> int:
 
 
 def _far_bytes(shape: Shape, coding: Coding, strategy: str, n_far: int) -> float:
-    """Kept of what is far, in one block; the turns of rotary keys are kept once for all."""
+    """Kept of what is far, in one block."""
     config, name = shape.config, strategy.split(":")[0]
     if name == "segment_means":
         return n_far * (2 * config.d_kv + 1) * 4
-    if name != "astra" or _keeps_far_rows(shape, coding):
-        return n_far * 2 * config.d_kv * 4
-    if _one_row(coding) and not shape.rotary:
+    if _counts_codes(shape, coding, strategy):
         return _distinct(coding, n_far) * 6  # a code, and the logarithm of its count
-    code_bytes = 1 if coding.codec.codebook_size <= 256 else 2
-    scale = 4 if coding.codec.site == "hidden" and not shape.rotary else 0
-    turns = 4 * config.d_head / config.n_layers if shape.rotary else 0
-    return n_far * (coding.codec.codes_per_token * code_bytes + scale + turns)
+    return n_far * 2 * config.d_kv * 4
 
 
 def _far_keys(job: Job, strategy: str) -> int:

@@ -9,10 +9,13 @@ import numpy as np
 from astra_mpi.caches.cache import HostCache
 from astra_mpi.device.aligned import address, aligned
 from astra_mpi.device.backend import Backend
-from astra_mpi.kernels.cpu import token
+from astra_mpi.kernels.cpu import _team, token
+from astra_mpi.kernels.cpu._team import barrier_words
 from astra_mpi.kernels.cpu.token import tables as t
 from astra_mpi.models.block import Block
-from astra_mpi.models.token_table import BlockTable, model_numbers
+from astra_mpi.models.decoder import Decoder
+from astra_mpi.models.family import Family
+from astra_mpi.models.token_table import BlockTable, HeadTable, model_numbers
 
 #: what conversations note, in the order of SITE
 SITES = (None, "hidden", "normed", "kv")
@@ -21,14 +24,19 @@ SITES = (None, "hidden", "normed", "kv")
 class CompiledBlocks:
     """Blocks and buffers of a model, for steps of up to MAX_ROWS new tokens."""
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        """ValueError where a matrix is of a format that the compiled token does not read."""
+    def __init__(self, blocks: Sequence[Block], family: Decoder) -> None:
+        """ValueError where a block's matrix is of a format that the compiled token does not read."""
         self._tables = [BlockTable(block) for block in blocks]
+        self.has_head = True
+        try:
+            self._tables.append(HeadTable(family))
+        except ValueError:
+            self.has_head = False
         self.rows = np.stack([table.row for table in self._tables])
-        self.numbers, self.factors = model_numbers(blocks[0])
+        self.numbers, self.factors = model_numbers(blocks[0], family)
+        self.n_layers = len(blocks)
         config = self.config = blocks[0].config
         n, h, d, widest = t.MAX_ROWS, config.n_heads, config.d_head, max(config.d_model, config.d_queries, config.d_ff)
-        repeat = h // config.n_kv_heads
         shared = {
             t.X: (n, config.d_model),
             t.QKV: (n, config.d_queries + 2 * config.d_kv),
@@ -39,29 +47,42 @@ class CompiledBlocks:
             t.ONES: (d,),
             t.ZEROS: (widest,),
         }
-        own = {
+        self.shared = {place: aligned(shape) for place, shape in shared.items()}
+        self.shared[t.ONES][:] = 1
+        self._widest = widest
+        self._own: list[list[np.ndarray]] = []
+        self.barrier = barrier_words()
+
+    def own(self, index: int) -> np.ndarray:
+        """(N_OWN,) addresses of the buffers of thread `index`."""
+        while len(self._own) <= index:
+            self._own.append(self._buffers())
+        return np.array([address(buffer) for buffer in self._own[index]], np.int64)
+
+    def _buffers(self) -> list[np.ndarray]:
+        config, n, widest = self.config, t.MAX_ROWS, self._widest
+        repeat = config.n_heads // config.n_kv_heads
+        shapes = {
             t.TAKEN: (n, max(config.d_model, config.d_queries)),
             t.NARROWED: (max(n, repeat), widest + 64),
-            t.FACTORS: (n,),
-            t.ROW_SUMS: (n,),
+            t.FACTORS: (n, widest // 32 + 1),
+            t.ROW_SUMS: (n, widest // 32 + 1),
             t.TILE: (4, 64),
             t.SCORES: (repeat, t.TILE_KEYS),
         }
-        self.shared = {place: aligned(shape) for place, shape in shared.items()}
-        self.own = {place: aligned(shape) for place, shape in own.items()}
-        self.shared[t.ONES][:] = 1
+        return [aligned(shapes[place]) for place in range(t.N_OWN)]
 
     def rows_of(self, buffer: int, n: int) -> np.ndarray:
         """(n, width) of a shared buffer."""
         return self.shared[buffer][:n]
 
 
-def compiled_blocks(blocks: Sequence[Block], backend: Backend) -> CompiledBlocks | None:
+def compiled_blocks(blocks: Sequence[Block], family: Family, backend: Backend) -> CompiledBlocks | None:
     """None where the compiled token does not read the weights, or another backend computes."""
-    if backend.name != "numpy":
+    if backend.name != "numpy" or not isinstance(family, Decoder):
         return None
     try:
-        return CompiledBlocks(blocks)
+        return CompiledBlocks(blocks, family)
     except ValueError:
         return None
 
@@ -72,7 +93,7 @@ class CompiledStep:
     def __init__(self, blocks: CompiledBlocks, cache: HostCache, site: str | None, room: int) -> None:
         """site: of what a conversation is to note of every new token. room: tokens that a sequence may still get."""
         self.blocks, self.cache, self.site = blocks, cache, site
-        n_layers, own = len(blocks.rows), blocks.own
+        n_layers = self.n_layers = blocks.n_layers
         self.numbers = blocks.numbers.copy()
         self.numbers[t.SITE] = SITES.index(site)
         config = blocks.config
@@ -82,7 +103,7 @@ class CompiledStep:
         for place, buffer in blocks.shared.items():
             self._shared[place] = address(buffer)
         self._shared[t.NOTES] = address(self.notes)
-        self._own = np.array([address(own[place]) for place in range(t.N_OWN)], np.int64)
+        self._own = [blocks.own(index) for index in range(_team.size())]
         self.rows = blocks.rows.copy()
         for i in range(n_layers):
             self.rows[i, t.WINDOW] = config.window(i)
@@ -93,11 +114,11 @@ class CompiledStep:
         cache = self.cache
         n_sequences = 1 + int(cache.sequences.max(initial=-1))
         segments: list[np.ndarray] = []
-        self.spans = np.zeros((len(self.rows), n_sequences + 1), np.int64)
-        self._last = np.zeros((len(self.rows), n_sequences), np.int64)  # where own keys are among the segments
+        self.spans = np.zeros((self.n_layers, n_sequences + 1), np.int64)
+        self._last = np.zeros((self.n_layers, n_sequences), np.int64)  # where own keys are among the segments
         self._places: list[np.ndarray] = []
         self.readable = True
-        for i in range(len(self.rows)):
+        for i in range(self.n_layers):
             for s in range(n_sequences):
                 self.spans[i, s] = len(segments)
                 far = cache.far[i][s].segments() if s in cache.far[i] else []
@@ -132,7 +153,7 @@ class CompiledStep:
         self._active, self._positions = sequences.astype(np.int64), positions.astype(np.int64)
         distinct = {id(one): one for one in turns if one is not None}
         order = {key: place + 1 for place, key in enumerate(distinct)}
-        self.rows[:, t.TURNS] = [0 if one is None else order[id(one)] for one in turns]
+        self.rows[: self.n_layers, t.TURNS] = [0 if one is None else order[id(one)] for one in turns]
         self._turns = [np.ascontiguousarray(one, np.float32) for one in distinct.values()]
         self._turn_addresses = np.array([address(one) for one in self._turns] or [0], np.int64)
         self.numbers[t.APPENDS], self.numbers[t.ATTENDS] = keeps and self.readable, self.readable
@@ -142,6 +163,19 @@ class CompiledStep:
             self._note_places(sequences)
             self.cache.grow()
         return rows
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Rows after the last block x (n, D) -> what the head gives (n, V)."""
+        n = len(x)
+        rows, made = self.blocks.rows_of(t.X, n), np.empty((n, int(self.numbers[t.VOCABULARY])), np.float32)
+        if rows is not x:
+            rows[:] = x
+        self._shared[t.LOGITS] = address(made)
+        self._active = self._positions = np.zeros(n, np.int64)
+        self._turn_addresses = np.zeros(1, np.int64)
+        first = t.N_STEPS * self.n_layers
+        self.run(first, first + 1)
+        return made
 
     def _note_places(self, sequences: np.ndarray) -> None:
         if not self._places:
@@ -154,8 +188,14 @@ class CompiledStep:
 
     def run(self, first: int, last: int) -> None:
         """Steps first .. last, N_STEPS of each block; attention follows the first of these."""
-        tables = self.numbers, self.blocks.factors, self.rows, self._shared, self._own, self.segments, self.spans
-        token.advance(first, last, *tables, self._active, self._positions, self._turn_addresses, 0, 0, 1)
+        before = first, last, self.numbers, self.blocks.factors, self.rows, self._shared
+        after = self.segments, self.spans, self._active, self._positions, self._turn_addresses
+        barrier = address(self.blocks.barrier)
+
+        def share(index: int, count: int) -> None:
+            token.advance(*before, self._own[index], *after, barrier, index, count)
+
+        _team.run(share)
 
     @property
     def n(self) -> int:

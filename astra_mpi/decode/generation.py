@@ -155,7 +155,7 @@ class Generation:
             before = tokens.ids[sequences, step - 1].astype(np.int64)
             self.rows = mode.step(before, sequences, self.first[sequences] + step - 1, step - 1)
         if len(mode.sampled):
-            logits = self.model.backend.fetch(mode.family.final(self.rows))
+            logits = mode.logits(self.rows)
             tokens.put(step, sequences, self._sampled(logits, sequences, step))
             self.model.laps.mark("head")
 

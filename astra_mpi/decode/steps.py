@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -41,7 +42,6 @@ class Local:
         self.layout, self.first_places, self.past, self.site = layout, first, past, model.strategy.site
         self._plan(room - 1)  # the last token of a sequence goes through no block
         self.compiled = model.compiled
-        self._steps: CompiledStep | None = None
         self._room = int(room.max(initial=0))
 
     def _plan(self, room: np.ndarray) -> None:
@@ -87,14 +87,22 @@ class Local:
             return self._compiled_step(x, sequences, positions, placed, step)
         return self._step(x, placed)
 
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """Rows after the last block (n, D) -> logits (n, V), on the host."""
+        if self.compiled is not None and self.compiled.has_head and len(rows) <= MAX_ROWS:
+            return self.family.capped(self._steps.logits(rows))
+        return self.backend.fetch(self.family.final(rows))
+
+    @cached_property
+    def _steps(self) -> CompiledStep:
+        """After the prefill, which fills the cache."""
+        assert self.compiled is not None and isinstance(self.cache, HostCache)
+        return CompiledStep(self.compiled, self.cache, None if self.past is None else self.site, self._room)
+
     def _compiled_step(
         self, x: np.ndarray, sequences: np.ndarray, positions: np.ndarray, placed: PlacedRows, step: int
     ) -> np.ndarray:
         """The blocks as compiled calls: as few as exchanges, and keys that are kept as codes, allow."""
-        assert self.compiled is not None and isinstance(self.cache, HostCache)
-        if self._steps is None:
-            site = None if self.past is None else self.site
-            self._steps = CompiledStep(self.compiled, self.cache, site, self._room)
         steps, n_blocks, done = self._steps, len(self.blocks), 0
         turns = [placed.turns(i) for i in range(n_blocks)]
         x = steps.begin(x, sequences, positions, turns, self._keeps(step))

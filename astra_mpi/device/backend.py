@@ -106,7 +106,7 @@ def _numpy(comm: MPI.Comm, compute: str) -> Backend:
     compile_in_turn(comm, kernels.warm_up)
     if comm.Get_rank() == 0 and state.trouble and state.n_compiled > n_before:
         _say_anew(state.trouble, time.monotonic() - begin_s)
-    told = {} if compute == "float32" else {"compute": compute, "products": kernels.products_path().name}
+    told = {} if compute == "float32" else {"compute": compute, "products": kernels.products_path().told}
     return Backend("numpy", np, kernels, choices=told)
 
 

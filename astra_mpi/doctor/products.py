@@ -15,6 +15,8 @@ from astra_mpi.kernels import cpu
 from astra_mpi.kernels.cpu._features import features, path, tiles_refused
 from astra_mpi.kernels.cpu.products.speeds import gflops
 
+#: weights that one row meets: 32 MiB of them, more than a core's share of most caches
+_MET = {"bfloat16": STREAMED, "int8": 2 * STREAMED}
 #: what a CPU may have, in LLVM's words, and as people say it
 _NAMES = {"amx-bf16": "AMX bfloat16", "amx-int8": "AMX int8", "avx512bf16": "AVX512-BF16", "avx512vnni": "AVX512-VNNI"}
 
@@ -34,9 +36,9 @@ def speeds_by_type(plain: Speeds, now: Callable[[], float] = time.perf_counter) 
     told = {}
     for compute in COMPUTES:
         way, speeds = path(compute), plain
-        many = gflops(compute, ROWS, WIDTH, INNER)
+        many = gflops(compute, ROWS, WIDTH, INNER, now=now)
         if compute != "float32":
-            one = gflops(compute, 1, WIDTH, STREAMED // WIDTH, laps=3)
+            one = gflops(compute, 1, WIDTH, _MET[compute] // WIDTH, laps=3, now=now)
             kernels = import_module(f"{cpu.__name__}.{compute}")
             attention = attention_speed(kernels, now=now)
             speeds = dataclasses.replace(plain, gemm=many * 5e8, attention=attention, weights=one * 5e8)

@@ -12,7 +12,7 @@ from astra_mpi.checkpoint.config import HFConfig, shown
 from astra_mpi.checkpoint.tensors import Tensors, equal
 from astra_mpi.config import OPTIONAL, ModelConfig, require
 from astra_mpi.device.packed import Packed, pack, packs
-from astra_mpi.device.weights import product_transposed
+from astra_mpi.device.weights import Matrix, product_transposed
 from astra_mpi.device.xp import module_of, take, to_host
 from astra_mpi.errors import InputError
 from astra_mpi.models.batch import Batch, pack_ids
@@ -112,15 +112,25 @@ class Decoder(Family):
 
     def final(self, x: np.ndarray) -> np.ndarray:
         """Rows after the last block (n, D) -> logits (n, V)."""
-        normed, cap = self.norm(x), self.config.logit_cap
+        normed = self.norm(x)
         head = self.word_head if self.config.tied else None
         if head is not None:
-            logits = head.layer(normed, np.empty((len(normed), head.shape[1]), np.float32))
-        elif self.config.tied:
-            logits = product_transposed(normed, self.w["embed.word"], self.kernels, self.scratch)
-        else:
-            logits = self.product(normed, "head.weight")
+            return self.capped(head.layer(normed, np.empty((len(normed), head.shape[1]), np.float32)))
+        if self.config.tied:
+            return self.capped(product_transposed(normed, self.w["embed.word"], self.kernels, self.scratch))
+        return self.capped(self.product(normed, "head.weight"))
+
+    def capped(self, logits: np.ndarray) -> np.ndarray:
+        """What the head gives (n, V) -> logits."""
+        cap = self.config.logit_cap
         return logits if not cap else module_of(logits).tanh(logits / logits.dtype.type(cap)) * logits.dtype.type(cap)
+
+    @property
+    def head_matrix(self) -> tuple[Matrix, bool]:
+        """What makes logits of rows behind the last norm, (D, V), or, if that is True, (V, D)."""
+        if not self.config.tied:
+            return self._layer("head.weight"), False
+        return (self.w["embed.word"], True) if self.word_head is None else (self.word_head, False)
 
     def norm(self, x: np.ndarray) -> np.ndarray:
         """The norm after the last block, (n, D) -> (n, D)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,12 +88,18 @@ class Rotary(Family):
         return last[2]
 
     def _turns(self, positions: np.ndarray, lengths: np.ndarray) -> Turns:
-        config, made = self.config, dict[Rope, np.ndarray]()
-        ropes = [config.rope_of(i) for i in range(config.n_layers)]
+        config = self.config
+        distinct, which = self._ropes
         long = _long(positions, lengths + config.n_class, config.rope_trained_positions)
-        for rope in set(ropes) - {None}:
-            made[rope] = rope.turns(positions, config.d_head, long)
-        return [None if rope is None else made[rope] for rope in ropes]
+        made = [None, *(rope.turns(positions, config.d_head, long) for rope in distinct)]
+        return [made[place] for place in which]
+
+    @cached_property
+    def _ropes(self) -> tuple[list[Rope], list[int]]:
+        """The distinct ones of all blocks, and for each block which of them it has, from 1; 0: none."""
+        ropes = [self.config.rope_of(i) for i in range(self.config.n_layers)]
+        distinct = [rope for rope in dict.fromkeys(ropes) if rope is not None]
+        return distinct, [0 if rope is None else 1 + distinct.index(rope) for rope in ropes]
 
 
 def _long(positions: np.ndarray, counts: np.ndarray, trained_positions: int) -> np.ndarray:

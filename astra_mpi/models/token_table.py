@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from astra_mpi.device.aligned import address
+from astra_mpi.device.aligned import LINE, address
+from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.device.formats.floats import BFloat16, Float16
 from astra_mpi.device.formats.int8 import Int8
+from astra_mpi.device.packed import Packed
 from astra_mpi.device.weights import SideBySide
+from astra_mpi.kernels.cpu.token import HAS_BLOCKS
 from astra_mpi.kernels.cpu.token import tables as t
 from astra_mpi.models.block import Block
+from astra_mpi.models.decoder import Decoder
 from astra_mpi.models.recipe import QK_NORMS
 
+_PACKED = {"bfloat16": t.PACKED_BFLOAT16, "int8": t.PACKED_INT8}
+_BLOCKS = {"q8_0": t.Q8_0, "q4_0": t.Q4_0, "q4_1": t.Q4_1}
 _NARROW: dict[type, int] = {Float16: t.FLOAT16, BFloat16: t.BFLOAT16, Int8: t.INT8}
 _MATRICES = {t.O: "o", t.FC1: "fc1", t.GATE: "gate", t.FC2: "fc2"}
 _VECTORS = {
@@ -39,14 +46,15 @@ class BlockTable:
 
     def __init__(self, block: Block) -> None:
         """ValueError where a matrix is of a format that the compiled token does not read."""
-        self.row, self._kept = np.zeros(t.N_BLOCK, np.int64), []  # type: ignore[var-annotated]
+        self.row = np.zeros(t.N_BLOCK, np.int64)
+        self._kept: list[np.ndarray | None] = []
         w_qkv, column = block.w_qkv, 0
         for which, matrix in enumerate(w_qkv.matrices if isinstance(w_qkv, SideBySide) else (w_qkv,)):
-            self._matrix(which, matrix, column)
+            self._matrix(block, which, matrix, column)
             column += matrix.shape[1]
         for which, name in _MATRICES.items():
             if f"{name}.weight" in block.w:
-                self._matrix(which, block.w[f"{name}.weight"], 0)
+                self._matrix(block, which, block.layers[name], 0)
         for place, name in _VECTORS.items():
             self._vector(place, block.w.get(name))
         self._vector(t.B_QKV, block.b_qkv)
@@ -54,18 +62,8 @@ class BlockTable:
             self._vector(t.Q_NORM, block.query_norm.weight)
             self._vector(t.K_NORM, block.key_norm.weight)
 
-    def _matrix(self, which: int, matrix: Any, column: int) -> None:
-        m, n = matrix.shape
-        if isinstance(matrix, np.ndarray) and matrix.dtype == np.float32 and matrix.strides[1] == 4:
-            self._kept.append(matrix)
-            fields = [t.FLOAT32, address(matrix), m, n, matrix.strides[0], 0, column]
-        elif type(matrix) in _NARROW:
-            values, scale = matrix.values, matrix.scale
-            scale = None if scale is None else np.ascontiguousarray(scale[0], np.float32)
-            self._kept += [values, scale]
-            fields = [_NARROW[type(matrix)], address(values), m, n, values.strides[0], address(scale), column]
-        else:
-            raise ValueError(f"{type(matrix).__name__} is not read by the compiled token")
+    def _matrix(self, block: Block, which: int, matrix: Any, column: int) -> None:
+        fields = matrix_fields(matrix, block.kernels, column, self._kept)
         self.row[which * t.N_MATRIX : which * t.N_MATRIX + len(fields)] = fields
 
     def _vector(self, place: int, vector: np.ndarray | None) -> None:
@@ -75,7 +73,47 @@ class BlockTable:
             self.row[place] = address(vector)
 
 
-def model_numbers(block: Block) -> tuple[np.ndarray, np.ndarray]:
+class HeadTable(BlockTable):
+    """The last norm and the head as one more block, of which the first step is all there is."""
+
+    def __init__(self, family: Decoder) -> None:
+        self.row, self._kept = np.zeros(t.N_BLOCK, np.int64), []
+        if not family.recipe_of(family.config).norm_first:
+            raise ValueError("the last norm is read in blocks that normalise first")
+        matrix, transposed = family.head_matrix
+        fields = matrix_fields(matrix, family.kernels, 0, self._kept, transposed)
+        self.row[: len(fields)] = fields
+        self._vector(t.NORM1, family.w["norm.weight"])
+        self._vector(t.NORM1_BIAS, family.w.get("norm.bias"))
+
+
+def matrix_fields(
+    matrix: Any, kernels: ModuleType, column: int, kept: list[np.ndarray | None], transposed: bool = False
+) -> list[int]:
+    """A matrix in N_MATRIX columns of a table, of which the arrays are appended to `kept`; transposed: its rows are
+    outputs. ValueError if the compiled token does not read it."""
+    m, n = matrix.shape[::-1] if transposed else matrix.shape
+    if isinstance(matrix, np.ndarray) and matrix.dtype == np.float32 and matrix.strides[1] == 4:
+        kept.append(matrix)
+        kind = t.FLOAT32_ROWS if transposed else t.FLOAT32
+        return [kind, address(matrix), m, n, matrix.strides[0], 0, column]
+    if isinstance(matrix, Packed) and not transposed:
+        words, scale = matrix.strips.words, matrix.strips.scale
+        kept += [words, scale]
+        return [_PACKED[matrix.dtype], address(words), m, n, LINE * matrix.strips.n_words, address(scale), column]
+    in_int8 = HAS_BLOCKS and getattr(kernels, "compute", "float32") == "int8"
+    if isinstance(matrix, Blocks) and in_int8 and matrix.by_rows == transposed:
+        kept.append(matrix.values)
+        return [_BLOCKS[matrix.dtype], address(matrix.values), m, n, matrix.values.strides[0], 0, column]
+    if type(matrix) in _NARROW and not transposed:
+        values, scale = matrix.values, matrix.scale
+        scale = None if scale is None else np.ascontiguousarray(scale[0], np.float32)
+        kept += [values, scale]
+        return [_NARROW[type(matrix)], address(values), m, n, values.strides[0], address(scale), column]
+    raise ValueError(f"{type(matrix).__name__} is not read by the compiled token")
+
+
+def model_numbers(block: Block, family: Decoder) -> tuple[np.ndarray, np.ndarray]:
     """What all blocks of a model have in common: (N_MODEL,) int64 and (N_FACTORS,) float32."""
     config, recipe = block.config, block.recipe
     numbers, factors = np.zeros(t.N_MODEL, np.int64), np.zeros(t.N_FACTORS, np.float32)
@@ -93,6 +131,8 @@ def model_numbers(block: Block) -> tuple[np.ndarray, np.ndarray]:
         t.SHARED_NORM: recipe.shared_norm,
         t.QK_NORM: QK_NORMS.index(recipe.qk_norm),
         t.ACTIVATION: _ACTIVATIONS.index(config.activation),
+        t.N_LAYERS: config.n_layers,
+        t.VOCABULARY: family.config.vocab_size,
     }
     for place, value in values.items():
         numbers[place] = value

@@ -10,7 +10,9 @@ import numpy as np
 
 from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.engine import Model
+from astra_mpi.errors import collective
 from astra_mpi.oracle.narrow import WEIGHTS_ONLY, InBlocks
+from astra_mpi.oracle.products import excess
 from astra_mpi.oracle.reference import OracleResult, oracle, position_rows
 from astra_mpi.oracle.tolerance import Tolerance, tolerance_of
 from astra_mpi.partition import displs
@@ -57,7 +59,25 @@ def verify(
     the reason.
     """
     checks = [_check(model, inputs, mask, spec, counted_keys, spread) for text in strategies for spec in forms(text)]
-    return [check for check in checks if check is not None]
+    return [check for check in (_check_products(model), *checks) if check is not None]
+
+
+def _check_products(model: Model) -> Check | None:
+    """Collective: the products of every rank by themselves, where they are narrow; of the rank that is worst."""
+    compute, comm = _compute(model), model.comm
+    if compute == "float32":
+        return None
+    with collective(comm), alone(comm, "products alone"):
+        mine, name = excess(model, compute, np.asarray)
+    every = np.empty(comm.Get_size())
+    comm.Allgather(np.array([mine]), every)
+    if comm.Get_rank() > 0:
+        return None
+    passed = bool((every <= 1).all())  # NaN is not
+    worst = float(every.max())
+    where = f" (rank 0: {name})" if name and worst == mine else f" (rank {int(every.argmax())})"
+    reason = "" if passed else f"a product differs by {worst:.3g} times what its type may{where}"
+    return Check("products", worst, worst, 0, 0.0, 0, 0, passed, reason, "over what is accepted of one product", 1.0)
 
 
 def _check(

@@ -45,7 +45,7 @@ def main() -> None:
         model = Model(file, comm, get_backend("numpy", comm))
         model.use("astra", remote="gemm")
         ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, T))
-        model.generate(ids, max_new_tokens=NEW, decode="local")
+        model.generate(ids, max_new_tokens=NEW, decode="local", far="codes")
         generation = model.report["generation"]
         codes = 2 * GROUPS if site == "kv" else GROUPS
         near = 1 / comm.size

@@ -51,7 +51,7 @@ def main() -> None:
     comm.Barrier()
     reset_peak()
     start = resident_bytes("VmRSS")
-    model.generate(ids, max_new_tokens=args.new)
+    model.generate(ids, max_new_tokens=args.new, far="codes")
     peak = resident_bytes("VmHWM") - start
     found = buffers(model, n_tokens)
     every = np.empty((comm.size, 2), np.int64)

@@ -11,42 +11,42 @@ import numpy as np
 from numba import njit
 
 from astra_mpi.kernels._compile import compiled
-from astra_mpi.kernels.cpu import _encode
-from astra_mpi.kernels.cpu._flash import usable
-from astra_mpi.kernels.cpu._flash_pack import narrow_row, pack_keys
+from astra_mpi.kernels.cpu import _encode, _team
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
-from astra_mpi.kernels.cpu._sweep import sweep
+from astra_mpi.kernels.cpu.flash.calls import tiles_of, used_path
+from astra_mpi.kernels.cpu.flash.pack import narrow_row, pack_keys
+from astra_mpi.kernels.cpu.flash.tiles import multiply
 from astra_mpi.kernels.reference import code_dtype
 
 Array = np.ndarray
 
 #: rows whose scores are computed together; with fewer rows, entries or numbers than FEW, packing entries costs too much
 PANEL, FEW = 48, 32
+#: distances below which a second thread costs more than it saves
+_THREAD_DISTANCES = 1 << 16
 
 
 def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
     """Codes (n, G) of x (n, G*W); see reference.encode_grouped."""
     n_groups, n_codes, width = entries.shape
-    if min(len(x), n_codes, width) < FEW or not usable():
+    if min(len(x), n_codes, width) < FEW or used_path() == "widened":
         return _encode.encode_grouped(x, entries, half_norms)
     x = np.ascontiguousarray(x)
     codes = np.empty((len(x), n_groups), np.uint16)
-    work = _workspace(n_codes, width)
     for g in range(n_groups):
-        _search(x, g * width, entries[g], work, codes, g)
+        _search(x, g * width, entries[g], codes, g)
     return codes.astype(code_dtype(n_codes), copy=False)
 
 
 def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
     """Codes (n, M) of x (n, W); see reference.encode_residual."""
     n_stages, n_codes, width = entries.shape
-    if min(len(x), n_codes, width) < FEW or not usable():
+    if min(len(x), n_codes, width) < FEW or used_path() == "widened":
         return _encode.encode_residual(x, entries, half_norms)
     residual = np.array(x, order="C")
     codes = np.empty((len(x), n_stages), np.uint16)
-    work = _workspace(n_codes, width)
     for m in range(n_stages):
-        _search(residual, 0, entries[m], work, codes, m)
+        _search(residual, 0, entries[m], codes, m)
         _encode._subtract(residual, entries[m], codes, m)
     return codes.astype(code_dtype(n_codes), copy=False)
 
@@ -57,50 +57,58 @@ def warm_up() -> None:
     encode_residual(x, x[None], np.zeros((1, FEW), np.float32))
 
 
-def _workspace(n_codes, width):
-    """Words for `_search`."""
-    words, padded = (width + 31) // 32 * 16, (n_codes + 31) // 32 * 32
-    return np.empty(16 + padded * words + PANEL * (words + padded) + 17 * width + padded + PANEL, np.uint32)
-
-
-@compiled(fastmath=FASTMATH, error_model="numpy")
-def _search(x, column, entries, work, codes, code):
+def _search(x: Array, column: int, entries: Array, codes: Array, code: int) -> None:
     """codes[:, code] = the nearest entry (K, W) to each row of x[:, column : column + W]."""
     n_codes, width = entries.shape
     words, padded = (width + 31) // 32 * 16, (n_codes + 31) // 32 * 32
-    at = (-work.ctypes.data // 4) % 16  # strips begin at multiples of 64 bytes
-    strips = work[at : at + padded * words].reshape(padded // 16, words, 16)
-    at += strips.size
-    rows = work[at : at + PANEL * words].reshape(PANEL, words)
-    at += rows.size
-    scores = work[at : at + PANEL * padded].reshape(PANEL, padded).view(f32)
-    at += scores.size
-    lines = work[at : at + 16 * width].reshape(16, width).view(f32)
-    at += lines.size
-    mean, half_norms, norms = (
-        work[at : at + width].view(f32),
-        work[at + width :][:padded].view(f32),
-        work[-PANEL:].view(f32),
-    )
-    longest = _pack(entries, mean, lines, rows[0], strips, half_norms)
-    for first in range(0, len(x), PANEL):
-        n = min(PANEL, len(x) - first)
-        for i in range(n):
-            row, square = lines[0], f32(0)
-            for w in range(width):
-                row[w] = x[first + i, column + w] - mean[w]
-                square += row[w] * row[w]
-            norms[i] = np.sqrt(square)
-            narrow_row(row.ctypes.data, width, rows[i])
-        sweep(rows.ctypes.data, 4 * words, n, strips.ctypes.data, 64 * words, padded // 16, scores, 0, words, 1)
-        for i in range(n):
-            vector = x[first + i, column : column + width]
-            codes[first + i, code] = _nearest(scores[i], half_norms, vector, norms[i], longest, entries)
+    strips = _aligned(padded * words).reshape(padded // 16, words, 16)
+    mean, half_norms = np.empty(width, np.float32), np.empty(padded, np.float32)
+    longest = _pack(entries, mean, np.empty((16, width), np.float32), np.empty(words, np.uint32), strips, half_norms)
+    tiles = tiles_of(used_path())
+
+    def share(index: int, count: int) -> None:
+        rows, scores = np.empty((PANEL, words), np.uint32), np.empty((PANEL, padded), np.float32)
+        first, last = len(x) * index // count, len(x) * (index + 1) // count
+        work = rows, scores, mean.copy()
+        _search_rows(tiles, x, first, last, column, entries, strips, mean, half_norms, longest, work, codes, code)
+
+    if len(x) * n_codes < _THREAD_DISTANCES:
+        share(0, 1)
+    else:
+        _team.run(share)
 
 
-@njit(fastmath=FASTMATH)
+def _aligned(n: int) -> Array:
+    """(n,) uint32 that begin at a cache line."""
+    room = np.empty(n + 16, np.uint32)
+    first = -room.ctypes.data // 4 % 16
+    return room[first : first + n]
+
+
+@compiled(fastmath=FASTMATH, error_model="numpy")
+def _search_rows(tiles, x, first, last, column, entries, strips, mean, half_norms, longest, work, codes, code):
+    """`_search` for rows first .. last - 1. work: (PANEL, words) uint32, (PANEL, K') and (W,) float32."""
+    rows, scores, line = work
+    n_strips, words, _ = strips.shape
+    for begin in range(first, last, PANEL):
+        n = min(PANEL, last - begin)
+        for i in range(n):
+            for w in range(mean.size):
+                line[w] = x[begin + i, column + w] - mean[w]
+            narrow_row(line.ctypes.data, line.size, rows[i])
+        a, b = rows.ctypes.data, strips.ctypes.data
+        multiply(tiles, a, 4 * words, n, b, 64 * words, n_strips, scores, words, 1)
+        for i in range(n):
+            vector = x[begin + i, column : column + mean.size]
+            codes[begin + i, code] = _nearest(scores[i], half_norms, vector, mean, longest, entries)
+
+
+@compiled(fastmath=FASTMATH, error_model="numpy")
 def _pack(entries, mean, lines, line, strips, half_norms):
-    """Entries without their mean -> strips, and half their squared norms, inf beyond the last; the largest norm."""
+    """Entries without their mean -> strips, and half their squared norms, inf beyond the last; the largest norm.
+
+    lines (16, W) float32 and line (words,) uint32 are scratch.
+    """
     n_codes, width = entries.shape
     mean[:] = f32(0)
     for k in range(n_codes):
@@ -124,13 +132,16 @@ def _pack(entries, mean, lines, line, strips, half_norms):
 
 
 @njit(fastmath=FASTMATH)
-def _nearest(scores, half_norms, vector, norm, longest, entries):
+def _nearest(scores, half_norms, vector, mean, longest, entries):
     """The lowest index of least float64 distance among the entries that bfloat16 cannot tell from the nearest."""
+    square = f32(0)
+    for w in range(vector.size):
+        square += (vector[w] - mean[w]) * (vector[w] - mean[w])
     lowest = i32(0x7FFFFFFF)
     for k in range(scores.size):
         scores[k] = half_norms[k] - scores[k]
         lowest = i32(min(lowest, ordered_bits(scores[k])))
-    limit = from_ordered_bits(lowest) + f32(2) * _error(vector.size, norm, longest)
+    limit = from_ordered_bits(lowest) + f32(2) * _error(vector.size, np.sqrt(square), longest)
     first, n_close = i32(scores.size), i32(0)
     for k in range(scores.size):
         close = scores[k] <= limit

@@ -41,6 +41,12 @@ class Path(NamedTuple):
 
     name: str  # one of PATHS
     why: str  # in words, "" where the first choice was taken without a question
+    refused: str = ""  # why the CPU's tiles are not used, if so
+
+    @property
+    def told(self) -> str:
+        """The name, and what was refused; the same on every run of a machine."""
+        return f"{self.name} ({self.refused})" if self.refused else self.name
 
 
 @cache
@@ -80,8 +86,8 @@ def path(compute: str) -> Path:
     if forced and has(compute, forced):
         return Path(forced, f"{FORCE}={forced}")
     notes = [f"{FORCE}={forced} is not available for {compute} here"] if forced else []
-    if "amx-tile" in features() and tiles_refused():
-        notes.append(tiles_refused())
+    refused = tiles_refused() if compute != "float32" and "amx-tile" in features() else ""
+    notes += [refused] if refused else []
     name = next(name for name in PATHS[compute] if has(compute, name))
     if (compute, name) == ("bfloat16", "avx512_bf16"):
         from astra_mpi.kernels.cpu.products.speeds import gain  # it asks for paths itself
@@ -90,4 +96,4 @@ def path(compute: str) -> Path:
         notes.append(f"vdpbf16ps has {measured:.2f} times the speed of float32")
         if measured < _LEAST_GAIN:
             name = "widened"
-    return Path(name, "; ".join(notes))
+    return Path(name, "; ".join(notes), refused)

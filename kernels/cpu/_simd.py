@@ -6,7 +6,7 @@ Written as inline assembly: the names and types of LLVM's own intrinsics change 
 
 import llvmlite.binding
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 llvmlite.binding.initialize_native_asmparser()
@@ -33,8 +33,11 @@ def dot_tile(kind: str, n_rows: int, n_strips: int = 2):
     return tile
 
 
-def dot_tile_code(kind: str, n_rows: int, n_strips: int):
-    """What `dot_tile` becomes: (context, builder, signature, its eight arguments) -> code."""
+def dot_tile_code(kind: str, n_rows: int, n_strips: int, prefetch: bool = False):
+    """What `dot_tile` becomes: (context, builder, signature, its eight arguments) -> code.
+
+    prefetch: ask for the same words of the strips that follow these, n_strips further.
+    """
     asm, element = _DOT[kind]
     sums, words = ir.VectorType(element, LANES), ir.VectorType(I32, LANES)
 
@@ -81,6 +84,10 @@ def dot_tile_code(kind: str, n_rows: int, n_strips: int):
         word = builder.shl(q, const(2))
         line = builder.shl(q, const(6))
         vectors = [load(at(strip, line), words, 64) for strip in strips]
+        if prefetch:
+            further = at(line, builder.mul(ldb, const(n_strips)))
+            for strip in strips:
+                _prefetch(builder, at(strip, further))
         new = []
         for i in range(n_rows):
             scalar = load(at(rows[i], word), I32)
@@ -101,3 +108,14 @@ def dot_tile_code(kind: str, n_rows: int, n_strips: int):
         return context.get_dummy_value()
 
     return generate
+
+
+def _prefetch(builder, address):
+    """Ask for a cache line, to be read soon, in the second-level cache."""
+    bytes_at, kind = (
+        ir.IntType(8).as_pointer(),
+        ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), *[I32] * 3]),
+    )
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    to_read, near, data = ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)
+    builder.call(function, [builder.inttoptr(address, bytes_at), to_read, near, data])

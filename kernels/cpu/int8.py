@@ -2,10 +2,11 @@
 
 from astra_mpi.kernels import cpu
 from astra_mpi.kernels.cpu import *  # noqa: F403
-from astra_mpi.kernels.cpu import _encode_narrow, _flash
+from astra_mpi.kernels.cpu import _encode_narrow
 from astra_mpi.kernels.cpu._encode_narrow import encode_grouped, encode_residual
 from astra_mpi.kernels.cpu._features import Path, path
-from astra_mpi.kernels.cpu._flash import attend
+from astra_mpi.kernels.cpu.flash import calls as _flash
+from astra_mpi.kernels.cpu.flash.calls import attend
 from astra_mpi.kernels.cpu.products.calls import layer, two_layers, warm_up_products
 from astra_mpi.kernels.cpu.products.layout import columns_from
 from astra_mpi.kernels.cpu.products.layout import empty as empty_weights

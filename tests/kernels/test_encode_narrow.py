@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from astra_mpi.kernels import cpu, reference
-from astra_mpi.kernels.cpu import _flash, bfloat16, int8
+from astra_mpi.kernels.cpu import _team, bfloat16, int8
+from astra_mpi.kernels.cpu.flash import calls
 
-pytestmark = pytest.mark.skipif(not _flash.usable(), reason="the CPU has no AVX512-BF16")
+pytestmark = pytest.mark.skipif(calls.used_path() == "widened", reason="the CPU has no AVX512-BF16")
 
 
 def near_entries(kind, n, shape, seed=0):
@@ -63,3 +64,14 @@ def test_equal_entries_give_the_lowest_index_and_nan_a_valid_code():
     assert not encode(bfloat16, "grouped", x, entries).any()
     x[3, 5] = np.nan
     assert encode(bfloat16, "grouped", x, entries).max() < 100
+
+
+@pytest.mark.parametrize("kind", ["grouped", "residual"])
+def test_threads_change_no_code(kind):
+    x, entries = near_entries(kind, 300, (2, 256, 64))
+    try:
+        _team.set_size(3)
+        codes = encode(bfloat16, kind, x, entries)
+    finally:
+        _team.set_size(1)
+    assert np.array_equal(codes, encode(bfloat16, kind, x, entries))

@@ -1,14 +1,23 @@
 """Attention with products in bfloat16, against the specification on rounded factors, and PyTorch in bfloat16."""
 
+import os
+import subprocess
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
 
 from astra_mpi.kernels import cpu, reference
-from astra_mpi.kernels.cpu import _flash, bfloat16, int8
+from astra_mpi.kernels import reference_products as specification
+from astra_mpi.kernels.cpu import _team, bfloat16, int8
+from astra_mpi.kernels.cpu.flash import calls, tiles
+from astra_mpi.kernels.cpu.products import amx
 from astra_mpi.kernels.near import Near
+from helpers.amx_tiles import Tiles
 
-pytestmark = pytest.mark.skipif(not _flash.usable(), reason="the CPU has no AVX512-BF16")
+pytestmark = pytest.mark.skipif(calls.used_path() == "widened", reason="the CPU has no AVX512-BF16")
 #: of bfloat16, which keeps 8 bits of a number: half a unit in the last place, relative
 HALF_ULP = 2.0**-8
 
@@ -17,9 +26,7 @@ def normal(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
 
 
-def rounded(x):
-    """float32 -> the nearest bfloat16, as float32."""
-    return torch.from_numpy(np.ascontiguousarray(x)).bfloat16().float().numpy()
+rounded = specification.round_bfloat16
 
 
 def start(n_heads, n_queries, d_head):
@@ -34,17 +41,18 @@ def result(acc, row_sum):
     return acc / np.where(row_sum == 0, 1, row_sum)[:, :, None]
 
 
-def check(q, steps, causal=None):
-    """Steps (k, v, key_bias, near) by `bfloat16.attend` give what the specification gives for rounded factors.
+def check(q, steps, causal=None, attend=bfloat16.attend):
+    """Steps (k, v, key_bias, near) by `attend` give what the specification gives.
 
     Beside rounding in float32, only the weights differ: each by at most half a unit of bfloat16.
     """
     state, expected, most = (start(*q.shape) for _ in range(3))
     for k, v, key_bias, near in steps:
-        bfloat16.attend(q, k, v, key_bias, causal, *state, near)
-        factors = [rounded(z) if q.shape[1] * (len(q) // len(k)) >= _flash.FEW else z for z in (q, k, v)]
-        reference.attend(*factors, key_bias, causal, *expected, near)
-        reference.attend(*factors[:2], abs(factors[2]), key_bias, causal, *most, near)
+        attend(q, k, v, key_bias, causal, *state, near)
+        few = q.shape[1] * (len(q) // len(k)) < calls.FEW
+        told = reference.attend if few else specification.attend
+        told(q, k, v, key_bias, causal, *expected, near)
+        told(q, k, abs(v), key_bias, causal, *most, near)
     np.testing.assert_allclose(state[1], expected[1], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(state[2], expected[2], rtol=1e-4, atol=1e-6)
     error = abs(result(state[0], state[2]) - result(expected[0], expected[2]))
@@ -155,9 +163,71 @@ def test_as_accurate_as_pytorch_in_bfloat16(causal):
 
 
 def test_where_the_instructions_are_missing(monkeypatch):
-    monkeypatch.setattr(_flash, "usable", lambda: False)
+    monkeypatch.setattr(calls, "features", frozenset)
     q, k, v = normal(2, 20, 8), normal(2, 40, 8, seed=1), normal(2, 40, 8, seed=2)
     one, other = start(2, 20, 8), start(2, 20, 8)
     int8.attend(q, k, v, None, None, *one)
     cpu.attend(q, k, v, None, None, *other)
     assert all(map(np.array_equal, one, other))
+
+
+@pytest.mark.parametrize("n_kv_heads, causal", [(1, 0), (3, None), (3, 50)])
+def test_threads_change_no_bit(n_kv_heads, causal):
+    q, k, v = normal(3, 300, 16), normal(n_kv_heads, 400, 16, seed=1), normal(n_kv_heads, 400, 16, seed=2)
+    states = []
+    try:
+        for n_threads in (1, 2, 3, 7):
+            _team.set_size(n_threads)
+            states.append(start(3, 300, 16))
+            bfloat16.attend(q, k, v, None, causal, *states[-1])
+    finally:
+        _team.set_size(1)
+    assert all(np.array_equal(a, b) for state in states[1:] for a, b in zip(states[0], state, strict=True))
+
+
+def with_emulated_tiles(emulated):
+    """`attend` by the path of AMX, its tiles' instructions replaced, and what calls them run as Python."""
+
+    def python(kernel, **names):
+        return types.FunctionType(kernel.py_func.__code__, kernel.py_func.__globals__ | names)
+
+    sweep = types.SimpleNamespace(sweep=python(amx.sweep, **emulated.names()))
+    multiply = python(tiles.multiply, amx=sweep)
+    whole = python(
+        tiles._tile, _score=python(tiles._score, multiply=multiply), _gather=python(tiles._gather, multiply=multiply)
+    )
+    units = python(tiles.attend_units, _tile=whole)
+    attend = types.FunctionType(calls.attend.__code__, calls.attend.__globals__ | {"attend_units": units})
+    return lambda *arguments: attend(*arguments, by="amx")
+
+
+@pytest.mark.parametrize("n_queries, n_keys, d, causal", [(5, 70, 24, None), (40, 90, 32, 3), (33, 33, 64, 0)])
+def test_tiles_of_amx_with_emulated_instructions(n_queries, n_keys, d, causal):
+    emulated = Tiles()
+    q, k, v = normal(2, n_queries, d), normal(1, n_keys, d, seed=1), normal(1, n_keys, d, seed=2)
+    check(q / np.float32(d**0.5), [(k, v, normal(n_keys), None)], causal, with_emulated_tiles(emulated))
+    assert emulated.configured == 0
+
+
+_COMPILED_FOR_AMX = """
+import re, numpy as np
+from numba import types, typeof
+from astra_mpi.kernels.cpu.flash import calls, tiles
+i, sizes = types.int64, tiles.Sizes(1, 1, 8, 8, 8, 16, 32, 32)
+scores = calls._scores(None, 8, 8, None)
+places = types.UniTuple(types.UniTuple(i, 3), 6)
+config, work = types.Array(types.uint8, 1, "C"), types.Array(types.uint32, 1, "C")
+tiles.attend_units.compile((config, places, typeof(tuple(sizes)), typeof(tuple(scores)), i, i, work))
+for asm in tiles.attend_units.inspect_asm().values():
+    print(*sorted(set(re.findall(r"\\b(?:tdp\\w+|vdp\\w+|vcvtne2ps2bf16|vscalefps)\\b", asm))))
+"""
+
+
+def test_tiles_of_amx_compile_to_their_instructions(tmp_path):
+    """For a CPU with AMX, whatever this one is; it is not run here."""
+    features = "+amx-tile,+amx-bf16,+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512bf16,+avx2,+fma,+bmi,+bmi2"
+    settings = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", _COMPILED_FOR_AMX]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["tdpbf16ps vcvtne2ps2bf16 vscalefps"]

@@ -1,6 +1,5 @@
 """Products in bfloat16 and int8 on packed weights against their specification, on each path that this CPU has."""
 
-import ctypes
 import os
 import re
 import subprocess
@@ -14,6 +13,7 @@ from astra_mpi.kernels import reference_products as reference
 from astra_mpi.kernels.cpu import _features, _team, bfloat16, int8
 from astra_mpi.kernels.cpu.products import amx, layout, speeds
 from astra_mpi.kernels.cpu.products import layer as compiled
+from helpers.amx_tiles import Tiles
 
 KERNELS = {"bfloat16": bfloat16, "int8": int8}
 #: types whose products this CPU has instructions for
@@ -142,54 +142,6 @@ def test_bfloat16_is_as_near_as_pytorch():
     assert error <= other and error < 2.0**-8
 
 
-class Tiles:
-    """AMX as NumPy on memory: eight tiles of 16 rows of 64 bytes."""
-
-    def __init__(self):
-        self.bytes = [np.zeros((16, 64), np.uint8) for _ in range(8)]
-        self.configured = 0
-
-    def _memory(self, address, stride):
-        room = np.ctypeslib.as_array((ctypes.c_uint8 * (15 * stride + 64)).from_address(address))
-        return np.lib.stride_tricks.as_strided(room, (16, 64), (stride, 1))
-
-    def load(self, tile):
-        assert self.configured == 1
-        return lambda address, stride: self.bytes[tile].__setitem__(slice(None), self._memory(address, stride))
-
-    def store(self, tile):
-        return lambda address, stride: self._memory(address, stride).__setitem__(slice(None), self.bytes[tile])
-
-    def dots(self, *pairs):
-        def dots(sums):
-            for total, rows, words in pairs:
-                self._dot(self.bytes[total].view(sums.dtype), self.bytes[rows], self.bytes[words])
-
-        return dots
-
-    def _dot(self, total, rows, words):
-        if total.dtype == np.float32:
-            a = (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-            b = (words.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-            total += a @ b.reshape(16, 16, 2).transpose(0, 2, 1).reshape(32, 16)
-        else:
-            total += rows.view(np.int8).astype(np.int32) @ words.reshape(16, 16, 4).transpose(0, 2, 1).reshape(64, 16)
-
-    def names(self):
-        """What the compiled function calls -> what stands for it."""
-        self.configured = 1
-        made = {f"load_{i}": self.load(i) for i in range(8)} | {f"store_{i}": self.store(i) for i in range(4)}
-        self.configured = 0
-        pairs = (0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7)
-        return made | {
-            "dot_4": self.dots(*pairs),
-            "dot_2": self.dots(*pairs[:2]),
-            "clear": lambda: [self.bytes[i].fill(0) for i in range(4)],
-            "configure": lambda address: setattr(self, "configured", self.configured + 1),
-            "release": lambda: setattr(self, "configured", self.configured - 1),
-        }
-
-
 @pytest.mark.parametrize("kind", KERNELS)
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 20, 70), (17, 64, 32), (33, 1600, 40), (64, 200, 300)])
 def test_the_kernel_for_tiles_with_emulated_instructions(kind, m, k, n):
@@ -251,13 +203,18 @@ def test_a_path_is_told_and_can_be_forced(monkeypatch):
         assert _features.has(kind, way.name)
         if way.name == "avx512_bf16":
             assert re.fullmatch(r".*vdpbf16ps has [\d.]+ times the speed of float32", way.why)
-    assert _features.path("float32") == ("blas", "")
+    assert _features.path("float32") == ("blas", "", "")
     monkeypatch.setenv(_features.FORCE, "widened")
     _features.path.cache_clear()
     assert [_features.path(kind).name for kind in KERNELS] == ["widened"] * 2
     monkeypatch.setenv(_features.FORCE, "tensor cores")
     _features.path.cache_clear()
     assert _features.path("int8").why.startswith("ASTRA_PRODUCTS=tensor cores is not available for int8 here")
+    monkeypatch.undo()
+    monkeypatch.setattr(_features, "features", lambda: frozenset({"amx-tile", "amx-int8", "avx512f"}))
+    monkeypatch.setattr(_features, "tiles_refused", lambda: "the system refuses tiles")
+    _features.path.cache_clear()
+    assert _features.path("int8").told == "widened (the system refuses tiles)"
     monkeypatch.undo()
     _features.path.cache_clear()
     assert all(speeds.gflops(kind, 8, 64, 64, least_s=1e-4, laps=1) > 0 for kind in ("float32", *KERNELS))

@@ -90,7 +90,7 @@ def test_answers_are_those_of_the_specification(comm, name, kind):
             assert np.abs(answers[0] - answers[1]).max() <= NEAR[kind] * size
             assert 0 < np.abs(answers[0] - answers[2]).max() <= 16 * NEAR[kind] * size
     assert ours.report["choices"]["compute"] == kind
-    assert ours.report["choices"]["products"] == _features.path(kind).name
+    assert ours.report["choices"]["products"] == _features.path(kind).told
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16", "int8"])

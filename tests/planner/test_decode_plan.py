@@ -129,14 +129,6 @@ def test_crossover_falls_with_the_context_and_needs_ranks():
     assert crossover_bps(one, steps(one, "sp", 4, one.even)) is None
 
 
-def test_cache_share_of_the_paper():
-    """P = 4, G = 32 with K = 1024 for keys and for values, the prompt alone: about a quarter of the keys and values."""
-    at = setting(4096, coding=Coding(CodecConfig(site="kv", kind="grouped", groups=32, codebook_size=1024)))
-    step = steps(at, "astra", 1, at.even)["local"]
-    share = max(step.cache_bytes) / decode_plan(at, 1)["full_cache_bytes"]
-    assert share == pytest.approx(0.25 + 0.75 * 2 * 64 / (2 * 768 * 4), abs=1e-6)  # two bytes a code
-
-
 def test_verdict():
     slow = decode_plan(setting(mbps=10), 20)
     assert "use astra (approximate), decoded local" in decode_advice(slow)[0]

@@ -20,11 +20,8 @@ class Slow:
     def __init__(self, block, factor):
         self.block, self.factor = block, factor
 
-    def attention_input(self, x):
-        return self.block.attention_input(x)
-
-    def queries_keys_values(self, h):
-        return self.block.queries_keys_values(h)
+    def __getattr__(self, name):
+        return getattr(self.block, name)
 
     def output(self, x, attended):
         start_s = time.perf_counter()

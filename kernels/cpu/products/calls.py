@@ -20,8 +20,8 @@ Array = np.ndarray
 _PANEL_BYTES = 192 << 10
 #: columns multiplied before their sums are finished: fewer would write the result in pieces that memory is slow at
 _COLUMNS = 1024
-#: rows of a panel are a multiple of this, and threads take at least so many: those of the largest tiles
-_ROWS = 96
+#: rows of a panel, at least if there are as many, and of the largest block that is multiplied at a time
+_VECTOR_ROWS, _TILE_ROWS = (96, 12), (128, 32)
 #: rows up to which threads divide the outputs among them, not the rows
 _FEW_ROWS = 32
 #: rooms that a thread keeps; they share their buffers
@@ -97,7 +97,7 @@ def layer(
     def share(index: int, count: int) -> None:
         rows, columns = _shares(m, weights, index, count)
         if rows.stop > rows.start and columns.stop > columns.start:
-            room = _local.room(weights, _panel_rows(weights, rows.stop - rows.start))
+            room = _local.room(weights, _panel_rows(weights, rows.stop - rows.start, tiles))
             part = Rows(_at(x, rows.start), x.strides[0], rows.stop - rows.start)
             at = _at(out, rows.start)
             linear(tiles, given, part, room, columns.start, columns.stop, at, out.strides[0], mode)
@@ -134,7 +134,7 @@ def two_layers(
         rows = _cut(m, index, count, 1)
         n_rows = rows.stop - rows.start
         if n_rows:
-            step = _panel_rows(outer, n_rows)
+            step = _panel_rows(outer, n_rows, tiles)
             room, room_2 = _local.room(inner, step), _local.room(outer, step, "outer ")
             kept = _local.buffer("between", np.float32, *((step, inner.n) if inner.kind == "int8" else (1, 1)))
             given = Rows(_at(x, rows.start), x.strides[0], n_rows)
@@ -206,9 +206,9 @@ def _cut(n: int, index: int, count: int, multiple: int) -> slice:
     return slice(min(n, first * multiple), min(n, last * multiple))
 
 
-def _panel_rows(weights: Strips, m: int) -> int:
+def _panel_rows(weights: Strips, m: int, tiles: Array | None) -> int:
     """Rows that are multiplied at a time: as many in each panel as go, and no more than the cache has room for."""
-    row_bytes = weights.n_words * 4
-    most = max(1, _PANEL_BYTES // (row_bytes * _ROWS)) * _ROWS
+    least, block = _VECTOR_ROWS if tiles is None else _TILE_ROWS
+    most = max(1, _PANEL_BYTES // (4 * weights.n_words * least)) * least
     even = -(-m // -(-m // most))
-    return min(most, -(-even // 12) * 12)
+    return min(most, -(-even // block) * block)

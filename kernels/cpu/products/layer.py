@@ -18,10 +18,12 @@ from astra_mpi.kernels.cpu.products.layout import STRIP, to_bfloat16
 from astra_mpi.kernels.cpu.products.memory import floats_at, halves_at
 from astra_mpi.kernels.cpu.products.rows import narrow_rows
 
-#: words multiplied before the next strips: two strips of them, 96 KiB, and the panel's part stay in the cache
-_WORDS = 768
+#: words multiplied before the next strips: two strips of them, and the panel's part, stay in the cache
+_WORDS, _TILE_WORDS = 768, 384
 
 SET, ADD, BFLOAT16 = 0, 1, 2
+#: literal numbers and unsigned addresses would have functions compiled once more for them
+i64 = np.int64
 
 
 class Layer(NamedTuple):
@@ -63,9 +65,9 @@ class Room(NamedTuple):
 @compiled()
 def multiply(tiles, panel, n_rows, strips, n_words, n_strips, sums):
     """sums[:n_rows, : 16 n_strips] = panel @ n_strips strips from the address `strips`; tiles: of AMX, or None."""
-    row_bytes = panel.strides[0]
-    for w in range(0, n_words, _WORDS):
-        words, begin = min(_WORDS, n_words - w), 1 if w == 0 else 0
+    row_bytes, step = panel.strides[0], _WORDS if tiles is None else _TILE_WORDS
+    for w in range(0, n_words, step):
+        words, begin = min(step, n_words - w), 1 if w == 0 else 0
         a, b = panel.ctypes.data + 4 * w, strips + 4 * STRIP * w
         if tiles is None:
             avx512.sweep(a, row_bytes, n_rows, b, 4 * STRIP * n_words, n_strips, sums, 0, words, begin)
@@ -175,7 +177,7 @@ def linear_twice(tiles, inner, outer, rows, room, outer_room, between, out, stri
         n_rows = min(step, rows.n - i)
         narrow_rows(rows.at + i * rows.stride, rows.stride, n_rows, inner.k, room.panel, room.factors, room.offsets)
         _between(tiles, inner, room, n_rows, outer_room, between, outer_room.panel)
-        columns(tiles, outer, outer_room, n_rows, 0, outer.n, out + i * stride, stride, mode)
+        columns(tiles, outer, outer_room, n_rows, i64(0), outer.n, out + i * stride, stride, mode)
 
 
 def _between(tiles, inner, room, n_rows, outer_room, between, panel):
@@ -187,11 +189,12 @@ def _between(tiles, inner, room, n_rows, outer_room, between, panel):
 def _between_of(tiles, inner, room, n_rows, outer_room, between, panel):
     def rounded(tiles, inner, room, n_rows, outer_room, between, panel):
         panel[:n_rows, inner.n :] = 0
-        columns(tiles, inner, room, n_rows, 0, inner.n, panel.ctypes.data, panel.strides[0], BFLOAT16)
+        at, stride = i64(panel.ctypes.data), panel.strides[0]
+        columns(tiles, inner, room, n_rows, i64(0), inner.n, at, stride, i64(BFLOAT16))
 
     def quantised(tiles, inner, room, n_rows, outer_room, between, panel):
-        at, stride = between.ctypes.data, between.strides[0]
-        columns(tiles, inner, room, n_rows, 0, inner.n, at, stride, SET)
+        at, stride = i64(between.ctypes.data), between.strides[0]
+        columns(tiles, inner, room, n_rows, i64(0), inner.n, at, stride, i64(SET))
         narrow_rows(at, stride, n_rows, inner.n, panel, outer_room.factors, outer_room.offsets)
 
     return rounded if panel.dtype == types.uint16 else quantised

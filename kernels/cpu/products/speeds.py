@@ -25,25 +25,34 @@ def gain(compute: str, by: str, m: int = 192, k: int = 768, n: int = 512, laps: 
     return best[0] / best[1]
 
 
-def gflops(compute: str, m: int, k: int, n: int, by: str = "", least_s: float = 0.002, laps: int = 5) -> float:
+def gflops(
+    compute: str,
+    m: int,
+    k: int,
+    n: int,
+    by: str = "",
+    least_s: float = 0.002,
+    laps: int = 5,
+    now: Callable[[], float] = time.perf_counter,
+) -> float:
     """10^9 operations per second of x (m, k) @ weights (k, n), two to a multiply-add, in products of type `compute`.
 
     by: a path that this CPU has; "": that of this process. The best of some laps of at least so many seconds, each with
-    rounding of x and all else that a product takes, of this thread and its team.
+    rounding of x and all else that a product takes, of this thread and its team. now: the clock, in seconds.
     """
     call = _product(compute, m, k, n, by or path(compute).name)
     call()
-    begin = time.perf_counter()
+    begin = now()
     call()
-    count = max(1, round(least_s / max(1e-7, time.perf_counter() - begin)))
-    return 2e-9 * m * k * n / min(_lap_s(call, count) for _ in range(laps))
+    count = max(1, round(least_s / max(1e-7, now() - begin)))
+    return 2e-9 * m * k * n / min(_lap_s(call, count, now) for _ in range(laps))
 
 
-def _lap_s(call: Callable[[], object], count: int) -> float:
-    begin = time.perf_counter()
+def _lap_s(call: Callable[[], object], count: int, now: Callable[[], float]) -> float:
+    begin = now()
     for _ in range(count):
         call()
-    return (time.perf_counter() - begin) / count
+    return (now() - begin) / count
 
 
 def _product(compute: str, m: int, k: int, n: int, by: str) -> Callable[[], object]:

@@ -10,10 +10,10 @@ import numpy as np
 
 from astra_mpi.kernels.cpu.token import tables
 from astra_mpi.kernels.cpu.token._attention import keep
-from astra_mpi.kernels.cpu.token._products import HAS_BFLOAT16, HAS_INT8
+from astra_mpi.kernels.cpu.token._products import HAS_BFLOAT16, HAS_BLOCKS, HAS_INT8
 from astra_mpi.kernels.cpu.token._stages import advance
 
-__all__ = ["HAS_BFLOAT16", "HAS_INT8", "advance", "keep", "tables", "warm_up"]
+__all__ = ["HAS_BFLOAT16", "HAS_BLOCKS", "HAS_INT8", "advance", "keep", "tables", "warm_up"]
 
 
 def warm_up() -> None:

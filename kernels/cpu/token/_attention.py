@@ -9,15 +9,17 @@ from astra_mpi.kernels.cpu.token._dots import dots
 from astra_mpi.kernels.cpu.token._products import (
     HAS_BFLOAT16,
     HAS_INT8,
-    add_rows,
+    add_bfloat16,
+    add_float32,
+    add_int8,
     dots_bfloat16,
     dots_int8,
     quantised,
+    scale_counts,
     to_bfloat16,
 )
 from astra_mpi.kernels.cpu.token._vectors import bits, copy, floats, integers, shorts, signed_bytes
 from astra_mpi.kernels.cpu.token.tables import (
-    BFLOAT16,
     BFLOAT16_ROWS,
     BIAS,
     CAPACITY,
@@ -25,8 +27,6 @@ from astra_mpi.kernels.cpu.token.tables import (
     CODES,
     COUNT,
     FACTORS,
-    FLOAT32,
-    INT8,
     INT8_ROWS,
     KEY_SCALES,
     KEYS,
@@ -67,35 +67,53 @@ def first_in_window(segment, hidden):
 def attend(segment, first, q, repeat, head, n_kv_heads, d, cap, acc, row_max, row_sum, own):
     """`repeat` scaled queries of one key head, q (repeat, d), over keys from `first` on; acc (repeat, d), row_max and
     row_sum (repeat,) are addresses of the running softmax."""
-    n = segment[COUNT]
+    n, kind, ld = segment[COUNT], segment[KIND], 4 * TILE_KEYS
+    packed, place = kind in (BFLOAT16_ROWS, INT8_ROWS), head * segment[CAPACITY]
     while first < n:
-        packed = segment[KIND] == BFLOAT16_ROWS or segment[KIND] == INT8_ROWS
-        first_tile = first // 64 * 64 if packed else first  # tiles of packed keys begin at whole strips
-        last = min(n, first_tile + TILE_KEYS)
-        _score(segment, first_tile, last, q, repeat, head, n_kv_heads, d, own)
-        _softmax(segment, first_tile, first, last, repeat, d, cap, acc, row_max, row_sum, own)
-        _gather(segment, first_tile, last, repeat, head, n_kv_heads, d, acc, own)
-        first = last
+        begin = first // 64 * 64 if packed else first  # tiles of packed keys begin at whole strips
+        end = min(n, begin + TILE_KEYS)
+        if kind == ROWS:
+            keys = segment[KEYS] + 4 * d * (place + begin)
+            dots(q, 4 * d, repeat, keys, 4 * d, end - begin, d, own[SCORES], ld)
+        elif kind == CODED_ROWS:
+            _score_coded(segment, begin, end, q, repeat, head, n_kv_heads, d, own)
+        elif kind == BFLOAT16_ROWS:
+            _score_bfloat16(segment, begin, end, q, repeat, head, d, own)
+        else:
+            _score_int8(segment, begin, end, q, repeat, head, d, own)
+        _softmax(segment, begin, first, end, repeat, d, cap, acc, row_max, row_sum, own)
+        values = segment[VALUES] + d * (place + begin) * (4 if kind == ROWS else (2 if kind == BFLOAT16_ROWS else 1))
+        if kind == ROWS:
+            add_float32(own[SCORES], ld, repeat, values, 4 * d, end - begin, d, acc, 4 * d)
+        elif kind == CODED_ROWS:
+            _gather_coded(segment, begin, end, repeat, head, n_kv_heads, d, acc, own)
+        elif kind == BFLOAT16_ROWS:
+            add_bfloat16(own[SCORES], ld, repeat, values, 2 * d, end - begin, d, acc, 4 * d)
+        else:
+            _scale_weights(segment, place + begin, end - begin, repeat, own)
+            add_int8(own[SCORES], ld, repeat, values, d, end - begin, d, acc, 4 * d)
+        first = end
+
+
+@njit(fastmath=FASTMATH)
+def _scale_weights(segment, place, n, repeat, own):
+    """Weights of n keys times the factors of their values."""
+    scales = floats(segment[VALUE_SCALES] + 4 * place, n)
+    for r in range(repeat):
+        weights = floats(own[SCORES] + 4 * r * TILE_KEYS, n)
+        for j in range(n):
+            weights[j] *= scales[j]
 
 
 @njit
-def _score(segment, first, last, q, repeat, head, n_kv_heads, d, own):
-    """Scores (repeat, TILE_KEYS) of keys first .. last."""
-    kind = segment[KIND]
-    if kind == ROWS:
-        keys = segment[KEYS] + 4 * d * (head * segment[CAPACITY] + first)
-        dots(q, 4 * d, repeat, keys, 4 * d, last - first, d, own[SCORES], 4 * TILE_KEYS)
-    elif kind == CODED_ROWS:
-        codes = shorts(segment[CODES], segment[COUNT])
-        for r in range(repeat):
-            query, scores = floats(q + 4 * r * d, d), floats(own[SCORES] + 4 * r * TILE_KEYS, TILE_KEYS)
-            for j in range(first, last):
-                row = segment[KEYS] + 4 * d * (2 * n_kv_heads * np.int64(codes[j]) + head)
-                scores[j - first] = _dot(query, floats(row, d))
-    elif kind == BFLOAT16_ROWS:
-        _score_bfloat16(segment, first, last, q, repeat, head, d, own)
-    else:
-        _score_int8(segment, first, last, q, repeat, head, d, own)
+def _score_coded(segment, first, last, q, repeat, head, n_kv_heads, d, own):
+    """Scores (repeat, TILE_KEYS) of keys first .. last that are rows of a table."""
+    codes = shorts(segment[CODES], segment[COUNT])
+    for r in range(repeat):
+        query, scores = floats(q + 4 * r * d, d), floats(own[SCORES] + 4 * r * TILE_KEYS, TILE_KEYS)
+        for j in range(first, last):
+            row = segment[KEYS] + 4 * d * (2 * n_kv_heads * np.int64(codes[j]) + head)
+            scores[j - first] = _dot(query, floats(row, d))
 
 
 @njit(fastmath=FASTMATH)
@@ -138,15 +156,8 @@ def _score_int8(segment, first, last, q, repeat, head, d, own):
         for j in range(first, last, 64):
             n = min(64, last - j)
             dots_int8(a, lda, rows, keys + j * lda, 16 * lda, (n + 15) // 16, n_words, c)
-            scales = floats(segment[KEY_SCALES] + 4 * (head * segment[CAPACITY] + j), n)
-            for i in range(rows):
-                scores, counts = (
-                    floats(own[SCORES] + 4 * ((r + i) * TILE_KEYS + j - first), n),
-                    integers(c + 256 * i, n),
-                )
-                factor, offset = factors[i], np.int32(128 * sums[i])
-                for e in range(n):
-                    scores[e] = f32(counts[e] - offset) * (factor * scales[e])
+            scales, scores = segment[KEY_SCALES] + 4 * (head * segment[CAPACITY] + j), own[SCORES] + 4 * (j - first)
+            scale_counts(own, 0, rows, n, scales, scores + 4 * r * TILE_KEYS, 4 * TILE_KEYS)
 
 
 @njit(fastmath=FASTMATH)
@@ -189,30 +200,16 @@ def _softmax(segment, first_tile, first, last, repeat, d, cap, acc, row_max, row
 
 
 @njit(fastmath=FASTMATH)
-def _gather(segment, first, last, repeat, head, n_kv_heads, d, acc, own):
-    """acc (repeat, d) += weights of keys first .. last times their values."""
-    kind, n = segment[KIND], last - first
-    if kind == CODED_ROWS:
-        codes = shorts(segment[CODES], segment[COUNT])
-        for j in range(n):
-            row = segment[KEYS] + 4 * d * (2 * n_kv_heads * np.int64(codes[first + j]) + n_kv_heads + head)
-            value = floats(row, d)
-            for r in range(repeat):
-                share, gathered = floats(own[SCORES] + 4 * (r * TILE_KEYS + j), 1)[0], floats(acc + 4 * r * d, d)
-                for e in range(d):
-                    gathered[e] += share * value[e]
-        return
-    place = head * segment[CAPACITY] + first
-    if kind == INT8_ROWS:
-        scales = floats(segment[VALUE_SCALES] + 4 * place, n)
+def _gather_coded(segment, first, last, repeat, head, n_kv_heads, d, acc, own):
+    """acc (repeat, d) += weights of keys first .. last times their values, rows of a table."""
+    codes = shorts(segment[CODES], segment[COUNT])
+    for j in range(last - first):
+        row = segment[KEYS] + 4 * d * (2 * n_kv_heads * np.int64(codes[first + j]) + n_kv_heads + head)
+        value = floats(row, d)
         for r in range(repeat):
-            weights = floats(own[SCORES] + 4 * r * TILE_KEYS, n)
-            for j in range(n):
-                weights[j] *= scales[j]
-    stored = FLOAT32 if kind == ROWS else (BFLOAT16 if kind == BFLOAT16_ROWS else INT8)
-    ldv = d * (4 if kind == ROWS else (2 if kind == BFLOAT16_ROWS else 1))
-    values = segment[VALUES] + place * ldv
-    add_rows(stored, own[SCORES], 4 * TILE_KEYS, repeat, values, ldv, n, d, acc, 4 * d)
+            share, gathered = floats(own[SCORES] + 4 * (r * TILE_KEYS + j), 1)[0], floats(acc + 4 * r * d, d)
+            for e in range(d):
+                gathered[e] += share * value[e]
 
 
 @compiled()

@@ -3,13 +3,29 @@
 Bound by memory: a matrix is read once for up to four rows, row after row as it lies there.
 """
 
-import llvmlite.binding
 import numpy as np
 from numba import njit
 
+from astra_mpi.kernels.blocks import BLOCK_KINDS
+from astra_mpi.kernels.cpu._block_tiles import block_tile, has_tiles
+from astra_mpi.kernels.cpu._blocks import quantise_into
+from astra_mpi.kernels.cpu._features import has
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits
 from astra_mpi.kernels.cpu._simd import dot_tile
-from astra_mpi.kernels.cpu.token._vectors import bits, fill, floats, integers, rows_tile, shorts, signed_bytes
+from astra_mpi.kernels.cpu.token._dots import dots
+from astra_mpi.kernels.cpu.token._vectors import (
+    bits,
+    byte_rows,
+    copy,
+    fill,
+    float_rows,
+    floats,
+    integers,
+    rows_tile,
+    shorts,
+    signed_bytes,
+    sum_rows,
+)
 from astra_mpi.kernels.cpu.token.tables import (
     ADDRESS,
     BFLOAT16,
@@ -17,14 +33,16 @@ from astra_mpi.kernels.cpu.token.tables import (
     FACTORS,
     FLOAT16,
     FLOAT32,
+    FLOAT32_ROWS,
     FORMAT,
-    INT8,
     N_IN,
     N_OUT,
     NARROWED,
     NONE,
     PACKED_BFLOAT16,
     PACKED_INT8,
+    Q4_0,
+    Q8_0,
     ROW_SUMS,
     SCALE,
     STRIDE,
@@ -42,45 +60,6 @@ def share(n, index, count):
     """First and last of n columns that thread `index` of `count` computes."""
     units = (n + UNIT - 1) // UNIT
     return min(n, units * index // count * UNIT), min(n, units * (index + 1) // count * UNIT)
-
-
-@njit
-def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
-    """This thread's columns of out (n_rows, n) = x (n_rows, m) @ matrix; strides in bytes, `own` its buffers."""
-    kind = matrix[FORMAT]
-    if kind == NONE:
-        return
-    first, last = share(matrix[N_OUT], index, count)
-    if first >= last:
-        return
-    out += 4 * matrix[COLUMN]
-    if kind in (PACKED_BFLOAT16, PACKED_INT8):
-        packed(kind, matrix, x, ldx, n_rows, out, ldo, own, first, last)
-        return
-    n, m = last - first, matrix[N_IN]
-    for t in range(n_rows):
-        fill(out + t * ldo + 4 * first, n, f32(0))
-    width = 4 if kind == FLOAT32 else (1 if kind == INT8 else 2)
-    add_rows(kind, x, ldx, n_rows, matrix[ADDRESS] + width * first, matrix[STRIDE], m, n, out + 4 * first, ldo)
-    if matrix[SCALE]:
-        scale = floats(matrix[SCALE] + 4 * first, n)
-        for t in range(n_rows):
-            row = floats(out + t * ldo + 4 * first, n)
-            for j in range(n):
-                row[j] *= scale[j]
-
-
-@njit
-def add_rows(kind, x, ldx, n_rows, w, ldw, m, n, out, ldo):
-    """out (n_rows, n) += x (n_rows, m) @ w (m, n) of stored numbers, row by row."""
-    if kind == FLOAT32:
-        _add_float32(x, ldx, n_rows, w, ldw, m, n, out, ldo)
-    elif kind == BFLOAT16:
-        _add_bfloat16(x, ldx, n_rows, w, ldw, m, n, out, ldo)
-    elif kind == FLOAT16:
-        _add_float16(x, ldx, n_rows, w, ldw, m, n, out, ldo)
-    else:
-        _add_int8(x, ldx, n_rows, w, ldw, m, n, out, ldo)
 
 
 def _adder(kind, n_bytes, number):
@@ -134,14 +113,13 @@ def _int8_at(address):
     return f32(signed_bytes(address, 1)[0])
 
 
-_add_float32 = _adder("float32", 4, _float32_at)
-_add_bfloat16 = _adder("bfloat16", 2, _bfloat16_at)
-_add_float16 = _adder("float16", 2, _float16_at)
-_add_int8 = _adder("int8", 1, _int8_at)
+add_float32 = _adder("float32", 4, _float32_at)
+add_bfloat16 = _adder("bfloat16", 2, _bfloat16_at)
+add_float16 = _adder("float16", 2, _float16_at)
+add_int8 = _adder("int8", 1, _int8_at)
 
-_FEATURES = llvmlite.binding.get_host_cpu_features()
 #: whether this processor has the instructions of packed products
-HAS_BFLOAT16, HAS_INT8 = bool(_FEATURES.get("avx512bf16")), bool(_FEATURES.get("avx512vnni"))
+HAS_BFLOAT16, HAS_INT8 = has("bfloat16", "avx512_bf16"), has("int8", "vnni")
 
 
 def _dots(kind, available):
@@ -178,37 +156,119 @@ dots_bfloat16 = _dots("bfloat16", HAS_BFLOAT16)
 dots_int8 = _dots("int8", HAS_INT8)
 
 
+(_q8_one, _q8_four), (_q40_one, _q40_four), (_q41_one, _q41_four) = (
+    (block_tile(kind, 1), block_tile(kind, 4)) for kind in BLOCK_KINDS
+)
+HAS_BLOCKS = has_tiles()
+
+
 @njit
-def packed(kind, matrix, x, ldx, n_rows, out, ldo, own, first, last):
-    """Columns first .. last of a product with a packed matrix; first is a multiple of 32."""
-    m, ldb = matrix[N_IN], matrix[STRIDE]
-    n_words = ldb // 64
-    lda, a = 4 * n_words, own[NARROWED]
+def _blocks(kind, x, n_rows, m, weights, strip, first, last, out, ldo, own):
+    """Columns first .. last of a product with blocks; x (n_rows, m) is dense, `strip` bytes of a strip."""
+    if not HAS_BLOCKS:
+        return
+    n_blocks = m // 32
+    q, scales, sums = own[NARROWED], own[FACTORS], own[ROW_SUMS]
+    rows = float_rows(x, n_rows, m)
+    quantise_into(rows, byte_rows(q, n_rows, m), float_rows(scales, n_rows, n_blocks), sum_rows(sums, n_rows, n_blocks))
+    for j in range(first, last, 32):
+        b, width = weights + j // 16 * strip, min(32, last - j)
+        t = 0
+        while t < n_rows:
+            some = 4 if n_rows - t >= 4 else 1
+            a, factors, totals = q + t * m, scales + 4 * t * n_blocks, sums + 4 * t * n_blocks
+            target, ld = (out + t * ldo + 4 * j, ldo) if width == 32 else (own[TILE], 128)
+            if kind == Q8_0 and some == 1:
+                _q8_one(a, factors, totals, b, strip, target, ld, n_blocks)
+            elif kind == Q8_0:
+                _q8_four(a, factors, totals, b, strip, target, ld, n_blocks)
+            elif kind == Q4_0 and some == 1:
+                _q40_one(a, factors, totals, b, strip, target, ld, n_blocks)
+            elif kind == Q4_0:
+                _q40_four(a, factors, totals, b, strip, target, ld, n_blocks)
+            elif some == 1:
+                _q41_one(a, factors, totals, b, strip, target, ld, n_blocks)
+            else:
+                _q41_four(a, factors, totals, b, strip, target, ld, n_blocks)
+            for r in range(some if width < 32 else 0):
+                copy(own[TILE] + 128 * r, out + (t + r) * ldo + 4 * j, width)
+            t += some
+
+
+@njit(fastmath=FASTMATH)
+def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
+    """This thread's columns of out (n_rows, n) = x (n_rows, m) @ matrix; strides in bytes, `own` its buffers."""
+    kind, m, ldw = matrix[FORMAT], matrix[N_IN], matrix[STRIDE]
+    first, last = share(matrix[N_OUT], index, count)
+    if kind == NONE or first >= last:
+        return
+    out += 4 * matrix[COLUMN]
+    n, at = last - first, out + 4 * first
     if kind == PACKED_BFLOAT16:
-        to_bfloat16(x, ldx, n_rows, m, a, lda)
+        n_words = ldw // 64
+        to_bfloat16(x, ldx, n_rows, m, own[NARROWED], 4 * n_words)
+        for j in range(first, last, 16 * STRIPS):
+            part = min(16 * STRIPS, last - j)
+            for t in range(0, n_rows, 4):
+                rows = min(4, n_rows - t)
+                a, b = own[NARROWED] + 4 * t * n_words, matrix[ADDRESS] + j // 16 * ldw
+                dots_bfloat16(a, 4 * n_words, rows, b, ldw, (part + 15) // 16, n_words, own[TILE])
+                scale_floats(own[TILE], rows, part, matrix[SCALE] + 4 * j, out + t * ldo + 4 * j, ldo)
+        return
+    if kind == FLOAT32_ROWS:
+        dots(x, ldx, n_rows, matrix[ADDRESS] + ldw * first, ldw, n, m, at, ldo)
+        return
+    if kind >= Q8_0:
+        _blocks(kind, x, n_rows, m, matrix[ADDRESS], ldw, first, last, out, ldo, own)
+        return
+    if kind == PACKED_INT8:
+        n_words = ldw // 64
+        to_int8(x, ldx, n_rows, m, own[NARROWED], 4 * n_words, own)
+        for j in range(first, last, 16 * STRIPS):
+            part = min(16 * STRIPS, last - j)
+            for t in range(0, n_rows, 4):
+                rows = min(4, n_rows - t)
+                a, b = own[NARROWED] + 4 * t * n_words, matrix[ADDRESS] + j // 16 * ldw
+                dots_int8(a, 4 * n_words, rows, b, ldw, (part + 15) // 16, n_words, own[TILE])
+                scale_counts(own, t, rows, part, matrix[SCALE] + 4 * j, out + t * ldo + 4 * j, ldo)
+        return
+    for t in range(n_rows):
+        fill(at + t * ldo, n, f32(0))
+    if kind == FLOAT32:
+        add_float32(x, ldx, n_rows, matrix[ADDRESS] + 4 * first, ldw, m, n, at, ldo)
+    elif kind == BFLOAT16:
+        add_bfloat16(x, ldx, n_rows, matrix[ADDRESS] + 2 * first, ldw, m, n, at, ldo)
+    elif kind == FLOAT16:
+        add_float16(x, ldx, n_rows, matrix[ADDRESS] + 2 * first, ldw, m, n, at, ldo)
     else:
-        to_int8(x, ldx, n_rows, m, a, lda, own)
-    factors, sums = floats(own[FACTORS], n_rows), floats(own[ROW_SUMS], n_rows)
-    c = own[TILE]
-    for j in range(first, last, 16 * STRIPS):
-        n = min(16 * STRIPS, last - j)
-        b, strips = matrix[ADDRESS] + j // 16 * ldb, (n + 15) // 16
-        for t in range(0, n_rows, 4):
-            rows = min(4, n_rows - t)
-            scale = floats(matrix[SCALE] + 4 * j, n)
-            if kind == PACKED_BFLOAT16:
-                dots_bfloat16(a + t * lda, lda, rows, b, ldb, strips, n_words, c)
-                for r in range(rows):
-                    row, summed = floats(out + (t + r) * ldo + 4 * j, n), floats(c + 256 * r, n)
-                    for e in range(n):
-                        row[e] = summed[e] * scale[e]
-                continue
-            dots_int8(a + t * lda, lda, rows, b, ldb, strips, n_words, c)
-            for r in range(rows):
-                row, counts = floats(out + (t + r) * ldo + 4 * j, n), integers(c + 256 * r, n)
-                factor, offset = factors[t + r], np.int32(128 * sums[t + r])
-                for e in range(n):
-                    row[e] = f32(counts[e] - offset) * (factor * scale[e])
+        add_int8(x, ldx, n_rows, matrix[ADDRESS] + first, ldw, m, n, at, ldo)
+    if matrix[SCALE]:
+        scale = floats(matrix[SCALE] + 4 * first, n)
+        for t in range(n_rows):
+            row = floats(at + t * ldo, n)
+            for j in range(n):
+                row[j] *= scale[j]
+
+
+@njit(fastmath=FASTMATH)
+def scale_floats(tile, n_rows, n, scale, out, ldo):
+    """Sums of a tile (n_rows, n) float32 -> out, times factors of columns; addresses."""
+    factors = floats(scale, n)
+    for r in range(n_rows):
+        row, sums = floats(out + r * ldo, n), floats(tile + 256 * r, n)
+        for e in range(n):
+            row[e] = sums[e] * factors[e]
+
+
+@njit(fastmath=FASTMATH)
+def scale_counts(own, first, n_rows, n, scale, out, ldo):
+    """Sums of a tile (n_rows, n) int32 with unsigned weights -> out, of rows `first` and after it."""
+    factors, row_factors, row_sums = floats(scale, n), floats(own[FACTORS], first + 4), floats(own[ROW_SUMS], first + 4)
+    for r in range(n_rows):
+        row, counts = floats(out + r * ldo, n), integers(own[TILE] + 256 * r, n)
+        factor, offset = row_factors[first + r], np.int32(128 * row_sums[first + r])
+        for e in range(n):
+            row[e] = f32(counts[e] - offset) * (factor * factors[e])
 
 
 @njit

@@ -1,7 +1,7 @@
 """New tokens through blocks, four steps of each: a product, what it takes, and what is made of its result.
 
-Every thread of a team runs this. What one computes alone lies in shared buffers and is read after `meet`; small things
-that all need, all compute, in buffers of their own.
+Every thread of a team runs this. What one computes alone lies in shared buffers and is read after a `barrier`; small
+things that all need, all compute, in buffers of their own.
 """
 
 import numpy as np
@@ -10,11 +10,10 @@ from numba import njit
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import FASTMATH, f32
 from astra_mpi.kernels.cpu._rows import _activate, _layer_norm, _rms_norm, _rotate
+from astra_mpi.kernels.cpu._team import barrier
 from astra_mpi.kernels.cpu.token import tables as c
 from astra_mpi.kernels.cpu.token._attention import append, attend, first_in_window
-from astra_mpi.kernels.cpu.token._dots import dots
 from astra_mpi.kernels.cpu.token._products import product, share
-from astra_mpi.kernels.cpu.token._team import meet
 from astra_mpi.kernels.cpu.token._vectors import copy, fill, float_rows, floats
 
 
@@ -28,10 +27,14 @@ def advance(
     width = d_queries + 2 * model[c.N_KV_HEADS] * model[c.D_HEAD]
     for step in range(first, last):
         block, part = blocks[step // c.N_STEPS], step % c.N_STEPS
+        is_head = step // c.N_STEPS == model[c.N_LAYERS]
         x, ldx, out, ldo, which, behind = own[c.TAKEN], d_model, shared[c.ADDED], d_model, c.FC2, c.N_MATRICES
         if part == c.PROJECT:
             _input(model, factors, block, shared, own, n)
-            out, ldo, which, behind = shared[c.QKV], width, c.Q, c.O
+            if is_head:
+                out, ldo, which, behind = shared[c.LOGITS], model[c.VOCABULARY], c.Q, c.K
+            else:
+                out, ldo, which, behind = shared[c.QKV], width, c.Q, c.O
         elif part == c.OUTPUT:
             _finish(model, shared, own, n)
             ldx, which, behind = d_queries, c.O, c.FC1
@@ -43,26 +46,22 @@ def advance(
             target = shared[c.GATES] if one == c.GATE else out
             matrix = block[one * c.N_MATRIX : (one + 1) * c.N_MATRIX]
             product(matrix, x, 4 * ldx, n, target, 4 * ldo, own, index, count)
+        if is_head:
+            continue
         if part == c.PROJECT:
-            meet(team, index, count)
+            barrier(team, count)
             if index == 0:
                 _heads(step // c.N_STEPS, model, factors, block, shared, own, n, turns)
-            meet(team, index, count)
+            barrier(team, count)
             if model[c.ATTENDS]:
                 i = step // c.N_STEPS
                 _attend(i, model, factors, block, shared, own, cache, spans, active, positions, index, count)
-                meet(team, index, count)
+                barrier(team, count)
         elif part == c.WIDEN:
             _activated(model, block, shared, n, index, count)
-            meet(team, index, count)
+            barrier(team, count)
         else:
             _add(part == c.OUTPUT, model, factors, block, shared, own, n, team, index, count)
-
-
-@compiled()
-def logits(x, ldx, n, words, d_model, first, last, out, ldo):
-    """Rows first .. last of word embeddings (V, D) times x (n, D) float32 -> out (n, V), their columns; addresses."""
-    dots(x, ldx, n, words + 4 * d_model * first, 4 * d_model, last - first, d_model, out + 4 * first, ldo)
 
 
 @njit
@@ -188,25 +187,25 @@ def _add(after_attention, model, factors, block, shared, own, n, team, index, co
     normed_sum = not (model[c.NORM_FIRST] or model[c.OUTPUT_NORMS] or (model[c.PARALLEL] and after_attention))
     if after_attention and model[c.PARALLEL]:
         _norm(model, factors, x, n, block, c.NORM1 if model[c.SHARED_NORM] else c.NORM2, taken)
-        meet(team, index, count)
+        barrier(team, count)
     elif model[c.OUTPUT_NORMS]:
         for t in range(n):
             _plus(shared[c.ADDED] + 4 * (t * d_model + first), 0, bias, width)
-        meet(team, index, count)
+        barrier(team, count)
         _norm(model, factors, shared[c.ADDED], n, block, c.POST1 if after_attention else c.POST2, taken)
         bias = 0
     added = taken if model[c.OUTPUT_NORMS] and not (after_attention and model[c.PARALLEL]) else shared[c.ADDED]
     for t in range(n):
         place = 4 * (t * d_model + first)
         _plus(x + place, added + place, bias, width)
-    meet(team, index, count)
+    barrier(team, count)
     if normed_sum:
         _norm(model, factors, x, n, block, c.NORM1 if after_attention else c.NORM2, taken)
-        meet(team, index, count)
+        barrier(team, count)
         for t in range(n):
             place = 4 * (t * d_model + first)
             copy(taken + place, x + place, width)
-        meet(team, index, count)
+        barrier(team, count)
     elif after_attention and not model[c.PARALLEL]:
         if block[c.NORM2]:
             _norm(model, factors, x, n, block, c.NORM2, taken)

@@ -46,6 +46,18 @@ def float_rows(address, n, width):
 
 
 @njit
+def byte_rows(address, n, width):
+    """(n, width) int8 in memory."""
+    return carray(_bytes_at(address), (n, width))
+
+
+@njit
+def sum_rows(address, n, width):
+    """(n, width) int32 in memory."""
+    return carray(_integers_at(address), (n, width))
+
+
+@njit
 def shorts(address, n):
     """(n,) uint16 in memory."""
     return carray(_shorts_at(address), (n,))

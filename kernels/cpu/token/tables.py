@@ -1,7 +1,8 @@
 """Columns of the tables that tell the compiled token what to compute. Addresses are bytes in memory, 0 for none."""
 
-#: formats of matrices; those packed lie in strips of 16 outputs, the others row by row
-NONE, FLOAT32, FLOAT16, BFLOAT16, INT8, PACKED_BFLOAT16, PACKED_INT8 = range(7)
+#: formats of matrices; those packed, and those in blocks, lie in strips of 16 outputs, the others row by row; rows of
+#: FLOAT32_ROWS are outputs
+NONE, FLOAT32, FLOAT16, BFLOAT16, INT8, PACKED_BFLOAT16, PACKED_INT8, Q8_0, Q4_0, Q4_1, FLOAT32_ROWS = range(11)
 
 #: of a matrix: its format, where it lies, its rows and columns, bytes from row to row (or strip to strip), float32
 #: factors of columns, and the first column of the result that it gives
@@ -51,8 +52,10 @@ _FIRST = N_MATRICES * N_MATRIX
     SITE,  # what is noted of every block: 0 nothing, 1 its input, 2 what its attention takes, 3 its keys and values
     APPENDS,  # whether new keys and values go to the last keys of every sequence
     ATTENDS,  # whether attention is computed, else the caller does it
+    N_LAYERS,  # the block after the last one is the head: its norm is NORM1, its matrix Q
+    VOCABULARY,
     N_MODEL,
-) = range(17)
+) = range(19)
 
 #: products of a block, and what belongs to each: what it takes, and what is made of its result. Attention follows the
 #: first one
@@ -70,11 +73,11 @@ ROWS, CODED_ROWS, BFLOAT16_ROWS, INT8_ROWS = range(4)
 KIND, COUNT, CAPACITY, KEYS, VALUES, BIAS, KEY_SCALES, VALUE_SCALES, PLACES, CODES, N_SEGMENT = range(11)
 
 #: buffers that all threads share: the residual stream (n, D), [Q | K | V], what a layer adds (n, D), inner activations
-#: and their gate (n, d_ff), softmaxes (n, H (d + 2)), ones and zeros (d,), and what is noted (L, n, width)
-X, QKV, ADDED, INNER, GATES, SOFTMAX, ONES, ZEROS, NOTES, N_SHARED = range(10)
+#: and their gate (n, d_ff), softmaxes (n, H (d + 2)), ones and zeros (d,), what is noted (L, n, width), logits (n, V)
+X, QKV, ADDED, INNER, GATES, SOFTMAX, ONES, ZEROS, NOTES, LOGITS, N_SHARED = range(11)
 
 #: buffers of a thread: what a product takes (n, width), the same in the type of a packed product, its factors and sums
-#: (n,) each, sums of a tile, and scores of a tile of keys
+#: (n,), or (n, width / 32) of blocks, sums of a tile, and scores of a tile of keys
 TAKEN, NARROWED, FACTORS, ROW_SUMS, TILE, SCORES, N_OWN = range(7)
 
 #: most rows of one call, most query heads to a key head, keys of a tile

@@ -1,0 +1,1 @@
+"""Attention with both products in bfloat16, and scores that never leave the cache."""

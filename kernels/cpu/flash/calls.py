@@ -1,0 +1,123 @@
+"""What Python calls: attention in bfloat16 for all heads of a sequence, shared by the threads of the process's team."""
+
+import numpy as np
+
+from astra_mpi.kernels.cpu import _attention, _team
+from astra_mpi.kernels.cpu._features import features, path
+from astra_mpi.kernels.cpu._math import f32
+from astra_mpi.kernels.cpu.flash.tiles import NONE, Scores, Sizes, attend_units, workspace_words
+from astra_mpi.kernels.cpu.products import amx
+from astra_mpi.kernels.near import Near
+
+Array = np.ndarray
+
+#: rows of a tile: of the sums and queries that stay in the cache while the keys pass
+TILE_ROWS = 192
+#: rows whose scores are multiplied and exponentiated at once, by path; both divide TILE_ROWS
+BLOCK = {"avx512_bf16": 12, "amx": 32}
+#: rows per key head below which packing keys and values costs more than it saves
+FEW = 3
+#: scores below which a second thread costs more than it saves
+_THREAD_SCORES = 1 << 17
+#: beside those of the products: what narrows numbers and exponentiates
+_NEEDS = {"avx512bf16", "avx512bw", "avx512dq"}
+_TILES = amx.configuration()
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    key_bias: Array | None,
+    causal: int | None,
+    acc: Array,
+    row_max: Array,
+    row_sum: Array,
+    near: Near | None = None,
+    by: str = "",
+) -> None:
+    """One step of online softmax over keys k, v (Hkv, m, d), in place; see reference.attend.
+
+    q, k, v and weights are rounded to bfloat16 for the products. With few rows, and on CPUs without the instructions,
+    this is float32's. by: a path of bfloat16 that this CPU has, in place of the process's.
+    """
+    n_heads, n_queries, d_head = q.shape
+    n_groups, n_keys, _ = k.shape
+    if q.size == 0 or n_keys == 0:
+        return
+    repeat = n_heads // n_groups
+    by = by or used_path()
+    if repeat * n_queries < FEW or by == "widened":
+        _attention.attend(q, k, v, key_bias, causal, acc, row_max, row_sum, near)
+        return
+    block = BLOCK[by]
+    tile_rows = min(TILE_ROWS, _up(repeat * n_queries, block))
+    reach = n_keys if causal is None else causal  # query i sees key j when j <= i + reach
+    sizes = Sizes(
+        n_groups, repeat, n_queries, n_keys, d_head, _up(d_head, 32 if by == "amx" else 2) // 2, block, tile_rows
+    )
+    scores = _scores(key_bias, n_keys, reach, near)
+    places = tuple(_place(array) for array in (q, k, v, acc, row_max, row_sum))
+    tiles = tiles_of(by)
+
+    def share(index: int, count: int) -> None:
+        first, last = _units(sizes, reach, index, count)
+        if first < last:
+            work = np.empty(workspace_words(sizes), np.uint32)
+            attend_units(tiles, places, tuple(sizes), tuple(scores), first, last, work)
+
+    if n_heads * n_queries * n_keys < _THREAD_SCORES:
+        share(0, 1)
+    else:
+        _team.run(share)
+
+
+def used_path() -> str:
+    """How attention in bfloat16 is computed here: `widened` is float32's."""
+    return path("bfloat16").name if features() >= _NEEDS else "widened"
+
+
+def tiles_of(by: str) -> Array | None:
+    """What tells compiled code the path: the configuration of AMX's tiles, or None."""
+    return _TILES if by == "amx" else None
+
+
+def warm_up() -> None:
+    """Compile `attend`, or load it from the cache on disk."""
+    heads, state = np.ones((1, FEW, 2), np.float32), np.zeros((2, 1, FEW), np.float32)
+    attend(heads, heads, heads, None, None, heads.copy(), *state)
+
+
+def _units(sizes: Sizes, reach: int, index: int, count: int) -> tuple[int, int]:
+    """The units of work of thread `index` of `count`: tiles of rows, key head after key head, by the keys they see."""
+    n_tiles = -(-sizes.repeat * sizes.n_queries // sizes.tile_rows)
+    if count == 1:
+        return 0, sizes.n_groups * n_tiles
+    last_query = np.minimum((np.arange(n_tiles) + 1) * sizes.tile_rows // sizes.repeat, sizes.n_queries)
+    seen = np.clip(last_query + reach, 1, sizes.n_keys)
+    done = np.cumsum(np.tile(seen, sizes.n_groups))
+    first, last = np.searchsorted(done, [done[-1] * index / count, done[-1] * (index + 1) / count])
+    return int(first), int(last) if index + 1 < count else len(done)
+
+
+def _up(n: int, unit: int) -> int:
+    """The least multiple of unit that is not less than n."""
+    return -(-n // unit) * unit
+
+
+def _place(array: Array) -> tuple[int, int, int]:
+    """What `Heads` says."""
+    return array.__array_interface__["data"][0], array.strides[0], array.strides[1]
+
+
+def _scores(key_bias: Array | None, n_keys: int, reach: int, near: Near | None) -> Scores:
+    bias = np.full(_up(n_keys, 32), -np.inf, np.float32)  # hides the keys beyond the last
+    bias[:n_keys] = 0 if key_bias is None else key_bias
+    near = near or Near()
+    relative, query_places, key_places = NONE[0], NONE[1], NONE[1]
+    if near.placed:
+        query_places = np.ascontiguousarray(near.query_places, np.int32)
+        key_places = np.ascontiguousarray(near.key_places, np.int32)
+    if near.relative is not None:
+        relative = np.ascontiguousarray(near.relative)
+    return Scores(bias, key_bias is not None, reach, f32(near.cap), near.window, relative, query_places, key_places)

@@ -1,0 +1,275 @@
+"""Online softmax attention, compiled: scores of a block of rows and a run of keys stay in the cache from the first
+product to the second.
+
+Per key head, keys and values are narrowed and packed once. Then, for a block of rows (queries of all heads that read
+this key head) and a run of keys, one tile of scores is multiplied, biased, exponentiated and narrowed in place, and
+multiplied with the values. Sums, maxima and weights are float32.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels.cpu._math import FASTMATH, exp, f32
+from astra_mpi.kernels.cpu.flash.pack import narrow_row, pack_keys, pack_values
+from astra_mpi.kernels.cpu.flash.rows import rows_max, rows_weights
+from astra_mpi.kernels.cpu.products import amx, avx512
+from astra_mpi.kernels.cpu.products.memory import floats_at
+
+u32 = np.uint32
+
+#: keys of a tile, and float32 between its rows: a multiple of 4 KiB would put all rows in the same lines of the cache
+TILE_KEYS = 512
+_STRIDE = TILE_KEYS + 16
+#: no biases by distance, and no places
+NONE = np.zeros((1, 1), np.float32), np.zeros(1, np.int32)
+
+#: rows whose weights are made together
+_ROWS = 4
+_rows_max = rows_max(_ROWS)
+_rows_weights = rows_weights(_ROWS)
+
+
+class Heads(NamedTuple):
+    """Where numbers of heads lie: address, and bytes from head to head and from row to row."""
+
+    at: int
+    head: int
+    row: int
+
+
+class Sizes(NamedTuple):
+    n_groups: int  # key heads
+    repeat: int  # query heads of each
+    n_queries: int
+    n_keys: int
+    d: int
+    n_words: int  # of a query or key, padded
+    block: int  # rows whose scores are computed at once, a multiple of _ROWS
+    tile_rows: int  # rows whose sums are kept at once, a multiple of block
+
+
+class Scores(NamedTuple):
+    """What is done with scores."""
+
+    bias: np.ndarray  # (m',) float32, of keys; -inf beyond the last
+    biased: bool  # whether any key has one
+    reach: int  # query i sees key j when j <= i + reach
+    cap: float
+    window: int  # see Near, as for the rest
+    relative: np.ndarray
+    query_places: np.ndarray
+    key_places: np.ndarray
+
+
+def _padded(sizes):
+    """Keys and values' numbers with their padding: two strips are multiplied together."""
+    return (sizes.n_keys + 31) // 32 * 32, (sizes.d + 31) // 32 * 32
+
+
+def workspace_words(sizes: Sizes) -> int:
+    """Words (32 bits) of the workspace of `attend_units`."""
+    padded, columns = _padded(sizes)
+    kept = sizes.tile_rows * (sizes.n_words + columns + 3)
+    return 16 + padded * (sizes.n_words + columns // 2) + sizes.block * _STRIDE + kept
+
+
+_padded_inside = njit(_padded)
+
+
+@compiled(fastmath=FASTMATH, error_model="numpy")
+def attend_units(tiles, places, sizes, scores, first, last, work):
+    """`attend` for units first .. last of work: tiles of rows, key head after key head. Row r of a key head is query
+    r // repeat of its query head r % repeat.
+
+    tiles: of AMX, or None. places: Heads of q, k, v, acc, row_max and row_sum; sizes: Sizes; scores: Scores, all as
+    plain tuples, which are passed faster. work: (workspace_words,) uint32.
+    """
+    q, k, v = Heads(*places[0]), Heads(*places[1]), Heads(*places[2])
+    acc, row_max, row_sum = Heads(*places[3]), Heads(*places[4]), Heads(*places[5])
+    sizes, scores = Sizes(*sizes), Scores(*scores)
+    n_tiles = (sizes.repeat * sizes.n_queries + sizes.tile_rows - 1) // sizes.tile_rows
+    room = _room(sizes, work)
+    packed = -1
+    for unit in range(first, last):
+        group, row = unit // n_tiles, unit % n_tiles * sizes.tile_rows
+        if group != packed:
+            pack_keys(k.at + group * k.head, k.row, sizes.n_keys, sizes.d, room.queries[0], room.keys)
+            pack_values(v.at + group * v.head, v.row, sizes.n_keys, sizes.d, room.values)
+            packed = group
+        n_rows = min(sizes.tile_rows, sizes.repeat * sizes.n_queries - row)
+        _begin(q, acc, row_max, row_sum, sizes, group, row, n_rows, room)
+        _tile(tiles, sizes, scores, group, row, n_rows, room)
+        _end(acc, row_max, row_sum, sizes, group, row, n_rows, room)
+
+
+class _Room(NamedTuple):
+    """Parts of the workspace."""
+
+    keys: np.ndarray  # strips of a key head
+    values: np.ndarray
+    scores: np.ndarray  # (block, _STRIDE) float32
+    sums: np.ndarray  # (tile_rows, columns) float32
+    queries: np.ndarray  # (tile_rows, words)
+    state: np.ndarray  # (3, tile_rows) float32: maxima, those before, sums of weights
+
+
+@compiled()
+def _room(sizes, work):
+    padded, columns = _padded_inside(sizes)
+    n, words = sizes.tile_rows, sizes.n_words
+    at = (-work.ctypes.data // 4) % 16  # vectors begin at multiples of 64 bytes
+    keys = work[at : at + padded * words].reshape(padded // 16, words, 16)
+    at += keys.size
+    values = work[at : at + padded // 2 * columns].reshape(columns // 16, padded // 2, 16)
+    at += values.size
+    scores = work[at : at + sizes.block * _STRIDE].reshape(sizes.block, _STRIDE).view(f32)
+    at += scores.size
+    sums = work[at : at + n * columns].reshape(n, columns).view(f32)
+    at += sums.size
+    queries = work[at : at + n * words].reshape(n, words)
+    at += queries.size
+    return _Room(keys, values, scores, sums, queries, work[at : at + 3 * n].reshape(3, n).view(f32))
+
+
+@compiled(fastmath=FASTMATH)
+def _begin(q, acc, row_max, row_sum, sizes, group, row, n_rows, room):
+    """Queries and running state of a tile's rows; zeros beyond the last row."""
+    for r in range(n_rows):
+        head, i = group * sizes.repeat + (row + r) % sizes.repeat, (row + r) // sizes.repeat
+        narrow_row(q.at + head * q.head + i * q.row, sizes.d, room.queries[r])
+        running, line = floats_at(acc.at + head * acc.head + i * acc.row, sizes.d), room.sums[r]
+        for e in range(sizes.d):
+            line[e] = running[e]
+        for e in range(sizes.d, line.size):
+            line[e] = f32(0)
+        room.state[0, r] = floats_at(row_max.at + head * row_max.head + i * row_max.row, 1)[0]
+        room.state[2, r] = floats_at(row_sum.at + head * row_sum.head + i * row_sum.row, 1)[0]
+    for r in range(n_rows, sizes.tile_rows):
+        room.queries[r] = u32(0)
+        room.sums[r] = f32(0)
+        room.state[:, r] = f32(0)
+
+
+@compiled(fastmath=FASTMATH)
+def _end(acc, row_max, row_sum, sizes, group, row, n_rows, room):
+    for r in range(n_rows):
+        head, i = group * sizes.repeat + (row + r) % sizes.repeat, (row + r) // sizes.repeat
+        running, line = floats_at(acc.at + head * acc.head + i * acc.row, sizes.d), room.sums[r]
+        for e in range(sizes.d):
+            running[e] = line[e]
+        floats_at(row_max.at + head * row_max.head + i * row_max.row, 1)[0] = room.state[0, r]
+        floats_at(row_sum.at + head * row_sum.head + i * row_sum.row, 1)[0] = room.state[2, r]
+
+
+@compiled(fastmath=FASTMATH, error_model="numpy")
+def _tile(tiles, sizes, scores, group, row, n_rows, room):
+    """All keys for the rows of a tile, from row `row` of the key head on."""
+    end_of_all = min(sizes.n_keys, (row + n_rows - 1) // sizes.repeat + scores.reach + 1)
+    for first_key in range(0, end_of_all, TILE_KEYS):
+        for b in range(0, n_rows, sizes.block):
+            n = min(sizes.block, n_rows - b)
+            begin, end = _span(row + b, n, sizes, scores)
+            begin, end = max(begin, first_key), min(end, first_key + TILE_KEYS)
+            if begin < end:
+                n_pairs = (end - begin + 31) // 32
+                _score(tiles, room, b, n, begin, n_pairs)
+                if scores.cap > 0 or scores.window > 0 or scores.relative.shape[1] > 1:
+                    n_keys = min(32 * n_pairs, sizes.n_keys - begin)
+                    _adjust(room.scores, scores, sizes, group, row + b, n, begin, n_keys)
+                _hide(room.scores, n, n_pairs, row + b, sizes.repeat, scores.reach - begin)
+                biased = scores.biased or begin + 32 * n_pairs > sizes.n_keys
+                _weigh(room, scores.bias[begin:], biased, b, n, n_pairs)
+                _gather(tiles, room, b, n, begin, n_pairs)
+
+
+@compiled()
+def _span(row, n, sizes, scores):
+    """From the first to the last key that rows row .. row + n - 1 see; the first is made a multiple of 32."""
+    first, last = row // sizes.repeat, (row + n - 1) // sizes.repeat
+    end = min(sizes.n_keys, last + scores.reach + 1)
+    if scores.window == 0 or end <= 0:
+        return 0, end
+    low, high = scores.query_places[first], scores.query_places[first]
+    for i in range(first, last + 1):
+        low, high = min(low, scores.query_places[i]), max(high, scores.query_places[i])
+    places = scores.key_places[:end]
+    begin = np.searchsorted(places, low - scores.window, "right") // 32 * 32
+    return begin, np.searchsorted(places, high + scores.window, "left")
+
+
+@compiled()
+def multiply(tiles, a, lda, n, b, ldb, n_strips, sums, n_words, begin):
+    """sums[:n, : 16 n_strips] (+)= n rows at `a` @ strips at `b`."""
+    if tiles is None:
+        avx512.sweep(a, lda, n, b, ldb, n_strips, sums, 0, n_words, begin)
+    else:
+        amx.sweep(tiles, a, lda, n, b, ldb, n_strips, sums, 0, n_words, begin)
+
+
+@compiled()
+def _score(tiles, room, b, n, begin, n_pairs):
+    """Scores (n, 32 n_pairs) of rows from b on and keys from `begin` on."""
+    words = room.queries.shape[1]
+    a, strip = room.queries[b].ctypes.data, room.keys[begin // 16].ctypes.data
+    multiply(tiles, a, 4 * words, n, strip, 64 * words, 2 * n_pairs, room.scores, words, 1)
+
+
+@compiled()
+def _gather(tiles, room, b, n, begin, n_pairs):
+    """Sums of rows from b on += weights, which begin the rows of scores, @ values from `begin` on."""
+    strip, strip_bytes = room.values[0, begin // 2].ctypes.data, room.values.strides[0]
+    a, n_strips = room.scores.ctypes.data, room.values.shape[0]
+    multiply(tiles, a, 4 * _STRIDE, n, strip, strip_bytes, n_strips, room.sums[b:], 16 * n_pairs, 0)
+
+
+@compiled(fastmath=FASTMATH)
+def _adjust(block, scores, sizes, group, first_row, n_rows, first_key, n_keys):
+    """Scores of n_rows and n_keys of a key head capped, biased by distance, and -inf beyond the window."""
+    repeat = sizes.repeat
+    cap, window = f32(scores.cap), scores.window
+    scale = f32(2) / cap if cap > 0 else f32(0)
+    most = scores.relative.shape[1] // 2
+    for r in range(n_rows):
+        row, head, i = block[r], group * repeat + (first_row + r) % repeat, (first_row + r) // repeat
+        if cap > 0:  # cap tanh(s / cap), with tanh u = 1 - 2 / (exp(2 u) + 1)
+            for j in range(n_keys):
+                row[j] = cap - f32(2) * cap / (exp(min(row[j] * scale, f32(80))) + f32(1))
+        if window > 0 or most > 0:
+            places, place = scores.key_places[first_key : first_key + n_keys], scores.query_places[i]
+            biases = scores.relative[head if most > 0 else 0]
+            for j in range(n_keys):
+                distance = places[j] - place
+                if window > 0 and abs(distance) >= window:
+                    row[j] = f32(-np.inf)
+                elif most > 0:
+                    row[j] += biases[min(max(distance, -most), most) + most]
+
+
+@compiled()
+def _hide(block, n_rows, n_pairs, first_row, repeat, reach):
+    """-inf where a row's query does not see a key."""
+    for r in range(n_rows):
+        for j in range(max(0, (first_row + r) // repeat + reach + 1), 32 * n_pairs):
+            block[r, j] = f32(-np.inf)
+
+
+@compiled(fastmath=FASTMATH)
+def _weigh(room, bias, biased, b, n, n_pairs):
+    """Scores of n rows -> weights; maxima, sums of weights and sums, from row b on, follow the new maxima."""
+    stride = 4 * _STRIDE
+    for r in range(0, n, _ROWS):
+        for i in range(b + r, b + r + _ROWS):
+            room.state[1, i] = room.state[0, i]
+        row, maxima = room.scores.ctypes.data + r * stride, room.state[0].ctypes.data + 4 * (b + r)
+        _rows_max(row, stride, bias.ctypes.data, biased, n_pairs, maxima)
+        for i in range(b + r, b + r + _ROWS):
+            if room.state[0, i] > room.state[1, i]:
+                by = room.state[1, i] - room.state[0, i]
+                decay, line = exp(by) if by > f32(-87) else f32(0), room.sums[i]
+                room.state[2, i] *= decay
+                for e in range(line.size):
+                    line[e] *= decay
+        _rows_weights(row, stride, n_pairs, maxima, room.state[2].ctypes.data + 4 * (b + r))
