@@ -189,10 +189,13 @@ def test_truncated_and_infinite(tmp_path):
 
 
 @pytest.mark.mpi
-@KINDS
 @pytest.mark.parametrize(
-    "config",
-    [CONFIG, llama_config(d_model=96, d_ff=64), vit_config(d_model=64, n_heads=4, n_kv_heads=4, d_ff=96)],
+    ("config", "dtype"),
+    [
+        (CONFIG, "q8_0"),
+        (llama_config(d_model=96, d_ff=64), "q4_1"),
+        (vit_config(d_model=64, n_heads=4, n_kv_heads=4, d_ff=96), "q4_0"),
+    ],
     ids=["bert", "llama", "vit"],
 )
 @pytest.mark.parametrize("compute", ["float32", "int8"])
