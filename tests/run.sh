@@ -12,6 +12,12 @@ setup_minilm
 [ "${MPI:-mpich}" = mpich ] || setup_openmpi
 export MPI_PYTEST_LOGDIR=${MPI_PYTEST_LOGDIR:-mpi-logs}
 
+# kernels are compiled once, beside checks that take one core
+python - <<'COMPILE' &
+from astra_mpi.kernels.cpu import bfloat16, int8, token
+for kernels in (bfloat16, int8, token):
+    kernels.warm_up()
+COMPILE
 if [ -z "${FILES:-}" ]; then
   ruff check .
   ruff format --check .
@@ -19,6 +25,7 @@ if [ -z "${FILES:-}" ]; then
   lint-imports --no-cache
 fi
 
+wait $!
 no_slurm=$(bash jobs/slurm/local_cluster.sh missing)
 [ -z "$no_slurm" ] || echo "no $no_slurm here: tests/measure/test_slurm.py is skipped; bash jobs/slurm/local_cluster.sh install, as root"
 # two workers, a file of tests to each: many tests wait for processes of their own
