@@ -11,6 +11,8 @@ from astra_mpi.kernels.reference import activate, activate_gated
 
 Array = np.ndarray
 
+#: inputs that share a factor of an int8 row
+GROUP = 256
 #: smaller steps of int8 count as none
 TINY = np.finfo(np.float32).tiny
 
@@ -23,16 +25,20 @@ def round_bfloat16(x: Array) -> Array:
 
 
 def quantise_rows(x: Array) -> tuple[Array, Array]:
-    """x (m, k) -> integers -127 .. 127 (m, k) float32 and the factor (m,) float32 of each row.
+    """x (m, k) -> integers -127 .. 127 (m, k) float32, and their factors (m, k) float32, one for each GROUP of a row.
 
-    The factor is the row's largest magnitude over 127; it is NaN for rows with NaN or infinite numbers, and 0 below
+    The factor is the group's largest magnitude over 127; it is NaN for groups with NaN or infinite numbers, and 0 below
     float32's full precision.
     """
-    factor = (np.abs(x).max(axis=1, initial=0) / np.float32(127)).astype(np.float32)
+    starts = np.arange(0, x.shape[1], GROUP)
+    if not len(starts):
+        return x, x
+    factor = (np.maximum.reduceat(np.abs(x), starts, axis=1) / np.float32(127)).astype(np.float32)
+    factor = np.repeat(factor, np.diff([*starts, x.shape[1]]), axis=1)
     zero = factor < TINY
     inverse = np.where(zero, np.float32(0), np.float32(1) / np.where(zero, np.float32(1), factor))
     factor = np.where(np.isinf(factor), np.float32(np.nan), factor)
-    return np.rint(x * inverse[:, None].astype(np.float32)), np.where(zero, np.float32(0), factor)
+    return np.rint(x * inverse), np.where(zero, np.float32(0), factor)
 
 
 def quantise_columns(weight: Array) -> tuple[Array, Array]:
@@ -48,7 +54,7 @@ def multiply(x: Array, weight: Array, kind: str) -> Array:
         return round_bfloat16(x).astype(np.float64) @ round_bfloat16(weight)
     rows, row_factor = quantise_rows(x)
     columns, column_factor = quantise_columns(weight)
-    return (rows.astype(np.float64) @ columns) * (row_factor.astype(np.float64)[:, None] * column_factor)
+    return (rows.astype(np.float64) * row_factor) @ columns * column_factor
 
 
 def layer(

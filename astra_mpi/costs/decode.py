@@ -50,14 +50,14 @@ def _local(job: Job, coding: Coding, strategy: str, n_new: int, last: list[int])
     shape, config = job.shape, job.shape.config
     own, far = job.counts[-1], _far_keys(job, strategy)
     exact = 1 / config.n_layers if strategy == "astra:inputs" else 0.0  # share of the blocks that keep far rows
-    row_bytes, per_sequence, kept = 2 * config.d_kv * 4, Work(), 0.0
+    row_bytes, per_sequence, kept = 2 * config.d_kv * job.kept_bytes, Work(), 0.0
     for window, share in window_shares(config).items():
         read, away = within(window, own + n_new / 2, far)
-        far_work = _far_work(shape, coding, strategy, away) * (1 - exact) + _kept_rows(shape, away) * exact
-        per_sequence += (_kept_rows(shape, read) + far_work) * share
+        far_work = _far_work(job, coding, strategy, away) * (1 - exact) + _kept_rows(job, away) * exact
+        per_sequence += (_kept_rows(job, read) + far_work) * share
         first, away = within(window, own, far)
         rows = (first + n_new - 1 + exact * away) * row_bytes
-        kept += share * (rows + (1 - exact) * _far_bytes(shape, coding, strategy, away))
+        kept += share * (rows + (1 - exact) * _far_bytes(job, coding, strategy, away))
     ranks = tuple(_step_work(shape, n, per_sequence) + head_work(shape, n) for n in last)
     return Decode("local", ranks, (), tuple(int(n * config.n_layers * kept) for n in last))
 
@@ -66,15 +66,15 @@ def _merged(job: Job, n_new: int) -> Decode:
     shape, config, size = job.shape, job.shape.config, job.size
     own = [sum(job.counts[(r + i) % size] for i in range(job.batch)) for r in range(size)]  # of all sequences
     # new tokens' keys and values go to one rank after another
-    read = [_kept_rows(shape, _seen_rows(config, job.batch, n + job.batch * n_new / 2 / size)) for n in own]
+    read = [_kept_rows(job, _seen_rows(config, job.batch, n + job.batch * n_new / 2 / size)) for n in own]
     read = [one * config.n_layers for one in read]
     ranks = [_step_work(shape, job.batch, Work()) + kept for kept in read]
     ranks[0] += head_work(shape, job.batch)
     sent = job.batch * config.n_heads * (config.d_head + 2) * 4
     ids = (1 + 4 * job.batch, *(1,) * (size - 1))  # rank 0 samples
     transfers = (config.n_layers, Transfer("gather", (sent,) * size, 8.0 * sent)), (1, Transfer("gather", ids, 0.0))
-    row_bytes = config.n_layers * 2 * config.d_kv * 4
-    cache = tuple((n + job.batch * ((n_new - 1 - r + size - 1) // size)) * row_bytes for r, n in enumerate(own))
+    row_bytes = config.n_layers * 2 * config.d_kv * job.kept_bytes
+    cache = tuple(int((n + job.batch * ((n_new - 1 - r + size - 1) // size)) * row_bytes) for r, n in enumerate(own))
     return Decode("merged", tuple(ranks), transfers if size > 1 else (), cache)
 
 
@@ -100,14 +100,16 @@ def head_work(shape: Shape, n: int) -> Work:
     return Work(weights=numbers, gemm=n * numbers if n > 1 else 0) if n else Work()
 
 
-def _kept_rows(shape: Shape, n: float) -> Work:
-    """Attention to n tokens whose keys and values are kept as they are, in one block."""
-    return Work(stream=2 * shape.config.d_kv * n)
+def _kept_rows(job: Job, n: float) -> Work:
+    """Attention to n tokens whose keys and values are kept, in one block: as many float32 numbers have these bytes."""
+    return Work(stream=2 * job.shape.config.d_kv * n * job.kept_bytes / 4)
 
 
-def _far_work(shape: Shape, coding: Coding, strategy: str, n_far: int) -> Work:
+def _far_work(job: Job, coding: Coding, strategy: str, n_far: int) -> Work:
     """Attention to what is far, in one block."""
-    return _kept_rows(shape, _distinct(coding, n_far) if _counts_codes(shape, coding, strategy) else n_far)
+    if _counts_codes(job.shape, coding, strategy):  # rows of a table in float32
+        return Work(stream=2 * job.shape.config.d_kv * _distinct(coding, n_far))
+    return _kept_rows(job, n_far)
 
 
 def _counts_codes(shape: Shape, coding: Coding, strategy: str) -> bool:
@@ -128,14 +130,14 @@ def _distinct(coding: Coding, n_far: int) -> int:
     return min(n_far, coding.codec.codebook_size if coding.distinct is None else coding.distinct)
 
 
-def _far_bytes(shape: Shape, coding: Coding, strategy: str, n_far: int) -> float:
+def _far_bytes(job: Job, coding: Coding, strategy: str, n_far: int) -> float:
     """Kept of what is far, in one block."""
-    config, name = shape.config, strategy.split(":")[0]
-    if name == "segment_means":
-        return n_far * (2 * config.d_kv + 1) * 4
-    if _counts_codes(shape, coding, strategy):
+    row_bytes = 2 * job.shape.config.d_kv * job.kept_bytes
+    if strategy.split(":")[0] == "segment_means":
+        return n_far * (row_bytes + 4)
+    if _counts_codes(job.shape, coding, strategy):
         return _distinct(coding, n_far) * 6  # a code, and the logarithm of its count
-    return n_far * 2 * config.d_kv * 4
+    return n_far * row_bytes
 
 
 def _far_keys(job: Job, strategy: str) -> int:

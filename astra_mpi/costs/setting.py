@@ -24,6 +24,7 @@ class Setting:
     batch: int = 1
     coding: Coding = field(default_factory=Coding)
     weight_bytes: float = 4.0  # of a weight of a block, in memory
+    kept_bytes: float = 4.0  # of a number of the keys and values that decoding keeps
 
     @property
     def size(self) -> int:
@@ -39,7 +40,7 @@ class Setting:
         return [int(n) for n in partition.even(self.tokens, self.size)]
 
     def job(self, counts: Sequence[int]) -> Job:
-        return Job(self.shape, tuple(counts), self.batch)
+        return Job(self.shape, tuple(counts), self.batch, self.kept_bytes)
 
 
 def compute_seconds(setting: Setting, step: Decode) -> float:

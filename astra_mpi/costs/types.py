@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from astra_mpi.costs.latency import Speeds
 
@@ -28,6 +30,12 @@ def weight_bytes(storage: str, compute: str) -> float:
     return stored if storage in _BLOCKS and compute == "int8" else _PACKED_BYTES.get(compute, stored)
 
 
+def kept_bytes(compute: str, d_head: int) -> float:
+    """Bytes of a number of the keys and values that decoding keeps: as narrow as products, int8 with a factor of every
+    token and head."""
+    return {"bfloat16": 2.0, "int8": 1 + 4 / d_head}.get(compute, 4.0)
+
+
 def assumed(speeds: Speeds, compute: str) -> Speeds:
     """Speeds of products of `compute` for a rank that has these in float32."""
     faster = {kind: getattr(speeds, kind) * over for kind, over in _OVER_FLOAT32[compute].items()}
@@ -39,3 +47,13 @@ def stored(speeds: Speeds, compute: str, storage: str) -> Speeds:
     token's products take as long as reading the weights does."""
     before, now = weight_bytes("float32", compute), weight_bytes(storage, compute)
     return replace(speeds, weights=(speeds.weights or speeds.stream) * before / now)
+
+
+def storage_of(weights: Mapping[str, Any]) -> str:
+    """What most of the matrices are stored as."""
+    sizes: dict[str, int] = {}
+    for weight in weights.values():
+        if len(weight.shape) == 2:
+            kind = str(getattr(weight, "dtype", "float32"))
+            sizes[kind] = sizes.get(kind, 0) + weight.shape[0] * weight.shape[1]
+    return max(sizes, key=lambda kind: sizes[kind], default="float32")

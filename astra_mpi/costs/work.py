@@ -61,6 +61,7 @@ class Job:
     shape: Shape
     counts: tuple[int, ...]  # content tokens of a sequence on each rank
     batch: int = 1
+    kept_bytes: float = 4.0  # of a number of the keys and values that decoding keeps
 
     @property
     def size(self) -> int:

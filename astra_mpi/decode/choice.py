@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from astra_mpi.costs import latency
@@ -9,6 +10,7 @@ from astra_mpi.costs.decode import MODES, decode_cost
 from astra_mpi.costs.latency import ASSUMED_GFLOPS
 from astra_mpi.costs.setting import Setting, step_seconds
 from astra_mpi.costs.strategies import Coding
+from astra_mpi.costs.types import assumed, kept_bytes, storage_of, stored
 from astra_mpi.costs.work import shape_of
 from astra_mpi.strategies.token_parallel import TokenParallel
 
@@ -34,8 +36,10 @@ def predicted_mode(model: Engine, layout: Layout, n_new: int) -> str:
     coding = Coding() if model.codec is None else Coding(model.codec.config, remote=_remote(model))
     longest = int(layout.lengths.argmax())
     slices = layout.counts[longest][layout.order[longest]]
-    speeds = (latency.assumed_speeds(ASSUMED_GFLOPS),) * layout.size
+    speeds = (_speeds(model),) * layout.size
+    kept = kept_bytes(model.backend.compute, model.config.d_head)
     setting = Setting(model.config, int(layout.lengths[longest]), speeds, link, len(layout.lengths), coding)
+    setting = replace(setting, kept_bytes=kept)
     job = setting.job([int(n) for n in slices])
     local, merged = (step_seconds(setting, decode_cost(job, coding, spec, mode, n_new)) for mode in MODES)
     return "merged" if merged < local else "local"
@@ -54,10 +58,16 @@ def pays_to_cut(model: Engine, n_new: int, owed_bytes: int) -> bool:
         return False
     shape = shape_of(model.config)
     madds = shape.project_q * 2 + shape.project_kv + shape.mlp
-    saved_s = 2 * n_new * madds * model.config.n_layers * (1 - 1 / size) / (ASSUMED_GFLOPS * 1e9)
+    saved_s = n_new * madds * model.config.n_layers * (1 - 1 / size) / _speeds(model).gemm
     exchanged = strategy.seen_bytes(-(-n_new // size)) * model.config.n_layers * (size - 1)
     told_s = 8 * (owed_bytes + exchanged) / bits_per_s + (model.config.n_layers + 1) * rtt_s
     return saved_s - told_s > WORTH_S
+
+
+def _speeds(model: Engine) -> latency.Speeds:
+    """Assumed of every rank, with the model's type of products and its storage of weights."""
+    compute, plain = model.backend.compute, latency.assumed_speeds(ASSUMED_GFLOPS)
+    return stored(assumed(plain, compute), compute, storage_of(model.family.w))
 
 
 def _remote(model: Engine) -> str:

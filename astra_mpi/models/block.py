@@ -171,14 +171,25 @@ class Block:
 
     def _mlp(self, x: np.ndarray, h: np.ndarray) -> np.ndarray:
         """x (n, D) += MLP of h (n, D) -> block output, in x."""
+        if self._adds_plainly:
+            done = self._packed_mlp(h, x, self.w.get("fc2.bias"), add=True)
+            if done is not None:
+                return done
+        return self.add_mlp(x, self.mlp(h))
+
+    def mlp(self, h: np.ndarray) -> np.ndarray:
+        """h (n, D) -> what the MLP gives, without the bias of its last layer (n, D)."""
+        out = self.scratch("product", len(h), self.layers["fc2"].shape[1])
+        done = self._packed_mlp(h, out, None, add=False)
+        return self.product(self.inner(h), "fc2", "product") if done is None else done
+
+    def _packed_mlp(self, h: np.ndarray, out: np.ndarray, bias: np.ndarray | None, add: bool) -> np.ndarray | None:
+        """The MLP in one call, to `out` or added to it; None where its layers are not packed."""
         first, second, gate = self.layers["fc1"], self.layers["fc2"], self._gate
         if not (isinstance(first, Packed) and isinstance(second, Packed) and isinstance(gate, Packed | None)):
-            return self.add_mlp(x, self.product(self.inner(h), "fc2", "product"))
-        plain = self._adds_plainly
-        out, bias = (x, self.w.get("fc2.bias")) if plain else (self.scratch("product", *x.shape), None)
+            return None
         inner = self.w.get("fc1.bias"), self.config.activation, gate, self.w.get("gate.bias")
-        y = first.layer_twice(h, out, *inner, second, bias, plain)
-        return y if plain else self.add_mlp(x, y)
+        return first.layer_twice(h, out, *inner, second, bias, add)
 
     @property
     def _adds_plainly(self) -> bool:

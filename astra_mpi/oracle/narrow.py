@@ -20,8 +20,8 @@ class InBlocks(np.ndarray):
 
 
 def product(x: Array, weight: Array, compute: str) -> Array:
-    """x (n, k) @ weight (k, m) in float64, after rounding: "bfloat16" every number, "int8" x by rows, weight by
-    columns; of WEIGHTS_ONLY not x; "float32" nothing."""
+    """x (n, k) @ weight (k, m) in float64, after rounding: "bfloat16" every number, "int8" x by rows, 256
+    numbers at a time, weight by columns; of WEIGHTS_ONLY not x; "float32" nothing."""
     if isinstance(weight, InBlocks):
         weight = weight.view(np.ndarray)
         if compute.startswith("int8"):
@@ -31,8 +31,13 @@ def product(x: Array, weight: Array, compute: str) -> Array:
     elif compute.startswith("int8"):
         weight = eight_bits(weight.T).T
     if compute in NARROW:
-        x = bfloat16(x) if compute == "bfloat16" else eight_bits(x)
+        x = bfloat16(x) if compute == "bfloat16" else in_groups(x)
     return x @ weight
+
+
+def in_groups(x: Array) -> Array:
+    """`eight_bits` of 256 numbers of each row at a time."""
+    return np.concatenate([eight_bits(x[..., a : a + 256]) for a in range(0, x.shape[-1], 256)], axis=-1)
 
 
 def bfloat16(x: Array) -> Array:

@@ -16,12 +16,12 @@ from astra_mpi.costs.decode import MODES, decode_cost, head_work
 from astra_mpi.costs.latency import Network, assumed_speeds, latency
 from astra_mpi.costs.setting import Setting, step_seconds
 from astra_mpi.costs.strategies import STRATEGIES, Coding
-from astra_mpi.costs.types import assumed, stored
+from astra_mpi.costs.types import assumed, kept_bytes, storage_of, stored
 from astra_mpi.costs.work import Work
 from astra_mpi.errors import InputError, collective
 from astra_mpi.planner.advice import WORTH
 from astra_mpi.planner.plan import best_cut, cheaper_remote
-from astra_mpi.planner.probes import block_speeds, gemm_speeds, measure_link, storage_of
+from astra_mpi.planner.probes import block_speeds, gemm_speeds, measure_link
 from astra_mpi.ranks.broadcast import broadcast_text
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def _measured(model: Model, workload: Workload) -> tuple[Setting, dict[str, Any]
         for plain, speed in zip(gemm, products, strict=True)
     )
     setting = Setting(model.config, workload.tokens, speeds, link, workload.batch)
+    setting = replace(setting, kept_bytes=kept_bytes(compute, model.config.d_head))
     if model.codec is not None:
         first = model.codec.blocks[0].codebooks
         widths = tuple(None if book.basis is None else book.basis.shape[1] for book in first)

@@ -15,7 +15,7 @@ from astra_mpi.config import CodecConfig, require
 from astra_mpi.costs.latency import ASSUMED_GFLOPS, Network, Speeds, assumed_speeds
 from astra_mpi.costs.setting import Setting
 from astra_mpi.costs.strategies import Coding
-from astra_mpi.costs.types import assumed, stored, weight_bytes
+from astra_mpi.costs.types import assumed, kept_bytes, stored, weight_bytes
 from astra_mpi.errors import InputError
 from astra_mpi.files import hdf5
 from astra_mpi.files.modelfile import read_config
@@ -200,8 +200,8 @@ def make_setting(
         distinct is None or (coding.codec.codes_per_token == 1 and coding.codec.site != "kv"),
         "--distinct-keys is for codecs with one code per token (G = 1 or M = 1) at hidden or normed",
     )
-    kept = weight_bytes(storage, compute)
-    setting = Setting(config, tokens, speeds, network, batch, replace(coding, distinct=distinct), kept)
+    kept = weight_bytes(storage, compute), kept_bytes(compute, config.d_head)
+    setting = Setting(config, tokens, speeds, network, batch, replace(coding, distinct=distinct), *kept)
     return replace(setting, coding=cheaper_remote(setting, setting.coding)), source
 
 

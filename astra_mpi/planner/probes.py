@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,16 +88,6 @@ def block_multiply_adds(config: Any) -> int:
     """Of a row, in the products of a block."""
     shape = shape_of(config)
     return 2 * shape.project_q + shape.project_kv + shape.mlp
-
-
-def storage_of(weights: Mapping[str, Any]) -> str:
-    """What most of the matrices are stored as."""
-    sizes: dict[str, int] = {}
-    for weight in weights.values():
-        if len(weight.shape) == 2:
-            kind = str(getattr(weight, "dtype", "float32"))
-            sizes[kind] = sizes.get(kind, 0) + weight.shape[0] * weight.shape[1]
-    return max(sizes, key=lambda kind: sizes[kind], default="float32")
 
 
 def _long_enough(passed_s: float, cpu_s: float) -> bool:

@@ -64,7 +64,8 @@ class TokenParallel(Strategy):
             block.make_ready()
 
     def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut, spread: bool = False) -> Layout:
-        size, cost = self.exchange.size, token_cost(shape_of(self.config), self.wire_costs()) if causal else None
+        size, compute = self.exchange.size, getattr(self.kernels, "compute", "float32")
+        cost = token_cost(shape_of(self.config), self.wire_costs(), compute) if causal else None
         if not spread or len(lengths) < 2:
             return Layout(cut(lengths, size, weights, cost), self.exchange.rank, n_class, causal, replicas=size)
         places = rotated(len(lengths), size)

@@ -19,18 +19,18 @@ from astra_mpi.costs.decode import decode_cost, head_work
 from astra_mpi.costs.latency import Network, Speeds, latency
 from astra_mpi.costs.setting import Setting, compute_seconds
 from astra_mpi.costs.strategies import single
-from astra_mpi.costs.types import stored
+from astra_mpi.costs.types import kept_bytes, storage_of, stored
 from astra_mpi.device.backend import COMPUTES
 from astra_mpi.doctor.probes import kernel_speeds
 from astra_mpi.doctor.products import speeds_by_type
 from astra_mpi.engine import Model
 from astra_mpi.models.decoder import Decoder
-from astra_mpi.planner.probes import storage_of
 
 
 def predicted(model: Model, speeds: Speeds, n_tokens: int, n_new: int) -> tuple[float, float]:
     """Seconds to the first answer, and of each further token."""
-    setting = Setting(model.config, n_tokens, (speeds,), Network(1e9, 0.0))
+    kept = kept_bytes(model.backend.compute, model.config.d_head)
+    setting = Setting(model.config, n_tokens, (speeds,), Network(1e9, 0.0), kept_bytes=kept)
     job = setting.job([n_tokens])
     first_s = latency(single(job), setting.speeds, setting.network).total + speeds.seconds(head_work(setting.shape, 1))
     if not n_new:

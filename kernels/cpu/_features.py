@@ -13,6 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 import llvmlite.binding
+from numba import config
 
 #: type of products -> paths in order of preference; the last one runs everywhere
 PATHS = {
@@ -51,12 +52,14 @@ class Path(NamedTuple):
 
 @cache
 def features() -> frozenset[str]:
-    """What the CPU has, in LLVM's words; without any on CPUs that LLVM does not know in detail."""
+    """What the CPU has and NUMBA_CPU_FEATURES allows, in LLVM's words; none where LLVM does not know the CPU."""
     try:
         found = llvmlite.binding.get_host_cpu_features()
     except RuntimeError:
         return frozenset()
-    return frozenset(name for name, there in found.items() if there)
+    there = frozenset(name for name, has in found.items() if has)
+    allowed = config.CPU_FEATURES  # type: ignore[attr-defined]
+    return there if allowed is None else there & {name[1:] for name in allowed.split(",") if name.startswith("+")}
 
 
 @cache

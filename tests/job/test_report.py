@@ -17,7 +17,7 @@ from astra_mpi.measure.page import page
 from astra_mpi.measure.plots import _plain, draw_all
 from astra_mpi.measure.published import PUBLISHED, scheme_of
 from astra_mpi.measure.runs import read_runs
-from astra_mpi.measure.verdict import verdict
+from astra_mpi.measure.verdict import condition, verdict
 from helpers.reports import CODEC, one
 
 drawn = pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib (extra plot) is not installed")
@@ -67,6 +67,15 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.words.append(data)
+
+
+def test_types_of_products_are_told_apart(tmp_path):
+    """The same run in another type is under another condition; a GPU's type is its precision."""
+    types = {"float32": {}, "bfloat16": {"compute": "bfloat16"}, "tf32": {"precision": "tf32"}}
+    measured = read(tmp_path, [one(choices=choices) for choices in types.values()])
+    assert [run.at.compute for run in measured.runs] == list(types)
+    assert "(vit.h5, bfloat16, virtual clock" in condition(measured.runs[1])
+    assert "<td>tf32</td>" in page(measured, [])
 
 
 def test_read(tmp_path):

@@ -4,14 +4,17 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import types
 
+import numba
 import numpy as np
 import pytest
 
 from astra_mpi.kernels import reference_products as reference
+from astra_mpi.kernels._compile import compiled as compiled_function
 from astra_mpi.kernels.cpu import _features, _team, bfloat16, int8
-from astra_mpi.kernels.cpu.products import amx, layout, speeds
+from astra_mpi.kernels.cpu.products import amx, calls, layout, speeds
 from astra_mpi.kernels.cpu.products import layer as compiled
 from helpers.amx_tiles import Tiles
 
@@ -80,7 +83,7 @@ def test_rounding_is_exact_and_weights_come_back(kind):
         assert (got[:-2] == reference.round_bfloat16(x)[:-2]).all()
     else:
         rows, factor = reference.quantise_rows(x)
-        np.testing.assert_allclose(got, rows * factor[:, None], 1e-6, 0)
+        np.testing.assert_allclose(got, rows * factor, 1e-6, 0)
     assert (np.abs(got[-2:]) < 1e-38).all()
     weight = numbers(70, 50)
     weight[:, 3] = 0
@@ -100,8 +103,9 @@ def test_what_is_not_finite_stays_so(kind):
 
 
 @pytest.mark.parametrize("kind", HERE)
-@pytest.mark.parametrize("m", [1, 16, 70])
-def test_threads_and_two_layers_at_once_change_no_bit(kind, m, team):
+@pytest.mark.parametrize("m", [1, 32, 130])
+def test_threads_and_two_layers_at_once_change_no_bit(kind, m, team, monkeypatch):
+    monkeypatch.setattr(calls, "_LEAST_WORK", 0)  # however little there is to do
     x, x_0 = numbers(m, 96), numbers(m, 48, seed=5)
     shapes = (96, 330), (96, 330), (330, 48)
     inner, gate, outer = (packed(kind, numbers(*shape, seed=seed)) for seed, shape in enumerate(shapes))
@@ -142,16 +146,45 @@ def test_bfloat16_is_as_near_as_pytorch():
     assert error <= other and error < 2.0**-8
 
 
+def test_a_team_runs_all_shares_and_says_what_failed(team):
+    team(3)
+    seen = {}
+    _team.run(lambda index, count: seen.update({index: (count, threading.get_ident())}))
+    assert {index: count for index, (count, _) in seen.items()} == {0: 3, 1: 3, 2: 3}
+    assert len({thread for _, thread in seen.values()}) == 3
+
+    def fails(index, count):
+        if index == 1:
+            raise ValueError("the second share")
+
+    with pytest.raises(ValueError, match="the second share"):
+        _team.run(fails)
+    words, x, y = _team.barrier_words(), np.arange(64.0), np.zeros(64)
+    _team.run(lambda index, count: turned(x, y, words.ctypes.data, index, count))
+    assert (x == (np.arange(64) + 2 * 500) % 64 + 1000).all()
+
+
+@compiled_function()
+def turned(x, y, at, index, count):
+    """500 times: every number moves two places on and grows by 2; each half of it reads what all have written."""
+    for _ in range(500):
+        for i in range(index, x.size, count):
+            y[i] = x[(i + 1) % x.size] + 1
+        _team.barrier(at, count)
+        for i in range(index, x.size, count):
+            x[i] = y[(i + 1) % x.size] + 1
+        _team.barrier(at, count)
+
+
 @pytest.mark.parametrize("kind", KERNELS)
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 20, 70), (17, 64, 32), (33, 1600, 40), (64, 200, 300)])
 def test_the_kernel_for_tiles_with_emulated_instructions(kind, m, k, n):
     """What the instructions are given, in which order, and where their results go; no AMX core is needed."""
     tiles, x, weight = Tiles(), numbers(m, k), numbers(k, n, seed=1)
     sweep = types.FunctionType(amx.sweep.py_func.__code__, amx.sweep.py_func.__globals__ | tiles.names())
-    calls = types.SimpleNamespace(sweep=sweep)
-    multiply = types.FunctionType(
-        compiled.multiply.py_func.__code__, compiled.multiply.py_func.__globals__ | {"amx": calls}
-    )
+    emulated = types.SimpleNamespace(sweep=sweep)
+    plain = compiled.sweep_words.py_func
+    multiply = types.FunctionType(plain.__code__, plain.__globals__ | {"amx": emulated})
     strips = packed(kind, weight)
     panel = np.full((m + amx.SPARE_ROWS, 4 * strips.n_words), 255, np.uint8)
     narrow = panel.view(np.uint16 if kind == "bfloat16" else np.int8)
@@ -161,7 +194,9 @@ def test_the_kernel_for_tiles_with_emulated_instructions(kind, m, k, n):
     else:
         narrow[:m, :k] = reference.quantise_rows(x)[0]
     sums = np.full((len(panel), 16 * strips.n_strips), 3, np.float32 if kind == "bfloat16" else np.int32)
-    multiply(amx.configuration(), narrow, m, strips.words.ctypes.data, strips.n_words, strips.n_strips, sums)
+    for word in range(0, strips.n_words, 32):
+        part = word, min(32, strips.n_words - word), sums, int(word == 0)
+        multiply(amx.configuration(), narrow, m, strips.words.ctypes.data, strips.n_words, strips.n_strips, *part)
     assert tiles.configured == 0
     if kind == "bfloat16":
         np.testing.assert_allclose(sums[:m, :n], reference.multiply(x, weight, kind), 0, bound(x, weight))
@@ -177,8 +212,8 @@ from astra_mpi.kernels.cpu.products import layer
 for number, narrow in ((types.float32, types.uint16), (types.int32, types.int8)):
     i, tiles = types.int64, types.Array(types.uint8, 1, "C")
     panel, sums = types.Array(narrow, 2, "C"), types.Array(number, 2, "C")
-    layer.multiply.compile((tiles, panel, i, i, i, i, sums))
-for asm in layer.multiply.inspect_asm().values():
+    layer.sweep_words.compile((tiles, panel, i, i, i, i, i, i, sums, i))
+for asm in layer.sweep_words.inspect_asm().values():
     print(*sorted(set(re.findall(r"\\b(?:tdp\\w+|tile\\w+|ldtilecfg|vdp\\w+|vpdp\\w+)\\b", asm))))
 """
 
@@ -211,6 +246,12 @@ def test_a_path_is_told_and_can_be_forced(monkeypatch):
     _features.path.cache_clear()
     assert _features.path("int8").why.startswith("ASTRA_PRODUCTS=tensor cores is not available for int8 here")
     monkeypatch.undo()
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", "+avx2,+fma")
+    for cached in (_features.features, _features.path):
+        cached.cache_clear()
+    assert [_features.path(kind).name for kind in KERNELS] == ["widened"] * 2
+    monkeypatch.undo()
+    _features.features.cache_clear()
     monkeypatch.setattr(_features, "features", lambda: frozenset({"amx-tile", "amx-int8", "avx512f"}))
     monkeypatch.setattr(_features, "tiles_refused", lambda: "the system refuses tiles")
     _features.path.cache_clear()

@@ -28,7 +28,7 @@ CONFIGS = {
 CONFIGS |= {f"vit-{name}": vit_config(**IMAGE_PARTS[name]) for name in ("registers", "distilled", "probe")}
 #: norms after the sums and before them, of heads, parallel attention
 CONFIGS |= {name: on_ranks()[name][0] for name in ("gemma2", "olmo2", "qwen3", "gpt_neox", "opt")}
-STRATEGIES = ("single", "sp", "sp:kv", "tp", "bp", "bp:sp")
+ALONE, TOGETHER = ("single",), ("sp", "sp:kv", "tp", "bp", "bp:sp")
 KERNELS = {"bfloat16": bfloat16, "int8": int8}
 #: of the largest number of an answer: a rounding that falls to the other side moves a number by a unit of its type
 NEAR = {"bfloat16": 2.0**-8, "int8": 1 / 127}
@@ -39,10 +39,10 @@ def layer(x, strips, out, bias=None, activation="", gate=None, gate_bias=None, a
 
     def multiply(weights):
         if weights.kind == "bfloat16":
-            rows, factor = reference.round_bfloat16(x), np.ones(len(x))
+            rows = reference.round_bfloat16(x)
         else:
-            rows, factor = reference.quantise_rows(x)
-        return ((rows.astype(np.float64) @ unpack(weights)) * factor[:, None]).astype(np.float32)
+            rows = np.prod(reference.quantise_rows(x), axis=0, dtype=np.float64)
+        return (rows.astype(np.float64) @ unpack(weights)).astype(np.float32)
 
     y = multiply(strips)
     if gate is not None:
@@ -73,6 +73,8 @@ def specified(kind):
 def test_answers_are_those_of_the_specification(comm, name, kind):
     if _features.path(kind).name == "widened":
         pytest.skip(f"no instruction for {kind}")
+    if comm.Get_size() > 3:
+        pytest.skip("asked on 1, 2 and 3 ranks")
     config = CONFIGS[name]
     file = model_file(config)
     inputs, mask = random_batch(config, 3, None if name.startswith("vit") else 12, seed=1, ragged=True)
@@ -80,7 +82,7 @@ def test_answers_are_those_of_the_specification(comm, name, kind):
         Model(file, comm, backend)
         for backend in (get_backend("numpy", comm, compute=kind), specified(kind), get_backend("numpy", comm))
     )
-    for strategy in STRATEGIES:
+    for strategy in ALONE if comm.Get_size() == 1 else TOGETHER:
         if ours.obstacle(strategy) is None:
             answers = []
             for model in (ours, theirs, wide):

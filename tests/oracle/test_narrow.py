@@ -52,6 +52,8 @@ def test_product_rounds_both_factors_or_the_weights():
     ints = np.rint(x / np.abs(x).max(axis=1, keepdims=True) * 127) @ np.rint(w / np.abs(w).max(axis=0) * 127)
     scales = np.abs(x).max(axis=1, keepdims=True) * np.abs(w).max(axis=0) / 127**2
     np.testing.assert_allclose(product(x, w, "int8"), ints * scales, rtol=1e-12)
+    wide, zeros = np.concatenate([np.tile(x, 7)[:, :256], 1e6 * x], axis=1), np.zeros((256, 9))  # groups of 256 apart
+    np.testing.assert_allclose(product(wide, np.concatenate([zeros, w]), "int8"), 1e6 * ints * scales, rtol=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,14 +11,22 @@ from mpi4py import MPI
 
 import astra_mpi
 from astra_mpi import cli
+from astra_mpi.costs.decode import decode_cost
 from astra_mpi.costs.latency import Network, assumed_speeds
 from astra_mpi.costs.setting import Setting
-from astra_mpi.costs.types import COMPUTES, assumed, stored, weight_bytes
+from astra_mpi.costs.strategies import Coding
+from astra_mpi.costs.types import COMPUTES, assumed, kept_bytes, stored, weight_bytes
+from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.device.backend import COMPUTES as OF_BACKENDS
 from astra_mpi.device.backend import get_backend
+from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.job.state import describe_job
+from astra_mpi.measure.sweep.deck import load_sweep
+from astra_mpi.measure.sweep.models import Prepared
+from astra_mpi.measure.sweep.points import key_of, points, settings_of
+from astra_mpi.measure.sweep.run import Task, _options
 from astra_mpi.planner import compute as compute_room
 from astra_mpi.planner.decode import decode_plan
 from astra_mpi.planner.inputs import read_storage
@@ -199,6 +207,20 @@ def test_weights_as_they_are_kept():
     assert assumed(speeds, "bfloat16").gemm == 2 * speeds.gemm
 
 
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_caches_are_as_narrow_as_predicted(compute):
+    """48 tokens fill whole strips of a narrow cache."""
+    file = model_file(gpt2_config(max_positions=60, d_model=64, n_heads=2, n_kv_heads=2))
+    model = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF, compute=compute))
+    if model.backend.choices.get("products") == "widened":
+        pytest.skip("caches stay float32 here")
+    model.use("single")
+    model.generate(np.ones((1, 40), np.int64), max_new_tokens=9, decode="local")
+    job = Job(shape_of(file.config), (40,), 1, kept_bytes(compute, file.config.d_head))
+    predicted = decode_cost(job, Coding(), "single", "local", 9).cache_bytes
+    assert list(predicted) == model.report["generation"]["cache_bytes"]
+
+
 def test_faster_products_make_exchanges_dearer():
     """A faster core needs a faster link: every break-even moves up, and a token takes less."""
     plans, tokens = {}, {}
@@ -238,3 +260,21 @@ def test_plan_of_a_type(tmp_path, capsys):
 def test_backend_of_no_model_cannot_choose():
     with pytest.raises(InputError, match="'auto' needs a model"):
         get_backend("numpy", MPI.COMM_SELF, compute="auto")
+
+
+def test_a_sweep_of_a_type(tmp_path):
+    """It is asked of bench, and points in another type are other points."""
+    write_model(tmp_path / "model.h5", model_file(gpt2_config()))
+    keys = []
+    for compute in ("float32", "bfloat16"):
+        (tmp_path / "deck.toml").write_text(
+            f'[model]\npath = "model.h5"\n[sweep]\nstrategies = ["sp"]\nranks = [2]\ncompute = "{compute}"\n'
+            '[output]\npath = "out"\n'
+        )
+        deck = load_sweep(tmp_path / "deck.toml")
+        (point,) = points(deck)
+        settings = settings_of(deck, point, {})
+        keys.append(key_of(settings))
+        words = _options(deck, Task(point, Prepared(tmp_path / "model.h5"), settings, keys[-1]))
+        assert words[words.index("--compute") + 1] == settings["compute"] == compute
+    assert keys[0] != keys[1]

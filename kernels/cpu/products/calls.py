@@ -11,7 +11,7 @@ from astra_mpi.kernels.cpu._features import path
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS
 from astra_mpi.kernels.cpu.products import amx
 from astra_mpi.kernels.cpu.products.layer import ADD, SET, SPARE_ROWS, Layer, Room, Rows, linear, linear_twice
-from astra_mpi.kernels.cpu.products.layout import WORDS, Strips, empty, pack
+from astra_mpi.kernels.cpu.products.layout import GROUP_WORDS, WORDS, Strips, empty, pack
 from astra_mpi.kernels.cpu.products.memory import aligned
 
 Array = np.ndarray
@@ -24,6 +24,8 @@ _COLUMNS = 1024
 _VECTOR_ROWS, _TILE_ROWS = (96, 12), (128, 32)
 #: rows up to which threads divide the outputs among them, not the rows
 _FEW_ROWS = 32
+#: multiply-adds, some 20 us, for which waking other threads takes too long
+_LEAST_WORK = 1 << 20
 #: rooms that a thread keeps; they share their buffers
 _MOST_ROOMS = 64
 
@@ -53,13 +55,15 @@ class _Local(threading.local):
         return self.rooms[key]
 
     def _made(self, kind: str, n_words: int, r: int, name: str) -> Room:
-        narrow, sums = (np.uint16, np.float32) if kind == "bfloat16" else (np.int8, np.int32)
+        int8 = kind == "int8"
+        groups = -(-n_words // GROUP_WORDS) if int8 else 0
         return Room(
-            self.buffer(f"{name}panel", narrow, r, n_words * WORDS[kind][0]),
-            self.buffer("sums", sums, r, _COLUMNS),
-            self.buffer("gate sums", sums, r, _COLUMNS),
-            self.buffer(f"{name}factors", np.float32, r),
-            self.buffer(f"{name}offsets", np.int32, r),
+            self.buffer(f"{name}panel", np.int8 if int8 else np.uint16, r, n_words * WORDS[kind][0]),
+            self.buffer("sums", np.float32, r, _COLUMNS),
+            self.buffer("gate sums", np.float32, r, _COLUMNS),
+            self.buffer("counts", np.int32, r if int8 else 0, _COLUMNS),
+            self.buffer(f"{name}factors", np.float32, groups, r),
+            self.buffer(f"{name}offsets", np.int32, groups, r),
             self.buffer("line", np.float32, _COLUMNS),
             self.buffer("gate line", np.float32, _COLUMNS),
             _ZEROS,
@@ -102,7 +106,7 @@ def layer(
             at = _at(out, rows.start)
             linear(tiles, given, part, room, columns.start, columns.stop, at, out.strides[0], mode)
 
-    _team.run(share)
+    _run(share, m * weights.k * weights.n)
     return out
 
 
@@ -140,8 +144,16 @@ def two_layers(
             given = Rows(_at(x, rows.start), x.strides[0], n_rows)
             linear_twice(tiles, first, second, given, room, room_2, kept, _at(out, rows.start), out.strides[0], mode)
 
-    _team.run(share)
+    _run(share, m * inner.k * (inner.n + outer.n))
     return out
+
+
+def _run(share: _team.Task, n_multiply_adds: int) -> None:
+    """On all threads, if there is enough to do."""
+    if n_multiply_adds < _LEAST_WORK:
+        share(0, 1)
+    else:
+        _team.run(share)
 
 
 def warm_up_products(kind: str) -> None:

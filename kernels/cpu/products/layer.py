@@ -14,7 +14,7 @@ from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import f32
 from astra_mpi.kernels.cpu._rows import activate_row
 from astra_mpi.kernels.cpu.products import amx, avx512
-from astra_mpi.kernels.cpu.products.layout import STRIP, to_bfloat16
+from astra_mpi.kernels.cpu.products.layout import GROUP_WORDS, STRIP, to_bfloat16
 from astra_mpi.kernels.cpu.products.memory import floats_at, halves_at
 from astra_mpi.kernels.cpu.products.rows import narrow_rows
 
@@ -50,55 +50,73 @@ class Rows(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What one thread works in. The type of `panel` and `sums` is that of the products."""
+    """What one thread works in. The type of `panel` is that of the products."""
 
     panel: np.ndarray  # (r, k_pad) uint16 bfloat16, or int8
-    sums: np.ndarray  # (r, columns at a time) float32, or int32
+    sums: np.ndarray  # (r, columns at a time) float32
     gate_sums: np.ndarray
-    factors: np.ndarray  # (r,) float32 of int8 rows
-    offsets: np.ndarray  # (r,) int32
+    counts: np.ndarray  # (r, columns at a time) int32, of a group of int8
+    factors: np.ndarray  # (groups, r) float32 of int8 rows
+    offsets: np.ndarray  # (groups, r) int32
     line: np.ndarray  # (columns at a time,) float32
     gate_line: np.ndarray
     zeros: np.ndarray  # (columns at a time,)
 
 
-@compiled()
-def multiply(tiles, panel, n_rows, strips, n_words, n_strips, sums):
-    """sums[:n_rows, : 16 n_strips] = panel @ n_strips strips from the address `strips`; tiles: of AMX, or None."""
-    row_bytes, step = panel.strides[0], _WORDS if tiles is None else _TILE_WORDS
-    for w in range(0, n_words, step):
-        words, begin = min(step, n_words - w), 1 if w == 0 else 0
-        a, b = panel.ctypes.data + 4 * w, strips + 4 * STRIP * w
-        if tiles is None:
-            avx512.sweep(a, row_bytes, n_rows, b, 4 * STRIP * n_words, n_strips, sums, 0, words, begin)
-        else:
-            amx.sweep(tiles, a, row_bytes, n_rows, b, 4 * STRIP * n_words, n_strips, sums, 0, words, begin)
+def multiply(tiles, panel, room, n_rows, strips, n_words, n_strips, sums):
+    """sums[:n_rows, : 16 n_strips] = panel @ n_strips strips from the address `strips`, but for the columns' scale.
 
-
-def _finish(sums, i, factors, offsets, scale, bias, line):
-    """line = what row i of sums stands for, plus bias."""
+    tiles: of AMX, or None. panel: of the room; its type is that of the products.
+    """
     raise NotImplementedError
 
 
-@overload(_finish)
-def _finish_of(sums, i, factors, offsets, scale, bias, line):
-    if sums.dtype == types.float32:
-        return lambda sums, i, factors, offsets, scale, bias, line: _finish_floats(sums[i], scale, bias, line)
-    return lambda sums, i, factors, offsets, scale, bias, line: _finish_integers(
-        sums[i], factors[i], offsets[i], scale, bias, line
-    )
+@overload(multiply)
+def _multiply_of(tiles, panel, room, n_rows, strips, n_words, n_strips, sums):
+    def floats(tiles, panel, room, n_rows, strips, n_words, n_strips, sums):
+        _multiply_floats(tiles, panel, n_rows, strips, n_words, n_strips, sums)
+
+    def integers(tiles, panel, room, n_rows, strips, n_words, n_strips, sums):
+        _multiply_integers(tiles, room, n_rows, strips, n_words, n_strips, sums)
+
+    return floats if panel.dtype == types.uint16 else integers
 
 
 @compiled()
-def _finish_floats(row, scale, bias, line):
-    for j in range(line.size):
-        line[j] = row[j] * scale[j] + bias[j]
+def _multiply_floats(tiles, panel, n_rows, strips, n_words, n_strips, sums):
+    step = _WORDS if tiles is None else _TILE_WORDS
+    for w in range(0, n_words, step):
+        sweep_words(
+            tiles, panel, n_rows, strips, n_words, n_strips, w, min(step, n_words - w), sums, 1 if w == 0 else 0
+        )
 
 
 @compiled()
-def _finish_integers(row, factor, offset, scale, bias, line):
-    for j in range(line.size):
-        line[j] = f32(row[j] - offset) * (factor * scale[j]) + bias[j]
+def _multiply_integers(tiles, room, n_rows, strips, n_words, n_strips, sums):
+    """Exact sums of each group of inputs, times the factor that a row has in it."""
+    n = STRIP * n_strips
+    for w in range(0, n_words, GROUP_WORDS):
+        words = min(GROUP_WORDS, n_words - w)
+        sweep_words(tiles, room.panel, n_rows, strips, n_words, n_strips, w, words, room.counts, 1)
+        factors, offsets = room.factors[w // GROUP_WORDS], room.offsets[w // GROUP_WORDS]
+        for i in range(n_rows):
+            counts, row, factor, offset = room.counts[i, :n], sums[i, :n], factors[i], offsets[i]
+            if w == 0:
+                for j in range(n):
+                    row[j] = f32(counts[j] - offset) * factor
+            else:
+                for j in range(n):
+                    row[j] += f32(counts[j] - offset) * factor
+
+
+@compiled()
+def sweep_words(tiles, panel, n_rows, strips, n_words, n_strips, word, words, sums, begin):
+    """sums (+)= `words` words of the panel from `word` on @ those of the strips."""
+    row_bytes, a, b = panel.strides[0], panel.ctypes.data + 4 * word, strips + 4 * STRIP * word
+    if tiles is None:
+        avx512.sweep(a, row_bytes, n_rows, b, 4 * STRIP * n_words, n_strips, sums, 0, words, begin)
+    else:
+        amx.sweep(tiles, a, row_bytes, n_rows, b, 4 * STRIP * n_words, n_strips, sums, 0, words, begin)
 
 
 @compiled()
@@ -112,9 +130,9 @@ def columns(tiles, layer, room, n_rows, first, last, out, stride, mode):
         n = min(width, last - j)
         n_strips = 2 * ((n + 2 * STRIP - 1) // (2 * STRIP))
         strips = (j // STRIP) * strip_bytes
-        multiply(tiles, room.panel, n_rows, layer.strips + strips, layer.n_words, n_strips, room.sums)
+        multiply(tiles, room.panel, room, n_rows, layer.strips + strips, layer.n_words, n_strips, room.sums)
         if layer.gate != 0:
-            multiply(tiles, room.panel, n_rows, layer.gate + strips, layer.n_words, n_strips, room.gate_sums)
+            multiply(tiles, room.panel, room, n_rows, layer.gate + strips, layer.n_words, n_strips, room.gate_sums)
         for i in range(n_rows):
             at = out + i * stride + (2 if mode == BFLOAT16 else 4) * j
             line = floats_at(at, n) if mode == SET else room.line[:n]
@@ -130,15 +148,21 @@ def columns(tiles, layer, room, n_rows, first, last, out, stride, mode):
 
 
 @compiled()
+def _finish(row, scale, bias, line):
+    for j in range(line.size):
+        line[j] = row[j] * scale[j] + bias[j]
+
+
+@compiled()
 def _finish_row(layer, room, i, j, line):
     """line = outputs j .. of row i, from its sums."""
     n = line.size
     scale, bias = floats_at(layer.scale + 4 * j, n), floats_at(layer.bias + 4 * j, n)
-    _finish(room.sums, i, room.factors, room.offsets, scale, bias, line)
+    _finish(room.sums[i], scale, bias, line)
     if layer.gate != 0:
         gate = room.gate_line[:n]
         scale, bias = floats_at(layer.gate_scale + 4 * j, n), floats_at(layer.gate_bias + 4 * j, n)
-        _finish(room.gate_sums, i, room.factors, room.offsets, scale, bias, gate)
+        _finish(room.gate_sums[i], scale, bias, gate)
         activate_row(gate, room.zeros[:n], layer.activation)
         for c in range(n):
             line[c] *= gate[c]

@@ -20,6 +20,8 @@ STRIP = 16
 WORDS = {"bfloat16": (2, 2), "int8": (4, 1)}
 #: words of inputs are padded to a multiple of this: the rows of a tile
 _TILE_WORDS = 16
+#: inputs that share a factor of an int8 row, and the words that they fill: a few large numbers of a row spoil no others
+GROUP, GROUP_WORDS = 256, 64
 #: what an int8 weight is stored above
 ZERO = 128
 #: smaller steps of int8 count as none: float32 has no full precision below
