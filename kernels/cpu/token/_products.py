@@ -11,6 +11,7 @@ from astra_mpi.kernels.cpu._blocks import quantise_into
 from astra_mpi.kernels.cpu._features import has
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits
 from astra_mpi.kernels.cpu._simd import dot_tile
+from astra_mpi.kernels.cpu.products.layout import GROUP, GROUP_WORDS
 from astra_mpi.kernels.cpu.token._block_strip import block_strip
 from astra_mpi.kernels.cpu.token._dots import dots
 from astra_mpi.kernels.cpu.token._inner import inner
@@ -231,10 +232,13 @@ def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
         for j in range(first, last, 16 * STRIPS):
             part = min(16 * STRIPS, last - j)
             for t in range(0, n_rows, 4):
-                rows = min(4, n_rows - t)
+                rows, target = min(4, n_rows - t), out + t * ldo + 4 * j
                 a, b = own[NARROWED] + 4 * t * n_words, matrix[ADDRESS] + j // 16 * ldw
-                dots_int8(a, 4 * n_words, rows, b, ldw, (part + 15) // 16, n_words, own[TILE])
-                scale_counts(own, t, rows, part, matrix[SCALE] + 4 * j, out + t * ldo + 4 * j, ldo)
+                for w in range(0, n_words, GROUP_WORDS):
+                    words = min(GROUP_WORDS, n_words - w)
+                    dots_int8(a + 4 * w, 4 * n_words, rows, b + 64 * w, ldw, (part + 15) // 16, words, own[TILE])
+                    add_counts(own, t, rows, n_groups(n_words), w // GROUP_WORDS, part, target, ldo)
+                scale_rows(target, rows, part, matrix[SCALE] + 4 * j, ldo)
         return
     for t in range(n_rows):
         fill(at + t * ldo, n, f32(0))
@@ -276,6 +280,38 @@ def scale_counts(own, first, n_rows, n, scale, out, ldo):
 
 
 @inner()
+def n_groups(n_words):
+    """Of an int8 row's factors."""
+    return (n_words + GROUP_WORDS - 1) // GROUP_WORDS
+
+
+@inner(fastmath=FASTMATH)
+def add_counts(own, first, n_rows, groups, g, n, out, ldo):
+    """out (+)= sums of a tile (n_rows, n) int32 with unsigned weights, times the factors of group g of rows `first`
+    and after it."""
+    factors, sums = floats(own[FACTORS], (first + n_rows) * groups), floats(own[ROW_SUMS], (first + n_rows) * groups)
+    for r in range(n_rows):
+        row, counts = floats(out + r * ldo, n), integers(own[TILE] + 256 * r, n)
+        factor, offset = factors[(first + r) * groups + g], np.int32(128 * sums[(first + r) * groups + g])
+        if g == 0:
+            for e in range(n):
+                row[e] = f32(counts[e] - offset) * factor
+        else:
+            for e in range(n):
+                row[e] += f32(counts[e] - offset) * factor
+
+
+@inner(fastmath=FASTMATH)
+def scale_rows(out, n_rows, n, scale, ldo):
+    """Rows (n_rows, n) times factors of columns, in place; addresses."""
+    factors = floats(scale, n)
+    for r in range(n_rows):
+        row = floats(out + r * ldo, n)
+        for e in range(n):
+            row[e] *= factors[e]
+
+
+@inner()
 def to_bfloat16(x, ldx, n_rows, m, a, lda):
     """x (n_rows, m) float32 -> a (n_rows, lda / 2) bfloat16, rounded to nearest even, zeros behind."""
     half, one = np.uint32(0x7FFF), np.uint32(1)
@@ -289,10 +325,15 @@ def to_bfloat16(x, ldx, n_rows, m, a, lda):
 
 @inner()
 def to_int8(x, ldx, n_rows, m, a, lda, own):
-    """x (n_rows, m) float32 -> a (n_rows, lda) int8, zeros behind; factors and sums of its rows."""
-    factors, sums = floats(own[FACTORS], n_rows), floats(own[ROW_SUMS], n_rows)
+    """x (n_rows, m) float32 -> a (n_rows, lda) int8, zeros behind; factors and sums of each row's groups."""
+    groups = n_groups(lda // 4)
+    factors, sums = floats(own[FACTORS], n_rows * groups), floats(own[ROW_SUMS], n_rows * groups)
     for t in range(n_rows):
-        factors[t], sums[t] = quantised(x + t * ldx, m, a + t * lda, lda)
+        for g in range(groups):
+            begin = GROUP * g
+            n, room = max(0, min(GROUP, m - begin)), min(GROUP, lda - begin)
+            found = quantised(x + t * ldx + 4 * begin, n, a + t * lda + begin, room)
+            factors[t * groups + g], sums[t * groups + g] = found
 
 
 @inner(fastmath=FASTMATH)
