@@ -96,11 +96,12 @@ def check_message(message: Array, n_codes: int, bits: int) -> None:
 def table_sum(codes: Array, tables: Array, scale: Array | None, bias: Array | None) -> Array:
     """(n, E): scale[i] * sum_c tables[c, codes[i, c]] + bias.
 
-    codes (n, C), tables (C, K, E) float32, scale (n,) or None (1), bias (E,) or None (0).
+    codes (n, C), tables (C, K, E) float32 or uint16 (bfloat16), scale (n,) or None (1), bias (E,) or None (0).
     """
     total = np.zeros((len(codes), tables.shape[2]), np.float32)
     for c, table in enumerate(tables):
-        total += table[codes[:, c]]
+        rows = table[codes[:, c]]
+        total += _wide(rows) if rows.dtype == np.uint16 else rows
     if scale is not None:
         total *= scale[:, None]
     if bias is not None:

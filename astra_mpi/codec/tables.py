@@ -16,6 +16,7 @@ import numpy as np
 from astra_mpi.codec.codebook import BlockCodec, Codebook
 from astra_mpi.codec.kind import Sigma2
 from astra_mpi.config import require
+from astra_mpi.device.formats.floats import BFloat16
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import Matrix, Narrow, SideBySide, product
 from astra_mpi.device.xp import beside, module_of, to_host
@@ -66,6 +67,9 @@ class FarTable:
 
     def round_to(self, dtype: type) -> None:
         """Store tables in the precision of the model."""
+
+    def halve(self) -> None:
+        """Store tables that are summed up in bfloat16: half the memory, and half of what a sum reads."""
 
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
         """Codes (n, C) -> [K^ | V^] (n, 2 d_kv), a new array."""
@@ -145,6 +149,9 @@ class FarSum(Projected):
 
     def round_to(self, dtype: type) -> None:
         self.tables = self.tables.astype(dtype, copy=False)
+
+    def halve(self) -> None:
+        self.tables = BFloat16.narrow_numbers(self.tables)
 
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
         scale = None

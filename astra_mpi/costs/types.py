@@ -19,7 +19,7 @@ COMPUTES = tuple(_OVER_FLOAT32)
 #: bytes of a weight as a file and the memory hold it; of blocks, their scales are counted in
 _STORED_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0}
 _STORED_BYTES |= {"q8_0": 8.5 / 8, "q4_1": 5 / 8, "q4_0": 4.5 / 8}
-#: bytes of a weight that is packed for products of a type; blocks stay as they are
+#: bytes of a weight that is packed for products of a type; in int8 blocks stay as they are
 _PACKED_BYTES = {"bfloat16": 2.0, "int8": 1.0}
 _BLOCKS = ("q8_0", "q4_0", "q4_1")
 
@@ -27,7 +27,7 @@ _BLOCKS = ("q8_0", "q4_0", "q4_1")
 def weight_bytes(storage: str, compute: str) -> float:
     """Bytes of a weight in the memory of a rank, which a product of one row reads."""
     stored = _STORED_BYTES.get(storage, 4.0)
-    return stored if storage in _BLOCKS else _PACKED_BYTES.get(compute, stored)
+    return stored if storage in _BLOCKS and compute == "int8" else _PACKED_BYTES.get(compute, stored)
 
 
 def kept_bytes(compute: str, d_head: int) -> float:

@@ -30,12 +30,14 @@ def excess(model: Model, compute: str, held: Held) -> tuple[float, str]:
     float32, here in float64. held: a weight as float numbers.
     """
     worst, name = 0.0, ""
-    for what, weight, multiply in _products(model, held):
+    for what, weights, multiply in _products(model, held):
+        width = len(weights[0])
         for n_rows in _ROWS:
-            x = _rows(n_rows, len(weight))
-            expected = product(x.astype(np.float64), weight.astype(np.float64), compute)
+            x = _rows(n_rows, width)
+            each = [product(x.astype(np.float64), weight.astype(np.float64), compute) for weight in weights]
+            expected = np.concatenate(each, axis=1)
             off = np.abs(multiply(x) - expected).max() / max(float(np.abs(expected).max()), 1e-30)
-            ratio = float(off / _accepted(compute, len(weight)))
+            ratio = float(off / _accepted(compute, width))
             if not ratio <= worst:  # NaN too
                 worst, name = ratio, f"{what} of {n_rows} row{'s' * (n_rows > 1)}"
     return worst, name
@@ -52,22 +54,23 @@ def _rows(n: int, width: int) -> np.ndarray:
     return x
 
 
-def _products(model: Model, held: Held) -> Iterator[tuple[str, np.ndarray, Multiply]]:
-    """Names, weights (k, n) and the engine's products of the first and the last block, and of the head."""
+def _products(model: Model, held: Held) -> Iterator[tuple[str, list[np.ndarray], Multiply]]:
+    """Names, weights (k, n) side by side, and their products by the engine: first and last block, and head."""
     for i in dict.fromkeys((0, len(model.blocks) - 1)):
         block = model.blocks[i]
         for linear in ("o", "fc1", "fc2", *(("gate",) if block.recipe.gated else ())):
-            yield f"{linear} in block {i}", held(block.w[f"{linear}.weight"]), _by_block(block, linear)
-        kv = np.concatenate([held(block.w[f"{name}.weight"]) for name in "kv"], axis=1)
+            yield f"{linear} in block {i}", [held(block.w[f"{linear}.weight"])], _by_block(block, linear)
+        kv = [held(block.w[f"{name}.weight"]) for name in "kv"]
         yield f"keys and values in block {i}", kv, _keys_values(block)
     family = model.family
     if isinstance(family, Decoder) and family.config.tied:
         head = family.word_head
         if head is not None:
             empty = np.empty
-            yield "head", held(family.w["embed.word"]).T, lambda x: head.layer(x, empty((len(x), head.shape[1]), "f4"))
+            words = [held(family.w["embed.word"]).T]
+            yield "head", words, lambda x: head.layer(x, empty((len(x), head.shape[1]), "f4"))
     elif "head.weight" in family.w:
-        yield "head", held(family.w["head.weight"]), lambda x: family.product(x, "head.weight")
+        yield "head", [held(family.w["head.weight"])], lambda x: family.product(x, "head.weight")
 
 
 def _by_block(block: Block, linear: str) -> Multiply:

@@ -27,9 +27,9 @@ _PROBE_TOKENS = 256
 class RemoteTables:
     """One `FarTable` per block, all of the same way (`how`)."""
 
-    def __init__(self, blocks: list[Block], codec: Codec, how: str) -> None:
+    def __init__(self, blocks: list[Block], codec: Codec, how: str, kernels: ModuleType) -> None:
         self.how = how
-        self.tables = [_far_table(block, codec, i, how) for i, block in enumerate(blocks)]
+        self.tables = [_far_table(block, codec, i, how, kernels) for i, block in enumerate(blocks)]
 
 
 def choose_remote(comm: MPI.Comm, blocks: list[Block], codec: Codec, kernels: ModuleType, how: str) -> RemoteTables:
@@ -45,7 +45,7 @@ def choose_remote(comm: MPI.Comm, blocks: list[Block], codec: Codec, kernels: Mo
         comm.Bcast(choice, root=0)
         how = WAYS[choice[0]]
     with collective(comm):  # a rank may have too little memory for the tables
-        remote = RemoteTables(blocks, codec, how)
+        remote = RemoteTables(blocks, codec, how, kernels)
     return remote  # noqa: RET504, what `with` may swallow
 
 
@@ -57,7 +57,7 @@ def _faster(blocks: list[Block], codec: Codec, kernels: ModuleType) -> int:
         return WAYS.index("gemm")
     draw = np.random.default_rng(0).integers(0, config.codebook_size, (_PROBE_TOKENS, config.codes_per_token))
     codes = blocks[0].scratch.xp.asarray(draw.astype(np.uint8 if config.codebook_size <= 256 else np.uint16))
-    return int(np.argmin([_time_s(_far_table(blocks[0], codec, 0, how), codes, kernels) for how in WAYS]))
+    return int(np.argmin([_time_s(_far_table(blocks[0], codec, 0, how, kernels), codes, kernels) for how in WAYS]))
 
 
 def _time_s(table: FarTable, codes: np.ndarray, kernels: ModuleType) -> float:
@@ -79,8 +79,10 @@ def projection(block: Block, site: str, stored: bool = False) -> Projection:
     return Projection(norm, block.stored_kv if stored else block.w_kv, block.b_kv, block.scratch, block.key_norm)
 
 
-def _far_table(block: Block, codec: Codec, i: int, how: str) -> FarTable:
+def _far_table(block: Block, codec: Codec, i: int, how: str, kernels: ModuleType) -> FarTable:
     given = projection(block, codec.config.site, stored=how != "gemm")
     table = make_far(how, codec.blocks[i], codec.config.site, given if how == "gemm" else given.on_host())
     table.round_to(block.scratch.dtype)
+    if getattr(kernels, "compute", "float32") != "float32":
+        table.halve()
     return table

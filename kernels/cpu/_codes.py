@@ -4,6 +4,7 @@ import numpy as np
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import FASTMATH
+from astra_mpi.kernels.cpu._weights import number
 from astra_mpi.kernels.reference import check_message, code_dtype
 
 Array = np.ndarray
@@ -138,16 +139,16 @@ def _table_sum(codes, tables, plain, scale, bias, out):
     for i in range(n):
         row, first, factor = out[i], tables[0, codes[i, 0]], scale[i]
         for e in range(width):
-            row[e] = first[e] if single > 0 else np.float32(0)
+            row[e] = number(first[e]) if single > 0 else np.float32(0)
         for c in range(1, single):
             other = tables[c, codes[i, c]]
             for e in range(width):
-                row[e] += other[e]
+                row[e] += number(other[e])
         for c in range(single, n_tables, 4):  # four at a time: a quarter of the traffic of the running sum
             t0, t1 = tables[c, codes[i, c]], tables[c + 1, codes[i, c + 1]]
             t2, t3 = tables[c + 2, codes[i, c + 2]], tables[c + 3, codes[i, c + 3]]
             for e in range(width):
-                row[e] = row[e] + t0[e] + t1[e] + t2[e] + t3[e]
+                row[e] = row[e] + number(t0[e]) + number(t1[e]) + number(t2[e]) + number(t3[e])
         if not plain:
             for e in range(width):
                 row[e] = row[e] * factor + bias[e]

@@ -95,9 +95,9 @@ def _search_rows(tiles, x, first, last, column, entries, strips, mean, half_norm
         for i in range(n):
             for w in range(mean.size):
                 line[w] = x[begin + i, column + w] - mean[w]
-            narrow_row(line.ctypes.data, line.size, rows[i])
-        a, b = rows.ctypes.data, strips.ctypes.data
-        multiply(tiles, a, 4 * words, n, b, 64 * words, n_strips, scores, words, 1)
+            narrow_row(np.int64(line.ctypes.data), line.size, rows[i])
+        a, b = np.int64(rows.ctypes.data), np.int64(strips.ctypes.data)
+        multiply(tiles, a, 4 * words, n, b, 64 * words, n_strips, scores, words, np.int64(1))
         for i in range(n):
             vector = x[begin + i, column : column + mean.size]
             codes[begin + i, code] = _nearest(scores[i], half_norms, vector, mean, longest, entries)
@@ -127,7 +127,7 @@ def _pack(entries, mean, lines, line, strips, half_norms):
                 square += centred[w] * centred[w]
             half_norms[16 * s + j] = f32(0.5) * square
             most = max(most, square)
-        pack_keys(lines.ctypes.data, 4 * width, n, width, line, strips[s : s + 1])
+        pack_keys(np.int64(lines.ctypes.data), 4 * width, n, width, line, strips[s : s + 1])
     return np.sqrt(most)
 
 

@@ -49,13 +49,15 @@ def _factors(scale):
     return (_NONE, False) if scale is None else (scale, True)
 
 
-def _number(value):
-    """A stored number as float32, told apart by type: int8, uint16 (bfloat16) or int16 (float16)."""
+def number(value):
+    """A stored number as float32, told apart by type: float32, int8, uint16 (bfloat16) or int16 (float16)."""
     raise NotImplementedError
 
 
-@overload(_number)
+@overload(number)
 def _number_of(value):
+    if value == types.float32:
+        return lambda value: value
     if value == types.int8:
         return lambda value: f32(value)
     if value == types.uint16:
@@ -76,10 +78,10 @@ def _widen(values, scale, scaled, first, out):
         if scaled:
             factor = scale[first : first + out.shape[1]]
             for j in range(wide.size):
-                wide[j] = _number(row[j]) * factor[j]
+                wide[j] = number(row[j]) * factor[j]
         else:
             for j in range(wide.size):
-                wide[j] = _number(row[j])
+                wide[j] = number(row[j])
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
@@ -90,14 +92,14 @@ def _vecmat(x, values, scale, scaled, out):
     for i in range(single):
         row, factor = values[i], x[i]
         for j in range(n):
-            out[j] += factor * _number(row[j])
+            out[j] += factor * number(row[j])
     for i in range(single, m, 8):  # eight rows at a time: an eighth of the traffic of the running sums
         a, b, c, d = values[i], values[i + 1], values[i + 2], values[i + 3]
         e, f, g, h = values[i + 4], values[i + 5], values[i + 6], values[i + 7]
         x0, x1, x2, x3, x4, x5, x6, x7 = x[i], x[i + 1], x[i + 2], x[i + 3], x[i + 4], x[i + 5], x[i + 6], x[i + 7]
         for j in range(n):
-            low = x0 * _number(a[j]) + x1 * _number(b[j]) + x2 * _number(c[j]) + x3 * _number(d[j])
-            high = x4 * _number(e[j]) + x5 * _number(f[j]) + x6 * _number(g[j]) + x7 * _number(h[j])
+            low = x0 * number(a[j]) + x1 * number(b[j]) + x2 * number(c[j]) + x3 * number(d[j])
+            high = x4 * number(e[j]) + x5 * number(f[j]) + x6 * number(g[j]) + x7 * number(h[j])
             out[j] += low + high
     if scaled:
         for j in range(n):
@@ -111,16 +113,16 @@ def _matvec(values, scale, scaled, x, out):
     for i in range(single):
         row, total = values[i], f32(0)
         for j in range(n):
-            total += _number(row[j]) * x[j]
+            total += number(row[j]) * x[j]
         out[i] = total
     for i in range(single, m, 4):  # four rows share what is read of x
         a, b, c, d = values[i], values[i + 1], values[i + 2], values[i + 3]
         s, t, u, v = f32(0), f32(0), f32(0), f32(0)
         for j in range(n):
-            s += _number(a[j]) * x[j]
-            t += _number(b[j]) * x[j]
-            u += _number(c[j]) * x[j]
-            v += _number(d[j]) * x[j]
+            s += number(a[j]) * x[j]
+            t += number(b[j]) * x[j]
+            u += number(c[j]) * x[j]
+            v += number(d[j]) * x[j]
         out[i], out[i + 1], out[i + 2], out[i + 3] = s, t, u, v
     if scaled:
         for i in range(m):

@@ -148,3 +148,22 @@ def test_distinct_codes_and_their_log_counts(kernels):
     np.testing.assert_allclose(log_counts, np.log([2, 3, 1]), rtol=1e-6)
     assert log_counts.dtype == np.float32
     assert len(distinct(codes[:0], 9, kernels)[0]) == 0
+
+
+@pytest.mark.parametrize("kind", ["grouped", "residual"])
+@pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
+def test_halved_tables(kind, kernels):
+    """In bfloat16 each row of a table errs by half a unit of its own; one code alone keeps its rows."""
+    book, projection, codes = problem(kind, 24, 3, 50, "layer")
+    exact, halved = (make_far("table", BlockCodec((book,)), "hidden", projection) for _ in range(2))
+    halved.halve()
+    assert halved.tables.nbytes * 2 == exact.tables.nbytes
+    sigma = np.sqrt(exact.sigma2(codes, kernels) + exact.eps)
+    bound = 2.0**-8 * abs(exact.tables)[np.arange(3), codes].sum(axis=1) / sigma[:, None] + 1e-5
+    error = abs(halved.far_kv(codes, kernels) - exact.far_kv(codes, kernels))
+    assert (error <= bound).all()
+    assert error.max() > 2.0**-12
+    one = make_far("table", BlockCodec((problem(kind, 24, 1, 50, "layer")[0],)), "hidden", projection)
+    rows = one.rows
+    one.halve()
+    assert one.rows is rows

@@ -46,12 +46,11 @@ def test_blocks_keep_their_numbers(name):
 
 
 @pytest.mark.parametrize("arch", SUPPORTED)
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
-def test_matrices_of_every_architecture_stay_in_blocks(tmp_path, arch, kind):
+def test_matrices_of_every_architecture_stay_in_blocks(tmp_path, arch):
     """Rows that the file has in another order, in one with others, or times a factor are moved as they are."""
-    write_model(tmp_path / "m.gguf", random_model(arch), arch, kind)
+    write_model(tmp_path / "m.gguf", random_model(arch), arch, "Q4_1")
     kept, wide = convert_gguf(tmp_path / "m.gguf")[0], convert_gguf(tmp_path / "m.gguf", "float32")[0]
-    assert kept.stored_dtype == kind.lower()
+    assert kept.stored_dtype == "q4_1"
     for name, weight in wide.weights.items():
         found = kept.weights[name]
         assert isinstance(found, Blocks) == (weight.ndim == 2 and name not in ("embed.position", "embed.type")), name

@@ -7,6 +7,7 @@ import gguf
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
@@ -75,6 +76,19 @@ def test_what_blocks_do_not_hold():
     for shape, (name, dtype) in kinds.items():
         weight = narrowed(name, np.ones(shape, np.float32), "q4_0")
         assert (weight.dtype if isinstance(weight, Narrow) else None) == dtype
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("shape", "inputs"), [((7, 64), (1,)), ((64, 7), (0,)), ((7, 2, 4, 4), (1, 2, 3)), ((7, 5), (1,))]
+)
+def test_pytorch_rounds_alike(dtype, shape, inputs):
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    outputs = array.T if inputs == (0,) else array.reshape(len(array), -1)
+    layer = narrowed("a.weight", np.ascontiguousarray(outputs.T), dtype)
+    found = FORMATS[dtype].rounded_tensor(torch.from_numpy(array), inputs).numpy()
+    assert layer.dtype == (dtype if shape != (7, 5) else "float16")
+    np.testing.assert_array_equal(found.T if inputs == (0,) else found.reshape(len(found), -1), np.asarray(layer).T)
 
 
 @KINDS
@@ -175,10 +189,13 @@ def test_truncated_and_infinite(tmp_path):
 
 
 @pytest.mark.mpi
-@KINDS
 @pytest.mark.parametrize(
-    "config",
-    [CONFIG, llama_config(d_model=96, d_ff=64), vit_config(d_model=64, n_heads=4, n_kv_heads=4, d_ff=96)],
+    ("config", "dtype"),
+    [
+        (CONFIG, "q8_0"),
+        (llama_config(d_model=96, d_ff=64), "q4_1"),
+        (vit_config(d_model=64, n_heads=4, n_kv_heads=4, d_ff=96), "q4_0"),
+    ],
     ids=["bert", "llama", "vit"],
 )
 @pytest.mark.parametrize("compute", ["float32", "int8"])

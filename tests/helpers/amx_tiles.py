@@ -13,7 +13,7 @@ class Tiles:
         self.configured = 0
 
     def _memory(self, address, stride):
-        room = np.ctypeslib.as_array((ctypes.c_uint8 * (15 * stride + 64)).from_address(address))
+        room = np.ctypeslib.as_array((ctypes.c_uint8 * (15 * int(stride) + 64)).from_address(int(address)))
         return np.lib.stride_tricks.as_strided(room, (16, 64), (stride, 1))
 
     def load(self, tile):

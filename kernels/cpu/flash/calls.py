@@ -15,8 +15,8 @@ Array = np.ndarray
 TILE_ROWS = 192
 #: rows whose scores are multiplied and exponentiated at once, by path; both divide TILE_ROWS
 BLOCK = {"avx512_bf16": 12, "amx": 32}
-#: rows per key head below which packing keys and values costs more than it saves
-FEW = 3
+#: rows per key head, and scores of one, below which packing keys and values costs more than it saves
+_FEW_ROWS, _FEW_SCORES = 2, 1024
 #: scores below which a second thread costs more than it saves
 _THREAD_SCORES = 1 << 17
 #: beside those of the products: what narrows numbers and exponentiates
@@ -38,16 +38,18 @@ def attend(
 ) -> None:
     """One step of online softmax over keys k, v (Hkv, m, d), in place; see reference.attend.
 
-    q, k, v and weights are rounded to bfloat16 for the products. With few rows, and on CPUs without the instructions,
-    this is float32's. by: a path of bfloat16 that this CPU has, in place of the process's.
+    q, k, v and weights are rounded to bfloat16 for the products. With few scores, and on CPUs without the instructions,
+    this is float32's. by: a path of bfloat16 that this CPU has, taken in any case.
     """
     n_heads, n_queries, d_head = q.shape
     n_groups, n_keys, _ = k.shape
     if q.size == 0 or n_keys == 0:
         return
     repeat = n_heads // n_groups
-    by = by or used_path()
-    if repeat * n_queries < FEW or by == "widened":
+    if not by:
+        few = repeat * n_queries < _FEW_ROWS or repeat * n_queries * n_keys < _FEW_SCORES
+        by = "widened" if few else used_path()
+    if by == "widened":
         _attention.attend(q, k, v, key_bias, causal, acc, row_max, row_sum, near)
         return
     block = BLOCK[by]
@@ -84,8 +86,8 @@ def tiles_of(by: str) -> Array | None:
 
 def warm_up() -> None:
     """Compile `attend`, or load it from the cache on disk."""
-    heads, state = np.ones((1, FEW, 2), np.float32), np.zeros((2, 1, FEW), np.float32)
-    attend(heads, heads, heads, None, None, heads.copy(), *state)
+    heads, state = np.ones((1, 1, 2), np.float32), np.zeros((2, 1, 1), np.float32)
+    attend(heads, heads, heads, None, None, heads.copy(), state[0], state[1], by=used_path())
 
 
 def _units(sizes: Sizes, reach: int, index: int, count: int) -> tuple[int, int]:

@@ -144,7 +144,7 @@ def pack_values(address, stride, n_keys, d, out):
             _pack_rest(floats_at(first, d), floats_at(second, d), whole, out[:, p])
     for p in range(n_keys // 2, out.shape[1]):
         last = floats_at(address + (n_keys - 1) * stride, d if 2 * p < n_keys else 0)
-        _pack_rest(last, last[:0], 0, out[:, p])
+        _pack_rest(last, last[:0], np.int64(0), out[:, p])
 
 
 @njit(fastmath=FASTMATH)

@@ -18,7 +18,7 @@ from astra_mpi.kernels.cpu.flash.rows import rows_max, rows_weights
 from astra_mpi.kernels.cpu.products import amx, avx512
 from astra_mpi.kernels.cpu.products.memory import floats_at
 
-u32 = np.uint32
+u32, i64 = np.uint32, np.int64  # addresses and sizes of one type, or functions are compiled for both
 
 #: keys of a tile, and float32 between its rows: a multiple of 4 KiB would put all rows in the same lines of the cache
 TILE_KEYS = 512
@@ -145,8 +145,8 @@ def _begin(q, acc, row_max, row_sum, sizes, group, row, n_rows, room):
             line[e] = running[e]
         for e in range(sizes.d, line.size):
             line[e] = f32(0)
-        room.state[0, r] = floats_at(row_max.at + head * row_max.head + i * row_max.row, 1)[0]
-        room.state[2, r] = floats_at(row_sum.at + head * row_sum.head + i * row_sum.row, 1)[0]
+        room.state[0, r] = floats_at(row_max.at + head * row_max.head + i * row_max.row, i64(1))[0]
+        room.state[2, r] = floats_at(row_sum.at + head * row_sum.head + i * row_sum.row, i64(1))[0]
     for r in range(n_rows, sizes.tile_rows):
         room.queries[r] = u32(0)
         room.sums[r] = f32(0)
@@ -160,8 +160,8 @@ def _end(acc, row_max, row_sum, sizes, group, row, n_rows, room):
         running, line = floats_at(acc.at + head * acc.head + i * acc.row, sizes.d), room.sums[r]
         for e in range(sizes.d):
             running[e] = line[e]
-        floats_at(row_max.at + head * row_max.head + i * row_max.row, 1)[0] = room.state[0, r]
-        floats_at(row_sum.at + head * row_sum.head + i * row_sum.row, 1)[0] = room.state[2, r]
+        floats_at(row_max.at + head * row_max.head + i * row_max.row, i64(1))[0] = room.state[0, r]
+        floats_at(row_sum.at + head * row_sum.head + i * row_sum.row, i64(1))[0] = room.state[2, r]
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
@@ -213,16 +213,16 @@ def multiply(tiles, a, lda, n, b, ldb, n_strips, sums, n_words, begin):
 def _score(tiles, room, b, n, begin, n_pairs):
     """Scores (n, 32 n_pairs) of rows from b on and keys from `begin` on."""
     words = room.queries.shape[1]
-    a, strip = room.queries[b].ctypes.data, room.keys[begin // 16].ctypes.data
-    multiply(tiles, a, 4 * words, n, strip, 64 * words, 2 * n_pairs, room.scores, words, 1)
+    a, strip = i64(room.queries[b].ctypes.data), i64(room.keys[begin // 16].ctypes.data)
+    multiply(tiles, a, 4 * words, n, strip, 64 * words, 2 * n_pairs, room.scores, words, i64(1))
 
 
 @compiled()
 def _gather(tiles, room, b, n, begin, n_pairs):
     """Sums of rows from b on += weights, which begin the rows of scores, @ values from `begin` on."""
-    strip, strip_bytes = room.values[0, begin // 2].ctypes.data, room.values.strides[0]
-    a, n_strips = room.scores.ctypes.data, room.values.shape[0]
-    multiply(tiles, a, 4 * _STRIDE, n, strip, strip_bytes, n_strips, room.sums[b:], 16 * n_pairs, 0)
+    strip, strip_bytes = i64(room.values[0, begin // 2].ctypes.data), room.values.strides[0]
+    a, n_strips = i64(room.scores.ctypes.data), room.values.shape[0]
+    multiply(tiles, a, 4 * _STRIDE, n, strip, strip_bytes, n_strips, room.sums[b:], 16 * n_pairs, i64(0))
 
 
 @compiled(fastmath=FASTMATH)

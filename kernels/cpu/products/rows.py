@@ -13,9 +13,9 @@ from astra_mpi.kernels.cpu.products.memory import floats_at
 def narrow_rows(at, stride, n_rows, k, panel, factors, offsets):
     """Fill panel (>= n_rows, k_pad) from n_rows rows of k float32, `stride` bytes apart.
 
-    panel: uint16 (bfloat16) or int8, which tells the type. int8 takes GROUP numbers of a row at a time, and
-    fills factors (groups, rows) float32, the largest magnitude over 127, and offsets (groups, rows) int32, 128 times
-    the sum of the integers.
+    panel: uint16 (bfloat16) or int8, which tells the type. int8 takes GROUP numbers of a row at a time, and fills
+    factors (groups, rows) float32, the largest magnitude over 127, and offsets (groups, rows) int32, 128 times the sum
+    of the integers.
     """
     raise NotImplementedError
 

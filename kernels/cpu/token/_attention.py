@@ -1,11 +1,11 @@
 """A new token's heads over the keys and values of its sequence, one step of online softmax per tile of keys."""
 
 import numpy as np
-from numba import njit
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import FASTMATH, exp, f32
 from astra_mpi.kernels.cpu.token._dots import dots
+from astra_mpi.kernels.cpu.token._inner import inner
 from astra_mpi.kernels.cpu.token._products import (
     HAS_BFLOAT16,
     HAS_INT8,
@@ -43,13 +43,13 @@ from astra_mpi.kernels.cpu.token.tables import (
 )
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def weight(x):
     """e^x for x <= 0, and exactly 0 for -inf: a hidden key weighs nothing."""
     return exp(x) if x > f32(-87) else f32(0)
 
 
-@njit
+@inner()
 def first_in_window(segment, hidden):
     """The first key whose position is above `hidden`; positions ascend."""
     places = integers(segment[PLACES], segment[COUNT])
@@ -63,7 +63,7 @@ def first_in_window(segment, hidden):
     return low
 
 
-@njit
+@inner()
 def attend(segment, first, q, repeat, head, n_kv_heads, d, cap, acc, row_max, row_sum, own):
     """`repeat` scaled queries of one key head, q (repeat, d), over keys from `first` on; acc (repeat, d), row_max and
     row_sum (repeat,) are addresses of the running softmax."""
@@ -95,7 +95,7 @@ def attend(segment, first, q, repeat, head, n_kv_heads, d, cap, acc, row_max, ro
         first = end
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def _scale_weights(segment, place, n, repeat, own):
     """Weights of n keys times the factors of their values."""
     scales = floats(segment[VALUE_SCALES] + 4 * place, n)
@@ -105,7 +105,7 @@ def _scale_weights(segment, place, n, repeat, own):
             weights[j] *= scales[j]
 
 
-@njit
+@inner()
 def _score_coded(segment, first, last, q, repeat, head, n_kv_heads, d, own):
     """Scores (repeat, TILE_KEYS) of keys first .. last that are rows of a table."""
     codes = shorts(segment[CODES], segment[COUNT])
@@ -116,7 +116,7 @@ def _score_coded(segment, first, last, q, repeat, head, n_kv_heads, d, own):
             scores[j - first] = _dot(query, floats(row, d))
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def _dot(a, b):
     total = f32(0)
     for e in range(a.size):
@@ -124,7 +124,7 @@ def _dot(a, b):
     return total
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def _score_bfloat16(segment, first, last, q, repeat, head, d, own):
     if not HAS_BFLOAT16:
         return
@@ -141,7 +141,7 @@ def _score_bfloat16(segment, first, last, q, repeat, head, d, own):
                 copy(c + 256 * i, own[SCORES] + 4 * ((r + i) * TILE_KEYS + j - first), n)
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def _score_int8(segment, first, last, q, repeat, head, d, own):
     if not HAS_INT8:
         return
@@ -160,7 +160,7 @@ def _score_int8(segment, first, last, q, repeat, head, d, own):
             scale_counts(own, 0, rows, n, scales, scores + 4 * r * TILE_KEYS, 4 * TILE_KEYS)
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def _softmax(segment, first_tile, first, last, repeat, d, cap, acc, row_max, row_sum, own):
     """Scores of keys first_tile .. last -> weights, 0 before `first`, times factors of the values if they have some."""
     n, hidden = last - first_tile, first - first_tile
@@ -199,7 +199,7 @@ def _softmax(segment, first_tile, first, last, repeat, d, cap, acc, row_max, row
         sums[r] += total
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def _gather_coded(segment, first, last, repeat, head, n_kv_heads, d, acc, own):
     """acc (repeat, d) += weights of keys first .. last times their values, rows of a table."""
     codes = shorts(segment[CODES], segment[COUNT])
@@ -222,13 +222,13 @@ def keep(segment, first, kv, ld, n, n_kv_heads, d, room):
             put(segment, head, first + j, key, key + 4 * n_kv_heads * d, d, room)
 
 
-@njit
+@inner()
 def append(segment, kv, head, n_kv_heads, d, own):
     """Key and value of one head of [K | V] (2 Hkv d,) float32 become the last of the segment's."""
     put(segment, head, segment[COUNT] - 1, kv + 4 * head * d, kv + 4 * (n_kv_heads + head) * d, d, own[NARROWED])
 
 
-@njit
+@inner()
 def put(segment, head, j, key, value, d, room):
     """Key and value (d,) of one head, addresses, become those of token j; room: of d + 3 bytes."""
     place, kind = head * segment[CAPACITY] + j, segment[KIND]
@@ -254,7 +254,7 @@ def put(segment, head, j, key, value, d, room):
     floats(segment[VALUE_SCALES], place + 1)[place], _ = quantised(value, d, segment[VALUES] + d * place, d)
 
 
-@njit
+@inner()
 def half(number):
     """The bits of a float32 -> those of the bfloat16 next to it, ties to even."""
     return np.uint16((number + np.uint32(0x7FFF) + ((number >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))

@@ -3,16 +3,15 @@
 The matrix is read as it lies in memory, row after row, which is faster than several rows at a time.
 """
 
-from numba import njit
-
 from astra_mpi.kernels.cpu._math import FASTMATH, f32
+from astra_mpi.kernels.cpu.token._inner import inner
 from astra_mpi.kernels.cpu.token._vectors import dots_tile, floats
 
 _ONE, _ONE_BY_2, _ONE_BY_4 = (dots_tile(n, 1) for n in (1, 2, 4))
 _TWO, _THREE, _FOUR = (dots_tile(1, n) for n in (2, 3, 4))
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def dots(x, ldx, n_rows, w, ldw, m, d, out, ldo):
     """out (n_rows, m) = x (n_rows, d) @ w (m, d) transposed; strides in bytes."""
     vectors = d // 16

@@ -4,7 +4,6 @@ Bound by memory: a matrix is read once for up to four rows, row after row as it 
 """
 
 import numpy as np
-from numba import njit
 
 from astra_mpi.kernels.blocks import BLOCK_KINDS
 from astra_mpi.kernels.cpu._block_tiles import block_tile, has_tiles
@@ -12,7 +11,9 @@ from astra_mpi.kernels.cpu._blocks import quantise_into
 from astra_mpi.kernels.cpu._features import has
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits
 from astra_mpi.kernels.cpu._simd import dot_tile
+from astra_mpi.kernels.cpu.token._block_strip import block_strip
 from astra_mpi.kernels.cpu.token._dots import dots
+from astra_mpi.kernels.cpu.token._inner import inner
 from astra_mpi.kernels.cpu.token._vectors import (
     bits,
     byte_rows,
@@ -24,6 +25,7 @@ from astra_mpi.kernels.cpu.token._vectors import (
     rows_tile,
     shorts,
     signed_bytes,
+    strip_tile,
     sum_rows,
 )
 from astra_mpi.kernels.cpu.token.tables import (
@@ -55,7 +57,7 @@ UNIT = 32
 STRIPS = 4
 
 
-@njit
+@inner()
 def share(n, index, count):
     """First and last of n columns that thread `index` of `count` computes."""
     units = (n + UNIT - 1) // UNIT
@@ -66,7 +68,7 @@ def _adder(kind, n_bytes, number):
     """`add_rows` of one kind."""
     one, two, four = rows_tile(kind, 1, 1), rows_tile(kind, 1, 2), rows_tile(kind, 4, 4)
 
-    @njit(fastmath=FASTMATH)
+    @inner(fastmath=FASTMATH)
     def add(x, ldx, n_rows, w, ldw, m, n, out, ldo):
         vectors = n // 16
         fours, whole = n_rows - n_rows % 4 if vectors else 0, m - m % 4
@@ -91,24 +93,24 @@ def _adder(kind, n_bytes, number):
     return add
 
 
-@njit
+@inner()
 def _float32_at(address):
     return floats(address, 1)[0]
 
 
-@njit
+@inner()
 def _bfloat16_at(address):
     return np.uint32(np.uint32(shorts(address, 1)[0]) << np.uint32(16)).view(np.float32)
 
 
-@njit
+@inner()
 def _float16_at(address):
     bits = np.uint32(shorts(address, 1)[0])
     magnitude = np.uint32(np.uint32(bits & np.uint32(0x7FFF)) << np.uint32(13)).view(np.float32) * f32(2.0**112)
     return -magnitude if bits & np.uint32(0x8000) else magnitude
 
 
-@njit
+@inner()
 def _int8_at(address):
     return f32(signed_bytes(address, 1)[0])
 
@@ -126,17 +128,20 @@ def _dots(kind, available):
     """f(a, lda, n_rows, b, ldb, n_strips, n_words, c): up to 4 rows of words times up to 4 strips -> c (n_rows, 64)."""
     if not available:
 
-        @njit
+        @inner()
         def none(a, lda, n_rows, b, ldb, n_strips, n_words, c):
             raise NotImplementedError("this processor has no such product")
 
         return none
-    one4, two4, three4, four4 = (dot_tile(kind, r, STRIPS) for r in (1, 2, 3, 4))
-    one1 = dot_tile(kind, 1, 1)
+    two4, three4, four4 = (dot_tile(kind, r, STRIPS) for r in (2, 3, 4))
+    one1, line = dot_tile(kind, 1, 1), strip_tile(kind, 4)
 
-    @njit
+    @inner()
     def dots(a, lda, n_rows, b, ldb, n_strips, n_words, c):
-        if n_strips < STRIPS:
+        if n_rows == 1 and n_words % 4 == 0:  # as they lie in memory: faster than several strips at a time
+            for s in range(n_strips):
+                line(a, b + s * ldb, c + 64 * s, n_words)
+        elif n_strips < STRIPS or n_rows == 1:
             for r in range(n_rows):
                 for s in range(n_strips):
                     one1(a + r * lda, lda, b + s * ldb, ldb, c + 256 * r + 64 * s, 256, n_words, 1)
@@ -144,10 +149,8 @@ def _dots(kind, available):
             four4(a, lda, b, ldb, c, 256, n_words, 1)
         elif n_rows == 3:
             three4(a, lda, b, ldb, c, 256, n_words, 1)
-        elif n_rows == 2:
-            two4(a, lda, b, ldb, c, 256, n_words, 1)
         else:
-            one4(a, lda, b, ldb, c, 256, n_words, 1)
+            two4(a, lda, b, ldb, c, 256, n_words, 1)
 
     return dots
 
@@ -156,13 +159,13 @@ dots_bfloat16 = _dots("bfloat16", HAS_BFLOAT16)
 dots_int8 = _dots("int8", HAS_INT8)
 
 
-(_q8_one, _q8_four), (_q40_one, _q40_four), (_q41_one, _q41_four) = (
-    (block_tile(kind, 1), block_tile(kind, 4)) for kind in BLOCK_KINDS
+(_q8, _q8_four), (_q40, _q40_four), (_q41, _q41_four) = (
+    (block_strip(kind), block_tile(kind, 4)) for kind in BLOCK_KINDS
 )
 HAS_BLOCKS = has_tiles()
 
 
-@njit
+@inner()
 def _blocks(kind, x, n_rows, m, weights, strip, first, last, out, ldo, own):
     """Columns first .. last of a product with blocks; x (n_rows, m) is dense, `strip` bytes of a strip."""
     if not HAS_BLOCKS:
@@ -171,31 +174,32 @@ def _blocks(kind, x, n_rows, m, weights, strip, first, last, out, ldo, own):
     q, scales, sums = own[NARROWED], own[FACTORS], own[ROW_SUMS]
     rows = float_rows(x, n_rows, m)
     quantise_into(rows, byte_rows(q, n_rows, m), float_rows(scales, n_rows, n_blocks), sum_rows(sums, n_rows, n_blocks))
+    fours = n_rows - n_rows % 4
     for j in range(first, last, 32):
         b, width = weights + j // 16 * strip, min(32, last - j)
-        t = 0
-        while t < n_rows:
-            some = 4 if n_rows - t >= 4 else 1
+        for t in range(0, fours, 4):
             a, factors, totals = q + t * m, scales + 4 * t * n_blocks, sums + 4 * t * n_blocks
-            target, ld = (out + t * ldo + 4 * j, ldo) if width == 32 else (own[TILE], 128)
-            if kind == Q8_0 and some == 1:
-                _q8_one(a, factors, totals, b, strip, target, ld, n_blocks)
-            elif kind == Q8_0:
-                _q8_four(a, factors, totals, b, strip, target, ld, n_blocks)
-            elif kind == Q4_0 and some == 1:
-                _q40_one(a, factors, totals, b, strip, target, ld, n_blocks)
+            if kind == Q8_0:
+                _q8_four(a, factors, totals, b, strip, own[TILE], 128, n_blocks)
             elif kind == Q4_0:
-                _q40_four(a, factors, totals, b, strip, target, ld, n_blocks)
-            elif some == 1:
-                _q41_one(a, factors, totals, b, strip, target, ld, n_blocks)
+                _q40_four(a, factors, totals, b, strip, own[TILE], 128, n_blocks)
             else:
-                _q41_four(a, factors, totals, b, strip, target, ld, n_blocks)
-            for r in range(some if width < 32 else 0):
+                _q41_four(a, factors, totals, b, strip, own[TILE], 128, n_blocks)
+            for r in range(4):
                 copy(own[TILE] + 128 * r, out + (t + r) * ldo + 4 * j, width)
-            t += some
+        for t in range(fours, n_rows):
+            a, factors, totals = q + t * m, scales + 4 * t * n_blocks, sums + 4 * t * n_blocks
+            for s in range(2):
+                if kind == Q8_0:
+                    _q8(a, factors, totals, b + s * strip, own[TILE] + 64 * s, n_blocks)
+                elif kind == Q4_0:
+                    _q40(a, factors, totals, b + s * strip, own[TILE] + 64 * s, n_blocks)
+                else:
+                    _q41(a, factors, totals, b + s * strip, own[TILE] + 64 * s, n_blocks)
+            copy(own[TILE], out + t * ldo + 4 * j, width)
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
     """This thread's columns of out (n_rows, n) = x (n_rows, m) @ matrix; strides in bytes, `own` its buffers."""
     kind, m, ldw = matrix[FORMAT], matrix[N_IN], matrix[STRIDE]
@@ -250,7 +254,7 @@ def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
                 row[j] *= scale[j]
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def scale_floats(tile, n_rows, n, scale, out, ldo):
     """Sums of a tile (n_rows, n) float32 -> out, times factors of columns; addresses."""
     factors = floats(scale, n)
@@ -260,7 +264,7 @@ def scale_floats(tile, n_rows, n, scale, out, ldo):
             row[e] = sums[e] * factors[e]
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def scale_counts(own, first, n_rows, n, scale, out, ldo):
     """Sums of a tile (n_rows, n) int32 with unsigned weights -> out, of rows `first` and after it."""
     factors, row_factors, row_sums = floats(scale, n), floats(own[FACTORS], first + 4), floats(own[ROW_SUMS], first + 4)
@@ -271,7 +275,7 @@ def scale_counts(own, first, n_rows, n, scale, out, ldo):
             row[e] = f32(counts[e] - offset) * (factor * factors[e])
 
 
-@njit
+@inner()
 def to_bfloat16(x, ldx, n_rows, m, a, lda):
     """x (n_rows, m) float32 -> a (n_rows, lda / 2) bfloat16, rounded to nearest even, zeros behind."""
     half, one = np.uint32(0x7FFF), np.uint32(1)
@@ -283,7 +287,7 @@ def to_bfloat16(x, ldx, n_rows, m, a, lda):
             narrow[i] = np.uint16(0)
 
 
-@njit
+@inner()
 def to_int8(x, ldx, n_rows, m, a, lda, own):
     """x (n_rows, m) float32 -> a (n_rows, lda) int8, zeros behind; factors and sums of its rows."""
     factors, sums = floats(own[FACTORS], n_rows), floats(own[ROW_SUMS], n_rows)
@@ -291,7 +295,7 @@ def to_int8(x, ldx, n_rows, m, a, lda, own):
         factors[t], sums[t] = quantised(x + t * ldx, m, a + t * lda, lda)
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def quantised(x, m, a, n):
     """x (m,) float32 -> a (n,) int8, zeros behind; its factor, and the sum of the integers."""
     row, numbers, narrow = integers(x, m), floats(x, m), signed_bytes(a, n)

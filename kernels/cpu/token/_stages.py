@@ -5,7 +5,6 @@ things that all need, all compute, in buffers of their own.
 """
 
 import numpy as np
-from numba import njit
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import FASTMATH, f32
@@ -13,6 +12,7 @@ from astra_mpi.kernels.cpu._rows import _activate, _layer_norm, _rms_norm, _rota
 from astra_mpi.kernels.cpu._team import barrier
 from astra_mpi.kernels.cpu.token import tables as c
 from astra_mpi.kernels.cpu.token._attention import append, attend, first_in_window
+from astra_mpi.kernels.cpu.token._inner import inner
 from astra_mpi.kernels.cpu.token._products import product, share
 from astra_mpi.kernels.cpu.token._vectors import copy, fill, float_rows, floats
 
@@ -64,7 +64,7 @@ def advance(
             _add(part == c.OUTPUT, model, factors, block, shared, own, n, team, index, count)
 
 
-@njit
+@inner()
 def _norm(model, factors, x, n, block, which, out):
     """Rows x (n, D) normalised by the vectors `which` of the block -> out (n, D)."""
     d = model[c.D_MODEL]
@@ -75,7 +75,7 @@ def _norm(model, factors, x, n, block, which, out):
         _layer_norm(float_rows(x, n, d), weight, floats(block[which + 1], d), factors[c.EPS], float_rows(out, n, d))
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def _plus(x, y, bias, n):
     """x (n,) += y + bias; addresses, 0 for none."""
     total = floats(x, n)
@@ -89,7 +89,7 @@ def _plus(x, y, bias, n):
             total[j] += constant[j]
 
 
-@njit
+@inner()
 def _input(model, factors, block, shared, own, n):
     """What the attention projects (n, D)."""
     if block[c.NORM1] and model[c.NORM_FIRST]:
@@ -98,7 +98,7 @@ def _input(model, factors, block, shared, own, n):
         copy(shared[c.X], own[c.TAKEN], n * model[c.D_MODEL])
 
 
-@njit
+@inner()
 def _heads(i, model, factors, block, shared, own, n, turns):
     """The projection with its biases, normalised and turned. What is noted is noted."""
     d, site, d_model = model[c.D_HEAD], model[c.SITE], model[c.D_MODEL]
@@ -121,7 +121,7 @@ def _heads(i, model, factors, block, shared, own, n, turns):
             _rotate(float_rows(row, 1, n_q + n_kv), turn, model[c.N_HEADS] + model[c.N_KV_HEADS])
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def _head_norm(model, factors, x, n_heads, weight, shared):
     """Queries or keys x (n_heads d,) of one token, in place; see `HeadNorm`."""
     d, kind = model[c.D_HEAD], model[c.QK_NORM]
@@ -137,7 +137,7 @@ def _head_norm(model, factors, x, n_heads, weight, shared):
         _rms_norm(heads, floats(weight, heads.shape[1]), factors[c.EPS], heads)
 
 
-@njit
+@inner()
 def _attend(i, model, factors, block, shared, own, cache, spans, active, positions, index, count):
     """Softmaxes (n, H (d + 2)) of the new tokens over what is kept of their sequences, head by head."""
     heads, kv_heads, d = model[c.N_HEADS], model[c.N_KV_HEADS], model[c.D_HEAD]
@@ -161,7 +161,7 @@ def _attend(i, model, factors, block, shared, own, cache, spans, active, positio
             attend(segment, first, q, repeat, head, kv_heads, d, factors[c.SCORE_CAP], acc, row_max, row_sum, own)
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def _finish(model, shared, own, n):
     """Softmaxes -> what attention gives (n, H d)."""
     heads, d = model[c.N_HEADS], model[c.D_HEAD]
@@ -175,7 +175,7 @@ def _finish(model, shared, own, n):
                 out[e] = acc[e] * inverse
 
 
-@njit
+@inner()
 def _add(after_attention, model, factors, block, shared, own, n, team, index, count):
     """The residual sum with the last layer of the attention, or of the MLP, and the norms around it. Afterwards own
     TAKEN is what the MLP takes, and all threads are done with what they share."""
@@ -213,7 +213,7 @@ def _add(after_attention, model, factors, block, shared, own, n, team, index, co
             copy(x, taken, n * d_model)
 
 
-@njit(fastmath=FASTMATH)
+@inner(fastmath=FASTMATH)
 def _activated(model, block, shared, n, index, count):
     """This thread's columns of the inner activations (n, d_ff)."""
     d_ff, gated = model[c.D_FF], model[c.GATED]

@@ -3,11 +3,13 @@
 from typing import Any
 
 from llvmlite import ir
-from numba import carray, njit
+from numba import carray
 from numba.core import types
 from numba.extending import intrinsic
 
+from astra_mpi.kernels.cpu._simd import _DOT as DOT
 from astra_mpi.kernels.cpu._simd import F32, I8, I32, I64, LANES
+from astra_mpi.kernels.cpu.token._inner import inner
 
 I16 = ir.IntType(16)
 FLOATS, WORDS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
@@ -33,55 +35,55 @@ _floats_at, _shorts_at = _at(types.float32, F32), _at(types.uint16, I16)
 _bytes_at, _integers_at, _bits_at = _at(types.int8, I8), _at(types.int32, I32), _at(types.uint32, I32)
 
 
-@njit
+@inner()
 def floats(address, n):
     """(n,) float32 in memory."""
     return carray(_floats_at(address), (n,))
 
 
-@njit
+@inner()
 def float_rows(address, n, width):
     """(n, width) float32 in memory."""
     return carray(_floats_at(address), (n, width))
 
 
-@njit
+@inner()
 def byte_rows(address, n, width):
     """(n, width) int8 in memory."""
     return carray(_bytes_at(address), (n, width))
 
 
-@njit
+@inner()
 def sum_rows(address, n, width):
     """(n, width) int32 in memory."""
     return carray(_integers_at(address), (n, width))
 
 
-@njit
+@inner()
 def shorts(address, n):
     """(n,) uint16 in memory."""
     return carray(_shorts_at(address), (n,))
 
 
-@njit
+@inner()
 def signed_bytes(address, n):
     """(n,) int8 in memory."""
     return carray(_bytes_at(address), (n,))
 
 
-@njit
+@inner()
 def integers(address, n):
     """(n,) int32 in memory."""
     return carray(_integers_at(address), (n,))
 
 
-@njit
+@inner()
 def bits(address, n):
     """(n,) uint32 in memory."""
     return carray(_bits_at(address), (n,))
 
 
-@njit
+@inner()
 def copy(source, target, n):
     """n float32 from one address to another."""
     numbers, copies = floats(source, n), floats(target, n)
@@ -89,7 +91,7 @@ def copy(source, target, n):
         copies[j] = numbers[j]
 
 
-@njit
+@inner()
 def fill(target, n, value):
     """n float32 become `value`."""
     numbers = floats(target, n)
@@ -179,6 +181,59 @@ def dots_tile(n_parts: int, n_tokens: int) -> Any:
         return types.void(*[types.int64] * 6), generate
 
     return tile
+
+
+def strip_tile(kind: str, n_parts: int) -> Any:
+    """An intrinsic f(a, b, c, n_words) on addresses: c (16,) 32-bit sums = a (n_words,) @ one strip b (n_words, 16).
+
+    Words are those of `dot_tile`. n_words is a multiple of n_parts, the sums under way.
+    """
+    asm, element = DOT[kind]
+    sums = ir.VectorType(element, LANES)
+
+    def generate(context, builder, signature, arguments):
+        a, b, c, n_words = arguments
+        dot = ir.InlineAsm(ir.FunctionType(sums, [sums, WORDS, WORDS]), asm, "=v,0,v,v")
+        entry = builder.block
+        loop, done = builder.append_basic_block("words"), builder.append_basic_block("done")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        q = builder.phi(I64)
+        q.add_incoming(ir.Constant(I64, 0), entry)
+        totals = [builder.phi(sums) for _ in range(n_parts)]
+        word, line = builder.shl(q, ir.Constant(I64, 2)), builder.shl(q, ir.Constant(I64, 6))
+        new = []
+        for part, total in enumerate(totals):
+            place = builder.add(builder.add(a, word), ir.Constant(I64, 4 * part))
+            stored = builder.add(builder.add(b, line), ir.Constant(I64, 64 * part))
+            factor = _spread_word(builder, builder.load(_pointer(builder, place, I32), align=4))
+            weights = builder.load(_pointer(builder, stored, WORDS), align=64)
+            new.append(builder.call(dot, [total, factor, weights]))
+            total.add_incoming(ir.Constant(sums, [0] * LANES), entry)
+        following = builder.add(q, ir.Constant(I64, n_parts))
+        q.add_incoming(following, loop)
+        for total, new_total in zip(totals, new, strict=True):
+            total.add_incoming(new_total, loop)
+        builder.cbranch(builder.icmp_signed("<", following, n_words), loop, done)
+        builder.position_at_end(done)
+        result = new[0]
+        for other in new[1:]:
+            result = builder.add(result, other) if element == I32 else builder.fadd(result, other)
+        builder.store(result, _pointer(builder, c, sums), align=4)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typingctx, a, b, c, n_words):
+        return types.void(*[types.int64] * 4), generate
+
+    return tile
+
+
+def _spread_word(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+    """16 times a word."""
+    undefined = ir.Constant(WORDS, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(WORDS, [0] * LANES))
 
 
 def _sum(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:

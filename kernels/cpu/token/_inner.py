@@ -1,0 +1,13 @@
+"""How functions are compiled that only compiled functions call."""
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit
+
+
+def inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` without what calls from Python need: less to compile."""
+    compile_: Any = njit  # whose types do not know these two options
+    decorate: Callable[[Callable[..., Any]], Any] = compile_(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    return decorate
