@@ -11,10 +11,12 @@ import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import config, njit
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.serialize import dumps
 
 
@@ -50,10 +52,24 @@ class _Contents(CompileResultCacheImpl):
         return super().rebuild(target_context, reduced)
 
 
+@cache
+def _sources_stamp() -> str:
+    """Of all sources of kernels: one is compiled anew when any of them changes, for it may call what is in another."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 class _Cache(FunctionCache):
     """Numba's cache of one kernel, without its errors."""
 
     _impl_class = _Contents
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, _sources_stamp())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:

@@ -61,6 +61,13 @@ def test_kept_beside_the_source_or_where_the_variable_says(load, module, tmp_pat
     assert (n_compiled, trouble) == (2, "") and folder.startswith(str(tmp_path / "mine" / "package_"))
 
 
+def test_compiled_anew_when_another_kernel_changes(load, monkeypatch):
+    """It may call what has changed."""
+    assert load()[0] == 2 and load()[0] == 0
+    monkeypatch.setattr(_compile, "_sources_stamp", lambda: "of other sources")
+    assert load()[0] == 2 and load()[0] == 0
+
+
 def test_no_folder_at_all(load, module, tmp_path, monkeypatch):
     """__pycache__, NUMBA_CACHE_DIR and HOME are files: to root nothing else is a place that cannot be written."""
     for name in ("package/__pycache__", "file"):
