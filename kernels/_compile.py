@@ -20,6 +20,10 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 from numba.core.serialize import dumps
 
 
+#: of functions that say nothing else
+EXACT = {"fastmath": False, "error_model": "numpy"}
+
+
 @dataclass
 class CacheState:
     """What became of this process's kernels."""
@@ -98,10 +102,13 @@ class _Nowhere(NullCache):
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`numba.njit` that releases the interpreter's lock and keeps the machine code where that is possible."""
+    """`numba.njit` that releases the interpreter's lock and keeps the machine code where that is possible.
+
+    Options that are not given are set too: Numba would take those of whichever caller is compiled first.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        kernel = njit(nogil=True, **options)(function)
+        kernel = njit(nogil=True, **(EXACT | options))(function)
         if hasattr(kernel, "_cache"):  # not under NUMBA_DISABLE_JIT
             try:
                 kernel._cache = _Cache(function)
