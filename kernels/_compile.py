@@ -19,7 +19,6 @@ from numba import config, njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.serialize import dumps
 
-
 #: of functions that say nothing else
 EXACT = {"fastmath": False, "error_model": "numpy"}
 
