@@ -79,7 +79,7 @@ class Blocks(Narrow):
 
         def strips(array: np.ndarray) -> np.ndarray:
             whole = np.concatenate([array, np.zeros((rest, *array.shape[1:]), array.dtype)]) if rest else array
-            return whole.reshape(-1, STRIP, *array.shape[1:])
+            return whole.reshape(len(into), STRIP, *array.shape[1:])
 
         into["factor"] = strips(blocks.factor).swapaxes(1, 2)
         if blocks.least is not None:
@@ -87,7 +87,7 @@ class Blocks(Narrow):
         numbers = blocks.numbers
         if self.dtype != "q8_0":
             numbers = numbers[..., : BLOCK // 2] | (numbers[..., BLOCK // 2 :] << 4)
-        words = strips(numbers).reshape(len(into), STRIP, n_blocks, -1, 4)
+        words = strips(numbers).reshape(len(into), STRIP, n_blocks, numbers.shape[2] // 4, 4)
         into["numbers"] = words.transpose(0, 2, 3, 1, 4)
 
     @classmethod
