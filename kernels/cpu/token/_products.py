@@ -229,8 +229,9 @@ def product(matrix, x, ldx, n_rows, out, ldo, own, index, count):
     if kind == PACKED_INT8:
         n_words = ldw // 64
         to_int8(x, ldx, n_rows, m, own[NARROWED], 4 * n_words, own)
-        for j in range(first, last, 16 * STRIPS):
-            part = min(16 * STRIPS, last - j)
+        step = 16 if n_rows == 1 else 16 * STRIPS  # one row reads weights as they lie in memory
+        for j in range(first, last, step):
+            part = min(step, last - j)
             for t in range(0, n_rows, 4):
                 rows, target = min(4, n_rows - t), out + t * ldo + 4 * j
                 a, b = own[NARROWED] + 4 * t * n_words, matrix[ADDRESS] + j // 16 * ldw
