@@ -101,7 +101,7 @@ def restore(source: str | Path, dtype: str, command: str = "convert") -> tuple[M
     notes = []
     if model.codec is not None and dtype != model.stored_dtype:
         notes.append(f"its codebooks were fitted to the {model.stored_dtype} model; calibrate again to fit this one")
-    return dataclasses.replace(model, provenance=made, stored_dtype=dtype), notes
+    return dataclasses.replace(model, provenance=made, stored_dtype=dtype, keeps=False), notes
 
 
 def _config(

@@ -60,6 +60,7 @@ def read_model(path: str | Path, share: tuple[int, int] = (0, 1)) -> ModelFile:
             read_provenance(file),
             hdf5.text(file, "digest"),
             stored_dtype,
+            keeps=True,
         )
         checksum.require_whole(file)  # last: what is wrong is named above, if it can be
         return model

@@ -151,4 +151,4 @@ class Run:
         kept = made if deck.model.path is None else self.model.provenance | same
         changed = replace(self.model, weights=weights, codec=codec, provenance=kept)
         dtype = deck.output.dtype
-        modelfile.write_model(deck.output.path, replace(changed, stored_dtype=dtype, codec_dtype=dtype))
+        modelfile.write_model(deck.output.path, replace(changed, stored_dtype=dtype, codec_dtype=dtype, keeps=False))

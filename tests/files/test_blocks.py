@@ -54,6 +54,19 @@ def test_values_are_those_of_gguf(dtype, name, n):
         assert (blocks[rows] == want[rows]).all() and blocks[rows].shape == want[rows].shape
 
 
+def test_a_file_read_and_written_again_keeps_the_type_of_every_weight(tmp_path):
+    """As `calibrate` does."""
+    config, dtypes = llama_config(d_model=64, n_heads=4, n_kv_heads=2, d_ff=96), ("q4_1", "q8_0", "float16", "float32")
+    weights = {
+        name: narrowed(name, np.asarray(weight), dtypes[i % len(dtypes)])
+        for i, (name, weight) in enumerate(model_file(config).weights.items())
+    }
+    mixed = dataclasses.replace(model_file(config), weights=weights, keeps=True)
+    before = write_model(tmp_path / "mixed.h5", mixed)
+    assert write_model(tmp_path / "again.h5", read_model(tmp_path / "mixed.h5")) == before
+    assert write_model(tmp_path / "q4_1.h5", dataclasses.replace(mixed, keeps=False, stored_dtype="q4_1")) != before
+
+
 @KINDS
 @NAMES
 def test_parts(dtype, name):
