@@ -20,7 +20,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 from numba.core.serialize import dumps
 
 #: of functions that say nothing else
-EXACT = {"fastmath": False, "error_model": "numpy"}
+EXACT: dict[str, Any] = {"fastmath": False, "error_model": "numpy"}
 
 
 @dataclass
