@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from astra_mpi.config import ModelConfig
-from astra_mpi.device.aligned import address
+from astra_mpi.kernels.aligned import address
 from astra_mpi.kernels.cpu.token import tables as t
 from astra_mpi.kernels.near import Near
 

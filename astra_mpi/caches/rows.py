@@ -9,7 +9,7 @@ import numpy as np
 
 from astra_mpi.caches.kept import Softmax, segment
 from astra_mpi.config import ModelConfig
-from astra_mpi.device.aligned import address, aligned
+from astra_mpi.kernels.aligned import address, aligned
 from astra_mpi.kernels.cpu import token
 from astra_mpi.kernels.cpu.token import tables as t
 from astra_mpi.kernels.near import Near

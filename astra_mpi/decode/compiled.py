@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from astra_mpi.caches.cache import HostCache
-from astra_mpi.device.aligned import address, aligned
 from astra_mpi.device.backend import Backend
+from astra_mpi.kernels.aligned import address, aligned
 from astra_mpi.kernels.cpu import _team, token
 from astra_mpi.kernels.cpu._team import barrier_words
 from astra_mpi.kernels.cpu.token import tables as t

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.device.aligned import LINE, address
 from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.device.formats.floats import BFloat16, Float16
 from astra_mpi.device.formats.int8 import Int8
 from astra_mpi.device.packed import Packed
 from astra_mpi.device.weights import SideBySide
+from astra_mpi.kernels.aligned import LINE, address
 from astra_mpi.kernels.cpu.token import HAS_BLOCKS
 from astra_mpi.kernels.cpu.token import tables as t
 from astra_mpi.models.block import Block

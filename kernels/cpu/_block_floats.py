@@ -5,16 +5,15 @@ Plain vector code, which LLVM makes instructions of on every CPU. A row's result
 
 import numpy as np
 from llvmlite import ir
-from numba import carray
 from numba.core import types
 from numba.extending import intrinsic
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.blocks import BLOCK_KINDS
 from astra_mpi.kernels.cpu import _team
-from astra_mpi.kernels.cpu._block_portable import floats_at
 from astra_mpi.kernels.cpu._block_tiles import LAYOUTS, Code, Loop
 from astra_mpi.kernels.cpu._math import f32
+from astra_mpi.kernels.cpu._memory import floats
 from astra_mpi.kernels.cpu._simd import F32, I32, I64, LANES
 
 Array = np.ndarray
@@ -144,6 +143,6 @@ def _share(kind, x, weights, n, out, stride, index, count):
             else:
                 _four_41(row, ldx, total, place, strip, target, apart, n_blocks)
             for r in range(rows if width < _PAIR else 0):
-                line = carray(floats_at(to + r * stride), (width,))
+                line = floats(to + r * stride, width)
                 for j in range(width):
                     line[j] = edge[r, j]

@@ -1,32 +1,14 @@
 """Weights in blocks, where no instruction multiplies them as they are: widened, or multiplied in integers."""
 
 import numpy as np
-from numba import carray, types
-from numba.extending import intrinsic
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import f32, i32
+from astra_mpi.kernels.cpu._memory import byte_rows, float_rows, floats, integer_rows, unsigned_bytes
 
 _BLOCK, _STRIP = 32, 16
 #: of a strip's block, by kind
 _BYTES = (544, 288, 320)
-
-
-def _pointer(kind):
-    @intrinsic
-    def at(typingctx, address):
-        """An address as a pointer, which `carray` makes an array of."""
-
-        def generate(context, builder, signature, arguments):
-            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(kind)(types.int64), generate
-
-    return at
-
-
-bytes_at, signed_at = _pointer(types.uint8), _pointer(types.int8)
-floats_at, integers_at = _pointer(types.float32), _pointer(types.int32)
 
 
 @compiled(error_model="numpy")
@@ -80,14 +62,14 @@ def portable_strips(kind, m, k, q, scales, sums, weights, n, out, stride, index,
     """`_blocks.multiply_strips` without instructions of its own."""
     n_bytes = _BYTES[kind]
     n_strips, n_blocks = -(-n // _STRIP), k // _BLOCK
-    inputs, shape = carray(signed_at(q), (m, k)), (m, n_blocks)
-    row_scales, row_sums = carray(floats_at(scales), shape), carray(integers_at(sums), shape)
+    inputs = byte_rows(q, m, k)
+    row_scales, row_sums = float_rows(scales, m, n_blocks), integer_rows(sums, m, n_blocks)
     numbers, factors, least = np.empty((_BLOCK, _STRIP), np.int32), np.empty(_STRIP, f32), np.empty(_STRIP, f32)
     totals, dots = np.empty((m, _STRIP), f32), np.empty(_STRIP, np.int32)
     for strip in range(n_strips * index // count, n_strips * (index + 1) // count):
         totals[:] = f32(0)
         for b in range(n_blocks):
-            block = carray(bytes_at(weights + (strip * n_blocks + b) * n_bytes), (n_bytes,))
+            block = unsigned_bytes(weights + (strip * n_blocks + b) * n_bytes, n_bytes)
             read_block(kind, block, numbers, factors, least)
             for r in range(m):
                 row, scale, total = inputs[r, _BLOCK * b : _BLOCK * b + _BLOCK], row_scales[r, b], totals[r]
@@ -101,6 +83,6 @@ def portable_strips(kind, m, k, q, scales, sums, weights, n, out, stride, index,
                     total[j] += f32(dots[j]) * (factors[j] * scale) + least[j] * share
         width = min(_STRIP, n - _STRIP * strip)
         for r in range(m):
-            line = carray(floats_at(out + r * stride + 4 * _STRIP * strip), (width,))
+            line = floats(out + r * stride + 4 * _STRIP * strip, width)
             for j in range(width):
                 line[j] = totals[r, j]

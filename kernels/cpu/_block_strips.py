@@ -1,12 +1,11 @@
 """Strips of weights in blocks, multiplied by the tiles of `_block_tiles`; `_blocks` chooses."""
 
 import numpy as np
-from numba import carray
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.blocks import BLOCK_KINDS
-from astra_mpi.kernels.cpu._block_portable import floats_at, integers_at
 from astra_mpi.kernels.cpu._block_tiles import block_tile, panel_bytes, panel_tile, unpack_strips
+from astra_mpi.kernels.cpu._memory import floats, integers
 
 _Q8_0, _Q4_0, _Q4_1 = range(3)
 #: by kind: bytes of a strip's block, and what is added to stored numbers
@@ -69,7 +68,7 @@ def _few_rows(kind, m, n_blocks, q, scales, sums, weights, n, out, stride, first
 @compiled(error_model="numpy")
 def _many_rows(kind, m, n_blocks, q, scales, sums, weights, n, out, stride, first, last):
     strip = n_blocks * _BYTES[kind]
-    totals = carray(integers_at(sums), (m * n_blocks,))
+    totals = integers(sums, m * n_blocks)
     starts = totals if kind == _Q4_1 else totals * np.int32(-_ADDED[kind])
     edge, space = np.empty((_TILE, _PAIR), np.float32), np.empty(n_blocks * _PANEL + 64, np.uint8)
     panel = (space.ctypes.data + 63) // 64 * 64
@@ -99,6 +98,6 @@ def _many_rows(kind, m, n_blocks, q, scales, sums, weights, n, out, stride, firs
 @compiled(error_model="numpy")
 def _copy(edge, n_rows, width, to, stride):
     for r in range(n_rows):
-        line = carray(floats_at(to + r * stride), (width,))
+        line = floats(to + r * stride, width)
         for j in range(width):
             line[j] = edge[r, j]

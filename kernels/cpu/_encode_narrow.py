@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels.aligned import aligned
 from astra_mpi.kernels.cpu import _encode, _team
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
 from astra_mpi.kernels.cpu.flash.calls import tiles_of, used_path
@@ -61,7 +62,7 @@ def _search(x: Array, column: int, entries: Array, codes: Array, code: int) -> N
     """codes[:, code] = the nearest entry (K, W) to each row of x[:, column : column + W]."""
     n_codes, width = entries.shape
     words, padded = (width + 31) // 32 * 16, (n_codes + 31) // 32 * 32
-    strips = _aligned(padded * words).reshape(padded // 16, words, 16)
+    strips = aligned((padded // 16, words, 16), np.uint32)
     mean, half_norms = np.empty(width, np.float32), np.empty(padded, np.float32)
     longest = _pack(entries, mean, np.empty((16, width), np.float32), np.empty(words, np.uint32), strips, half_norms)
     tiles = tiles_of(used_path())
@@ -76,13 +77,6 @@ def _search(x: Array, column: int, entries: Array, codes: Array, code: int) -> N
         share(0, 1)
     else:
         _team.run(share)
-
-
-def _aligned(n: int) -> Array:
-    """(n,) uint32 that begin at a cache line."""
-    room = np.empty(n + 16, np.uint32)
-    first = -room.ctypes.data // 4 % 16
-    return room[first : first + n]
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")

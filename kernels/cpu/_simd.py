@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 llvmlite.binding.initialize_native_asmparser()
 
-I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+I8, I16, I32, I64, F32 = *(ir.IntType(n) for n in (8, 16, 32, 64)), ir.FloatType()
 LANES = 16
 
 #: kind -> instruction that adds products of 32 bits of each factor, and the type of its sums

@@ -11,8 +11,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from astra_mpi.kernels.cpu._math import FASTMATH, f32
+from astra_mpi.kernels.cpu._memory import floats
 from astra_mpi.kernels.cpu._simd import F32, I32, I64, LANES
-from astra_mpi.kernels.cpu.products.memory import floats_at
 
 u32 = np.uint32
 
@@ -108,7 +108,7 @@ def narrow_row(address, d, out):
     whole = d // 32
     for i in range(whole):
         _narrow_32(address + 128 * i, at + 64 * i)  # type: ignore[call-arg]
-    row = floats_at(address, d)
+    row = floats(address, d)
     for w in range(16 * whole, out.size):
         low = _narrow(row[2 * w]) if 2 * w < d else u32(0)
         out[w] = low | u32((_narrow(row[2 * w + 1]) if 2 * w + 1 < d else u32(0)) << u32(16))
@@ -141,9 +141,9 @@ def pack_values(address, stride, n_keys, d, out):
         for s in range(whole):
             _pack_pair(first + 64 * s, second + 64 * s, at + 64 * p + strip_bytes * s)  # type: ignore[call-arg]
         if 16 * whole < d:
-            _pack_rest(floats_at(first, d), floats_at(second, d), whole, out[:, p])
+            _pack_rest(floats(first, d), floats(second, d), whole, out[:, p])
     for p in range(n_keys // 2, out.shape[1]):
-        last = floats_at(address + (n_keys - 1) * stride, d if 2 * p < n_keys else 0)
+        last = floats(address + (n_keys - 1) * stride, d if 2 * p < n_keys else 0)
         _pack_rest(last, last[:0], np.int64(0), out[:, p])
 
 

@@ -13,10 +13,10 @@ from numba import njit
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import FASTMATH, exp, f32
+from astra_mpi.kernels.cpu._memory import floats
 from astra_mpi.kernels.cpu.flash.pack import narrow_row, pack_keys, pack_values
 from astra_mpi.kernels.cpu.flash.rows import rows_max, rows_weights
 from astra_mpi.kernels.cpu.products import amx, avx512
-from astra_mpi.kernels.cpu.products.memory import floats_at
 
 u32, i64 = np.uint32, np.int64  # addresses and sizes of one type, or functions are compiled for both
 
@@ -140,13 +140,13 @@ def _begin(q, acc, row_max, row_sum, sizes, group, row, n_rows, room):
     for r in range(n_rows):
         head, i = group * sizes.repeat + (row + r) % sizes.repeat, (row + r) // sizes.repeat
         narrow_row(q.at + head * q.head + i * q.row, sizes.d, room.queries[r])
-        running, line = floats_at(acc.at + head * acc.head + i * acc.row, sizes.d), room.sums[r]
+        running, line = floats(acc.at + head * acc.head + i * acc.row, sizes.d), room.sums[r]
         for e in range(sizes.d):
             line[e] = running[e]
         for e in range(sizes.d, line.size):
             line[e] = f32(0)
-        room.state[0, r] = floats_at(row_max.at + head * row_max.head + i * row_max.row, i64(1))[0]
-        room.state[2, r] = floats_at(row_sum.at + head * row_sum.head + i * row_sum.row, i64(1))[0]
+        room.state[0, r] = floats(row_max.at + head * row_max.head + i * row_max.row, i64(1))[0]
+        room.state[2, r] = floats(row_sum.at + head * row_sum.head + i * row_sum.row, i64(1))[0]
     for r in range(n_rows, sizes.tile_rows):
         room.queries[r] = u32(0)
         room.sums[r] = f32(0)
@@ -157,11 +157,11 @@ def _begin(q, acc, row_max, row_sum, sizes, group, row, n_rows, room):
 def _end(acc, row_max, row_sum, sizes, group, row, n_rows, room):
     for r in range(n_rows):
         head, i = group * sizes.repeat + (row + r) % sizes.repeat, (row + r) // sizes.repeat
-        running, line = floats_at(acc.at + head * acc.head + i * acc.row, sizes.d), room.sums[r]
+        running, line = floats(acc.at + head * acc.head + i * acc.row, sizes.d), room.sums[r]
         for e in range(sizes.d):
             running[e] = line[e]
-        floats_at(row_max.at + head * row_max.head + i * row_max.row, i64(1))[0] = room.state[0, r]
-        floats_at(row_sum.at + head * row_sum.head + i * row_sum.row, i64(1))[0] = room.state[2, r]
+        floats(row_max.at + head * row_max.head + i * row_max.row, i64(1))[0] = room.state[0, r]
+        floats(row_sum.at + head * row_sum.head + i * row_sum.row, i64(1))[0] = room.state[2, r]
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.kernels.aligned import aligned
 from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._features import path
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS
 from astra_mpi.kernels.cpu.products import amx
 from astra_mpi.kernels.cpu.products.layer import ADD, SET, SPARE_ROWS, Layer, Room, Rows, linear, linear_twice
 from astra_mpi.kernels.cpu.products.layout import GROUP_WORDS, WORDS, Strips, empty, pack
-from astra_mpi.kernels.cpu.products.memory import aligned
 
 Array = np.ndarray
 
@@ -40,7 +40,7 @@ class _Local(threading.local):
     def buffer(self, name: str, dtype: Any, *shape: int) -> Array:
         n_bytes = prod(shape) * np.dtype(dtype).itemsize
         if name not in self.buffers or self.buffers[name].nbytes < n_bytes:
-            self.buffers[name] = aligned(n_bytes)
+            self.buffers[name] = aligned((n_bytes,), np.uint8)
             self.rooms.clear()
         return self.buffers[name][:n_bytes].view(dtype).reshape(shape)
 

@@ -12,10 +12,10 @@ from numba.extending import overload
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import f32
+from astra_mpi.kernels.cpu._memory import floats, shorts
 from astra_mpi.kernels.cpu._rows import activate_row
 from astra_mpi.kernels.cpu.products import amx, avx512
 from astra_mpi.kernels.cpu.products.layout import GROUP_WORDS, STRIP, to_bfloat16
-from astra_mpi.kernels.cpu.products.memory import floats_at, halves_at
 from astra_mpi.kernels.cpu.products.rows import narrow_rows
 
 #: words multiplied before the next strips: two strips of them, and the panel's part, stay in the cache
@@ -135,14 +135,14 @@ def columns(tiles, layer, room, n_rows, first, last, out, stride, mode):
             multiply(tiles, room.panel, room, n_rows, layer.gate + strips, layer.n_words, n_strips, room.gate_sums)
         for i in range(n_rows):
             at = out + i * stride + (2 if mode == BFLOAT16 else 4) * j
-            line = floats_at(at, n) if mode == SET else room.line[:n]
+            line = floats(at, n) if mode == SET else room.line[:n]
             _finish_row(layer, room, i, j, line)
             if mode == ADD:
-                row = floats_at(at, n)
+                row = floats(at, n)
                 for c in range(n):
                     row[c] += line[c]
             elif mode == BFLOAT16:
-                halves = halves_at(at, n)
+                halves = shorts(at, n)
                 for c in range(n):
                     halves[c] = to_bfloat16(line[c])
 
@@ -157,11 +157,11 @@ def _finish(row, scale, bias, line):
 def _finish_row(layer, room, i, j, line):
     """line = outputs j .. of row i, from its sums."""
     n = line.size
-    scale, bias = floats_at(layer.scale + 4 * j, n), floats_at(layer.bias + 4 * j, n)
+    scale, bias = floats(layer.scale + 4 * j, n), floats(layer.bias + 4 * j, n)
     _finish(room.sums[i], scale, bias, line)
     if layer.gate != 0:
         gate = room.gate_line[:n]
-        scale, bias = floats_at(layer.gate_scale + 4 * j, n), floats_at(layer.gate_bias + 4 * j, n)
+        scale, bias = floats(layer.gate_scale + 4 * j, n), floats(layer.gate_bias + 4 * j, n)
         _finish(room.gate_sums[i], scale, bias, gate)
         activate_row(gate, room.zeros[:n], layer.activation)
         for c in range(n):

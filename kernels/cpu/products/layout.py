@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels.aligned import aligned
 from astra_mpi.kernels.cpu._math import f32
-from astra_mpi.kernels.cpu.products.memory import aligned
 
 Array = np.ndarray
 
@@ -62,7 +62,7 @@ def n_words(kind: str, k: int) -> int:
 def empty(kind: str, k: int, n: int) -> Strips:
     """A matrix (k, n) of zeros, to be filled by `pack`."""
     n_pad = max(1, -(-n // (2 * STRIP))) * 2 * STRIP
-    words = aligned(n_pad * n_words(kind, k) * 4)
+    words = aligned((n_pad * n_words(kind, k) * 4,), np.uint8)
     if kind == "int8":
         words[:] = ZERO
     return Strips(kind, k, n, words, np.ones(n_pad, np.float32))

@@ -6,8 +6,8 @@ from numba.extending import overload
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import f32, i32
+from astra_mpi.kernels.cpu._memory import floats
 from astra_mpi.kernels.cpu.products.layout import GROUP, ROUND, TINY, ZERO, to_bfloat16
-from astra_mpi.kernels.cpu.products.memory import floats_at
 
 
 def narrow_rows(at, stride, n_rows, k, panel, factors, offsets):
@@ -32,7 +32,7 @@ def _narrow_rows(at, stride, n_rows, k, panel, factors, offsets):
 @compiled()
 def _rounded(at, stride, n_rows, k, panel):
     for i in range(n_rows):
-        row, narrow = floats_at(at + i * stride, k), panel[i]
+        row, narrow = floats(at + i * stride, k), panel[i]
         for j in range(k):
             narrow[j] = to_bfloat16(row[j])
         narrow[k:] = 0
@@ -45,7 +45,7 @@ def _quantised(at, stride, n_rows, k, panel, factors, offsets):
         narrow[k:] = 0
         for g in range(factors.shape[0]):
             n = max(0, min(GROUP, k - GROUP * g))
-            row = floats_at(at + i * stride + 4 * GROUP * g, n)
+            row = floats(at + i * stride + 4 * GROUP * g, n)
             factors[g, i], offsets[g, i] = _group(row, narrow[GROUP * g : GROUP * g + n])
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 
 from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._math import FASTMATH, exp, f32
+from astra_mpi.kernels.cpu._memory import bits, floats, integers, shorts, signed_bytes
 from astra_mpi.kernels.cpu.token._dots import dots
-from astra_mpi.kernels.cpu.token._inner import inner
 from astra_mpi.kernels.cpu.token._products import (
     HAS_BFLOAT16,
     HAS_INT8,
@@ -18,7 +19,7 @@ from astra_mpi.kernels.cpu.token._products import (
     scale_counts,
     to_bfloat16,
 )
-from astra_mpi.kernels.cpu.token._vectors import bits, copy, floats, integers, shorts, signed_bytes
+from astra_mpi.kernels.cpu.token._vectors import copy
 from astra_mpi.kernels.cpu.token.tables import (
     BFLOAT16_ROWS,
     BIAS,

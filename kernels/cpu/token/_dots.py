@@ -3,9 +3,10 @@
 The matrix is read as it lies in memory, row after row, which is faster than several rows at a time.
 """
 
+from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._math import FASTMATH, f32
-from astra_mpi.kernels.cpu.token._inner import inner
-from astra_mpi.kernels.cpu.token._vectors import dots_tile, floats
+from astra_mpi.kernels.cpu._memory import floats
+from astra_mpi.kernels.cpu.token._vectors import dots_tile
 
 _ONE, _ONE_BY_2, _ONE_BY_4 = (dots_tile(n, 1) for n in (1, 2, 4))
 _TWO, _THREE, _FOUR = (dots_tile(1, n) for n in (2, 3, 4))

@@ -9,26 +9,23 @@ from astra_mpi.kernels.blocks import BLOCK_KINDS
 from astra_mpi.kernels.cpu._block_tiles import block_tile, has_tiles
 from astra_mpi.kernels.cpu._blocks import quantise_into
 from astra_mpi.kernels.cpu._features import has
+from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits
+from astra_mpi.kernels.cpu._memory import (
+    bits,
+    byte_rows,
+    float_rows,
+    floats,
+    integer_rows,
+    integers,
+    shorts,
+    signed_bytes,
+)
 from astra_mpi.kernels.cpu._simd import dot_tile
 from astra_mpi.kernels.cpu.products.layout import GROUP, GROUP_WORDS
 from astra_mpi.kernels.cpu.token._block_strip import block_strip
 from astra_mpi.kernels.cpu.token._dots import dots
-from astra_mpi.kernels.cpu.token._inner import inner
-from astra_mpi.kernels.cpu.token._vectors import (
-    bits,
-    byte_rows,
-    copy,
-    fill,
-    float_rows,
-    floats,
-    integers,
-    rows_tile,
-    shorts,
-    signed_bytes,
-    strip_tile,
-    sum_rows,
-)
+from astra_mpi.kernels.cpu.token._vectors import copy, fill, rows_tile, strip_tile
 from astra_mpi.kernels.cpu.token.tables import (
     ADDRESS,
     BFLOAT16,
@@ -174,7 +171,9 @@ def _blocks(kind, x, n_rows, m, weights, strip, first, last, out, ldo, own):
     n_blocks = m // 32
     q, scales, sums = own[NARROWED], own[FACTORS], own[ROW_SUMS]
     rows = float_rows(x, n_rows, m)
-    quantise_into(rows, byte_rows(q, n_rows, m), float_rows(scales, n_rows, n_blocks), sum_rows(sums, n_rows, n_blocks))
+    quantise_into(
+        rows, byte_rows(q, n_rows, m), float_rows(scales, n_rows, n_blocks), integer_rows(sums, n_rows, n_blocks)
+    )
     fours = n_rows - n_rows % 4
     for j in range(first, last, 32):
         b, width = weights + j // 16 * strip, min(32, last - j)

@@ -3,84 +3,18 @@
 from typing import Any
 
 from llvmlite import ir
-from numba import carray
 from numba.core import types
 from numba.extending import intrinsic
 
+from astra_mpi.kernels.cpu._inner import inner
+from astra_mpi.kernels.cpu._memory import floats
 from astra_mpi.kernels.cpu._simd import _DOT as DOT
-from astra_mpi.kernels.cpu._simd import F32, I8, I32, I64, LANES
-from astra_mpi.kernels.cpu.token._inner import inner
+from astra_mpi.kernels.cpu._simd import F32, I8, I16, I32, I64, LANES
 
-I16 = ir.IntType(16)
 FLOATS, WORDS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 #: kind of stored numbers -> their type and bytes
 STORED = {"float32": (F32, 4), "float16": (I16, 2), "bfloat16": (I16, 2), "int8": (I8, 1)}
 _FLAGS = ("reassoc", "contract", "nsz", "arcp")
-
-
-def _at(element: types.Type, stored: ir.Type) -> Any:
-    """An intrinsic: address -> pointer to numbers of a type."""
-
-    @intrinsic
-    def pointer(typingctx, address):
-        def generate(context, builder, signature, arguments):
-            return builder.inttoptr(arguments[0], stored.as_pointer())
-
-        return types.CPointer(element)(types.int64), generate
-
-    return pointer
-
-
-_floats_at, _shorts_at = _at(types.float32, F32), _at(types.uint16, I16)
-_bytes_at, _integers_at, _bits_at = _at(types.int8, I8), _at(types.int32, I32), _at(types.uint32, I32)
-
-
-@inner()
-def floats(address, n):
-    """(n,) float32 in memory."""
-    return carray(_floats_at(address), (n,))
-
-
-@inner()
-def float_rows(address, n, width):
-    """(n, width) float32 in memory."""
-    return carray(_floats_at(address), (n, width))
-
-
-@inner()
-def byte_rows(address, n, width):
-    """(n, width) int8 in memory."""
-    return carray(_bytes_at(address), (n, width))
-
-
-@inner()
-def sum_rows(address, n, width):
-    """(n, width) int32 in memory."""
-    return carray(_integers_at(address), (n, width))
-
-
-@inner()
-def shorts(address, n):
-    """(n,) uint16 in memory."""
-    return carray(_shorts_at(address), (n,))
-
-
-@inner()
-def signed_bytes(address, n):
-    """(n,) int8 in memory."""
-    return carray(_bytes_at(address), (n,))
-
-
-@inner()
-def integers(address, n):
-    """(n,) int32 in memory."""
-    return carray(_integers_at(address), (n,))
-
-
-@inner()
-def bits(address, n):
-    """(n,) uint32 in memory."""
-    return carray(_bits_at(address), (n,))
 
 
 @inner()

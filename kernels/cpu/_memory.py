@@ -1,0 +1,85 @@
+"""Arrays at addresses, inside compiled functions: one version of a kernel serves contiguous rows, rows of a wider
+array, and read-only mapped files alike.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import carray
+from numba.core import types
+from numba.extending import intrinsic
+
+from astra_mpi.kernels.cpu._inner import inner
+from astra_mpi.kernels.cpu._simd import F32, I8, I16, I32
+
+
+def _at(element: types.Type, stored: ir.Type) -> Any:
+    """An intrinsic: address -> pointer to numbers of a type."""
+
+    @intrinsic
+    def pointer(typingctx, address):
+        def generate(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], stored.as_pointer())
+
+        return types.CPointer(element)(types.int64), generate
+
+    return pointer
+
+
+_floats_at, _shorts_at = _at(types.float32, F32), _at(types.uint16, I16)
+_unsigned_at = _at(types.uint8, I8)
+_bytes_at, _integers_at, _bits_at = _at(types.int8, I8), _at(types.int32, I32), _at(types.uint32, I32)
+
+
+@inner()
+def floats(address, n):
+    """(n,) float32 in memory."""
+    return carray(_floats_at(address), (n,))
+
+
+@inner()
+def float_rows(address, n, width):
+    """(n, width) float32 in memory."""
+    return carray(_floats_at(address), (n, width))
+
+
+@inner()
+def byte_rows(address, n, width):
+    """(n, width) int8 in memory."""
+    return carray(_bytes_at(address), (n, width))
+
+
+@inner()
+def integer_rows(address, n, width):
+    """(n, width) int32 in memory."""
+    return carray(_integers_at(address), (n, width))
+
+
+@inner()
+def shorts(address, n):
+    """(n,) uint16 in memory."""
+    return carray(_shorts_at(address), (n,))
+
+
+@inner()
+def unsigned_bytes(address, n):
+    """(n,) uint8 in memory."""
+    return carray(_unsigned_at(address), (n,))
+
+
+@inner()
+def signed_bytes(address, n):
+    """(n,) int8 in memory."""
+    return carray(_bytes_at(address), (n,))
+
+
+@inner()
+def integers(address, n):
+    """(n,) int32 in memory."""
+    return carray(_integers_at(address), (n,))
+
+
+@inner()
+def bits(address, n):
+    """(n,) uint32 in memory."""
+    return carray(_bits_at(address), (n,))
