@@ -20,10 +20,10 @@ from astra_mpi.codec.tables import Norm, Projection, make_far
 from astra_mpi.device.threads import set_threads
 from astra_mpi.files import whole
 from astra_mpi.kernels import cpu
+from astra_mpi.kernels.aligned import aligned
 from astra_mpi.kernels.cpu import bfloat16
 from astra_mpi.kernels.cpu.flash.calls import tiles_of, used_path
 from astra_mpi.kernels.cpu.flash.tiles import multiply
-from astra_mpi.kernels.cpu.products.memory import aligned
 
 D = 768
 rng = np.random.default_rng(0)
