@@ -31,6 +31,7 @@ SITES = ("hidden", "normed", "kv")
 ENCODERS = ("auto", "exact", "subspace")
 METRICS = ("keys-values", "plain")  # by what codes are nearest (codec/metric.py)
 MAX_CODEBOOK_SIZE = 65536
+MAX_SINKS = 8  # first tokens of a sequence that may be exact on every rank
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 
 
@@ -38,6 +39,22 @@ def require(condition: bool, message: str) -> None:
     """Raise InputError with `message` unless `condition` holds."""
     if not condition:
         raise InputError(message)
+
+
+#: marks fields that are stored only where they are set
+OPTIONAL = {"optional": True}
+
+
+def optional(default: Any) -> Any:
+    """A field that is stored only where it is not its default, so that older models keep their digest."""
+    return field(default=default, metadata=OPTIONAL)
+
+
+def stored_fields(config: Any) -> dict[str, Any]:
+    """Fields of a config by name, those that are `optional` only where they are set."""
+    values, fields = dataclasses.asdict(config), dataclasses.fields(config)
+    unset = {f.name for f in fields if f.metadata.get("optional") and values[f.name] == f.default}
+    return {name: value for name, value in values.items() if name not in unset}
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,7 @@ class CodecConfig:
     groups: int = 1  # G, where the kind has groups
     stages: int = 4  # M, where it has stages
     encoder: str = "auto"  # where entries are searched: all of the space, a subspace, or the cheaper one that will do
+    sinks: int = optional(0)  # a decoder's first tokens that have no codes, for every rank computes them itself
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"codec kind '{self.kind}' is unknown; use one of {', '.join(KINDS)}")
@@ -60,6 +78,7 @@ class CodecConfig:
         )
         require(1 <= self.groups <= 4096, f"groups = {self.groups} is outside 1..4096")
         require(1 <= self.stages <= 64, f"stages = {self.stages} is outside 1..64")
+        require(0 <= self.sinks <= MAX_SINKS, f"sinks = {self.sinks} is outside 0..{MAX_SINKS}")
         require(
             self.encoder in ENCODERS, f"codec encoder '{self.encoder}' is unknown; use one of {', '.join(ENCODERS)}"
         )
@@ -100,7 +119,8 @@ class CodecConfig:
         return self.codes_per_token * self.bits
 
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Fields that are `optional` only where they are set, so that codecs of earlier versions keep their digest."""
+        return stored_fields(self)
 
 
 def check_counts(kind: str, given: Iterable[str], dashes: str, equals: str) -> None:
@@ -111,15 +131,6 @@ def check_counts(kind: str, given: Iterable[str], dashes: str, equals: str) -> N
         own = KINDS[kind].count
         cure = f"use {dashes}{own} or that kind" if own else "leave it out"
         require(own == count, f"{dashes}{count} is for {dashes}kind{equals}{owners}; {cure}")
-
-
-#: marks fields that are stored only where they are set
-OPTIONAL = {"optional": True}
-
-
-def optional(default: Any) -> Any:
-    """A field that is stored only where it is not its default, so that older models keep their digest."""
-    return field(default=default, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -191,12 +202,10 @@ class ModelConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Fields that are `optional` only where they are set, so that models of earlier versions keep their digest."""
-        values = dataclasses.asdict(self)
+        values = stored_fields(self)
         if self.d_head * self.n_heads == self.d_model:
-            del values["d_head"]
-        unset = {f.name for f in dataclasses.fields(self) if f.metadata.get("optional")}
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        return {name: x for name, x in values.items() if name not in unset or x != defaults[name]}
+            values.pop("d_head", None)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -20,4 +20,5 @@ def token_cost(shape: Shape, wire: Wire, compute: str = "float32") -> TokenCost:
         score=speeds.seconds(Work(attention=2 * config.d_queries)),
         far=speeds.seconds(wire.decode * (1 / wire.tokens_per_key)),
         send=speeds.seconds(wire.encode),
+        sinks=wire.sinks,
     )

@@ -53,6 +53,7 @@ class Wire(NamedTuple):
     decode: Work = Work()  # per far key
     tokens_per_key: int = 1
     distinct: int | None = None
+    sinks: int = 0  # first tokens that are not sent, for every rank behind computes them itself
 
     def keys(self, n_tokens: int) -> int:
         """Far keys that n tokens of one rank become."""
@@ -83,7 +84,8 @@ def astra_wire(shape: Shape, coding: Coding) -> Wire:
             decode = Work(gemm=shape.project_kv, table=sums * config.d_model, elements=config.d_model)
         else:
             decode = Work(table=codec.codes_per_token * kv_width)
-    return Wire(codec.site, codec.bits_per_token, Work(encode=encode), decode, distinct=coding.distinct)
+    sinks = codec.sinks if shape.causal and not shape.n_class else 0
+    return Wire(codec.site, codec.bits_per_token, Work(encode=encode), decode, distinct=coding.distinct, sinks=sinks)
 
 
 def sp_wire(shape: Shape, gather: str, number: str) -> Wire:

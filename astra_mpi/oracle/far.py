@@ -26,6 +26,12 @@ class Far:
         self.causal, self.heard = False, np.ones(len(owner), bool)
         self.judged = self.heard
         self.in_order = False
+        self.n_sinks = 0  # first tokens that nobody sees through this
+
+    def leave_out(self, n_sinks: int) -> None:
+        """Nobody sends the first tokens, nor is judged for them: all see them as they are."""
+        self.n_sinks, self.heard = n_sinks, self.heard & (np.arange(self.n_tokens) >= n_sinks)
+        self.judged = self.heard
 
     def look_back(self, size: int) -> None:
         """From now on, rows see what lower ranks hold only. What the last of `size` ranks would send nobody judges."""

@@ -60,6 +60,7 @@ def oracle(
     position_rows: ArrayLike | None = None,
     merged: int = 0,
     told: ArrayLike | None = None,
+    sinks: int = 0,
     compute: str = "float32",
 ) -> OracleResult:
     """Forward pass of one sequence as `size` ranks would compute it; without options, the exact one of one rank.
@@ -78,6 +79,7 @@ def oracle(
     ratio: far slices are seen as means of so many consecutive tokens. An owner's tokens must then be consecutive.
     parts: per block None, or the weights of the `size` sub-blocks of width D / size that take its place.
     told: of a decoder's conversation, whose ranks hold tokens in any order, (T,) which of them others were sent.
+    sinks: so many first tokens of a decoder's sequence are seen as they are by all tokens behind them, on any rank.
     compute: "bfloat16" or "int8": the factors of products of blocks and head are rounded (`narrow.py`).
     merged: so many tokens at the end see the exact keys of all ranks, as ranks that merge their softmaxes do.
     Raises ValueError if `owner` does not fit `tokens` or `size`.
@@ -102,6 +104,8 @@ def oracle(
         far.look_at_earlier(np.asarray(told))
     elif far is not None and _is_causal(config):
         far.look_back(size)
+    if far is not None:
+        far.leave_out(sinks)
     n_replicas = n_class * n_ranks
     x = np.concatenate([np.repeat(embedded[:n_class], n_ranks, axis=0), embedded[n_class:]])  # (n_replicas + T, D)
     rank = np.concatenate([np.tile(np.arange(n_ranks), n_class), owner])
@@ -227,12 +231,15 @@ def _block(
     keys, values = key_of(normed), layer(normed, "v")
     sees_all = np.arange(len(x)) >= len(x) - merged
     visible = (rank[:, None] == rank[None, :]) | sees_all[:, None]  # (rows, rows): same rank, exact keys
+    if far is not None:
+        visible[:, : far.n_sinks] = True
     if _is_causal(config):
         visible = np.tril(visible)
     bias, key_places = np.zeros(len(x)), places
     if far is not None:
         content = slice(len(x) - far.n_tokens, None)  # class tokens are never sent
         away = far.visible(i, rank) & ~sees_all[:, None]
+        away &= np.arange(away.shape[1]) % far.n_tokens >= far.n_sinks
         away &= within(config, i, places, np.resize(places[content], away.shape[1]))
         if any(getattr(config, "windows", ())):
             far.judge_seen(np.asarray(away[:, : far.n_tokens].any(axis=0)))

@@ -47,7 +47,7 @@ class Astra(TokenParallel):
         super().__init__(parts, spec)
         assert parts.codec is not None
         self.codec = parts.codec
-        self.site = self.codec.config.site
+        self.site, self.sinks = self.codec.config.site, self.codec.config.sinks
         self.first_coded = int(spec.word("first") == "inputs")  # the first block with an exchange
         self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, parts.remote)
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
@@ -65,7 +65,7 @@ class Astra(TokenParallel):
         return "the model has no codebooks; run `astra-mpi calibrate` first" if codec is None else None
 
     def message_bytes(self, layout: Layout) -> list[int]:
-        return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in layout.token_counts]
+        return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in layout.sent_counts]
 
     def bytes_of(self, reach: Reach) -> list[int]:
         return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in reach.token_counts]
@@ -280,11 +280,16 @@ class Astra(TokenParallel):
 
     def describe(self) -> dict[str, Any]:
         config = self.codec.config
+        choices = {**self.spec.values, "remote": self.remote.how, "counted_keys": self.counted_keys}
         return {
             "codec": config.as_dict(),
             "bits_per_token_per_block": config.bits_per_token,
-            "choices": {**self.spec.values, "remote": self.remote.how, "counted_keys": self.counted_keys},
+            "choices": choices | self._sinks(),
         }
+
+    def _sinks(self) -> dict[str, int]:
+        """How many the pass has, where there are any."""
+        return {"sinks": self.planned.sinks} if self.planned.sinks else {}
 
     def oracle_terms(self) -> dict[str, Any]:
         if not self.sends:
@@ -294,7 +299,7 @@ class Astra(TokenParallel):
         terms: dict[str, Any] = {"codec": self.codec, "codes": [to_host(codes) for codes in coded]}
         if self.exchange.loses or self.planned.causal or any(self.config.windows):  # what was sent, whoever heard it
             terms["codes"] = [self.all_rows(codes[self._own]) for codes in coded]
-        terms["first_coded"] = self.first_coded
+        terms |= {"first_coded": self.first_coded} | self._sinks()
         return terms | self._missing_terms() if self.exchange.loses else terms
 
     @property

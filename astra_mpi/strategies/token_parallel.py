@@ -57,6 +57,8 @@ class TokenParallel(Strategy):
     continues: bool = True
     #: the pass under way exchanges nothing
     quiet: bool = False
+    #: first tokens of a decoder's sequences that every rank computes itself
+    sinks: int = 0
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
         super().__init__(parts, spec)
@@ -66,8 +68,10 @@ class TokenParallel(Strategy):
     def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut, spread: bool = False) -> Layout:
         size, compute = self.exchange.size, getattr(self.kernels, "compute", "float32")
         cost = token_cost(shape_of(self.config), self.wire_costs(), compute) if causal else None
+        sinks = self.sinks if causal and not n_class and size > 1 else 0
         if not spread or len(lengths) < 2:
-            return Layout(cut(lengths, size, weights, cost), self.exchange.rank, n_class, causal, replicas=size)
+            counts = cut(lengths, size, weights, cost)
+            return Layout(counts, self.exchange.rank, n_class, causal, replicas=size, sinks=sinks)
         places = rotated(len(lengths), size)
         counts = np.empty_like(places)
         for s, mine in enumerate(places):  # speeds are ranks', slices have places
@@ -75,7 +79,7 @@ class TokenParallel(Strategy):
                 weights if weights is None or isinstance(weights, str) else [weights[r] for r in np.argsort(mine)]
             )
             counts[s] = cut(lengths[s : s + 1], size, speeds, cost)[0, mine]
-        return Layout(counts, self.exchange.rank, n_class, causal, size, places)
+        return Layout(counts, self.exchange.rank, n_class, causal, size, places, sinks=sinks)
 
     def wire_costs(self) -> Wire:
         """What sending a token and using it elsewhere costs, for causal cuts."""
