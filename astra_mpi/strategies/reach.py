@@ -62,9 +62,9 @@ def whole_reach(layout: Layout) -> Reach:
 def _without_sinks(layout: Layout) -> Reach:
     """Of such a block, where the first tokens are on every rank."""
     rank_of = np.repeat(np.arange(layout.size), layout.token_counts)
-    sends = ~layout.gathered_sinks
+    sends: np.ndarray = ~layout.gathered_sinks
     if layout.forward and layout.size > 1:
-        sends &= rank_of < layout.size - 1
+        sends = sends & (rank_of < layout.size - 1)
     far = layout.far_index
     return _of_some(layout, sends, layout.forward, far, layout.far_offsets, rank_of)
 
@@ -94,7 +94,8 @@ def window_reach(layout: Layout, places: np.ndarray, window: int) -> Reach:
     order = layout.sequence_order[mine[layout.sequence_order]]  # needed here, sequence by sequence in order of position
     hears = tuple(tuple(np.unique(rank_of[needs[r]]).tolist()) for r in range(size))
     offsets = displs(np.bincount(sequence_of[order], minlength=n_sequences))
-    return _of_some(layout, needs.any(axis=0), hears, order, offsets, rank_of)
+    needed = np.asarray(needs.any(axis=0))
+    return _of_some(layout, needed, hears, order, offsets, rank_of)
 
 
 def _of_some(
