@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -13,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from astra_mpi.calibrate.crew import Crew
 from astra_mpi.calibrate.gathering import gathered
 from astra_mpi.calibrate.passes import Passes, Passing
+from astra_mpi.calibrate.sinks import has_sinks, with_sinks_counted
 from astra_mpi.calibrate.tokens import Batches
 from astra_mpi.calibrate.work import Work, shares, work_of
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
@@ -38,6 +40,7 @@ def fit_codec(
     n_samples: int = 32768,
     threads: int = 1,
     metric: str = METRICS[0],
+    find_sinks: bool = False,
     progress: Callable[[float, float], None] = lambda done, total: None,
     on_tokens: Callable[[int], None] = lambda n: None,
 ) -> Codec | None:
@@ -48,17 +51,27 @@ def fit_codec(
     called with how many tokens there are to fit to, of the `n_samples` wanted.
 
     metric: "keys-values" (codec/metric.py), or "plain", which site kv and two groups or more always have.
-    Fitted to `n_samples` tokens; an eighth as many more are held out where a subspace is to be chosen.
+    find_sinks: the codec's number of attention sinks is measured, whatever the config says (`sinks.py`). InputError on
+    a config with sinks for an encoder, whose first tokens see all others.
+    Fitted to `n_samples` tokens, none of them sinks; an eighth as many more are held out where a subspace is to be
+    chosen.
     A rank's threads take batches through a block and fit codebooks, one each: k-means has too many serial passes for
     threads within one to pay.
     """
     require(metric in METRICS, f"metric '{metric}' is unknown; use one of {', '.join(METRICS)}")
     backend = get_backend("numpy", comm)
     model = Model(file, MPI.COMM_SELF, backend)
+    require(
+        not config.sinks or has_sinks(model),
+        f"sinks = {config.sinks} is for decoders: first tokens of a {model.config.family} model see all others",
+    )
     n_held_out = n_samples // 8 if _may_project(config) else 0
     with threadpool_limits(1):
         n_blocks = len(model.blocks)
-        passes = Passes(model, batches, config.site, n_samples + n_held_out, threads)
+        if find_sinks:
+            n_sinks, batches = with_sinks_counted(comm, model, batches)
+            config = replace(config, sinks=n_sinks)
+        passes = Passes(model, batches, config.site, n_samples + n_held_out, threads, config.sinks)
         on_tokens(min(passes.n_tokens, n_samples))
         work = work_of(model.config, model.blocks[0], config, passes.n_passing, passes.n_tokens)
         every = shares(n_blocks, comm.Get_size(), work.passing, work.fitting)

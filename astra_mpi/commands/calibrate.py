@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from astra_mpi.commands.options import add_codec_options, codec_config
-from astra_mpi.config import METRICS
+from astra_mpi.config import MAX_SINKS, METRICS
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -38,10 +39,18 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sample and of k-means (default %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="of each rank (default SLURM_CPUS_PER_TASK, else 1)")
-    add_codec_options(parser).add_argument(
+    group = add_codec_options(parser)
+    group.add_argument(
         "--metric",
         default=METRICS[0],
         help="by what codes are nearest: keys-values, what they change in these (default), or plain distance",
+    )
+    group.add_argument(
+        "--sinks",
+        default="auto",
+        metavar="N",
+        help=f"a decoder's first tokens that every rank computes exactly, 0 to {MAX_SINKS}; auto (default): as many as"
+        " stand out by the attention that they get",
     )
     parser.set_defaults(run=run, spmd=True)
 
@@ -60,7 +69,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         require(args.seed >= 0, f"--seed {args.seed}: at least 0")
         threads = set_threads(args.threads)
         model = read_model(args.model)
-        config = codec_config(args, model.config.family)
+        config = replace(codec_config(args, model.config.family), sinks=_sinks(args.sinks))
         if comm.Get_rank() == 0:
             check_target(args.output)
             source = _open(args, model)
@@ -99,6 +108,7 @@ def _fit(
         n_samples=args.samples,
         threads=threads,
         metric=args.metric,
+        find_sinks=args.sinks == "auto",
         progress=lambda done, total: bars[0].reach(done),
         on_tokens=begin,
     )
@@ -107,9 +117,16 @@ def _fit(
     return codec
 
 
-def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
-    from dataclasses import replace
+def _sinks(text: str) -> int:
+    """The number that is asked for; 0 where it is to be measured."""
+    from astra_mpi.config import require
 
+    known = text == "auto" or (text.isascii() and text.isdigit())
+    require(known, f"--sinks {text}: give auto or a number, 0 to {MAX_SINKS}")
+    return 0 if text == "auto" else int(text)
+
+
+def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
     from astra_mpi.files.codecfile import write_codebooks
     from astra_mpi.files.modelfile import write_model
     from astra_mpi.files.provenance import provenance
@@ -120,8 +137,9 @@ def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
     else:
         kept = model.provenance | {"calibrate": made["command"]}
         write_model(args.output, replace(model, codec=codec, provenance=kept))
-    bits, encoder = codec.config.bits_per_token, codec.config.encoder
-    print(f"{args.output}: {bits} bits per token and block, encoder {encoder}, codebooks {codec.digest[:12]}")
+    bits, encoder, n = codec.config.bits_per_token, codec.config.encoder, codec.config.sinks
+    exact = f", {n} first token{'s' * (n > 1)} exact" if n else ""
+    print(f"{args.output}: {bits} bits per token and block, encoder {encoder}{exact}, codebooks {codec.digest[:12]}")
 
 
 def _warn(text: str) -> None:
@@ -156,6 +174,7 @@ def _command(args: argparse.Namespace) -> str:
         "site",
         "encoder",
         "metric",
+        "sinks",
     )
     given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) is not None]
     options = [f"--{name} {value}" for name, value in given]

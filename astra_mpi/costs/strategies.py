@@ -130,30 +130,34 @@ def _transfer(job: Job, wire: Wire, window: int) -> Transfer | None:
         return None
     paper_bits = job.batch * job.tokens / job.size * wire.bits / wire.tokens_per_key
     if window:
-        reach = seen_through(job.counts, window, job.shape.causal)
+        reach = seen_through(job.counts, window, job.shape.causal, wire.sinks)
         sent = tuple(-(-job.batch * n * wire.bits // 8) for n in reach.sent)
         share = min(1.0, sum(reach.sent) / max(job.tokens, 1))
         return Transfer("gather", sent, paper_bits * share, job.shape.causal, reach.heard)
-    sending = [*job.counts[:-1], 0] if job.shape.causal else job.counts  # nobody sees the last rank's tokens
+    sending = [n - job.own_sinks(wire.sinks, rank) for rank, n in enumerate(job.counts)]
+    sending = [*sending[:-1], 0] if job.shape.causal else sending  # nobody sees the last rank's tokens
     sent = tuple(-(-job.batch * wire.keys(n) * wire.bits // 8) for n in sending)
     return Transfer("gather", sent, paper_bits, job.shape.causal)
 
 
 def _token_rank(job: Job, wire: Wire, rank: int, window: int = 0) -> RankWork:
     shape, config, n = job.shape, job.shape.config, job.counts[rank]
-    d, rows = config.d_model, n + shape.n_class
+    replicas = job.replicas(wire.sinks, rank)
+    d, rows = config.d_model, n + shape.n_class + replicas
     seen = own_seen(n, window, shape.causal)  # own tokens that a query sees on average
     far_ranks = range(rank) if shape.causal else (s for s in range(job.size) if s != rank)
-    n_far, n_sent, far_share = sum(wire.keys(job.counts[s]) for s in far_ranks), n, 1.0
+    n_far = sum(wire.keys(job.counts[s] - job.own_sinks(wire.sinks, s)) for s in far_ranks)
+    n_sent, far_share = n - job.own_sinks(wire.sinks, rank), 1.0
     if window:
-        reach = seen_through(job.counts, window, shape.causal)
+        reach = seen_through(job.counts, window, shape.causal, wire.sinks)
         n_far, n_sent = reach.seen[rank], reach.sent[rank] if wire.site else n
         far_share = min(1.0, window / (2 * max(rows, 1)))  # of the queries, those whose window holds a far token
     if wire.distinct is not None:
         n_far = min(n_far, wire.distinct)
     norm = Work(elements=rows * d)
     project = Work(gemm=rows * (shape.project_q + shape.project_kv))
-    local = Work(attention=2 * config.d_queries * rows * (seen + shape.n_class))
+    near = shape.n_class + replicas * (not window)
+    local = Work(attention=2 * config.d_queries * rows * (seen + near))
     far = wire.decode * n_far + Work(attention=2 * config.d_queries * rows * n_far * far_share)
     encode = wire.encode * n_sent
     before = {"normed": norm + encode, "kv": norm + project + encode}.get(wire.site or "", encode)
@@ -188,7 +192,7 @@ def astra_inputs(job: Job, coding: Coding) -> Cost:
     shape, cost = job.shape, astra(job, coding)
     windows = [shape.config.window(i) for i in range(shape.config.n_layers)]
     far = Work(gemm=shape.embed + shape.project_kv, elements=2 * shape.config.d_model)
-    first = stages_of(job, Wire(None, decode=far), windows[:1])
+    first = stages_of(job, Wire(None, decode=far, sinks=astra_wire(shape, coding).sinks), windows[:1])
     others = stages_of(job, astra_wire(shape, coding), windows[1:])
     return replace(cost, strategy="astra:inputs", stages=first + others)
 

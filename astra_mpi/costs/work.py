@@ -72,6 +72,14 @@ class Job:
         """T: content tokens of a sequence."""
         return sum(self.counts)
 
+    def own_sinks(self, sinks: int, rank: int) -> int:
+        """Of the first `sinks` tokens of a sequence those that lie on a rank."""
+        return min(max(sinks - sum(self.counts[:rank]), 0), self.counts[rank])
+
+    def replicas(self, sinks: int, rank: int) -> int:
+        """Of the first `sinks` tokens of a sequence those before a rank's slice, which it computes itself."""
+        return min(sinks, sum(self.counts[:rank])) if self.counts[rank] else 0
+
 
 @dataclass(frozen=True)
 class Work:

@@ -15,7 +15,8 @@ from astra_mpi.files import checksum, hdf5
 from astra_mpi.files.provenance import write_provenance
 
 _TEXTS, _NUMBERS = ("site", "kind"), ("codebook_size", "groups", "stages")
-
+#: numbers that are stored only where they are not 0
+_OPTIONAL = ("sinks",)
 
 #: how entries may be stored
 DTYPES = ("float32", "float16")
@@ -37,7 +38,7 @@ def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
     """Create /codec: settings and checksum as attributes, entries and bases of every block as datasets."""
     codec = rounded(codec, dtype)
     group = file.create_group("codec")
-    group.attrs.update({name: getattr(codec.config, name) for name in _TEXTS + _NUMBERS})
+    group.attrs.update({name: getattr(codec.config, name) for name in _TEXTS + _NUMBERS + _set(codec.config)})
     group.attrs["width"] = codec.blocks[0].codebooks[0].width
     for i, block in enumerate(codec.blocks):
         names = _datasets(codec.config.site)
@@ -53,7 +54,7 @@ def read_codec(file: h5py.File) -> Codec:
     """Read /codec. InputError if it contradicts itself or its checksum."""
     group = hdf5.group(file, "codec")
     texts = {name: hdf5.text(group, name) for name in _TEXTS}
-    numbers = {name: hdf5.integer(group, name) for name in _NUMBERS}
+    numbers = read_numbers(group)
     config = CodecConfig(**texts, **numbers)  # type: ignore[arg-type]
     width = hdf5.integer(group, "width")
     blocks = tuple(_read_block(hdf5.group(group, str(i)), config, width) for i in range(len(group)))
@@ -64,6 +65,16 @@ def read_codec(file: h5py.File) -> Codec:
         f"{file.filename}: /codec is damaged or edited (its checksum differs); calibrate again",
     )
     return codec
+
+
+def read_numbers(group: h5py.Group) -> dict[str, int]:
+    """Settings of /codec that are numbers."""
+    return {name: hdf5.integer(group, name) for name in (*_NUMBERS, *(n for n in _OPTIONAL if n in group.attrs))}
+
+
+def _set(config: CodecConfig) -> tuple[str, ...]:
+    """The optional settings that this config has."""
+    return tuple(name for name in _OPTIONAL if getattr(config, name))
 
 
 def _read_block(group: h5py.Group, config: CodecConfig, width: int) -> BlockCodec:
@@ -96,7 +107,10 @@ def _datasets(site: str) -> tuple[tuple[str, str], ...]:
 def _checksum(codec: Codec) -> str:
     """sha256 over what is stored; unlike `Codec.digest` it stays when settings are added to `CodecConfig`."""
     config, first = codec.config, codec.blocks[0].codebooks[0]
-    sha = hashlib.sha256(f"{[getattr(config, name) for name in _TEXTS + _NUMBERS]} {first.width}".encode())
+    settings = [getattr(config, name) for name in _TEXTS + _NUMBERS] + [
+        f"{n} {getattr(config, n)}" for n in _set(config)
+    ]
+    sha = hashlib.sha256(f"{settings} {first.width}".encode())
     for block in codec.blocks:
         for book in block.codebooks:
             for array in (book.entries, book.basis):
