@@ -65,6 +65,7 @@ class CodecSection:
     # what "nearest" means: least change of keys and values, or least distance (docs/explanation/equations.md). Site kv
     # and two groups or more always have plain
     metric: Literal["keys-values", "plain"] = "keys-values"
+    sinks: int = 0  # a decoder's first tokens that every rank computes exactly, 0 to 8 (docs/explanation/method.md)
     # "model": begin with the codebooks of [model]; the keys above are not read
     init: Literal["kmeans", "model"] = "kmeans"
     samples: Positive = 32768  # init = "kmeans": tokens that k-means sees
@@ -88,7 +89,8 @@ class CodecSection:
 
     def config(self, default_site: str) -> CodecConfig:
         counts = {name: getattr(self, name) for name in COUNTS if name == KINDS[self.kind].count}
-        return CodecConfig(self.site or default_site, self.kind, self.codebook_size, encoder=self.encoder, **counts)
+        site, encoder, sinks = self.site or default_site, self.encoder, self.sinks
+        return CodecConfig(site, self.kind, self.codebook_size, encoder=encoder, sinks=sinks, **counts)
 
 
 @dataclass(frozen=True)
