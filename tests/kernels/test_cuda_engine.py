@@ -46,6 +46,8 @@ EXACT = ("single", "sp", "sp:kv:int8", "sp:float16", "tp", "bp", "bp:sp", "segme
 #: of four families times six codecs, all that differ in code
 ASTRA = [("vit", codec) for codec in CODECS] + [("llama", codec) for codec in CODECS]
 ASTRA += [("bert", "residual"), ("bert-pooler", "one-code"), ("gpt2", "one-code"), ("gpt2", "grouped")]
+CODECS["sinks"] = CodecConfig(stages=1, codebook_size=9, sinks=2)
+ASTRA += [("gpt2", "sinks"), ("llama", "sinks")]
 
 
 def emulated(comm, order=0):
@@ -106,7 +108,7 @@ def test_strategies_equal_the_cpu(comm, anywhere, family, strategy):
 def test_other_parts_equal_the_cpu(comm, anywhere, name):
     """Windows, caps, norms of queries, keys and outputs; then new tokens."""
     config, site = on_ranks()[name]
-    file = model_file(config, CodecConfig(site=site, stages=2, codebook_size=16))
+    file = model_file(config, CodecConfig(site=site, stages=2, codebook_size=16, sinks=2))
     gpu, cpu = (Model(file, comm, get_backend(kind, comm)) for kind in ("cuda", "numpy"))
     inputs, mask = random_batch(config, 3, 13, seed=1, ragged=True)
     for spec in ("sp", "astra"):
