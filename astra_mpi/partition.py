@@ -75,14 +75,20 @@ def _ends(time: float, speeds: Sequence[float], cost: TokenCost) -> np.ndarray:
     """Tokens (size,) that the ranks up to each one own together if each works for `time`."""
     ends = np.zeros(len(speeds) + 1)
     for rank, speed in enumerate(speeds):
-        start, last = ends[rank], rank == len(speeds) - 1
-        linear = cost.own + (0.0 if last else cost.send) + cost.score * (start + 0.5)
+        start, send = ends[rank], 0.0 if rank == len(speeds) - 1 else cost.send
         replicas = min(start, cost.sinks)
-        unsent = 0.0 if last else (cost.sinks - replicas) * cost.send
-        budget = max(time * speed - (start - replicas) * cost.far - replicas * cost.own + unsent, 0.0)
-        # n linear + n^2 score / 2 = budget; written so that a score of 0 is an ordinary case
-        ends[rank + 1] = start + 2 * budget / (linear + np.sqrt(linear**2 + 2 * cost.score * budget))
+        unsent = cost.sinks - replicas
+        budget = max(time * speed - (start - replicas) * cost.far - replicas * cost.own, 0.0)
+        n_own = _affordable(budget, cost.own + cost.score * (start + 0.5), cost.score)
+        if n_own > unsent:
+            n_own = _affordable(budget + unsent * send, cost.own + send + cost.score * (start + 0.5), cost.score)
+        ends[rank + 1] = start + n_own
     return ends[1:]
+
+
+def _affordable(budget: float, linear: float, score: float) -> float:
+    """n with n linear + n^2 score / 2 = budget; written so that a score of 0 is an ordinary case."""
+    return float(2 * budget / (linear + np.sqrt(linear**2 + 2 * score * budget)))
 
 
 def displs(counts: np.ndarray) -> np.ndarray:
