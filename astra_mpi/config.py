@@ -29,6 +29,8 @@ else:  # for decks
 COUNTS = ("groups", "stages")
 SITES = ("hidden", "normed", "kv")
 ENCODERS = ("auto", "exact", "subspace")
+#: whether codes stand for a vector, or for what a linear map of what all ranks hold of the token misses
+PREDICTIONS = ("none", "linear")
 METRICS = ("keys-values", "plain")  # by what codes are nearest (codec/metric.py)
 MAX_CODEBOOK_SIZE = 65536
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
@@ -38,6 +40,22 @@ def require(condition: bool, message: str) -> None:
     """Raise InputError with `message` unless `condition` holds."""
     if not condition:
         raise InputError(message)
+
+
+#: marks fields that are stored only where they are set
+OPTIONAL = {"optional": True}
+
+
+def optional(default: Any) -> Any:
+    """A field that is stored only where it is not its default, so that older models keep their digest."""
+    return field(default=default, metadata=OPTIONAL)
+
+
+def as_stored(config: Any) -> dict[str, Any]:
+    """Fields of a dataclass, those that are `optional` only where they are set."""
+    fields = dataclasses.fields(config)
+    unset = {f.name for f in fields if f.metadata.get("optional") and getattr(config, f.name) == f.default}
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in unset}
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,7 @@ class CodecConfig:
     groups: int = 1  # G, where the kind has groups
     stages: int = 4  # M, where it has stages
     encoder: str = "auto"  # where entries are searched: all of the space, a subspace, or the cheaper one that will do
+    predict: str = optional("none")  # what codes stand for (PREDICTIONS, codec/predictor.py)
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"codec kind '{self.kind}' is unknown; use one of {', '.join(KINDS)}")
@@ -68,6 +87,16 @@ class CodecConfig:
             f"encoder 'subspace' needs codebooks of full width, not {self.n_codebooks} "
             f"{self.rule.count or self.kind + ' codes'}; use auto or exact",
         )
+        require(self.predict in PREDICTIONS, f"predict '{self.predict}' is unknown; use {' or '.join(PREDICTIONS)}")
+        require(
+            not self.predicts or self.site == "normed",
+            f"predict '{self.predict}' is of attention inputs; use site normed, not {self.site}",
+        )
+
+    @property
+    def predicts(self) -> bool:
+        """Whether codes stand for what a prediction misses, and block 0 has none."""
+        return self.predict != "none"
 
     @property
     def rule(self) -> Any:
@@ -100,7 +129,8 @@ class CodecConfig:
         return self.codes_per_token * self.bits
 
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Fields that are `optional` only where they are set, so that older codebooks keep their digest."""
+        return as_stored(self)
 
 
 def check_counts(kind: str, given: Iterable[str], dashes: str, equals: str) -> None:
@@ -111,15 +141,6 @@ def check_counts(kind: str, given: Iterable[str], dashes: str, equals: str) -> N
         own = KINDS[kind].count
         cure = f"use {dashes}{own} or that kind" if own else "leave it out"
         require(own == count, f"{dashes}{count} is for {dashes}kind{equals}{owners}; {cure}")
-
-
-#: marks fields that are stored only where they are set
-OPTIONAL = {"optional": True}
-
-
-def optional(default: Any) -> Any:
-    """A field that is stored only where it is not its default, so that older models keep their digest."""
-    return field(default=default, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -191,12 +212,10 @@ class ModelConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Fields that are `optional` only where they are set, so that models of earlier versions keep their digest."""
-        values = dataclasses.asdict(self)
+        values = as_stored(self)
         if self.d_head * self.n_heads == self.d_model:
-            del values["d_head"]
-        unset = {f.name for f in dataclasses.fields(self) if f.metadata.get("optional")}
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        return {name: x for name, x in values.items() if name not in unset or x != defaults[name]}
+            values.pop("d_head", None)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
