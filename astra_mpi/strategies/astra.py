@@ -52,7 +52,7 @@ class Astra(TokenParallel):
         self.site = self.codec.config.site
         predicts = self.codec.config.predicts
         self.first_coded = int(predicts or spec.word("first") == "inputs")  # the first block with an exchange
-        self.sends_reached = not predicts  # a state needs all codes of its token
+        self.sends_reached = self.may_keep_codes = not predicts  # a state needs all codes of its token
         self.exchange.missing.suit(predicts)
         self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, parts.remote)
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
