@@ -29,6 +29,8 @@ else:  # for decks
 COUNTS = ("groups", "stages")
 SITES = ("hidden", "normed", "kv")
 ENCODERS = ("auto", "exact", "subspace")
+#: whether codes stand for a vector, or for what a linear map of what all ranks hold of the token misses
+PREDICTIONS = ("none", "linear")
 METRICS = ("keys-values", "plain")  # by what codes are nearest (codec/metric.py)
 MAX_CODEBOOK_SIZE = 65536
 MAX_SINKS = 8  # first tokens of a sequence that may be exact on every rank
@@ -68,6 +70,7 @@ class CodecConfig:
     stages: int = 4  # M, where it has stages
     encoder: str = "auto"  # where entries are searched: all of the space, a subspace, or the cheaper one that will do
     sinks: int = optional(0)  # a decoder's first tokens that have no codes, for every rank computes them itself
+    predict: str = optional("none")  # what codes stand for (PREDICTIONS, codec/predictor.py)
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"codec kind '{self.kind}' is unknown; use one of {', '.join(KINDS)}")
@@ -87,6 +90,16 @@ class CodecConfig:
             f"encoder 'subspace' needs codebooks of full width, not {self.n_codebooks} "
             f"{self.rule.count or self.kind + ' codes'}; use auto or exact",
         )
+        require(self.predict in PREDICTIONS, f"predict '{self.predict}' is unknown; use {' or '.join(PREDICTIONS)}")
+        require(
+            not self.predicts or self.site == "normed",
+            f"predict '{self.predict}' is of attention inputs; use site normed, not {self.site}",
+        )
+
+    @property
+    def predicts(self) -> bool:
+        """Whether codes stand for what a prediction misses, and block 0 has none."""
+        return self.predict != "none"
 
     @property
     def rule(self) -> Any:

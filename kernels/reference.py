@@ -124,6 +124,17 @@ def count_codes(codes: Array, K: int) -> Array:
     return np.bincount(codes.ravel(), minlength=K).astype(np.int64)
 
 
+def ordered_product(x: Array, weight: Array, out: Array) -> Array:
+    """out (n, m) float32 = x (n, k) @ weight (k, m), the terms added in order of k, each step rounded once.
+
+    So a row is the same number for number, whatever the other rows are.
+    """
+    out[...] = 0
+    for column, row in zip(x.T.astype(np.float64), weight, strict=True):
+        out[...] = column[:, None] * row + out
+    return out
+
+
 def code_sums(x: Array, codes: Array, K: int) -> Array:
     """(K, W) float32: the sum of the rows of x (n, W) that have each code (n,), added in order; 0 where none has it."""
     sums = np.zeros((K, x.shape[1]), np.float32)

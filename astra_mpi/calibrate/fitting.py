@@ -11,9 +11,11 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
+from astra_mpi.calibrate.closed_loop import ClosedLoop
 from astra_mpi.calibrate.crew import Crew
 from astra_mpi.calibrate.gathering import gathered
 from astra_mpi.calibrate.passes import Passes, Passing
+from astra_mpi.calibrate.sharing import shared_kernels
 from astra_mpi.calibrate.sinks import has_sinks, with_sinks_counted
 from astra_mpi.calibrate.tokens import Batches
 from astra_mpi.calibrate.work import Work, shares, work_of
@@ -28,6 +30,8 @@ from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.strategies.remote import projection
 
 Step = Callable[[float], None]  # (work done)
+#: of predictors' linear maps, unless another is asked for
+PREDICTOR_RANK = 128
 
 
 def fit_codec(
@@ -43,6 +47,7 @@ def fit_codec(
     find_sinks: bool = False,
     progress: Callable[[float, float], None] = lambda done, total: None,
     on_tokens: Callable[[int], None] = lambda n: None,
+    rank: int | None = None,
 ) -> Codec | None:
     """Codebooks for every block of a model, on rank 0 (None elsewhere). Collective: the same arguments on every rank.
 
@@ -55,6 +60,7 @@ def fit_codec(
     a config with sinks for an encoder, whose first tokens see all others.
     Fitted to `n_samples` tokens, none of them sinks; an eighth as many more are held out where a subspace is to be
     chosen.
+    rank: of the maps of predictors, where `config` has them; 0: whole matrices, None: PREDICTOR_RANK.
     A rank's threads take batches through a block and fit codebooks, one each: k-means has too many serial passes for
     threads within one to pay.
     """
@@ -65,12 +71,22 @@ def fit_codec(
         not config.sinks or has_sinks(model),
         f"sinks = {config.sinks} is for decoders: first tokens of a {model.config.family} model see all others",
     )
+    if find_sinks:
+        with threadpool_limits(1):
+            n_sinks, batches = with_sinks_counted(comm, model, batches)
+        config = replace(config, sinks=n_sinks)
+    if config.predicts:
+        with threadpool_limits(1), shared_kernels(backend.kernels, comm, threads) as kernels:
+            passes = Passes(model, batches, config.site, n_samples, threads, config.sinks)
+            on_tokens(passes.n_tokens)
+            n, in_metric = len(model.blocks), metric == "keys-values"
+            rank = PREDICTOR_RANK if rank is None else rank
+            loop = ClosedLoop(passes, config, seed, kernels, comm, in_metric, rank, lambda done: progress(done, n))
+            codec = loop.fit()
+        return codec if comm.Get_rank() == 0 else None
     n_held_out = n_samples // 8 if _may_project(config) else 0
     with threadpool_limits(1):
         n_blocks = len(model.blocks)
-        if find_sinks:
-            n_sinks, batches = with_sinks_counted(comm, model, batches)
-            config = replace(config, sinks=n_sinks)
         passes = Passes(model, batches, config.site, n_samples + n_held_out, threads, config.sinks)
         on_tokens(min(passes.n_tokens, n_samples))
         work = work_of(model.config, model.blocks[0], config, passes.n_passing, passes.n_tokens)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import KINDS, MAX_CODEBOOK_SIZE, CodecConfig, require
 from astra_mpi.device.xp import beside, module_of
 
@@ -116,6 +118,12 @@ class Codebook:
         return self.rule.decode(codes, self.entries, self.width, kernels)
 
 
+def no_codebook(config: CodecConfig, width: int) -> Codebook:
+    """Of a block that sends nothing."""
+    shape = config.n_codebooks, config.codebook_size, config.rule.entry_width(config.n_codebooks, width)
+    return Codebook(config.kind, np.zeros(shape, np.float32), width)
+
+
 def pad(x: np.ndarray, n_groups: int) -> np.ndarray:
     """x (n, D) with zero columns added until `n_groups` divides the width; x itself if it does already."""
     missing = -x.shape[1] % n_groups
@@ -131,11 +139,18 @@ class BlockCodec:
     """
 
     codebooks: tuple[Codebook, ...]
+    predictor: Predictor | None = None  # codes stand for what it misses; None: for the vector
 
     def __post_init__(self) -> None:
         require(len(self.codebooks) in (1, 2), f"a block has 1 or 2 codebooks, not {len(self.codebooks)}")
         shapes = {(book.kind, book.entries.shape, book.width) for book in self.codebooks}
         require(len(shapes) == 1, "the codebooks of a block's keys and values differ in kind or shape")
+        widths = (self.width, self.predictor.width if self.predictor else self.width)
+        require(len(set(widths)) == 1, f"a block's codebook and its predictor differ in width: {widths}")
+
+    def with_books(self, codebooks: Iterable[Codebook]) -> BlockCodec:
+        """The same with other codebooks."""
+        return replace(self, codebooks=tuple(codebooks))
 
     @property
     def n_codes(self) -> int:
@@ -198,22 +213,31 @@ class Codec:
                 require(
                     found == stated, f"codec block {i} has (kind, codes, entries) {found}; its config says {stated}"
                 )
+            predicts, wanted = block.predictor is not None, self.config.predicts and i > 0
+            require(
+                predicts == wanted,
+                f"codec block {i} has {'a' if predicts else 'no'} predictor; predict '{self.config.predict}' "
+                f"needs {'one' if wanted else 'none'} there",
+            )
 
     def exact(self) -> Codec:
         """The same codebooks without subspaces: searched by distance, also where these were of another metric."""
         blocks = [
-            BlockCodec(tuple(replace(b, basis=None, error_growth=0.0) if b.narrow else b for b in block.codebooks))
+            block.with_books(replace(b, basis=None, error_growth=0.0) if b.narrow else b for b in block.codebooks)
             for block in self.blocks
         ]
         return Codec(self.config, tuple(blocks))
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the config, every entry and every basis: what ranks compare before they exchange codes."""
+        """sha256 over the config, every entry, basis and predictor: what ranks compare before they exchange codes."""
         sha = hashlib.sha256(json.dumps(self.config.as_dict(), sort_keys=True).encode())
         for block in self.blocks:
             for book in block.codebooks:
                 sha.update(repr((book.entries.shape, book.width)).encode())
                 sha.update(book.entries.data)
                 sha.update(b"" if book.basis is None else book.basis.data)
+            for array in () if block.predictor is None else block.predictor.arrays:
+                sha.update(repr(array.shape).encode())
+                sha.update(array.data)
         return sha.hexdigest()

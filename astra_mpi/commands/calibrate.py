@@ -52,6 +52,9 @@ def add_parser(subparsers: Any) -> None:
         help=f"a decoder's first tokens that every rank computes exactly, 0 to {MAX_SINKS}; auto (default): as many as"
         " stand out by the attention that they get",
     )
+    parser.add_argument(
+        "--predict-rank", type=int, metavar="R", help="of the maps that predict; 0: whole matrices (default 128)"
+    )
     parser.set_defaults(run=run, spmd=True)
 
 
@@ -67,6 +70,9 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     with collective(comm), alone(comm, "opening files"):
         require(args.samples >= 1, f"--samples {args.samples}: at least one")
         require(args.seed >= 0, f"--seed {args.seed}: at least 0")
+        rank = args.predict_rank
+        require(rank is None or rank >= 0, f"--predict-rank {rank}: at least 1, or 0 for whole matrices")
+        require(rank is None or args.predict != "none", "--predict-rank is for --predict linear; add it")
         threads = set_threads(args.threads)
         model = read_model(args.model)
         config = replace(codec_config(args, model.config.family), sinks=_sinks(args.sinks))
@@ -111,6 +117,7 @@ def _fit(
         find_sinks=args.sinks == "auto",
         progress=lambda done, total: bars[0].reach(done),
         on_tokens=begin,
+        rank=args.predict_rank,
     )
     for bar in bars:
         bar.close()
@@ -175,7 +182,10 @@ def _command(args: argparse.Namespace) -> str:
         "encoder",
         "metric",
         "sinks",
+        "predict",
+        "predict_rank",
     )
-    given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) is not None]
+    unset = (None, "none")
+    given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) not in unset]
     options = [f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

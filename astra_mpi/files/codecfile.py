@@ -9,7 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec, no_codebook
+from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import CodecConfig, ModelConfig, require
 from astra_mpi.files import checksum, hdf5
 from astra_mpi.files.provenance import write_provenance
@@ -17,6 +18,8 @@ from astra_mpi.files.provenance import write_provenance
 _TEXTS, _NUMBERS = ("site", "kind"), ("codebook_size", "groups", "stages")
 #: numbers that are stored only where they are not 0
 _OPTIONAL = ("sinks",)
+#: datasets of a predictor: its factors, of which there may be one, and its bias
+_PREDICTOR = ("predictor", "predictor_out", "predictor_bias")
 
 #: how entries may be stored
 DTYPES = ("float32", "float16")
@@ -27,11 +30,19 @@ def rounded(codec: Codec, dtype: str) -> Codec:
     if dtype == "float32":
         return codec
     with np.errstate(over="ignore"):
-        blocks = [
-            BlockCodec(tuple(replace(b, entries=b.entries.astype(dtype).astype(np.float32)) for b in block.codebooks))
-            for block in codec.blocks
-        ]
-    return Codec(codec.config, tuple(blocks))
+        return Codec(codec.config, tuple(_rounded_block(block, dtype) for block in codec.blocks))
+
+
+def _rounded_block(block: BlockCodec, dtype: str) -> BlockCodec:
+    def as_read(array: np.ndarray) -> np.ndarray:
+        return array.astype(dtype).astype(np.float32)
+
+    predictor = block.predictor
+    if predictor is not None:
+        factors = tuple(as_read(factor) for factor in predictor.factors)
+        predictor = Predictor(factors, as_read(predictor.bias))
+    books = (replace(book, entries=as_read(book.entries)) for book in block.codebooks)
+    return replace(block.with_books(books), predictor=predictor)
 
 
 def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
@@ -39,14 +50,21 @@ def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
     codec = rounded(codec, dtype)
     group = file.create_group("codec")
     group.attrs.update({name: getattr(codec.config, name) for name in _TEXTS + _NUMBERS + _set(codec.config)})
+    if codec.config.predicts:
+        group.attrs["predict"] = codec.config.predict
     group.attrs["width"] = codec.blocks[0].codebooks[0].width
     for i, block in enumerate(codec.blocks):
         names = _datasets(codec.config.site)
+        if codec.config.predicts and block.predictor is None:  # it sends nothing
+            group.create_group(str(i))
+            continue
         for (name, subspace), book in zip(names, block.codebooks, strict=True):
             group.create_dataset(f"{i}/{name}", data=book.entries.astype(dtype))
             if book.basis is not None:
                 item = group.create_dataset(f"{i}/{subspace}", data=book.basis)
                 item.attrs["error_growth"] = book.error_growth
+        for name, array in _predictor_arrays(block.predictor).items():
+            group.create_dataset(f"{i}/{name}", data=array.astype(dtype))
     group.attrs["checksum"] = _checksum(codec)
 
 
@@ -55,9 +73,11 @@ def read_codec(file: h5py.File) -> Codec:
     group = hdf5.group(file, "codec")
     texts = {name: hdf5.text(group, name) for name in _TEXTS}
     numbers = read_numbers(group)
+    if "predict" in group.attrs:
+        texts["predict"] = hdf5.text(group, "predict")
     config = CodecConfig(**texts, **numbers)  # type: ignore[arg-type]
     width = hdf5.integer(group, "width")
-    blocks = tuple(_read_block(hdf5.group(group, str(i)), config, width) for i in range(len(group)))
+    blocks = tuple(_read_block(hdf5.group(group, str(i)), config, width, i) for i in range(len(group)))
     require(len(blocks) > 0, f"{file.filename}: /codec has no blocks; calibrate again")
     codec = Codec(config, blocks)
     require(
@@ -77,7 +97,9 @@ def _set(config: CodecConfig) -> tuple[str, ...]:
     return tuple(name for name in _OPTIONAL if getattr(config, name))
 
 
-def _read_block(group: h5py.Group, config: CodecConfig, width: int) -> BlockCodec:
+def _read_block(group: h5py.Group, config: CodecConfig, width: int, i: int) -> BlockCodec:
+    if config.predicts and i == 0:
+        return BlockCodec((no_codebook(config, width),))
     wanted = (config.n_codebooks, config.codebook_size, config.rule.entry_width(config.n_codebooks, width))
     books = []
     for name, subspace in _datasets(config.site):
@@ -88,7 +110,26 @@ def _read_block(group: h5py.Group, config: CodecConfig, width: int) -> BlockCode
         )
         entries = hdf5.read(item, "float32")
         books.append(Codebook(config.kind, entries, width, *_read_subspace(group, subspace)))
-    return BlockCodec(tuple(books))
+    return BlockCodec(tuple(books), _read_predictor(group, width) if config.predicts else None)
+
+
+def _read_predictor(group: h5py.Group, width: int) -> Predictor:
+    """Its factors, one or two, and its bias, as wide as the codebooks."""
+    arrays = [hdf5.dataset(group, name, DTYPES) for name in _PREDICTOR if name in group]
+    shapes = [item.shape for item in arrays]
+    require(
+        len(arrays) >= 2 and shapes[-1] == (width,),
+        f"{group.file.filename}: {group.name} needs a predictor of width {width}, and has {shapes}; calibrate again",
+    )
+    *factors, bias = (hdf5.read(item, "float32") for item in arrays)
+    return Predictor(tuple(factors), bias)
+
+
+def _predictor_arrays(predictor: Predictor | None) -> dict[str, np.ndarray]:
+    """By the names of their datasets."""
+    if predictor is None:
+        return {}
+    return dict(zip((*_PREDICTOR[: len(predictor.factors)], _PREDICTOR[-1]), predictor.arrays, strict=True))
 
 
 def _read_subspace(group: h5py.Group, name: str) -> tuple[np.ndarray | None, float]:
@@ -111,10 +152,14 @@ def _checksum(codec: Codec) -> str:
         f"{n} {getattr(config, n)}" for n in _set(config)
     ]
     sha = hashlib.sha256(f"{settings} {first.width}".encode())
+    sha.update(config.predict.encode() if config.predicts else b"")
     for block in codec.blocks:
         for book in block.codebooks:
             for array in (book.entries, book.basis):
                 sha.update(b"" if array is None else array.astype("<f4", copy=False).data)
+        for array in () if block.predictor is None else block.predictor.arrays:
+            sha.update(repr(array.shape).encode())
+            sha.update(array.astype("<f4", copy=False).data)
     return sha.hexdigest()
 
 

@@ -22,6 +22,7 @@ from astra_mpi.kernels.cpu._codes import (
     unpack,
 )
 from astra_mpi.kernels.cpu._encode import encode_grouped, encode_residual
+from astra_mpi.kernels.cpu._ordered import ordered_product
 from astra_mpi.kernels.cpu._rows import (
     activate,
     activate_gated,
@@ -62,6 +63,7 @@ __all__ = [
     "layer_norm",
     "matvec",
     "multiply_blocks",
+    "ordered_product",
     "pack",
     "quantise_rows",
     "rms_norm",
@@ -94,6 +96,7 @@ def warm_up() -> None:
     gram_sum(codes, np.ones((2, 2, 2, 2), np.float32))
     add_entries(x, code_sums(x, codes[:, 0], 2), codes[:, 0])
     unpack(pack(codes, 1), n, 2, 1)
+    ordered_product(x, x[:, :2].repeat(2, axis=0).copy(), np.ones((n, 2), np.float32))
     layer_norm(x, line, line, 1e-5)
     rms_norm(x, line, 1e-5)
     activate(x, line, "gelu")
