@@ -92,6 +92,7 @@ class Astra(TokenParallel):
             return
         if self.states is not None:
             own = planned.everything_places[self._own]
+            own = own if self.reach.own is None else own[self.reach.own]
             every = self.blocks[0].attention_input(embed(planned.everything)).astype(np.float32, copy=False)
             self.states.begin(take(every, own[:0] if self.unheard else own), take(every, planned.far_places))
         elif len(planned.far_places):
@@ -142,7 +143,7 @@ class Astra(TokenParallel):
         """(m,) float32: 0 where the codes of the gathered tokens `index` (m,) are missing; None: nothing is."""
         if not self.missing[i].any():
             return None
-        came = np.repeat(~self.missing[i], self.planned.token_counts)[index]
+        came = np.repeat(~self.missing[i], self._sent_counts(self.reaches[i]))[index]
         return self.xp.asarray(came.astype(np.float32))
 
     def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
@@ -244,7 +245,7 @@ class Astra(TokenParallel):
         Those that this rank does not hear of are zeros.
         """
         config, planned, reach = self.codec.config, self.planned, self.reaches[i]
-        counts = planned.token_counts if reach.sent is None else reach.token_counts
+        counts = self._sent_counts(reach)
         sent_bytes, _ = self._exchanged(reach)
         parts = []
         for rank, (message, n) in enumerate(zip(messages, counts, strict=True)):
@@ -262,6 +263,10 @@ class Astra(TokenParallel):
                 self._unchecked.append((codes, counts))
                 codes = self.xp.minimum(codes, codes.dtype.type(config.codebook_size - 1))
         return codes
+
+    def _sent_counts(self, reach: Reach) -> np.ndarray:
+        """(P,) tokens in each rank's message, with those that the last one of a forward exchange would send."""
+        return self.planned.token_counts if reach.sent is None else reach.token_counts
 
     def _check(self, codes: np.ndarray, counts: np.ndarray) -> None:
         """Raise AstraError where a code (sum n_r, C) of ranks with n_r tokens each is not one of an entry."""

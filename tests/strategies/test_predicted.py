@@ -25,6 +25,7 @@ CODECS = {
     "residual": CodecConfig(site="normed", stages=3, codebook_size=16, predict="linear"),
     "one-code": CodecConfig(site="normed", stages=1, codebook_size=9, predict="linear"),
     "grouped": CodecConfig(site="normed", kind="grouped", groups=5, codebook_size=10, predict="linear"),
+    "sinks": CodecConfig(site="normed", stages=2, codebook_size=16, predict="linear", sinks=2),
     "subspace": CodecConfig(site="normed", stages=2, codebook_size=16, encoder="subspace", predict="linear"),
 }
 
@@ -45,8 +46,11 @@ def assert_same_states(model):
     """What every rank holds of a far token in the last block is what its owner holds."""
     strategy = model.strategy
     states, planned = strategy.states, strategy.planned
-    own = states.own if len(states.own) else np.zeros((planned.token_counts[planned.rank], states.far.shape[1]))
-    every = strategy.all_rows(own.astype(np.float32))
+    own = np.zeros((planned.token_counts[planned.rank], states.far.shape[1]), np.float32)
+    own[slice(None) if strategy.reach.own is None or not len(states.own) else strategy.reach.own] = (
+        states.own if len(states.own) else 0
+    )
+    every = strategy.all_rows(own)
     np.testing.assert_array_equal(states.far, every[planned.far_index])
 
 
@@ -55,6 +59,8 @@ def assert_same_states(model):
 def test_equals_the_oracle(comm, family, codec):
     """Uneven cuts, ragged lengths, class tokens; every rank's states are the same."""
     config, n_tokens = FAMILIES[family]
+    if codec == "sinks" and family not in ("gpt2", "llama"):
+        pytest.skip("first tokens of encoders see all others")
     uneven = [1.0 + 2 * (r % 3) for r in range(comm.size)]
     model = make_model(comm, config, codec, uneven if codec == "residual" else None)
     inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
