@@ -61,7 +61,7 @@ def test_a_first_block_from_the_inputs():
 
 
 def test_codes_of_what_a_prediction_misses():
-    """States of all tokens are predicted, those of far ones projected, both while codes travel; block 0 sends nothing."""
+    """While codes travel, states of all tokens are predicted and those of far ones projected; block 0 sends nothing."""
     coding = Coding(CodecConfig("normed", stages=8, predict="linear"), subspaces=(128,), rank=64)
     n, far = T // 4, T * 3 // 4
     block = 12 * n * D**2 + 2 * T * n * D + far * 2 * D * D
