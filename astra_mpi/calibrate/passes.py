@@ -52,6 +52,11 @@ class Passing:
     rows: np.ndarray  # (n, D) after the blocks that it has passed
     first: int  # tokens of the batches before it
 
+    def keep(self, samples: list[np.ndarray], rows: np.ndarray) -> None:
+        """Of rows (n, w) those of tokens that are samples, into `samples` side by side."""
+        content = self.layout.content(rows)
+        _keep(samples, self.first, content[~self.layout.gathered_sinks] if self.layout.sinks else content)
+
 
 class Passes:
     """The first batches with together `n_samples` tokens or more, before the first block of a model of one process."""

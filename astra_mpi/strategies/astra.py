@@ -23,7 +23,7 @@ from astra_mpi.codec.codebook import Codec
 from astra_mpi.codec.expected import Expected
 from astra_mpi.codec.tables import distinct
 from astra_mpi.config import ModelConfig
-from astra_mpi.costs.strategies import Coding, Wire, astra_wire
+from astra_mpi.costs.strategies import Wire, astra_wire, coding_of
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import beside, take, to_host
 from astra_mpi.errors import AstraError
@@ -79,8 +79,7 @@ class Astra(TokenParallel):
         return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in reach.token_counts]
 
     def wire_costs(self) -> Wire:
-        widths = tuple(None if book.basis is None else book.basis.shape[1] for book in self.codec.blocks[0].codebooks)
-        return astra_wire(shape_of(self.config), Coding(self.codec.config, widths, self.remote.how))
+        return astra_wire(shape_of(self.config), coding_of(self.codec, self.remote.how))
 
     @property
     def n_exchanges(self) -> int:

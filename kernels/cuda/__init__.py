@@ -19,6 +19,7 @@ from astra_mpi.kernels.cuda._codes import (
     warm_up,
 )
 from astra_mpi.kernels.cuda._decode import attend_new, finish_new, merge_new, warm_up_new
+from astra_mpi.kernels.cuda._ordered import ordered_product
 from astra_mpi.kernels.cuda._rows import (
     activate,
     activate_gated,
@@ -52,6 +53,7 @@ __all__ = [
     "gram_sum",
     "layer_norm",
     "merge_new",
+    "ordered_product",
     "pack",
     "rms_norm",
     "rotate",
