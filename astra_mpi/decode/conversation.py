@@ -84,7 +84,7 @@ class Conversation:
         past.truncate(int(np.argmin(same)) if len(same) and not same.all() else len(same))
         n_kept = past.n_tokens
         if not n_kept:
-            past.n_sinks = self._strategy.sinks if model.exchange.size > 1 else 0
+            past.n_sinks = self._strategy.sinks
         batch = model.prepare(ids[None], (np.arange(len(ids)) >= n_kept)[None])
         streams = agreed(model.comm, request)
         with collective(model.comm):
