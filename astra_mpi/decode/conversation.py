@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 from mpi4py import MPI
 
-from astra_mpi.caches.past import Chunk, Past, Sinks
+from astra_mpi.caches.past import Chunk, Past
+from astra_mpi.caches.sinks import Sinks
 from astra_mpi.decode.choice import pays_to_cut
 from astra_mpi.decode.generation import Generation, agreed, check, generate
 from astra_mpi.decode.prefill import Engine
