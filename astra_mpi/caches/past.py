@@ -16,7 +16,7 @@ import numpy as np
 
 from astra_mpi.caches.cache import HostCache, Part
 from astra_mpi.caches.kept import Kept, Softmax
-from astra_mpi.caches.rows import new_rows, rows_of
+from astra_mpi.caches.rows import new_rows
 from astra_mpi.config import ModelConfig
 from astra_mpi.kernels.near import Near
 from astra_mpi.partition import Layout
@@ -260,16 +260,3 @@ class Past(HostCache):
         for chunk in self.chunks:
             chunk.heard = True
             chunk.raw, chunk.seen = {}, {}
-
-
-class Sinks(HostCache):
-    """Hands the first tokens, computed once more, to the `past` of a conversation, which keeps the missing ones."""
-
-    def __init__(self, past: Past) -> None:
-        nothing, zeros = Layout(np.zeros((1, 1), np.int64), 0), np.zeros(1, np.int64)
-        super().__init__(past.kernels, past.config, nothing, zeros, np.zeros(1), False, zeros)
-        self.past, self.missing = past, past.missing_sinks()
-
-    def keep_own(self, i: int, kv: np.ndarray, places: np.ndarray | None) -> None:
-        kept = rows_of(self.config, kv[self.missing.start :], None, self.kernels)
-        self.past.add(i, self.past.chunks[0], kept)

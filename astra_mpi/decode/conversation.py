@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 from mpi4py import MPI
 
-from astra_mpi.caches.past import Chunk, Past, Sinks
+from astra_mpi.caches.past import Chunk, Past
+from astra_mpi.caches.sinks import Sinks
 from astra_mpi.decode.choice import pays_to_cut
 from astra_mpi.decode.generation import Generation, agreed, check, generate
 from astra_mpi.decode.prefill import Engine
@@ -84,7 +85,7 @@ class Conversation:
         past.truncate(int(np.argmin(same)) if len(same) and not same.all() else len(same))
         n_kept = past.n_tokens
         if not n_kept:
-            past.n_sinks = self._strategy.sinks if model.exchange.size > 1 else 0
+            past.n_sinks = self._strategy.sinks
         batch = model.prepare(ids[None], (np.arange(len(ids)) >= n_kept)[None])
         streams = agreed(model.comm, request)
         with collective(model.comm):

@@ -49,12 +49,13 @@ class Astra(TokenParallel):
         super().__init__(parts, spec)
         assert parts.codec is not None
         self.codec = parts.codec
-        self.site, self.sinks = self.codec.config.site, self.codec.config.sinks
+        self.site = self.codec.config.site
         predicts = self.codec.config.predicts
         self.first_coded = int(predicts or spec.word("first") == "inputs")  # the first block with an exchange
         self.sends_reached = self.may_keep_codes = not predicts  # a state needs all codes of its token
         self.exchange.missing.suit(predicts)
         self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, parts.remote)
+        self.sinks = self.wire_costs().sinks if self.exchange.size > 1 else 0
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
         rows = all(table.rows is not None for table in self.remote.tables)
         self.states: States | None = None
@@ -328,12 +329,8 @@ class Astra(TokenParallel):
         return {
             "codec": config.as_dict(),
             "bits_per_token_per_block": config.bits_per_token,
-            "choices": choices | self._sinks(),
+            "choices": choices | ({"sinks": self.sinks} if self.sinks else {}),
         }
-
-    def _sinks(self) -> dict[str, int]:
-        """How many the pass has, where there are any."""
-        return {"sinks": self.planned.sinks} if self.planned.sinks else {}
 
     def oracle_terms(self) -> dict[str, Any]:
         if not self.sends:
@@ -343,7 +340,7 @@ class Astra(TokenParallel):
         terms: dict[str, Any] = {"codec": self.codec, "codes": [to_host(codes) for codes in coded]}
         if self.exchange.loses or self.planned.causal or any(self.config.windows):  # what was sent, whoever heard it
             terms["codes"] = [self.all_rows(codes[self._own]) for codes in coded]
-        terms |= {"first_coded": self.first_coded} | self._sinks()
+        terms |= {"first_coded": self.first_coded, "sinks": self.planned.sinks}
         return terms | self._missing_terms() if self.exchange.loses else terms
 
     @property

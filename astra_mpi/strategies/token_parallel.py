@@ -70,10 +70,9 @@ class TokenParallel(Strategy):
     def layout(self, lengths: np.ndarray, n_class: int, causal: bool, weights: Cut, spread: bool = False) -> Layout:
         size, compute = self.exchange.size, getattr(self.kernels, "compute", "float32")
         cost = token_cost(shape_of(self.config), self.wire_costs(), compute) if causal else None
-        sinks = self.sinks if causal and not n_class and size > 1 else 0
         if not spread or len(lengths) < 2:
             counts = cut(lengths, size, weights, cost)
-            return Layout(counts, self.exchange.rank, n_class, causal, replicas=size, sinks=sinks)
+            return Layout(counts, self.exchange.rank, n_class, causal, replicas=size, sinks=self.sinks)
         places = rotated(len(lengths), size)
         counts = np.empty_like(places)
         for s, mine in enumerate(places):  # speeds are ranks', slices have places
@@ -81,7 +80,7 @@ class TokenParallel(Strategy):
                 weights if weights is None or isinstance(weights, str) else [weights[r] for r in np.argsort(mine)]
             )
             counts[s] = cut(lengths[s : s + 1], size, speeds, cost)[0, mine]
-        return Layout(counts, self.exchange.rank, n_class, causal, size, places, sinks=sinks)
+        return Layout(counts, self.exchange.rank, n_class, causal, size, places, sinks=self.sinks)
 
     def wire_costs(self) -> Wire:
         """What sending a token and using it elsewhere costs, for causal cuts."""

@@ -110,10 +110,16 @@ def test_steps_after_predicted_codes_equal_oracle(comm, name, decode, remote):
     assert_steps_equal_oracle(comm, model, *prompts(config), decode, 5)
 
 
-@pytest.mark.parametrize(("decode", "far"), [("local", "keys"), ("local", "codes"), ("merged", "keys")])
-@pytest.mark.parametrize(
-    ("family", "codec", "sinks"), [("llama", "kv", 1), ("gpt2", "one-code", 7), ("llama", "normed", 3)]
-)
+SINKS = [
+    ("llama", "kv", 1, "local", "keys"),
+    ("llama", "kv", 1, "local", "codes"),
+    ("gpt2", "one-code", 7, "local", "keys"),
+    ("gpt2", "one-code", 7, "merged", "keys"),
+    ("llama", "normed", 3, "merged", "keys"),
+]
+
+
+@pytest.mark.parametrize(("family", "codec", "sinks", "decode", "far"), SINKS)
 def test_steps_with_sinks_equal_oracle(comm, family, codec, sinks, decode, far):
     """A rank that decodes alone keeps replicas, ranks that merge do not; some prompts are shorter than the sinks."""
     model = make_model(comm, FAMILIES[family], replace(CODECS[codec], sinks=sinks))
