@@ -44,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
         help="by what codes are nearest: keys-values, what they change in these (default), or plain distance",
     )
     parser.add_argument(
-        "--predict-rank", type=int, metavar="R", help="of the maps that predict; 0: whole matrices (default 128)"
+        "--predict-rank", type=int, metavar="R", help="of the maps that predict; 0: whole (default: as needed)"
     )
     parser.set_defaults(run=run, spmd=True)
 

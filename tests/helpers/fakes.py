@@ -92,7 +92,8 @@ def random_predictor(rng, width, i):
     if i % 2 == 0:
         return Predictor((rng.normal(0, 0.3 / width**0.5, (width, width)) - 0.2 * np.eye(width),), bias)
     rank = max(1, width // 3)
-    return Predictor(tuple(rng.normal(0, 0.6 / n**0.5, (n, m)) for n, m in ((width, rank), (rank, width))), bias)
+    factors = tuple(rng.normal(0, 0.6 / n**0.5, (n, m)) for n, m in ((width, rank), (rank, width)))
+    return Predictor(factors, bias, 0.8)
 
 
 def model_file(config, codec_config=None, seed=0, dtype="float32"):
