@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec, no_codebook
 from astra_mpi.codec.fit import energy
 from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import CodecConfig
@@ -82,7 +82,8 @@ def random_codec(config, codec_config, seed=0):
 
     blocks = tuple(BlockCodec(tuple(book() for _ in range(2 if kv else 1))) for _ in range(config.n_layers))
     if codec_config.predicts:
-        blocks = tuple(replace(b, predictor=random_predictor(rng, width, i)) if i else b for i, b in enumerate(blocks))
+        coded = [replace(b, predictor=random_predictor(rng, width, i)) for i, b in enumerate(blocks) if i]
+        blocks = (BlockCodec((no_codebook(codec_config, width),)), *coded)
     return Codec(codec_config, blocks)
 
 
