@@ -30,8 +30,6 @@ from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.strategies.remote import projection
 
 Step = Callable[[float], None]  # (work done)
-#: of predictors' linear maps, unless another is asked for
-PREDICTOR_RANK = 128
 
 
 def fit_codec(
@@ -60,7 +58,7 @@ def fit_codec(
     a config with sinks for an encoder, whose first tokens see all others.
     Fitted to `n_samples` tokens, none of them sinks; an eighth as many more are held out where a subspace is to be
     chosen.
-    rank: of the maps of predictors, where `config` has them; 0: whole matrices, None: PREDICTOR_RANK.
+    rank: of the maps of predictors, where `config` has them; 0: whole matrices, None: as large as each block needs.
     A rank's threads take batches through a block and fit codebooks, one each: k-means has too many serial passes for
     threads within one to pay.
     """
@@ -80,7 +78,6 @@ def fit_codec(
             passes = Passes(model, batches, config.site, n_samples, threads, config.sinks)
             on_tokens(passes.n_tokens)
             n, in_metric = len(model.blocks), metric == "keys-values"
-            rank = PREDICTOR_RANK if rank is None else rank
             loop = ClosedLoop(passes, config, seed, kernels, comm, in_metric, rank, lambda done: progress(done, n))
             codec = loop.fit()
         return codec if comm.Get_rank() == 0 else None

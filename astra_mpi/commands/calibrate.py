@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
         " stand out by the attention that they get",
     )
     parser.add_argument(
-        "--predict-rank", type=int, metavar="R", help="of the maps that predict; 0: whole matrices (default 128)"
+        "--predict-rank", type=int, metavar="R", help="of the maps that predict; 0: whole (default: as needed)"
     )
     parser.set_defaults(run=run, spmd=True)
 

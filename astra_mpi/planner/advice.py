@@ -79,8 +79,8 @@ def _exact(others: list[dict[str, Any]]) -> str:
 
 def codec_name(codec: dict[str, Any]) -> str:
     """residual M=4 K=256 hidden."""
-    label = KINDS[codec["kind"]].label(codec)
-    return " ".join(filter(None, [codec["kind"], label, f"K={codec['codebook_size']}", codec["site"]]))
+    label, predicted = KINDS[codec["kind"]].label(codec), "predicted" * ("predict" in codec)
+    return " ".join(filter(None, [codec["kind"], label, f"K={codec['codebook_size']}", codec["site"], predicted]))
 
 
 def codec_advice(codecs: list[dict[str, Any]], budget_bits: float | None, on: str) -> str:
