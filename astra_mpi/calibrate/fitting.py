@@ -109,7 +109,10 @@ class _Fits:
                 self.passes.leave(i)
                 if samples is not None:
                     first = self.seed + i * len(samples)
-                    fits[i] = [pool.submit(self._fit, i, [x], first + part) for part, x in enumerate(samples)]
+                    parts = self.config.of(i)
+                    fits[i] = [
+                        pool.submit(self._fit, i, parts[part], [x], first + part) for part, x in enumerate(samples)
+                    ]
                     del samples
                 for fit in (fit for found in fits.values() for fit in found if fit.done()):
                     fit.result()  # may raise
@@ -123,13 +126,13 @@ class _Fits:
         self.passes.through(i, batch, samples)
         self.crew.step(self.work.passing / len(self.passes.batches))
 
-    def _fit(self, i: int, samples: list[np.ndarray], seed: int) -> Codebook:
+    def _fit(self, i: int, config: CodecConfig, samples: list[np.ndarray], seed: int) -> Codebook:
         """Codebook of the samples [x (n, D)], taken out of the list so that they are kept no longer than needed."""
         x, metric = samples.pop(), None
         if self.in_metric:
             metric = keys_values_metric(projection(self.passes.model.blocks[i], self.config.site))
             x = x @ metric.astype(np.float32)
-        book = _fitted(x, self.config, seed, self.kernels, metric is not None, self.work, self.crew.step)
+        book = _fitted(x, config, seed, self.kernels, metric is not None, self.work, self.crew.step)
         return book if metric is None else pulled_back(book, metric)
 
 
@@ -143,8 +146,8 @@ def _fitted(
     """Codebook of samples x (n, D), of which the last ninth is held out where a subspace is to be chosen."""
     fitted, held_out = np.split(x, [len(x) - len(x) // 9]) if _may_project(config) else (x, None)
     book = fit_codebook(fitted, config, seed, kernels, lambda done, n: step(work.starting / n))
-    if held_out is not None:
+    if held_out is not None and book.size > 1:
         step(work.refining / 2)
         book = with_subspace(book, fitted, held_out, config.encoder, kernels, anyway=in_metric)
-    step(work.refining / (1 if held_out is None else 2))
+    step(work.refining / (1 if held_out is None or book.size == 1 else 2))
     return book

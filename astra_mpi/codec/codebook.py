@@ -6,7 +6,8 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,14 @@ from astra_mpi.device.xp import beside, module_of
 
 if TYPE_CHECKING:
     from astra_mpi.codec.kind import Kind
+
+
+class Transform(NamedTuple):
+    """Coordinates that are quantised in place of the vector: z = (x - offset) forward, x^ = z^ back + offset."""
+
+    forward: np.ndarray  # (D, C) float32
+    back: np.ndarray  # (C, D) float32
+    offset: np.ndarray  # (D,) float32: the mean of the vectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +40,8 @@ class Codebook:
     width: int  # D, before padding
     basis: np.ndarray | None = None  # (D, d) float32
     error_growth: float = 0.0  # of the squared error on held-out vectors, relative to the codebook without a basis
+    transform: Transform | None = None
+    bits: np.ndarray | None = None  # (C,) uint8 of each code, where they differ
     searched: np.ndarray = field(init=False, repr=False)  # (C, K, W or d) float32, entries as they are searched
     half_norms: np.ndarray = field(init=False, repr=False)  # (C, K) float32, ||searched entry||^2 / 2
 
@@ -44,6 +55,7 @@ class Codebook:
         n_codes, size, width = entries.shape
         require(size <= MAX_CODEBOOK_SIZE, f"codebook has {size} entries; the limit is {MAX_CODEBOOK_SIZE}")
         needed = self.rule.entry_width(n_codes, self.width)
+        self._check_transform(n_codes, size)
         require(
             width == needed,
             f"codebook entries are {width} wide; a {self.kind} codebook of {n_codes} codes for vectors of "
@@ -74,6 +86,30 @@ class Codebook:
         require(bool(np.isfinite(basis).all()), "a codebook's subspace has NaN or infinite values; calibrate it again")
         object.__setattr__(self, "basis", basis)
 
+    def _check_transform(self, n_codes: int, size: int) -> None:
+        if self.bits is not None:
+            object.__setattr__(self, "bits", np.ascontiguousarray(self.bits, np.uint8))
+            fits = self.bits.shape == (n_codes,) and int(1 << self.bits.max()) <= max(size, 1)
+            require(fits, f"a codebook of {n_codes} codes with {size} entries has other bits; calibrate again")
+        if self.transform is None:
+            return
+        arrays = [np.ascontiguousarray(array, np.float32) for array in self.transform]
+        shapes = [array.shape for array in arrays]
+        good = shapes == [(self.width, n_codes), (n_codes, self.width), (self.width,)]
+        require(
+            good, f"a codebook's transform has shapes {shapes} for {n_codes} codes of {self.width}; calibrate again"
+        )
+        finite = all(bool(np.isfinite(array).all()) for array in arrays)
+        require(finite, "a codebook's transform has NaN or infinite values; calibrate it again")
+        object.__setattr__(self, "transform", Transform(*arrays))
+
+    @cached_property
+    def code_bits(self) -> np.ndarray:
+        """(C,) int64: bits of each code on the wire."""
+        if self.bits is not None:
+            return self.bits.astype(np.int64)
+        return np.full(self.n_codes, (self.size - 1).bit_length(), np.int64)
+
     @property
     def rule(self) -> type[Kind]:
         """What the codes stand for."""
@@ -98,6 +134,8 @@ class Codebook:
     @property
     def mean(self) -> np.ndarray:
         """(D,) float32: the vector whose codes stand for unknown ones, the mean of the entries."""
+        if self.transform is not None:
+            return self.transform.offset
         means = self.entries.mean(axis=1)  # (C, W)
         return self.rule.combine(means[:, None], self.width)[0]
 
@@ -107,13 +145,21 @@ class Codebook:
         Each code is argmin_k ||e_k - t||^2, the lowest index on an exact tie; t is x, a part of it, or what the codes
         before it left.
         """
+        if self.transform is not None:
+            x = (x - beside(x, self.transform.offset)) @ beside(x, self.transform.forward)  # (n, D) -> (n, C)
         if self.basis is not None:
             x = x @ beside(x, self.basis)  # (n, D) (D, d) -> (n, d)
         return self.rule.encode(x, self.searched, self.half_norms, kernels)
 
     def decode(self, codes: np.ndarray, kernels: Any) -> np.ndarray:
         """x^ (n, D) float32 of codes (n, C)."""
-        return self.rule.decode(codes, self.entries, self.width, kernels)
+        if self.transform is None:
+            return self.rule.decode(codes, self.entries, self.width, kernels)
+        z = self.rule.decode(codes, self.entries, self.n_codes, kernels)  # (n, C)
+        back, offset = (beside(z, array) for array in self.transform[1:])
+        x = kernels.ordered_product(z, back, module_of(z).empty((len(z), self.width), z.dtype))
+        x += offset
+        return x
 
 
 def pad(x: np.ndarray, n_groups: int) -> np.ndarray:
@@ -134,8 +180,8 @@ class BlockCodec:
 
     def __post_init__(self) -> None:
         require(len(self.codebooks) in (1, 2), f"a block has 1 or 2 codebooks, not {len(self.codebooks)}")
-        shapes = {(book.kind, book.entries.shape, book.width) for book in self.codebooks}
-        require(len(shapes) == 1, "the codebooks of a block's keys and values differ in kind or shape")
+        shapes = {(book.kind, book.width) for book in self.codebooks}
+        require(len(shapes) == 1, "the codebooks of a block's keys and values differ in kind or width")
 
     @property
     def n_codes(self) -> int:
@@ -144,8 +190,18 @@ class BlockCodec:
 
     @property
     def size(self) -> int:
-        """K: entries per code."""
-        return self.codebooks[0].size
+        """K: entries per code, the most of any."""
+        return max(book.size for book in self.codebooks)
+
+    @cached_property
+    def code_bits(self) -> np.ndarray:
+        """(C,) int64: bits of each code on the wire."""
+        return np.concatenate([book.code_bits for book in self.codebooks])
+
+    @property
+    def bits_per_token(self) -> int:
+        """Of all codes of a token."""
+        return int(self.code_bits.sum())
 
     @property
     def additive(self) -> bool:
@@ -167,9 +223,58 @@ class BlockCodec:
     def decode(self, codes: np.ndarray, kernels: Any) -> np.ndarray:
         """x^ (n, width) float32 of codes (n, C)."""
         xp = module_of(codes)
-        parts = xp.split(codes, len(self.codebooks), axis=1)
+        parts = self.split(codes)
         x = [book.decode(xp.ascontiguousarray(c), kernels) for book, c in zip(self.codebooks, parts, strict=True)]
         return x[0] if len(x) == 1 else xp.concatenate(x, axis=1)
+
+    def split(self, codes: Any) -> list[Any]:
+        """Codes (n, C), or anything with a column per code, -> those of each codebook."""
+        ends = [0, *accumulate(book.n_codes for book in self.codebooks)]
+        return [codes[..., a:b] for a, b in pairwise(ends)]
+
+    def message_bytes(self, n: int) -> int:
+        """Of the codes of n tokens."""
+        return -(-n * self.bits_per_token // 8)
+
+    def pack(self, codes: np.ndarray, kernels: Any) -> np.ndarray:
+        """Message uint8 (ceil(n * bits_per_token / 8),) of codes (n, C), token after token; codes of 0 bits are left
+        out."""
+        bits, sent = self._wire
+        codes = codes if sent is None else codes[:, sent]
+        return kernels.pack(codes, bits) if isinstance(bits, int) else kernels.pack_columns(codes, bits)
+
+    def unpack(self, message: np.ndarray, n: int, kernels: Any) -> np.ndarray:
+        """The codes (n, C) again. ValueError if the message has another length."""
+        bits, sent = self._wire
+        if isinstance(bits, int):
+            codes = kernels.unpack(message, n, self.n_codes if sent is None else len(sent), bits)
+        else:
+            codes = kernels.unpack_columns(message, n, bits)
+        if sent is None:
+            return codes
+        every = module_of(codes).zeros((n, self.n_codes), codes.dtype)
+        every[:, sent] = codes
+        return every
+
+    @cached_property
+    def _wire(self) -> tuple[int | np.ndarray, np.ndarray | None]:
+        """(bits of every code that is sent, one number if they are alike; which are sent, None: all)."""
+        sent = np.flatnonzero(self.code_bits)
+        bits = self.code_bits[sent]
+        alike = len(set(bits.tolist())) <= 1
+        return int(bits.max(initial=0)) if alike else bits, None if len(sent) == self.n_codes else sent
+
+    def misfit(self, codes: Any) -> Any:
+        """Of codes (n, C), (n,) whether some code is not one of an entry; None where every message has good codes."""
+        parts = zip(self.codebooks, self.split(codes), strict=True)
+        bad = [part >= book.size for book, part in parts if book.size < 1 << int(book.code_bits.max())]
+        return None if not bad else module_of(codes).concatenate(bad, axis=1).any(axis=1)
+
+    def clipped(self, codes: Any) -> Any:
+        """Codes (n, C) of which none is above the last entry."""
+        parts = zip(self.codebooks, self.split(codes), strict=True)
+        xp = module_of(codes)
+        return xp.concatenate([xp.minimum(part, codes.dtype.type(book.size - 1)) for book, part in parts], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,18 +291,24 @@ class Codec:
         books = [book for block in self.blocks for book in block.codebooks]
         encoder = "subspace" if any(book.narrow for book in books) else "exact"
         object.__setattr__(self, "config", replace(self.config, encoder=encoder))
-        n_books = 2 if self.config.site == "kv" else 1
+        n_books = self.config.n_books
+        self.config.check_blocks(len(self.blocks), "codec")
         for i, block in enumerate(self.blocks):
             require(
                 len(block.codebooks) == n_books,
                 f"codec block {i} has {len(block.codebooks)} codebooks; site '{self.config.site}' needs {n_books}",
             )
-            for book in block.codebooks:
+            for book, part in zip(block.codebooks, self.config.of(i), strict=True):
                 found = (book.kind, book.n_codes, book.size)
-                stated = (self.config.kind, self.config.n_codebooks, self.config.codebook_size)
+                stated = (part.kind, part.n_codebooks, part.codebook_size)
                 require(
-                    found == stated, f"codec block {i} has (kind, codes, entries) {found}; its config says {stated}"
+                    book.kind == part.kind and part.rule.fits(part, book),
+                    f"codec block {i} has (kind, codes, entries) {found}; its config says {stated}",
                 )
+
+    def bits_per_token(self, i: int) -> int:
+        """Bits that a token costs in block i; `config.bits_per_token` is their mean."""
+        return self.blocks[i].bits_per_token
 
     def exact(self) -> Codec:
         """The same codebooks without subspaces: searched by distance, also where these were of another metric."""
@@ -216,4 +327,6 @@ class Codec:
                 sha.update(repr((book.entries.shape, book.width)).encode())
                 sha.update(book.entries.data)
                 sha.update(b"" if book.basis is None else book.basis.data)
+                for array in (*(book.transform or ()), *(() if book.bits is None else (book.bits,))):
+                    sha.update(array.data)
         return sha.hexdigest()

@@ -152,6 +152,7 @@ def _command(args: argparse.Namespace) -> str:
         "kind",
         "groups",
         "stages",
+        "bits",
         "codebook_size",
         "site",
         "encoder",

@@ -6,6 +6,7 @@ The model: docs/explanation/planner.md.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -65,25 +66,28 @@ def encode_madds(codec: CodecConfig, width: int, subspaces: Sequence[int | None]
     Exact search: K * width per stage, or over all groups together. In a subspace of d: width * d to project, then
     d * K per stage.
     """
+    if codec.rule.transforms:
+        return float(codec.rule.layers(codec) * width)
     entries = codec.codebook_size * codec.rule.layers(codec)
     each = [entries * width if d is None else d * (width + entries) for d in subspaces]
     return sum(each) / len(each)
 
 
-def astra_wire(shape: Shape, coding: Coding) -> Wire:
-    """Codes of C * b bits per token."""
+def astra_wire(shape: Shape, coding: Coding, i: int = 0) -> Wire:
+    """Codes of C * b bits per token, as block i sends them."""
     codec, config = coding.codec, shape.config
-    kv_width, sums = 2 * config.d_kv, codec.rule.layers(codec)
+    parts, kv_width = codec.of(i), 2 * config.d_kv
+    sums = sum(part.rule.layers(part) for part in parts) / len(parts)
     if codec.site == "kv":
-        encode = 2 * encode_madds(codec, config.d_kv, coding.subspaces)
+        encode = sum(encode_madds(part, config.d_kv, coding.subspaces) for part in parts)
         decode = Work(table=sums * kv_width)
     else:
-        encode = encode_madds(codec, config.d_model, coding.subspaces)
+        encode = encode_madds(parts[0], config.d_model, coding.subspaces)
         if not coding.has_tables:
             decode = Work(gemm=shape.project_kv, table=sums * config.d_model, elements=config.d_model)
         else:
-            decode = Work(table=codec.codes_per_token * kv_width)
-    return Wire(codec.site, codec.bits_per_token, Work(encode=encode), decode, distinct=coding.distinct)
+            decode = Work(table=parts[0].codes_per_token * kv_width)
+    return Wire(codec.site, codec.block_bits(i), Work(encode=encode), decode, distinct=coding.distinct)
 
 
 def sp_wire(shape: Shape, gather: str, number: str) -> Wire:
@@ -107,19 +111,23 @@ def segment_wire(shape: Shape, tokens_per_mean: int) -> Wire:
     return Wire("hidden", 32 * d, Work(elements=d), decode, tokens_per_key=tokens_per_mean)
 
 
-def token_parallel(job: Job, wire: Wire, strategy: str, exact: bool = False) -> Cost:
-    """Every rank holds whole weights and its tokens; one all-gather per block, hidden behind local work."""
+def token_parallel(job: Job, wires: Wire | Sequence[Wire], strategy: str, exact: bool = False) -> Cost:
+    """Every rank holds whole weights and its tokens; one all-gather per block, hidden behind local work.
+
+    wires: of all blocks alike, or one per block.
+    """
     config = job.shape.config
-    stages = stages_of(job, wire, [config.window(i) for i in range(config.n_layers)])
+    wires = (wires,) * config.n_layers if isinstance(wires, Wire) else wires
+    stages = stages_of(job, wires, [config.window(i) for i in range(config.n_layers)])
     return Cost(strategy, exact, stages, closing_bytes=closing_bytes(job), peak_bytes=peak_bytes(job))
 
 
-def stages_of(job: Job, wire: Wire, windows: Sequence[int]) -> tuple[Stage, ...]:
-    """Of blocks with these windows (0: none), those that are alike taken together."""
-    kinds = {window: sum(other == window for other in windows) for window in windows}
+def stages_of(job: Job, wires: Sequence[Wire], windows: Sequence[int]) -> tuple[Stage, ...]:
+    """Of blocks with these wires and windows (0: none), those that are alike taken together."""
+    kinds = Counter(zip(wires, windows, strict=True))
     return tuple(
         Stage(n, tuple(_token_rank(job, wire, r, window) for r in range(job.size)), _transfer(job, wire, window))
-        for window, n in kinds.items()
+        for (wire, window), n in kinds.items()
     )
 
 
@@ -174,11 +182,15 @@ def astra(job: Job, coding: Coding) -> Cost:
     """The method (arXiv 2505.19342), with projected tables and counted keys as `coding` says."""
     codec, config = coding.codec, job.shape.config
     width = config.d_kv if codec.site == "kv" else config.d_model
-    numbers = codec.codebook_size * codec.rule.layers(codec) * width * (2 if codec.site == "kv" else 1)
-    if coding.has_tables:
-        numbers += codec.codes_per_token * codec.codebook_size * 2 * config.d_kv
-    cost = token_parallel(job, astra_wire(job.shape, coding), "astra")
-    return replace(cost, table_bytes=4 * numbers * config.n_layers)
+    entries = 0 if codec.rule.transforms else codec.codebook_size
+    numbers = 0
+    for i in range(config.n_layers):
+        parts = codec.of(i)
+        numbers += sum(max(entries, 2) * part.rule.layers(part) * width for part in parts)
+        if coding.has_tables:
+            numbers += parts[0].codes_per_token * codec.codebook_size * 2 * config.d_kv
+    wires = [astra_wire(job.shape, coding, i) for i in range(config.n_layers)]
+    return replace(token_parallel(job, wires, "astra"), table_bytes=4 * numbers)
 
 
 def astra_inputs(job: Job, coding: Coding) -> Cost:
@@ -186,8 +198,8 @@ def astra_inputs(job: Job, coding: Coding) -> Cost:
     shape, cost = job.shape, astra(job, coding)
     windows = [shape.config.window(i) for i in range(shape.config.n_layers)]
     far = Work(gemm=shape.embed + shape.project_kv, elements=2 * shape.config.d_model)
-    first = stages_of(job, Wire(None, decode=far), windows[:1])
-    others = stages_of(job, astra_wire(shape, coding), windows[1:])
+    first = stages_of(job, [Wire(None, decode=far)], windows[:1])
+    others = stages_of(job, [astra_wire(shape, coding, i) for i in range(1, len(windows))], windows[1:])
     return replace(cost, strategy="astra:inputs", stages=first + others)
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
-from astra_mpi.config import CodecConfig, ModelConfig, require
+from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec, Transform
+from astra_mpi.config import CodecConfig, Counts, ModelConfig, as_stored, require
 from astra_mpi.files import checksum, hdf5
 from astra_mpi.files.provenance import write_provenance
 
-_TEXTS, _NUMBERS = ("site", "kind"), ("codebook_size", "groups", "stages")
-
+_TEXTS, _NUMBERS = ("site", "kind"), ("codebook_size", "groups")
+#: one number, or one per block and codebook; the last is stored only where it is set
+_COUNTS = ("stages", "vector_bits")
+#: how the arrays of a transform are called behind the name of their entries
+_TRANSFORM = ("forward", "back", "offset")
 
 #: how entries may be stored
 DTYPES = ("float32", "float16")
@@ -38,6 +42,9 @@ def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
     codec = rounded(codec, dtype)
     group = file.create_group("codec")
     group.attrs.update({name: getattr(codec.config, name) for name in _TEXTS + _NUMBERS})
+    for name in _COUNTS:
+        if name in as_stored(codec.config):
+            group.attrs[name] = _as_array(getattr(codec.config, name), codec.config.n_books)
     group.attrs["width"] = codec.blocks[0].codebooks[0].width
     for i, block in enumerate(codec.blocks):
         names = _datasets(codec.config.site)
@@ -46,18 +53,22 @@ def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
             if book.basis is not None:
                 item = group.create_dataset(f"{i}/{subspace}", data=book.basis)
                 item.attrs["error_growth"] = book.error_growth
+            if book.transform is not None:
+                for part, array in zip(_TRANSFORM, book.transform, strict=True):
+                    group.create_dataset(f"{i}/{name}_{part}", data=array)
+            if book.bits is not None:
+                group.create_dataset(f"{i}/{name}_bits", data=book.bits)
     group.attrs["checksum"] = _checksum(codec)
 
 
 def read_codec(file: h5py.File) -> Codec:
     """Read /codec. InputError if it contradicts itself or its checksum."""
     group = hdf5.group(file, "codec")
-    texts = {name: hdf5.text(group, name) for name in _TEXTS}
-    numbers = {name: hdf5.integer(group, name) for name in _NUMBERS}
-    config = CodecConfig(**texts, **numbers)  # type: ignore[arg-type]
+    config = read_settings(group)
     width = hdf5.integer(group, "width")
-    blocks = tuple(_read_block(hdf5.group(group, str(i)), config, width) for i in range(len(group)))
-    require(len(blocks) > 0, f"{file.filename}: /codec has no blocks; calibrate again")
+    require(len(group) > 0, f"{file.filename}: /codec has no blocks; calibrate again")
+    config.check_blocks(len(group), f"{file.filename}: /codec")
+    blocks = tuple(_read_block(hdf5.group(group, str(i)), config, width, i) for i in range(len(group)))
     codec = Codec(config, blocks)
     require(
         hdf5.text(group, "checksum") == _checksum(codec),
@@ -66,18 +77,69 @@ def read_codec(file: h5py.File) -> Codec:
     return codec
 
 
-def _read_block(group: h5py.Group, config: CodecConfig, width: int) -> BlockCodec:
-    wanted = (config.n_codebooks, config.codebook_size, config.rule.entry_width(config.n_codebooks, width))
+def read_settings(group: h5py.Group) -> CodecConfig:
+    """Of the group /codec."""
+    texts = {name: hdf5.text(group, name) for name in _TEXTS}
+    numbers = {name: hdf5.integer(group, name) for name in _NUMBERS}
+    counts = {name: hdf5.integers(group, name) for name in _COUNTS if name == "stages" or name in group.attrs}
+    given: dict[str, Any] = texts | numbers | {name: _as_counts(array) for name, array in counts.items()}
+    return CodecConfig(**given)
+
+
+def _as_array(counts: Counts, n_books: int) -> Any:
+    """A number, or (L, codebooks) integers."""
+    if isinstance(counts, int):
+        return counts
+    return np.array([one if isinstance(one, tuple) else (one,) * n_books for one in counts], np.int64)
+
+
+def _as_counts(array: np.ndarray) -> Counts:
+    """The same again; blocks whose codebooks have as many are one number."""
+    if array.ndim == 0:
+        return int(array)
+    rows = np.atleast_2d(array).tolist()
+    return tuple(row[0] if len(set(row)) == 1 else tuple(row) for row in rows)
+
+
+def _read_block(group: h5py.Group, config: CodecConfig, width: int, i: int) -> BlockCodec:
     books = []
-    for name, subspace in _datasets(config.site):
+    for (name, subspace), part in zip(_datasets(config.site), config.of(i), strict=True):
         item = hdf5.dataset(group, name, DTYPES)
+        wanted = part.rule.shape(part, width)
+        fits = len(item.shape) == 3 and all(want in (-1, have) for want, have in zip(wanted, item.shape, strict=True))
         require(
-            item.shape == wanted,
+            fits and item.size > 0,
             f"{group.file.filename}: {item.name} has shape {item.shape}, its settings say {wanted}; calibrate again",
         )
-        entries = hdf5.read(item, "float32")
-        books.append(Codebook(config.kind, entries, width, *_read_subspace(group, subspace)))
+        books.append(
+            Codebook(
+                config.kind,
+                hdf5.read(item, "float32"),
+                width,
+                *_read_subspace(group, subspace),
+                _read_transform(group, name, width),
+                _read_bits(group, name, item.shape[0]),
+            )
+        )
     return BlockCodec(tuple(books))
+
+
+def _read_transform(group: h5py.Group, name: str, width: int) -> Transform | None:
+    if f"{name}_{_TRANSFORM[0]}" not in group:
+        return None
+    items = [hdf5.dataset(group, f"{name}_{part}", ("float32",)) for part in _TRANSFORM]
+    sane = all(item.size <= width * width for item in items)
+    require(sane, f"{group.file.filename}: {items[0].name} is larger than vectors of {width}; calibrate again")
+    return Transform(*(hdf5.read(item, "float32") for item in items))
+
+
+def _read_bits(group: h5py.Group, name: str, n_codes: int) -> np.ndarray | None:
+    if f"{name}_bits" not in group:
+        return None
+    item = hdf5.dataset(group, f"{name}_bits", ("uint8",))
+    good = item.shape == (n_codes,)
+    require(good, f"{group.file.filename}: {item.name} has shape {item.shape}, not ({n_codes},); calibrate again")
+    return hdf5.read(item, "uint8")
 
 
 def _read_subspace(group: h5py.Group, name: str) -> tuple[np.ndarray | None, float]:
@@ -96,11 +158,13 @@ def _datasets(site: str) -> tuple[tuple[str, str], ...]:
 def _checksum(codec: Codec) -> str:
     """sha256 over what is stored; unlike `Codec.digest` it stays when settings are added to `CodecConfig`."""
     config, first = codec.config, codec.blocks[0].codebooks[0]
-    sha = hashlib.sha256(f"{[getattr(config, name) for name in _TEXTS + _NUMBERS]} {first.width}".encode())
+    names = _TEXTS + _NUMBERS + tuple(name for name in _COUNTS if name in as_stored(config))
+    sha = hashlib.sha256(f"{[getattr(config, name) for name in names]} {first.width}".encode())
     for block in codec.blocks:
         for book in block.codebooks:
-            for array in (book.entries, book.basis):
+            for array in (book.entries, book.basis, *(book.transform or ())):
                 sha.update(b"" if array is None else array.astype("<f4", copy=False).data)
+            sha.update(b"" if book.bits is None else book.bits.data)
     return sha.hexdigest()
 
 

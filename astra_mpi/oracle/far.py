@@ -146,9 +146,9 @@ class Quantised(Far):
             searched = entries if basis is None else entries @ basis  # (C, K, W or d)
             rows = [
                 self._row(book.kind, entries, searched, basis, row, codes[t], self.given is not None and self.judged[t])
-                for t, row in enumerate(part)
+                for t, row in enumerate(_forward(book, part))
             ]
-            seen.append(np.reshape(rows, part.shape))
+            seen.append(np.reshape(_back(book, np.array(rows)), part.shape) if rows else part)
         self.codes.append(used)
         if self.stand_in is not None:
             stand_ins = np.split(self.stand_in[i], np.cumsum(n_codes)[:-1])
@@ -197,4 +197,20 @@ class Quantised(Far):
 def _entry(book: Any, codes: Array) -> Array:
     """What the codes (C,) stand for, (D,)."""
     entries = [book.entries[c, code].astype(np.float64)[None] for c, code in enumerate(codes)]
-    return KINDS[book.kind].combine(np.stack(entries), book.width)[0]
+    return _back(book, KINDS[book.kind].combine(np.stack(entries), book.width))[0]
+
+
+def _forward(book: Any, x: Array) -> Array:
+    """What is quantised of the vectors x (n, D)."""
+    if book.transform is None:
+        return x
+    forward, _, offset = (array.astype(np.float64) for array in book.transform)
+    return (x - offset) @ forward
+
+
+def _back(book: Any, z: Array) -> Array:
+    """The vectors (n, D) that go with what was quantised."""
+    if book.transform is None:
+        return z
+    _, back, offset = (array.astype(np.float64) for array in book.transform)
+    return z @ back + offset

@@ -64,11 +64,14 @@ class Astra(TokenParallel):
     def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
         return "the model has no codebooks; run `astra-mpi calibrate` first" if codec is None else None
 
-    def message_bytes(self, layout: Layout) -> list[int]:
-        return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in layout.token_counts]
+    def bytes_in(self, i: int, layout: Layout) -> list[int]:
+        return self._bytes(i, layout.token_counts)
 
-    def bytes_of(self, reach: Reach) -> list[int]:
-        return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in reach.token_counts]
+    def bytes_of(self, i: int, reach: Reach) -> list[int]:
+        return self._bytes(i, reach.token_counts)
+
+    def _bytes(self, i: int, counts: np.ndarray) -> list[int]:
+        return [self.codec.blocks[i].message_bytes(int(n)) for n in counts]
 
     def wire_costs(self) -> Wire:
         widths = tuple(None if book.basis is None else book.basis.shape[1] for book in self.codec.blocks[0].codebooks)
@@ -93,7 +96,7 @@ class Astra(TokenParallel):
 
     def send(self, i: int, payload: np.ndarray) -> Pending:
         codes = self.codec.blocks[i].encode(payload, self.kernels)  # (n_r, C)
-        message = self.kernels.pack(codes, self.codec.config.bits)
+        message = self.codec.blocks[i].pack(codes, self.kernels)
         if self.cache is not None:
             self.cache.note_seen(i, codes)
         self.laps.mark("encode")
@@ -122,7 +125,7 @@ class Astra(TokenParallel):
         if table.rows is not None and self.plain:
             if not self.packed:
                 return CountedKeys(table.rows, codes, self.kernels)
-            size = self.codec.config.codebook_size
+            size = self.codec.blocks[i].size
             return SeenCounts(beside(codes, table.rows), *self.kernels.distinct(codes, beside(codes, offsets), size))
         if self.packed:
             return SeenCodes(table, codes, turns, offsets, self.kernels, self.dtype)
@@ -155,17 +158,18 @@ class Astra(TokenParallel):
     def as_seen(self, i: int, payload: np.ndarray) -> np.ndarray:
         return self.codec.blocks[i].encode(payload, self.kernels)
 
-    def seen_bytes(self, n_tokens: int) -> int:
-        return -(-n_tokens * self.codec.config.bits_per_token // 8)
+    def seen_bytes(self, i: int, n_tokens: int) -> int:
+        return self.codec.blocks[i].message_bytes(n_tokens)
 
-    def pack_seen(self, seen: np.ndarray) -> np.ndarray:
-        return self.kernels.pack(seen, self.codec.config.bits)
+    def pack_seen(self, i: int, seen: np.ndarray) -> np.ndarray:
+        return self.codec.blocks[i].pack(seen, self.kernels)
 
-    def unpack_seen(self, message: np.ndarray, n_tokens: int) -> np.ndarray:
-        config = self.codec.config
-        codes = self.kernels.unpack(message, n_tokens, config.codes_per_token, config.bits)
-        if codes.size and int(codes.max()) >= config.codebook_size:
-            raise AstraError(f"a code is not below codebook size {config.codebook_size}: corrupt message")
+    def unpack_seen(self, i: int, message: np.ndarray, n_tokens: int) -> np.ndarray:
+        codec = self.codec.blocks[i]
+        codes = codec.unpack(message, n_tokens, self.kernels)
+        bad = codec.misfit(codes)
+        if bad is not None and bool(bad.any()):
+            raise AstraError(f"a code is not below codebook size {codec.size}: corrupt message")
         return codes
 
     def kept_of(self, i: int, seen: np.ndarray, turns: np.ndarray | None) -> Kept:
@@ -208,42 +212,42 @@ class Astra(TokenParallel):
 
         Those that this rank does not hear of are zeros.
         """
-        config, planned, reach = self.codec.config, self.planned, self.reaches[i]
+        codec, planned, reach = self.codec.blocks[i], self.planned, self.reaches[i]
         counts = planned.token_counts if reach.sent is None else reach.token_counts
-        sent_bytes, _ = self._exchanged(reach)
+        sent_bytes, _ = self._exchanged(i)
         parts = []
         for rank, (message, n) in enumerate(zip(messages, counts, strict=True)):
             if self.missing[i, rank]:
                 parts.append(self.mean_codes[i].repeat(int(n), axis=0))
             elif rank in reach.far_ranks or (rank == planned.rank and sent_bytes[rank]):
-                parts.append(self.kernels.unpack(message, int(n), config.codes_per_token, config.bits))
+                parts.append(codec.unpack(message, int(n), self.kernels))
             else:
-                parts.append(self.xp.zeros((int(n), config.codes_per_token), self.mean_codes[i].dtype))
+                parts.append(self.xp.zeros((int(n), codec.n_codes), self.mean_codes[i].dtype))
         codes = self.xp.concatenate(parts)
-        if codes.size and config.codebook_size < 1 << config.bits:  # else every code is one of an entry
+        bad = codec.misfit(codes) if codes.size else None
+        if bad is not None:  # else every code is one of an entry
             if self.xp is np:
-                self._check(codes, counts)
+                self._check(i, bad, counts)
             else:  # looked at after the last block, so that no block waits for the device
-                self._unchecked.append((codes, counts))
-                codes = self.xp.minimum(codes, codes.dtype.type(config.codebook_size - 1))
+                self._unchecked.append((i, bad, counts))
+                codes = codec.clipped(codes)
         return codes
 
-    def _check(self, codes: np.ndarray, counts: np.ndarray) -> None:
-        """Raise AstraError where a code (sum n_r, C) of ranks with n_r tokens each is not one of an entry."""
-        size = self.codec.config.codebook_size
-        if codes.max() >= size:
-            ends = displs(counts)
-            rank = int(np.searchsorted(ends, (codes >= size).any(axis=1).argmax(), "right")) - 1
+    def _check(self, i: int, bad: np.ndarray, counts: np.ndarray) -> None:
+        """Raise AstraError where a token of block i is bad (sum n_r,), of ranks with n_r tokens each."""
+        if bad.any():
+            size, ends = self.codec.blocks[i].size, displs(counts)
+            rank = int(np.searchsorted(ends, bad.argmax(), "right")) - 1
             raise AstraError(f"a code from rank {rank} is not below codebook size {size}: corrupt message")
 
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
-        self._unchecked: list[tuple[np.ndarray, np.ndarray]] = []
+        self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []
         self._far_turns: dict[tuple[int, bytes], np.ndarray] = {}  # of far tokens that are kept
 
     def answered(self, x: np.ndarray) -> np.ndarray:
-        for codes, counts in self._unchecked:
-            self._check(to_host(codes), counts)
+        for i, bad, counts in self._unchecked:
+            self._check(i, to_host(bad), counts)
         return x
 
     def _mean_codes(self, i: int) -> np.ndarray:
@@ -253,7 +257,7 @@ class Astra(TokenParallel):
 
     def _counted(self, i: int, far: np.ndarray, offsets: np.ndarray) -> FarKeys:
         """Far codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
-        size, table = self.codec.config.codebook_size, self.remote.tables[i]
+        size, table = self.codec.blocks[i].size, self.remote.tables[i]
         if self.packed:
             values, bias, ends = self.kernels.distinct(far, beside(far, offsets), size)
             starts = np.arange(len(offsets), dtype=np.int64) * size

@@ -19,7 +19,7 @@ STAGE_ITERATIONS = 10  # of k-means per stage: after that, sweeps over all stage
 
 
 class Residual(Kind):
-    """x^ is the sum of an entry per stage."""
+    """x^ is the sum of an entry per stage. Of no stages there is one entry, the mean, whose code has 0 bits."""
 
     name = "residual"
     count = "stages"
@@ -27,7 +27,19 @@ class Residual(Kind):
 
     @classmethod
     def n_codes(cls, config: CodecConfig) -> int:
-        return config.stages
+        return max(config.count, 1)
+
+    @classmethod
+    def vector_bits(cls, config: CodecConfig) -> int:
+        return config.count * config.bits
+
+    @classmethod
+    def fits(cls, config: CodecConfig, book: Codebook) -> bool:
+        return super().fits(config, book) if config.count else (book.n_codes, book.size) == (1, 1)
+
+    @classmethod
+    def shape(cls, config: CodecConfig, width: int) -> tuple[int, int, int]:
+        return super().shape(config, width) if config.count else (1, 1, width)
 
     @classmethod
     def entry_width(cls, n_codes: int, width: int) -> int:
@@ -39,7 +51,7 @@ class Residual(Kind):
 
     @classmethod
     def layers(cls, config: CodecConfig) -> int:
-        return config.stages
+        return config.count
 
     @classmethod
     def encode(cls, x: np.ndarray, searched: np.ndarray, half_norms: np.ndarray, kernels: Any) -> np.ndarray:
@@ -62,20 +74,23 @@ class Residual(Kind):
         cls, x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
     ) -> Codebook:
         """Greedy stages, each fitted to what the stages before it left; then all refined together."""
+        if not config.count:
+            report(1, 1)
+            return Codebook(cls.name, x.mean(axis=0, dtype=np.float64)[None, None], x.shape[1])
         entries, codes = [], []
         rest = np.array(x, order="C")
-        for stage in range(config.stages):
+        for stage in range(config.count):
             entries.append(kmeans(rest, config.codebook_size, rng, kernels, STAGE_ITERATIONS))
             last = Codebook(cls.name, entries[-1][None], x.shape[1])
             codes.append(last.encode(rest, kernels))
             kernels.add_entries(rest, -entries[-1], codes[-1][:, 0])
-            report(stage + 1, config.stages)
+            report(stage + 1, config.count)
         book = Codebook(cls.name, np.stack(entries), x.shape[1])
         return refine(book, x, kernels, np.concatenate(codes, axis=1))
 
     @classmethod
     def fit_searches(cls, config: CodecConfig) -> tuple[float, float]:
-        return config.stages * (full_passes(STAGE_ITERATIONS) + 1), config.stages * (SWEEPS + 1)
+        return config.count * (full_passes(STAGE_ITERATIONS) + 1), config.count * (SWEEPS + 1)
 
     @classmethod
     def span(cls, c: int, entry_width: int) -> slice:
