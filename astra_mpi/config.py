@@ -33,6 +33,8 @@ COUNTS = ("groups", "stages", "vector_bits")
 Counts = int | tuple[int | tuple[int, ...], ...]
 SITES = ("hidden", "normed", "kv")
 ENCODERS = ("auto", "exact", "subspace")
+#: whether codes stand for a vector, or for what a linear map of what all ranks hold of the token misses
+PREDICTIONS = ("none", "linear")
 METRICS = ("keys-values", "plain")  # by what codes are nearest (codec/metric.py)
 MAX_CODEBOOK_SIZE = 65536
 MAX_VECTOR_BITS = 1 << 20
@@ -71,7 +73,10 @@ class CodecConfig:
     groups: int = 1  # G, where the kind has groups
     stages: Counts = 4  # M, where it has stages
     encoder: str = "auto"  # where entries are searched: all of the space, a subspace, or the cheaper one that will do
-    vector_bits: Counts = optional(0)  # of a quantised vector, where the kind spreads bits over its directions
+    predict: str = optional("none")  # what codes stand for (PREDICTIONS, codec/predictor.py)
+    vector_bits: Counts = field(
+        default=0, metadata=OPTIONAL
+    )  # of a quantised vector, where the kind spreads bits over its directions
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"codec kind '{self.kind}' is unknown; use one of {', '.join(KINDS)}")
@@ -91,6 +96,16 @@ class CodecConfig:
             f"encoder 'subspace' needs codebooks of full width, not {self.n_codebooks} "
             f"{self.rule.count or self.kind + ' codes'}; use auto or exact",
         )
+        require(self.predict in PREDICTIONS, f"predict '{self.predict}' is unknown; use {' or '.join(PREDICTIONS)}")
+        require(
+            not self.predicts or self.site == "normed",
+            f"predict '{self.predict}' is of attention inputs; use site normed, not {self.site}",
+        )
+
+    @property
+    def predicts(self) -> bool:
+        """Whether codes stand for what a prediction misses, and block 0 has none."""
+        return self.predict != "none"
 
     def _checked(self, name: str, most: int) -> Counts:
         """A count as int or tuple; 0: nothing is sent, and the mean stands for all."""
@@ -183,7 +198,7 @@ class CodecConfig:
         return total // n if total % n == 0 else total / n
 
     def as_dict(self) -> dict[str, Any]:
-        """Fields that are `optional` only where they are set, so that files of earlier versions keep their digest."""
+        """Fields that are `optional` only where they are set, so that older codebooks keep their digest."""
         return {name: _listed(value) for name, value in as_stored(self).items()}
 
 

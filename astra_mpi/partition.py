@@ -249,11 +249,16 @@ class Layout:
         return Layout(self.lengths[:, None], 0, self.n_class, self.causal, replicas=0)
 
     @cached_property
-    def far_places(self) -> np.ndarray:
-        """Where the far tokens lie in `everything`, in the order of `far_index`."""
+    def everything_places(self) -> np.ndarray:
+        """Where the gathered tokens lie in `everything`."""
         places = np.empty_like(self.sequence_order)
         places[self.sequence_order] = np.arange(len(places))
-        found: np.ndarray = places[self.far_index]
+        return places
+
+    @cached_property
+    def far_places(self) -> np.ndarray:
+        """Where the far tokens lie in `everything`, in the order of `far_index`."""
+        found: np.ndarray = self.everything_places[self.far_index]
         return found
 
     def class_share(self, x: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import KINDS, MAX_CODEBOOK_SIZE, CodecConfig, require
 from astra_mpi.device.xp import beside, module_of
 
@@ -162,6 +164,18 @@ class Codebook:
         return x
 
 
+def no_codebook(config: CodecConfig, width: int) -> Codebook:
+    """Of a block that sends nothing."""
+    if config.rule.transforms:
+        nothing = Transform(
+            np.zeros((width, 1), np.float32), np.zeros((1, width), np.float32), np.zeros(width, np.float32)
+        )
+        return Codebook(config.kind, np.zeros((1, 1, 1), np.float32), width, transform=nothing, bits=np.zeros(1))
+    (config,) = config.of(0)
+    shape = config.n_codebooks, config.codebook_size, config.rule.entry_width(config.n_codebooks, width)
+    return Codebook(config.kind, np.zeros(shape, np.float32), width)
+
+
 def pad(x: np.ndarray, n_groups: int) -> np.ndarray:
     """x (n, D) with zero columns added until `n_groups` divides the width; x itself if it does already."""
     missing = -x.shape[1] % n_groups
@@ -177,11 +191,18 @@ class BlockCodec:
     """
 
     codebooks: tuple[Codebook, ...]
+    predictor: Predictor | None = None  # codes stand for what it misses; None: for the vector
 
     def __post_init__(self) -> None:
         require(len(self.codebooks) in (1, 2), f"a block has 1 or 2 codebooks, not {len(self.codebooks)}")
         shapes = {(book.kind, book.width) for book in self.codebooks}
         require(len(shapes) == 1, "the codebooks of a block's keys and values differ in kind or width")
+        widths = (self.width, self.predictor.width if self.predictor else self.width)
+        require(len(set(widths)) == 1, f"a block's codebook and its predictor differ in width: {widths}")
+
+    def with_books(self, codebooks: Iterable[Codebook]) -> BlockCodec:
+        """The same with other codebooks."""
+        return replace(self, codebooks=tuple(codebooks))
 
     @property
     def n_codes(self) -> int:
@@ -301,10 +322,17 @@ class Codec:
             for book, part in zip(block.codebooks, self.config.of(i), strict=True):
                 found = (book.kind, book.n_codes, book.size)
                 stated = (part.kind, part.n_codebooks, part.codebook_size)
+                silent = self.config.predicts and i == 0
                 require(
-                    book.kind == part.kind and part.rule.fits(part, book),
+                    silent or (book.kind == part.kind and part.rule.fits(part, book)),
                     f"codec block {i} has (kind, codes, entries) {found}; its config says {stated}",
                 )
+            predicts, wanted = block.predictor is not None, self.config.predicts and i > 0
+            require(
+                predicts == wanted,
+                f"codec block {i} has {'a' if predicts else 'no'} predictor; predict '{self.config.predict}' "
+                f"needs {'one' if wanted else 'none'} there",
+            )
 
     def bits_per_token(self, i: int) -> int:
         """Bits that a token costs in block i; `config.bits_per_token` is their mean."""
@@ -313,14 +341,14 @@ class Codec:
     def exact(self) -> Codec:
         """The same codebooks without subspaces: searched by distance, also where these were of another metric."""
         blocks = [
-            BlockCodec(tuple(replace(b, basis=None, error_growth=0.0) if b.narrow else b for b in block.codebooks))
+            block.with_books(replace(b, basis=None, error_growth=0.0) if b.narrow else b for b in block.codebooks)
             for block in self.blocks
         ]
         return Codec(self.config, tuple(blocks))
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the config, every entry and every basis: what ranks compare before they exchange codes."""
+        """sha256 over the config, every entry, basis and predictor: what ranks compare before they exchange codes."""
         sha = hashlib.sha256(json.dumps(self.config.as_dict(), sort_keys=True).encode())
         for block in self.blocks:
             for book in block.codebooks:
@@ -329,4 +357,7 @@ class Codec:
                 sha.update(b"" if book.basis is None else book.basis.data)
                 for array in (*(book.transform or ()), *(() if book.bits is None else (book.bits,))):
                     sha.update(array.data)
+            for array in () if block.predictor is None else block.predictor.arrays:
+                sha.update(repr(array.shape).encode())
+                sha.update(array.data)
         return sha.hexdigest()

@@ -10,7 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec, Transform
+from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec, Transform, no_codebook
+from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import CodecConfig, Counts, ModelConfig, as_stored, require
 from astra_mpi.files import checksum, hdf5
 from astra_mpi.files.provenance import write_provenance
@@ -20,6 +21,8 @@ _TEXTS, _NUMBERS = ("site", "kind"), ("codebook_size", "groups")
 _COUNTS = ("stages", "vector_bits")
 #: how the arrays of a transform are called behind the name of their entries
 _TRANSFORM = ("forward", "back", "offset")
+#: datasets of a predictor: its factors, of which there may be one, and its bias
+_PREDICTOR = ("predictor", "predictor_out", "predictor_bias")
 
 #: how entries may be stored
 DTYPES = ("float32", "float16")
@@ -30,11 +33,19 @@ def rounded(codec: Codec, dtype: str) -> Codec:
     if dtype == "float32":
         return codec
     with np.errstate(over="ignore"):
-        blocks = [
-            BlockCodec(tuple(replace(b, entries=b.entries.astype(dtype).astype(np.float32)) for b in block.codebooks))
-            for block in codec.blocks
-        ]
-    return Codec(codec.config, tuple(blocks))
+        return Codec(codec.config, tuple(_rounded_block(block, dtype) for block in codec.blocks))
+
+
+def _rounded_block(block: BlockCodec, dtype: str) -> BlockCodec:
+    def as_read(array: np.ndarray) -> np.ndarray:
+        return array.astype(dtype).astype(np.float32)
+
+    predictor = block.predictor
+    if predictor is not None:
+        factors = tuple(as_read(factor) for factor in predictor.factors)
+        predictor = Predictor(factors, as_read(predictor.bias))
+    books = (replace(book, entries=as_read(book.entries)) for book in block.codebooks)
+    return replace(block.with_books(books), predictor=predictor)
 
 
 def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
@@ -45,9 +56,14 @@ def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
     for name in _COUNTS:
         if name in as_stored(codec.config):
             group.attrs[name] = _as_array(getattr(codec.config, name), codec.config.n_books)
+    if codec.config.predicts:
+        group.attrs["predict"] = codec.config.predict
     group.attrs["width"] = codec.blocks[0].codebooks[0].width
     for i, block in enumerate(codec.blocks):
         names = _datasets(codec.config.site)
+        if codec.config.predicts and block.predictor is None:  # it sends nothing
+            group.create_group(str(i))
+            continue
         for (name, subspace), book in zip(names, block.codebooks, strict=True):
             group.create_dataset(f"{i}/{name}", data=book.entries.astype(dtype))
             if book.basis is not None:
@@ -58,6 +74,8 @@ def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
                     group.create_dataset(f"{i}/{name}_{part}", data=array)
             if book.bits is not None:
                 group.create_dataset(f"{i}/{name}_bits", data=book.bits)
+        for name, array in _predictor_arrays(block.predictor).items():
+            group.create_dataset(f"{i}/{name}", data=array.astype(dtype))
     group.attrs["checksum"] = _checksum(codec)
 
 
@@ -79,7 +97,7 @@ def read_codec(file: h5py.File) -> Codec:
 
 def read_settings(group: h5py.Group) -> CodecConfig:
     """Of the group /codec."""
-    texts = {name: hdf5.text(group, name) for name in _TEXTS}
+    texts = {name: hdf5.text(group, name) for name in (*_TEXTS, "predict") if name != "predict" or name in group.attrs}
     numbers = {name: hdf5.integer(group, name) for name in _NUMBERS}
     counts = {name: hdf5.integers(group, name) for name in _COUNTS if name == "stages" or name in group.attrs}
     given: dict[str, Any] = texts | numbers | {name: _as_counts(array) for name, array in counts.items()}
@@ -102,6 +120,8 @@ def _as_counts(array: np.ndarray) -> Counts:
 
 
 def _read_block(group: h5py.Group, config: CodecConfig, width: int, i: int) -> BlockCodec:
+    if config.predicts and i == 0:
+        return BlockCodec((no_codebook(config, width),))
     books = []
     for (name, subspace), part in zip(_datasets(config.site), config.of(i), strict=True):
         item = hdf5.dataset(group, name, DTYPES)
@@ -121,7 +141,26 @@ def _read_block(group: h5py.Group, config: CodecConfig, width: int, i: int) -> B
                 _read_bits(group, name, item.shape[0]),
             )
         )
-    return BlockCodec(tuple(books))
+    return BlockCodec(tuple(books), _read_predictor(group, width) if config.predicts else None)
+
+
+def _read_predictor(group: h5py.Group, width: int) -> Predictor:
+    """Its factors, one or two, and its bias, as wide as the codebooks."""
+    arrays = [hdf5.dataset(group, name, DTYPES) for name in _PREDICTOR if name in group]
+    shapes = [item.shape for item in arrays]
+    require(
+        len(arrays) >= 2 and shapes[-1] == (width,),
+        f"{group.file.filename}: {group.name} needs a predictor of width {width}, and has {shapes}; calibrate again",
+    )
+    *factors, bias = (hdf5.read(item, "float32") for item in arrays)
+    return Predictor(tuple(factors), bias)
+
+
+def _predictor_arrays(predictor: Predictor | None) -> dict[str, np.ndarray]:
+    """By the names of their datasets."""
+    if predictor is None:
+        return {}
+    return dict(zip((*_PREDICTOR[: len(predictor.factors)], _PREDICTOR[-1]), predictor.arrays, strict=True))
 
 
 def _read_transform(group: h5py.Group, name: str, width: int) -> Transform | None:
@@ -160,11 +199,15 @@ def _checksum(codec: Codec) -> str:
     config, first = codec.config, codec.blocks[0].codebooks[0]
     names = _TEXTS + _NUMBERS + tuple(name for name in _COUNTS if name in as_stored(config))
     sha = hashlib.sha256(f"{[getattr(config, name) for name in names]} {first.width}".encode())
+    sha.update(config.predict.encode() if config.predicts else b"")
     for block in codec.blocks:
         for book in block.codebooks:
             for array in (book.entries, book.basis, *(book.transform or ())):
                 sha.update(b"" if array is None else array.astype("<f4", copy=False).data)
             sha.update(b"" if book.bits is None else book.bits.data)
+        for array in () if block.predictor is None else block.predictor.arrays:
+            sha.update(repr(array.shape).encode())
+            sha.update(array.astype("<f4", copy=False).data)
     return sha.hexdigest()
 
 

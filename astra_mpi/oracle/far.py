@@ -134,6 +134,15 @@ class Quantised(Far):
         """One codebook per part, the codes side by side."""
         if i < self.first:  # as it is; nothing is missing
             return [np.resize(part, (len(self.owner), part.shape[1])) for part in parts]
+        books, seen = self.codec.blocks[i].codebooks, self.approximated(i, parts)
+        if self.stand_in is not None:
+            stand_ins = np.split(self.stand_in[i], np.cumsum([len(book.entries) for book in books])[:-1])
+            pairs = zip(seen, books, stand_ins, strict=True)
+            seen = [np.concatenate([rows, np.tile(_entry(book, codes), (len(rows), 1))]) for rows, book, codes in pairs]
+        return seen
+
+    def approximated(self, i: int, parts: Sequence[Array], squares: Array | None = None) -> list[Array]:
+        """What the codes of each part (T, width) stand for. squares (T,): of the vectors that parts are left of."""
         books = self.codec.blocks[i].codebooks
         n_codes = [len(book.entries) for book in books]
         used = np.empty((len(parts[0]), sum(n_codes)), np.int64)  # (T, C)
@@ -145,15 +154,20 @@ class Quantised(Far):
             entries = book.entries.astype(np.float64)
             searched = entries if basis is None else entries @ basis  # (C, K, W or d)
             rows = [
-                self._row(book.kind, entries, searched, basis, row, codes[t], self.given is not None and self.judged[t])
+                self._row(
+                    book.kind,
+                    entries,
+                    searched,
+                    basis,
+                    row,
+                    codes[t],
+                    self.given is not None and self.judged[t],
+                    row @ row if squares is None else squares[t],
+                )
                 for t, row in enumerate(_forward(book, part))
             ]
             seen.append(np.reshape(_back(book, np.array(rows)), part.shape) if rows else part)
         self.codes.append(used)
-        if self.stand_in is not None:
-            stand_ins = np.split(self.stand_in[i], np.cumsum(n_codes)[:-1])
-            pairs = zip(seen, books, stand_ins, strict=True)
-            seen = [np.concatenate([rows, np.tile(_entry(book, codes), (len(rows), 1))]) for rows, book, codes in pairs]
         return seen
 
     def _row(
@@ -165,15 +179,16 @@ class Quantised(Far):
         row: Array,
         codes: Array,
         given: bool,
+        square: float,
     ) -> Array:
         """Quantise one row (D,) with entries (C, K, W); fills `codes` (C,), or checks given ones.
 
         Returns the approximation (D,).
 
         With a basis (W, d), distances are those of the projections, `searched` (C, K, d) of the entries.
-        The gap of a given code is (its distance - the best distance) / (its distance + ||row||^2), between 0 and 1: a
-        float32 row and search err in proportion to the norm of the whole row. A later code is judged on what it stands
-        for (`rule.target`), given the codes used before it.
+        The gap of a given code is (its distance - the best distance) / (its distance + square), between 0 and 1, where
+        square is ||row||^2, or that of the vector which the row is left of: float32 errs in proportion to that norm. A
+        later code is judged on what it stands for (`rule.target`), given the codes used before it.
         """
         rule, (n_codes, _, width) = KINDS[kind], entries.shape
         chosen: list[Array] = []
@@ -189,7 +204,7 @@ class Quantised(Far):
                 excess = distances[codes[c]] - distances[best]
                 self.flips += 1
                 if excess > 0:
-                    self.worst_gap = max(self.worst_gap, float(excess / (distances[codes[c]] + row @ row)))
+                    self.worst_gap = max(self.worst_gap, float(excess / (distances[codes[c]] + square)))
             chosen.append(entries[c, codes[c]][None])
         return rule.combine(np.stack(chosen), len(row))[0]
 

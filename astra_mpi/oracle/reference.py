@@ -20,6 +20,7 @@ from astra_mpi.oracle.heads import ENCODERS, answer
 from astra_mpi.oracle.layers import Array, Weights, activated, attention, capped, linear, normalised
 from astra_mpi.oracle.narrow import product
 from astra_mpi.oracle.positions import is_rotary, relative_bias, turned, within
+from astra_mpi.oracle.predicted import Predicted
 
 #: families that normalise after each residual sum
 POST_NORM = ("bert",)
@@ -72,7 +73,7 @@ def oracle(
     codec: far tokens are seen through its codebooks. codes: per block (T, C), to be used instead of the oracle's own
     and checked against them. first_coded: blocks before this one see far tokens as they are, and have no codes.
     missing: per block (P, P), receiver by sender, codes that did not come. They are left out, or the block's codes
-    `stand_in` (C,) take their place.
+    `stand_in` (C,) take their place; with a codec that predicts, the prediction does.
     wire: "float16" or "int8": far tokens are seen rounded, their block inputs (gather "x") or keys and values ("kv").
     seen: per block (T, D or 2 D), what came of that, to be used and checked.
     ratio: far slices are seen as means of so many consecutive tokens. An owner's tokens must then be consecutive.
@@ -94,7 +95,9 @@ def oracle(
     if len(owner) != len(embedded) - n_class or not np.isin(owner, np.arange(n_ranks)).all():
         raise ValueError(f"owner must name one of {n_ranks} ranks for each of {len(embedded) - n_class} content tokens")
     far: Far | None = None
-    if codec is not None:
+    if codec is not None and codec.config.predicts:
+        far = Predicted(owner, codec, codes, missing, size)
+    elif codec is not None:
         far = Quantised(owner, codec, codes, missing, stand_in, first_coded)
     elif not exact:
         far = Means(owner, ratio) if ratio else Rounded(owner, wire, gather, seen)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from mpi4py import MPI
@@ -20,6 +20,7 @@ from astra_mpi.caches.kept import Kept
 from astra_mpi.caches.packed import Seen, SeenCodes, SeenCounts
 from astra_mpi.caches.rows import rows_of
 from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.expected import Expected
 from astra_mpi.codec.tables import distinct
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs.strategies import Coding, Wire, astra_wire
@@ -31,6 +32,7 @@ from astra_mpi.strategies.base import Parts, is_plain, recipe_of
 from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Option, Spec
+from astra_mpi.strategies.states import States
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
 from astra_mpi.wire.exchange import Pending
 
@@ -48,10 +50,16 @@ class Astra(TokenParallel):
         assert parts.codec is not None
         self.codec = parts.codec
         self.site = self.codec.config.site
-        self.first_coded = int(spec.word("first") == "inputs")  # the first block with an exchange
+        predicts = self.codec.config.predicts
+        self.first_coded = int(predicts or spec.word("first") == "inputs")  # the first block with an exchange
+        self.sends_reached = not predicts  # a state needs all codes of its token
+        self.exchange.missing.suit(predicts)
         self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, parts.remote)
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
         rows = all(table.rows is not None for table in self.remote.tables)
+        self.states: States | None = None
+        if predicts:
+            self.states = States(self.codec, cast("list[Expected]", self.remote.tables), self.kernels)
         self.packed = hasattr(self.kernels, "attend_packed")
         self.plain = is_plain(self.config, recipe_of(self.config))
         self.counted_keys = parts.counted_keys and rows and self.plain
@@ -82,20 +90,36 @@ class Astra(TokenParallel):
         return len(self.blocks) - self.first_coded if self.sends else 0
 
     def look(self, embed: Callable[[Layout], np.ndarray]) -> None:
-        if self.first_coded and self.sends and len(self.planned.far_places):
-            self.far_inputs = take(embed(self.planned.everything), self.planned.far_places)  # (m, D)
+        planned = self.planned
+        if not (self.first_coded and self.sends):
+            return
+        if self.states is not None:
+            own = planned.everything_places[self._own]
+            every = self.blocks[0].attention_input(embed(planned.everything)).astype(np.float32, copy=False)
+            self.states.begin(take(every, own[:0] if self.unheard else own), take(every, planned.far_places))
+        elif len(planned.far_places):
+            self.far_inputs = take(embed(planned.everything), planned.far_places)  # (m, D)
 
     def _start(self, i: int, rows: np.ndarray) -> Pending | None:
         return None if i < self.first_coded else super()._start(i, rows)
 
     def far_keys(self, i: int, pending: Pending | None) -> FarKeys | None:
+        states, block = self.states, self.blocks[i]
+        if pending is not None and states is not None:  # while codes travel
+            pending.send()
+            states.expect_far(i)
+            states.expect_own(i + 1)
+            self.laps.mark("decode")
         if i >= self.first_coded or not self.sends or not len(self.planned.far_places):
             return super().far_keys(i, pending)
-        block = self.blocks[i]
-        return FarKeys(block.keys_values(block.attention_input(self.far_inputs)), self.planned.far_offsets)
+        far = block.attention_input(self.far_inputs) if states is None else states.far.astype(self.dtype, copy=False)
+        return FarKeys(block.keys_values(far), self.planned.far_offsets)
 
     def send(self, i: int, payload: np.ndarray) -> Pending:
-        codes = self.codec.blocks[i].encode(payload, self.kernels)  # (n_r, C)
+        if self.states is None:
+            codes = self.codec.blocks[i].encode(payload, self.kernels)  # (n_r, C)
+        else:
+            codes = self.states.codes(i, payload)
         message = self.codec.blocks[i].pack(codes, self.kernels)
         if self.cache is not None:
             self.cache.note_seen(i, codes)
@@ -108,12 +132,21 @@ class Astra(TokenParallel):
         self.codes[i] = self._unpack(i, messages)
         index, offsets, tokens = self._far(i)
         far = take(self.codes[i], index)  # (m, C)
+        if self.states is not None:
+            return FarKeys(self.states.far_kv(i, far, self._came(i, index)), offsets, tokens=tokens)
         if self.counted_keys:
             return self._counted(i, far, offsets)
         table = self.remote.tables[i]
         if self.packed and table.rows is not None and self.plain:  # read where they are, in the table
             return FarKeys(beside(far, table.rows), offsets, tokens=tokens, rows=far[:, 0].astype(np.int32))
         return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=tokens)
+
+    def _came(self, i: int, index: np.ndarray) -> np.ndarray | None:
+        """(m,) float32: 0 where the codes of the gathered tokens `index` (m,) are missing; None: nothing is."""
+        if not self.missing[i].any():
+            return None
+        came = np.repeat(~self.missing[i], self.planned.token_counts)[index]
+        return self.xp.asarray(came.astype(np.float32))
 
     def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
         """Some far tokens' keys and values, their codes (`keeps_codes`), or the rows of a table that stand for both."""
@@ -136,6 +169,8 @@ class Astra(TokenParallel):
         are asked for. Not even then if a new token would have to project every far token again: keys are turned and not
         quantised themselves, or vectors are no sums."""
         table = self.remote.tables[i]
+        if self.states is not None:
+            return True
         if self.plain and table.rows is not None:
             return False
         again = not self.plain and self.site != "kv" and self.remote.how == "gemm"
@@ -194,7 +229,7 @@ class Astra(TokenParallel):
         return self._far_turns[key]
 
     def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
-        return far.offsets if i < self.first_coded else self._far(i)[1]
+        return far.offsets if i < self.first_coded or self.states is not None else self._far(i)[1]
 
     def kept_index(self, i: int, far: FarKeys) -> np.ndarray:
         return super().kept_index(i, far) if i < self.first_coded else self._far(i)[2]
@@ -243,6 +278,8 @@ class Astra(TokenParallel):
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
         self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []
+        #: the last rank where tokens look back only
+        self.unheard = layout.forward and layout.rank == self.exchange.size - 1
         self._far_turns: dict[tuple[int, bytes], np.ndarray] = {}  # of far tokens that are kept
 
     def answered(self, x: np.ndarray) -> np.ndarray:
@@ -269,7 +306,9 @@ class Astra(TokenParallel):
         offsets = displs(np.array([len(value) for value, _ in pairs], dtype=np.int64))
         return FarKeys(table.rows[values], offsets, bias)
 
-    def distinct_keys(self) -> float:
+    def distinct_keys(self) -> float | None:
+        if self.states is not None:  # no two tokens have the same
+            return None
         if not self.sends:
             return 0.0
         found = []
@@ -284,10 +323,11 @@ class Astra(TokenParallel):
 
     def describe(self) -> dict[str, Any]:
         config = self.codec.config
+        first = {} if self.states is None else {"first": "inputs"}
         return {
             "codec": config.as_dict(),
             "bits_per_token_per_block": config.bits_per_token,
-            "choices": {**self.spec.values, "remote": self.remote.how, "counted_keys": self.counted_keys},
+            "choices": {**self.spec.values, **first, "remote": self.remote.how, "counted_keys": self.counted_keys},
         }
 
     def oracle_terms(self) -> dict[str, Any]:

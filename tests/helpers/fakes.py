@@ -1,9 +1,12 @@
 """Small random models and codecs in memory, for tests that need no file."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
 from astra_mpi.codec.fit import energy
+from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import CodecConfig
 from astra_mpi.device.weights import narrowed
 from astra_mpi.files.modelfile import ModelFile
@@ -78,7 +81,18 @@ def random_codec(config, codec_config, seed=0):
         return Codebook(codec_config.kind, entries, width, basis)
 
     blocks = tuple(BlockCodec(tuple(book() for _ in range(2 if kv else 1))) for _ in range(config.n_layers))
+    if codec_config.predicts:
+        blocks = tuple(replace(b, predictor=random_predictor(rng, width, i)) if i else b for i, b in enumerate(blocks))
     return Codec(codec_config, blocks)
+
+
+def random_predictor(rng, width, i):
+    """One that leaks, as fitted ones do: of low rank in odd blocks, a whole matrix in even ones."""
+    bias = rng.normal(0, 0.1, width)
+    if i % 2 == 0:
+        return Predictor((rng.normal(0, 0.3 / width**0.5, (width, width)) - 0.2 * np.eye(width),), bias)
+    rank = max(1, width // 3)
+    return Predictor(tuple(rng.normal(0, 0.6 / n**0.5, (n, m)) for n, m in ((width, rank), (rank, width))), bias)
 
 
 def model_file(config, codec_config=None, seed=0, dtype="float32"):

@@ -1,0 +1,106 @@
+"""What every rank expects of a token from what it has seen of it so far: the codes stand for the rest alone.
+
+A state is what ranks hold of a token's attention input: exact in block 0, for every rank has the inputs, and from then
+on the prediction and what the codes added to it. Sender and receivers compute the same states, bit by bit
+(docs/explanation/predicted.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from types import ModuleType
+
+import numpy as np
+
+from astra_mpi.config import require
+from astra_mpi.device.xp import beside, module_of
+
+#: added to the mean square of the features, over their mean: a direction that hardly varies is not followed
+RIDGE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """From a token's state in one block to what enters the attention of the next: s + s F_1 .. F_m + b.
+
+    Raises InputError on factors that do not fit each other, or are not finite.
+    """
+
+    factors: tuple[np.ndarray, ...]  # float32 (D, D), or (D, r) and (r, D)
+    bias: np.ndarray  # (D,) float32
+
+    def __post_init__(self) -> None:
+        factors = tuple(np.ascontiguousarray(factor, np.float32) for factor in self.factors)
+        bias = np.ascontiguousarray(self.bias, np.float32)
+        shapes = [factor.shape for factor in factors]
+        good = len(shapes) in (1, 2) and bias.ndim == 1 and all(len(shape) == 2 for shape in shapes)
+        good = good and shapes[0][0] == shapes[-1][1] == len(bias)
+        good = good and all(a[1] == b[0] >= 1 for a, b in pairwise(shapes))
+        require(good, f"a predictor has factors {shapes} and a bias {bias.shape}; calibrate again")
+        finite = all(bool(np.isfinite(array).all()) for array in (*factors, bias))
+        require(finite, "a predictor has NaN or infinite numbers; calibrate again")
+        object.__setattr__(self, "factors", factors)
+        object.__setattr__(self, "bias", bias)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return len(self.bias)
+
+    @property
+    def rank(self) -> int:
+        """r; D where there is one factor."""
+        return self.factors[0].shape[1]
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All numbers, in the order in which digests take them."""
+        return *self.factors, self.bias
+
+    def predict(self, state: np.ndarray, kernels: ModuleType) -> np.ndarray:
+        """States (n, D) float32 -> predictions (n, D), a new array; a row depends on its own state alone."""
+        xp, x = module_of(state), state
+        for factor in self.factors:
+            x = kernels.ordered_product(x, beside(x, factor), xp.empty((len(x), factor.shape[1]), np.float32))
+        x += state
+        x += beside(x, self.bias)
+        return x
+
+
+def fit_predictor(state: np.ndarray, target: np.ndarray, rank: int = 0) -> Predictor:
+    """The predictor of target (n, D) from state (n, D) of least squares with a ridge, in float64.
+
+    rank: of its linear map, the one that keeps most of what the whole map explains; 0: the whole map.
+    """
+    mean = state.mean(axis=0, dtype=np.float64)
+    gram, cross, offset = _moments(state, target, mean)
+    weights = np.linalg.solve(gram + RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)), cross)
+    factors: tuple[np.ndarray, ...] = (weights,)
+    if 0 < rank < len(weights):
+        explained = cross.T @ weights  # covariance of what is predicted, but for the ridge
+        directions = np.linalg.eigh((explained + explained.T) / 2)[1][:, ::-1][:, :rank]  # (D, r)
+        factors = weights @ directions, directions.T
+    bias = offset
+    for_mean = mean
+    for factor in factors:
+        for_mean = for_mean @ factor
+    return Predictor(tuple(factor.astype(np.float32) for factor in factors), (bias - for_mean).astype(np.float32))
+
+
+def _moments(state: np.ndarray, target: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of centred states and the changes to explain: (D, D) and (D, D) sums over n, and the mean change (D,)."""
+    width = state.shape[1]
+    gram, cross, total = np.zeros((width, width)), np.zeros((width, width)), np.zeros(width)
+    for first in range(0, len(state), _ROWS):
+        s = state[first : first + _ROWS].astype(np.float64)
+        change = target[first : first + _ROWS] - s
+        s -= mean
+        gram += s.T @ s
+        cross += s.T @ change
+        total += change.sum(axis=0)
+    return gram, cross, total / len(state)
+
+
+#: rows whose moments are added up at a time
+_ROWS = 4096

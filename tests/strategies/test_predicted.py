@@ -1,0 +1,70 @@
+"""Codes of what a prediction misses: ranks equal the oracle and hold the same states bit by bit, gaps or not."""
+
+import numpy as np
+import pytest
+
+from astra_mpi.config import CodecConfig
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
+from astra_mpi.engine import Model
+from astra_mpi.network.conditions import parse_conditions
+from astra_mpi.oracle.verify import verify
+from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
+
+pytestmark = pytest.mark.mpi
+
+FAMILIES = {
+    "vit": (vit_config(n_layers=3), None),
+    "bert": (bert_config(n_layers=4), 17),
+    "bert-cls": (bert_config(pooling="cls", n_layers=3), 9),
+    "gpt2": (gpt2_config(n_layers=3), 13),
+    "llama": (llama_config(n_layers=4), 19),
+}
+CODECS = {
+    "residual": CodecConfig(site="normed", stages=3, codebook_size=16, predict="linear"),
+    "one-code": CodecConfig(site="normed", stages=1, codebook_size=9, predict="linear"),
+    "grouped": CodecConfig(site="normed", kind="grouped", groups=5, codebook_size=10, predict="linear"),
+    "subspace": CodecConfig(site="normed", stages=2, codebook_size=16, encoder="subspace", predict="linear"),
+}
+
+
+def make_model(comm, config, codec="residual", weights=None, compute="float32", **conditions):
+    conditions = parse_conditions(comm.size, **conditions)
+    backend = get_backend("numpy", comm, compute=compute)
+    return Model(model_file(config, CODECS[codec]), comm, backend, weights, conditions)
+
+
+def assert_verified(comm, model, inputs, mask, **options):
+    checks = verify(model, inputs, mask, ["astra"], **options)
+    assert all(check.passed and "skipped" not in check.reason for check in checks), checks
+    comm.Barrier()
+
+
+def assert_same_states(model):
+    """What every rank holds of a far token in the last block is what its owner holds."""
+    strategy = model.strategy
+    states, planned = strategy.states, strategy.planned
+    own = states.own if len(states.own) else np.zeros((planned.token_counts[planned.rank], states.far.shape[1]))
+    every = strategy.all_rows(own.astype(np.float32))
+    np.testing.assert_array_equal(states.far, every[planned.far_index])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_the_oracle(comm, family, codec):
+    """Uneven cuts, ragged lengths, class tokens; every rank's states are the same."""
+    config, n_tokens = FAMILIES[family]
+    uneven = [1.0 + 2 * (r % 3) for r in range(comm.size)]
+    model = make_model(comm, config, codec, uneven if codec == "residual" else None)
+    inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
+    if mask is not None and codec == "subspace":  # padding before the texts
+        inputs, mask = inputs[:, ::-1].copy(), mask[:, ::-1].copy()
+    assert_verified(comm, model, inputs, mask)
+    model.use("astra")
+    model(inputs, mask)
+    sent = sum(model.report["contributed_bytes"])
+    assert sent == sum(model.report["formula_bytes"]) and model.report["choices"]["first"] == "inputs"
+    assert comm.size == 1 or sent % (config.n_layers - 1) == 0 < sent
+    if comm.size > 1:
+        assert_same_states(model)
+        assert_verified(comm, make_model(comm, config, codec), inputs, mask, spread=True)
