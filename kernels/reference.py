@@ -59,7 +59,7 @@ def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
 def encode_levels(x: Array, levels: Array) -> Array:
     """Codes (n, C) of x (n, C): code[i, c] = argmin_k |levels[c, k] - x[i, c]|, lowest on a tie.
 
-    levels (C, K) float32, K <= 256, every row ascending; where a row has fewer, its last one is repeated.
+    levels (C, K) float32, every row ascending; where a row has fewer, its last one is repeated.
     """
     codes = np.empty(x.shape, code_dtype(levels.shape[1]))
     for c, row in enumerate(levels.astype(np.float64)):

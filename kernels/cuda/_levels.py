@@ -17,7 +17,7 @@ Array = Any
 def encode_levels(x: Array, levels: Array) -> Array:
     """Codes (n, C) of x (n, C); see reference.encode_levels."""
     levels = beside(x, levels)
-    middles = cupy.where(levels[:, 1:] > levels[:, :-1], (levels[:, :-1] + levels[:, 1:]) / 2, np.inf)
+    middles = cupy.where(levels[:, 1:] > levels[:, :-1], (levels[:, :-1] + levels[:, 1:]) / 2, np.inf)  # repeats: last
     above = x[:, :, None] > middles.astype(x.dtype)[None]  # (n, C, K - 1)
     return above.sum(axis=2).astype(code_dtype(levels.shape[1]))
 

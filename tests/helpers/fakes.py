@@ -70,17 +70,18 @@ def random_codec(config, codec_config, seed=0):
     rng = np.random.default_rng(seed)
     kv = codec_config.site == "kv"
     width = config.d_kv if kv else config.d_model
-    n = codec_config.n_codebooks
-    entry_width = -(-width // n) if codec_config.kind == "grouped" else width
-    shape = (n, codec_config.codebook_size, entry_width)
-    scale = 1.0 / (1 + np.arange(n))[:, None, None] if codec_config.kind == "residual" else 1.0
 
-    def book():
+    def book(part):
+        if part.rule.transforms:
+            x = rng.normal(0, 0.7, (200, width)) * np.linspace(0.2, 2, width) + 0.5
+            return part.rule.fit(x.astype(np.float32), part, rng, None, lambda done, total: None)
+        shape = part.rule.shape(part, width)
+        scale = 1.0 / (1 + np.arange(shape[0]))[:, None, None] if part.kind == "residual" else 1.0
         entries = (rng.normal(0, 0.7, shape) * scale).astype(np.float32)
         basis = random_basis(rng, width, width * 5 // 8) if codec_config.encoder == "subspace" else None
         return Codebook(codec_config.kind, entries, width, basis)
 
-    blocks = tuple(BlockCodec(tuple(book() for _ in range(2 if kv else 1))) for _ in range(config.n_layers))
+    blocks = tuple(BlockCodec(tuple(book(part) for part in codec_config.of(i))) for i in range(config.n_layers))
     if codec_config.predicts:
         blocks = tuple(replace(b, predictor=random_predictor(rng, width, i)) if i else b for i, b in enumerate(blocks))
     return Codec(codec_config, blocks)
