@@ -10,9 +10,11 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
+from astra_mpi.calibrate.closed_loop import ClosedLoop
 from astra_mpi.calibrate.crew import Crew
 from astra_mpi.calibrate.gathering import gathered
 from astra_mpi.calibrate.passes import Passes, Passing
+from astra_mpi.calibrate.sharing import shared_kernels
 from astra_mpi.calibrate.tokens import Batches
 from astra_mpi.calibrate.work import Work, shares, work_of
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
@@ -26,6 +28,8 @@ from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.strategies.remote import projection
 
 Step = Callable[[float], None]  # (work done)
+#: of predictors' linear maps, unless another is asked for
+PREDICTOR_RANK = 128
 
 
 def fit_codec(
@@ -40,6 +44,7 @@ def fit_codec(
     metric: str = METRICS[0],
     progress: Callable[[float, float], None] = lambda done, total: None,
     on_tokens: Callable[[int], None] = lambda n: None,
+    rank: int | None = None,
 ) -> Codec | None:
     """Codebooks for every block of a model, on rank 0 (None elsewhere). Collective: the same arguments on every rank.
 
@@ -49,12 +54,22 @@ def fit_codec(
 
     metric: "keys-values" (codec/metric.py), or "plain", which site kv and two groups or more always have.
     Fitted to `n_samples` tokens; an eighth as many more are held out where a subspace is to be chosen.
+    rank: of the maps of predictors, where `config` has them; 0: whole matrices, None: PREDICTOR_RANK.
     A rank's threads take batches through a block and fit codebooks, one each: k-means has too many serial passes for
     threads within one to pay.
     """
     require(metric in METRICS, f"metric '{metric}' is unknown; use one of {', '.join(METRICS)}")
     backend = get_backend("numpy", comm)
     model = Model(file, MPI.COMM_SELF, backend)
+    if config.predicts:
+        with threadpool_limits(1), shared_kernels(backend.kernels, comm, threads) as kernels:
+            passes = Passes(model, batches, config.site, n_samples, threads)
+            on_tokens(passes.n_tokens)
+            n, in_metric = len(model.blocks), metric == "keys-values"
+            rank = PREDICTOR_RANK if rank is None else rank
+            loop = ClosedLoop(passes, config, seed, kernels, comm, in_metric, rank, lambda done: progress(done, n))
+            codec = loop.fit()
+        return codec if comm.Get_rank() == 0 else None
     n_held_out = n_samples // 8 if _may_project(config) else 0
     with threadpool_limits(1):
         n_blocks = len(model.blocks)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
+from astra_mpi.codec.ahead import Metric
 from astra_mpi.config import require
 from astra_mpi.device.xp import beside, module_of
 
-#: added to the mean square of the features, over their mean: a direction that hardly varies is not followed
+#: added to the variance of every direction of states, over the mean: one that hardly varies is not followed
 RIDGE = 1e-4
+_ROWS = 4096  # whose moments are added up at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,7 @@ class Predictor:
         """All numbers, in the order in which digests take them."""
         return *self.factors, self.bias
 
-    def predict(self, state: np.ndarray, kernels: ModuleType) -> np.ndarray:
+    def predict(self, state: np.ndarray, kernels: Any) -> np.ndarray:
         """States (n, D) float32 -> predictions (n, D), a new array; a row depends on its own state alone."""
         xp, x = module_of(state), state
         for factor in self.factors:
@@ -68,19 +70,19 @@ class Predictor:
         return x
 
 
-def fit_predictor(state: np.ndarray, target: np.ndarray, rank: int = 0) -> Predictor:
+def fit_predictor(state: np.ndarray, target: np.ndarray, rank: int, metric: Metric) -> Predictor:
     """The predictor of target (n, D) from state (n, D) of least squares with a ridge, in float64.
 
-    rank: of its linear map, the one that keeps most of what the whole map explains; 0: the whole map.
+    rank: of its linear map, the one that keeps most of what the whole map explains, in `metric`; 0: the whole map.
     """
     mean = state.mean(axis=0, dtype=np.float64)
     gram, cross, offset = _moments(state, target, mean)
     weights = np.linalg.solve(gram + RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)), cross)
     factors: tuple[np.ndarray, ...] = (weights,)
     if 0 < rank < len(weights):
-        explained = cross.T @ weights  # covariance of what is predicted, but for the ridge
+        explained = metric.to.T @ cross.T @ weights @ metric.to  # covariance of the prediction, but for the ridge
         directions = np.linalg.eigh((explained + explained.T) / 2)[1][:, ::-1][:, :rank]  # (D, r)
-        factors = weights @ directions, directions.T
+        factors = weights @ metric.to @ directions, directions.T @ metric.back
     bias = offset
     for_mean = mean
     for factor in factors:
@@ -100,7 +102,3 @@ def _moments(state: np.ndarray, target: np.ndarray, mean: np.ndarray) -> tuple[n
         cross += s.T @ change
         total += change.sum(axis=0)
     return gram, cross, total / len(state)
-
-
-#: rows whose moments are added up at a time
-_ROWS = 4096

@@ -43,6 +43,9 @@ def add_parser(subparsers: Any) -> None:
         default=METRICS[0],
         help="by what codes are nearest: keys-values, what they change in these (default), or plain distance",
     )
+    parser.add_argument(
+        "--predict-rank", type=int, metavar="R", help="of the maps that predict; 0: whole matrices (default 128)"
+    )
     parser.set_defaults(run=run, spmd=True)
 
 
@@ -58,6 +61,9 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     with collective(comm), alone(comm, "opening files"):
         require(args.samples >= 1, f"--samples {args.samples}: at least one")
         require(args.seed >= 0, f"--seed {args.seed}: at least 0")
+        rank = args.predict_rank
+        require(rank is None or rank >= 0, f"--predict-rank {rank}: at least 1, or 0 for whole matrices")
+        require(rank is None or args.predict != "none", "--predict-rank is for --predict linear; add it")
         threads = set_threads(args.threads)
         model = read_model(args.model)
         config = codec_config(args, model.config.family)
@@ -101,6 +107,7 @@ def _fit(
         metric=args.metric,
         progress=lambda done, total: bars[0].reach(done),
         on_tokens=begin,
+        rank=args.predict_rank,
     )
     for bar in bars:
         bar.close()
@@ -157,7 +164,10 @@ def _command(args: argparse.Namespace) -> str:
         "site",
         "encoder",
         "metric",
+        "predict",
+        "predict_rank",
     )
-    given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) is not None]
+    unset = (None, "none")
+    given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) not in unset]
     options = [f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

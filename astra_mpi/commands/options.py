@@ -8,7 +8,7 @@ from astra_mpi.config import COUNTS, KINDS, CodecConfig, check_counts, require
 
 
 def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The group, with --kind, --groups, --stages, --codebook-size, --site, --encoder."""
+    """The group, with --kind, --groups, --stages, --codebook-size, --site, --encoder, --predict."""
     group = parser.add_argument_group("codec options")
     kinds = " or ".join(KINDS)
     group.add_argument("--kind", default="residual", help=f"{kinds} codebooks (default %(default)s)")
@@ -22,6 +22,12 @@ def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     )
     group.add_argument(
         "--encoder", default="auto", help="exact, subspace, or auto: a subspace where it saves at most 1%% in error"
+    )
+    group.add_argument(
+        "--predict",
+        default="none",
+        help="what codes stand for: the vector (none, default), or what a prediction from the state before misses"
+        " (linear; --site normed)",
     )
     group.add_argument(
         "--site", help="what is sent: hidden, normed or kv (default: BERT hidden, ViT and GPT-2 normed, Llama kv)"
@@ -44,7 +50,8 @@ def codec_config(args: argparse.Namespace, family: str) -> CodecConfig:
 
     counts = {name: value for name in COUNTS if (value := getattr(args, name, None)) is not None}
     check_counts(args.kind, counts, dashes="--", equals=" ")
-    site = args.site or FAMILIES[family].default_site
+    site = args.site or ("normed" if args.predict != "none" else FAMILIES[family].default_site)
     if KINDS[args.kind].count == "vector_bits":
         counts["vector_bits"] = _vector_bits(args, site)
-    return CodecConfig(site=site, kind=args.kind, codebook_size=args.codebook_size, encoder=args.encoder, **counts)
+    named = {"kind": args.kind, "codebook_size": args.codebook_size, "encoder": args.encoder, "predict": args.predict}
+    return CodecConfig(site=site, **named, **counts)
