@@ -44,6 +44,7 @@ class Codebook:
     error_growth: float = 0.0  # of the squared error on held-out vectors, relative to the codebook without a basis
     transform: Transform | None = None
     bits: np.ndarray | None = None  # (C,) uint8 of each code, where they differ
+    head: Codebook | None = None  # the first codes; the others are of what it leaves over
     searched: np.ndarray = field(init=False, repr=False)  # (C, K, W or d) float32, entries as they are searched
     half_norms: np.ndarray = field(init=False, repr=False)  # (C, K) float32, ||searched entry||^2 / 2
 
@@ -58,6 +59,8 @@ class Codebook:
         require(size <= MAX_CODEBOOK_SIZE, f"codebook has {size} entries; the limit is {MAX_CODEBOOK_SIZE}")
         needed = self.rule.entry_width(n_codes, self.width)
         self._check_transform(n_codes, size)
+        good = self.head is None or (self.head.width == self.width and self.head.head is None)
+        require(good, "a codebook's first codes are of vectors of another width; calibrate it again")
         require(
             width == needed,
             f"codebook entries are {width} wide; a {self.kind} codebook of {n_codes} codes for vectors of "
@@ -108,9 +111,9 @@ class Codebook:
     @cached_property
     def code_bits(self) -> np.ndarray:
         """(C,) int64: bits of each code on the wire."""
-        if self.bits is not None:
-            return self.bits.astype(np.int64)
-        return np.full(self.n_codes, (self.size - 1).bit_length(), np.int64)
+        uniform = np.full(len(self.entries), (self.entries.shape[1] - 1).bit_length(), np.int64)
+        own = uniform if self.bits is None else self.bits.astype(np.int64)
+        return own if self.head is None else np.concatenate([self.head.code_bits, own])
 
     @property
     def rule(self) -> type[Kind]:
@@ -121,12 +124,12 @@ class Codebook:
     @property
     def n_codes(self) -> int:
         """C: codes per vector (groups or stages)."""
-        return self.entries.shape[0]
+        return self.entries.shape[0] + (self.head.n_codes if self.head else 0)
 
     @property
     def size(self) -> int:
-        """K: entries per code."""
-        return self.entries.shape[1]
+        """K: entries per code, the most of any."""
+        return max(self.entries.shape[1], self.head.size if self.head else 1)
 
     @property
     def narrow(self) -> bool:
@@ -137,7 +140,7 @@ class Codebook:
     def mean(self) -> np.ndarray:
         """(D,) float32: the vector whose codes stand for unknown ones, the mean of the entries."""
         if self.transform is not None:
-            return self.transform.offset
+            return self.transform.offset if self.head is None else self.transform.offset + self.head.mean
         means = self.entries.mean(axis=1)  # (C, W)
         return self.rule.combine(means[:, None], self.width)[0]
 
@@ -147,6 +150,14 @@ class Codebook:
         Each code is argmin_k ||e_k - t||^2, the lowest index on an exact tie; t is x, a part of it, or what the codes
         before it left.
         """
+        if self.head is not None:
+            first = self.head.encode(x, kernels)
+            rest = self._encode(x - self.head.decode(first, kernels), kernels)
+            return module_of(x).concatenate([first, rest], axis=1)
+        return self._encode(x, kernels)
+
+    def _encode(self, x: np.ndarray, kernels: Any) -> np.ndarray:
+        """Codes but those of the head."""
         if self.transform is not None:
             x = (x - beside(x, self.transform.offset)) @ beside(x, self.transform.forward)  # (n, D) -> (n, C)
         if self.basis is not None:
@@ -157,11 +168,13 @@ class Codebook:
         """x^ (n, D) float32 of codes (n, C)."""
         if self.transform is None:
             return self.rule.decode(codes, self.entries, self.width, kernels)
-        z = self.rule.decode(codes, self.entries, self.n_codes, kernels)  # (n, C)
+        first = 0 if self.head is None else self.head.n_codes
+        own = module_of(codes).ascontiguousarray(codes[:, first:])
+        z = self.rule.decode(own, self.entries, len(self.entries), kernels)  # (n, C)
         back, offset = (beside(z, array) for array in self.transform[1:])
         x = kernels.ordered_product(z, back, module_of(z).empty((len(z), self.width), z.dtype))
         x += offset
-        return x
+        return x if self.head is None else self.head.decode(codes[:, :first], kernels) + x
 
 
 def no_codebook(config: CodecConfig, width: int) -> Codebook:
@@ -357,6 +370,7 @@ class Codec:
                 sha.update(b"" if book.basis is None else book.basis.data)
                 for array in (*(book.transform or ()), *(() if book.bits is None else (book.bits,))):
                     sha.update(array.data)
+                sha.update(b"" if book.head is None else book.head.entries.data)
             for array in () if block.predictor is None else block.predictor.arrays:
                 sha.update(repr(array.shape).encode())
                 sha.update(array.data)

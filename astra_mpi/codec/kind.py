@@ -70,6 +70,11 @@ class Kind:
         raise NotImplementedError
 
     @classmethod
+    def head_stages(cls, config: CodecConfig) -> int:
+        """Codes of a vector that are those of another codebook (`Codebook.head`)."""
+        return 0
+
+    @classmethod
     def label(cls, codec: Mapping[str, Any]) -> str:
         """How many codes, as tables say it, of a config as a mapping: M=4."""
         return f"{cls.letter}={codec[cls.count]}" if cls.count else ""

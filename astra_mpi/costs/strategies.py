@@ -67,7 +67,7 @@ def encode_madds(codec: CodecConfig, width: int, subspaces: Sequence[int | None]
     d * K per stage.
     """
     if codec.rule.transforms:
-        return float(codec.rule.layers(codec) * width)
+        return float((codec.rule.layers(codec) + codec.rule.head_stages(codec) * codec.codebook_size) * width)
     entries = codec.codebook_size * codec.rule.layers(codec)
     each = [entries * width if d is None else d * (width + entries) for d in subspaces]
     return sum(each) / len(each)
@@ -77,7 +77,7 @@ def astra_wire(shape: Shape, coding: Coding, i: int = 0) -> Wire:
     """Codes of C * b bits per token, as block i sends them."""
     codec, config = coding.codec, shape.config
     parts, kv_width = codec.of(i), 2 * config.d_kv
-    sums = sum(part.rule.layers(part) for part in parts) / len(parts)
+    sums = sum(part.rule.layers(part) + part.rule.head_stages(part) for part in parts) / len(parts)
     if codec.site == "kv":
         encode = sum(encode_madds(part, config.d_kv, coding.subspaces) for part in parts)
         decode = Work(table=sums * kv_width)
@@ -182,11 +182,13 @@ def astra(job: Job, coding: Coding) -> Cost:
     """The method (arXiv 2505.19342), with projected tables and counted keys as `coding` says."""
     codec, config = coding.codec, job.shape.config
     width = config.d_kv if codec.site == "kv" else config.d_model
-    entries = 0 if codec.rule.transforms else codec.codebook_size
     numbers = 0
     for i in range(config.n_layers):
         parts = codec.of(i)
-        numbers += sum(max(entries, 2) * part.rule.layers(part) * width for part in parts)
+        for part in parts:
+            size, stages = part.codebook_size, part.rule.head_stages(part)
+            rows = 2 * part.rule.layers(part) + stages * size if part.rule.transforms else size * part.rule.layers(part)
+            numbers += rows * width
         if coding.has_tables:
             numbers += parts[0].codes_per_token * codec.codebook_size * 2 * config.d_kv
     wires = [astra_wire(job.shape, coding, i) for i in range(config.n_layers)]

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec, Transform, no_codebook
+from astra_mpi.codec.kinds.scalar import HEAD, HEAD_STAGES
 from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import CodecConfig, Counts, ModelConfig, as_stored, require
 from astra_mpi.files import checksum, hdf5
@@ -44,7 +45,14 @@ def _rounded_block(block: BlockCodec, dtype: str) -> BlockCodec:
     if predictor is not None:
         factors = tuple(as_read(factor) for factor in predictor.factors)
         predictor = Predictor(factors, as_read(predictor.bias))
-    books = (replace(book, entries=as_read(book.entries)) for book in block.codebooks)
+    books = (
+        replace(
+            book,
+            entries=as_read(book.entries),
+            head=None if book.head is None else replace(book.head, entries=as_read(book.head.entries)),
+        )
+        for book in block.codebooks
+    )
     return replace(block.with_books(books), predictor=predictor)
 
 
@@ -72,6 +80,8 @@ def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
             if book.transform is not None:
                 for part, array in zip(_TRANSFORM, book.transform, strict=True):
                     group.create_dataset(f"{i}/{name}_{part}", data=array)
+            if book.head is not None:
+                group.create_dataset(f"{i}/{name}_head", data=book.head.entries.astype(dtype))
             if book.bits is not None:
                 group.create_dataset(f"{i}/{name}_bits", data=book.bits)
         for name, array in _predictor_arrays(block.predictor).items():
@@ -139,6 +149,7 @@ def _read_block(group: h5py.Group, config: CodecConfig, width: int, i: int) -> B
                 *_read_subspace(group, subspace),
                 _read_transform(group, name, width),
                 _read_bits(group, name, item.shape[0]),
+                _read_head(group, name, width, part),
             )
         )
     return BlockCodec(tuple(books), _read_predictor(group, width) if config.predicts else None)
@@ -170,6 +181,15 @@ def _read_transform(group: h5py.Group, name: str, width: int) -> Transform | Non
     sane = all(item.size <= width * width for item in items)
     require(sane, f"{group.file.filename}: {items[0].name} is larger than vectors of {width}; calibrate again")
     return Transform(*(hdf5.read(item, "float32") for item in items))
+
+
+def _read_head(group: h5py.Group, name: str, width: int, config: CodecConfig) -> Codebook | None:
+    if f"{name}_head" not in group:
+        return None
+    item = hdf5.dataset(group, f"{name}_head", DTYPES)
+    sane = len(item.shape) == 3 and item.shape[0] <= HEAD_STAGES and item.shape[1:] == (config.codebook_size, width)
+    require(sane, f"{group.file.filename}: {item.name} has shape {item.shape} for vectors of {width}; calibrate again")
+    return Codebook(HEAD, hdf5.read(item, "float32"), width)
 
 
 def _read_bits(group: h5py.Group, name: str, n_codes: int) -> np.ndarray | None:
@@ -205,6 +225,7 @@ def _checksum(codec: Codec) -> str:
             for array in (book.entries, book.basis, *(book.transform or ())):
                 sha.update(b"" if array is None else array.astype("<f4", copy=False).data)
             sha.update(b"" if book.bits is None else book.bits.data)
+            sha.update(b"" if book.head is None else book.head.entries.astype("<f4", copy=False).data)
         for array in () if block.predictor is None else block.predictor.arrays:
             sha.update(repr(array.shape).encode())
             sha.update(array.astype("<f4", copy=False).data)

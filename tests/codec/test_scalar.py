@@ -76,7 +76,8 @@ def test_bits_follow_variance_and_error_follows_bits(bits):
         return np.minimum(variances[:, None], levels[np.abs(spent - rate).argmin()]).sum() / variances.sum()
 
     assert error >= 0.97 * bound(bits) and error <= 1.03 * bound(0.5 * bits)
-    np.testing.assert_allclose(book.mean, x.mean(axis=0), atol=1e-4)
+    if book.head is None:
+        np.testing.assert_allclose(book.mean, x.mean(axis=0), atol=1e-4)
 
 
 def test_a_row_decodes_to_the_same_numbers_in_any_company():
@@ -132,7 +133,7 @@ def test_counts_of_other_models_and_too_many_bits():
     with pytest.raises(InputError, match="codec block 0"):
         Codec(codec.config, (codec.blocks[1], codec.blocks[1]))
     with pytest.raises(InputError, match="give fewer"):
-        fit_codebook(correlated(), CodecConfig(kind="scalar", vector_bits=97), 0, cpu)
+        fit_codebook(correlated(), CodecConfig(kind="scalar", vector_bits=113), 0, cpu)
     book = fit_codebook(correlated(), CodecConfig(kind="scalar", vector_bits=9), 0, cpu)
     with pytest.raises(InputError, match="codec block 0"):
         Codec(CodecConfig(kind="scalar", vector_bits=8), (BlockCodec((book,)),))

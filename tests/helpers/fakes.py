@@ -10,6 +10,7 @@ from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import CodecConfig
 from astra_mpi.device.weights import narrowed
 from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.kernels import cpu
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.models.gpt2 import GPT2Config
@@ -74,7 +75,7 @@ def random_codec(config, codec_config, seed=0):
     def book(part):
         if part.rule.transforms:
             x = rng.normal(0, 0.7, (200, width)) * np.linspace(0.2, 2, width) + 0.5
-            return part.rule.fit(x.astype(np.float32), part, rng, None, lambda done, total: None)
+            return part.rule.fit(x.astype(np.float32), part, rng, cpu, lambda done, total: None)
         shape = part.rule.shape(part, width)
         scale = 1.0 / (1 + np.arange(shape[0]))[:, None, None] if part.kind == "residual" else 1.0
         entries = (rng.normal(0, 0.7, shape) * scale).astype(np.float32)

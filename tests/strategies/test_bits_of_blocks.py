@@ -24,9 +24,12 @@ FAMILIES = {
 }
 #: with what a token costs in each block
 CODECS = {
-    "scalar": (CodecConfig(kind="scalar", vector_bits=21), [21] * 3),
+    "scalar": (CodecConfig(kind="scalar", vector_bits=21), [21] * 3),  # after two stages of 8 bits
     "scalar-kv": (CodecConfig(site="kv", kind="scalar", vector_bits=((7, 0), 12, (3, 18))), [7, 24, 21]),
-    "scalar-predicted": (CodecConfig(site="normed", kind="scalar", vector_bits=19, predict="linear"), [0, 19, 19]),
+    "scalar-predicted": (
+        CodecConfig(site="normed", kind="scalar", vector_bits=19, codebook_size=16, predict="linear"),
+        [0, 19, 19],
+    ),
     "stages": (CodecConfig(stages=(3, 0, 1), codebook_size=16), [12, 0, 4]),
     "stages-kv": (CodecConfig(site="kv", stages=((1, 3), 0, (2, 0)), codebook_size=9), [16, 0, 8]),
     "stages-predicted": (CodecConfig(site="normed", stages=(0, 0, 3), codebook_size=9, predict="linear"), [0, 0, 12]),

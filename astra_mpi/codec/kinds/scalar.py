@@ -1,8 +1,9 @@
 """Scalar codes: every coordinate by itself, along the principal directions, with the bits that it is worth.
 
-Bits go where another one lowers the squared error most (reverse water-filling, on the samples); directions that get
-none are left out. Levels are those of least squared error (Lloyd, Max). Nothing is searched: a vector costs a product
-with the directions, and another one back.
+The first codes are residual stages: few bits are better spent on whole vectors, and no direction's levels reach as far
+as the rare large ones. What they leave goes to directions: bits where another one lowers the squared error most
+(reverse water-filling, on the samples). Levels are those of least squared error (Lloyd, Max). But for the stages nothing is
+searched: a vector costs a product with the directions, and another one back.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from astra_mpi.codec.codebook import Codebook, Transform
 from astra_mpi.codec.kind import Kind, Progress
 from astra_mpi.codec.levels import spread
 from astra_mpi.codec.subspace import principal_directions
-from astra_mpi.config import require
+from astra_mpi.config import KINDS, CodecConfig, require
 
 if TYPE_CHECKING:
-    from astra_mpi.config import CodecConfig
+    from collections.abc import Sequence
 
 SAMPLES = 1 << 14  # that levels are fitted to, at most: a direction has 256 at most
+HEAD_STAGES = 2  # at most; a third one saves less than its search costs (docs/explanation/quantisers.md)
+HEAD = "residual"
 
 
 class Scalar(Kind):
-    """x^ = offset + the levels of its codes times their directions."""
+    """x^ = the entries of its first codes + offset + the levels of the others times their directions."""
 
     name = "scalar"
     count = "vector_bits"
@@ -32,6 +35,11 @@ class Scalar(Kind):
     additive = False  # it is a sum, but tables of projected entries would be as large as all levels of all directions
     trains = False
     transforms = True
+
+    @classmethod
+    def head_stages(cls, config: CodecConfig) -> int:
+        """How many codes are residual stages; those of one entry cost nothing, and there are none."""
+        return min(HEAD_STAGES, config.count // config.bits) if config.bits else 0
 
     @classmethod
     def n_codes(cls, config: CodecConfig) -> int:
@@ -43,7 +51,7 @@ class Scalar(Kind):
 
     @classmethod
     def fits(cls, config: CodecConfig, book: Codebook) -> bool:
-        spent = -1 if book.bits is None or book.transform is None else int(book.bits.sum())
+        spent = -1 if book.transform is None else int(book.code_bits.sum())
         return spent == config.count and book.size <= config.codebook_size
 
     @classmethod
@@ -56,7 +64,7 @@ class Scalar(Kind):
 
     @classmethod
     def layers(cls, config: CodecConfig) -> int:
-        return -(-cls.n_codes(config) // 2)  # directions, at about two bits each
+        return -(-config.count // 2)  # directions, at about two bits each
 
     @classmethod
     def encode(cls, x: np.ndarray, searched: np.ndarray, half_norms: np.ndarray, kernels: Any) -> np.ndarray:
@@ -78,26 +86,38 @@ class Scalar(Kind):
     def fit(
         cls, x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
     ) -> Codebook:
-        most = config.bits
+        head, stages = None, cls.head_stages(config)
+        if stages:
+            first = CodecConfig(kind=HEAD, stages=stages, codebook_size=config.codebook_size)
+            head = KINDS[HEAD].fit(x, first, rng, kernels, lambda done, n: report(done, n + 1))
+            x = x - head.decode(head.encode(x, kernels), kernels)
+        n_bits = config.count - stages * config.bits
+        most = min(config.bits, 8)
         require(
-            config.count <= most * x.shape[1],
-            f"{config.count} bits are more than {most} for each of {x.shape[1]} numbers; give fewer",
+            n_bits <= most * x.shape[1],
+            f"{config.count} bits are too many for {x.shape[1]} numbers of at most {most}; give fewer",
         )
         offset = x.mean(axis=0, dtype=np.float64).astype(np.float32)
         directions = principal_directions(x)  # (D, D)
-        report(1, 3)
         z = (x[:: -(-len(x) // SAMPLES)] - offset) @ directions
-        bits, levels = spread(z, config.count, most)
-        report(2, 3)
+        bits, levels = spread(z, n_bits, most)
         used = np.flatnonzero(bits)
         used = used if len(used) else np.arange(1)
-        places = np.arange(1 << int(bits.max()))
-        entries = np.stack([levels[c].take(places, mode="clip") for c in used])  # (C, K)
+        entries = cls._entries([levels[c] for c in used], 1 << int(bits.max()))
+        report(1, 1)
         along = directions[:, used]
-        report(3, 3)
-        transform = Transform(along, along.T, offset)
-        return Codebook(cls.name, entries[:, :, None], x.shape[1], transform=transform, bits=bits[used])
+        return Codebook(
+            cls.name, entries, x.shape[1], transform=Transform(along, along.T, offset), bits=bits[used], head=head
+        )
+
+    @staticmethod
+    def _entries(levels: Sequence[np.ndarray], size: int) -> np.ndarray:
+        """(C, K, 1): levels of each direction, the last one repeated."""
+        return np.stack([row.take(np.arange(size), mode="clip") for row in levels])[:, :, None]
 
     @classmethod
     def fit_searches(cls, config: CodecConfig) -> tuple[float, float]:
-        return 1, 0
+        stages = cls.head_stages(config)
+        head = CodecConfig(kind=HEAD, stages=stages, codebook_size=config.codebook_size)
+        starting, refining = KINDS[HEAD].fit_searches(head)
+        return starting + refining + 1, 0
