@@ -4,13 +4,13 @@ codes leave them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codebook import BlockCodec
 from astra_mpi.device.xp import take
 from astra_mpi.engine import Model
 from astra_mpi.models.decoder import Decoder
@@ -30,13 +30,13 @@ See = Callable[[int, np.ndarray], np.ndarray]
 class AsCodes:
     """Tokens as their codes leave them. With predicted codes it follows the states of one pass, from block 0 on."""
 
-    def __init__(self, codec: Codec, kernels: Any) -> None:
-        self.codec, self.kernels = codec, kernels
+    def __init__(self, blocks: Sequence[BlockCodec], predicts: bool, kernels: Any) -> None:
+        self.blocks, self.predicts, self.kernels = blocks, predicts, kernels
         self.state: np.ndarray | None = None
 
     def __call__(self, i: int, x: np.ndarray) -> np.ndarray:
-        block = self.codec.blocks[i]
-        if not self.codec.config.predicts:
+        block = self.blocks[i]
+        if not self.predicts:
             return block.decode(block.encode(x, self.kernels), self.kernels)
         if i == 0:
             self.state = np.array(x, np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -45,6 +46,7 @@ def fit_codec(
     progress: Callable[[float, float], None] = lambda done, total: None,
     on_tokens: Callable[[int], None] = lambda n: None,
     rank: int | None = None,
+    embedded: bool = False,
 ) -> Codec | None:
     """Codebooks for every block of a model, on rank 0 (None elsewhere). Collective: the same arguments on every rank.
 
@@ -54,6 +56,7 @@ def fit_codec(
 
     metric: "keys-values" (codec/metric.py), or "plain", which site kv and two groups or more always have.
     Fitted to `n_samples` tokens; an eighth as many more are held out where a subspace is to be chosen.
+    embedded: fit residual stages that are a codec without those after them, to allot stages by (allotting.py).
     rank: of the maps of predictors, where `config` has them; 0: whole matrices, None: PREDICTOR_RANK.
     A rank's threads take batches through a block and fit codebooks, one each: k-means has too many serial passes for
     threads within one to pay.
@@ -61,13 +64,16 @@ def fit_codec(
     require(metric in METRICS, f"metric '{metric}' is unknown; use one of {', '.join(METRICS)}")
     backend = get_backend("numpy", comm)
     model = Model(file, MPI.COMM_SELF, backend)
+    config = replace(config, encoder="exact") if embedded else config
     if config.predicts:
         with threadpool_limits(1), shared_kernels(backend.kernels, comm, threads) as kernels:
             passes = Passes(model, batches, config.site, n_samples, threads)
             on_tokens(passes.n_tokens)
             n, in_metric = len(model.blocks), metric == "keys-values"
             rank = PREDICTOR_RANK if rank is None else rank
-            loop = ClosedLoop(passes, config, seed, kernels, comm, in_metric, rank, lambda done: progress(done, n))
+            loop = ClosedLoop(
+                passes, config, seed, kernels, comm, in_metric, rank, lambda done: progress(done, n), embedded
+            )
             codec = loop.fit()
         return codec if comm.Get_rank() == 0 else None
     n_held_out = n_samples // 8 if _may_project(config) else 0
@@ -81,7 +87,7 @@ def fit_codec(
         crew = Crew(
             comm, "fitting codebooks", lambda done: progress(done / total * len(model.blocks), len(model.blocks))
         )
-        fits = _Fits(passes, config, seed, backend.kernels, metric == "keys-values", work, crew)
+        fits = _Fits(passes, config, seed, backend.kernels, metric == "keys-values", work, crew, embedded)
         blocks: dict[int, BlockCodec] = {}
         failure: Exception | None = None
         try:
@@ -105,9 +111,11 @@ class _Fits:
         keys_values: bool,
         work: Work,
         crew: Crew,
+        embedded: bool = False,
     ) -> None:
+        self.embedded = embedded
         self.passes, self.config, self.seed, self.kernels = passes, config, seed, kernels
-        self.in_metric = keys_values and config.site != "kv" and config.full_width
+        self.in_metric = keys_values and config.site != "kv" and (config.full_width or config.rule.transforms)
         self.work, self.crew = work, crew
 
     def run(self, blocks: range, threads: int) -> dict[int, BlockCodec]:
@@ -147,7 +155,7 @@ class _Fits:
         if self.in_metric:
             metric = keys_values_metric(projection(self.passes.model.blocks[i], self.config.site))
             x = x @ metric.astype(np.float32)
-        book = _fitted(x, config, seed, self.kernels, metric is not None, self.work, self.crew.step)
+        book = _fitted(x, config, seed, self.kernels, metric is not None, self.work, self.crew.step, self.embedded)
         return book if metric is None else pulled_back(book, metric)
 
 
@@ -156,11 +164,18 @@ def _may_project(config: CodecConfig) -> bool:
 
 
 def _fitted(
-    x: np.ndarray, config: CodecConfig, seed: int, kernels: ModuleType, in_metric: bool, work: Work, step: Step
+    x: np.ndarray,
+    config: CodecConfig,
+    seed: int,
+    kernels: ModuleType,
+    in_metric: bool,
+    work: Work,
+    step: Step,
+    embedded: bool,
 ) -> Codebook:
     """Codebook of samples x (n, D), of which the last ninth is held out where a subspace is to be chosen."""
     fitted, held_out = np.split(x, [len(x) - len(x) // 9]) if _may_project(config) else (x, None)
-    book = fit_codebook(fitted, config, seed, kernels, lambda done, n: step(work.starting / n))
+    book = fit_codebook(fitted, config, seed, kernels, lambda done, n: step(work.starting / n), embedded)
     if held_out is not None and book.size > 1:
         step(work.refining / 2)
         book = with_subspace(book, fitted, held_out, config.encoder, kernels, anyway=in_metric)

@@ -112,6 +112,13 @@ class Kind:
         raise NotImplementedError
 
     @classmethod
+    def fit_embedded(
+        cls, x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
+    ) -> Book:
+        """The same, so that the first codes are a codec without the others, for kinds whose codes follow each other."""
+        return cls.fit(x, config, rng, kernels, report)
+
+    @classmethod
     def fit_searches(cls, config: CodecConfig) -> tuple[float, float]:
         """How often `fit` searches all its samples at full width, at most: for a first codebook, to refine it."""
         return 25, 1

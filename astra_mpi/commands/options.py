@@ -15,7 +15,7 @@ def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     group.add_argument("--groups", type=int, metavar="G", help="sub-vectors, for --kind grouped (default 1)")
     group.add_argument("--stages", type=int, metavar="M", help="stages, for --kind residual (default 4)")
     group.add_argument(
-        "--bits", type=int, metavar="N", help="per token and block, for --kind scalar: spread over directions"
+        "--bits", type=int, metavar="N", help="per token and block: of directions (scalar), or stages of blocks"
     )
     group.add_argument(
         "--codebook-size", type=int, default=256, metavar="K", help="entries per codebook (default %(default)s)"

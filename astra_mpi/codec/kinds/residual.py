@@ -73,10 +73,26 @@ class Residual(Kind):
     def fit(
         cls, x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
     ) -> Codebook:
-        """Greedy stages, each fitted to what the stages before it left; then all refined together."""
+        """Greedy stages; then all refined together."""
+        book, codes = cls._greedy(x, config, rng, kernels, report)
+        return refine(book, x, kernels, codes) if config.count else book
+
+    @classmethod
+    def fit_embedded(
+        cls, x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
+    ) -> Codebook:
+        """Greedy stages, none of which knows of those after it."""
+        return cls._greedy(x, config, rng, kernels, report)[0]
+
+    @classmethod
+    def _greedy(
+        cls, x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
+    ) -> tuple[Codebook, np.ndarray]:
+        """Stages, each fitted to what the stages before it left, and the codes of x."""
         if not config.count:
             report(1, 1)
-            return Codebook(cls.name, x.mean(axis=0, dtype=np.float64)[None, None], x.shape[1])
+            mean = x.mean(axis=0, dtype=np.float64)[None, None]
+            return Codebook(cls.name, mean, x.shape[1]), np.zeros((len(x), 1), np.uint8)
         entries, codes = [], []
         rest = np.array(x, order="C")
         for stage in range(config.count):
@@ -85,8 +101,7 @@ class Residual(Kind):
             codes.append(last.encode(rest, kernels))
             kernels.add_entries(rest, -entries[-1], codes[-1][:, 0])
             report(stage + 1, config.count)
-        book = Codebook(cls.name, np.stack(entries), x.shape[1])
-        return refine(book, x, kernels, np.concatenate(codes, axis=1))
+        return Codebook(cls.name, np.stack(entries), x.shape[1]), np.concatenate(codes, axis=1)
 
     @classmethod
     def fit_searches(cls, config: CodecConfig) -> tuple[float, float]:

@@ -2,8 +2,8 @@
 
 The first codes are residual stages: few bits are better spent on whole vectors, and no direction's levels reach as far
 as the rare large ones. What they leave goes to directions: bits where another one lowers the squared error most
-(reverse water-filling, on the samples). Levels are those of least squared error (Lloyd, Max). But for the stages nothing is
-searched: a vector costs a product with the directions, and another one back.
+(reverse water-filling, on the samples). Levels are those of least squared error (Lloyd, Max). But for the stages
+nothing is searched: a vector costs a product with the directions, and another one back.
 """
 
 from __future__ import annotations
