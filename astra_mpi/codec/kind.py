@@ -77,7 +77,13 @@ class Kind:
     @classmethod
     def label(cls, codec: Mapping[str, Any]) -> str:
         """How many codes, as tables say it, of a config as a mapping: M=4."""
-        return f"{cls.letter}={codec[cls.count]}" if cls.count else ""
+        if not cls.count:
+            return ""
+        count = codec[cls.count]
+        if isinstance(count, list | tuple):  # of blocks, and there of keys and of values
+            means = [sum(one) / len(one) if isinstance(one, list | tuple) else one for one in count]
+            count = f"{sum(means) / len(means):.3g} on average"
+        return f"{cls.letter}={count}"
 
     @classmethod
     def encode(cls, x: np.ndarray, searched: np.ndarray, half_norms: np.ndarray, kernels: Any) -> np.ndarray:

@@ -66,10 +66,8 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         require(rank is None or args.predict != "none", "--predict-rank is for --predict linear; add it")
         threads = set_threads(args.threads)
         model = read_model(args.model)
-        config = codec_config(args, model.config.family)
+        config = codec_config(args, model.config.family, allots=True)
         allots = args.bits is not None and config.rule.count == "stages"
-        require(not allots or args.stages is None, "--bits allots the stages; leave --stages out")
-        require(allots or args.bits is None or config.rule.transforms, f"--bits is not for --kind {args.kind}")
         if comm.Get_rank() == 0:
             check_target(args.output)
             source = _open(args, model)

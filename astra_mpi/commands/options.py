@@ -44,8 +44,11 @@ def _vector_bits(args: argparse.Namespace, site: str) -> int:
     return args.bits // n_books
 
 
-def codec_config(args: argparse.Namespace, family: str) -> CodecConfig:
-    """The options as a config for a model of `family`; InputError on values that do not exist or go together."""
+def codec_config(args: argparse.Namespace, family: str, allots: bool = False) -> CodecConfig:
+    """The options as a config for a model of `family`; InputError on values that do not exist or do not go together.
+
+    allots: --bits may also be of stages, which the caller then allots to blocks.
+    """
     from astra_mpi.models import FAMILIES
 
     counts = {name: value for name in COUNTS if (value := getattr(args, name, None)) is not None}
@@ -53,5 +56,9 @@ def codec_config(args: argparse.Namespace, family: str) -> CodecConfig:
     site = args.site or ("normed" if args.predict != "none" else FAMILIES[family].default_site)
     if KINDS[args.kind].count == "vector_bits":
         counts["vector_bits"] = _vector_bits(args, site)
+    elif args.bits is not None:
+        fits = allots and KINDS[args.kind].count == "stages"
+        require(fits, f"--bits is not for --kind {args.kind}{'' if allots else ' here'}; leave it out")
+        require(args.stages is None, "--bits allots the stages; leave --stages out")
     named = {"kind": args.kind, "codebook_size": args.codebook_size, "encoder": args.encoder, "predict": args.predict}
     return CodecConfig(site=site, **named, **counts)

@@ -87,6 +87,10 @@ class CodecSection:
         return self.kind not in KINDS
 
     def config(self, default_site: str) -> CodecConfig:
+        trains = " or ".join(name for name, rule in KINDS.items() if rule.trains)
+        require(
+            KINDS[self.kind].trains, f"codec.kind = '{self.kind}' is fitted by calibrate and not trained; use {trains}"
+        )
         counts = {name: getattr(self, name) for name in COUNTS if name == KINDS[self.kind].count}
         return CodecConfig(self.site or default_site, self.kind, self.codebook_size, encoder=self.encoder, **counts)
 

@@ -73,6 +73,7 @@ class CodecSection:
     kind: CodecKind = "residual"  # how a vector becomes codes
     groups: Positive | None = None  # grouped: parts of a vector, each with a codebook. Default 1
     stages: Positive | None = None  # residual: codebooks, each for what those before it leave over. Default 4
+    vector_bits: Positive | None = None  # scalar: bits of a vector; with site kv, of keys and of values each
     codebook_size: Positive = 256  # entries of a codebook
     # what is quantised: block input, normalised input, keys and values
     site: Literal["hidden", "normed", "kv"] = "hidden"
