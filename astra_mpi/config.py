@@ -74,6 +74,8 @@ class CodecConfig:
     stages: Counts = 4  # M, where it has stages
     encoder: str = "auto"  # where entries are searched: all of the space, a subspace, or the cheaper one that will do
     predict: str = optional("none")  # what codes stand for (PREDICTIONS, codec/predictor.py)
+    near: int = optional(0)  # tokens next to another slice, of every slice, that have more stages
+    near_stages: int = optional(0)  # how many more
     vector_bits: Counts = field(
         default=0, metadata=OPTIONAL
     )  # of a quantised vector, where the kind spreads bits over its directions
@@ -95,6 +97,15 @@ class CodecConfig:
             self.encoder != "subspace" or self.full_width,
             f"encoder 'subspace' needs codebooks of full width, not {self.n_codebooks} "
             f"{self.rule.count or self.kind + ' codes'}; use auto or exact",
+        )
+        graded = self.near > 0 and self.near_stages > 0
+        require(
+            graded or self.near == self.near_stages == 0,
+            f"near = {self.near} and near_stages = {self.near_stages}: give both, above 0, or none",
+        )
+        require(
+            not graded or (self.rule.count == "stages" and self.codebook_size >= 2),
+            "near tokens with more stages need kind 'residual' and entries of 1 bit or more; leave near out",
         )
         require(self.predict in PREDICTIONS, f"predict '{self.predict}' is unknown; use {' or '.join(PREDICTIONS)}")
         require(

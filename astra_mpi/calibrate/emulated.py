@@ -30,20 +30,23 @@ See = Callable[[int, np.ndarray], np.ndarray]
 class AsCodes:
     """Tokens as their codes leave them. With predicted codes it follows the states of one pass, from block 0 on."""
 
-    def __init__(self, blocks: Sequence[BlockCodec], predicts: bool, kernels: Any) -> None:
-        self.blocks, self.predicts, self.kernels = blocks, predicts, kernels
+    def __init__(
+        self, blocks: Sequence[BlockCodec], predicts: bool, kernels: Any, near: np.ndarray | None = None
+    ) -> None:
+        """near (n,): which tokens have all codes, in the order of ranks; None: all."""
+        self.blocks, self.predicts, self.kernels, self.near = blocks, predicts, kernels, near
         self.state: np.ndarray | None = None
 
     def __call__(self, i: int, x: np.ndarray) -> np.ndarray:
         block = self.blocks[i]
         if not self.predicts:
-            return block.decode(block.encode(x, self.kernels), self.kernels)
+            return block.decode(block.encode(x, self.kernels, self.near), self.kernels)
         if i == 0:
             self.state = np.array(x, np.float32)
             return x
         assert block.predictor is not None and self.state is not None
         state = block.predictor.predict(self.state, self.kernels)
-        state += block.decode(block.encode(x - state, self.kernels), self.kernels)
+        state += block.decode(block.encode(x - state, self.kernels, self.near), self.kernels)
         self.state = state
         return state
 

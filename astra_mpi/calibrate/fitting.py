@@ -160,7 +160,7 @@ class _Fits:
 
 
 def _may_project(config: CodecConfig) -> bool:
-    return config.encoder != "exact" and config.full_width
+    return config.encoder != "exact" and config.full_width and not config.near
 
 
 def _fitted(

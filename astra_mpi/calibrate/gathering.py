@@ -32,9 +32,12 @@ def gathered(
 
 
 def _send(comm: MPI.Comm, book: Codebook) -> None:
+    ordinary = -1 if book.ordinary is None else book.ordinary
     stages = 0 if book.head is None else len(book.head.entries)
     columns = 0 if book.basis is None else book.basis.shape[1]
-    comm.Send(np.array([*book.entries.shape, book.width, columns, book.transform is not None, stages]), 0, _TAG)
+    comm.Send(
+        np.array([*book.entries.shape, book.width, columns, book.transform is not None, stages, ordinary]), 0, _TAG
+    )
     comm.Send(np.array([book.error_growth]), 0, _TAG)
     comm.Send(book.entries, 0, _TAG)
     if book.basis is not None:
@@ -48,7 +51,7 @@ def _send(comm: MPI.Comm, book: Codebook) -> None:
 
 
 def _received(comm: MPI.Comm, source: int, kind: str) -> Codebook:
-    shape, growth = np.empty(7, np.int64), np.empty(1)
+    shape, growth = np.empty(8, np.int64), np.empty(1)
     comm.Recv(shape, source, _TAG)
     comm.Recv(growth, source, _TAG)
     entries = np.empty(shape[:3], np.float32)
@@ -71,4 +74,6 @@ def _received(comm: MPI.Comm, source: int, kind: str) -> Codebook:
         first = np.empty((stages, int(size[0]), width), np.float32)
         comm.Recv(first, source, _TAG)
         head = Codebook(HEAD, first, width)
-    return Codebook(kind, entries, width, basis, float(growth[0]), transform, bits, head)
+    return Codebook(
+        kind, entries, width, basis, float(growth[0]), transform, bits, head, None if shape[7] < 0 else int(shape[7])
+    )

@@ -45,6 +45,7 @@ class Codebook:
     transform: Transform | None = None
     bits: np.ndarray | None = None  # (C,) uint8 of each code, where they differ
     head: Codebook | None = None  # the first codes; the others are of what it leaves over
+    ordinary: int | None = None  # codes of tokens that are not near another slice, whose others are the last, 0
     searched: np.ndarray = field(init=False, repr=False)  # (C, K, W or d) float32, entries as they are searched
     half_norms: np.ndarray = field(init=False, repr=False)  # (C, K) float32, ||searched entry||^2 / 2
 
@@ -61,6 +62,8 @@ class Codebook:
         self._check_transform(n_codes, size)
         good = self.head is None or (self.head.width == self.width and self.head.head is None)
         require(good, "a codebook's first codes are of vectors of another width; calibrate it again")
+        silent = self.ordinary is None or not entries[self.ordinary :, -1].any()
+        require(silent, "a codebook's stages of near tokens have no entry that adds nothing; calibrate it again")
         require(
             width == needed,
             f"codebook entries are {width} wide; a {self.kind} codebook of {n_codes} codes for vectors of "
@@ -156,6 +159,19 @@ class Codebook:
             return module_of(x).concatenate([first, rest], axis=1)
         return self._encode(x, kernels)
 
+    def graded(self, x: np.ndarray, near: np.ndarray, kernels: Any) -> np.ndarray:
+        """Codes (n, C) of x (n, D) where only tokens that are near (n,) have more codes than the ordinary ones."""
+        if self.ordinary is None:
+            return self.encode(x, kernels)
+        basis = None if self.basis is None else beside(x, self.basis)
+        sought = x if basis is None else x @ basis
+        first = slice(self.ordinary)
+        some = self.rule.encode(sought, self.searched[first], self.half_norms[first], kernels)
+        codes = module_of(x).full((len(x), self.n_codes), self.size - 1, some.dtype)
+        codes[:, first] = some
+        codes[near] = self.rule.encode(sought[near], self.searched, self.half_norms, kernels)
+        return codes
+
     def _encode(self, x: np.ndarray, kernels: Any) -> np.ndarray:
         """Codes but those of the head."""
         if self.transform is not None:
@@ -247,11 +263,14 @@ class BlockCodec:
         """Width of what is quantised: D, or 2*d_kv for keys and values."""
         return sum(book.width for book in self.codebooks)
 
-    def encode(self, x: np.ndarray, kernels: Any) -> np.ndarray:
-        """Codes (n, C) of x (n, width)."""
+    def encode(self, x: np.ndarray, kernels: Any, near: np.ndarray | None = None) -> np.ndarray:
+        """Codes (n, C) of x (n, width). near (n,): which tokens have all codes, where others have fewer; None: all."""
         xp = module_of(x)
         parts = xp.split(x, len(self.codebooks), axis=1)
-        codes = [book.encode(part, kernels) for book, part in zip(self.codebooks, parts, strict=True)]
+        codes = [
+            book.encode(part, kernels) if near is None else book.graded(part, near, kernels)
+            for book, part in zip(self.codebooks, parts, strict=True)
+        ]
         return codes[0] if len(codes) == 1 else xp.concatenate(codes, axis=1)
 
     def decode(self, codes: np.ndarray, kernels: Any) -> np.ndarray:
@@ -266,20 +285,44 @@ class BlockCodec:
         ends = [0, *accumulate(book.n_codes for book in self.codebooks)]
         return [codes[..., a:b] for a, b in pairwise(ends)]
 
-    def message_bytes(self, n: int) -> int:
-        """Of the codes of n tokens."""
-        return -(-n * self.bits_per_token // 8)
+    @cached_property
+    def ordinary(self) -> np.ndarray | None:
+        """The codes that all tokens have; None: no token has fewer than another."""
+        if all(book.ordinary is None for book in self.codebooks):
+            return None
+        counts = [(book.n_codes, book.n_codes if book.ordinary is None else book.ordinary) for book in self.codebooks]
+        return np.flatnonzero(np.concatenate([np.arange(n) < some for n, some in counts]))
 
-    def pack(self, codes: np.ndarray, kernels: Any) -> np.ndarray:
-        """Message uint8 (ceil(n * bits_per_token / 8),) of codes (n, C), token after token; codes of 0 bits are left
-        out."""
+    @property
+    def ordinary_bits(self) -> int:
+        """Bits of a token that has no more codes than all have."""
+        return self.bits_per_token if self.ordinary is None else int(self.code_bits[self.ordinary].sum())
+
+    def message_bytes(self, n: int, n_near: int | None = None) -> int:
+        """Of the codes of n tokens, n_near of which have all of them; None: all."""
+        near = n if n_near is None or self.ordinary is None else n_near
+        return -(-(near * self.bits_per_token + (n - near) * self.ordinary_bits) // 8)
+
+    def pack(self, codes: np.ndarray, kernels: Any, near: np.ndarray | None = None) -> np.ndarray:
+        """Message uint8 (message_bytes,) of codes (n, C), token after token; codes of 0 bits are left out.
+
+        near (n,): which have all codes. The ordinary ones then come first, for all codes are of the same bits.
+        """
         bits, sent = self._wire
+        if near is not None and self.ordinary is not None:
+            xp = module_of(codes)
+            columns = self.ordinary if sent is None else np.intersect1d(self.ordinary, sent)
+            every = codes if sent is None else codes[:, sent]
+            flat = xp.concatenate([codes[~near][:, columns].reshape(-1), every[near].reshape(-1)])
+            return kernels.pack(flat[:, None], bits)
         codes = codes if sent is None else codes[:, sent]
         return kernels.pack(codes, bits) if isinstance(bits, int) else kernels.pack_columns(codes, bits)
 
-    def unpack(self, message: np.ndarray, n: int, kernels: Any) -> np.ndarray:
+    def unpack(self, message: np.ndarray, n: int, kernels: Any, near: np.ndarray | None = None) -> np.ndarray:
         """The codes (n, C) again. ValueError if the message has another length."""
         bits, sent = self._wire
+        if near is not None and self.ordinary is not None:
+            return self._unpack_graded(message, near, kernels)
         if isinstance(bits, int):
             codes = kernels.unpack(message, n, self.n_codes if sent is None else len(sent), bits)
         else:
@@ -289,6 +332,22 @@ class BlockCodec:
         every = module_of(codes).zeros((n, self.n_codes), codes.dtype)
         every[:, sent] = codes
         return every
+
+    def _unpack_graded(self, message: np.ndarray, near: np.ndarray, kernels: Any) -> np.ndarray:
+        bits, sent = self._wire
+        assert isinstance(bits, int) and self.ordinary is not None
+        every = np.arange(self.n_codes) if sent is None else sent
+        columns, n_near = np.intersect1d(self.ordinary, every), int(near.sum())
+        n_first = (len(near) - n_near) * len(columns)
+        flat = kernels.unpack(message, n_first + n_near * len(every), 1, bits)[:, 0]
+        xp = module_of(flat)
+        codes = xp.full((len(near), self.n_codes), self.size - 1, flat.dtype)
+        if sent is not None:
+            codes[:, np.setdiff1d(np.arange(self.n_codes), sent)] = 0
+        some, all_of_them = xp.flatnonzero(~near), xp.flatnonzero(near)
+        codes[some[:, None], xp.asarray(columns)[None]] = flat[:n_first].reshape(-1, len(columns))
+        codes[all_of_them[:, None], xp.asarray(every)[None]] = flat[n_first:].reshape(-1, len(every))
+        return codes
 
     @cached_property
     def _wire(self) -> tuple[int | np.ndarray, np.ndarray | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ def fit_innovation(
     left_out = float(values[n:].sum())
     entries = book.entries.astype(np.float64) @ (basis.T @ metric.back)
     whole = Codebook(config.kind, entries.astype(np.float32), x.shape[1], (metric.to @ basis).astype(np.float32))
+    whole = replace(whole, ordinary=book.ordinary)
     return whole if n == len(values) else _with_growth(whole, x, left_out, kernels)
 
 
@@ -61,4 +63,4 @@ def _with_growth(book: Codebook, x: np.ndarray, left_out: float, kernels: Any) -
     assert book.basis is not None
     rest = (x - book.decode(book.encode(x, kernels), kernels)) @ book.basis
     inside = max(energy(rest), float(np.finfo(np.float64).tiny))
-    return Codebook(book.kind, book.entries, book.width, book.basis, left_out / inside)
+    return replace(book, error_growth=left_out / inside)

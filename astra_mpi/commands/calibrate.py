@@ -139,7 +139,7 @@ def _allotted(
     from astra_mpi.ranks.broadcast import broadcast_integers
     from astra_mpi.ranks.watched import alone
 
-    many = replace(config, stages=most_stages(config, args.bits))
+    many = replace(config, stages=most_stages(config, args.bits), near=0, near_stages=0)
     codec = _fit(args, comm, model, many, source, threads, embedded=True)
     rows: np.ndarray | None = None
     with collective(comm), alone(comm, "measuring what stages change"):
@@ -206,6 +206,8 @@ def _command(args: argparse.Namespace) -> str:
         "groups",
         "stages",
         "bits",
+        "near",
+        "near_stages",
         "codebook_size",
         "site",
         "encoder",
@@ -214,6 +216,7 @@ def _command(args: argparse.Namespace) -> str:
         "predict_rank",
     )
     unset = (None, "none")
+    names = tuple(name for name in names if args.near or not name.startswith("near"))
     given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) not in unset]
     options = [f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

@@ -18,6 +18,12 @@ def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         "--bits", type=int, metavar="N", help="per token and block: of directions (scalar), or stages of blocks"
     )
     group.add_argument(
+        "--near", type=int, default=0, metavar="G", help="tokens of a slice next to another one that have more stages"
+    )
+    group.add_argument(
+        "--near-stages", type=int, default=0, metavar="M", help="how many more they have (default %(default)s)"
+    )
+    group.add_argument(
         "--codebook-size", type=int, default=256, metavar="K", help="entries per codebook (default %(default)s)"
     )
     group.add_argument(
@@ -61,4 +67,5 @@ def codec_config(args: argparse.Namespace, family: str, allots: bool = False) ->
         require(fits, f"--bits is not for --kind {args.kind}{'' if allots else ' here'}; leave it out")
         require(args.stages is None, "--bits allots the stages; leave --stages out")
     named = {"kind": args.kind, "codebook_size": args.codebook_size, "encoder": args.encoder, "predict": args.predict}
-    return CodecConfig(site=site, **named, **counts)
+    near = {"near": args.near, "near_stages": args.near_stages}
+    return CodecConfig(site=site, **named, **counts, **near)

@@ -54,6 +54,13 @@ class Wire(NamedTuple):
     decode: Work = Work()  # per far key
     tokens_per_key: int = 1
     distinct: int | None = None
+    near: int = 0  # tokens at an end of a slice that looks at another, which cost more:
+    near_bits: int = 0  # so many bits more
+
+    def message_bits(self, n_tokens: int, causal: bool) -> int:
+        """Of one sequence's n tokens of one rank."""
+        near = min(n_tokens, self.near * (1 if causal else 2))
+        return self.keys(n_tokens) * self.bits + near * self.near_bits
 
     def keys(self, n_tokens: int) -> int:
         """Far keys that n tokens of one rank become."""
@@ -87,7 +94,10 @@ def astra_wire(shape: Shape, coding: Coding, i: int = 0) -> Wire:
             decode = Work(gemm=shape.project_kv, table=sums * config.d_model, elements=config.d_model)
         else:
             decode = Work(table=parts[0].codes_per_token * kv_width)
-    return Wire(codec.site, codec.block_bits(i), Work(encode=encode), decode, distinct=coding.distinct)
+    more = sum(codec.near_stages * codec.bits for part in parts if part.count) if codec.near else 0
+    return Wire(
+        codec.site, codec.block_bits(i), Work(encode=encode), decode, 1, coding.distinct, codec.near, near_bits=more
+    )
 
 
 def sp_wire(shape: Shape, gather: str, number: str) -> Wire:
@@ -134,14 +144,16 @@ def stages_of(job: Job, wires: Sequence[Wire], windows: Sequence[int]) -> tuple[
 def _transfer(job: Job, wire: Wire, window: int) -> Transfer | None:
     if not wire.site or job.size == 1:
         return None
-    paper_bits = job.batch * job.tokens / job.size * wire.bits / wire.tokens_per_key
+    even = job.tokens / job.size
+    near = min(even, wire.near * (1 if job.shape.causal else 2))
+    paper_bits = job.batch * (even * wire.bits / wire.tokens_per_key + near * wire.near_bits)
     if window:
         reach = seen_through(job.counts, window, job.shape.causal)
         sent = tuple(-(-job.batch * n * wire.bits // 8) for n in reach.sent)
         share = min(1.0, sum(reach.sent) / max(job.tokens, 1))
         return Transfer("gather", sent, paper_bits * share, job.shape.causal, reach.heard)
     sending = [*job.counts[:-1], 0] if job.shape.causal else job.counts  # nobody sees the last rank's tokens
-    sent = tuple(-(-job.batch * wire.keys(n) * wire.bits // 8) for n in sending)
+    sent = tuple(-(-job.batch * wire.message_bits(n, job.shape.causal) // 8) for n in sending)
     return Transfer("gather", sent, paper_bits, job.shape.causal)
 
 

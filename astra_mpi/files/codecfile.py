@@ -20,6 +20,8 @@ from astra_mpi.files.provenance import write_provenance
 _TEXTS, _NUMBERS = ("site", "kind"), ("codebook_size", "groups")
 #: one number, or one per block and codebook; the last is stored only where it is set
 _COUNTS = ("stages", "vector_bits")
+#: stored only where they are set
+_NEAR = ("near", "near_stages")
 #: how the arrays of a transform are called behind the name of their entries
 _TRANSFORM = ("forward", "back", "offset")
 #: datasets of a predictor: its factors, of which there may be one, and its bias
@@ -61,6 +63,9 @@ def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
     codec = rounded(codec, dtype)
     group = file.create_group("codec")
     group.attrs.update({name: getattr(codec.config, name) for name in _TEXTS + _NUMBERS})
+    for name in _NEAR:
+        if codec.config.near:
+            group.attrs[name] = getattr(codec.config, name)
     for name in _COUNTS:
         if name in as_stored(codec.config):
             group.attrs[name] = _as_array(getattr(codec.config, name), codec.config.n_books)
@@ -108,7 +113,7 @@ def read_codec(file: h5py.File) -> Codec:
 def read_settings(group: h5py.Group) -> CodecConfig:
     """Of the group /codec."""
     texts = {name: hdf5.text(group, name) for name in (*_TEXTS, "predict") if name != "predict" or name in group.attrs}
-    numbers = {name: hdf5.integer(group, name) for name in _NUMBERS}
+    numbers = {name: hdf5.integer(group, name) for name in _NUMBERS + _NEAR if name in _NUMBERS or name in group.attrs}
     counts = {name: hdf5.integers(group, name) for name in _COUNTS if name == "stages" or name in group.attrs}
     given: dict[str, Any] = texts | numbers | {name: _as_counts(array) for name, array in counts.items()}
     return CodecConfig(**given)
@@ -150,6 +155,7 @@ def _read_block(group: h5py.Group, config: CodecConfig, width: int, i: int) -> B
                 _read_transform(group, name, width),
                 _read_bits(group, name, item.shape[0]),
                 _read_head(group, name, width, part),
+                part.count if part.near and part.count else None,
             )
         )
     return BlockCodec(tuple(books), _read_predictor(group, width) if config.predicts else None)
@@ -217,7 +223,7 @@ def _datasets(site: str) -> tuple[tuple[str, str], ...]:
 def _checksum(codec: Codec) -> str:
     """sha256 over what is stored; unlike `Codec.digest` it stays when settings are added to `CodecConfig`."""
     config, first = codec.config, codec.blocks[0].codebooks[0]
-    names = _TEXTS + _NUMBERS + tuple(name for name in _COUNTS if name in as_stored(config))
+    names = _TEXTS + _NUMBERS + tuple(name for name in _NEAR + _COUNTS if name in as_stored(config))
     sha = hashlib.sha256(f"{[getattr(config, name) for name in names]} {first.width}".encode())
     sha.update(config.predict.encode() if config.predicts else b"")
     for block in codec.blocks:

@@ -165,6 +165,7 @@ class Quantised(Far):
         basis = None if book.basis is None else book.basis.astype(np.float64)
         entries = book.entries.astype(np.float64)
         searched = entries if basis is None else entries @ basis  # (C, K, W or d)
+        near = self._near_ends()
         rows = [
             self._row(
                 book.kind,
@@ -175,10 +176,22 @@ class Quantised(Far):
                 codes[t],
                 self.given is not None and self.judged[t],
                 squares[t],
+                None if book.ordinary is None or near[t] else book.ordinary,
             )
             for t, row in enumerate(_forward(book, part))
         ]
         return np.reshape(_back(book, np.array(rows)), part.shape) if rows else part
+
+    def _near_ends(self) -> Array:
+        """(T,) which tokens are among the last ones of their slice that have more codes; in encoders also the first."""
+        owner, n = self.token_owner, self.codec.config.near
+        near = np.zeros(len(owner), bool)
+        for rank in set(owner.tolist()):
+            places = np.flatnonzero(owner == rank)
+            near[places[max(0, len(places) - n) :]] = True
+            if not self.causal:
+                near[places[:n]] = True
+        return near
 
     def _row(
         self,
@@ -190,6 +203,7 @@ class Quantised(Far):
         codes: Array,
         given: bool,
         square: float,
+        n_sought: int | None,
     ) -> Array:
         """Quantise one row (D,) with entries (C, K, W); fills `codes` (C,), or checks given ones.
 
@@ -204,6 +218,13 @@ class Quantised(Far):
         chosen: list[Array] = []
         target = None
         for c in range(n_codes):
+            if n_sought is not None and c >= n_sought:  # an ordinary token has no such code: the last entry is 0
+                if not given:
+                    codes[c] = len(entries[c]) - 1
+                elif codes[c] != len(entries[c]) - 1:
+                    self.worst_gap = 1.0
+                chosen.append(entries[c, codes[c]][None])
+                continue
             target = rule.target(c, row[None], target, chosen[-1] if chosen else None, width)  # (1, W)
             sought = target[0] if basis is None else target[0] @ basis
             distances = ((searched[c] - sought) ** 2).sum(axis=1)  # (K,)

@@ -70,10 +70,29 @@ class Astra(TokenParallel):
 
     @classmethod
     def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
-        return "the model has no codebooks; run `astra-mpi calibrate` first" if codec is None else None
+        if codec is None:
+            return "the model has no codebooks; run `astra-mpi calibrate` first"
+        if codec.config.near and any(config.windows):
+            return "more stages near slices are not for models with sliding windows; calibrate without --near"
+        return None
 
     def bytes_in(self, i: int, layout: Layout) -> list[int]:
-        return self._bytes(i, layout.token_counts)
+        codec, near = self.codec.blocks[i], self._near_counts(layout)
+        return [codec.message_bytes(int(n), int(m)) for n, m in zip(layout.token_counts, near, strict=True)]
+
+    def _near_counts(self, layout: Layout) -> np.ndarray:
+        """(P,) how many of each rank's tokens have more codes."""
+        ends = 1 if layout.causal else 2
+        return np.minimum(layout.counts, ends * self.codec.config.near).sum(axis=0)
+
+    def _near(self, rank: int) -> np.ndarray | None:
+        """(n_r,) which of a rank's tokens have more codes than the ordinary ones; None: all have the same."""
+        if not self.codec.config.near:
+            return None
+        if rank not in self._near_masks:
+            mask = near_ends(self.planned.counts[:, rank], self.codec.config.near, self.planned.causal)
+            self._near_masks[rank] = self.xp.asarray(mask)
+        return self._near_masks[rank]
 
     def bytes_of(self, i: int, reach: Reach) -> list[int]:
         return self._bytes(i, reach.token_counts)
@@ -116,11 +135,13 @@ class Astra(TokenParallel):
         return FarKeys(block.keys_values(far), self.planned.far_offsets)
 
     def send(self, i: int, payload: np.ndarray) -> Pending:
+        near = self._near(self.planned.rank)
+        near = near if near is None or len(near) == len(payload) else near[:0]
         if self.states is None:
-            codes = self.codec.blocks[i].encode(payload, self.kernels)  # (n_r, C)
+            codes = self.codec.blocks[i].encode(payload, self.kernels, near)  # (n_r, C)
         else:
-            codes = self.states.codes(i, payload)
-        message = self.codec.blocks[i].pack(codes, self.kernels)
+            codes = self.states.codes(i, payload, near)
+        message = self.codec.blocks[i].pack(codes, self.kernels, near)
         if self.cache is not None:
             self.cache.note_seen(i, codes)
         self.laps.mark("encode")
@@ -188,7 +209,7 @@ class Astra(TokenParallel):
 
     @property
     def continues(self) -> bool:  # type: ignore[override]
-        return not self.first_coded
+        return not self.first_coded and not self.codec.config.near
 
     def as_seen(self, i: int, payload: np.ndarray) -> np.ndarray:
         return self.codec.blocks[i].encode(payload, self.kernels)
@@ -255,7 +276,7 @@ class Astra(TokenParallel):
             if self.missing[i, rank]:
                 parts.append(self.mean_codes[i].repeat(int(n), axis=0))
             elif rank in reach.far_ranks or (rank == planned.rank and sent_bytes[rank]):
-                parts.append(codec.unpack(message, int(n), self.kernels))
+                parts.append(codec.unpack(message, int(n), self.kernels, self._near(rank)))
             else:
                 parts.append(self.xp.zeros((int(n), codec.n_codes), self.mean_codes[i].dtype))
         codes = self.xp.concatenate(parts)
@@ -278,6 +299,7 @@ class Astra(TokenParallel):
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
         self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._near_masks: dict[int, np.ndarray] = {}
         #: the last rank where tokens look back only
         self.unheard = layout.forward and layout.rank == self.exchange.size - 1
         self._far_turns: dict[tuple[int, bytes], np.ndarray] = {}  # of far tokens that are kept
@@ -353,6 +375,15 @@ class Astra(TokenParallel):
         self.exchange.comm.Allgather(self.missing, missing)
         means = [to_host(codes)[0] for codes in self.mean_codes] if self.exchange.missing.treatment == "mean" else None
         return {"missing": missing.transpose(1, 0, 2), "stand_in": means}
+
+
+def near_ends(counts: np.ndarray, near: int, causal: bool) -> np.ndarray:
+    """counts (B,) of the tokens of a slice of each sequence -> (sum,) whether a token is one of the last `near`, or of
+    the first, which tokens of other slices look at in encoders only."""
+    masks = [np.arange(n) >= n - near for n in counts]
+    if not causal:
+        masks = [mask | (np.arange(len(mask)) < near) for mask in masks]
+    return np.concatenate([np.empty(0, bool), *masks])
 
 
 def _as_items(codes: np.ndarray) -> np.ndarray:

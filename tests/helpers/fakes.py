@@ -79,8 +79,11 @@ def random_codec(config, codec_config, seed=0):
         shape = part.rule.shape(part, width)
         scale = 1.0 / (1 + np.arange(shape[0]))[:, None, None] if part.kind == "residual" else 1.0
         entries = (rng.normal(0, 0.7, shape) * scale).astype(np.float32)
+        ordinary = part.count if part.near and part.count else None
+        if ordinary is not None:
+            entries[ordinary:, -1] = 0
         basis = random_basis(rng, width, width * 5 // 8) if codec_config.encoder == "subspace" else None
-        return Codebook(codec_config.kind, entries, width, basis)
+        return Codebook(codec_config.kind, entries, width, basis, ordinary=ordinary)
 
     blocks = tuple(BlockCodec(tuple(book(part) for part in codec_config.of(i))) for i in range(config.n_layers))
     if codec_config.predicts:

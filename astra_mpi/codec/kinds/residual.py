@@ -27,7 +27,12 @@ class Residual(Kind):
 
     @classmethod
     def n_codes(cls, config: CodecConfig) -> int:
-        return max(config.count, 1)
+        return max(config.count + cls._more(config), 1)
+
+    @staticmethod
+    def _more(config: CodecConfig) -> int:
+        """Stages of near tokens beyond those of all; none where nothing is sent."""
+        return config.near_stages if config.count else 0
 
     @classmethod
     def vector_bits(cls, config: CodecConfig) -> int:
@@ -35,7 +40,10 @@ class Residual(Kind):
 
     @classmethod
     def fits(cls, config: CodecConfig, book: Codebook) -> bool:
-        return super().fits(config, book) if config.count else (book.n_codes, book.size) == (1, 1)
+        if not config.count:
+            return (book.n_codes, book.size) == (1, 1)
+        more = cls._more(config)
+        return super().fits(config, book) and book.ordinary == (config.count if more else None)
 
     @classmethod
     def shape(cls, config: CodecConfig, width: int) -> tuple[int, int, int]:
@@ -51,7 +59,7 @@ class Residual(Kind):
 
     @classmethod
     def layers(cls, config: CodecConfig) -> int:
-        return config.count
+        return cls.n_codes(config)
 
     @classmethod
     def encode(cls, x: np.ndarray, searched: np.ndarray, half_norms: np.ndarray, kernels: Any) -> np.ndarray:
@@ -75,7 +83,25 @@ class Residual(Kind):
     ) -> Codebook:
         """Greedy stages; then all refined together."""
         book, codes = cls._greedy(x, config, rng, kernels, report)
-        return refine(book, x, kernels, codes) if config.count else book
+        if not config.count:
+            return book
+        book = refine(book, x, kernels, codes)
+        return cls._with_more(book, x, config, rng, kernels) if cls._more(config) else book
+
+    @classmethod
+    def _with_more(
+        cls, book: Codebook, x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any
+    ) -> Codebook:
+        """With the stages of near tokens: greedy ones, so that the others are a codec as they are. The last entry of
+        each is 0, the code of tokens that are not near."""
+        rest = x - book.decode(book.encode(x, kernels), kernels)
+        entries = [*book.entries]
+        for _ in range(cls._more(config)):
+            stage = kmeans(rest, config.codebook_size - 1, rng, kernels, STAGE_ITERATIONS)
+            entries.append(np.concatenate([stage, np.zeros_like(stage[:1])]))
+            last = Codebook(cls.name, entries[-1][None], x.shape[1])
+            kernels.add_entries(rest, -entries[-1], last.encode(rest, kernels)[:, 0])
+        return Codebook(cls.name, np.stack(entries), x.shape[1], ordinary=config.count)
 
     @classmethod
     def fit_embedded(
