@@ -40,6 +40,7 @@ class ClosedLoop:
     in_metric: bool  # nearest codes by what changes keys and values, not by plain distance
     rank: int | None  # of the predictors' linear maps; 0: whole matrices, None: as large as needed
     progress: Callable[[float], None]  # blocks done
+    embedded: bool = False  # stages are a codec without those after them
 
     def fit(self) -> Codec:
         """The codec of all blocks, on every rank."""
@@ -69,7 +70,13 @@ class ClosedLoop:
         true -= expected
         seed = self.seed + i
         book = fit_innovation(
-            true[drawn], metric, self.config, seed, self.kernels, lambda done, n: self.progress(i + 0.7 * done / n)
+            true[drawn],
+            metric,
+            self.config.of(i)[0],
+            seed,
+            self.kernels,
+            lambda done, n: self.progress(i + 0.7 * done / n),
+            self.embedded,
         )
         block = BlockCodec((book,), predictor)
         expected += block.decode(block.encode(true, self.kernels), self.kernels)

@@ -75,10 +75,13 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         require(rank is None or args.predict != "none", "--predict-rank is for --predict linear; add it")
         threads = set_threads(args.threads)
         model = read_model(args.model)
-        config = replace(codec_config(args, model.config.family), sinks=_sinks(args.sinks))
+        config = replace(codec_config(args, model.config.family, allots=True), sinks=_sinks(args.sinks))
+        allots = args.bits is not None and config.rule.count == "stages"
         if comm.Get_rank() == 0:
             check_target(args.output)
             source = _open(args, model)
+    if allots:
+        config = _allotted(args, comm, model, config, source, threads)
     codec = _fit(args, comm, model, config, source, threads)
     with collective(comm), alone(comm, "writing codebooks"):
         if codec is not None:
@@ -93,6 +96,7 @@ def _fit(
     config: CodecConfig,
     source: Source | None,
     threads: int,
+    embedded: bool = False,
 ) -> Codec | None:
     """Collective: the codebooks on rank 0, which alone has the source."""
     from astra_mpi.calibrate import fit_codec, shared, shuffled_batches, too_few
@@ -118,10 +122,52 @@ def _fit(
         progress=lambda done, total: bars[0].reach(done),
         on_tokens=begin,
         rank=args.predict_rank,
+        embedded=embedded,
     )
     for bar in bars:
         bar.close()
     return codec
+
+
+def _allotted(
+    args: argparse.Namespace,
+    comm: MPI.Comm,
+    model: ModelFile,
+    config: CodecConfig,
+    source: Source | None,
+    threads: int,
+) -> CodecConfig:
+    """Collective: the config with stages for every block, --bits on average. Rank 0 measures what they change."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from astra_mpi.calibrate import shuffled_batches
+    from astra_mpi.calibrate.allotting import allotted, as_counts, as_rows, most_stages
+    from astra_mpi.errors import collective
+    from astra_mpi.job.progress import Progress
+    from astra_mpi.ranks.broadcast import broadcast_integers
+    from astra_mpi.ranks.watched import alone
+
+    many = replace(config, stages=most_stages(config, args.bits), near=0, near_stages=0)
+    codec = _fit(args, comm, model, many, source, threads, embedded=True)
+    rows: np.ndarray | None = None
+    with collective(comm), alone(comm, "measuring what stages change"):
+        if codec is not None and source is not None:
+            bar = Progress(1, unit="measurement")
+            batches = shuffled_batches(source, args.seed + 1)
+            rows = as_rows(
+                allotted(model, codec, batches, args.bits, lambda done, total: bar.reach(done / total)), many
+            )
+            bar.close()
+            print(f"stages of blocks: {as_counts(rows)}", flush=True)
+    shape = model.config.n_layers, config.n_books
+    return replace(
+        config,
+        stages=as_counts(
+            broadcast_integers(comm, None if rows is None else rows.ravel(), shape[0] * shape[1]).reshape(shape)
+        ),
+    )
 
 
 def _sinks(text: str) -> int:
@@ -177,6 +223,9 @@ def _command(args: argparse.Namespace) -> str:
         "kind",
         "groups",
         "stages",
+        "bits",
+        "near",
+        "near_stages",
         "codebook_size",
         "site",
         "encoder",
@@ -186,6 +235,7 @@ def _command(args: argparse.Namespace) -> str:
         "predict_rank",
     )
     unset = (None, "none")
+    names = tuple(name for name in names if args.near or not name.startswith("near"))
     given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) not in unset]
     options = [f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

@@ -131,8 +131,10 @@ class Conversation:
         chunks, size = self.past.chunks, self.model.exchange.size
         if strategy.site is None:
             return [0] * size
-        each = [[strategy.seen_bytes(int(c.told_counts[r])) for c in chunks if c.untold(r)] for r in range(size)]
-        return [n_blocks * sum(parts) for parts in each]
+        return [
+            sum(strategy.seen_bytes(i, int(c.told_counts[r])) for c in chunks if c.untold(r) for i in range(n_blocks))
+            for r in range(size)
+        ]
 
     @property
     def _strategy(self) -> TokenParallel:
@@ -153,7 +155,7 @@ class Conversation:
         with collective(model.comm), model.clock.running():
             begin_s = model.clock.now()
             mine = [
-                strategy.pack_seen(past.tell(i, chunk, strategy.as_seen))
+                strategy.pack_seen(i, past.tell(i, chunk, strategy.as_seen))
                 for chunk in chunks
                 if chunk.untold(rank)
                 for i in range(model.config.n_layers)
@@ -206,12 +208,12 @@ class Conversation:
                 continue
             n_tokens, new = int(chunk.told_counts[sender]), chunk.unheard(sender, rank)
             turns = self._turns(chunk, sender) if new else None
-            n_bytes = strategy.seen_bytes(n_tokens)
             for i in range(model.config.n_layers):
+                n_bytes = strategy.seen_bytes(i, n_tokens)
                 part, start = message[start : start + n_bytes], start + n_bytes
                 if new:
                     turned = None if turns is None else turns[i]
-                    self.past.add(i, chunk, strategy.kept_of(i, strategy.unpack_seen(part, n_tokens), turned))
+                    self.past.add(i, chunk, strategy.kept_of(i, strategy.unpack_seen(i, part, n_tokens), turned))
 
     def _turns(self, chunk: Chunk, rank: int) -> Turns | None:
         """How far the keys of a rank's tokens of a chunk are turned, (n, d) per block."""

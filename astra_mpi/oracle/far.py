@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -142,7 +143,7 @@ class Quantised(Far):
             return [np.resize(part, (len(self.owner), part.shape[1])) for part in parts]
         books, seen = self.codec.blocks[i].codebooks, self.approximated(i, parts)
         if self.stand_in is not None:
-            stand_ins = np.split(self.stand_in[i], np.cumsum([len(book.entries) for book in books])[:-1])
+            stand_ins = np.split(self.stand_in[i], np.cumsum([book.n_codes for book in books])[:-1])
             pairs = zip(seen, books, stand_ins, strict=True)
             seen = [np.concatenate([rows, np.tile(_entry(book, codes), (len(rows), 1))]) for rows, book, codes in pairs]
         return seen
@@ -150,31 +151,53 @@ class Quantised(Far):
     def approximated(self, i: int, parts: Sequence[Array], squares: Array | None = None) -> list[Array]:
         """What the codes of each part (T, width) stand for. squares (T,): of the vectors that parts are left of."""
         books = self.codec.blocks[i].codebooks
-        n_codes = [len(book.entries) for book in books]
+        n_codes = [len(book.entries) + (len(book.head.entries) if book.head else 0) for book in books]
         used = np.empty((len(parts[0]), sum(n_codes)), np.int64)  # (T, C)
         if self.given is not None:
             used[:] = self.given[i - self.first]
         seen = []
         for book, part, codes in zip(books, parts, np.split(used, np.cumsum(n_codes)[:-1], axis=1), strict=True):
-            basis = None if book.basis is None else book.basis.astype(np.float64)
-            entries = book.entries.astype(np.float64)
-            searched = entries if basis is None else entries @ basis  # (C, K, W or d)
-            rows = [
-                self._row(
-                    book.kind,
-                    entries,
-                    searched,
-                    basis,
-                    row,
-                    codes[t],
-                    self.given is not None and self.judged[t],
-                    row @ row if squares is None else squares[t],
-                )
-                for t, row in enumerate(part)
-            ]
-            seen.append(np.reshape(rows, part.shape))
+            of_part = np.einsum("td,td->t", part, part) if squares is None else squares
+            rows, first = np.zeros(part.shape), 0
+            if book.head is not None:
+                first = len(book.head.entries)
+                rows = self._rows(book.head, part, codes[:, :first], of_part)
+            seen.append(rows + self._rows(book, part - rows, codes[:, first:], of_part))
         self.codes.append(used)
         return seen
+
+    def _rows(self, book: Any, part: Array, codes: Array, squares: Array) -> Array:
+        """What a codebook's codes but those of its head, (T, C), stand for, of the vectors (T, width)."""
+        basis = None if book.basis is None else book.basis.astype(np.float64)
+        entries = book.entries.astype(np.float64)
+        searched = entries if basis is None else entries @ basis  # (C, K, W or d)
+        near = self._near_ends()
+        rows = [
+            self._row(
+                book.kind,
+                entries,
+                searched,
+                basis,
+                row,
+                codes[t],
+                self.given is not None and self.judged[t],
+                squares[t],
+                None if book.ordinary is None or near[t] else book.ordinary,
+            )
+            for t, row in enumerate(_forward(book, part))
+        ]
+        return np.reshape(_back(book, np.array(rows)), part.shape) if rows else part
+
+    def _near_ends(self) -> Array:
+        """(T,) which tokens are among the last ones of their slice that have more codes; in encoders also the first."""
+        owner, n = self.token_owner, self.codec.config.near
+        near = np.zeros(len(owner), bool)
+        for rank in set(owner.tolist()):
+            places = np.flatnonzero(owner == rank)
+            near[places[max(0, len(places) - n) :]] = True
+            if not self.causal:
+                near[places[:n]] = True
+        return near
 
     def _row(
         self,
@@ -186,6 +209,7 @@ class Quantised(Far):
         codes: Array,
         given: bool,
         square: float,
+        n_sought: int | None,
     ) -> Array:
         """Quantise one row (D,) with entries (C, K, W); fills `codes` (C,), or checks given ones.
 
@@ -200,6 +224,13 @@ class Quantised(Far):
         chosen: list[Array] = []
         target = None
         for c in range(n_codes):
+            if n_sought is not None and c >= n_sought:  # an ordinary token has no such code: the last entry is 0
+                if not given:
+                    codes[c] = len(entries[c]) - 1
+                elif codes[c] != len(entries[c]) - 1:
+                    self.worst_gap = 1.0
+                chosen.append(entries[c, codes[c]][None])
+                continue
             target = rule.target(c, row[None], target, chosen[-1] if chosen else None, width)  # (1, W)
             sought = target[0] if basis is None else target[0] @ basis
             distances = ((searched[c] - sought) ** 2).sum(axis=1)  # (K,)
@@ -217,5 +248,24 @@ class Quantised(Far):
 
 def _entry(book: Any, codes: Array) -> Array:
     """What the codes (C,) stand for, (D,)."""
+    if book.head is not None:
+        first = len(book.head.entries)
+        return _entry(book.head, codes[:first]) + _entry(replace(book, head=None), codes[first:])
     entries = [book.entries[c, code].astype(np.float64)[None] for c, code in enumerate(codes)]
-    return KINDS[book.kind].combine(np.stack(entries), book.width)[0]
+    return _back(book, KINDS[book.kind].combine(np.stack(entries), book.width))[0]
+
+
+def _forward(book: Any, x: Array) -> Array:
+    """What is quantised of the vectors x (n, D)."""
+    if book.transform is None:
+        return x
+    forward, _, offset = (array.astype(np.float64) for array in book.transform)
+    return (x - offset) @ forward
+
+
+def _back(book: Any, z: Array) -> Array:
+    """The vectors (n, D) that go with what was quantised."""
+    if book.transform is None:
+        return z
+    _, back, offset = (array.astype(np.float64) for array in book.transform)
+    return z @ back + offset

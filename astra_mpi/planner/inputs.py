@@ -18,7 +18,7 @@ from astra_mpi.costs.strategies import Coding
 from astra_mpi.costs.types import assumed, kept_bytes, stored, weight_bytes
 from astra_mpi.errors import InputError
 from astra_mpi.files import hdf5
-from astra_mpi.files.codecfile import DTYPES, read_numbers
+from astra_mpi.files.codecfile import DTYPES, read_settings
 from astra_mpi.files.modelfile import read_config
 from astra_mpi.files.weightfile import stored_dtype
 from astra_mpi.models import FAMILIES
@@ -52,9 +52,7 @@ def read_storage(path: str) -> str:
 
 def _coding(file: Any) -> Coding:
     group = hdf5.group(file, "codec")
-    numbers: dict[str, Any] = read_numbers(group)
-    predict = hdf5.text(group, "predict") if "predict" in group.attrs else "none"
-    codec = CodecConfig(site=hdf5.text(group, "site"), kind=hdf5.text(group, "kind"), predict=predict, **numbers)
+    codec = read_settings(group)
     widths: list[int | None] = []
     ranks: list[int] = []
     names = ("keys_subspace", "values_subspace") if codec.site == "kv" else ("subspace",)

@@ -68,13 +68,35 @@ class Astra(FarCodes):
 
     @classmethod
     def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
-        return "the model has no codebooks; run `astra-mpi calibrate` first" if codec is None else None
+        if codec is None:
+            return "the model has no codebooks; run `astra-mpi calibrate` first"
+        if codec.config.near and any(config.windows):
+            return "more stages near slices are not for models with sliding windows; calibrate without --near"
+        return None
 
-    def message_bytes(self, layout: Layout) -> list[int]:
-        return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in layout.sent_counts]
+    def bytes_in(self, i: int, layout: Layout) -> list[int]:
+        codec, near = self.codec.blocks[i], self._near_counts(layout)
+        return [codec.message_bytes(int(n), int(m)) for n, m in zip(layout.sent_counts, near, strict=True)]
 
-    def bytes_of(self, reach: Reach) -> list[int]:
-        return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in reach.token_counts]
+    def _near_counts(self, layout: Layout) -> np.ndarray:
+        """(P,) how many of each rank's tokens have more codes."""
+        ends = 1 if layout.causal else 2
+        return np.minimum(layout.counts - layout.sink_counts, ends * self.codec.config.near).sum(axis=0)
+
+    def _near(self, rank: int) -> np.ndarray | None:
+        """(n_r,) which of a rank's tokens have more codes than the ordinary ones; None: all have the same."""
+        if not self.codec.config.near:
+            return None
+        if rank not in self._near_masks:
+            planned = self.planned
+            mask = near_ends((planned.counts - planned.sink_counts)[:, rank], self.codec.config.near, planned.causal)
+            self._near_masks[rank] = self.xp.asarray(mask)
+        return self._near_masks[rank]
+
+    def bytes_of(self, i: int, reach: Reach) -> list[int]:
+        codec, near = self.codec.blocks[i], self._near_counts(self.planned)
+        pairs = zip(reach.token_counts, near, strict=True)
+        return [codec.message_bytes(int(n), int(min(n, m))) for n, m in pairs]
 
     def wire_costs(self) -> Wire:
         return astra_wire(shape_of(self.config), coding_of(self.codec, self.remote.how))
@@ -111,11 +133,13 @@ class Astra(FarCodes):
         return FarKeys(block.keys_values(far), self.planned.far_offsets)
 
     def send(self, i: int, payload: np.ndarray) -> Pending:
+        near = self._near(self.planned.rank)
+        near = near if near is None or len(near) == len(payload) else near[:0]
         if self.states is None:
-            codes = self.codec.blocks[i].encode(payload, self.kernels)  # (n_r, C)
+            codes = self.codec.blocks[i].encode(payload, self.kernels, near)  # (n_r, C)
         else:
-            codes = self.states.codes(i, payload)
-        message = self.kernels.pack(codes, self.codec.config.bits)
+            codes = self.states.codes(i, payload, near)
+        message = self.codec.blocks[i].pack(codes, self.kernels, near)
         if self.cache is not None:
             self.cache.note_seen(i, codes)
         self.laps.mark("encode")
@@ -148,48 +172,49 @@ class Astra(FarCodes):
 
         Those that this rank does not hear of are zeros.
         """
-        config, planned, reach = self.codec.config, self.planned, self.reaches[i]
+        codec, planned, reach = self.codec.blocks[i], self.planned, self.reaches[i]
         counts = self._sent_counts(reach)
-        sent_bytes, _ = self._exchanged(reach)
+        sent_bytes, _ = self._exchanged(i)
         parts = []
         for rank, (message, n) in enumerate(zip(messages, counts, strict=True)):
             if self.missing[i, rank]:
                 parts.append(self.mean_codes[i].repeat(int(n), axis=0))
             elif rank in reach.far_ranks or (rank == planned.rank and sent_bytes[rank]):
-                parts.append(self.kernels.unpack(message, int(n), config.codes_per_token, config.bits))
+                parts.append(codec.unpack(message, int(n), self.kernels, self._near(rank)))
             else:
-                parts.append(self.xp.zeros((int(n), config.codes_per_token), self.mean_codes[i].dtype))
+                parts.append(self.xp.zeros((int(n), codec.n_codes), self.mean_codes[i].dtype))
         codes = self.xp.concatenate(parts)
-        if codes.size and config.codebook_size < 1 << config.bits:  # else every code is one of an entry
+        bad = codec.misfit(codes) if codes.size else None
+        if bad is not None:  # else every code is one of an entry
             if self.xp is np:
-                self._check(codes, counts)
+                self._check(i, bad, counts)
             else:  # looked at after the last block, so that no block waits for the device
-                self._unchecked.append((codes, counts))
-                codes = self.xp.minimum(codes, codes.dtype.type(config.codebook_size - 1))
+                self._unchecked.append((i, bad, counts))
+                codes = codec.clipped(codes)
         return codes
 
     def _sent_counts(self, reach: Reach) -> np.ndarray:
         """(P,) tokens in each rank's message, with those that the last one of a forward exchange would send."""
         return self.planned.token_counts if reach.sent is None else reach.token_counts
 
-    def _check(self, codes: np.ndarray, counts: np.ndarray) -> None:
-        """Raise AstraError where a code (sum n_r, C) of ranks with n_r tokens each is not one of an entry."""
-        size = self.codec.config.codebook_size
-        if codes.max() >= size:
-            ends = displs(counts)
-            rank = int(np.searchsorted(ends, (codes >= size).any(axis=1).argmax(), "right")) - 1
+    def _check(self, i: int, bad: np.ndarray, counts: np.ndarray) -> None:
+        """Raise AstraError where a token of block i is bad (sum n_r,), of ranks with n_r tokens each."""
+        if bad.any():
+            size, ends = self.codec.blocks[i].size, displs(counts)
+            rank = int(np.searchsorted(ends, bad.argmax(), "right")) - 1
             raise AstraError(f"a code from rank {rank} is not below codebook size {size}: corrupt message")
 
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
-        self._unchecked: list[tuple[np.ndarray, np.ndarray]] = []
+        self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._near_masks: dict[int, np.ndarray] = {}
         #: the last rank where tokens look back only
         self.unheard = layout.forward and layout.rank == self.exchange.size - 1
         self._far_turns: dict[tuple[int, bytes], np.ndarray] = {}  # of far tokens that are kept
 
     def answered(self, x: np.ndarray) -> np.ndarray:
-        for codes, counts in self._unchecked:
-            self._check(to_host(codes), counts)
+        for i, bad, counts in self._unchecked:
+            self._check(i, to_host(bad), counts)
         return x
 
     def _mean_codes(self, i: int) -> np.ndarray:
@@ -199,7 +224,7 @@ class Astra(FarCodes):
 
     def _counted(self, i: int, far: np.ndarray, offsets: np.ndarray) -> FarKeys:
         """Far codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
-        size, table = self.codec.config.codebook_size, self.remote.tables[i]
+        size, table = self.codec.blocks[i].size, self.remote.tables[i]
         if self.packed:
             values, bias, ends = self.kernels.distinct(far, beside(far, offsets), size)
             starts = np.arange(len(offsets), dtype=np.int64) * size
@@ -259,6 +284,15 @@ class Astra(FarCodes):
         self.exchange.comm.Allgather(self.missing, missing)
         means = [to_host(codes)[0] for codes in self.mean_codes] if self.exchange.missing.treatment == "mean" else None
         return {"missing": missing.transpose(1, 0, 2), "stand_in": means}
+
+
+def near_ends(counts: np.ndarray, near: int, causal: bool) -> np.ndarray:
+    """counts (B,) of the tokens of a slice of each sequence -> (sum,) whether a token is one of the last `near`, or of
+    the first, which tokens of other slices look at in encoders only."""
+    masks = [np.arange(n) >= n - near for n in counts]
+    if not causal:
+        masks = [mask | (np.arange(len(mask)) < near) for mask in masks]
+    return np.concatenate([np.empty(0, bool), *masks])
 
 
 def _as_items(codes: np.ndarray) -> np.ndarray:

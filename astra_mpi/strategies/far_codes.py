@@ -53,7 +53,7 @@ class FarCodes(TokenParallel):
         if table.rows is not None and self.plain:
             if not self.packed:
                 return CountedKeys(table.rows, codes, self.kernels)
-            size = self.codec.config.codebook_size
+            size = self.codec.blocks[i].size
             return SeenCounts(beside(codes, table.rows), *self.kernels.distinct(codes, beside(codes, offsets), size))
         if self.packed:
             return SeenCodes(table, codes, turns, offsets, self.kernels, self.dtype)
@@ -83,22 +83,23 @@ class FarCodes(TokenParallel):
 
     @property
     def continues(self) -> bool:  # type: ignore[override]
-        return not self.first_coded
+        return not self.first_coded and not self.codec.config.near
 
     def as_seen(self, i: int, payload: np.ndarray) -> np.ndarray:
         return self.codec.blocks[i].encode(payload, self.kernels)
 
-    def seen_bytes(self, n_tokens: int) -> int:
-        return -(-n_tokens * self.codec.config.bits_per_token // 8)
+    def seen_bytes(self, i: int, n_tokens: int) -> int:
+        return self.codec.blocks[i].message_bytes(n_tokens)
 
-    def pack_seen(self, seen: np.ndarray) -> np.ndarray:
-        return self.kernels.pack(seen, self.codec.config.bits)
+    def pack_seen(self, i: int, seen: np.ndarray) -> np.ndarray:
+        return self.codec.blocks[i].pack(seen, self.kernels)
 
-    def unpack_seen(self, message: np.ndarray, n_tokens: int) -> np.ndarray:
-        config = self.codec.config
-        codes = self.kernels.unpack(message, n_tokens, config.codes_per_token, config.bits)
-        if codes.size and int(codes.max()) >= config.codebook_size:
-            raise AstraError(f"a code is not below codebook size {config.codebook_size}: corrupt message")
+    def unpack_seen(self, i: int, message: np.ndarray, n_tokens: int) -> np.ndarray:
+        codec = self.codec.blocks[i]
+        codes = codec.unpack(message, n_tokens, self.kernels)
+        bad = codec.misfit(codes)
+        if bad is not None and bool(bad.any()):
+            raise AstraError(f"a code is not below codebook size {codec.size}: corrupt message")
         return codes
 
     def kept_of(self, i: int, seen: np.ndarray, turns: np.ndarray | None) -> Kept:

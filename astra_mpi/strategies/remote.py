@@ -57,8 +57,9 @@ def _faster(blocks: list[Block], codec: Codec, kernels: ModuleType) -> int:
     config = codec.config
     if config.site != "kv" and _table_bytes(blocks, codec) > TABLE_LIMIT_BYTES:
         return WAYS.index("gemm")
-    draw = np.random.default_rng(0).integers(0, config.codebook_size, (_PROBE_TOKENS, config.codes_per_token))
-    codes = blocks[0].scratch.xp.asarray(draw.astype(np.uint8 if config.codebook_size <= 256 else np.uint16))
+    sizes = np.concatenate([np.full(book.n_codes, book.size) for book in codec.blocks[0].codebooks])
+    draw = np.random.default_rng(0).integers(0, sizes, (_PROBE_TOKENS, len(sizes)))
+    codes = blocks[0].scratch.xp.asarray(draw.astype(np.uint8 if codec.blocks[0].size <= 256 else np.uint16))
     return int(np.argmin([_time_s(_far_table(blocks[0], codec, 0, how, kernels), codes, kernels) for how in WAYS]))
 
 

@@ -26,11 +26,14 @@ class States:
         self._own_block = self._far_block = 0
         self._expected: np.ndarray | None = None
 
-    def codes(self, i: int, normed: np.ndarray) -> np.ndarray:
-        """Codes (n_r, C) of the attention inputs (n_r, D) of own tokens in block i, which their states then follow."""
+    def codes(self, i: int, normed: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """Codes (n_r, C) of the attention inputs (n_r, D) of own tokens in block i, which their states then follow.
+
+        near (n_r,): which tokens have all codes; None: all.
+        """
         self.expect_own(i)
         block = self.codec.blocks[i]
-        codes = block.encode(normed - self.own, self.kernels)
+        codes = block.encode(normed - self.own, self.kernels, near)
         self.own += block.decode(codes, self.kernels)
         return codes
 

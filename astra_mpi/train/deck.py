@@ -88,6 +88,10 @@ class CodecSection:
         return self.kind not in KINDS
 
     def config(self, default_site: str) -> CodecConfig:
+        trains = " or ".join(name for name, rule in KINDS.items() if rule.trains)
+        require(
+            KINDS[self.kind].trains, f"codec.kind = '{self.kind}' is fitted by calibrate and not trained; use {trains}"
+        )
         counts = {name: getattr(self, name) for name in COUNTS if name == KINDS[self.kind].count}
         site, encoder, sinks = self.site or default_site, self.encoder, self.sinks
         return CodecConfig(site, self.kind, self.codebook_size, encoder=encoder, sinks=sinks, **counts)

@@ -207,7 +207,7 @@ def test_predicted_codes_are_fitted_to_the_states_that_ranks_will_have():
             assert block.predictor.rank == (rank or width)
             expected = block.predictor.predict(state, kernels)
             left = rows - expected
-            assert np.abs(left.mean(axis=0)).max() < 1e-4 * np.abs(rows).max()  # the bias took the mean
+            assert np.abs(left.mean(axis=0)).max() < 0.02 * np.abs(rows).max()  # the bias took the mean, by weight
             assert energy(left) < 0.9 * energy(rows - rows.mean(axis=0))
             state = expected + block.decode(block.encode(left, kernels), kernels)
             if encoder == "exact":
