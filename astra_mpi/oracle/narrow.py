@@ -14,6 +14,8 @@ Array = NDArray[Any]
 #: to bfloat16 in the former
 NARROW = ("bfloat16", "int8")
 WEIGHTS_ONLY = {"bfloat16": "bfloat16 weights", "int8": "int8 weights"}
+#: what moves one rounding in some tens, relative to the numbers of a row
+_LITTLE = {"bfloat16": 2.0**-14, "int8": 2.0**-13}
 
 
 class InBlocks(np.ndarray):
@@ -24,32 +26,44 @@ class InBlocks(np.ndarray):
 class Rounding:
     """What becomes of the factors of products, by the type of these.
 
-    draw: activations are rounded to one of their two neighbours by chance, the nearer one more often, so that the
-    mean is exact; without it to the nearest. It shows what a pass makes of roundings.
+    With `draw`, activations are rounded otherwise. By chance: to one of their two neighbours, the nearer one more
+    often, so that the mean is exact. Else to the nearest after a little noise, which moves one rounding in some tens,
+    until what becomes of these has moved the others too. So ranks and oracle differ.
     """
 
     compute: str = "float32"
     draw: np.random.Generator | None = None
+    by_chance: bool = False
 
     def product(self, x: Array, weight: Array) -> Array:
         """x (n, k) @ weight (k, m) in float64, after rounding: "bfloat16" every number, "int8" x by rows, 256
         numbers at a time, weight by columns; of WEIGHTS_ONLY not x; "float32" nothing."""
-        compute = self.compute
+        compute, x, chance = self.compute, self._moved(x), self._chance
         if isinstance(weight, InBlocks):
             weight = weight.view(np.ndarray)
             if compute.startswith("int8"):
-                return eight_bits(x.reshape(len(x), -1, 32), self.draw).reshape(x.shape) @ weight
+                return eight_bits(x.reshape(len(x), -1, 32), chance).reshape(x.shape) @ weight
         if compute.startswith("bfloat16"):
             weight = bfloat16(weight)
         elif compute.startswith("int8"):
             weight = eight_bits(weight.T).T
         if compute in NARROW:
-            x = bfloat16(x, self.draw) if compute == "bfloat16" else in_groups(x, self.draw)
+            x = bfloat16(x, chance) if compute == "bfloat16" else in_groups(x, chance)
         return x @ weight
 
     def of_attention(self, x: Array) -> Array:
         """A factor of one of attention's two products."""
-        return bfloat16(x, self.draw) if self.compute in NARROW else x
+        return bfloat16(self._moved(x), self._chance) if self.compute in NARROW else x
+
+    @property
+    def _chance(self) -> np.random.Generator | None:
+        return self.draw if self.by_chance else None
+
+    def _moved(self, x: Array) -> Array:
+        if self.draw is None or self.by_chance or self.compute not in NARROW:
+            return x
+        scale = np.sqrt((x**2).mean(axis=-1, keepdims=True))
+        return x + self.draw.normal(0, _LITTLE[self.compute], x.shape) * scale
 
 
 EXACT = Rounding()

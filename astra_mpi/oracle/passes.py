@@ -44,21 +44,23 @@ class Passes:
         if not terms and self._exact is not None:
             return self._exact
         narrow = self.compute in NARROW
-        spreads = Spreads(lambda seed: self._sequences(layout, terms, seed), self.floor, by_chance=narrow)
+        spreads = Spreads(lambda **how: self._sequences(layout, terms, **how), self.floor, rounded=narrow)
         if not terms:
             self._exact = spreads
         return spreads
 
-    def _sequences(self, layout: Layout, terms: dict[str, Any], seed: int | None) -> list[OracleResult]:
+    def _sequences(
+        self, layout: Layout, terms: dict[str, Any], seed: int | None = None, by_chance: bool = False
+    ) -> list[OracleResult]:
         draw = None if seed is None else np.random.default_rng(seed)
-        return [self._sequence(layout, terms, s, draw) for s in range(len(layout.counts))]
+        return [self._sequence(layout, terms, s, draw, by_chance) for s in range(len(layout.counts))]
 
     def _sequence(
-        self, layout: Layout, terms: dict[str, Any], s: int, draw: np.random.Generator | None
+        self, layout: Layout, terms: dict[str, Any], s: int, draw: np.random.Generator | None, by_chance: bool
     ) -> OracleResult:
         """Codes and rounded rows are the engine's own: the oracle uses and judges them."""
         tokens, first = self.inputs[s], displs(layout.lengths)
-        options: dict[str, Any] = {**terms, "compute": self.compute, "draw": draw}
+        options: dict[str, Any] = {**terms, "compute": self.compute, "draw": draw, "by_chance": by_chance}
         if self.mask is not None:
             keep = np.asarray(self.mask[s], bool)
             options["positions"] = np.flatnonzero(keep)

@@ -64,6 +64,7 @@ def oracle(
     told: ArrayLike | None = None,
     compute: str = "float32",
     draw: np.random.Generator | None = None,
+    by_chance: bool = False,
 ) -> OracleResult:
     """Forward pass of one sequence as `size` ranks would compute it; without options, the exact one of one rank.
 
@@ -81,12 +82,12 @@ def oracle(
     ratio: far slices are seen as means of so many consecutive tokens. An owner's tokens must then be consecutive.
     parts: per block None, or the weights of the `size` sub-blocks of width D / size that take its place.
     told: of a decoder's conversation, whose ranks hold tokens in any order, (T,) which of them others were sent.
-    compute: "bfloat16" or "int8": the factors of products of blocks and head are rounded (`narrow.py`). draw: by
-    chance, which shows how much of the answer hangs on roundings.
+    compute: "bfloat16" or "int8": the factors of products of blocks and head are rounded (`narrow.py`). draw:
+    otherwise, or by_chance, which shows how much of the answer hangs on roundings.
     merged: so many tokens at the end see the exact keys of all ranks, as ranks that merge their softmaxes do.
     Raises ValueError if `owner` does not fit `tokens` or `size`.
     """
-    rounding = Rounding(compute, draw)
+    rounding = Rounding(compute, draw, by_chance)
     exact = codec is None and wire == "float32" and not ratio
     owner, n_ranks = np.asarray(owner, np.int64), 1 if exact else size
     owner = np.zeros_like(owner) if exact else owner

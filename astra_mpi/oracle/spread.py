@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 
 import numpy as np
 
@@ -10,12 +11,12 @@ from astra_mpi.oracle.layers import Array
 from astra_mpi.oracle.reference import OracleResult
 from astra_mpi.oracle.tolerance import Tolerance
 
-#: the largest of a few draws says little of the tail beyond; roundings by chance err by 1.2 times those of ranks
+#: the largest of a few draws says little of the tail beyond
 _FACTOR = 3.0
 #: of means, which vary less
 _FACTOR_OF_MEANS = 2.0
-#: passes with roundings by chance: at first, and at most, of what the first few do not explain
-_FEW, _MANY = 2, 8
+#: passes with a little noise, and after these at most so many with roundings by chance
+_FEW, _BY_CHANCE = 2, 6
 
 
 def off_by(got: Array, ref: Array) -> Array:
@@ -25,7 +26,7 @@ def off_by(got: Array, ref: Array) -> Array:
 
 
 class Spread:
-    """Of one sequence: the largest differences between the oracle's pass and passes with roundings by chance."""
+    """Of one sequence: the largest differences between the oracle's pass and passes that round otherwise."""
 
     def __init__(self, expected: OracleResult, floor: Tolerance) -> None:
         self.expected, self.floor = expected, floor
@@ -65,23 +66,27 @@ class Spread:
 
 
 class Spreads:
-    """Of all sequences. make: the oracle's pass of each, with roundings by chance from a seed, or None: as ranks round.
-    by_chance: False where no activation is rounded, so that the floor alone is accepted."""
+    """Of all sequences. make: the oracle's pass of each as ranks round, or otherwise: from a seed, perhaps by chance.
+    rounded: False where no activation is, so that the floor alone is accepted."""
 
-    def __init__(self, make: Callable[[int | None], Sequence[OracleResult]], floor: Tolerance, by_chance: bool) -> None:
-        self._make, self._made, self._most = make, 0, _MANY if by_chance else 0
-        self.each = [Spread(want, floor) for want in make(None)]
-        for _ in range(_FEW):
-            self.widen()
+    def __init__(self, make: Callable[..., Sequence[OracleResult]], floor: Tolerance, rounded: bool) -> None:
+        self._make, self._most, self._made = make, _BY_CHANCE if rounded else 0, 0
+        self.near = [Spread(want, floor) for want in make()]
+        for seed in range(_FEW if rounded else 0):
+            self._widen(self.near, seed, by_chance=False)
+        self.by_chance = [copy(spread) for spread in self.near]
 
     def widen(self) -> bool:
-        """Take one more pass into account; False: there have been enough."""
+        """Take one more pass with roundings by chance into `by_chance`; False: there have been enough."""
         if self._made == self._most:
             return False
-        for spread, drawn in zip(self.each, self._make(self._made), strict=True):
-            spread.widen(drawn)
+        self._widen(self.by_chance, _FEW + self._made, by_chance=True)
         self._made += 1
         return True
+
+    def _widen(self, spreads: list[Spread], seed: int, by_chance: bool) -> None:
+        for spread, drawn in zip(spreads, self._make(seed=seed, by_chance=by_chance), strict=True):
+            spread.widen(drawn)
 
 
 def _apart(rows: Array, ref: Array) -> Array:

@@ -69,7 +69,7 @@ def test_roundings_by_chance_change_answers_about_as_much_as_rounding(family, co
 
     def hidden(compute, seed=None):
         draw = None if seed is None else np.random.default_rng(seed)
-        return oracle(config, weights, inputs[0], owner, 1, compute=compute, draw=draw).hidden
+        return oracle(config, weights, inputs[0], owner, 1, compute=compute, draw=draw, by_chance=True).hidden
 
     rounded = hidden(compute)
     by_rounding = np.abs(rounded - hidden("float32")).mean()
