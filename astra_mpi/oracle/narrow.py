@@ -15,7 +15,7 @@ Array = NDArray[Any]
 NARROW = ("bfloat16", "int8")
 WEIGHTS_ONLY = {"bfloat16": "bfloat16 weights", "int8": "int8 weights"}
 #: what moves one rounding in some tens, relative to the numbers of a row
-_LITTLE = {"bfloat16": 2.0**-14, "int8": 2.0**-13}
+_LITTLE = {"bfloat16": 2.0**-14, "int8": 2.0**-11}
 
 
 class InBlocks(np.ndarray):
