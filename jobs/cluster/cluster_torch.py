@@ -4,9 +4,9 @@ mpirun -n 4 python jobs/cluster/cluster_torch.py MODEL.h5 [--codebooks FILE.h5] 
     [--network 10Mbps] [--speed 2] [--rivals torch,torch-bfloat16] [--rounds 7]
 jobs/cluster/cluster.sh run 4 python jobs/cluster/cluster_torch.py MODEL.h5 --network real
 Without a cluster, clocks are virtual: CPU seconds of every rank times --speed (2: nodes of half a core), and the
-exchanges of --network by arithmetic (docs/explanation/network.md); the rival's are its CPU seconds times --speed. On the
-emulated cluster all is wall time. Counted keys are off. All take turns; medians in ms, ratios are medians over rounds;
-JSON last.
+exchanges of --network by arithmetic (docs/explanation/network.md); the rival's are its CPU seconds times --speed. On
+the emulated cluster all is wall time. Counted keys are off. All take turns; medians in ms, ratios are medians over
+rounds; JSON last.
 """
 
 from __future__ import annotations
