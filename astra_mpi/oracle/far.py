@@ -22,7 +22,8 @@ class Far:
         self.owner = owner  # (m,) the rank that holds each row seen
         self.bias = np.zeros(len(owner))  # (m,) added to the scores of its key
         self.flips = 0
-        self.worst_gap = 0.0
+        self.sites: list[Array] = []  # per block that is coded or rounded: (T, width), the rows before
+        self.gaps: list[Array] = []  # beside these (T,): by how much what is given errs more than the oracle's own
         self.causal, self.heard = False, np.ones(len(owner), bool)
         self.judged = self.heard
         self.in_order = False
@@ -44,6 +45,16 @@ class Far:
     def __call__(self, i: int, *parts: Array) -> list[Array]:
         """Each part (T, width) of block i as other ranks see it, (m, width)."""
         raise NotImplementedError
+
+    def judge(self, rows: Array) -> Array:
+        """The gaps (T,), to be filled, of what is given for the rows (T, width)."""
+        self.sites.append(rows)
+        self.gaps.append(np.zeros(len(rows)))
+        return self.gaps[-1]
+
+    @property
+    def worst_gap(self) -> float:
+        return float(np.concatenate([*self.gaps, np.zeros(1)]).max())
 
     def visible(self, i: int, rank: Array) -> Array:
         """(rows, m): what rows on the ranks `rank` (rows,) see in block i, which is what is not their own."""
@@ -81,6 +92,7 @@ class Rounded(Far):
 
     def __call__(self, i: int, *parts: Array) -> list[Array]:
         rows = np.concatenate(parts, axis=1)
+        gaps = self.judge(rows)
         largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)  # (T, 1)
         if self.wire == "float16":
             step = np.spacing(np.abs(rows).astype(np.float16)).astype(np.float64)
@@ -93,8 +105,7 @@ class Rounded(Far):
             used = np.where(self.judged[:, None], used, own)
             self.flips += int((np.abs(used - own) > step / 2).sum())
             excess = np.abs(used - rows) - np.abs(own - rows)
-            gaps = excess / np.where(largest > 0, largest, 1)
-            self.worst_gap = max(self.worst_gap, float(gaps.max(initial=0)))
+            gaps[:] = (excess / np.where(largest > 0, largest, 1)).max(axis=1, initial=0)
         return np.split(used, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
 
 
@@ -139,15 +150,17 @@ class Quantised(Far):
         used = np.empty((len(parts[0]), sum(n_codes)), np.int64)  # (T, C)
         if self.given is not None:
             used[:] = self.given[i - self.first]
-        seen = []
+        seen, gaps = [], self.judge(np.concatenate(parts, axis=1))
         for book, part, codes in zip(books, parts, np.split(used, np.cumsum(n_codes)[:-1], axis=1), strict=True):
             basis = None if book.basis is None else book.basis.astype(np.float64)
             entries = book.entries.astype(np.float64)
             searched = entries if basis is None else entries @ basis  # (C, K, W or d)
-            rows = [
-                self._row(book.kind, entries, searched, basis, row, codes[t], self.given is not None and self.judged[t])
-                for t, row in enumerate(part)
-            ]
+            given = self.judged if self.given is not None else np.zeros(len(part), bool)
+            rows = []
+            for t, row in enumerate(part):
+                quantised, gap = self._row(book.kind, entries, searched, basis, row, codes[t], given[t])
+                gaps[t] = max(gaps[t], gap)
+                rows.append(quantised)
             seen.append(np.reshape(rows, part.shape))
         self.codes.append(used)
         if self.stand_in is not None:
@@ -165,10 +178,10 @@ class Quantised(Far):
         row: Array,
         codes: Array,
         given: bool,
-    ) -> Array:
+    ) -> tuple[Array, float]:
         """Quantise one row (D,) with entries (C, K, W); fills `codes` (C,), or checks given ones.
 
-        Returns the approximation (D,).
+        Returns the approximation (D,), and the gap.
 
         With a basis (W, d), distances are those of the projections, `searched` (C, K, d) of the entries.
         The gap of a given code is (its distance - the best distance) / (its distance + ||row||^2), between 0 and 1: a
@@ -177,7 +190,7 @@ class Quantised(Far):
         """
         rule, (n_codes, _, width) = KINDS[kind], entries.shape
         chosen: list[Array] = []
-        target = None
+        target, gap = None, 0.0
         for c in range(n_codes):
             target = rule.target(c, row[None], target, chosen[-1] if chosen else None, width)  # (1, W)
             sought = target[0] if basis is None else target[0] @ basis
@@ -189,9 +202,9 @@ class Quantised(Far):
                 excess = distances[codes[c]] - distances[best]
                 self.flips += 1
                 if excess > 0:
-                    self.worst_gap = max(self.worst_gap, float(excess / (distances[codes[c]] + row @ row)))
+                    gap = max(gap, float(excess / (distances[codes[c]] + row @ row)))
             chosen.append(entries[c, codes[c]][None])
-        return rule.combine(np.stack(chosen), len(row))[0]
+        return rule.combine(np.stack(chosen), len(row))[0], gap
 
 
 def _entry(book: Any, codes: Array) -> Array:
