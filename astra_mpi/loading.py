@@ -26,6 +26,8 @@ from astra_mpi.strategies import AUTO, STRATEGIES, coded_form, parse_request
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from astra_mpi.planner.trial import Items
+
 
 def load(
     path: str,
@@ -54,6 +56,7 @@ def load(
     watchdog: str | None = None,
     tokens: int | None = None,
     new_tokens: int = 0,
+    items: Items | None = None,
 ) -> Model:
     """Load the model file at `path` on every rank of `comm`. Collective.
 
@@ -75,7 +78,8 @@ def load(
     missing: codes are dropped ("drop"), replaced ("mean") or go without ("predict"); "auto" is the last where codes
     are of what a prediction misses, else the first. seed: of what is lost. docs/explanation/network.md has
     them all. watchdog: such as "60s" (None: 300 s), how long a rank waits for a silent one before it names it and ends
-    all by MPI's Abort (docs/explanation/faults.md); "0": for ever.
+    all by MPI's Abort (docs/explanation/faults.md); "0": for ever. items: opens those of a job, on which compute =
+    "auto" tries types of products; without them, it takes sample texts (images: random ones).
 
     Raises InputError on all ranks alike: files that cannot be read or differ between ranks, or options that do not fit.
     """
@@ -126,9 +130,10 @@ def load(
     )
     chosen = None
     if compute == AUTO_COMPUTE:
+        from astra_mpi.inputs.samples import sample_texts
         from astra_mpi.planner.compute import choose_compute  # above this module: it runs the model
 
-        backend_there, chosen = choose_compute(file, comm)
+        backend_there, chosen = choose_compute(file, comm, items or sample_texts)
     else:
         backend_there = get_backend(backend, comm, transport, precision, compute)
     model = Model(file, comm, backend_there, speeds, conditions)

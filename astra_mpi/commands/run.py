@@ -80,6 +80,7 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
     Without a strategy where the deck leaves it to `choose_for_job`, which knows the first batch.
     """
     from astra_mpi.device.backend import AUTO_COMPUTE
+    from astra_mpi.job.tasks import first_items
     from astra_mpi.loading import load
 
     parallel = deck.parallel
@@ -99,4 +100,5 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
         normalize=deck.task.normalize,
         **{name: getattr(parallel, name) for name in _CONDITIONS},
         seed=deck.run.seed,
+        items=partial(first_items, deck),
     )

@@ -20,10 +20,13 @@ from astra_mpi.inputs.windows import WindowSource, open_windows, window_scores
 from astra_mpi.job import generation
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.decoder import Decoder
+from astra_mpi.planner.trial import ITEMS
 from astra_mpi.ranks.broadcast import broadcast_integers
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from astra_mpi.engine import Model
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -202,3 +205,14 @@ TASKS: dict[str, type[Embed]] = {
     "perplexity": Perplexity,
     "generate": Generate,
 }
+
+
+def first_items(deck: Deck, model: Model) -> tuple[str, np.ndarray, np.ndarray | None]:
+    """On one rank: in words, inputs and mask of some of the job's items, from its beginning to its end.
+
+    InputError on what the model cannot take.
+    """
+    check_task(deck, model.config)
+    source = TASKS[deck.task.name](deck, model, model.comm, {}).open()
+    n = source.n_items
+    return "items of the job", *source.batch(0, n, max(1, n // ITEMS))

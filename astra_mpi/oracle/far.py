@@ -23,7 +23,8 @@ class Far:
         self.owner = owner  # (m,) the rank that holds each row seen
         self.bias = np.zeros(len(owner))  # (m,) added to the scores of its key
         self.flips = 0
-        self.worst_gap = 0.0
+        self.sites: list[Array] = []  # per block that is coded or rounded: (T, width), the rows before
+        self.gaps: list[Array] = []  # beside these (T,): by how much what is given errs more than the oracle's own
         self.causal, self.heard = False, np.ones(len(owner), bool)
         self.judged = self.heard
         self.in_order = False
@@ -51,6 +52,16 @@ class Far:
     def __call__(self, i: int, *parts: Array) -> list[Array]:
         """Each part (T, width) of block i as other ranks see it, (m, width)."""
         raise NotImplementedError
+
+    def judge(self, rows: Array) -> Array:
+        """The gaps (T,), to be filled, of what is given for the rows (T, width)."""
+        self.sites.append(rows)
+        self.gaps.append(np.zeros(len(rows)))
+        return self.gaps[-1]
+
+    @property
+    def worst_gap(self) -> float:
+        return float(np.concatenate([*self.gaps, np.zeros(1)]).max())
 
     def visible(self, i: int, rank: Array) -> Array:
         """(rows, m): what rows on the ranks `rank` (rows,) see in block i, which is what is not their own."""
@@ -88,6 +99,7 @@ class Rounded(Far):
 
     def __call__(self, i: int, *parts: Array) -> list[Array]:
         rows = np.concatenate(parts, axis=1)
+        gaps = self.judge(rows)
         largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)  # (T, 1)
         if self.wire == "float16":
             step = np.spacing(np.abs(rows).astype(np.float16)).astype(np.float64)
@@ -100,8 +112,7 @@ class Rounded(Far):
             used = np.where(self.judged[:, None], used, own)
             self.flips += int((np.abs(used - own) > step / 2).sum())
             excess = np.abs(used - rows) - np.abs(own - rows)
-            gaps = excess / np.where(largest > 0, largest, 1)
-            self.worst_gap = max(self.worst_gap, float(gaps.max(initial=0)))
+            gaps[:] = (excess / np.where(largest > 0, largest, 1)).max(axis=1, initial=0)
         return np.split(used, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
 
 
@@ -148,44 +159,39 @@ class Quantised(Far):
             seen = [np.concatenate([rows, np.tile(_entry(book, codes), (len(rows), 1))]) for rows, book, codes in pairs]
         return seen
 
-    def approximated(self, i: int, parts: Sequence[Array], squares: Array | None = None) -> list[Array]:
-        """What the codes of each part (T, width) stand for. squares (T,): of the vectors that parts are left of."""
+    def approximated(self, i: int, parts: Sequence[Array], whole: Array | None = None) -> list[Array]:
+        """What the codes of each part (T, width) stand for. whole (T, width): vectors that parts are left of."""
         books = self.codec.blocks[i].codebooks
         n_codes = [len(book.entries) + (len(book.head.entries) if book.head else 0) for book in books]
         used = np.empty((len(parts[0]), sum(n_codes)), np.int64)  # (T, C)
         if self.given is not None:
             used[:] = self.given[i - self.first]
-        seen = []
+        seen, gaps = [], self.judge(np.concatenate(parts, axis=1) if whole is None else whole)
         for book, part, codes in zip(books, parts, np.split(used, np.cumsum(n_codes)[:-1], axis=1), strict=True):
-            of_part = np.einsum("td,td->t", part, part) if squares is None else squares
+            of_part = np.square(part if whole is None else whole).sum(axis=1)
             rows, first = np.zeros(part.shape), 0
             if book.head is not None:
                 first = len(book.head.entries)
-                rows = self._rows(book.head, part, codes[:, :first], of_part)
-            seen.append(rows + self._rows(book, part - rows, codes[:, first:], of_part))
+                rows = self._rows(book.head, part, codes[:, :first], of_part, gaps)
+            seen.append(rows + self._rows(book, part - rows, codes[:, first:], of_part, gaps))
         self.codes.append(used)
         return seen
 
-    def _rows(self, book: Any, part: Array, codes: Array, squares: Array) -> Array:
-        """What a codebook's codes but those of its head, (T, C), stand for, of the vectors (T, width)."""
+    def _rows(self, book: Any, part: Array, codes: Array, squares: Array, gaps: Array) -> Array:
+        """What a codebook's codes but those of its head, (T, C), stand for, of the vectors (T, width).
+
+        squares (T,): of what these are left of; gaps (T,) become at least these codes' own.
+        """
         basis = None if book.basis is None else book.basis.astype(np.float64)
         entries = book.entries.astype(np.float64)
         searched = entries if basis is None else entries @ basis  # (C, K, W or d)
-        near = self._near_ends()
-        rows = [
-            self._row(
-                book.kind,
-                entries,
-                searched,
-                basis,
-                row,
-                codes[t],
-                self.given is not None and self.judged[t],
-                squares[t],
-                None if book.ordinary is None or near[t] else book.ordinary,
-            )
-            for t, row in enumerate(_forward(book, part))
-        ]
+        near, given = self._near_ends(), self.judged if self.given is not None else np.zeros(len(part), bool)
+        rows = []
+        for t, row in enumerate(_forward(book, part)):
+            n_sought = None if book.ordinary is None or near[t] else book.ordinary
+            found = self._row(book.kind, entries, searched, basis, row, codes[t], given[t], squares[t], n_sought)
+            rows.append(found[0])
+            gaps[t] = max(gaps[t], found[1])
         return np.reshape(_back(book, np.array(rows)), part.shape) if rows else part
 
     def _near_ends(self) -> Array:
@@ -210,10 +216,10 @@ class Quantised(Far):
         given: bool,
         square: float,
         n_sought: int | None,
-    ) -> Array:
+    ) -> tuple[Array, float]:
         """Quantise one row (D,) with entries (C, K, W); fills `codes` (C,), or checks given ones.
 
-        Returns the approximation (D,).
+        Returns the approximation (D,), and the gap.
 
         With a basis (W, d), distances are those of the projections, `searched` (C, K, d) of the entries.
         The gap of a given code is (its distance - the best distance) / (its distance + square), between 0 and 1, where
@@ -222,13 +228,13 @@ class Quantised(Far):
         """
         rule, (n_codes, _, width) = KINDS[kind], entries.shape
         chosen: list[Array] = []
-        target = None
+        target, gap = None, 0.0
         for c in range(n_codes):
             if n_sought is not None and c >= n_sought:  # an ordinary token has no such code: the last entry is 0
                 if not given:
                     codes[c] = len(entries[c]) - 1
                 elif codes[c] != len(entries[c]) - 1:
-                    self.worst_gap = 1.0
+                    gap = 1.0
                 chosen.append(entries[c, codes[c]][None])
                 continue
             target = rule.target(c, row[None], target, chosen[-1] if chosen else None, width)  # (1, W)
@@ -241,9 +247,9 @@ class Quantised(Far):
                 excess = distances[codes[c]] - distances[best]
                 self.flips += 1
                 if excess > 0:
-                    self.worst_gap = max(self.worst_gap, float(excess / (distances[codes[c]] + square)))
+                    gap = max(gap, float(excess / (distances[codes[c]] + square)))
             chosen.append(entries[c, codes[c]][None])
-        return rule.combine(np.stack(chosen), len(row))[0]
+        return rule.combine(np.stack(chosen), len(row))[0], gap
 
 
 def _entry(book: Any, codes: Array) -> Array:

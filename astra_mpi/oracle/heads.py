@@ -7,23 +7,24 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.oracle.layers import Array, Weights, activated, attention, linear, normalised
+from astra_mpi.oracle.narrow import EXACT, Rounding
 
 #: families that answer for a text or an image; the others tell the next token
 ENCODERS = ("vit", "bert", "encoder", "causal_encoder")
 
 
-def answer(config: Any, weights: Weights, hidden: Array, compute: str = "float32") -> Array:
+def answer(config: Any, weights: Weights, hidden: Array, rounding: Rounding = EXACT) -> Array:
     """Hidden states (n_class + T, D), or a decoder's logits (T, V) -> what a forward pass answers.
 
-    compute: of the classifier's product (`narrow.py`); poolers and projections are not rounded.
+    rounding: of the classifier's product (`narrow.py`); poolers and projections are not rounded.
     """
     if config.family == "vit":
-        return image_head(config, weights, hidden, compute)
+        return image_head(config, weights, hidden, rounding)
     if config.family not in ENCODERS:
         return hidden[-1] if len(hidden) else np.zeros(hidden.shape[1])
     output = _pooled(config, weights, hidden)
     if getattr(config, "n_classes", 0):
-        return linear(output[None], weights, "head", compute)[0]
+        return linear(output[None], weights, "head", rounding)[0]
     for i, name in enumerate(getattr(config, "dense_activations", ())):
         output = linear(output, weights, f"dense.{i}")
         output = output if name == "identity" else activated(output, name)
@@ -48,13 +49,13 @@ def _pooled(config: Any, weights: Weights, hidden: Array) -> Array:
     return dense(hidden[0] if over == "cls" else hidden.mean(axis=0))
 
 
-def image_head(config: Any, weights: Weights, hidden: Array, compute: str = "float32") -> Array:
+def image_head(config: Any, weights: Weights, hidden: Array, rounding: Rounding = EXACT) -> Array:
     """Logits or embedding of normalised rows hidden (n_class + T, D): class tokens and registers, then patches."""
     patches = hidden[getattr(config, "class_tokens", 1) + getattr(config, "registers", 0) :]
     pooling = getattr(config, "pooling", "cls")
     if pooling == "distilled":
         heads = zip(hidden[:2, None], ("head", "distilled"), strict=True)
-        return sum((linear(row, weights, name, compute)[0] for row, name in heads), np.zeros(())) / 2
+        return sum((linear(row, weights, name, rounding)[0] for row, name in heads), np.zeros(())) / 2
     if pooling == "pooler" and config.pooler == "attention":
         pooled = _probed(config, weights, patches)
     elif pooling == "pooler":
@@ -63,7 +64,7 @@ def image_head(config: Any, weights: Weights, hidden: Array, compute: str = "flo
         kinds = {"cls": [hidden[0]] if len(hidden) > len(patches) else [], "mean": [patches.mean(axis=0)]}
         pooled = np.concatenate([part for kind in pooling.split("+") for part in kinds[kind]])
     if config.n_classes > 0:
-        return linear(pooled[None], weights, "head", compute)[0]
+        return linear(pooled[None], weights, "head", rounding)[0]
     if getattr(config, "projection", 0):
         pooled = linear(pooled, weights, "projection")
     return pooled / np.linalg.norm(pooled) if getattr(config, "normalize", False) else pooled

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from astra_mpi.oracle.narrow import NARROW, bfloat16, product
+from astra_mpi.oracle.narrow import EXACT, Rounding
 
 Weights = Mapping[str, NDArray[Any]]
 Array = NDArray[Any]
@@ -23,16 +23,16 @@ def attention(
     visible: Array,
     added: Array,
     n_heads: int,
-    compute: str = "float32",
+    rounding: Rounding = EXACT,
 ) -> Array:
     """softmax(cap(scale q k^T) + added + mask) v, head by head.
 
     q (rows, H d), keys and values (m, d_kv), visible (rows, m), added (H, rows, m). Several query heads may share a key
-    head. compute: in a narrow type, scaled queries, keys, values and weights (1 for the largest score) are bfloat16.
+    head. rounding: in a narrow type, scaled queries, keys, values and weights (1 for the largest score) are bfloat16.
     """
     d_head = q.shape[1] // n_heads
     scale, cap = getattr(config, "score_scale", 0) or 1 / math.sqrt(d_head), getattr(config, "score_cap", 0)
-    rounded = bfloat16 if compute in NARROW else _as_it_is
+    rounded = rounding.of_attention
     q, keys, values = rounded(q * scale), rounded(keys), rounded(values)
     sharers = q.shape[1] // max(keys.shape[1], 1)
     out = np.empty_like(q)
@@ -46,16 +46,13 @@ def attention(
     return out
 
 
-def _as_it_is(x: Array) -> Array:
-    return x
-
-
 def capped(x: Array, cap: float) -> Array:
     return cap * np.tanh(x / cap) if cap else x
 
 
-def linear(x: Array, weights: Weights, name: str, compute: str = "float32") -> Array:
-    return product(x, weights[name + ".weight"].astype(np.float64), compute) + weights.get(name + ".bias", np.zeros(()))
+def linear(x: Array, weights: Weights, name: str, rounding: Rounding = EXACT) -> Array:
+    made = rounding.product(x, weights[name + ".weight"].astype(np.float64))
+    return made + weights.get(name + ".bias", np.zeros(()))
 
 
 def normalised(x: Array, weights: Weights, name: str, eps: float) -> Array:

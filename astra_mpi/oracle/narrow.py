@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,41 +14,81 @@ Array = NDArray[Any]
 #: to bfloat16 in the former
 NARROW = ("bfloat16", "int8")
 WEIGHTS_ONLY = {"bfloat16": "bfloat16 weights", "int8": "int8 weights"}
+#: what moves one rounding in some tens, relative to the numbers of a row
+_LITTLE = {"bfloat16": 2.0**-14, "int8": 2.0**-11}
 
 
 class InBlocks(np.ndarray):
     """A weight that products in "int8" take as it is, and 32 of its inputs at a time: rows are rounded so too."""
 
 
-def product(x: Array, weight: Array, compute: str) -> Array:
-    """x (n, k) @ weight (k, m) in float64, after rounding: "bfloat16" every number, "int8" x by rows, 256
-    numbers at a time, weight by columns; of WEIGHTS_ONLY not x; "float32" nothing."""
-    if isinstance(weight, InBlocks):
-        weight = weight.view(np.ndarray)
-        if compute.startswith("int8"):
-            return eight_bits(x.reshape(len(x), -1, 32)).reshape(x.shape) @ weight
-    if compute.startswith("bfloat16"):
-        weight = bfloat16(weight)
-    elif compute.startswith("int8"):
-        weight = eight_bits(weight.T).T
-    if compute in NARROW:
-        x = bfloat16(x) if compute == "bfloat16" else in_groups(x)
-    return x @ weight
+@dataclass(frozen=True)
+class Rounding:
+    """What becomes of the factors of products, by the type of these.
+
+    With `draw`, activations are rounded otherwise. By chance: to one of their two neighbours, the nearer one more
+    often, so that the mean is exact. Else to the nearest after a little noise, which moves one rounding in some tens,
+    until what becomes of these has moved the others too. So ranks and oracle differ.
+    """
+
+    compute: str = "float32"
+    draw: np.random.Generator | None = None
+    by_chance: bool = False
+
+    def product(self, x: Array, weight: Array) -> Array:
+        """x (n, k) @ weight (k, m) in float64, after rounding: "bfloat16" every number, "int8" x by rows, 256
+        numbers at a time, weight by columns; of WEIGHTS_ONLY not x; "float32" nothing."""
+        compute, x, chance = self.compute, self._moved(x), self._chance
+        if isinstance(weight, InBlocks):
+            weight = weight.view(np.ndarray)
+            if compute.startswith("int8"):
+                return eight_bits(x.reshape(len(x), -1, 32), chance).reshape(x.shape) @ weight
+        if compute.startswith("bfloat16"):
+            weight = bfloat16(weight)
+        elif compute.startswith("int8"):
+            weight = eight_bits(weight.T).T
+        if compute in NARROW:
+            x = bfloat16(x, chance) if compute == "bfloat16" else in_groups(x, chance)
+        return x @ weight
+
+    def of_attention(self, x: Array) -> Array:
+        """A factor of one of attention's two products."""
+        return bfloat16(self._moved(x), self._chance) if self.compute in NARROW else x
+
+    @property
+    def _chance(self) -> np.random.Generator | None:
+        return self.draw if self.by_chance else None
+
+    def _moved(self, x: Array) -> Array:
+        if self.draw is None or self.by_chance or self.compute not in NARROW:
+            return x
+        scale = np.sqrt((x**2).mean(axis=-1, keepdims=True))
+        return x + self.draw.normal(0, _LITTLE[self.compute], x.shape) * scale
 
 
-def in_groups(x: Array) -> Array:
+EXACT = Rounding()
+
+
+def in_groups(x: Array, draw: np.random.Generator | None = None) -> Array:
     """`eight_bits` of 256 numbers of each row at a time."""
-    return np.concatenate([eight_bits(x[..., a : a + 256]) for a in range(0, x.shape[-1], 256)], axis=-1)
+    return np.concatenate([eight_bits(x[..., a : a + 256], draw) for a in range(0, x.shape[-1], 256)], axis=-1)
 
 
-def bfloat16(x: Array) -> Array:
-    """The nearest bfloat16 numbers, of a tie the even one; NaN and infinities stay."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-    return np.where(np.isfinite(x), rounded.astype(np.uint32).view(np.float32), x).astype(np.float64)
+def bfloat16(x: Array, draw: np.random.Generator | None = None) -> Array:
+    """The nearest bfloat16 numbers, of a tie the even one, or by chance; NaN and infinities stay."""
+    bits = np.array(x, np.float32, order="C").view(np.uint32)
+    finite = np.isfinite(x).all()
+    kept = bits.copy() if not finite else bits
+    bits += ((bits >> 16) & 1) + np.uint32(0x7FFF) if draw is None else draw.integers(0, 1 << 16, bits.shape, np.uint32)
+    bits &= np.uint32(0xFFFF0000)
+    wide = bits.view(np.float32).astype(np.float64)
+    return wide if finite else np.where(np.isfinite(x), wide, kept.view(np.float32))
 
 
-def eight_bits(x: Array) -> Array:
-    """Each row as multiples, -127 to 127, of 1/127 of its largest magnitude."""
+def eight_bits(x: Array, draw: np.random.Generator | None = None) -> Array:
+    """Each row as multiples, -127 to 127, of 1/127 of its largest magnitude: the nearest ones, or by chance."""
     step = np.abs(x).max(axis=-1, keepdims=True, initial=0) / 127
-    return np.rint(x / np.where(step == 0, 1, step)) * step
+    steps = x / np.where(step == 0, 1, step)
+    if draw is None:
+        return np.rint(steps) * step
+    return np.clip(np.floor(steps + draw.random(x.shape)), -127, 127) * step

@@ -46,7 +46,7 @@ class Predicted(Quantised):
             self.sent, self.states = rows.copy(), np.tile(rows, (self.n_views, 1, 1))
             return [self.states.reshape(-1, rows.shape[1])]
         expected, self.states = self._expected(i, self.sent), self._expected(i, self.states)
-        (moved,) = self.approximated(i, [rows - expected], (rows**2).sum(axis=1))
+        (moved,) = self.approximated(i, [rows - expected], rows)
         self.sent = expected + moved
         came = np.ones((self.n_views, self.n_tokens), bool)
         if self.missing is not None:

@@ -11,7 +11,7 @@ from astra_mpi.device.weights import product as multiply_by
 from astra_mpi.engine import Model
 from astra_mpi.models.block import Block
 from astra_mpi.models.decoder import Decoder
-from astra_mpi.oracle.narrow import product
+from astra_mpi.oracle.narrow import Rounding
 from astra_mpi.oracle.tolerance import FLOAT32
 
 #: rows of a product: some kernels take a few alone
@@ -29,12 +29,12 @@ def excess(model: Model, compute: str, held: Held) -> tuple[float, str]:
     Rows are integers, which every type holds as they are, so that only the weights are rounded: by the engine in
     float32, here in float64. held: a weight as float numbers.
     """
-    worst, name = 0.0, ""
+    worst, name, rounding = 0.0, "", Rounding(compute)
     for what, weights, multiply in _products(model, held):
         width = len(weights[0])
         for n_rows in _ROWS:
             x = _rows(n_rows, width)
-            each = [product(x.astype(np.float64), weight.astype(np.float64), compute) for weight in weights]
+            each = [rounding.product(x.astype(np.float64), weight.astype(np.float64)) for weight in weights]
             expected = np.concatenate(each, axis=1)
             off = np.abs(multiply(x) - expected).max() / max(float(np.abs(expected).max()), 1e-30)
             ratio = float(off / _accepted(compute, width))

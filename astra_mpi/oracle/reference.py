@@ -3,7 +3,7 @@
 Written for reading and independently of the engine: the ranks are masks over one set of rows. The rows are P replicas
 of the class token (families that have one), then the T content tokens. A query sees the exact keys of its own rank's
 rows and the keys made from what it is sent of every other rank's content tokens (arXiv 2505.19342, Eq. 1):
-`reference_far.py`. Exact strategies are one rank; the decoupled architecture has blocks of its own.
+`far.py`. Exact strategies are one rank; the decoupled architecture has blocks of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from astra_mpi.oracle.far import Far, Means, Quantised, Rounded
 from astra_mpi.oracle.heads import ENCODERS, answer
 from astra_mpi.oracle.layers import Array, Weights, activated, attention, capped, linear, normalised
-from astra_mpi.oracle.narrow import product
+from astra_mpi.oracle.narrow import EXACT, Rounding
 from astra_mpi.oracle.positions import is_rotary, relative_bias, turned, within
 from astra_mpi.oracle.predicted import Predicted
 
@@ -37,7 +37,9 @@ class OracleResult:
     # decoders: (T, V) logits
     codes: list[Array]  # per coded block (T, C), the codes used; empty without a codec
     flips: int  # given codes, or rounded numbers, that are not the oracle's own choice
-    worst_gap: float  # largest excess of a given code's or number's error over the best one's, see `reference_far.py`
+    worst_gap: float  # largest excess of a given code's or number's error over the best one's, see `far.py`
+    sites: list[Array]  # per block that is coded or rounded (T, width), what was; and (T,) the excess of each token
+    gaps: list[Array]
 
 
 def oracle(
@@ -63,6 +65,8 @@ def oracle(
     told: ArrayLike | None = None,
     sinks: int = 0,
     compute: str = "float32",
+    draw: np.random.Generator | None = None,
+    by_chance: bool = False,
 ) -> OracleResult:
     """Forward pass of one sequence as `size` ranks would compute it; without options, the exact one of one rank.
 
@@ -81,10 +85,12 @@ def oracle(
     parts: per block None, or the weights of the `size` sub-blocks of width D / size that take its place.
     told: of a decoder's conversation, whose ranks hold tokens in any order, (T,) which of them others were sent.
     sinks: so many first tokens of a decoder's sequence are seen as they are by all tokens behind them, on any rank.
-    compute: "bfloat16" or "int8": the factors of products of blocks and head are rounded (`narrow.py`).
+    compute: "bfloat16" or "int8": the factors of products of blocks and head are rounded (`narrow.py`). draw:
+    otherwise, or by_chance, which shows how much of the answer hangs on roundings.
     merged: so many tokens at the end see the exact keys of all ranks, as ranks that merge their softmaxes do.
     Raises ValueError if `owner` does not fit `tokens` or `size`.
     """
+    rounding = Rounding(compute, draw, by_chance)
     exact = codec is None and wire == "float32" and not ratio
     owner, n_ranks = np.asarray(owner, np.int64), 1 if exact else size
     owner = np.zeros_like(owner) if exact else owner
@@ -119,12 +125,12 @@ def oracle(
         sub_blocks = parts[i] if parts else None
         if sub_blocks is None:
             own = _of_block(weights, i)
-            x = _block(config, own, config.n_heads, x, rank, where, far, i, merged, relative, compute)
+            x = _block(config, own, config.n_heads, x, rank, where, far, i, merged, relative, rounding)
         else:
             columns = np.split(x, size, axis=1)
             heads = config.n_heads // size
             pairs = zip(sub_blocks, columns, strict=True)
-            made = [_block(config, w, heads, part, rank, where, None, i, compute=compute) for w, part in pairs]
+            made = [_block(config, w, heads, part, rank, where, None, i, rounding=rounding) for w, part in pairs]
             x = np.concatenate(made, axis=1)
     averaged = x[:n_replicas].reshape(n_class, n_ranks, x.shape[1]).mean(axis=1)  # (n_class, D)
     hidden = np.concatenate([averaged, x[n_replicas:]])
@@ -132,10 +138,10 @@ def oracle(
         hidden = normalised(hidden, weights, "norm", config.norm_eps)
     if config.family not in ENCODERS:
         head = weights["embed.word"].T if config.tied else weights["head.weight"]
-        hidden = capped(product(hidden, head.astype(np.float64), compute), getattr(config, "logit_cap", 0.0))
+        hidden = capped(rounding.product(hidden, head.astype(np.float64)), getattr(config, "logit_cap", 0.0))
     codes_used = far.codes if isinstance(far, Quantised) else []
-    flips, worst_gap = (far.flips, far.worst_gap) if far else (0, 0.0)
-    return OracleResult(answer(config, weights, hidden, compute), hidden, codes_used, flips, worst_gap)
+    flips, worst_gap, sites, gaps = (far.flips, far.worst_gap, far.sites, far.gaps) if far else (0, 0.0, [], [])
+    return OracleResult(answer(config, weights, hidden, rounding), hidden, codes_used, flips, worst_gap, sites, gaps)
 
 
 def _is_causal(config: Any) -> bool:
@@ -209,12 +215,12 @@ def _block(
     i: int,
     merged: int = 0,
     relative: Array | None = None,
-    compute: str = "float32",
+    rounding: Rounding = EXACT,
 ) -> Array:
     """Pre-norm: x + f(norm(x)); post-norm (BERT): norm(x + f(x)). Some normalise f(x), or not before it.
 
     x: (rows, D) on the ranks `rank` (rows,); places: (rows,) their positions, a decoder's in order. relative: biases
-    by distance, (buckets, H). compute: as the oracle's.
+    by distance, (buckets, H).
     """
     pre_norm, long = _is_pre_norm(config), False
     if is_rotary(config):
@@ -224,7 +230,7 @@ def _block(
         return normalised(x, w, which, config.norm_eps) if which + ".weight" in w else x
 
     def layer(x: Array, name: str) -> Array:
-        return linear(x, w, name, compute)
+        return linear(x, w, name, rounding)
 
     def key_of(x: Array) -> Array:
         return _head_norm(config, w, "k_norm", layer(x, "k"))
@@ -265,7 +271,7 @@ def _block(
     if relative is not None:
         furthest = getattr(config, "furthest", 128)
         added += relative_bias(np.asarray(relative, np.float64), furthest, places, key_places)
-    attended = layer(attention(config, q, keys, values, visible, added, n_heads, compute), "o")
+    attended = layer(attention(config, q, keys, values, visible, added, n_heads, rounding), "o")
     entering = x
     x = x + norm(attended, "post1")
     x = x if pre_norm else norm(x, "norm1")

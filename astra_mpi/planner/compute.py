@@ -20,29 +20,27 @@ from astra_mpi.errors import collective
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.block import Block
 from astra_mpi.models.decoder import Decoder
+from astra_mpi.planner.effect import effect_of
 from astra_mpi.planner.probes import block_multiply_adds, one_pass
+from astra_mpi.planner.trial import Items, Trial, trial
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.ranks.watched import alone
 
 if TYPE_CHECKING:
     from astra_mpi.files.modelfile import ModelFile
 
-#: largest accepted change of the answers, relative to float32's (root of the summed squares)
-BOUND = 0.02
 #: a type that is faster by less is not worth another answer
 WORTH = 1.05
-#: sequences of random inputs and tokens of each, on which the change is measured
-_ITEMS, _TOKENS = 2, 64
 #: rows that pass through the first block, and how long each type is watched, in so many turns
 _ROWS, _LEAST_S, _TURNS = 128, 0.02, 3
 
 
-def choose_compute(file: ModelFile, comm: MPI.Comm) -> tuple[Backend, dict[str, Any]]:
+def choose_compute(file: ModelFile, comm: MPI.Comm, items: Items | None = None) -> tuple[Backend, dict[str, Any]]:
     """Collective: the Numba kernels of the type that is chosen, the same on all ranks, and how it was chosen.
 
     Speed: rows through the model's first block, on every rank at once; the slowest rank counts. Effect: the answers to
-    a few random inputs against float32's, on rank 0, of types that are faster. A type must be faster by WORTH and below
-    BOUND.
+    a few inputs against float32's, on rank 0, of types that are faster: to the job's items, if they are given
+    (`trial.py`). A type must be faster by WORTH, and its effect within a bound (`effect.py`).
     """
     start_s = time.perf_counter()
     backends = {compute: get_backend("numpy", comm, compute=compute) for compute in COMPUTES}
@@ -50,7 +48,7 @@ def choose_compute(file: ModelFile, comm: MPI.Comm) -> tuple[Backend, dict[str, 
     text = ""
     with collective(comm), alone(comm, "trying types of products"):
         if comm.Get_rank() == 0:
-            decision = _decision(file, backends, speeds)
+            decision = _decision(file, backends, speeds, items)
             text = json.dumps(decision | {"probe_s": round(time.perf_counter() - start_s, 3)})
     told: dict[str, Any] = json.loads(broadcast_text(comm, text))
     return backends[told["type"]], told
@@ -91,54 +89,57 @@ def _pass_s(block: Block, x: np.ndarray) -> float:
     return float(least_s)
 
 
-def _decision(file: ModelFile, backends: dict[str, Backend], speeds: dict[str, float]) -> dict[str, Any]:
+def _decision(
+    file: ModelFile, backends: dict[str, Backend], speeds: dict[str, float], items: Items | None = None
+) -> dict[str, Any]:
     """The fastest type within the bound, the figures of what was tried, and the choice in words."""
     faster = sorted((c for c in COMPUTES if speeds[c] >= WORTH * speeds["float32"]), key=lambda c: -speeds[c])
     effects: dict[str, float | None] = {}
+    effect, tried_on = effect_of(file.config), None
     if faster:
-        exact = _answers(file, backends["float32"])
-        scale = float(np.linalg.norm(exact)) or 1.0
+        exact = _alone(file, backends["float32"])
+        inputs = trial(exact, items)
+        tried_on, answers = inputs.what, _answers(exact, inputs)
         for compute in faster:
-            effect = float(np.linalg.norm(_answers(file, backends[compute]) - exact)) / scale
-            effects[compute] = effect if np.isfinite(effect) else None
-            if effect <= BOUND:
+            found = effect.of(answers, _answers(_alone(file, backends[compute]), inputs))
+            effects[compute] = found if np.isfinite(found) else None
+            if found <= effect.bound:
                 break
-    chosen = next((c for c, effect in effects.items() if effect is not None and effect <= BOUND), "float32")
+    chosen = next((c for c, found in effects.items() if found is not None and found <= effect.bound), "float32")
     gflops = {compute: round(1e-9 * speed, 3) for compute, speed in speeds.items()}
-    told = {"type": chosen, "by": "auto", "bound": BOUND, "effects": effects, "gflops": gflops}
-    told |= {"products": backends[chosen].choices.get("products")}
-    return told | {"why": _in_words(told)}
+    told = {"type": chosen, "by": "auto", "bound": effect.bound, "effects": effects, "gflops": gflops}
+    told |= {"tried_on": tried_on, "products": backends[chosen].choices.get("products")}
+    return told | {"why": _in_words(told, effect.words)}
 
 
-def _answers(file: ModelFile, backend: Backend) -> np.ndarray:
-    """Float64 answers to random inputs on this rank alone; of decoders the logits of every token. Logits are taken
-    without their mean, which changes nothing that is made of them."""
+def _alone(file: ModelFile, backend: Backend) -> Model:
+    """The model on this rank alone, without codes."""
     model = Model(dataclasses.replace(file, codec=None), MPI.COMM_SELF, backend)
     model.use("single")
-    config, rng = file.config, np.random.default_rng(0)
-    if config.family == "vit":
-        return _centred(model(rng.standard_normal((_ITEMS, config.channels, *config.image_size), np.float32)), config)
-    ids = rng.integers(0, config.vocab_size, (_ITEMS, min(_TOKENS, config.max_positions)))
-    answer, hidden = model(ids, gather=True)
-    return _centred(hidden if isinstance(model.family, Decoder) else answer, config)
+    return model
 
 
-def _centred(answers: np.ndarray, config: Any) -> np.ndarray:
-    answers = answers.astype(np.float64)
-    logits = issubclass(FAMILIES[config.family], Decoder) or getattr(config, "n_classes", 0) > 1
-    return answers - answers.mean(axis=-1, keepdims=True) if logits else answers
+def _answers(model: Model, inputs: Trial) -> np.ndarray:
+    """Float64 answers (n, width); of decoders the logits of every token."""
+    found = []
+    for one, mask in zip(inputs.inputs, inputs.masks, strict=True):
+        answer, hidden = model(one, mask, gather=True)
+        n_tokens = one.shape[1] if mask is None else int(mask.sum())
+        found.append(hidden[0, :n_tokens] if isinstance(model.family, Decoder) else answer)
+    return np.concatenate(found).astype(np.float64)
 
 
-def _in_words(told: dict[str, Any]) -> str:
+def _in_words(told: dict[str, Any], words: str) -> str:
     gflops, chosen = told["gflops"], told["type"]
     fast = ", ".join(f"{compute} {speed:.3g}" for compute, speed in gflops.items())
-    changed = [_changed(compute, effect, told["bound"]) for compute, effect in told["effects"].items()]
+    changed = [_changed(compute, effect, told["bound"], words) for compute, effect in told["effects"].items()]
     tried = "; ".join(changed) or f"none is {WORTH:g} times as fast as float32"
-    return f"chose compute {chosen}: {tried}; GFLOP/s in a block, on the slowest rank: {fast}"
+    on = f", tried on {told['tried_on']}" if changed else ""
+    return f"chose compute {chosen}: {tried}{on}; GFLOP/s in a block, on the slowest rank: {fast}"
 
 
-def _changed(compute: str, effect: float | None, bound: float) -> str:
+def _changed(compute: str, effect: float | None, bound: float, words: str) -> str:
     if effect is None:
         return f"{compute} gives answers that are not finite"
     verdict = "within" if effect <= bound else "above"
-    return f"{compute} changes the answers by {effect:.2%}, {verdict} the bound of {bound:.0%}"
+    return f"{compute} {words.format(f'{effect:.2%}')}, {verdict} the bound of {bound:.1%}"

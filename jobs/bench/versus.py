@@ -149,13 +149,14 @@ def main() -> None:
         file = read_model(str(path))
         inputs, _ = random_batch(file.config, 1, None if args.model == "vit" else args.tokens)
         passes = contestants(args, path, file, inputs)
-    compare(args, passes)
+    compare({"model": args.model, "tokens": args.tokens, "layers": args.layers}, passes, args.rounds)
 
 
-def compare(args: argparse.Namespace, passes: dict[str, Pass]) -> None:
+def compare(settings: dict[str, Any], passes: dict[str, Pass], rounds: int) -> None:
+    """Of a pass each, timed in so many rounds; "torch" is exact."""
     logits = {name: call() for name, call in passes.items()}  # which warms up
     exact = logits["torch"]
-    seconds = timed(passes, args.rounds)
+    seconds = timed(passes, rounds)
     rivals = [name for name in passes if not name.startswith("ours")]
     found: dict[str, Any] = {}
     width = max(map(len, passes))
@@ -168,7 +169,7 @@ def compare(args: argparse.Namespace, passes: dict[str, Pass]) -> None:
         found[name] = {"median_ms": median_ms, "min_ms": min_ms, "off": off, "over": ratios}
         cells = "  ".join(f"{ratios[rival]:>{len(rival) + 5}.3f}" for rival in rivals)
         print(f"{name:{width}} {median_ms:>10} {min_ms:>8} {off:>9.1e}  {cells}")
-    print(json.dumps({"model": args.model, "tokens": args.tokens, "layers": args.layers, "found": found}))
+    print(json.dumps({**settings, "found": found}))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import write_model
+from astra_mpi.inputs.samples import TEXTS
+from astra_mpi.inputs.text import Tokenizer
 from astra_mpi.job.state import describe_job
 from astra_mpi.measure.sweep.deck import load_sweep
 from astra_mpi.measure.sweep.models import Prepared
@@ -29,11 +31,14 @@ from astra_mpi.measure.sweep.points import key_of, points, settings_of
 from astra_mpi.measure.sweep.run import Task, _options
 from astra_mpi.planner import compute as compute_room
 from astra_mpi.planner.decode import decode_plan
+from astra_mpi.planner.effect import Effect, change, effect_of, lost_correlation, rise_of_perplexity
 from astra_mpi.planner.inputs import read_storage
 from astra_mpi.planner.plan import plan
+from astra_mpi.planner.trial import ITEMS, trial
 from astra_mpi.ranks.signals import StopRequests
-from helpers.fakes import gpt2_config, model_file, vit_config
+from helpers.fakes import bert_config, gpt2_config, model_file, vit_config
 from helpers.job import write_job
+from helpers.tokenizers import byte_tokenizer
 
 mpi = pytest.mark.mpi
 FAST = {"float32": 1e11, "bfloat16": 2e11, "int8": 4e11}
@@ -59,11 +64,13 @@ def as_if(monkeypatch, speeds=FAST, **errors):
     monkeypatch.setattr(compute_room, "_slowest_speeds", lambda *_: dict(speeds))
     answers = compute_room._answers
 
-    def changed(file, backend):
-        exact = answers(file, dataclasses.replace(backend, kernels=astra_mpi.kernels.cpu))
-        return exact * (1 + errors.get(backend.compute, 0.0))
+    def changed(model, inputs):
+        exact = answers(model, inputs)
+        return np.full_like(exact, errors.get(model.backend.compute, 0.0))
 
     monkeypatch.setattr(compute_room, "_answers", changed)
+    effect = Effect("changes the answers by {}", 0.02, lambda exact, other: float(other.max()))
+    monkeypatch.setattr(compute_room, "effect_of", lambda config: effect)
 
 
 @mpi
@@ -82,7 +89,8 @@ def test_auto_takes_the_fastest_within_the_bound(comm, folder, monkeypatch, erro
     model(np.ones((1, 6), np.int64))
     told = model.report["compute"]
     assert told["type"] == wanted == model.report["choices"]["compute"] == model.backend.compute
-    assert told == comm.allgather(told)[0] and told["bound"] == compute_room.BOUND
+    assert told == comm.allgather(told)[0] and told["bound"] == 0.02
+    assert told["tried_on"] == "8 random tokens" and "tried on 8 random tokens" in told["why"]
     assert told["gflops"] == {"float32": 100, "bfloat16": 200, "int8": 400}
     expected = {name: None if np.isnan(x) else pytest.approx(x) for name, x in errors.items()}
     assert told["effects"] == {name: expected[name] for name in told["effects"]} and "int8" in told["effects"]
@@ -117,9 +125,46 @@ def test_effect_is_measured_on_the_models_own_answers(monkeypatch):
         backends[name] = dataclasses.replace(backends["float32"], kernels=kernels)
     for config in (gpt2_config(), vit_config()):
         told = compute_room._decision(model_file(config), backends, {"float32": 1.0, "bfloat16": 2.0, "int8": 3.0})
-        assert told["type"] == "int8" and 1e-5 < told["effects"]["int8"] < compute_room.BOUND
+        assert told["type"] == "int8" and 0 < told["effects"]["int8"] < told["bound"]
         told = compute_room._decision(model_file(config), backends, {"float32": 1.0, "bfloat16": 2.0, "int8": 1.01})
-        assert told["type"] == "bfloat16" and told["effects"] == {"bfloat16": 0.0}
+        assert told["type"] == "bfloat16" and told["effects"] == {"bfloat16": pytest.approx(0.0, abs=1e-12)}
+
+
+def test_effects_are_what_the_types_cost():
+    """A perplexity measured on texts that the model itself makes, a correlation, and a relative change."""
+    draw = np.random.default_rng(0)
+    exact = draw.normal(0, 2, (4000, 11))
+    other = exact + draw.normal(0, 0.3, exact.shape)
+    shares = np.exp(exact) / np.exp(exact).sum(axis=1, keepdims=True)
+    tokens = (shares.cumsum(axis=1) > draw.random((len(exact), 1))).argmax(axis=1)
+    nll = [np.log(np.exp(x).sum(axis=1)) - x[np.arange(len(x)), tokens] for x in (exact, other + 5)]
+    assert rise_of_perplexity(exact, other + 5) == pytest.approx(np.exp(nll[1].mean() - nll[0].mean()) - 1, rel=0.15)
+    few, noise = draw.normal(size=(8, 300)), draw.normal(size=(8, 300))
+    assert lost_correlation(few, 3 * few) == pytest.approx(0, abs=1e-12)
+    assert 1e-4 < lost_correlation(few, few + 0.05 * noise) < lost_correlation(few, few + 0.2 * noise) < 0.1
+    assert lost_correlation(few[:2], 1.1 * few[:2]) == pytest.approx(0.005)
+    assert change(few, few * 1.01) == pytest.approx(0.01) and change(few * 0, few * 0) == 0
+    bounds = [effect_of(config()).bound for config in (gpt2_config, vit_config, bert_config)]
+    assert bounds == [0.02, 0.02, 0.003]
+
+
+def test_types_are_tried_on_what_the_model_is_given(tmp_path, monkeypatch):
+    """Items of the job, from its first to its last; without a job texts, and without a tokenizer random tokens."""
+    write_job(tmp_path)
+    as_if(monkeypatch, bfloat16=1e-3, int8=0.5)
+    seen = []
+    monkeypatch.setattr(compute_room, "trial", lambda *given: seen.append(trial(*given)) or seen[-1])
+    assert run(tmp_path, "parallel.compute=auto") == 0
+    told = json.loads((tmp_path / "out.json").read_text())["compute"]
+    assert told["tried_on"] == seen[0].what == f"{ITEMS} items of the job" and len(seen[0].inputs) == ITEMS
+    tokenizer = Tokenizer(byte_tokenizer())
+    for ids, mask, text in zip(seen[0].inputs, seen[0].masks, (tmp_path / "in.txt").read_text().split(), strict=False):
+        np.testing.assert_array_equal(ids[mask], tokenizer.encode([text], 12)[0])
+    model = astra_mpi.load(str(tmp_path / "model.h5"), comm=MPI.COMM_SELF, strategy="single", compute="auto")
+    assert model.chosen_compute["tried_on"] == seen[1].what == f"{len(TEXTS)} sample texts"
+    ids, mask = seen[1].inputs[0], seen[1].masks[0]
+    np.testing.assert_array_equal(ids[mask], tokenizer.encode(TEXTS[:1], len(ids[mask]))[0])
+    assert len(seen[1].inputs) == len(TEXTS) and mask.sum() == bert_config().max_positions
 
 
 @pytest.mark.parametrize(

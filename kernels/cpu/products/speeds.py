@@ -8,7 +8,10 @@ import numpy as np
 from astra_mpi.kernels.cpu._features import path
 from astra_mpi.kernels.cpu._weights import widen
 from astra_mpi.kernels.cpu.products.calls import layer
-from astra_mpi.kernels.cpu.products.layout import empty, pack
+from astra_mpi.kernels.cpu.products.layout import STRIP, empty, pack
+
+#: columns of weights that are drawn; more repeat them
+_DRAWN = 4096
 
 
 def gain(compute: str, by: str, m: int = 192, k: int = 768, n: int = 512, laps: int = 7) -> float:
@@ -57,13 +60,18 @@ def _lap_s(call: Callable[[], object], count: int, now: Callable[[], float]) -> 
 
 def _product(compute: str, m: int, k: int, n: int, by: str) -> Callable[[], object]:
     rng = np.random.default_rng(0)
-    x, weight = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
+    x, weight = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, min(n, _DRAWN)), np.float32)
     out = np.empty((m, n), np.float32)
     if by == "blas":
+        weight = np.resize(weight, (k, n))
         return lambda: np.matmul(x, weight, out=out)
     if by == "widened":
         narrow = np.zeros((k, n), np.uint16 if compute == "bfloat16" else np.int8)
-        return lambda: np.matmul(x, widen(narrow, None, 0, weight), out=out)
+        wide = np.empty((k, n), np.float32)
+        return lambda: np.matmul(x, widen(narrow, None, 0, wide), out=out)
     strips = empty(compute, k, n)
     pack(strips, 0, weight)
+    words, drawn = strips.words.reshape(strips.n_strips, -1), -(-weight.shape[1] // STRIP)
+    for first in range(drawn, len(words), drawn):
+        words[first : first + drawn] = words[: len(words) - first][:drawn]
     return lambda: layer(x, strips, out, by=by)
