@@ -38,7 +38,7 @@ class ClosedLoop:
     kernels: SharedKernels
     comm: MPI.Comm
     in_metric: bool  # nearest codes by what changes keys and values, not by plain distance
-    rank: int  # of the predictors' linear maps; 0: whole matrices
+    rank: int | None  # of the predictors' linear maps; 0: whole matrices, None: as large as needed
     progress: Callable[[float], None]  # blocks done
     embedded: bool = False  # stages are a codec without those after them
 

@@ -29,8 +29,6 @@ from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.strategies.remote import projection
 
 Step = Callable[[float], None]  # (work done)
-#: of predictors' linear maps, unless another is asked for
-PREDICTOR_RANK = 128
 
 
 def fit_codec(
@@ -57,7 +55,7 @@ def fit_codec(
     metric: "keys-values" (codec/metric.py), or "plain", which site kv and two groups or more always have.
     Fitted to `n_samples` tokens; an eighth as many more are held out where a subspace is to be chosen.
     embedded: fit residual stages that are a codec without those after them, to allot stages by (allotting.py).
-    rank: of the maps of predictors, where `config` has them; 0: whole matrices, None: PREDICTOR_RANK.
+    rank: of the maps of predictors, where `config` has them; 0: whole matrices, None: as large as each block needs.
     A rank's threads take batches through a block and fit codebooks, one each: k-means has too many serial passes for
     threads within one to pay.
     """
@@ -70,7 +68,6 @@ def fit_codec(
             passes = Passes(model, batches, config.site, n_samples, threads)
             on_tokens(passes.n_tokens)
             n, in_metric = len(model.blocks), metric == "keys-values"
-            rank = PREDICTOR_RANK if rank is None else rank
             loop = ClosedLoop(
                 passes, config, seed, kernels, comm, in_metric, rank, lambda done: progress(done, n), embedded
             )

@@ -44,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
         help="by what codes are nearest: keys-values, what they change in these (default), or plain distance",
     )
     parser.add_argument(
-        "--predict-rank", type=int, metavar="R", help="of the maps that predict; 0: whole matrices (default 128)"
+        "--predict-rank", type=int, metavar="R", help="of the maps that predict; 0: whole (default: as needed)"
     )
     parser.set_defaults(run=run, spmd=True)
 
@@ -216,7 +216,7 @@ def _command(args: argparse.Namespace) -> str:
         "predict_rank",
     )
     unset = (None, "none")
-    names = tuple(name for name in names if args.near or not name.startswith("near"))
-    given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) not in unset]
+    shown = [name for name in names if args.near or not name.startswith("near")]
+    given = [(name.replace("_", "-"), getattr(args, name)) for name in shown if getattr(args, name) not in unset]
     options = [f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

@@ -122,7 +122,7 @@ def _counts_codes(shape: Shape, coding: Coding, strategy: str) -> bool:
 
 def _one_row(coding: Coding) -> bool:
     """Whether one code is one row of finished keys and values."""
-    return coding.codec.codes_per_token == 1 and coding.has_tables
+    return coding.codec.codes_per_token == 1 and coding.has_tables and not coding.codec.predicts
 
 
 def _distinct(coding: Coding, n_far: int) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from astra_mpi.codec.codebook import Codec
 from astra_mpi.config import CodecConfig, require
 from astra_mpi.costs.rivals import block_parallel, tensor_parallel
 from astra_mpi.costs.windows import own_seen, seen_through
@@ -36,13 +37,28 @@ class Coding:
     subspaces: tuple[int | None, ...] = (None,)  # widths searched, one per codebook set; None: exact search
     remote: str = "table"  # far keys and values by projected tables, or "gemm"
     distinct: int | None = None  # distinct far codes per sequence where counted keys are on, None: off
+    rank: float | None = None  # of the maps that predict, where the codec does; None: whole matrices
 
     @property
     def has_tables(self) -> bool:
         """Whether far keys and values come from projected tables."""
         codec = self.codec
-        can = codec.site != "kv" and (codec.rule.additive or codec.n_codebooks == 1)
+        can = codec.site != "kv" and (codec.rule.additive or (codec.n_codebooks == 1 and not codec.rule.transforms))
         return can and self.remote == "table"
+
+    def predictor_numbers(self, width: int) -> float:
+        """Of the map that predicts a token's state in a block: as many multiply-adds."""
+        if not self.codec.predicts:
+            return 0
+        return width * width if self.rank is None or self.rank >= width else 2 * width * self.rank
+
+
+def coding_of(codec: Codec, remote: str = "table") -> Coding:
+    """How a model's codec costs."""
+    coded = codec.blocks[1:] if codec.config.predicts else codec.blocks[:1]
+    widths = tuple(None if b.basis is None else b.basis.shape[1] for block in coded for b in block.codebooks)
+    ranks = [block.predictor.rank for block in coded if block.predictor is not None]
+    return Coding(codec.config, widths or (None,), remote, rank=sum(ranks) / len(ranks) if ranks else None)
 
 
 class Wire(NamedTuple):
@@ -54,6 +70,9 @@ class Wire(NamedTuple):
     decode: Work = Work()  # per far key
     tokens_per_key: int = 1
     distinct: int | None = None
+    expect_own: Work = Work()  # per own token, while messages travel
+    expect_far: Work = Work()  # per far token, then too
+    whole: bool = False  # all tokens are sent, whatever windows leave out
     near: int = 0  # tokens at an end of a slice that looks at another, which cost more:
     near_bits: int = 0  # so many bits more
 
@@ -83,6 +102,8 @@ def encode_madds(codec: CodecConfig, width: int, subspaces: Sequence[int | None]
 def astra_wire(shape: Shape, coding: Coding, i: int = 0) -> Wire:
     """Codes of C * b bits per token, as block i sends them."""
     codec, config = coding.codec, shape.config
+    if codec.predicts:
+        return _predicted_wire(shape, coding, i)
     parts, kv_width = codec.of(i), 2 * config.d_kv
     sums = sum(part.rule.layers(part) + part.rule.head_stages(part) for part in parts) / len(parts)
     if codec.site == "kv":
@@ -95,9 +116,24 @@ def astra_wire(shape: Shape, coding: Coding, i: int = 0) -> Wire:
         else:
             decode = Work(table=parts[0].codes_per_token * kv_width)
     more = sum(codec.near_stages * codec.bits for part in parts if part.count) if codec.near else 0
-    return Wire(
-        codec.site, codec.block_bits(i), Work(encode=encode), decode, 1, coding.distinct, codec.near, near_bits=more
-    )
+    wire = Wire(codec.site, codec.block_bits(i), Work(encode=encode), decode, distinct=coding.distinct)
+    return wire._replace(near=codec.near, near_bits=more)
+
+
+def _predicted_wire(shape: Shape, coding: Coding, i: int) -> Wire:
+    """Codes of what a prediction misses: states of all tokens are predicted, and those of far ones projected, while
+    codes travel; what the codes add comes after."""
+    codec, config = coding.codec, shape.config
+    (part,) = codec.of(i)
+    d, kv_width, sums = config.d_model, 2 * config.d_kv, part.rule.layers(part) + part.rule.head_stages(part)
+    # a product in float32 whatever the others are, as the search is
+    expect = Work(encode=coding.predictor_numbers(d), elements=2 * d)
+    encode = Work(encode=encode_madds(part, d, coding.subspaces), table=sums * d, elements=2 * d)
+    added, project = Work(table=sums * d, elements=d), Work(gemm=shape.project_kv)
+    tables = Work(table=part.codes_per_token * kv_width, elements=kv_width)
+    far, decode = (expect + project, added + tables) if coding.has_tables else (expect, added + project)
+    near = (codec.near, codec.near_stages * codec.bits if part.count else 0)
+    return Wire(codec.site, codec.block_bits(i), encode, decode, 1, None, expect, far, True, *near)
 
 
 def sp_wire(shape: Shape, gather: str, number: str) -> Wire:
@@ -147,7 +183,7 @@ def _transfer(job: Job, wire: Wire, window: int) -> Transfer | None:
     even = job.tokens / job.size
     near = min(even, wire.near * (1 if job.shape.causal else 2))
     paper_bits = job.batch * (even * wire.bits / wire.tokens_per_key + near * wire.near_bits)
-    if window:
+    if window and not wire.whole:
         reach = seen_through(job.counts, window, job.shape.causal)
         sent = tuple(-(-job.batch * n * wire.bits // 8) for n in reach.sent)
         share = min(1.0, sum(reach.sent) / max(job.tokens, 1))
@@ -162,20 +198,23 @@ def _token_rank(job: Job, wire: Wire, rank: int, window: int = 0) -> RankWork:
     d, rows = config.d_model, n + shape.n_class
     seen = own_seen(n, window, shape.causal)  # own tokens that a query sees on average
     far_ranks = range(rank) if shape.causal else (s for s in range(job.size) if s != rank)
-    n_far, n_sent, far_share = sum(wire.keys(job.counts[s]) for s in far_ranks), n, 1.0
+    n_held = n_far = sum(wire.keys(job.counts[s]) for s in far_ranks)
+    n_sent, far_share = n, 1.0
     if window:
         reach = seen_through(job.counts, window, shape.causal)
-        n_far, n_sent = reach.seen[rank], reach.sent[rank] if wire.site else n
+        n_far, n_sent = reach.seen[rank], reach.sent[rank] if wire.site and not wire.whole else n
+        n_held = n_held if wire.whole else n_far
         far_share = min(1.0, window / (2 * max(rows, 1)))  # of the queries, those whose window holds a far token
     if wire.distinct is not None:
-        n_far = min(n_far, wire.distinct)
+        n_held = n_far = min(n_far, wire.distinct)
     norm = Work(elements=rows * d)
     project = Work(gemm=rows * (shape.project_q + shape.project_kv))
     local = Work(attention=2 * config.d_queries * rows * (seen + shape.n_class))
-    far = wire.decode * n_far + Work(attention=2 * config.d_queries * rows * n_far * far_share)
+    far = wire.decode * n_held + Work(attention=2 * config.d_queries * rows * n_far * far_share)
     encode = wire.encode * n_sent
     before = {"normed": norm + encode, "kv": norm + project + encode}.get(wire.site or "", encode)
     during = {"normed": project + local, "kv": local}.get(wire.site or "", norm + project + local)
+    during += wire.expect_own * n + wire.expect_far * n_held
     after = (far + output_work(shape, rows)) * job.batch + Work(blocks=1)
     return RankWork(before * job.batch, during * job.batch, after)
 
@@ -192,6 +231,13 @@ def single(job: Job, rank: int = 0) -> Cost:
 
 def astra(job: Job, coding: Coding) -> Cost:
     """The method (arXiv 2505.19342), with projected tables and counted keys as `coding` says."""
+    if coding.codec.predicts:
+        return replace(astra_inputs(job, coding), strategy="astra")
+    return _coded(job, coding)
+
+
+def _coded(job: Job, coding: Coding) -> Cost:
+    """`astra` with codes in every block."""
     codec, config = coding.codec, job.shape.config
     width = config.d_kv if codec.site == "kv" else config.d_model
     numbers = 0
@@ -203,16 +249,19 @@ def astra(job: Job, coding: Coding) -> Cost:
             numbers += rows * width
         if coding.has_tables:
             numbers += parts[0].codes_per_token * codec.codebook_size * 2 * config.d_kv
+        if codec.predicts:  # and the states of all tokens, with what is expected of them
+            numbers += int(coding.predictor_numbers(width)) + 2 * job.batch * job.tokens * width // config.n_layers
     wires = [astra_wire(job.shape, coding, i) for i in range(config.n_layers)]
     return replace(token_parallel(job, wires, "astra"), table_bytes=4 * numbers)
 
 
 def astra_inputs(job: Job, coding: Coding) -> Cost:
     """`astra` with a first block that sends nothing: far keys and values are projected from the embedded inputs."""
-    shape, cost = job.shape, astra(job, coding)
+    shape, cost = job.shape, _coded(job, coding)
     windows = [shape.config.window(i) for i in range(shape.config.n_layers)]
     far = Work(gemm=shape.embed + shape.project_kv, elements=2 * shape.config.d_model)
-    first = stages_of(job, [Wire(None, decode=far)], windows[:1])
+    own = Work(gemm=shape.embed, elements=2 * shape.config.d_model) if coding.codec.predicts else Work()
+    first = stages_of(job, [Wire(None, decode=far, expect_own=own, whole=coding.codec.predicts)], windows[:1])
     others = stages_of(job, [astra_wire(shape, coding, i) for i in range(1, len(windows))], windows[1:])
     return replace(cost, strategy="astra:inputs", stages=first + others)
 

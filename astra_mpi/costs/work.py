@@ -140,7 +140,7 @@ class Cost:
     stages: tuple[Stage, ...]
     closing_bytes: int = 0  # float32 that one all-reduce adds up after the last block: class tokens or pooling
     peak_bytes: int = 0  # of an all-reduce before it: the maxima of scores, where attention pools
-    table_bytes: int = 0  # projected tables and codebooks on every rank
+    table_bytes: int = 0  # projected tables, codebooks, predictors and states on every rank
     block_share: float = 1.0  # largest part of the blocks' weights that one rank holds
 
     def work(self) -> list[Work]:

@@ -46,7 +46,7 @@ def _rounded_block(block: BlockCodec, dtype: str) -> BlockCodec:
     predictor = block.predictor
     if predictor is not None:
         factors = tuple(as_read(factor) for factor in predictor.factors)
-        predictor = Predictor(factors, as_read(predictor.bias))
+        predictor = replace(predictor, factors=factors, bias=as_read(predictor.bias))
     books = (
         replace(
             book,
@@ -91,6 +91,8 @@ def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
                 group.create_dataset(f"{i}/{name}_bits", data=book.bits)
         for name, array in _predictor_arrays(block.predictor).items():
             group.create_dataset(f"{i}/{name}", data=array.astype(dtype))
+        if block.predictor is not None:
+            group[f"{i}/{_PREDICTOR[0]}"].attrs["keep"] = block.predictor.keep
     group.attrs["checksum"] = _checksum(codec)
 
 
@@ -170,14 +172,16 @@ def _read_predictor(group: h5py.Group, width: int) -> Predictor:
         f"{group.file.filename}: {group.name} needs a predictor of width {width}, and has {shapes}; calibrate again",
     )
     *factors, bias = (hdf5.read(item, "float32") for item in arrays)
-    return Predictor(tuple(factors), bias)
+    return Predictor(tuple(factors), bias, hdf5.number(arrays[0], "keep"))
 
 
 def _predictor_arrays(predictor: Predictor | None) -> dict[str, np.ndarray]:
     """By the names of their datasets."""
     if predictor is None:
         return {}
-    return dict(zip((*_PREDICTOR[: len(predictor.factors)], _PREDICTOR[-1]), predictor.arrays, strict=True))
+    return dict(
+        zip((*_PREDICTOR[: len(predictor.factors)], _PREDICTOR[-1]), (*predictor.factors, predictor.bias), strict=True)
+    )
 
 
 def _read_transform(group: h5py.Group, name: str, width: int) -> Transform | None:

@@ -59,4 +59,4 @@ class Predicted(Quantised):
         predictor, change = self.codec.blocks[i].predictor, state
         for factor in predictor.factors:
             change = change @ factor.astype(np.float64)
-        return state + change + predictor.bias.astype(np.float64)
+        return predictor.keep * state + change + predictor.bias.astype(np.float64)

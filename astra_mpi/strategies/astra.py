@@ -14,30 +14,27 @@ from typing import Any, cast
 import numpy as np
 from mpi4py import MPI
 
-from astra_mpi.caches.cache import Part
-from astra_mpi.caches.codes import CodeSpace, CountedKeys, ScoredCodes, TurnedCodes
-from astra_mpi.caches.kept import Kept
-from astra_mpi.caches.packed import Seen, SeenCodes, SeenCounts
-from astra_mpi.caches.rows import rows_of
+from astra_mpi.caches.codes import CodeSpace
 from astra_mpi.codec.codebook import Codec
 from astra_mpi.codec.expected import Expected
 from astra_mpi.codec.tables import distinct
 from astra_mpi.config import ModelConfig
-from astra_mpi.costs.strategies import Coding, Wire, astra_wire
+from astra_mpi.costs.strategies import Wire, astra_wire, coding_of
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import beside, take, to_host
 from astra_mpi.errors import AstraError
 from astra_mpi.partition import Layout, displs
 from astra_mpi.strategies.base import Parts, is_plain, recipe_of
+from astra_mpi.strategies.far_codes import FarCodes
 from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.states import States
-from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
+from astra_mpi.strategies.token_parallel import FarKeys
 from astra_mpi.wire.exchange import Pending
 
 
-class Astra(TokenParallel):
+class Astra(FarCodes):
     """Codes of C * b bits per token and block. Every rank holds the same codebooks."""
 
     name = "astra"
@@ -52,7 +49,7 @@ class Astra(TokenParallel):
         self.site = self.codec.config.site
         predicts = self.codec.config.predicts
         self.first_coded = int(predicts or spec.word("first") == "inputs")  # the first block with an exchange
-        self.sends_reached = not predicts  # a state needs all codes of its token
+        self.sends_reached = self.may_keep_codes = not predicts  # a state needs all codes of its token
         self.exchange.missing.suit(predicts)
         self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, parts.remote)
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
@@ -101,8 +98,7 @@ class Astra(TokenParallel):
         return [self.codec.blocks[i].message_bytes(int(n)) for n in counts]
 
     def wire_costs(self) -> Wire:
-        widths = tuple(None if book.basis is None else book.basis.shape[1] for book in self.codec.blocks[0].codebooks)
-        return astra_wire(shape_of(self.config), Coding(self.codec.config, widths, self.remote.how))
+        return astra_wire(shape_of(self.config), coding_of(self.codec, self.remote.how))
 
     @property
     def n_exchanges(self) -> int:
@@ -168,100 +164,6 @@ class Astra(TokenParallel):
             return None
         came = np.repeat(~self.missing[i], self.planned.token_counts)[index]
         return self.xp.asarray(came.astype(np.float32))
-
-    def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
-        """Some far tokens' keys and values, their codes (`keeps_codes`), or the rows of a table that stand for both."""
-        table = self.remote.tables[i]
-        if i < self.first_coded or self._keeps_keys(i):
-            return super().remember(i, far, part, offsets)
-        index, _, tokens = self._far(i)
-        codes, turns = take(self.codes[i], index[part]), self._turns_of(i, tokens[part])
-        if table.rows is not None and self.plain:
-            if not self.packed:
-                return CountedKeys(table.rows, codes, self.kernels)
-            size = self.codec.blocks[i].size
-            return SeenCounts(beside(codes, table.rows), *self.kernels.distinct(codes, beside(codes, offsets), size))
-        if self.packed:
-            return SeenCodes(table, codes, turns, offsets, self.kernels, self.dtype)
-        return self._codes_kept(i, codes, turns)
-
-    def _keeps_keys(self, i: int) -> bool:
-        """Whether keys and values of far tokens are kept, not their codes: unless a row of a table is both, or codes
-        are asked for. Not even then if a new token would have to project every far token again: keys are turned and not
-        quantised themselves, or vectors are no sums."""
-        table = self.remote.tables[i]
-        if self.states is not None:
-            return True
-        if self.plain and table.rows is not None:
-            return False
-        again = not self.plain and self.site != "kv" and self.remote.how == "gemm"
-        no_sums = self.plain and not self.packed and not self.codec.blocks[i].additive
-        return again or no_sums or not (self.keeps_codes or self.packed)
-
-    def _codes_kept(self, i: int, codes: np.ndarray, turns: np.ndarray | None) -> Kept:
-        """Codes (m, C) that are not rows of the table alone; turns (m, d)."""
-        table = self.remote.tables[i]
-        if not self.plain:
-            return TurnedCodes(table, codes, turns)
-        if i not in self._spaces:
-            self._spaces[i] = CodeSpace(self.blocks[i], self.codec.blocks[i], self.codec.config.site, table)
-        return ScoredCodes(self._spaces[i], codes, self.kernels)
-
-    @property
-    def continues(self) -> bool:  # type: ignore[override]
-        return not self.first_coded and not self.codec.config.near
-
-    def as_seen(self, i: int, payload: np.ndarray) -> np.ndarray:
-        return self.codec.blocks[i].encode(payload, self.kernels)
-
-    def seen_bytes(self, i: int, n_tokens: int) -> int:
-        return self.codec.blocks[i].message_bytes(n_tokens)
-
-    def pack_seen(self, i: int, seen: np.ndarray) -> np.ndarray:
-        return self.codec.blocks[i].pack(seen, self.kernels)
-
-    def unpack_seen(self, i: int, message: np.ndarray, n_tokens: int) -> np.ndarray:
-        codec = self.codec.blocks[i]
-        codes = codec.unpack(message, n_tokens, self.kernels)
-        bad = codec.misfit(codes)
-        if bad is not None and bool(bad.any()):
-            raise AstraError(f"a code is not below codebook size {codec.size}: corrupt message")
-        return codes
-
-    def kept_of(self, i: int, seen: np.ndarray, turns: np.ndarray | None) -> Kept:
-        table = self.remote.tables[i]
-        if self.plain and table.rows is not None:
-            return CountedKeys(table.rows, seen, self.kernels)
-        if self._keeps_keys(i):
-            kv = table.far_kv(seen, self.kernels)
-            if turns is not None:
-                self.kernels.rotate(kv, turns, self.config.n_kv_heads)
-            return rows_of(self.config, kv, None, self.kernels)
-        return self._codes_kept(i, seen, turns)
-
-    def _turns_of(self, i: int, index: np.ndarray) -> np.ndarray | None:
-        """Of the gathered tokens index (m,), (m, d): one array for all blocks that turn alike; None: nothing turns."""
-        turns = self.gathered.turns(i)
-        if turns is None:
-            return None
-        key = id(turns), index.tobytes()
-        if key not in self._far_turns:
-            self._far_turns[key] = take(turns, index)
-        return self._far_turns[key]
-
-    def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
-        return far.offsets if i < self.first_coded or self.states is not None else self._far(i)[1]
-
-    def kept_index(self, i: int, far: FarKeys) -> np.ndarray:
-        return super().kept_index(i, far) if i < self.first_coded else self._far(i)[2]
-
-    def _far(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the far tokens of block i lie in the sent ones, where each sequence's begin among them, and where they
-        lie in the gathered ones."""
-        reach = self.reaches[i]
-        if self.exchange.missing.treatment == "drop" and self.missing[i].any():
-            return reach.far_from(reach.far_ranks[~self.missing[i, reach.far_ranks]])
-        return reach.far_index, reach.far_offsets, reach.tokens
 
     def _unpack(self, i: int, messages: list[np.ndarray]) -> np.ndarray:
         """The messages of all ranks -> codes of the sent tokens (sum n_r, C), rank after rank; missing ones the mean's.

@@ -53,6 +53,8 @@ class TokenParallel(Strategy):
     cache: Cache | None = None
     #: whether decoding keeps far tokens as codes, where they came as codes: less memory, more work per new token
     keeps_codes: bool = False
+    #: whether codes alone say what far tokens are
+    may_keep_codes: bool = True
     #: whether a conversation goes on from what its earlier turns have left
     continues: bool = True
     #: the pass under way exchanges nothing

@@ -20,6 +20,7 @@ from astra_mpi.kernels.cuda._codes import (
 )
 from astra_mpi.kernels.cuda._decode import attend_new, finish_new, merge_new, warm_up_new
 from astra_mpi.kernels.cuda._levels import encode_levels, pack_columns, unpack_columns
+from astra_mpi.kernels.cuda._ordered import ordered_product
 from astra_mpi.kernels.cuda._rows import (
     activate,
     activate_gated,
@@ -54,6 +55,7 @@ __all__ = [
     "gram_sum",
     "layer_norm",
     "merge_new",
+    "ordered_product",
     "pack",
     "pack_columns",
     "rms_norm",

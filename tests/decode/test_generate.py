@@ -98,6 +98,16 @@ def test_astra_steps_equal_oracle(comm, family, codec, remote, decode, far):
     assert model.report["choices"]["decode"] == decode
 
 
+@pytest.mark.parametrize(("decode", "remote"), [("local", "table"), ("local", "gemm"), ("merged", "table")])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_steps_after_predicted_codes_equal_oracle(comm, name, decode, remote):
+    """Far tokens of the prompts are kept as the keys and values that their states gave."""
+    config = FAMILIES.get(name) or ARCHITECTURES[name][0]
+    model = make_model(comm, config, CodecConfig(site="normed", stages=2, codebook_size=16, predict="linear"))
+    model.use("astra", remote=remote)
+    assert_steps_equal_oracle(comm, model, *prompts(config), decode, 5)
+
+
 @pytest.mark.parametrize(("decode", "far"), [("local", "keys"), ("local", "codes"), ("merged", "keys")])
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "smollm3", "olmo2", "stablelm"])
 def test_steps_with_windows_caps_and_norms_of_keys_equal_oracle(comm, name, decode, far):

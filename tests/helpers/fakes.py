@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec, no_codebook
 from astra_mpi.codec.fit import energy
 from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import CodecConfig
@@ -87,7 +87,8 @@ def random_codec(config, codec_config, seed=0):
 
     blocks = tuple(BlockCodec(tuple(book(part) for part in codec_config.of(i))) for i in range(config.n_layers))
     if codec_config.predicts:
-        blocks = tuple(replace(b, predictor=random_predictor(rng, width, i)) if i else b for i, b in enumerate(blocks))
+        coded = [replace(b, predictor=random_predictor(rng, width, i)) for i, b in enumerate(blocks) if i]
+        blocks = (BlockCodec((no_codebook(codec_config, width),)), *coded)
     return Codec(codec_config, blocks)
 
 
@@ -97,7 +98,8 @@ def random_predictor(rng, width, i):
     if i % 2 == 0:
         return Predictor((rng.normal(0, 0.3 / width**0.5, (width, width)) - 0.2 * np.eye(width),), bias)
     rank = max(1, width // 3)
-    return Predictor(tuple(rng.normal(0, 0.6 / n**0.5, (n, m)) for n, m in ((width, rank), (rank, width))), bias)
+    factors = tuple(rng.normal(0, 0.6 / n**0.5, (n, m)) for n, m in ((width, rank), (rank, width)))
+    return Predictor(factors, bias, 0.8)
 
 
 def model_file(config, codec_config=None, seed=0, dtype="float32"):

@@ -60,6 +60,26 @@ def test_a_first_block_from_the_inputs():
     assert embedded.work()[0].multiply_adds == given.work()[0].multiply_adds + far * 5
 
 
+def test_codes_of_what_a_prediction_misses():
+    """While codes travel, states of all tokens are predicted and those of far ones projected; block 0 sends nothing."""
+    coding = Coding(CodecConfig("normed", stages=8, predict="linear"), subspaces=(128,), rank=64)
+    n, far = T // 4, T * 3 // 4
+    block = 12 * n * D**2 + 2 * T * n * D + far * 2 * D * D
+    coded = n * 128 * (D + 8 * 256) + T * 2 * D * 64
+    for name in ("astra", "astra:inputs"):
+        cost = STRATEGIES[name](job(4), coding)
+        assert [work.multiply_adds for work in cost.work()] == [L * block + (L - 1) * coded] * 4
+        assert cost.contributed_bytes() == [(L - 1) * n * 8] * 4
+    first, others = astra(job(4), coding).stages
+    assert (first.repeats, others.repeats, first.transfer) == (1, L - 1, None)
+    assert others.ranks[0].after.gemm == n * 9 * D * D  # output projection and MLP alone
+    rebuilt = astra(job(4), replace(coding, remote="gemm")).stages[1].ranks[0]
+    assert rebuilt.after.gemm == n * 9 * D * D + far * 2 * D * D
+    whole = astra(job(4), replace(coding, rank=None)).work()[0].multiply_adds
+    assert whole - astra(job(4), coding).work()[0].multiply_adds == (L - 1) * T * (D * D - 2 * D * 64)
+    assert astra(job(4), coding).table_bytes > 4 * (L - 1) * 2 * D * 64 + 8 * T * D
+
+
 def test_limits_with_a_free_encoder():
     """K = 1 leaves n_r D multiply-adds of search, which is 0.01 percent."""
     assert speedup(4, Coding(FREE)) == pytest.approx(4, abs=0.002)

@@ -7,6 +7,7 @@ from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
+from astra_mpi.errors import InputError
 from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.oracle.verify import verify
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
@@ -68,3 +69,59 @@ def test_equals_the_oracle(comm, family, codec):
     if comm.size > 1:
         assert_same_states(model)
         assert_verified(comm, make_model(comm, config, codec), inputs, mask, spread=True)
+
+
+@pytest.mark.parametrize("loss", ["40%", "100%"])
+@pytest.mark.parametrize("family", ["bert-cls", "llama"])
+def test_what_is_lost_goes_on_as_predicted(comm, family, loss):
+    """Every receiver has states of its own, as the oracle has; later codes still move them."""
+    config, n_tokens = FAMILIES[family]
+    model = make_model(comm, config, network=f"real,loss={loss}", seed=3)
+    inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
+    assert_verified(comm, model, inputs, mask)
+    if comm.size > 1:
+        found = model.report["missing"]
+        assert found["treatment"] == "predict" and found["lost"] > 0
+        assert found["lost"] < found["messages"] or loss == "100%"
+
+
+def test_treatments_are_of_one_kind_of_codes(comm):
+    for treatment, codec in (("drop", "residual"), ("mean", "residual"), ("predict", None)):
+        config = FAMILIES["llama"][0]
+        file = model_file(config, CODECS[codec] if codec else None)
+        backend = get_backend("numpy", comm)
+        model = Model(file, comm, backend, conditions=parse_conditions(comm.size, missing=treatment))
+        with pytest.raises(InputError, match=rf"missing = '{treatment}'.*use {'predict' if codec else 'drop or mean'}"):
+            model.use("astra")
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "int8"])
+def test_narrow_products(comm, compute):
+    """States are float32 whatever the products are, and so are the same everywhere."""
+    config, n_tokens = FAMILIES["llama"]
+    model = make_model(comm, config, compute=compute)
+    inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
+    assert_verified(comm, model, inputs, mask)
+    if comm.size > 1:
+        model.use("astra")
+        model(inputs, mask)
+        assert_same_states(model)
+
+
+def test_windows_leave_nothing_out_of_messages(comm):
+    config = llama_config(n_layers=4, windows=(0, 4, 0, 4))
+    model = make_model(comm, config)
+    inputs, mask = random_batch(config, 2, 19, seed=1, ragged=True)
+    assert_verified(comm, model, inputs, mask)
+    others = make_model(comm, llama_config(n_layers=4))
+    for each in (model, others):
+        each.use("astra")
+        each(inputs, mask)
+    assert model.report["contributed_bytes"] == others.report["contributed_bytes"]
+
+
+def test_far_tokens_are_not_kept_as_codes(comm):
+    model = make_model(comm, FAMILIES["llama"][0])
+    model.use("astra")
+    with pytest.raises(InputError, match=r"far = 'codes': .*; use far = 'keys'"):
+        model.generate(np.ones((1, 5), int), max_new_tokens=3, far="codes")
