@@ -39,7 +39,7 @@ def fit_innovation(
     seen = x @ metric.to.astype(np.float32)
     variances, directions = np.linalg.eigh((seen.T @ seen).astype(np.float64))
     variances, directions = np.maximum(variances[::-1], 0), directions[:, ::-1]
-    n = len(variances) if config.encoder == "exact" else served(variances, config.bits_per_token)
+    n = len(variances) if config.encoder == "exact" else served(variances, config.rule.vector_bits(config))
     basis = directions[:, :n]
     book = fit_codebook(seen @ basis.astype(np.float32), config, seed, kernels, progress, embedded)
     entries = book.entries.astype(np.float64) @ (basis.T @ metric.back)
@@ -55,4 +55,4 @@ def served(variances: np.ndarray, bits: int) -> int:
     counts = np.arange(1, len(logs) + 1)
     levels = (np.cumsum(logs) - 2 * bits) / counts  # of the first n, if they share the bits
     n = int(np.count_nonzero(logs > levels))
-    return min(len(logs), -(-n // STEP) * STEP)
+    return min(len(logs), max(1, -(-n // STEP)) * STEP)

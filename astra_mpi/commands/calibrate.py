@@ -235,7 +235,7 @@ def _command(args: argparse.Namespace) -> str:
         "predict_rank",
     )
     unset = (None, "none")
-    names = tuple(name for name in names if args.near or not name.startswith("near"))
-    given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) not in unset]
+    shown = [name for name in names if args.near or not name.startswith("near")]
+    given = [(name.replace("_", "-"), getattr(args, name)) for name in shown if getattr(args, name) not in unset]
     options = [f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

@@ -43,7 +43,7 @@ class Coding:
     def has_tables(self) -> bool:
         """Whether far keys and values come from projected tables."""
         codec = self.codec
-        can = codec.site != "kv" and (codec.rule.additive or codec.n_codebooks == 1)
+        can = codec.site != "kv" and (codec.rule.additive or (codec.n_codebooks == 1 and not codec.rule.transforms))
         return can and self.remote == "table"
 
     def predictor_numbers(self, width: int) -> float:
