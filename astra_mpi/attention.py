@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from astra_mpi.device.scratch import Scratch
+from astra_mpi.device.xp import beside
 from astra_mpi.kernels.near import Near
 from astra_mpi.partition import Layout
 
@@ -58,10 +60,14 @@ class Attention:
     ) -> None:
         """Attend to far keys kv (m, 2 d_kv), those of sequence s at offsets[s]:offsets[s + 1]; key_bias (m,).
 
-        rows, ends: see `FarKeys`, for packed attention. places (m,): the keys' positions, where they matter.
+        rows, ends: see `FarKeys`, for packed attention. places (m,): the keys' positions, where they matter. Replicas
+        of sinks see none of them.
         """
         near = self.near if self.near is None else self.near._replace(key_places=places)
+        replicas = [(state, index, state[index].copy()) for state, index in self._replica_states()]
         self._attend(kv, offsets, key_bias, None, rows, ends, near)
+        for state, index, before in replicas:
+            state[index] = before
 
     @property
     def sums(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -105,6 +111,20 @@ class Attention:
             if near is not None and near.placed:
                 own = near._replace(query_places=near.query_places[rows], key_places=near.key_places[far])
             self.kernels.attend(self.heads[:, rows], keys[:, far], values[:, far], bias, causal, *state, own)
+
+    def _replica_states(self) -> Iterator[tuple[np.ndarray, Any]]:
+        """Parts of the running state, and where in them that of the replicas of sinks is."""
+        heads, n, d = self.heads.shape
+        if not len(self.layout.replica_rows):
+            return
+        if self.packed:
+            where = beside(self.acc, self.layout.replica_rows)
+            for state, width in ((self.acc, heads * d), (self.row_max, heads), (self.row_sum, heads)):
+                yield state[: n * width].reshape(n, width), where
+            return
+        for s, _, *states in self._sequences():
+            for state in states:
+                yield state, np.s_[:, : self.layout.fronts[s]]
 
     def _sequences(self) -> Iterator[tuple[int, slice, np.ndarray, np.ndarray, np.ndarray]]:
         """Per sequence with rows here: its index, its rows, and its contiguous part of the running state."""

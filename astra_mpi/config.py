@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from astra_mpi.errors import InputError
@@ -17,6 +18,7 @@ KINDS = Registry(
     {
         "residual": "residual:Residual",
         "grouped": "grouped:Grouped",
+        "scalar": "scalar:Scalar",
     },
 )
 if TYPE_CHECKING:
@@ -26,11 +28,17 @@ if TYPE_CHECKING:
 else:  # for decks
     CodecKind = Literal[tuple(KINDS)]
 #: settings that say how many codes a vector has; every kind reads one of them, or none
-COUNTS = ("groups", "stages")
+COUNTS = ("groups", "stages", "vector_bits")
+#: of every codebook alike; or per block, and there of both codebooks alike or of keys and of values
+Counts = int | tuple[int | tuple[int, ...], ...]
 SITES = ("hidden", "normed", "kv")
 ENCODERS = ("auto", "exact", "subspace")
+#: whether codes stand for a vector, or for what a linear map of what all ranks hold of the token misses
+PREDICTIONS = ("none", "linear")
 METRICS = ("keys-values", "plain")  # by what codes are nearest (codec/metric.py)
 MAX_CODEBOOK_SIZE = 65536
+MAX_SINKS = 8  # first tokens of a sequence that may be exact on every rank
+MAX_VECTOR_BITS = 1 << 20
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 
 
@@ -38,6 +46,22 @@ def require(condition: bool, message: str) -> None:
     """Raise InputError with `message` unless `condition` holds."""
     if not condition:
         raise InputError(message)
+
+
+#: marks fields that are stored only where they are set
+OPTIONAL = {"optional": True}
+
+
+def optional(default: Any) -> Any:
+    """A field that is stored only where it is not its default, so that older models keep their digest."""
+    return field(default=default, metadata=OPTIONAL)
+
+
+def stored_fields(config: Any) -> dict[str, Any]:
+    """Fields of a config by name, those that are `optional` only where they are set."""
+    values, fields = dataclasses.asdict(config), dataclasses.fields(config)
+    unset = {f.name for f in fields if f.metadata.get("optional") and values[f.name] == f.default}
+    return {name: value for name, value in values.items() if name not in unset}
 
 
 @dataclass(frozen=True)
@@ -48,8 +72,15 @@ class CodecConfig:
     kind: str = "residual"  # stages of full-width codebooks, groups of sub-vectors, or another of KINDS
     codebook_size: int = 256  # K, entries per codebook
     groups: int = 1  # G, where the kind has groups
-    stages: int = 4  # M, where it has stages
+    stages: Counts = 4  # M, where it has stages
     encoder: str = "auto"  # where entries are searched: all of the space, a subspace, or the cheaper one that will do
+    sinks: int = optional(0)  # a decoder's first tokens that have no codes, for every rank computes them itself
+    predict: str = optional("none")  # what codes stand for (PREDICTIONS, codec/predictor.py)
+    near: int = optional(0)  # tokens next to another slice, of every slice, that have more stages
+    near_stages: int = optional(0)  # how many more
+    vector_bits: Counts = field(
+        default=0, metadata=OPTIONAL
+    )  # of a quantised vector, where the kind spreads bits over its directions
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"codec kind '{self.kind}' is unknown; use one of {', '.join(KINDS)}")
@@ -59,7 +90,9 @@ class CodecConfig:
             f"codebook size {self.codebook_size} is outside 1..{MAX_CODEBOOK_SIZE}",
         )
         require(1 <= self.groups <= 4096, f"groups = {self.groups} is outside 1..4096")
-        require(1 <= self.stages <= 64, f"stages = {self.stages} is outside 1..64")
+        require(0 <= self.sinks <= MAX_SINKS, f"sinks = {self.sinks} is outside 0..{MAX_SINKS}")
+        for name, most in (("stages", 64), ("vector_bits", MAX_VECTOR_BITS)):
+            object.__setattr__(self, name, self._checked(name, most))
         require(
             self.encoder in ENCODERS, f"codec encoder '{self.encoder}' is unknown; use one of {', '.join(ENCODERS)}"
         )
@@ -68,6 +101,43 @@ class CodecConfig:
             f"encoder 'subspace' needs codebooks of full width, not {self.n_codebooks} "
             f"{self.rule.count or self.kind + ' codes'}; use auto or exact",
         )
+        graded = self.near > 0 and self.near_stages > 0
+        require(
+            graded or self.near == self.near_stages == 0,
+            f"near = {self.near} and near_stages = {self.near_stages}: give both, above 0, or none",
+        )
+        require(
+            not graded or (self.rule.count == "stages" and self.codebook_size >= 2),
+            "near tokens with more stages need kind 'residual' and entries of 1 bit or more; leave near out",
+        )
+        require(self.predict in PREDICTIONS, f"predict '{self.predict}' is unknown; use {' or '.join(PREDICTIONS)}")
+        require(
+            not self.predicts or self.site == "normed",
+            f"predict '{self.predict}' is of attention inputs; use site normed, not {self.site}",
+        )
+
+    @property
+    def predicts(self) -> bool:
+        """Whether codes stand for what a prediction misses, and block 0 has none."""
+        return self.predict != "none"
+
+    def _checked(self, name: str, most: int) -> Counts:
+        """A count as int or tuple; 0: nothing is sent, and the mean stands for all."""
+        value = getattr(self, name)
+        if not isinstance(value, list | tuple):
+            require(type(value) is int and 0 <= value <= most, f"{name} = {value} is outside 0..{most}")
+            return value
+        counts = tuple(tuple(one) if isinstance(one, list | tuple) else one for one in value)
+        for one in counts:
+            parts = one if isinstance(one, tuple) else (one,)
+            fits = not isinstance(one, tuple) or (len(one) == 2 and self.site == "kv")
+            require(
+                fits, f"{name} has {parts} for a block; give a number, or with site kv one of keys and one of values"
+            )
+            sane = all(type(n) is int and 0 <= n <= most for n in parts)
+            require(sane, f"{name} = {parts} of a block is outside 0..{most}")
+        require(len(counts) > 0, f"{name} is an empty list; give a number, or one per block")
+        return counts
 
     @property
     def rule(self) -> Any:
@@ -75,9 +145,45 @@ class CodecConfig:
         return KINDS[self.kind]
 
     @property
+    def n_books(self) -> int:
+        """Codebooks of a block: keys and values each have their own with site = kv."""
+        return 2 if self.site == "kv" else 1
+
+    @property
+    def by_block(self) -> bool:
+        """Whether blocks, or their keys and values, differ in how many codes they have."""
+        return bool(self.rule.count) and isinstance(getattr(self, self.rule.count), tuple)
+
+    def of(self, i: int) -> tuple[CodecConfig, ...]:
+        """Of every codebook of block i, as if all blocks were like it."""
+        if not self.by_block:
+            return (self,) * self.n_books
+        count = getattr(self, self.rule.count)[i]
+        parts = count if isinstance(count, tuple) else (count,) * self.n_books
+        return tuple(_with_count(self, n) for n in parts)
+
+    def check_blocks(self, n_layers: int, where: str) -> None:
+        """InputError unless counts that differ by block are as many as the model's blocks."""
+        if self.by_block:
+            n = len(getattr(self, self.rule.count))
+            require(n == n_layers, f"{where}: {self.rule.count} of {n} blocks, the model has {n_layers}")
+
+    @property
+    def count(self) -> int:
+        """The kind's count, of one codebook (`of`); the most of any where they differ."""
+        if self.by_block:
+            return max(part.count for i in range(self.n_counted) for part in self.of(i))
+        return int(getattr(self, self.rule.count)) if self.rule.count else 1
+
+    @property
     def n_codebooks(self) -> int:
-        """Codebooks per quantised vector (G or M)."""
-        return self.rule.n_codes(self)
+        """Codebooks per quantised vector (G or M); the most of any block."""
+        return max(part.rule.n_codes(part) for i in range(self.n_counted) for part in self.of(i))
+
+    @property
+    def n_counted(self) -> int:
+        """Blocks that have counts of their own; 1: all are alike."""
+        return len(getattr(self, self.rule.count)) if self.by_block else 1
 
     @property
     def full_width(self) -> bool:
@@ -86,21 +192,39 @@ class CodecConfig:
 
     @property
     def codes_per_token(self) -> int:
-        """C: codes a token sends per block; keys and values each have their own set with site = kv."""
-        return self.n_codebooks * (2 if self.site == "kv" else 1)
+        """C: codes a token sends per block, the most of any block; keys and values each have their own set with kv."""
+        return max(sum(part.rule.n_codes(part) for part in self.of(i)) for i in range(self.n_counted))
 
     @property
     def bits(self) -> int:
         """b = ceil(log2 K): bits per code."""
         return (self.codebook_size - 1).bit_length()
 
+    def block_bits(self, i: int) -> int:
+        """Bits a token costs in block i."""
+        return sum(part.rule.vector_bits(part) for part in self.of(i))
+
     @property
-    def bits_per_token(self) -> int:
-        """Bits a token costs per block."""
-        return self.codes_per_token * self.bits
+    def bits_per_token(self) -> float:
+        """Bits a token costs per block, the mean over the blocks; an int where it is whole."""
+        n = self.n_counted
+        total = sum(self.block_bits(i) for i in range(n))
+        return total // n if total % n == 0 else total / n
 
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Fields that are `optional` only where they are set, so that codecs of earlier versions keep their digest."""
+        return {name: _listed(value) for name, value in stored_fields(self).items()}
+
+
+@lru_cache
+def _with_count(config: CodecConfig, count: int) -> CodecConfig:
+    changed: dict[str, Any] = {config.rule.count: count}
+    return dataclasses.replace(config, **changed)
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    return [_listed(one) for one in value] if isinstance(value, tuple) else value
 
 
 def check_counts(kind: str, given: Iterable[str], dashes: str, equals: str) -> None:
@@ -111,15 +235,6 @@ def check_counts(kind: str, given: Iterable[str], dashes: str, equals: str) -> N
         own = KINDS[kind].count
         cure = f"use {dashes}{own} or that kind" if own else "leave it out"
         require(own == count, f"{dashes}{count} is for {dashes}kind{equals}{owners}; {cure}")
-
-
-#: marks fields that are stored only where they are set
-OPTIONAL = {"optional": True}
-
-
-def optional(default: Any) -> Any:
-    """A field that is stored only where it is not its default, so that older models keep their digest."""
-    return field(default=default, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -191,12 +306,10 @@ class ModelConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Fields that are `optional` only where they are set, so that models of earlier versions keep their digest."""
-        values = dataclasses.asdict(self)
+        values = stored_fields(self)
         if self.d_head * self.n_heads == self.d_model:
-            del values["d_head"]
-        unset = {f.name for f in dataclasses.fields(self) if f.metadata.get("optional")}
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        return {name: x for name, x in values.items() if name not in unset or x != defaults[name]}
+            values.pop("d_head", None)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

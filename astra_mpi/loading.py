@@ -51,7 +51,7 @@ def load(
     clock: str = "wall",
     speed: float | Sequence[float] = 1.0,
     deadline: str | None = None,
-    missing: str = "drop",
+    missing: str = "auto",
     seed: int = 0,
     watchdog: str | None = None,
     tokens: int | None = None,
@@ -75,7 +75,8 @@ def load(
     in this process; None leaves them as they are. network: "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%";
     accounting: which bytes it charges, "port", "contributed" or "paper". clock: "wall", or "virtual", which counts CPU
     seconds `speed` times, one factor or one per rank. deadline: such as "5ms", how long astra waits at one exchange;
-    missing: codes are dropped ("drop") or replaced ("mean"). seed: of what is lost. docs/explanation/network.md has
+    missing: codes are dropped ("drop"), replaced ("mean") or go without ("predict"); "auto" is the last where codes
+    are of what a prediction misses, else the first. seed: of what is lost. docs/explanation/network.md has
     them all. watchdog: such as "60s" (None: 300 s), how long a rank waits for a silent one before it names it and ends
     all by MPI's Abort (docs/explanation/faults.md); "0": for ever. items: opens those of a job, on which compute =
     "auto" tries types of products; without them, it takes sample texts (images: random ones).

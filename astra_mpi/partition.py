@@ -32,6 +32,7 @@ class TokenCost:
     score: float  # attending to one token
     far: float = 0.0  # making the key and value of one token of another rank
     send: float = 0.0  # making a token's message, which the last rank does not
+    sinks: int = 0  # first tokens, that ranks behind compute themselves and nobody sends
 
 
 def even(n_tokens: int, size: int) -> np.ndarray:
@@ -57,10 +58,12 @@ def finish_together(n_tokens: int, speeds: Sequence[float], cost: TokenCost) -> 
     """Counts (size,) with which ranks of these relative speeds need equally long for a causal model.
 
     A rank with tokens a .. a + n - 1 needs (n own + n send + a far + score sum(i + 1 for these i)) / speed; the last
-    rank sends nothing. The common time is found by bisection: what it lets the ranks own grows with it.
+    rank sends nothing. Of its far tokens the sinks cost it `own` each, and of its own tokens they are not sent. The
+    common time is found by bisection: what it lets the ranks own grows with it.
     """
     weighted(n_tokens, speeds)  # checks them
-    low, high = 0.0, n_tokens * (cost.own + cost.send + cost.far + cost.score * n_tokens) / max(speeds) + 1.0
+    token = cost.own + cost.send + cost.far + cost.score * n_tokens
+    low, high = 0.0, (n_tokens * token + cost.sinks * cost.own) / max(speeds) + 1.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if _ends(middle, speeds, cost)[-1] >= n_tokens else (middle, high)
@@ -72,12 +75,20 @@ def _ends(time: float, speeds: Sequence[float], cost: TokenCost) -> np.ndarray:
     """Tokens (size,) that the ranks up to each one own together if each works for `time`."""
     ends = np.zeros(len(speeds) + 1)
     for rank, speed in enumerate(speeds):
-        start, last = ends[rank], rank == len(speeds) - 1
-        linear = cost.own + (0.0 if last else cost.send) + cost.score * (start + 0.5)
-        budget = max(time * speed - start * cost.far, 0.0)
-        # n linear + n^2 score / 2 = budget; written so that a score of 0 is an ordinary case
-        ends[rank + 1] = start + 2 * budget / (linear + np.sqrt(linear**2 + 2 * cost.score * budget))
+        start, send = ends[rank], 0.0 if rank == len(speeds) - 1 else cost.send
+        replicas = min(start, cost.sinks)
+        unsent = cost.sinks - replicas
+        budget = max(time * speed - (start - replicas) * cost.far - replicas * cost.own, 0.0)
+        n_own = _affordable(budget, cost.own + cost.score * (start + 0.5), cost.score)
+        if n_own > unsent:
+            n_own = _affordable(budget + unsent * send, cost.own + send + cost.score * (start + 0.5), cost.score)
+        ends[rank + 1] = start + n_own
     return ends[1:]
+
+
+def _affordable(budget: float, linear: float, score: float) -> float:
+    """n with n linear + n^2 score / 2 = budget; written so that a score of 0 is an ordinary case."""
+    return float(2 * budget / (linear + np.sqrt(linear**2 + 2 * score * budget)))
 
 
 def displs(counts: np.ndarray) -> np.ndarray:
@@ -95,9 +106,13 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 class Layout:
     """What one rank holds of a batch of B sequences, and where the far tokens lie.
 
-    Rows of a rank: sequence after sequence, each its replicas of the class tokens (if there are any), then its content
+    Rows of a rank: sequence after sequence, each its replicas of first tokens (if there are any), then its content
     tokens. Gathered tokens: rank after rank, each its content tokens in the same order. Slices follow one another in
     order of ranks, unless `places` give each sequence an order of its own.
+
+    Replicas are of class tokens, which are nobody's content, or of sinks: of the first content tokens those that lie
+    before a rank's slice. Under causal attention sinks see nothing but sinks, so their replicas are exact, and no sink
+    is a far token.
     """
 
     counts: np.ndarray  # (B, P) content tokens of each sequence on each rank
@@ -107,6 +122,11 @@ class Layout:
     replicas: int = 1  # ranks that hold the class tokens: 0 .. replicas - 1
     places: np.ndarray | None = None  # (B, P) which slice of each sequence each rank has; None: rank r has slice r
     quiet: bool = False  # one rank has all tokens, and tells nobody
+    sinks: int = 0  # of a causal layout without class tokens: first content tokens that ranks replicate
+
+    def __post_init__(self) -> None:
+        if self.sinks and not (self.causal and not self.n_class):
+            raise ValueError("only causal layouts without class tokens have sinks")
 
     @property
     def size(self) -> int:
@@ -131,6 +151,26 @@ class Layout:
         return places < places[:, self.rank, None]
 
     @cached_property
+    def starts(self) -> np.ndarray:
+        """(B, P) content tokens of each sequence before each rank's slice."""
+        ordered = np.take_along_axis(self.counts, self.order, axis=1)
+        starts = np.empty_like(self.counts)
+        np.put_along_axis(starts, self.order, np.cumsum(ordered, axis=1) - ordered, axis=1)
+        return starts
+
+    @cached_property
+    def sink_counts(self) -> np.ndarray:
+        """(B, P) sinks among each rank's content tokens, the first of these: no other rank sees them by exchange."""
+        counts: np.ndarray = np.clip(self.sinks - self.starts, 0, self.counts)
+        return counts
+
+    @cached_property
+    def sent_counts(self) -> np.ndarray:
+        """(P,) content tokens per rank over the whole batch, without sinks."""
+        counts: np.ndarray = (self.counts - self.sink_counts).sum(axis=0)
+        return counts
+
+    @cached_property
     def lengths(self) -> np.ndarray:
         """(B,) content tokens per sequence."""
         return self.counts.sum(axis=1)
@@ -146,9 +186,20 @@ class Layout:
         return self.n_class if self.rank < self.replicas else 0
 
     @cached_property
+    def fronts(self) -> np.ndarray:
+        """(B,) replicas of each sequence on this rank: its first rows. A rank without content has none of sinks."""
+        sinks = np.minimum(self.starts[:, self.rank], self.sinks)
+        return self.own_class + np.where(self.counts[:, self.rank] > 0, sinks, 0)
+
+    @cached_property
     def row_offsets(self) -> np.ndarray:
         """(B + 1,) first row of each sequence on this rank."""
-        return displs(self.counts[:, self.rank] + self.own_class)
+        return displs(self.counts[:, self.rank] + self.fronts)
+
+    @cached_property
+    def replica_rows(self) -> np.ndarray:
+        """Rows of the replicas of sinks, in sequence order."""
+        return ranges(self.row_offsets[:-1], self.fronts - self.own_class)
 
     @cached_property
     def class_rows(self) -> np.ndarray:
@@ -157,11 +208,11 @@ class Layout:
 
     @cached_property
     def _content_rows(self) -> np.ndarray | slice:
-        if not self.own_class:
+        if not self.fronts.any():
             return slice(None)
         if len(self.counts) == 1:
-            return slice(self.own_class, None)
-        return ranges(self.row_offsets[:-1] + self.own_class, self.counts[:, self.rank])
+            return slice(int(self.fronts[0]), None)
+        return ranges(self.row_offsets[:-1] + self.fronts, self.counts[:, self.rank])
 
     def content(self, x: np.ndarray) -> np.ndarray:
         """Rows (n, ...) -> content tokens only, a view where possible."""
@@ -175,15 +226,29 @@ class Layout:
     @cached_property
     def row_token(self) -> np.ndarray:
         """(n,) index of each row in its whole sequence, class tokens included (the first ones)."""
-        before = (self.counts * self.earlier).sum(axis=1)
-        within = np.arange(self.row_offsets[-1]) - self.row_offsets[self.row_sequence]
-        return within + self.n_class - self.own_class + np.where(within < self.own_class, 0, before[self.row_sequence])
+        sequence = self.row_sequence
+        within = np.arange(self.row_offsets[-1]) - self.row_offsets[sequence]
+        front, before = self.fronts[sequence], self.starts[sequence, self.rank]
+        return np.where(within < front, within, self.n_class + before + within - front)
 
-    def _gathered(self, seen: np.ndarray) -> np.ndarray:
-        """Indices into the gathered tokens: sequence by sequence, the tokens of the ranks `seen` (B, P) in order."""
-        starts = displs(self.token_counts)[:-1] + np.cumsum(self.counts, axis=0) - self.counts  # (B, P)
-        pair = (np.take_along_axis(x, self.order, axis=1).ravel() for x in (starts, self.counts * seen))
-        return ranges(*pair)
+    @cached_property
+    def _gathered_starts(self) -> np.ndarray:
+        """(B, P) where each rank's content tokens of each sequence begin in the gathered ones."""
+        starts: np.ndarray = displs(self.token_counts)[:-1] + np.cumsum(self.counts, axis=0) - self.counts
+        return starts
+
+    def _gathered(self, seen: np.ndarray, skipped: np.ndarray | int = 0) -> np.ndarray:
+        """Indices into the gathered tokens: sequence by sequence, the tokens of the ranks `seen` (B, P) in order, but
+        for the first `skipped` (B, P) of each."""
+        parts = self._gathered_starts + skipped, (self.counts - skipped) * seen
+        return ranges(*(np.take_along_axis(part, self.order, axis=1).ravel() for part in parts))
+
+    @cached_property
+    def gathered_sinks(self) -> np.ndarray:
+        """(N,) bool, which of the gathered tokens are sinks."""
+        sinks = np.zeros(int(self.token_counts.sum()), bool)
+        sinks[ranges(self._gathered_starts.ravel(), self.sink_counts.ravel())] = True
+        return sinks
 
     @cached_property
     def last_rank(self) -> np.ndarray:
@@ -213,17 +278,17 @@ class Layout:
     @cached_property
     def far_index(self) -> np.ndarray:
         """Where the far tokens lie in the gathered ones, sequence by sequence."""
-        return self._gathered(self._far_seen)
+        return self._gathered(self._far_seen, self.sink_counts)
 
     @cached_property
     def far_offsets(self) -> np.ndarray:
         """(B + 1,) first far token of each sequence in `far_index`."""
-        return displs((self.counts * self._far_seen).sum(axis=1))
+        return displs(((self.counts - self.sink_counts) * self._far_seen).sum(axis=1))
 
     def far_from(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`far_index` and `far_offsets` with nothing but the tokens of `ranks`."""
         seen = self._far_seen & np.isin(np.arange(self.size), ranks)
-        return self._gathered(seen), displs((self.counts * seen).sum(axis=1))
+        return self._gathered(seen, self.sink_counts), displs(((self.counts - self.sink_counts) * seen).sum(axis=1))
 
     @cached_property
     def sequence_order(self) -> np.ndarray:
@@ -249,11 +314,16 @@ class Layout:
         return Layout(self.lengths[:, None], 0, self.n_class, self.causal, replicas=0)
 
     @cached_property
-    def far_places(self) -> np.ndarray:
-        """Where the far tokens lie in `everything`, in the order of `far_index`."""
+    def everything_places(self) -> np.ndarray:
+        """Where the gathered tokens lie in `everything`."""
         places = np.empty_like(self.sequence_order)
         places[self.sequence_order] = np.arange(len(places))
-        found: np.ndarray = places[self.far_index]
+        return places
+
+    @cached_property
+    def far_places(self) -> np.ndarray:
+        """Where the far tokens lie in `everything`, in the order of `far_index`."""
+        found: np.ndarray = self.everything_places[self.far_index]
         return found
 
     def class_share(self, x: np.ndarray) -> np.ndarray:
@@ -271,7 +341,7 @@ class Layout:
         dtype = np.result_type(x.dtype, np.float32)
         sums = module_of(x).zeros((len(self.counts), x.shape[1]), dtype)
         for s, (first, last) in enumerate(zip(self.row_offsets[:-1], self.row_offsets[1:], strict=True)):
-            x[first + self.own_class : last].sum(axis=0, dtype=dtype, out=sums[s])
+            x[first + self.fronts[s] : last].sum(axis=0, dtype=dtype, out=sums[s])
         return sums
 
 

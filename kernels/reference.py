@@ -56,6 +56,17 @@ def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
     return codes
 
 
+def encode_levels(x: Array, levels: Array) -> Array:
+    """Codes (n, C) of x (n, C): code[i, c] = argmin_k |levels[c, k] - x[i, c]|, lowest on a tie.
+
+    levels (C, K) float32, every row ascending; where a row has fewer, its last one is repeated.
+    """
+    codes = np.empty(x.shape, code_dtype(levels.shape[1]))
+    for c, row in enumerate(levels.astype(np.float64)):
+        codes[:, c] = np.argmin(np.abs(row - x[:, c].astype(np.float64)[:, None]), axis=1)
+    return codes
+
+
 def decode_grouped(codes: Array, entries: Array) -> Array:
     """The (n, G*W) vectors that codes (n, G) stand for: the entries (G, K, W) of a token, side by side."""
     n_groups, _, width = entries.shape
@@ -84,6 +95,30 @@ def unpack(message: Array, n: int, C: int, bits: int) -> Array:
     flags[:, :bits] = np.unpackbits(message, bitorder="little")[: n_codes * bits].reshape(n_codes, bits)
     codes = np.packbits(flags, axis=1, bitorder="little").view("<u2")  # (n*C, 1)
     return codes.reshape(n, C).astype(code_dtype(1 << bits))
+
+
+def pack_columns(codes: Array, bits: Array) -> Array:
+    """Message uint8 (ceil(n * sum(bits) / 8),): the low bits[c] (1..16) of every code (n, C), token after token.
+
+    Least significant bit first, as in `pack`.
+    """
+    columns, places = bit_places(bits)
+    return pack((codes[:, columns] >> places.astype(codes.dtype)) & codes.dtype.type(1), 1)
+
+
+def unpack_columns(message: Array, n: int, bits: Array) -> Array:
+    """Codes (n, C) from pack_columns' message: uint8 when no bits > 8, else uint16. ValueError on a wrong length."""
+    columns, places = bit_places(bits)
+    flags = unpack(message, n, len(columns), 1).astype(np.uint16) << places
+    firsts = np.flatnonzero(places == 0)
+    return np.add.reduceat(flags, firsts, axis=1).astype(code_dtype(1 << int(max(bits))))
+
+
+def bit_places(bits: Array) -> tuple[Array, Array]:
+    """For every bit of a token whose code c has bits[c]: its code, and its place in that, both (sum(bits),) int64."""
+    bits = np.asarray(bits, np.int64)
+    columns = np.repeat(np.arange(len(bits)), bits)
+    return columns, np.arange(len(columns)) - (np.cumsum(bits) - bits)[columns]
 
 
 def check_message(message: Array, n_codes: int, bits: int) -> None:
@@ -122,6 +157,17 @@ def gram_sum(codes: Array, gram: Array) -> Array:
 def count_codes(codes: Array, K: int) -> Array:
     """counts (K,) int64: how many of the codes (n, 1) are k."""
     return np.bincount(codes.ravel(), minlength=K).astype(np.int64)
+
+
+def ordered_product(x: Array, weight: Array, out: Array) -> Array:
+    """out (n, m) float32 = x (n, k) @ weight (k, m), the terms added in order of k, each step rounded once.
+
+    So a row is the same number for number, whatever the other rows are.
+    """
+    out[...] = 0
+    for column, row in zip(x.T.astype(np.float64), weight, strict=True):
+        out[...] = column[:, None] * row + out
+    return out
 
 
 def code_sums(x: Array, codes: Array, K: int) -> Array:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_mpi.errors import InputError
-from astra_mpi.partition import Layout, TokenCost, cut, displs, even, finish_together, ranges, weighted
+from astra_mpi.partition import Layout, TokenCost, cut, displs, even, finish_together, ranges, rotated, weighted
 
 SIZES = st.integers(1, 9)
 TOKENS = st.integers(0, 200)
@@ -34,13 +34,15 @@ def test_equal_weights_are_even(n_tokens, size):
     assert weighted(n_tokens, [2.5] * size).tolist() == even(n_tokens, size).tolist()
 
 
-COSTS = st.builds(TokenCost, *[st.floats(0.01, 10)] * 2, *[st.floats(0, 10)] * 2)
+COSTS = st.builds(TokenCost, *[st.floats(0.01, 10)] * 2, *[st.floats(0, 10)] * 2, st.sampled_from([0, 0, 1, 8]))
 
 
 def time_of(start, n, cost, last):
     """What a rank needs for tokens start .. start + n - 1, added up token by token."""
     own = sum(cost.own + cost.score * (i + 1) for i in range(start, start + n))
-    return own + (0 if last else cost.send * n) + cost.far * start
+    sent = 0 if last else sum(i >= cost.sinks for i in range(start, start + n))
+    replicas = min(start, cost.sinks)
+    return own + cost.send * sent + cost.far * (start - replicas) + cost.own * replicas
 
 
 @given(TOKENS, st.lists(st.floats(0.05, 1), min_size=1, max_size=9), COSTS)
@@ -126,3 +128,31 @@ def test_each_class_token_has_its_own_mean():
     layouts = [Layout(np.zeros((1, 2), np.int64), r, 3, False, 2) for r in range(2)]
     shares = [layout.class_share(rows) for layout, rows in zip(layouts, x, strict=True)]
     np.testing.assert_allclose(sum(shares), [[5.5, 11, 16.5]])
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=4), SIZES, st.integers(0, 8), st.booleans(), st.data())
+def test_every_token_is_own_or_replica_or_far(lengths, size, sinks, spread, data):
+    """Of each rank and sequence: a token before its slice is a replica if it is among the first, else far; and what
+    all ranks have of their own is every token once."""
+    weights = data.draw(st.lists(st.floats(0, 1), min_size=size, max_size=size).filter(lambda w: sum(w) > 0))
+    counts = cut(np.array(lengths), size, weights)
+    places = rotated(len(lengths), size) if spread else None
+    counts = counts if places is None else np.take_along_axis(counts, places, axis=1)
+    layouts = [Layout(counts, r, causal=True, replicas=size, places=places, sinks=sinks) for r in range(size)]
+    owned = []
+    for r, layout in enumerate(layouts):
+        gathered = layout.packed_content  # (N,) places in the batch
+        rows = np.split(layout.packed_rows, layout.row_offsets[1:-1])
+        far = np.split(gathered[layout.far_index], layout.far_offsets[1:-1])
+        replicas = np.zeros(layout.row_offsets[-1], bool)
+        replicas[layout.replica_rows] = True
+        owned += layout.packed_rows[~replicas].tolist()
+        assert layout.content(layout.packed_rows).tolist() == layout.packed_rows[~replicas].tolist()
+        ends = displs(np.array(lengths))
+        for s, (mine, away) in enumerate(zip(rows, far, strict=True)):
+            start = int(layout.starts[s, r])
+            copies = range(min(start, sinks)) if counts[s, r] else range(0)
+            assert (mine - ends[s]).tolist() == [*copies, *range(start, start + counts[s, r])]
+            assert (away - ends[s]).tolist() == list(range(min(sinks, start), start))
+    assert sorted(owned) == list(range(sum(lengths)))
+    assert sum(layouts[0].sent_counts) == sum(max(n - sinks, 0) for n in lengths)

@@ -40,6 +40,13 @@ class Cache(ABC):
         self.keeps_far, self.first = keeps_far, first
         self.near = Near(config.score_cap) if config.score_cap else None
 
+    @property
+    def own_spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) of each sequence's rows the first that is kept, and where they end. Replicas are not kept where ranks
+        merge what they see: each key counts once."""
+        offsets = self.layout.row_offsets
+        return offsets[:-1] + (0 if self.keeps_far else self.layout.fronts), offsets[1:]
+
     @abstractmethod
     def keep_own(self, i: int, kv: np.ndarray, places: np.ndarray | None) -> None:
         """Of block i, this rank's rows kv (n, 2 d_kv), keys turned; places (n,): positions, if it has a window."""
@@ -106,9 +113,9 @@ class HostCache(Cache):
         self.far_places: list[dict[int, list[int]]] = [{} for _ in range(self.config.n_layers)]
 
     def keep_own(self, i: int, kv: np.ndarray, places: np.ndarray | None) -> None:
-        offsets = self.layout.row_offsets
+        first, end = self.own_spans
         for s in self.sequences:
-            part = self._seen(i, s, slice(int(offsets[s]), int(offsets[s + 1])), places)
+            part = self._seen(i, s, slice(int(first[s]), int(end[s])), places)
             mine = kv[part]
             self.own[i][s] = new_rows(self.config, len(mine) + int(self.room[s]), self.kernels)
             self.own[i][s].append(mine)

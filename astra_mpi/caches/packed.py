@@ -128,8 +128,8 @@ class PackedCache(Cache):
         self.heads = self.config.n_heads, self.config.n_kv_heads
         self.own: list[Any] = [None] * self.config.n_layers  # (capacity, 2 d_kv)
         self.seen: list[Seen | None] = [None] * self.config.n_layers
-        first = self.layout.row_offsets[self.sequences]
-        held = self.layout.row_offsets[self.sequences + 1] - first
+        first, end = (rows[self.sequences] for rows in self.own_spans)
+        held = end - first
         capacity = displs(held + self.room[self.sequences])
         self.capacity, self.starts, self.ends = int(capacity[-1]), capacity[:-1], capacity[:-1] + held
         self.kernels.warm_up_new(self.heads, self.config.d_head, self.dtype, self.config.score_cap)
@@ -141,8 +141,8 @@ class PackedCache(Cache):
 
     def keep_own(self, i: int, kv: Any, places: np.ndarray | None) -> None:
         if places is not None:
-            offsets = self.layout.row_offsets
-            self._own_places = [places[offsets[s] : offsets[s + 1]].tolist() for s in self.sequences]
+            first, end = self.own_spans
+            self._own_places = [places[first[s] : end[s]].tolist() for s in self.sequences]
         self.own[i] = self.xp.empty((self.capacity, kv.shape[1]), self.dtype)
         self.own[i][self._prompt_places] = kv[self._prompt_rows]
 

@@ -2,7 +2,8 @@
 
 A conversation is chunks of consecutive tokens: a prompt cut over the ranks, or an answer on the rank that gave it. What
 a rank has not been told yet of others' tokens is made up for at once, before the next prompt is cut
-(docs/explanation/decode.md, Conversations).
+(docs/explanation/decode.md, Conversations). Of sinks, the first tokens of the first chunk, nobody is told: who needs
+them has computed them.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ TILE = 128
 
 @dataclass(eq=False)
 class Chunk:
-    """Consecutive tokens from `first` on, rank after rank `counts` (P,) of them."""
+    """Consecutive tokens from `first` on, rank after rank `counts` (P,) of them; those of a rank begin with its
+    `sinks` (P,)."""
 
     first: int
     counts: np.ndarray
+    sinks: np.ndarray
+    replicas: int = 0  # of sinks, that this rank keeps before its tokens
     heard: bool = False  # all ranks have been told of all of them; else ranks behind, if it was `cut`, or nobody
     #: of this rank's tokens, per block, what others would see (n, width), or what that is made of
     raw: dict[int, list[np.ndarray]] = field(default_factory=dict)
@@ -40,13 +44,18 @@ class Chunk:
         return self.first + int(self.counts.sum())
 
     @property
+    def told_counts(self) -> np.ndarray:
+        """(P,) tokens of which others are told."""
+        return self.counts - self.sinks
+
+    @property
     def cut(self) -> bool:
         """Whether more than one rank has some."""
         return int((self.counts > 0).sum()) > 1
 
     def unheard(self, rank: int, by: int) -> bool:
         """Whether `by` does not know of the tokens of `rank`."""
-        return not self.heard and rank != by and self.counts[rank] > 0 and not (self.cut and rank < by)
+        return not self.heard and rank != by and self.told_counts[rank] > 0 and not (self.cut and rank < by)
 
     def untold(self, rank: int) -> bool:
         """Whether some rank does not know of the tokens of `rank`."""
@@ -112,6 +121,8 @@ class Past(HostCache):
         self.several = [Several() for _ in range(config.n_layers)]
         self.chunks: list[Chunk] = []
         self.notes = notes
+        self.n_sinks = 0  # of a conversation that is long enough
+        self.known_sinks = 0  # that this rank keeps
 
     @property
     def n_tokens(self) -> int:
@@ -125,27 +136,40 @@ class Past(HostCache):
     def open(self, layout: Layout, room: int) -> None:
         """The next forward pass adds the tokens of `layout`, and this rank `room` after them."""
         self.layout = layout
-        wanted = self.n_own + int(layout.counts[0, layout.rank]) + room
+        wanted = self.n_own + int(layout.row_offsets[-1]) + room
         for rows in (of_block[0] for of_block in self.own):
             rows.make_room(wanted)
-        self.chunks.append(Chunk(self.n_tokens, layout.counts[0].copy()))
+        begins, counts = not self.chunks, layout.counts[0].copy()
+        sinks = np.clip(self.n_sinks * begins - layout.starts[0], 0, counts)
+        self.chunks.append(Chunk(self.n_tokens, counts, sinks, int(layout.fronts[0])))
+        if begins:
+            self.known_sinks = self.chunks[0].replicas + int(sinks[layout.rank])
 
     def answer(self, rank: int) -> None:
         """What is noted from now on follows what `open` announced, on `rank`."""
-        self.chunks.append(Chunk(self.n_tokens, np.zeros_like(self.chunks[-1].counts)))
+        nothing = np.zeros_like(self.chunks[-1].counts)
+        self.chunks.append(Chunk(self.n_tokens, nothing, nothing.copy()))
         self._answers = rank
+
+    def missing_sinks(self) -> range:
+        """Sinks of the conversation that this rank does not keep."""
+        return range(self.known_sinks, int(self.chunks[0].sinks.sum()) if self.chunks else 0)
 
     def close(self, n_new: int) -> None:
         """The answer has this number of tokens; what was computed beyond them is dropped."""
-        chunk, rank = self.chunks[-1], self.layout.rank
+        chunk = self.chunks[-1]
         chunk.counts[self._answers] = n_new
         for i, parts in chunk.raw.items():
             chunk.raw[i] = [np.concatenate(parts)[:n_new]]
-        n_own = sum(int(chunk.counts[rank]) for chunk in self.chunks)
+        n_own = self._counted_own()
         for of_block in self.own:
             of_block[0].n = n_own
         if not n_new:
             self.chunks.pop()
+
+    def _counted_own(self) -> int:
+        """Rows of all chunks on this rank."""
+        return sum(int(chunk.counts[self.layout.rank]) + chunk.replicas for chunk in self.chunks)
 
     def truncate(self, n_tokens: int) -> None:
         """Keep at most so many tokens of the beginning: whole chunks, or a part of one that only one rank knows."""
@@ -154,13 +178,15 @@ class Past(HostCache):
             n_kept = 0 if chunk.cut or chunk.heard else max(n_tokens - chunk.first, 0)
             if n_kept:
                 chunk.counts[chunk.counts > 0] = n_kept
-                chunk.raw = {i: [np.concatenate(parts)[:n_kept]] for i, parts in chunk.raw.items()}
-                chunk.seen = {i: seen[:n_kept] for i, seen in chunk.seen.items()}
+                chunk.sinks = np.minimum(chunk.sinks, chunk.counts)
+                n_told = int(chunk.told_counts.sum())
+                chunk.raw = {i: [np.concatenate(parts)[:n_told]] for i, parts in chunk.raw.items()}
+                chunk.seen = {i: seen[:n_told] for i, seen in chunk.seen.items()}
             else:
                 self.chunks.pop()
                 for several in self.several:
                     several.kept = [pair for pair in several.kept if pair[0] is not chunk]
-        n_own = sum(int(chunk.counts[self.layout.rank]) for chunk in self.chunks)
+        n_own = self._counted_own()
         for i, of_block in enumerate(self.own):
             of_block[0].n = n_own
             self._know(i)
@@ -189,8 +215,10 @@ class Past(HostCache):
 
     def note(self, i: int, payload: np.ndarray) -> None:
         """What others would see of this rank's next tokens in block i is made of payload (n, width)."""
-        if self.notes and len(self.chunks[-1].counts) > 1 and len(payload):
-            self.chunks[-1].raw.setdefault(i, []).append(payload.astype(np.float32))
+        chunk = self.chunks[-1]
+        payload = payload[int(chunk.sinks[self.layout.rank]) :]  # a chunk with sinks is a prompt, noted at once
+        if self.notes and len(chunk.counts) > 1 and len(payload):
+            chunk.raw.setdefault(i, []).append(payload.astype(np.float32))
 
     def note_seen(self, i: int, seen: np.ndarray) -> None:
         """It is this (n, width), and some ranks have been told."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
+from astra_mpi.calibrate.closed_loop import ClosedLoop
 from astra_mpi.calibrate.crew import Crew
 from astra_mpi.calibrate.gathering import gathered
 from astra_mpi.calibrate.passes import Passes, Passing
+from astra_mpi.calibrate.sharing import shared_kernels
+from astra_mpi.calibrate.sinks import has_sinks, with_sinks_counted
 from astra_mpi.calibrate.tokens import Batches
 from astra_mpi.calibrate.work import Work, shares, work_of
 from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
@@ -38,8 +42,11 @@ def fit_codec(
     n_samples: int = 32768,
     threads: int = 1,
     metric: str = METRICS[0],
+    find_sinks: bool = False,
     progress: Callable[[float, float], None] = lambda done, total: None,
     on_tokens: Callable[[int], None] = lambda n: None,
+    rank: int | None = None,
+    embedded: bool = False,
 ) -> Codec | None:
     """Codebooks for every block of a model, on rank 0 (None elsewhere). Collective: the same arguments on every rank.
 
@@ -48,17 +55,41 @@ def fit_codec(
     called with how many tokens there are to fit to, of the `n_samples` wanted.
 
     metric: "keys-values" (codec/metric.py), or "plain", which site kv and two groups or more always have.
-    Fitted to `n_samples` tokens; an eighth as many more are held out where a subspace is to be chosen.
+    find_sinks: the codec's number of attention sinks is measured, whatever the config says (`sinks.py`). InputError on
+    a config with sinks for an encoder, whose first tokens see all others.
+    Fitted to `n_samples` tokens, none of them sinks; an eighth as many more are held out where a subspace is to be
+    chosen.
+    embedded: fit residual stages that are a codec without those after them, to allot stages by (allotting.py).
+    rank: of the maps of predictors, where `config` has them; 0: whole matrices, None: as large as each block needs.
     A rank's threads take batches through a block and fit codebooks, one each: k-means has too many serial passes for
     threads within one to pay.
     """
     require(metric in METRICS, f"metric '{metric}' is unknown; use one of {', '.join(METRICS)}")
     backend = get_backend("numpy", comm)
     model = Model(file, MPI.COMM_SELF, backend)
+    require(
+        not config.sinks or has_sinks(model),
+        f"sinks = {config.sinks} is for decoders: first tokens of a {model.config.family} model see all others",
+    )
+    if find_sinks:
+        with threadpool_limits(1):
+            n_sinks, batches = with_sinks_counted(comm, model, batches)
+        config = replace(config, sinks=n_sinks)
+    config = replace(config, encoder="exact") if embedded else config
+    if config.predicts:
+        with threadpool_limits(1), shared_kernels(backend.kernels, comm, threads) as kernels:
+            passes = Passes(model, batches, config.site, n_samples, threads, config.sinks)
+            on_tokens(passes.n_tokens)
+            n, in_metric = len(model.blocks), metric == "keys-values"
+            loop = ClosedLoop(
+                passes, config, seed, kernels, comm, in_metric, rank, lambda done: progress(done, n), embedded
+            )
+            codec = loop.fit()
+        return codec if comm.Get_rank() == 0 else None
     n_held_out = n_samples // 8 if _may_project(config) else 0
     with threadpool_limits(1):
         n_blocks = len(model.blocks)
-        passes = Passes(model, batches, config.site, n_samples + n_held_out, threads)
+        passes = Passes(model, batches, config.site, n_samples + n_held_out, threads, config.sinks)
         on_tokens(min(passes.n_tokens, n_samples))
         work = work_of(model.config, model.blocks[0], config, passes.n_passing, passes.n_tokens)
         every = shares(n_blocks, comm.Get_size(), work.passing, work.fitting)
@@ -66,7 +97,7 @@ def fit_codec(
         crew = Crew(
             comm, "fitting codebooks", lambda done: progress(done / total * len(model.blocks), len(model.blocks))
         )
-        fits = _Fits(passes, config, seed, backend.kernels, metric == "keys-values", work, crew)
+        fits = _Fits(passes, config, seed, backend.kernels, metric == "keys-values", work, crew, embedded)
         blocks: dict[int, BlockCodec] = {}
         failure: Exception | None = None
         try:
@@ -90,9 +121,11 @@ class _Fits:
         keys_values: bool,
         work: Work,
         crew: Crew,
+        embedded: bool = False,
     ) -> None:
+        self.embedded = embedded
         self.passes, self.config, self.seed, self.kernels = passes, config, seed, kernels
-        self.in_metric = keys_values and config.site != "kv" and config.full_width
+        self.in_metric = keys_values and config.site != "kv" and (config.full_width or config.rule.transforms)
         self.work, self.crew = work, crew
 
     def run(self, blocks: range, threads: int) -> dict[int, BlockCodec]:
@@ -109,7 +142,10 @@ class _Fits:
                 self.passes.leave(i)
                 if samples is not None:
                     first = self.seed + i * len(samples)
-                    fits[i] = [pool.submit(self._fit, i, [x], first + part) for part, x in enumerate(samples)]
+                    parts = self.config.of(i)
+                    fits[i] = [
+                        pool.submit(self._fit, i, parts[part], [x], first + part) for part, x in enumerate(samples)
+                    ]
                     del samples
                 for fit in (fit for found in fits.values() for fit in found if fit.done()):
                     fit.result()  # may raise
@@ -123,28 +159,35 @@ class _Fits:
         self.passes.through(i, batch, samples)
         self.crew.step(self.work.passing / len(self.passes.batches))
 
-    def _fit(self, i: int, samples: list[np.ndarray], seed: int) -> Codebook:
+    def _fit(self, i: int, config: CodecConfig, samples: list[np.ndarray], seed: int) -> Codebook:
         """Codebook of the samples [x (n, D)], taken out of the list so that they are kept no longer than needed."""
         x, metric = samples.pop(), None
         if self.in_metric:
             metric = keys_values_metric(projection(self.passes.model.blocks[i], self.config.site))
             x = x @ metric.astype(np.float32)
-        book = _fitted(x, self.config, seed, self.kernels, metric is not None, self.work, self.crew.step)
+        book = _fitted(x, config, seed, self.kernels, metric is not None, self.work, self.crew.step, self.embedded)
         return book if metric is None else pulled_back(book, metric)
 
 
 def _may_project(config: CodecConfig) -> bool:
-    return config.encoder != "exact" and config.full_width
+    return config.encoder != "exact" and config.full_width and not config.near
 
 
 def _fitted(
-    x: np.ndarray, config: CodecConfig, seed: int, kernels: ModuleType, in_metric: bool, work: Work, step: Step
+    x: np.ndarray,
+    config: CodecConfig,
+    seed: int,
+    kernels: ModuleType,
+    in_metric: bool,
+    work: Work,
+    step: Step,
+    embedded: bool,
 ) -> Codebook:
     """Codebook of samples x (n, D), of which the last ninth is held out where a subspace is to be chosen."""
     fitted, held_out = np.split(x, [len(x) - len(x) // 9]) if _may_project(config) else (x, None)
-    book = fit_codebook(fitted, config, seed, kernels, lambda done, n: step(work.starting / n))
-    if held_out is not None:
+    book = fit_codebook(fitted, config, seed, kernels, lambda done, n: step(work.starting / n), embedded)
+    if held_out is not None and book.size > 1:
         step(work.refining / 2)
         book = with_subspace(book, fitted, held_out, config.encoder, kernels, anyway=in_metric)
-    step(work.refining / (1 if held_out is None else 2))
+    step(work.refining / (1 if held_out is None or book.size == 1 else 2))
     return book

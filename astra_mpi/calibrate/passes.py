@@ -10,6 +10,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
+from astra_mpi.caches.cache import Cache
 from astra_mpi.calibrate.tokens import Batches
 from astra_mpi.config import require
 from astra_mpi.device.scratch import Scratch
@@ -51,12 +52,20 @@ class Passing:
     rows: np.ndarray  # (n, D) after the blocks that it has passed
     first: int  # tokens of the batches before it
 
+    def keep(self, samples: list[np.ndarray], rows: np.ndarray) -> None:
+        """Of rows (n, w) those of tokens that are samples, into `samples` side by side."""
+        content = self.layout.content(rows)
+        _keep(samples, self.first, content[~self.layout.gathered_sinks] if self.layout.sinks else content)
+
 
 class Passes:
     """The first batches with together `n_samples` tokens or more, before the first block of a model of one process."""
 
-    def __init__(self, model: Model, batches: Batches, site: str, n_samples: int, threads: int = 1) -> None:
-        """threads: how many batches may pass at once. InputError where there are no tokens."""
+    def __init__(
+        self, model: Model, batches: Batches, site: str, n_samples: int, threads: int = 1, sinks: int = 0
+    ) -> None:
+        """threads: how many batches may pass at once. sinks: first tokens of each sequence that are no samples.
+        InputError where there are no tokens."""
         parts = model.parts()
         model.strategy = first = Recorder(parts, site)
         self._recorders: SimpleQueue[Recorder] = SimpleQueue()
@@ -64,17 +73,18 @@ class Passes:
             self._recorders.put(recorder)
         self.model, self.site = model, site
         self.batches: list[Passing] = []
-        seen = 0
+        seen = self.n_passing = 0
         for inputs, mask in batches:
             batch = model.prepare(inputs, mask)
-            layout = model.layout(batch.lengths)
+            layout = replace(model.layout(batch.lengths), sinks=sinks)
             rows = model.family.embed(batch, layout)
             self.batches.append(Passing(layout, Positions(model.family, batch), rows, seen))
-            seen += int(batch.lengths.sum())
+            seen += int(layout.sent_counts.sum())
+            self.n_passing += int(batch.lengths.sum())
             if seen >= n_samples:
                 break
         require(seen > 0, "there are no tokens to calibrate on; give more data")
-        self.n_passing, self.n_tokens = seen, min(seen, n_samples)
+        self.n_tokens = min(seen, n_samples)
 
     def room(self) -> list[np.ndarray]:
         """Where the tokens of a block are to be kept: float32 (n_tokens, width) per quantised vector at the site."""
@@ -82,18 +92,20 @@ class Passes:
         widths = [config.d_kv, config.d_kv] if self.site == "kv" else [config.d_model]
         return [np.empty((self.n_tokens, width), np.float32) for width in widths]
 
-    def through(self, i: int, batch: Passing, samples: list[np.ndarray] | None) -> None:
+    def through(self, i: int, batch: Passing, samples: list[np.ndarray] | None, watch: Cache | None = None) -> None:
         """Take a batch through block i, whose tokens at the site are kept in `samples` if there are any.
 
-        Threads may call it at once, for other batches.
+        watch: is given queries, keys and values. Threads may call it at once, for other batches.
         """
         recorder = self._recorders.get()
         try:
             recorder.positions = batch.positions
             recorder.keep = None if samples is None else partial(_keep, samples, batch.first)
+            recorder.cache = watch
             recorder.begin(batch.layout)
             batch.rows = recorder.block(i, batch.rows)
         finally:
+            recorder.cache = None
             self._recorders.put(recorder)
 
     def leave(self, i: int) -> None:

@@ -16,16 +16,23 @@ SWEEPS = 5
 
 
 def fit_codebook(
-    x: np.ndarray, config: CodecConfig, seed: int, kernels: Any, progress: Progress | None = None
+    x: np.ndarray,
+    config: CodecConfig,
+    seed: int,
+    kernels: Any,
+    progress: Progress | None = None,
+    embedded: bool = False,
 ) -> Codebook:
     """The codebook of `config` fitted to samples x (n, D) float32, as its kind does it.
 
-    Deterministic by seed. Raises InputError without samples or with NaN or infinite ones.
+    embedded: so that the first codes are a codec without the others, where the kind can. Deterministic by seed. Raises
+    InputError without samples or with NaN or infinite ones.
     """
     require(len(x) > 0, "there are no activations to fit a codebook to; give calibration data")
     require(bool(np.isfinite(x).all()), "the activations hold NaN or infinite values; check the model's weights")
     rng = np.random.default_rng(seed)
-    return config.rule.fit(x, config, rng, kernels, progress or (lambda done, total: None))
+    fit = config.rule.fit_embedded if embedded else config.rule.fit
+    return fit(x, config, rng, kernels, progress or (lambda done, total: None))
 
 
 def energy(x: np.ndarray) -> float:

@@ -26,18 +26,38 @@ class Kind:
     letter: ClassVar[str] = ""
     #: whether x^ is the sum of an entry per code, so that what is linear in x^ comes from tables of the entries'
     additive: ClassVar[bool] = True
+    #: whether codes are of coordinates of its own (`Codebook.transform`), and nothing is searched
+    transforms: ClassVar[bool] = False
+    #: whether `train` can train its codebooks
+    trains: ClassVar[bool] = True
     #: whether it is the paper's, whose published figures stand beside ours
     published: ClassVar[bool] = False
 
     @classmethod
     def n_codes(cls, config: CodecConfig) -> int:
-        """C."""
+        """C, where it depends on the vectors: the most."""
         raise NotImplementedError
+
+    @classmethod
+    def vector_bits(cls, config: CodecConfig) -> int:
+        """Bits of a vector's codes."""
+        return cls.n_codes(config) * config.bits
+
+    @classmethod
+    def fits(cls, config: CodecConfig, book: Book) -> bool:
+        """Whether a codebook is one of this config, which is of one codebook (`CodecConfig.of`)."""
+        return (book.n_codes, book.size) == (cls.n_codes(config), config.codebook_size)
 
     @classmethod
     def entry_width(cls, n_codes: int, width: int) -> int:
         """W, of vectors of `width`."""
         raise NotImplementedError
+
+    @classmethod
+    def shape(cls, config: CodecConfig, width: int) -> tuple[int, int, int]:
+        """(C, K, W) of the entries of one codebook of vectors of `width`; -1: as its samples made it."""
+        n_codes = cls.n_codes(config)
+        return n_codes, config.codebook_size, cls.entry_width(n_codes, width)
 
     @classmethod
     def full_width(cls, config: CodecConfig) -> bool:
@@ -50,9 +70,20 @@ class Kind:
         raise NotImplementedError
 
     @classmethod
+    def head_stages(cls, config: CodecConfig) -> int:
+        """Codes of a vector that are those of another codebook (`Codebook.head`)."""
+        return 0
+
+    @classmethod
     def label(cls, codec: Mapping[str, Any]) -> str:
         """How many codes, as tables say it, of a config as a mapping: M=4."""
-        return f"{cls.letter}={codec[cls.count]}" if cls.count else ""
+        if not cls.count:
+            return ""
+        count = codec[cls.count]
+        if isinstance(count, list | tuple):  # of blocks, and there of keys and of values
+            means = [sum(one) / len(one) if isinstance(one, list | tuple) else one for one in count]
+            count = f"{sum(means) / len(means):.3g} on average"
+        return f"{cls.letter}={count}"
 
     @classmethod
     def encode(cls, x: np.ndarray, searched: np.ndarray, half_norms: np.ndarray, kernels: Any) -> np.ndarray:
@@ -85,6 +116,13 @@ class Kind:
     def fit(cls, x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress) -> Book:
         """The codebook for samples x (n, D) float32."""
         raise NotImplementedError
+
+    @classmethod
+    def fit_embedded(
+        cls, x: np.ndarray, config: CodecConfig, rng: np.random.Generator, kernels: Any, report: Progress
+    ) -> Book:
+        """The same, so that the first codes are a codec without the others, for kinds whose codes follow each other."""
+        return cls.fit(x, config, rng, kernels, report)
 
     @classmethod
     def fit_searches(cls, config: CodecConfig) -> tuple[float, float]:

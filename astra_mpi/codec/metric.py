@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.codebook import Codebook, Transform
 from astra_mpi.codec.tables import Projection
 
 #: how much a direction that changes neither keys nor values counts, over the mean of all: B has an inverse
@@ -34,6 +34,21 @@ def keys_values_metric(projection: Projection) -> np.ndarray:
 
 def pulled_back(codebook: Codebook, metric: np.ndarray) -> Codebook:
     """A codebook of x B as one of x, which is searched as the former was; metric B (D, D)."""
-    entries = (codebook.entries.astype(np.float64) @ np.linalg.inv(metric)).astype(np.float32)
+    back = np.linalg.inv(metric)
+    if codebook.transform is not None:
+        return transformed_back(codebook, metric, back)
+    entries = (codebook.entries.astype(np.float64) @ back).astype(np.float32)
     basis = metric if codebook.basis is None else metric @ codebook.basis
     return replace(codebook, entries=entries, basis=basis.astype(np.float32))
+
+
+def transformed_back(codebook: Codebook, to: np.ndarray, back: np.ndarray) -> Codebook:
+    """A codebook with a transform, of x `to`, as one of x; to (D, d) and back (d, D), whose product is 1."""
+    transform, head = codebook.transform, codebook.head
+    assert transform is not None
+    forward, behind, offset = (array.astype(np.float64) for array in transform)
+    if head is not None:
+        entries = (head.entries.astype(np.float64) @ back).astype(np.float32)
+        head = Codebook(head.kind, entries, len(to), to.astype(np.float32))
+    mine = Transform(to @ forward, behind @ back, offset @ back)
+    return Codebook(codebook.kind, codebook.entries, len(to), transform=mine, bits=codebook.bits, head=head)

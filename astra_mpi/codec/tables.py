@@ -174,7 +174,7 @@ def make_far(how: str, codec: BlockCodec, site: str, projection: Projection) -> 
 
 def has_tables(codec: BlockCodec) -> bool:
     """Whether far keys and values can come from projected tables."""
-    return codec.additive or codec.n_codes == 1
+    return codec.additive or (codec.n_codes == 1 and codec.codebooks[0].transform is None)
 
 
 def _tables(book: Codebook, gain: np.ndarray, centred: bool) -> np.ndarray:

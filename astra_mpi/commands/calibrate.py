@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from astra_mpi.commands.options import add_codec_options, codec_config
-from astra_mpi.config import METRICS
+from astra_mpi.config import MAX_SINKS, METRICS
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -38,10 +39,21 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sample and of k-means (default %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="of each rank (default SLURM_CPUS_PER_TASK, else 1)")
-    add_codec_options(parser).add_argument(
+    group = add_codec_options(parser)
+    group.add_argument(
         "--metric",
         default=METRICS[0],
         help="by what codes are nearest: keys-values, what they change in these (default), or plain distance",
+    )
+    group.add_argument(
+        "--sinks",
+        default="auto",
+        metavar="N",
+        help=f"a decoder's first tokens that every rank computes exactly, 0 to {MAX_SINKS}; auto (default): as many as"
+        " stand out by the attention that they get",
+    )
+    parser.add_argument(
+        "--predict-rank", type=int, metavar="R", help="of the maps that predict; 0: whole (default: as needed)"
     )
     parser.set_defaults(run=run, spmd=True)
 
@@ -58,12 +70,18 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     with collective(comm), alone(comm, "opening files"):
         require(args.samples >= 1, f"--samples {args.samples}: at least one")
         require(args.seed >= 0, f"--seed {args.seed}: at least 0")
+        rank = args.predict_rank
+        require(rank is None or rank >= 0, f"--predict-rank {rank}: at least 1, or 0 for whole matrices")
+        require(rank is None or args.predict != "none", "--predict-rank is for --predict linear; add it")
         threads = set_threads(args.threads)
         model = read_model(args.model)
-        config = codec_config(args, model.config.family)
+        config = replace(codec_config(args, model.config.family, allots=True), sinks=_sinks(args.sinks))
+        allots = args.bits is not None and config.rule.count == "stages"
         if comm.Get_rank() == 0:
             check_target(args.output)
             source = _open(args, model)
+    if allots:
+        config = _allotted(args, comm, model, config, source, threads)
     codec = _fit(args, comm, model, config, source, threads)
     with collective(comm), alone(comm, "writing codebooks"):
         if codec is not None:
@@ -78,6 +96,7 @@ def _fit(
     config: CodecConfig,
     source: Source | None,
     threads: int,
+    embedded: bool = False,
 ) -> Codec | None:
     """Collective: the codebooks on rank 0, which alone has the source."""
     from astra_mpi.calibrate import fit_codec, shared, shuffled_batches, too_few
@@ -99,17 +118,68 @@ def _fit(
         n_samples=args.samples,
         threads=threads,
         metric=args.metric,
+        find_sinks=args.sinks == "auto",
         progress=lambda done, total: bars[0].reach(done),
         on_tokens=begin,
+        rank=args.predict_rank,
+        embedded=embedded,
     )
     for bar in bars:
         bar.close()
     return codec
 
 
-def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
+def _allotted(
+    args: argparse.Namespace,
+    comm: MPI.Comm,
+    model: ModelFile,
+    config: CodecConfig,
+    source: Source | None,
+    threads: int,
+) -> CodecConfig:
+    """Collective: the config with stages for every block, --bits on average. Rank 0 measures what they change."""
     from dataclasses import replace
 
+    import numpy as np
+
+    from astra_mpi.calibrate import shuffled_batches
+    from astra_mpi.calibrate.allotting import allotted, as_counts, as_rows, most_stages
+    from astra_mpi.errors import collective
+    from astra_mpi.job.progress import Progress
+    from astra_mpi.ranks.broadcast import broadcast_integers
+    from astra_mpi.ranks.watched import alone
+
+    many = replace(config, stages=most_stages(config, args.bits), near=0, near_stages=0)
+    codec = _fit(args, comm, model, many, source, threads, embedded=True)
+    rows: np.ndarray | None = None
+    with collective(comm), alone(comm, "measuring what stages change"):
+        if codec is not None and source is not None:
+            bar = Progress(1, unit="measurement")
+            batches = shuffled_batches(source, args.seed + 1)
+            rows = as_rows(
+                allotted(model, codec, batches, args.bits, lambda done, total: bar.reach(done / total)), many
+            )
+            bar.close()
+            print(f"stages of blocks: {as_counts(rows)}", flush=True)
+    shape = model.config.n_layers, config.n_books
+    return replace(
+        config,
+        stages=as_counts(
+            broadcast_integers(comm, None if rows is None else rows.ravel(), shape[0] * shape[1]).reshape(shape)
+        ),
+    )
+
+
+def _sinks(text: str) -> int:
+    """The number that is asked for; 0 where it is to be measured."""
+    from astra_mpi.config import require
+
+    known = text == "auto" or (text.isascii() and text.isdigit())
+    require(known, f"--sinks {text}: give auto or a number, 0 to {MAX_SINKS}")
+    return 0 if text == "auto" else int(text)
+
+
+def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
     from astra_mpi.files.codecfile import write_codebooks
     from astra_mpi.files.modelfile import write_model
     from astra_mpi.files.provenance import provenance
@@ -120,8 +190,9 @@ def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
     else:
         kept = model.provenance | {"calibrate": made["command"]}
         write_model(args.output, replace(model, codec=codec, provenance=kept))
-    bits, encoder = codec.config.bits_per_token, codec.config.encoder
-    print(f"{args.output}: {bits} bits per token and block, encoder {encoder}, codebooks {codec.digest[:12]}")
+    bits, encoder, n = codec.config.bits_per_token, codec.config.encoder, codec.config.sinks
+    exact = f", {n} first token{'s' * (n > 1)} exact" if n else ""
+    print(f"{args.output}: {bits} bits per token and block, encoder {encoder}{exact}, codebooks {codec.digest[:12]}")
 
 
 def _warn(text: str) -> None:
@@ -152,11 +223,19 @@ def _command(args: argparse.Namespace) -> str:
         "kind",
         "groups",
         "stages",
+        "bits",
+        "near",
+        "near_stages",
         "codebook_size",
         "site",
         "encoder",
         "metric",
+        "sinks",
+        "predict",
+        "predict_rank",
     )
-    given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) is not None]
+    unset = (None, "none")
+    shown = [name for name in names if args.near or not name.startswith("near")]
+    given = [(name.replace("_", "-"), getattr(args, name)) for name in shown if getattr(args, name) not in unset]
     options = [f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _command(args: argparse.Namespace) -> str:
     """The command as typed, the output without its folder."""
-    names = ("tokens", "dtype", "seed", "kind", "groups", "stages", "codebook_size", "site")
+    names = ("tokens", "dtype", "seed", "kind", "groups", "stages", "bits", "codebook_size", "site")
     given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) is not None]
     flags = ["--no-codebooks"] if args.no_codebooks else []
     options = [f"--{name} {value}" for name, value in given]

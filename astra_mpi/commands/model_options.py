@@ -73,7 +73,11 @@ def add_condition_options(parser: argparse.ArgumentParser, several_networks: boo
     group.add_argument("--clock", default="wall", help="wall (default), or virtual: CPU time plus the emulated network")
     group.add_argument("--speed", type=_numbers, default=[1.0], metavar="F,..", help="virtual CPU seconds per real one")
     group.add_argument("--deadline", metavar="TIME", help="such as 5ms: how long astra waits at an exchange")
-    group.add_argument("--missing", default="drop", help="codes that do not come: drop (default) or mean")
+    group.add_argument(
+        "--missing",
+        default="auto",
+        help="codes that do not come: drop, mean, or predict with predicted codes; auto (default): predict, else drop",
+    )
 
 
 def condition_arguments(args: argparse.Namespace) -> dict[str, Any]:

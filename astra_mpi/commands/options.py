@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 
-from astra_mpi.config import COUNTS, KINDS, CodecConfig, check_counts
+from astra_mpi.config import COUNTS, KINDS, CodecConfig, check_counts, require
 
 
 def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The group, with --kind, --groups, --stages, --codebook-size, --site, --encoder."""
+    """The group, with --kind, --groups, --stages, --codebook-size, --site, --encoder, --predict."""
     group = parser.add_argument_group("codec options")
     kinds = " or ".join(KINDS)
     group.add_argument("--kind", default="residual", help=f"{kinds} codebooks (default %(default)s)")
     group.add_argument("--groups", type=int, metavar="G", help="sub-vectors, for --kind grouped (default 1)")
     group.add_argument("--stages", type=int, metavar="M", help="stages, for --kind residual (default 4)")
+    group.add_argument(
+        "--bits", type=int, metavar="N", help="per token and block: of directions (scalar), or stages of blocks"
+    )
+    group.add_argument(
+        "--near", type=int, default=0, metavar="G", help="tokens of a slice next to another one that have more stages"
+    )
+    group.add_argument(
+        "--near-stages", type=int, default=0, metavar="M", help="how many more they have (default %(default)s)"
+    )
     group.add_argument(
         "--codebook-size", type=int, default=256, metavar="K", help="entries per codebook (default %(default)s)"
     )
@@ -21,16 +30,42 @@ def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         "--encoder", default="auto", help="exact, subspace, or auto: a subspace where it saves at most 1%% in error"
     )
     group.add_argument(
+        "--predict",
+        default="none",
+        help="what codes stand for: the vector (none, default), or what a prediction from the state before misses"
+        " (linear; --site normed)",
+    )
+    group.add_argument(
         "--site", help="what is sent: hidden, normed or kv (default: BERT hidden, ViT and GPT-2 normed, Llama kv)"
     )
     return group
 
 
-def codec_config(args: argparse.Namespace, family: str) -> CodecConfig:
-    """The options as a config for a model of `family`; InputError on values that do not exist or go together."""
+def _vector_bits(args: argparse.Namespace, site: str) -> int:
+    """--bits, of a codebook's vector: half with site kv, which has a codebook of keys and one of values."""
+    n_books = 2 if site == "kv" else 1
+    require(args.bits is not None, f"--kind {args.kind} needs --bits: how many a token has per block")
+    good = args.bits >= 0 and args.bits % n_books == 0
+    require(good, f"--bits {args.bits}: with site {site}, a multiple of {n_books}")
+    return args.bits // n_books
+
+
+def codec_config(args: argparse.Namespace, family: str, allots: bool = False) -> CodecConfig:
+    """The options as a config for a model of `family`; InputError on values that do not exist or do not go together.
+
+    allots: --bits may also be of stages, which the caller then allots to blocks.
+    """
     from astra_mpi.models import FAMILIES
 
-    counts = {name: value for name in COUNTS if (value := getattr(args, name)) is not None}
+    counts = {name: value for name in COUNTS if (value := getattr(args, name, None)) is not None}
     check_counts(args.kind, counts, dashes="--", equals=" ")
-    site = args.site or FAMILIES[family].default_site
-    return CodecConfig(site=site, kind=args.kind, codebook_size=args.codebook_size, encoder=args.encoder, **counts)
+    site = args.site or ("normed" if args.predict != "none" else FAMILIES[family].default_site)
+    if KINDS[args.kind].count == "vector_bits":
+        counts["vector_bits"] = _vector_bits(args, site)
+    elif args.bits is not None:
+        fits = allots and KINDS[args.kind].count == "stages"
+        require(fits, f"--bits is not for --kind {args.kind}{'' if allots else ' here'}; leave it out")
+        require(args.stages is None, "--bits allots the stages; leave --stages out")
+    named = {"kind": args.kind, "codebook_size": args.codebook_size, "encoder": args.encoder, "predict": args.predict}
+    near = {"near": args.near, "near_stages": args.near_stages}
+    return CodecConfig(site=site, **named, **counts, **near)

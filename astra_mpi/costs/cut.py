@@ -16,8 +16,9 @@ def token_cost(shape: Shape, wire: Wire, compute: str = "float32") -> TokenCost:
     config = shape.config
     linear = 2 * shape.project_q + shape.project_kv + shape.mlp
     return TokenCost(
-        own=speeds.seconds(Work(gemm=linear, elements=4 * config.d_model + config.d_ff)),
+        own=speeds.seconds(Work(gemm=linear, elements=4 * config.d_model + config.d_ff) + wire.expect_own),
         score=speeds.seconds(Work(attention=2 * config.d_queries)),
-        far=speeds.seconds(wire.decode * (1 / wire.tokens_per_key)),
+        far=speeds.seconds((wire.decode + wire.expect_far) * (1 / wire.tokens_per_key)),
         send=speeds.seconds(wire.encode),
+        sinks=wire.sinks,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from astra_mpi.config import ModelConfig, require
-from astra_mpi.costs.strategies import Coding, segment_wire
+from astra_mpi.costs.strategies import Coding, astra_wire, segment_wire
 from astra_mpi.costs.windows import window_shares, within
 from astra_mpi.costs.work import Job, Shape, Transfer, Work, output_work
 
@@ -51,7 +51,9 @@ def decode_cost(job: Job, coding: Coding, strategy: str, mode: str, n_new: int, 
 def _local(job: Job, coding: Coding, strategy: str, n_new: int, last: list[int]) -> Decode:
     """last (P,): sequences whose last token a rank has."""
     shape, config = job.shape, job.shape.config
-    own, far = job.counts[-1], _far_keys(job, strategy)
+    sinks = astra_wire(shape, coding).sinks if strategy.split(":")[0] == "astra" else 0
+    replicas = job.replicas(sinks, job.size - 1)
+    own, far = job.counts[-1] + replicas, _far_keys(job, strategy) - replicas
     exact = 1 / config.n_layers if strategy == "astra:inputs" else 0.0  # share of the blocks that keep far rows
     row_bytes, per_sequence, kept = 2 * config.d_kv * job.kept_bytes, Work(), 0.0
     for window, share in window_shares(config).items():
@@ -129,7 +131,7 @@ def _counts_codes(shape: Shape, coding: Coding, strategy: str) -> bool:
 
 def _one_row(coding: Coding) -> bool:
     """Whether one code is one row of finished keys and values."""
-    return coding.codec.codes_per_token == 1 and coding.has_tables
+    return coding.codec.codes_per_token == 1 and coding.has_tables and not coding.codec.predicts
 
 
 def _distinct(coding: Coding, n_far: int) -> int:

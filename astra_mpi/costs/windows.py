@@ -17,8 +17,9 @@ class SeenThrough:
     heard: tuple[tuple[int, ...], ...]
 
 
-def seen_through(counts: Sequence[int], window: int, causal: bool) -> SeenThrough:
-    """A token sees those nearer than `window`, causal ones on one side only; counts (P,)."""
+def seen_through(counts: Sequence[int], window: int, causal: bool, sinks: int = 0) -> SeenThrough:
+    """A token sees those nearer than `window`, causal ones on one side only; counts (P,). The first `sinks` tokens are
+    not sent."""
     size, starts = len(counts), [sum(counts[:r]) for r in range(len(counts) + 1)]
     spans = [range(starts[r], starts[r + 1]) for r in range(size)]
     first, last, seen, heard = [0] * size, [0] * size, [0] * size, []  # of a slice, seen by ranks before and behind it
@@ -27,7 +28,7 @@ def seen_through(counts: Sequence[int], window: int, causal: bool) -> SeenThroug
         for sender, theirs in enumerate(spans):
             if sender == receiver or not mine or (causal and sender > receiver):
                 continue
-            low, high = max(theirs.start, mine.start - window + 1), min(theirs.stop, mine.stop + window - 1)
+            low, high = max(theirs.start, mine.start - window + 1, sinks), min(theirs.stop, mine.stop + window - 1)
             if low < high:
                 senders.append(sender)
                 seen[receiver] += high - low

@@ -72,6 +72,14 @@ class Job:
         """T: content tokens of a sequence."""
         return sum(self.counts)
 
+    def own_sinks(self, sinks: int, rank: int) -> int:
+        """Of the first `sinks` tokens of a sequence those that lie on a rank."""
+        return min(max(sinks - sum(self.counts[:rank]), 0), self.counts[rank])
+
+    def replicas(self, sinks: int, rank: int) -> int:
+        """Of the first `sinks` tokens of a sequence those before a rank's slice, which it computes itself."""
+        return min(sinks, sum(self.counts[:rank])) if self.counts[rank] else 0
+
 
 @dataclass(frozen=True)
 class Work:
@@ -140,7 +148,7 @@ class Cost:
     stages: tuple[Stage, ...]
     closing_bytes: int = 0  # float32 that one all-reduce adds up after the last block: class tokens or pooling
     peak_bytes: int = 0  # of an all-reduce before it: the maxima of scores, where attention pools
-    table_bytes: int = 0  # projected tables and codebooks on every rank
+    table_bytes: int = 0  # projected tables, codebooks, predictors and states on every rank
     block_share: float = 1.0  # largest part of the blocks' weights that one rank holds
 
     def work(self) -> list[Work]:

@@ -102,7 +102,9 @@ class ParallelSection:
     # virtual clock: a CPU second counts as so many seconds; one number for all ranks, or one per rank
     speed: float | tuple[float, ...] = 1.0
     deadline: str | None = None  # how long astra waits at an exchange, such as "5ms". Default: until all is there
-    missing: Literal["drop", "mean"] = "drop"  # tokens whose codes do not come: left out, or replaced by the mean
+    # tokens whose codes do not come: left out, replaced by the mean, or as predicted; auto: predict with codebooks that
+    # do, else drop
+    missing: Literal["auto", "drop", "mean", "predict"] = "auto"
 
     @property
     def spec(self) -> str:

@@ -59,7 +59,8 @@ def pays_to_cut(model: Engine, n_new: int, owed_bytes: int) -> bool:
     shape = shape_of(model.config)
     madds = shape.project_q * 2 + shape.project_kv + shape.mlp
     saved_s = n_new * madds * model.config.n_layers * (1 - 1 / size) / _speeds(model).gemm
-    exchanged = strategy.seen_bytes(-(-n_new // size)) * model.config.n_layers * (size - 1)
+    each = [strategy.seen_bytes(i, -(-n_new // size)) for i in range(model.config.n_layers)]
+    exchanged = sum(each) * (size - 1)
     told_s = 8 * (owed_bytes + exchanged) / bits_per_s + (model.config.n_layers + 1) * rtt_s
     return saved_s - told_s > WORTH_S
 

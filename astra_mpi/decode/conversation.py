@@ -5,10 +5,13 @@ docs/explanation/decode.md, Conversations, has what ranks hold and tell each oth
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from mpi4py import MPI
 
 from astra_mpi.caches.past import Chunk, Past
+from astra_mpi.caches.sinks import Sinks
 from astra_mpi.decode.choice import pays_to_cut
 from astra_mpi.decode.generation import Generation, agreed, check, generate
 from astra_mpi.decode.prefill import Engine
@@ -17,6 +20,7 @@ from astra_mpi.errors import collective
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.family import Turns
 from astra_mpi.partition import Layout
+from astra_mpi.strategies.positions import Positions
 from astra_mpi.strategies.token_parallel import TokenParallel
 
 
@@ -80,6 +84,8 @@ class Conversation:
         same = self.ids[: len(ids) - 1] == ids[: len(self.ids)][: max(len(ids) - 1, 0)]
         past.truncate(int(np.argmin(same)) if len(same) and not same.all() else len(same))
         n_kept = past.n_tokens
+        if not n_kept:
+            past.n_sinks = self._strategy.sinks
         batch = model.prepare(ids[None], (np.arange(len(ids)) >= n_kept)[None])
         streams = agreed(model.comm, request)
         with collective(model.comm):
@@ -111,6 +117,8 @@ class Conversation:
             return self._quiet(counts), [0] * len(owed)
         self._catch_up(owed)
         layout = model.layout(batch.lengths)
+        if self.past.n_tokens:  # the conversation's first tokens are kept
+            layout = replace(layout, sinks=0)
         return (layout if _cut(layout) else self._quiet(layout.counts)), owed
 
     def _quiet(self, counts: np.ndarray) -> Layout:
@@ -123,8 +131,10 @@ class Conversation:
         chunks, size = self.past.chunks, self.model.exchange.size
         if strategy.site is None:
             return [0] * size
-        each = [[strategy.seen_bytes(int(c.counts[r])) for c in chunks if c.untold(r)] for r in range(size)]
-        return [n_blocks * sum(parts) for parts in each]
+        return [
+            sum(strategy.seen_bytes(i, int(c.told_counts[r])) for c in chunks if c.untold(r) for i in range(n_blocks))
+            for r in range(size)
+        ]
 
     @property
     def _strategy(self) -> TokenParallel:
@@ -134,13 +144,18 @@ class Conversation:
     def _catch_up(self, owed: list[int]) -> None:
         """Collective: all ranks learn of all tokens, at once and for all blocks."""
         model, past, strategy = self.model, self.past, self._strategy
+        if past.n_sinks:
+            with collective(model.comm), model.clock.running():
+                self._compute_sinks()
+            if not sum(owed):
+                past.told()
         if not sum(owed):
             return
         rank, chunks = model.exchange.rank, past.chunks
         with collective(model.comm), model.clock.running():
             begin_s = model.clock.now()
             mine = [
-                strategy.pack_seen(past.tell(i, chunk, strategy.as_seen))
+                strategy.pack_seen(i, past.tell(i, chunk, strategy.as_seen))
                 for chunk in chunks
                 if chunk.untold(rank)
                 for i in range(model.config.n_layers)
@@ -166,6 +181,24 @@ class Conversation:
             if failure is not None:
                 raise failure
 
+    def _compute_sinks(self) -> None:
+        """The conversation's first tokens, where this rank does not keep them: alone, for they see nothing else."""
+        model, strategy = self.model, self._strategy
+        missing = self.past.missing_sinks()
+        if not missing:
+            return
+        n = missing.stop
+        batch, alone = Batch(np.array([n]), self.ids[:n], np.arange(n)), Layout(np.array([[n]]), 0, 0, True, quiet=True)
+        strategy.positions, strategy.cache = Positions(model.family, batch), Sinks(self.past)
+        try:
+            strategy.begin(alone)
+            x = model.family.embed(batch, alone)
+            for i in range(len(model.blocks)):
+                x = strategy.block(i, x)
+        finally:
+            strategy.cache = None
+        self.past.known_sinks = n
+
     def _learn(self, sender: int, message: np.ndarray) -> None:
         """What `sender` has told of its tokens: of each chunk that some rank did not know of, block after block."""
         model, strategy, rank = self.model, self._strategy, self.model.exchange.rank
@@ -173,19 +206,19 @@ class Conversation:
         for chunk in self.past.chunks:
             if not chunk.untold(sender):
                 continue
-            n_tokens, new = int(chunk.counts[sender]), chunk.unheard(sender, rank)
+            n_tokens, new = int(chunk.told_counts[sender]), chunk.unheard(sender, rank)
             turns = self._turns(chunk, sender) if new else None
-            n_bytes = strategy.seen_bytes(n_tokens)
             for i in range(model.config.n_layers):
+                n_bytes = strategy.seen_bytes(i, n_tokens)
                 part, start = message[start : start + n_bytes], start + n_bytes
                 if new:
                     turned = None if turns is None else turns[i]
-                    self.past.add(i, chunk, strategy.kept_of(i, strategy.unpack_seen(part, n_tokens), turned))
+                    self.past.add(i, chunk, strategy.kept_of(i, strategy.unpack_seen(i, part, n_tokens), turned))
 
     def _turns(self, chunk: Chunk, rank: int) -> Turns | None:
         """How far the keys of a rank's tokens of a chunk are turned, (n, d) per block."""
-        begin = chunk.first + int(chunk.counts[:rank].sum())
-        positions = np.arange(begin, begin + int(chunk.counts[rank]))
+        begin = chunk.first + int(chunk.counts[:rank].sum()) + int(chunk.sinks[rank])
+        positions = np.arange(begin, begin + int(chunk.told_counts[rank]))
         return self.model.family.turns(Batch(np.array([len(positions)]), positions, positions))
 
 

@@ -47,10 +47,16 @@ def check(model: Engine, request: Request) -> None:
     if not isinstance(model.family, Decoder):
         raise InputError(f"a {model.config.family} model generates no tokens; give a decoder, such as Llama")
     request.check(model.config)
+    strategy = model.strategy
+    if not isinstance(strategy, TokenParallel):
+        raise InputError(
+            f"strategy {strategy.spec} does not generate: its ranks keep no keys and values of whole tokens; "
+            "use single, sp, segment_means or astra"
+        )
     require(
-        isinstance(model.strategy, TokenParallel),
-        f"strategy {model.strategy.spec} does not generate: its ranks keep no keys and values of whole tokens; "
-        "use single, sp, segment_means or astra",
+        request.far == "keys" or strategy.may_keep_codes,
+        "far = 'codes': these codebooks are of what a prediction misses, and codes alone do not say what a far token "
+        "is; use far = 'keys'",
     )
 
 

@@ -98,6 +98,14 @@ def integer(item: Any, name: str) -> int:
     return int(value)
 
 
+def integers(item: Any, name: str) -> np.ndarray:
+    """The attribute `name`, an integer or an array of them in one or two dimensions; InputError if there is none."""
+    value = np.asarray(item.attrs.get(name, ""))
+    if not np.issubdtype(value.dtype, np.integer) or value.ndim > 2 or (value.ndim and not value.size):
+        raise InputError(f"{item.file.filename}: {item.name} has no integer attribute '{name}'; make the file anew")
+    return value.astype(np.int64)
+
+
 def number(item: Any, name: str) -> float:
     """The floating-point attribute `name`; InputError if there is none."""
     value = item.attrs.get(name)

@@ -82,13 +82,15 @@ def _codec(file: h5py.File) -> dict[str, Any]:
         "codec": config.as_dict()
         | {
             "blocks": len(codec.blocks),
-            "codes_per_token": config.codes_per_token,
+            "codes_per_token": max(block.n_codes for block in codec.blocks),
             "bits_per_token_per_block": config.bits_per_token,
+            "bits_of_blocks": [block.bits_per_token for block in codec.blocks],
             "bytes": sum(book.entries.nbytes for book in books),
             "subspace_widths": [None if book.basis is None else book.basis.shape[1] for book in books],
             "subspace_error_growth": max(book.error_growth for book in books),
             "digest": codec.digest,
         }
+        | ({"predictor_ranks": [b.predictor.rank for b in codec.blocks if b.predictor]} if config.predicts else {})
     }
 
 

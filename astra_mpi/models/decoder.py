@@ -99,7 +99,9 @@ class Decoder(Family):
         """
         xp, share = module_of(x), np.zeros((len(batch.lengths), 2))
         sequence, target = layout.row_sequence, layout.row_token + 1
-        rows = np.flatnonzero((target < batch.lengths[sequence]) & (target >= n_context[sequence]))
+        counts = (target < batch.lengths[sequence]) & (target >= n_context[sequence])
+        counts[layout.replica_rows] = False
+        rows = np.flatnonzero(counts)
         places = self.tokens_here(batch, layout) + 1
         for part in np.array_split(rows, -(-len(rows) * self.config.vocab_size // _LOGITS) or 1):
             if len(part):

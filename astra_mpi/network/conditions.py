@@ -41,7 +41,7 @@ def parse_conditions(
     clock: str = "wall",
     speed: float | Sequence[float] = 1.0,
     deadline: str | None = None,
-    missing: str = "drop",
+    missing: str = "auto",
     seed: int = 0,
 ) -> Conditions:
     """Options of `astra_mpi.load` for `size` ranks. InputError on values that do not exist or do not go together."""

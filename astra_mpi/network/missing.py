@@ -12,21 +12,33 @@ import numpy as np
 from astra_mpi.config import require
 from astra_mpi.partition import Hears, hears
 
-Treatment = Literal["drop", "mean"]
+Treatment = Literal["auto", "drop", "mean", "predict"]
 TREATMENTS: tuple[str, ...] = get_args(Treatment)
 
 
 class Missing:
     """What one rank misses in a forward pass, and what it does about it."""
 
-    def __init__(self, treatment: str = "drop", deadline_s: float | None = None, seed: int = 0) -> None:
-        """treatment: "drop" leaves missing codes out of the softmax, "mean" lets the mean code stand for them.
+    def __init__(self, treatment: str = "auto", deadline_s: float | None = None, seed: int = 0) -> None:
+        """treatment: "drop" leaves missing codes out of the softmax, "mean" lets the mean code stand for them, and
+        "predict" what was predicted of the tokens; "auto": the last where codes are of what predictions miss, else
+        "drop".
 
         deadline_s: how long a rank waits at most at one exchange, once its own work is done; None: for all.
         """
         require(treatment in TREATMENTS, f"missing = '{treatment}' is unknown; use one of {', '.join(TREATMENTS)}")
-        self.treatment, self.deadline_s, self.seed = treatment, deadline_s, seed
+        self.asked, self.deadline_s, self.seed = treatment, deadline_s, seed
+        self.treatment = "drop" if treatment == "auto" else treatment
         self.reset(0, 0.0, 0, 1)
+
+    def suit(self, predicts: bool) -> None:
+        """Settle "auto" for codes of what a prediction misses, or of the tokens themselves. InputError on a treatment
+        for the others."""
+        if self.asked == "auto":
+            self.treatment = "predict" if predicts else "drop"
+        fits = (self.treatment == "predict") == predicts
+        own, others = ("a prediction misses", "predict") if predicts else ("is sent itself", "drop or mean")
+        require(fits, f"missing = '{self.treatment}': these codebooks are of what {own}; use {others}")
 
     def reset(self, key: int, loss: float, rank: int, size: int) -> None:
         """Before a forward pass of the batch `key` on a network that loses the share `loss` of its messages."""

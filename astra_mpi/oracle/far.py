@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,12 @@ class Far:
         self.causal, self.heard = False, np.ones(len(owner), bool)
         self.judged = self.heard
         self.in_order = False
+        self.n_sinks = 0  # first tokens that nobody sees through this
+
+    def leave_out(self, n_sinks: int) -> None:
+        """Nobody sends the first tokens, nor is judged for them: all see them as they are."""
+        self.n_sinks, self.heard = n_sinks, self.heard & (np.arange(self.n_tokens) >= n_sinks)
+        self.judged = self.heard
 
     def look_back(self, size: int) -> None:
         """From now on, rows see what lower ranks hold only. What the last of `size` ranks would send nobody judges."""
@@ -145,29 +152,58 @@ class Quantised(Far):
         """One codebook per part, the codes side by side."""
         if i < self.first:  # as it is; nothing is missing
             return [np.resize(part, (len(self.owner), part.shape[1])) for part in parts]
-        books = self.codec.blocks[i].codebooks
-        n_codes = [len(book.entries) for book in books]
-        used = np.empty((len(parts[0]), sum(n_codes)), np.int64)  # (T, C)
-        if self.given is not None:
-            used[:] = self.given[i - self.first]
-        seen, gaps = [], self.judge(np.concatenate(parts, axis=1))
-        for book, part, codes in zip(books, parts, np.split(used, np.cumsum(n_codes)[:-1], axis=1), strict=True):
-            basis = None if book.basis is None else book.basis.astype(np.float64)
-            entries = book.entries.astype(np.float64)
-            searched = entries if basis is None else entries @ basis  # (C, K, W or d)
-            given = self.judged if self.given is not None else np.zeros(len(part), bool)
-            rows = []
-            for t, row in enumerate(part):
-                quantised, gap = self._row(book.kind, entries, searched, basis, row, codes[t], given[t])
-                gaps[t] = max(gaps[t], gap)
-                rows.append(quantised)
-            seen.append(np.reshape(rows, part.shape))
-        self.codes.append(used)
+        books, seen = self.codec.blocks[i].codebooks, self.approximated(i, parts)
         if self.stand_in is not None:
-            stand_ins = np.split(self.stand_in[i], np.cumsum(n_codes)[:-1])
+            stand_ins = np.split(self.stand_in[i], np.cumsum([book.n_codes for book in books])[:-1])
             pairs = zip(seen, books, stand_ins, strict=True)
             seen = [np.concatenate([rows, np.tile(_entry(book, codes), (len(rows), 1))]) for rows, book, codes in pairs]
         return seen
+
+    def approximated(self, i: int, parts: Sequence[Array], whole: Array | None = None) -> list[Array]:
+        """What the codes of each part (T, width) stand for. whole (T, width): vectors that parts are left of."""
+        books = self.codec.blocks[i].codebooks
+        n_codes = [len(book.entries) + (len(book.head.entries) if book.head else 0) for book in books]
+        used = np.empty((len(parts[0]), sum(n_codes)), np.int64)  # (T, C)
+        if self.given is not None:
+            used[:] = self.given[i - self.first]
+        seen, gaps = [], self.judge(np.concatenate(parts, axis=1) if whole is None else whole)
+        for book, part, codes in zip(books, parts, np.split(used, np.cumsum(n_codes)[:-1], axis=1), strict=True):
+            of_part = np.square(part if whole is None else whole).sum(axis=1)
+            rows, first = np.zeros(part.shape), 0
+            if book.head is not None:
+                first = len(book.head.entries)
+                rows = self._rows(book.head, part, codes[:, :first], of_part, gaps)
+            seen.append(rows + self._rows(book, part - rows, codes[:, first:], of_part, gaps))
+        self.codes.append(used)
+        return seen
+
+    def _rows(self, book: Any, part: Array, codes: Array, squares: Array, gaps: Array) -> Array:
+        """What a codebook's codes but those of its head, (T, C), stand for, of the vectors (T, width).
+
+        squares (T,): of what these are left of; gaps (T,) become at least these codes' own.
+        """
+        basis = None if book.basis is None else book.basis.astype(np.float64)
+        entries = book.entries.astype(np.float64)
+        searched = entries if basis is None else entries @ basis  # (C, K, W or d)
+        near, given = self._near_ends(), self.judged if self.given is not None else np.zeros(len(part), bool)
+        rows = []
+        for t, row in enumerate(_forward(book, part)):
+            n_sought = None if book.ordinary is None or near[t] else book.ordinary
+            found = self._row(book.kind, entries, searched, basis, row, codes[t], given[t], squares[t], n_sought)
+            rows.append(found[0])
+            gaps[t] = max(gaps[t], found[1])
+        return np.reshape(_back(book, np.array(rows)), part.shape) if rows else part
+
+    def _near_ends(self) -> Array:
+        """(T,) which tokens are among the last ones of their slice that have more codes; in encoders also the first."""
+        owner, n = self.token_owner, self.codec.config.near
+        near = np.zeros(len(owner), bool)
+        for rank in set(owner.tolist()):
+            places = np.flatnonzero(owner == rank)
+            near[places[max(0, len(places) - n) :]] = True
+            if not self.causal:
+                near[places[:n]] = True
+        return near
 
     def _row(
         self,
@@ -178,20 +214,29 @@ class Quantised(Far):
         row: Array,
         codes: Array,
         given: bool,
+        square: float,
+        n_sought: int | None,
     ) -> tuple[Array, float]:
         """Quantise one row (D,) with entries (C, K, W); fills `codes` (C,), or checks given ones.
 
         Returns the approximation (D,), and the gap.
 
         With a basis (W, d), distances are those of the projections, `searched` (C, K, d) of the entries.
-        The gap of a given code is (its distance - the best distance) / (its distance + ||row||^2), between 0 and 1: a
-        float32 row and search err in proportion to the norm of the whole row. A later code is judged on what it stands
-        for (`rule.target`), given the codes used before it.
+        The gap of a given code is (its distance - the best distance) / (its distance + square), between 0 and 1, where
+        square is ||row||^2, or that of the vector which the row is left of: float32 errs in proportion to that norm. A
+        later code is judged on what it stands for (`rule.target`), given the codes used before it.
         """
         rule, (n_codes, _, width) = KINDS[kind], entries.shape
         chosen: list[Array] = []
         target, gap = None, 0.0
         for c in range(n_codes):
+            if n_sought is not None and c >= n_sought:  # an ordinary token has no such code: the last entry is 0
+                if not given:
+                    codes[c] = len(entries[c]) - 1
+                elif codes[c] != len(entries[c]) - 1:
+                    gap = 1.0
+                chosen.append(entries[c, codes[c]][None])
+                continue
             target = rule.target(c, row[None], target, chosen[-1] if chosen else None, width)  # (1, W)
             sought = target[0] if basis is None else target[0] @ basis
             distances = ((searched[c] - sought) ** 2).sum(axis=1)  # (K,)
@@ -202,12 +247,31 @@ class Quantised(Far):
                 excess = distances[codes[c]] - distances[best]
                 self.flips += 1
                 if excess > 0:
-                    gap = max(gap, float(excess / (distances[codes[c]] + row @ row)))
+                    gap = max(gap, float(excess / (distances[codes[c]] + square)))
             chosen.append(entries[c, codes[c]][None])
         return rule.combine(np.stack(chosen), len(row))[0], gap
 
 
 def _entry(book: Any, codes: Array) -> Array:
     """What the codes (C,) stand for, (D,)."""
+    if book.head is not None:
+        first = len(book.head.entries)
+        return _entry(book.head, codes[:first]) + _entry(replace(book, head=None), codes[first:])
     entries = [book.entries[c, code].astype(np.float64)[None] for c, code in enumerate(codes)]
-    return KINDS[book.kind].combine(np.stack(entries), book.width)[0]
+    return _back(book, KINDS[book.kind].combine(np.stack(entries), book.width))[0]
+
+
+def _forward(book: Any, x: Array) -> Array:
+    """What is quantised of the vectors x (n, D)."""
+    if book.transform is None:
+        return x
+    forward, _, offset = (array.astype(np.float64) for array in book.transform)
+    return (x - offset) @ forward
+
+
+def _back(book: Any, z: Array) -> Array:
+    """The vectors (n, D) that go with what was quantised."""
+    if book.transform is None:
+        return z
+    _, back, offset = (array.astype(np.float64) for array in book.transform)
+    return z @ back + offset

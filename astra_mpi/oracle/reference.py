@@ -20,6 +20,7 @@ from astra_mpi.oracle.heads import ENCODERS, answer
 from astra_mpi.oracle.layers import Array, Weights, activated, attention, capped, linear, normalised
 from astra_mpi.oracle.narrow import EXACT, Rounding
 from astra_mpi.oracle.positions import is_rotary, relative_bias, turned, within
+from astra_mpi.oracle.predicted import Predicted
 
 #: families that normalise after each residual sum
 POST_NORM = ("bert",)
@@ -62,6 +63,7 @@ def oracle(
     position_rows: ArrayLike | None = None,
     merged: int = 0,
     told: ArrayLike | None = None,
+    sinks: int = 0,
     compute: str = "float32",
     draw: np.random.Generator | None = None,
     by_chance: bool = False,
@@ -76,12 +78,13 @@ def oracle(
     codec: far tokens are seen through its codebooks. codes: per block (T, C), to be used instead of the oracle's own
     and checked against them. first_coded: blocks before this one see far tokens as they are, and have no codes.
     missing: per block (P, P), receiver by sender, codes that did not come. They are left out, or the block's codes
-    `stand_in` (C,) take their place.
+    `stand_in` (C,) take their place; with a codec that predicts, the prediction does.
     wire: "float16" or "int8": far tokens are seen rounded, their block inputs (gather "x") or keys and values ("kv").
     seen: per block (T, D or 2 D), what came of that, to be used and checked.
     ratio: far slices are seen as means of so many consecutive tokens. An owner's tokens must then be consecutive.
     parts: per block None, or the weights of the `size` sub-blocks of width D / size that take its place.
     told: of a decoder's conversation, whose ranks hold tokens in any order, (T,) which of them others were sent.
+    sinks: so many first tokens of a decoder's sequence are seen as they are by all tokens behind them, on any rank.
     compute: "bfloat16" or "int8": the factors of products of blocks and head are rounded (`narrow.py`). draw:
     otherwise, or by_chance, which shows how much of the answer hangs on roundings.
     merged: so many tokens at the end see the exact keys of all ranks, as ranks that merge their softmaxes do.
@@ -100,7 +103,9 @@ def oracle(
     if len(owner) != len(embedded) - n_class or not np.isin(owner, np.arange(n_ranks)).all():
         raise ValueError(f"owner must name one of {n_ranks} ranks for each of {len(embedded) - n_class} content tokens")
     far: Far | None = None
-    if codec is not None:
+    if codec is not None and codec.config.predicts:
+        far = Predicted(owner, codec, codes, missing, size)
+    elif codec is not None:
         far = Quantised(owner, codec, codes, missing, stand_in, first_coded)
     elif not exact:
         far = Means(owner, ratio) if ratio else Rounded(owner, wire, gather, seen)
@@ -108,6 +113,8 @@ def oracle(
         far.look_at_earlier(np.asarray(told))
     elif far is not None and _is_causal(config):
         far.look_back(size)
+    if far is not None:
+        far.leave_out(sinks)
     n_replicas = n_class * n_ranks
     x = np.concatenate([np.repeat(embedded[:n_class], n_ranks, axis=0), embedded[n_class:]])  # (n_replicas + T, D)
     rank = np.concatenate([np.tile(np.arange(n_ranks), n_class), owner])
@@ -233,12 +240,15 @@ def _block(
     keys, values = key_of(normed), layer(normed, "v")
     sees_all = np.arange(len(x)) >= len(x) - merged
     visible = (rank[:, None] == rank[None, :]) | sees_all[:, None]  # (rows, rows): same rank, exact keys
+    if far is not None:
+        visible[:, : far.n_sinks] = True
     if _is_causal(config):
         visible = np.tril(visible)
     bias, key_places = np.zeros(len(x)), places
     if far is not None:
         content = slice(len(x) - far.n_tokens, None)  # class tokens are never sent
         away = far.visible(i, rank) & ~sees_all[:, None]
+        away &= np.arange(away.shape[1]) % far.n_tokens >= far.n_sinks
         away &= within(config, i, places, np.resize(places[content], away.shape[1]))
         if any(getattr(config, "windows", ())):
             far.judge_seen(np.asarray(away[:, : far.n_tokens].any(axis=0)))

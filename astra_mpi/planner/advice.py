@@ -79,8 +79,8 @@ def _exact(others: list[dict[str, Any]]) -> str:
 
 def codec_name(codec: dict[str, Any]) -> str:
     """residual M=4 K=256 hidden."""
-    label = KINDS[codec["kind"]].label(codec)
-    return " ".join(filter(None, [codec["kind"], label, f"K={codec['codebook_size']}", codec["site"]]))
+    label, predicted = KINDS[codec["kind"]].label(codec), "predicted" * ("predict" in codec)
+    return " ".join(filter(None, [codec["kind"], label, f"K={codec['codebook_size']}", codec["site"], predicted]))
 
 
 def codec_advice(codecs: list[dict[str, Any]], budget_bits: float | None, on: str) -> str:
@@ -90,6 +90,8 @@ def codec_advice(codecs: list[dict[str, Any]], budget_bits: float | None, on: st
     where = "Of the codecs measured" if budget_bits is None else f"Within {budget_bits:g} bits"
     count = KINDS[codec["kind"]].count
     option = f"--{count} {codec[count]} " if count else ""
+    if count == "vector_bits" or isinstance(codec.get(count), list):
+        option = f"--bits {bits:g} "
     how = f"calibrate --site {codec['site']} --kind {codec['kind']} {option}--codebook-size {codec['codebook_size']}"
     return (
         f"{where}, {codec_name(codec)} ({bits} bits per token and block) is the most accurate on {on}"

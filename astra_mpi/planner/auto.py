@@ -15,7 +15,7 @@ from astra_mpi.config import require
 from astra_mpi.costs.decode import MODES, decode_cost, head_work
 from astra_mpi.costs.latency import Network, assumed_speeds, latency
 from astra_mpi.costs.setting import Setting, step_seconds
-from astra_mpi.costs.strategies import STRATEGIES, Coding
+from astra_mpi.costs.strategies import STRATEGIES, coding_of
 from astra_mpi.costs.types import assumed, kept_bytes, storage_of, stored
 from astra_mpi.costs.work import Work
 from astra_mpi.errors import InputError, collective
@@ -106,9 +106,7 @@ def _measured(model: Model, workload: Workload) -> tuple[Setting, dict[str, Any]
     setting = Setting(model.config, workload.tokens, speeds, link, workload.batch)
     setting = replace(setting, kept_bytes=kept_bytes(compute, model.config.d_head))
     if model.codec is not None:
-        first = model.codec.blocks[0].codebooks
-        widths = tuple(None if book.basis is None else book.basis.shape[1] for book in first)
-        setting = replace(setting, coding=cheaper_remote(setting, Coding(model.codec.config, widths)))
+        setting = replace(setting, coding=cheaper_remote(setting, coding_of(model.codec)))
     told = {
         "network": {"from": emulated.text if emulated.rate is not None else "probe", **link._asdict()},
         "gflops": [round(2e-9 * float(speed), 3) for speed in products],

@@ -18,6 +18,7 @@ from astra_mpi.costs.strategies import Coding
 from astra_mpi.costs.types import assumed, kept_bytes, stored, weight_bytes
 from astra_mpi.errors import InputError
 from astra_mpi.files import hdf5
+from astra_mpi.files.codecfile import DTYPES, read_settings
 from astra_mpi.files.modelfile import read_config
 from astra_mpi.files.weightfile import stored_dtype
 from astra_mpi.models import FAMILIES
@@ -26,7 +27,6 @@ from astra_mpi.planner.measured import best_codec, measured, same_codes
 from astra_mpi.planner.plan import cheaper_remote
 
 DEFAULT_RTT_S = 1e-3
-_CODEC_NUMBERS = ("codebook_size", "groups", "stages")
 
 
 def read_outline(path: str, codebooks: str | None = None) -> tuple[Any, Coding | None]:
@@ -52,15 +52,17 @@ def read_storage(path: str) -> str:
 
 def _coding(file: Any) -> Coding:
     group = hdf5.group(file, "codec")
-    numbers: dict[str, Any] = {name: hdf5.integer(group, name) for name in _CODEC_NUMBERS}
-    codec = CodecConfig(site=hdf5.text(group, "site"), kind=hdf5.text(group, "kind"), **numbers)
+    codec = read_settings(group)
     widths: list[int | None] = []
+    ranks: list[int] = []
     names = ("keys_subspace", "values_subspace") if codec.site == "kv" else ("subspace",)
-    for i in range(len(group)):
+    for i in range(int(codec.predicts), len(group)):
         block = hdf5.group(group, str(i))
+        if codec.predicts:
+            ranks.append(int(hdf5.dataset(block, "predictor", DTYPES).shape[1]))
         bases = [hdf5.dataset(block, name, ("float32",)) if name in block else None for name in names]
         widths += [None if basis is None else int(basis.shape[1]) for basis in bases]
-    return Coding(codec, tuple(widths) or (None,))
+    return Coding(codec, tuple(widths) or (None,), rank=sum(ranks) / len(ranks) if ranks else None)
 
 
 #: beyond these a plan says nothing

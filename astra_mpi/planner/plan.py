@@ -81,7 +81,8 @@ def memory_bytes(setting: Setting, cost: Cost, counts: Sequence[int]) -> int:
     block = 2 * shape.project_q + shape.project_kv + shape.mlp
     weights = setting.weight_bytes * (cost.block_share * block * config.n_layers + shape.other_weights)
     by_tokens = cost.strategy.split(":")[0] in BY_TOKENS
-    rows = max(counts) + shape.n_class if by_tokens else setting.tokens + shape.n_class
+    sinks = setting.coding.codec.sinks if cost.strategy.startswith("astra") else 0
+    rows = shape.n_class + (max(counts) + sinks if by_tokens else setting.tokens)
     far = setting.tokens - min(counts) if by_tokens else 0
     numbers = rows * (6 * config.d_model + 2 * config.d_kv + config.d_ff) + far * 2 * config.d_kv
     received = max((sum(s.transfer.contributed) for s in cost.stages if s.transfer), default=0)

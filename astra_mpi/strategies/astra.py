@@ -9,33 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from mpi4py import MPI
 
-from astra_mpi.caches.cache import Part
-from astra_mpi.caches.codes import CodeSpace, CountedKeys, ScoredCodes, TurnedCodes
-from astra_mpi.caches.kept import Kept
-from astra_mpi.caches.packed import Seen, SeenCodes, SeenCounts
-from astra_mpi.caches.rows import rows_of
+from astra_mpi.caches.codes import CodeSpace
 from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.expected import Expected
 from astra_mpi.codec.tables import distinct
 from astra_mpi.config import ModelConfig
-from astra_mpi.costs.strategies import Coding, Wire, astra_wire
+from astra_mpi.costs.strategies import Wire, astra_wire, coding_of
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import beside, take, to_host
 from astra_mpi.errors import AstraError
 from astra_mpi.partition import Layout, displs
 from astra_mpi.strategies.base import Parts, is_plain, recipe_of
+from astra_mpi.strategies.far_codes import FarCodes
 from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Option, Spec
-from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
+from astra_mpi.strategies.states import States
+from astra_mpi.strategies.token_parallel import FarKeys
 from astra_mpi.wire.exchange import Pending
 
 
-class Astra(TokenParallel):
+class Astra(FarCodes):
     """Codes of C * b bits per token and block. Every rank holds the same codebooks."""
 
     name = "astra"
@@ -48,10 +47,17 @@ class Astra(TokenParallel):
         assert parts.codec is not None
         self.codec = parts.codec
         self.site = self.codec.config.site
-        self.first_coded = int(spec.word("first") == "inputs")  # the first block with an exchange
+        predicts = self.codec.config.predicts
+        self.first_coded = int(predicts or spec.word("first") == "inputs")  # the first block with an exchange
+        self.sends_reached = self.may_keep_codes = not predicts  # a state needs all codes of its token
+        self.exchange.missing.suit(predicts)
         self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, parts.remote)
+        self.sinks = self.wire_costs().sinks if self.exchange.size > 1 else 0
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
         rows = all(table.rows is not None for table in self.remote.tables)
+        self.states: States | None = None
+        if predicts:
+            self.states = States(self.codec, cast("list[Expected]", self.remote.tables), self.kernels)
         self.packed = hasattr(self.kernels, "attend_packed")
         self.plain = is_plain(self.config, recipe_of(self.config))
         self.counted_keys = parts.counted_keys and rows and self.plain
@@ -62,38 +68,78 @@ class Astra(TokenParallel):
 
     @classmethod
     def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
-        return "the model has no codebooks; run `astra-mpi calibrate` first" if codec is None else None
+        if codec is None:
+            return "the model has no codebooks; run `astra-mpi calibrate` first"
+        if codec.config.near and any(config.windows):
+            return "more stages near slices are not for models with sliding windows; calibrate without --near"
+        return None
 
-    def message_bytes(self, layout: Layout) -> list[int]:
-        return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in layout.token_counts]
+    def bytes_in(self, i: int, layout: Layout) -> list[int]:
+        codec, near = self.codec.blocks[i], self._near_counts(layout)
+        return [codec.message_bytes(int(n), int(m)) for n, m in zip(layout.sent_counts, near, strict=True)]
 
-    def bytes_of(self, reach: Reach) -> list[int]:
-        return [-(-int(n) * self.codec.config.bits_per_token // 8) for n in reach.token_counts]
+    def _near_counts(self, layout: Layout) -> np.ndarray:
+        """(P,) how many of each rank's tokens have more codes."""
+        ends = 1 if layout.causal else 2
+        return np.minimum(layout.counts - layout.sink_counts, ends * self.codec.config.near).sum(axis=0)
+
+    def _near(self, rank: int) -> np.ndarray | None:
+        """(n_r,) which of a rank's tokens have more codes than the ordinary ones; None: all have the same."""
+        if not self.codec.config.near:
+            return None
+        if rank not in self._near_masks:
+            planned = self.planned
+            mask = near_ends((planned.counts - planned.sink_counts)[:, rank], self.codec.config.near, planned.causal)
+            self._near_masks[rank] = self.xp.asarray(mask)
+        return self._near_masks[rank]
+
+    def bytes_of(self, i: int, reach: Reach) -> list[int]:
+        codec, near = self.codec.blocks[i], self._near_counts(self.planned)
+        pairs = zip(reach.token_counts, near, strict=True)
+        return [codec.message_bytes(int(n), int(min(n, m))) for n, m in pairs]
 
     def wire_costs(self) -> Wire:
-        widths = tuple(None if book.basis is None else book.basis.shape[1] for book in self.codec.blocks[0].codebooks)
-        return astra_wire(shape_of(self.config), Coding(self.codec.config, widths, self.remote.how))
+        return astra_wire(shape_of(self.config), coding_of(self.codec, self.remote.how))
 
     @property
     def n_exchanges(self) -> int:
         return len(self.blocks) - self.first_coded if self.sends else 0
 
     def look(self, embed: Callable[[Layout], np.ndarray]) -> None:
-        if self.first_coded and self.sends and len(self.planned.far_places):
-            self.far_inputs = take(embed(self.planned.everything), self.planned.far_places)  # (m, D)
+        planned = self.planned
+        if not (self.first_coded and self.sends):
+            return
+        if self.states is not None:
+            own = planned.everything_places[self._own]
+            own = own if self.reach.own is None else own[self.reach.own]
+            every = self.blocks[0].attention_input(embed(planned.everything)).astype(np.float32, copy=False)
+            self.states.begin(take(every, own[:0] if self.unheard else own), take(every, planned.far_places))
+        elif len(planned.far_places):
+            self.far_inputs = take(embed(planned.everything), planned.far_places)  # (m, D)
 
     def _start(self, i: int, rows: np.ndarray) -> Pending | None:
         return None if i < self.first_coded else super()._start(i, rows)
 
     def far_keys(self, i: int, pending: Pending | None) -> FarKeys | None:
+        states, block = self.states, self.blocks[i]
+        if pending is not None and states is not None:  # while codes travel
+            pending.send()
+            states.expect_far(i)
+            states.expect_own(i + 1)
+            self.laps.mark("decode")
         if i >= self.first_coded or not self.sends or not len(self.planned.far_places):
             return super().far_keys(i, pending)
-        block = self.blocks[i]
-        return FarKeys(block.keys_values(block.attention_input(self.far_inputs)), self.planned.far_offsets)
+        far = block.attention_input(self.far_inputs) if states is None else states.far.astype(self.dtype, copy=False)
+        return FarKeys(block.keys_values(far), self.planned.far_offsets)
 
     def send(self, i: int, payload: np.ndarray) -> Pending:
-        codes = self.codec.blocks[i].encode(payload, self.kernels)  # (n_r, C)
-        message = self.kernels.pack(codes, self.codec.config.bits)
+        near = self._near(self.planned.rank)
+        near = near if near is None or len(near) == len(payload) else near[:0]
+        if self.states is None:
+            codes = self.codec.blocks[i].encode(payload, self.kernels, near)  # (n_r, C)
+        else:
+            codes = self.states.codes(i, payload, near)
+        message = self.codec.blocks[i].pack(codes, self.kernels, near)
         if self.cache is not None:
             self.cache.note_seen(i, codes)
         self.laps.mark("encode")
@@ -105,6 +151,8 @@ class Astra(TokenParallel):
         self.codes[i] = self._unpack(i, messages)
         index, offsets, tokens = self._far(i)
         far = take(self.codes[i], index)  # (m, C)
+        if self.states is not None:
+            return FarKeys(self.states.far_kv(i, far, self._came(i, index)), offsets, tokens=tokens)
         if self.counted_keys:
             return self._counted(i, far, offsets)
         table = self.remote.tables[i]
@@ -112,138 +160,61 @@ class Astra(TokenParallel):
             return FarKeys(beside(far, table.rows), offsets, tokens=tokens, rows=far[:, 0].astype(np.int32))
         return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=tokens)
 
-    def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
-        """Some far tokens' keys and values, their codes (`keeps_codes`), or the rows of a table that stand for both."""
-        table = self.remote.tables[i]
-        if i < self.first_coded or self._keeps_keys(i):
-            return super().remember(i, far, part, offsets)
-        index, _, tokens = self._far(i)
-        codes, turns = take(self.codes[i], index[part]), self._turns_of(i, tokens[part])
-        if table.rows is not None and self.plain:
-            if not self.packed:
-                return CountedKeys(table.rows, codes, self.kernels)
-            size = self.codec.config.codebook_size
-            return SeenCounts(beside(codes, table.rows), *self.kernels.distinct(codes, beside(codes, offsets), size))
-        if self.packed:
-            return SeenCodes(table, codes, turns, offsets, self.kernels, self.dtype)
-        return self._codes_kept(i, codes, turns)
-
-    def _keeps_keys(self, i: int) -> bool:
-        """Whether keys and values of far tokens are kept, not their codes: unless a row of a table is both, or codes
-        are asked for. Not even then if a new token would have to project every far token again: keys are turned and not
-        quantised themselves, or vectors are no sums."""
-        table = self.remote.tables[i]
-        if self.plain and table.rows is not None:
-            return False
-        again = not self.plain and self.site != "kv" and self.remote.how == "gemm"
-        no_sums = self.plain and not self.packed and not self.codec.blocks[i].additive
-        return again or no_sums or not (self.keeps_codes or self.packed)
-
-    def _codes_kept(self, i: int, codes: np.ndarray, turns: np.ndarray | None) -> Kept:
-        """Codes (m, C) that are not rows of the table alone; turns (m, d)."""
-        table = self.remote.tables[i]
-        if not self.plain:
-            return TurnedCodes(table, codes, turns)
-        if i not in self._spaces:
-            self._spaces[i] = CodeSpace(self.blocks[i], self.codec.blocks[i], self.codec.config.site, table)
-        return ScoredCodes(self._spaces[i], codes, self.kernels)
-
-    @property
-    def continues(self) -> bool:  # type: ignore[override]
-        return not self.first_coded
-
-    def as_seen(self, i: int, payload: np.ndarray) -> np.ndarray:
-        return self.codec.blocks[i].encode(payload, self.kernels)
-
-    def seen_bytes(self, n_tokens: int) -> int:
-        return -(-n_tokens * self.codec.config.bits_per_token // 8)
-
-    def pack_seen(self, seen: np.ndarray) -> np.ndarray:
-        return self.kernels.pack(seen, self.codec.config.bits)
-
-    def unpack_seen(self, message: np.ndarray, n_tokens: int) -> np.ndarray:
-        config = self.codec.config
-        codes = self.kernels.unpack(message, n_tokens, config.codes_per_token, config.bits)
-        if codes.size and int(codes.max()) >= config.codebook_size:
-            raise AstraError(f"a code is not below codebook size {config.codebook_size}: corrupt message")
-        return codes
-
-    def kept_of(self, i: int, seen: np.ndarray, turns: np.ndarray | None) -> Kept:
-        table = self.remote.tables[i]
-        if self.plain and table.rows is not None:
-            return CountedKeys(table.rows, seen, self.kernels)
-        if self._keeps_keys(i):
-            kv = table.far_kv(seen, self.kernels)
-            if turns is not None:
-                self.kernels.rotate(kv, turns, self.config.n_kv_heads)
-            return rows_of(self.config, kv, None, self.kernels)
-        return self._codes_kept(i, seen, turns)
-
-    def _turns_of(self, i: int, index: np.ndarray) -> np.ndarray | None:
-        """Of the gathered tokens index (m,), (m, d): one array for all blocks that turn alike; None: nothing turns."""
-        turns = self.gathered.turns(i)
-        if turns is None:
+    def _came(self, i: int, index: np.ndarray) -> np.ndarray | None:
+        """(m,) float32: 0 where the codes of the gathered tokens `index` (m,) are missing; None: nothing is."""
+        if not self.missing[i].any():
             return None
-        key = id(turns), index.tobytes()
-        if key not in self._far_turns:
-            self._far_turns[key] = take(turns, index)
-        return self._far_turns[key]
-
-    def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
-        return far.offsets if i < self.first_coded else self._far(i)[1]
-
-    def kept_index(self, i: int, far: FarKeys) -> np.ndarray:
-        return super().kept_index(i, far) if i < self.first_coded else self._far(i)[2]
-
-    def _far(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the far tokens of block i lie in the sent ones, where each sequence's begin among them, and where they
-        lie in the gathered ones."""
-        reach = self.reaches[i]
-        if self.exchange.missing.treatment == "drop" and self.missing[i].any():
-            return reach.far_from(reach.far_ranks[~self.missing[i, reach.far_ranks]])
-        return reach.far_index, reach.far_offsets, reach.tokens
+        came = np.repeat(~self.missing[i], self._sent_counts(self.reaches[i]))[index]
+        return self.xp.asarray(came.astype(np.float32))
 
     def _unpack(self, i: int, messages: list[np.ndarray]) -> np.ndarray:
         """The messages of all ranks -> codes of the sent tokens (sum n_r, C), rank after rank; missing ones the mean's.
 
         Those that this rank does not hear of are zeros.
         """
-        config, planned, reach = self.codec.config, self.planned, self.reaches[i]
-        counts = planned.token_counts if reach.sent is None else reach.token_counts
-        sent_bytes, _ = self._exchanged(reach)
+        codec, planned, reach = self.codec.blocks[i], self.planned, self.reaches[i]
+        counts = self._sent_counts(reach)
+        sent_bytes, _ = self._exchanged(i)
         parts = []
         for rank, (message, n) in enumerate(zip(messages, counts, strict=True)):
             if self.missing[i, rank]:
                 parts.append(self.mean_codes[i].repeat(int(n), axis=0))
             elif rank in reach.far_ranks or (rank == planned.rank and sent_bytes[rank]):
-                parts.append(self.kernels.unpack(message, int(n), config.codes_per_token, config.bits))
+                parts.append(codec.unpack(message, int(n), self.kernels, self._near(rank)))
             else:
-                parts.append(self.xp.zeros((int(n), config.codes_per_token), self.mean_codes[i].dtype))
+                parts.append(self.xp.zeros((int(n), codec.n_codes), self.mean_codes[i].dtype))
         codes = self.xp.concatenate(parts)
-        if codes.size and config.codebook_size < 1 << config.bits:  # else every code is one of an entry
+        bad = codec.misfit(codes) if codes.size else None
+        if bad is not None:  # else every code is one of an entry
             if self.xp is np:
-                self._check(codes, counts)
+                self._check(i, bad, counts)
             else:  # looked at after the last block, so that no block waits for the device
-                self._unchecked.append((codes, counts))
-                codes = self.xp.minimum(codes, codes.dtype.type(config.codebook_size - 1))
+                self._unchecked.append((i, bad, counts))
+                codes = codec.clipped(codes)
         return codes
 
-    def _check(self, codes: np.ndarray, counts: np.ndarray) -> None:
-        """Raise AstraError where a code (sum n_r, C) of ranks with n_r tokens each is not one of an entry."""
-        size = self.codec.config.codebook_size
-        if codes.max() >= size:
-            ends = displs(counts)
-            rank = int(np.searchsorted(ends, (codes >= size).any(axis=1).argmax(), "right")) - 1
+    def _sent_counts(self, reach: Reach) -> np.ndarray:
+        """(P,) tokens in each rank's message, with those that the last one of a forward exchange would send."""
+        return self.planned.token_counts if reach.sent is None else reach.token_counts
+
+    def _check(self, i: int, bad: np.ndarray, counts: np.ndarray) -> None:
+        """Raise AstraError where a token of block i is bad (sum n_r,), of ranks with n_r tokens each."""
+        if bad.any():
+            size, ends = self.codec.blocks[i].size, displs(counts)
+            rank = int(np.searchsorted(ends, bad.argmax(), "right")) - 1
             raise AstraError(f"a code from rank {rank} is not below codebook size {size}: corrupt message")
 
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
-        self._unchecked: list[tuple[np.ndarray, np.ndarray]] = []
+        self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._near_masks: dict[int, np.ndarray] = {}
+        #: the last rank where tokens look back only
+        self.unheard = layout.forward and layout.rank == self.exchange.size - 1
         self._far_turns: dict[tuple[int, bytes], np.ndarray] = {}  # of far tokens that are kept
 
     def answered(self, x: np.ndarray) -> np.ndarray:
-        for codes, counts in self._unchecked:
-            self._check(to_host(codes), counts)
+        for i, bad, counts in self._unchecked:
+            self._check(i, to_host(bad), counts)
         return x
 
     def _mean_codes(self, i: int) -> np.ndarray:
@@ -253,7 +224,7 @@ class Astra(TokenParallel):
 
     def _counted(self, i: int, far: np.ndarray, offsets: np.ndarray) -> FarKeys:
         """Far codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
-        size, table = self.codec.config.codebook_size, self.remote.tables[i]
+        size, table = self.codec.blocks[i].size, self.remote.tables[i]
         if self.packed:
             values, bias, ends = self.kernels.distinct(far, beside(far, offsets), size)
             starts = np.arange(len(offsets), dtype=np.int64) * size
@@ -265,7 +236,9 @@ class Astra(TokenParallel):
         offsets = displs(np.array([len(value) for value, _ in pairs], dtype=np.int64))
         return FarKeys(table.rows[values], offsets, bias)
 
-    def distinct_keys(self) -> float:
+    def distinct_keys(self) -> float | None:
+        if self.states is not None:  # no two tokens have the same
+            return None
         if not self.sends:
             return 0.0
         found = []
@@ -280,10 +253,12 @@ class Astra(TokenParallel):
 
     def describe(self) -> dict[str, Any]:
         config = self.codec.config
+        first = {} if self.states is None else {"first": "inputs"}
+        choices = {**self.spec.values, **first, "remote": self.remote.how, "counted_keys": self.counted_keys}
         return {
             "codec": config.as_dict(),
             "bits_per_token_per_block": config.bits_per_token,
-            "choices": {**self.spec.values, "remote": self.remote.how, "counted_keys": self.counted_keys},
+            "choices": choices | ({"sinks": self.sinks} if self.sinks else {}),
         }
 
     def oracle_terms(self) -> dict[str, Any]:
@@ -294,7 +269,7 @@ class Astra(TokenParallel):
         terms: dict[str, Any] = {"codec": self.codec, "codes": [to_host(codes) for codes in coded]}
         if self.exchange.loses or self.planned.causal or any(self.config.windows):  # what was sent, whoever heard it
             terms["codes"] = [self.all_rows(codes[self._own]) for codes in coded]
-        terms["first_coded"] = self.first_coded
+        terms |= {"first_coded": self.first_coded, "sinks": self.planned.sinks}
         return terms | self._missing_terms() if self.exchange.loses else terms
 
     @property
@@ -309,6 +284,15 @@ class Astra(TokenParallel):
         self.exchange.comm.Allgather(self.missing, missing)
         means = [to_host(codes)[0] for codes in self.mean_codes] if self.exchange.missing.treatment == "mean" else None
         return {"missing": missing.transpose(1, 0, 2), "stand_in": means}
+
+
+def near_ends(counts: np.ndarray, near: int, causal: bool) -> np.ndarray:
+    """counts (B,) of the tokens of a slice of each sequence -> (sum,) whether a token is one of the last `near`, or of
+    the first, which tokens of other slices look at in encoders only."""
+    masks = [np.arange(n) >= n - near for n in counts]
+    if not causal:
+        masks = [mask | (np.arange(len(mask)) < near) for mask in masks]
+    return np.concatenate([np.empty(0, bool), *masks])
 
 
 def _as_items(codes: np.ndarray) -> np.ndarray:

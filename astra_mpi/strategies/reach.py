@@ -50,11 +50,23 @@ class Reach:
 
 def whole_reach(layout: Layout) -> Reach:
     """Of a block that sees all that the layout lets it see."""
+    if layout.sinks:
+        return _without_sinks(layout)
     far = layout.far_index
     counts = layout.token_counts.copy()
     if layout.forward:
         counts[-1] = 0 if layout.size > 1 else counts[-1]
     return Reach(counts, layout.forward, None, None, far, layout.far_offsets, far, layout.far_ranks, whole=layout)
+
+
+def _without_sinks(layout: Layout) -> Reach:
+    """Of such a block, where the first tokens are on every rank."""
+    rank_of = np.repeat(np.arange(layout.size), layout.token_counts)
+    sends: np.ndarray = ~layout.gathered_sinks
+    if layout.forward and layout.size > 1:
+        sends = sends & (rank_of < layout.size - 1)
+    far = layout.far_index
+    return _of_some(layout, sends, layout.forward, far, layout.far_offsets, rank_of)
 
 
 def window_reach(layout: Layout, places: np.ndarray, window: int) -> Reach:
@@ -77,22 +89,22 @@ def window_reach(layout: Layout, places: np.ndarray, window: int) -> Reach:
             near &= gathered < low
         if classes is not None and receiver < layout.replicas:
             near |= abs(gathered - classes[sequence_of]) < window
-        needs[receiver] = near & (rank_of != receiver)
-    sent = np.flatnonzero(needs.any(axis=0))
+        needs[receiver] = near & (rank_of != receiver) & ~layout.gathered_sinks
     mine = needs[layout.rank]
     order = layout.sequence_order[mine[layout.sequence_order]]  # needed here, sequence by sequence in order of position
-    place_of = np.cumsum(needs.any(axis=0)) - 1
     hears = tuple(tuple(np.unique(rank_of[needs[r]]).tolist()) for r in range(size))
-    starts = displs(layout.token_counts)
-    own = sent[(sent >= starts[layout.rank]) & (sent < starts[layout.rank + 1])] - starts[layout.rank]
-    return Reach(
-        np.bincount(rank_of[sent], minlength=size),
-        hears,
-        own,
-        sent,
-        place_of[order],
-        displs(np.bincount(sequence_of[order], minlength=n_sequences)),
-        order,
-        np.array(hears[layout.rank], np.int64),
-        rank_of[order],
-    )
+    offsets = displs(np.bincount(sequence_of[order], minlength=n_sequences))
+    needed = np.asarray(needs.any(axis=0))
+    return _of_some(layout, needed, hears, order, offsets, rank_of)
+
+
+def _of_some(
+    layout: Layout, sends: np.ndarray, hears: Hears, far: np.ndarray, offsets: np.ndarray, rank_of: np.ndarray
+) -> Reach:
+    """Where of the gathered tokens, which are on the ranks rank_of (N,), those of sends (N,) bool travel, and this rank
+    sees far (m,) of them, sequence by sequence at `offsets`."""
+    rank, starts, sent = layout.rank, displs(layout.token_counts), np.flatnonzero(sends)
+    own = sent[(sent >= starts[rank]) & (sent < starts[rank + 1])] - starts[rank]
+    heard = layout.far_ranks if isinstance(hears, bool) else np.array(hears[rank], np.int64)
+    places, counts = np.cumsum(sends) - 1, np.bincount(rank_of[sent], minlength=layout.size)
+    return Reach(counts, hears, own, sent, places[far], offsets, far, heard, rank_of[far])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.expected import Expected
 from astra_mpi.codec.tables import FarTable, Norm, Projection, has_tables, make_far
 from astra_mpi.config import require
 from astra_mpi.device.xp import settle
@@ -35,8 +36,11 @@ class RemoteTables:
 def choose_remote(comm: MPI.Comm, blocks: list[Block], codec: Codec, kernels: ModuleType, how: str) -> RemoteTables:
     """Collective: `how` = "table", "gemm", or "auto": rank 0 times both on block 0 and decides for all ranks."""
     require(how in ("auto", *WAYS), f"remote = '{how}' is unknown; use auto, table or gemm")
-    if how == "auto" and not has_tables(codec.blocks[0]):
+    coded = codec.blocks[int(codec.config.predicts)] if len(codec.blocks) > 1 else codec.blocks[0]
+    if how == "auto" and not (coded.additive if codec.config.predicts else has_tables(coded)):
         how = "gemm"
+    if how == "auto" and codec.config.predicts:  # tables are no less work, but most of it is done while codes travel
+        how = "gemm" if _table_bytes(blocks, codec) > TABLE_LIMIT_BYTES else "table"
     if how == "auto":
         choice = np.zeros(1, dtype=np.int32)
         with collective(comm):
@@ -52,12 +56,17 @@ def choose_remote(comm: MPI.Comm, blocks: list[Block], codec: Codec, kernels: Mo
 def _faster(blocks: list[Block], codec: Codec, kernels: ModuleType) -> int:
     """Index into WAYS of the faster way for `_PROBE_TOKENS` far tokens."""
     config = codec.config
-    entries = sum(book.entries.shape[0] * book.entries.shape[1] for book in codec.blocks[0].codebooks)
-    if config.site != "kv" and entries * 2 * blocks[0].config.d_kv * 4 * len(blocks) > TABLE_LIMIT_BYTES:
+    if config.site != "kv" and _table_bytes(blocks, codec) > TABLE_LIMIT_BYTES:
         return WAYS.index("gemm")
-    draw = np.random.default_rng(0).integers(0, config.codebook_size, (_PROBE_TOKENS, config.codes_per_token))
-    codes = blocks[0].scratch.xp.asarray(draw.astype(np.uint8 if config.codebook_size <= 256 else np.uint16))
+    sizes = np.concatenate([np.full(book.n_codes, book.size) for book in codec.blocks[0].codebooks])
+    draw = np.random.default_rng(0).integers(0, sizes, (_PROBE_TOKENS, len(sizes)))
+    codes = blocks[0].scratch.xp.asarray(draw.astype(np.uint8 if codec.blocks[0].size <= 256 else np.uint16))
     return int(np.argmin([_time_s(_far_table(blocks[0], codec, 0, how, kernels), codes, kernels) for how in WAYS]))
+
+
+def _table_bytes(blocks: list[Block], codec: Codec) -> int:
+    entries = sum(book.entries.shape[0] * book.entries.shape[1] for book in codec.blocks[0].codebooks)
+    return int(entries * 2 * blocks[0].config.d_kv * 4 * len(blocks))
 
 
 def _time_s(table: FarTable, codes: np.ndarray, kernels: ModuleType) -> float:
@@ -80,8 +89,13 @@ def projection(block: Block, site: str, stored: bool = False) -> Projection:
 
 
 def _far_table(block: Block, codec: Codec, i: int, how: str, kernels: ModuleType) -> FarTable:
-    given = projection(block, codec.config.site, stored=how != "gemm")
-    table = make_far(how, codec.blocks[i], codec.config.site, given if how == "gemm" else given.on_host())
+    own, site = codec.blocks[i], codec.config.site
+    stored = None if how == "gemm" else projection(block, site, stored=True)
+    table: FarTable
+    if codec.config.predicts:
+        table = Expected(own, projection(block, site), stored)
+    else:
+        table = make_far(how, own, site, projection(block, site) if stored is None else stored.on_host())
     table.round_to(block.scratch.dtype)
     if getattr(kernels, "compute", "float32") != "float32":
         table.halve()

@@ -40,7 +40,7 @@ class SequenceParallel(TokenParallel):
     def message_bytes(self, layout: Layout) -> list[int]:
         return [int(n) * self.row_bytes for n in layout.token_counts]
 
-    def bytes_of(self, reach: Reach) -> list[int]:
+    def bytes_of(self, i: int, reach: Reach) -> list[int]:
         return [int(n) * self.row_bytes for n in reach.token_counts]
 
     def wire_costs(self) -> Wire:
@@ -75,7 +75,7 @@ class SequenceParallel(TokenParallel):
     def as_seen(self, i: int, payload: np.ndarray) -> np.ndarray:
         return pack_rows(payload, self.wire).reshape(-1, self.row_bytes)
 
-    def seen_bytes(self, n_tokens: int) -> int:
+    def seen_bytes(self, i: int, n_tokens: int) -> int:
         return n_tokens * self.row_bytes
 
     def kept_of(self, i: int, seen: np.ndarray, turns: np.ndarray | None) -> Kept:

@@ -53,10 +53,14 @@ class TokenParallel(Strategy):
     cache: Cache | None = None
     #: whether decoding keeps far tokens as codes, where they came as codes: less memory, more work per new token
     keeps_codes: bool = False
+    #: whether codes alone say what far tokens are
+    may_keep_codes: bool = True
     #: whether a conversation goes on from what its earlier turns have left
     continues: bool = True
     #: the pass under way exchanges nothing
     quiet: bool = False
+    #: first tokens of a decoder's sequences that every rank computes itself
+    sinks: int = 0
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
         super().__init__(parts, spec)
@@ -67,7 +71,8 @@ class TokenParallel(Strategy):
         size, compute = self.exchange.size, getattr(self.kernels, "compute", "float32")
         cost = token_cost(shape_of(self.config), self.wire_costs(), compute) if causal else None
         if not spread or len(lengths) < 2:
-            return Layout(cut(lengths, size, weights, cost), self.exchange.rank, n_class, causal, replicas=size)
+            counts = cut(lengths, size, weights, cost)
+            return Layout(counts, self.exchange.rank, n_class, causal, replicas=size, sinks=self.sinks)
         places = rotated(len(lengths), size)
         counts = np.empty_like(places)
         for s, mine in enumerate(places):  # speeds are ranks', slices have places
@@ -75,7 +80,7 @@ class TokenParallel(Strategy):
                 weights if weights is None or isinstance(weights, str) else [weights[r] for r in np.argsort(mine)]
             )
             counts[s] = cut(lengths[s : s + 1], size, speeds, cost)[0, mine]
-        return Layout(counts, self.exchange.rank, n_class, causal, size, places)
+        return Layout(counts, self.exchange.rank, n_class, causal, size, places, sinks=self.sinks)
 
     def wire_costs(self) -> Wire:
         """What sending a token and using it elsewhere costs, for causal cuts."""
@@ -85,20 +90,26 @@ class TokenParallel(Strategy):
         """Per rank, the bytes it puts into one exchange."""
         return [0] * layout.size
 
-    def sent_bytes(self, layout: Layout) -> list[int]:
-        """`message_bytes`, but that under causal attention the last rank has nobody to send to."""
-        counts = self.message_bytes(layout)
+    def bytes_in(self, i: int, layout: Layout) -> list[int]:
+        """`message_bytes` of block i, for strategies whose blocks differ in them."""
+        return self.message_bytes(layout)
+
+    def sent_bytes(self, i: int, layout: Layout) -> list[int]:
+        """`bytes_in`, but that under causal attention the last rank has nobody to send to."""
+        counts = self.bytes_in(i, layout)
         return [*counts[:-1], 0] if layout.forward else counts
 
     def formula_bytes(self, layout: Layout) -> list[int]:
-        if not self._windowed:
-            return [self.n_exchanges * n for n in self.sent_bytes(layout)]
-        reaches = self.reaches if layout is self.planned else self._reaches(layout)
-        every = [self.bytes_of(reach) for reach in reaches[len(reaches) - self.n_exchanges :]]
+        first = len(self.blocks) - self.n_exchanges
+        reaches = self.reaches if layout is self.planned or not self._windowed else self._reaches(layout)
+        every = [
+            self.bytes_of(i, reaches[i]) if self._windowed else self.sent_bytes(i, layout)
+            for i in range(first, len(self.blocks))
+        ]
         return [sum(of_rank) for of_rank in zip(*every, strict=True)] if every else [0] * layout.size
 
-    def bytes_of(self, reach: Reach) -> list[int]:
-        """Per rank, the bytes of its message with the tokens of `reach`; for strategies that send no others."""
+    def bytes_of(self, i: int, reach: Reach) -> list[int]:
+        """Per rank, the bytes of its message of block i with the tokens of `reach`, where those alone are sent."""
         raise NotImplementedError(f"strategy {self.name} sends all tokens")
 
     @property
@@ -136,31 +147,33 @@ class TokenParallel(Strategy):
     def begin(self, layout: Layout) -> None:
         super().begin(layout)
         self.quiet = layout.quiet
-        self.counts = self.sent_bytes(layout)
         self.reaches = self._reaches(layout)
-        self.reach = self.reaches[0] if self.reaches else whole_reach(layout)
+        self.at, self.reach = 0, self.reaches[0] if self.reaches else whole_reach(layout)
         self.here = PlacedRows(self.positions, layout.packed_rows, self.blocks)
         self.gathered = PlacedRows(self.positions, layout.packed_content, self.blocks)
 
     def start(self, message: np.ndarray) -> Pending:
         """Send a message of this block to the ranks that need it, as `_exchanged` says."""
-        counts, forward = self._exchanged(self.reach)
+        counts, forward = self._exchanged(self.at)
         return self.exchange.start(message, counts, self.may_miss, forward=forward)
 
-    def _exchanged(self, reach: Reach) -> tuple[list[int], Hears]:
-        """Bytes (P,) of the messages, and who hears whom."""
-        return (self.counts, self.planned.forward) if reach.sent is None else (self.bytes_of(reach), reach.hears)
+    def _exchanged(self, i: int) -> tuple[list[int], Hears]:
+        """Bytes (P,) of the messages of block i, and who hears whom."""
+        reach = self.reaches[i]
+        if reach.sent is None:
+            return self.sent_bytes(i, self.planned), self.planned.forward
+        return self.bytes_of(i, reach), reach.hears
 
     def abandon(self) -> None:
         first = len(self.blocks) - self.n_exchanges
         for i in range(self.exchange.n_started, self.n_exchanges + 1):  # the last one waits for what is under way
             done = min(i + 1, self.n_exchanges)
-            counts, forward = self._exchanged(self.reaches[min(first + i, len(self.reaches) - 1)])
+            counts, forward = self._exchanged(min(first + i, len(self.reaches) - 1))
             self.exchange.drain(counts, done, self.may_miss, forward=forward)
 
     def block(self, i: int, x: np.ndarray) -> np.ndarray:
         block, pending = self.blocks[i], None
-        self.reach = self.reaches[i]
+        self.at, self.reach = i, self.reaches[i]
         if self.site == "hidden":
             pending = self._start(i, x)
         h = block.attention_input(x)
@@ -235,15 +248,15 @@ class TokenParallel(Strategy):
         """Tokens at `site` (n, width) of block i -> what other ranks see of them, (n, w) integers."""
         raise NotImplementedError(f"strategy {self.name} sends nothing")
 
-    def seen_bytes(self, n_tokens: int) -> int:
-        """Of a message with what others see of so many tokens in one block."""
+    def seen_bytes(self, i: int, n_tokens: int) -> int:
+        """Of a message with what others see of so many tokens in block i."""
         return 0
 
-    def pack_seen(self, seen: np.ndarray) -> np.ndarray:
+    def pack_seen(self, i: int, seen: np.ndarray) -> np.ndarray:
         """What others see of tokens (n, w) -> message, uint8."""
         return seen.reshape(-1).view(np.uint8)
 
-    def unpack_seen(self, message: np.ndarray, n_tokens: int) -> np.ndarray:
+    def unpack_seen(self, i: int, message: np.ndarray, n_tokens: int) -> np.ndarray:
         """The message again as what others see, (n, w)."""
         return message.reshape(n_tokens, -1)
 

@@ -57,6 +57,13 @@ class View:
         return torch.cat([self.near, self.far], dim=-1)
 
 
+def coded_places(keep: np.ndarray, n_class: int, sinks: int) -> np.ndarray:
+    """keep (B, n_class + S) marks tokens -> (B, S) which content places hold tokens that have codes: no sinks."""
+    content = keep[:, n_class:]
+    coded: np.ndarray = content & (np.cumsum(content, axis=1) > sinks)
+    return coded
+
+
 def make_view(
     keep: np.ndarray,
     n_class: int,
@@ -68,13 +75,14 @@ def make_view(
     replicas: int | None = None,
     missing: np.ndarray | None = None,
     counts: np.ndarray | None = None,
+    sinks: int = 0,
     device: torch.device | str = "cpu",
 ) -> View:
     """keep (B, n_class + S) marks tokens; every sequence is cut by its own length into `size` slices.
 
     Without `sends` one rank holds everything. counts (B, size): tokens per rank, instead of `slices`. replicas: ranks
     that hold the class token, default all. missing (L, B, P, P): per block and sequence, messages that a rank did
-    not get, receiver by sender.
+    not get, receiver by sender. sinks: of causal sequences so many first tokens are exact for all.
     """
     if not sends:
         size, slices = 1, None
@@ -91,12 +99,15 @@ def make_view(
     holders = np.tile(np.arange(n_holders), (len(owner), n_class))
     rank = np.concatenate([holders, owner], axis=1)  # (B, R)
     near = rank[:, :, None] == rank[:, None, :]
+    coded = coded_places(keep, n_class, sinks)
+    near[:, :, n_replicas:] |= (rank >= 0)[:, :, None] & (content & ~coded)[:, None, :]
     if causal:
         near &= np.tri(rank.shape[1], dtype=bool)
     far = None
     if sends:
         receiver, sender = rank[:, :, None], owner[:, None, :]
         far = (sender < receiver if causal else sender != receiver) & (sender >= 0) & (receiver >= 0)
+        far &= coded[:, None, :]
     masks = [None if mask is None else torch.from_numpy(mask[:, None]).to(device) for mask in (near, far)]
     assert masks[0] is not None
     received = None if missing is None else torch.from_numpy(~missing).to(device)

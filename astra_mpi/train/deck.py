@@ -65,6 +65,7 @@ class CodecSection:
     # what "nearest" means: least change of keys and values, or least distance (docs/explanation/equations.md). Site kv
     # and two groups or more always have plain
     metric: Literal["keys-values", "plain"] = "keys-values"
+    sinks: int = 0  # a decoder's first tokens that every rank computes exactly, 0 to 8 (docs/explanation/method.md)
     # "model": begin with the codebooks of [model]; the keys above are not read
     init: Literal["kmeans", "model"] = "kmeans"
     samples: Positive = 32768  # init = "kmeans": tokens that k-means sees
@@ -87,8 +88,13 @@ class CodecSection:
         return self.kind not in KINDS
 
     def config(self, default_site: str) -> CodecConfig:
+        trains = " or ".join(name for name, rule in KINDS.items() if rule.trains)
+        require(
+            KINDS[self.kind].trains, f"codec.kind = '{self.kind}' is fitted by calibrate and not trained; use {trains}"
+        )
         counts = {name: getattr(self, name) for name in COUNTS if name == KINDS[self.kind].count}
-        return CodecConfig(self.site or default_site, self.kind, self.codebook_size, encoder=self.encoder, **counts)
+        site, encoder, sinks = self.site or default_site, self.encoder, self.sinks
+        return CodecConfig(site, self.kind, self.codebook_size, encoder=encoder, sinks=sinks, **counts)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from astra_mpi.partition import Cut
-from astra_mpi.train.cuts import make_view
+from astra_mpi.train.cuts import coded_places, make_view
 from astra_mpi.train.data import Items
 from astra_mpi.train.losses import Metric
 from astra_mpi.train.parallel import add_numbers
@@ -34,6 +34,7 @@ def answer(
     missing: np.ndarray | None = None,
 ) -> torch.Tensor:
     """What `size` ranks answer, with codebooks at the exchange; without any, the exact answer."""
+    sinks = twin.sinks(None if codebooks is None else codebooks.config)
     view = make_view(
         keep,
         twin.config.n_class,
@@ -43,14 +44,15 @@ def answer(
         sends=codebooks is not None,
         replicas=replicas,
         missing=missing,
+        sinks=sinks,
         device=twin.device,
     )
     if codebooks is None:
         return twin(inputs, view)
     if view.received is not None:
         view.received[: codebooks.first_coded] = True  # nothing is sent there
-    content = keep[:, twin.config.n_class :]
-    real = None if content.all() else torch.from_numpy(content).to(twin.device)
+    coded = coded_places(keep, twin.config.n_class, sinks)
+    real = None if coded.all() else torch.from_numpy(coded).to(twin.device)
     return twin(inputs, view, Sender(codebooks, real), codebooks.config.site)
 
 

@@ -130,6 +130,11 @@ class Codebooks:
         return Codec(config, tuple(BlockCodec(tuple(books[i : i + parts])) for i in range(0, n_books, parts)))
 
 
+def _split(codes: Tensor, books: list[Quantiser]) -> list[Tensor]:
+    """Codes (n, C) -> those of each codebook."""
+    return list(codes.split([len(book.entries) for book in books], dim=1))
+
+
 class Sender:
     """One forward pass's `send`: quantises, keeps what was used, adds up the commitment."""
 
@@ -152,7 +157,7 @@ class Sender:
         coded = i - self.codebooks.first_coded
         if coded < 0:
             return parts
-        given = [None] * len(parts) if self.given is None else self.given[coded].chunk(len(parts), dim=1)
+        given = [None] * len(parts) if self.given is None else _split(self.given[coded], self.codebooks.blocks[i])
         return tuple(
             self._see(book, part, codes, None if self.seeds is None else self.seeds[i, p])
             for p, (book, part, codes) in enumerate(zip(self.codebooks.blocks[i], parts, given, strict=True))

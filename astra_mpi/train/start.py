@@ -108,6 +108,9 @@ def starting_codec(
     if section.init == "model":
         with collective(comm):
             require(model.codec is not None, f'{deck.model.path} has no codebooks; use codec.init = "kmeans"')
+            kind = model.codec.config if model.codec else None
+            fixed = f'codebooks of kind "{kind.kind if kind else ""}" are not trained; use codec.init = "kmeans"'
+            require(kind is None or kind.rule.trains, f"{deck.model.path}: {fixed}")
         return model.codec
     config = section.config(FAMILIES[model.config.family].default_site)
     width = model.config.d_kv if config.site == "kv" else model.config.d_model

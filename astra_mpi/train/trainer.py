@@ -15,7 +15,7 @@ from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.train import losses
 from astra_mpi.train.augment import augmented
 from astra_mpi.train.averages import Averages
-from astra_mpi.train.cuts import draw_cut, make_view
+from astra_mpi.train.cuts import coded_places, draw_cut, make_view
 from astra_mpi.train.data import Batch
 from astra_mpi.train.deck import TrainDeck
 from astra_mpi.train.optimise import Optimiser
@@ -46,6 +46,7 @@ class Trainer:
         self.optimiser = Optimiser(self.twin, self.codebooks, deck.train, comm)
         single = deck.codec.class_token == "single"
         self.replicas = 1 if single else None
+        self.sinks = self.twin.sinks(None if codec is None else codec.config)
         if self.codebooks is not None:
             settings = deck.codec.decay, deck.codec.revive or 0.0, bool(deck.codec.noise)
             self.averages = Averages(self.codebooks, comm, *settings)
@@ -68,6 +69,7 @@ class Trainer:
             causal=self.twin.causal,
             sends=sender is not None,
             replicas=self.replicas,
+            sinks=self.sinks,
             device=device,
         )
         with torch.autocast(device.type, torch.bfloat16, enabled=self.halves):
@@ -89,8 +91,8 @@ class Trainer:
     def _sender(self, batch: Batch, step: int) -> Sender | None:
         if self.codebooks is None:
             return None
-        content = batch.keep[:, self.twin.config.n_class :]
-        real = None if content.all() else torch.from_numpy(content).to(self.twin.device)
+        coded = coded_places(batch.keep, self.twin.config.n_class, self.sinks)
+        real = None if coded.all() else torch.from_numpy(coded).to(self.twin.device)
         rng = np.random.default_rng([self.deck.train.seed, 6, step])
         parts = len(self.codebooks.blocks[0])
         seeds = rng.integers(2**62, size=(len(self.codebooks.blocks), parts, batch.n_items))[:, :, batch.places]

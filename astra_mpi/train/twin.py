@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from astra_mpi.config import require
+from astra_mpi.config import CodecConfig, require
 from astra_mpi.models import FAMILIES
 from astra_mpi.train.cuts import View
 from astra_mpi.train.image_heads import image_answer
@@ -60,6 +60,10 @@ class Twin:
             visible, turns = self._seen(i, view, places), self._turns(i, places)
             x = self._block(i, x, view.n_replicas, visible, turns, None if view.far is None else send, site)
         return self._head(x, view)
+
+    def sinks(self, codec: CodecConfig | None) -> int:
+        """First tokens that every rank computes itself."""
+        return codec.sinks if codec is not None and self.causal and not self.config.n_class else 0
 
     def embed(self, inputs: Tensor) -> Tensor:
         """-> (B, n_class + S, D)."""

@@ -18,10 +18,14 @@ from astra_mpi.kernels.cpu._codes import (
     decode_residual,
     gram_sum,
     pack,
+    pack_columns,
     table_sum,
     unpack,
+    unpack_columns,
 )
 from astra_mpi.kernels.cpu._encode import encode_grouped, encode_residual
+from astra_mpi.kernels.cpu._levels import encode_levels
+from astra_mpi.kernels.cpu._ordered import ordered_product
 from astra_mpi.kernels.cpu._rows import (
     activate,
     activate_gated,
@@ -56,13 +60,16 @@ __all__ = [
     "decode_grouped",
     "decode_residual",
     "encode_grouped",
+    "encode_levels",
     "encode_residual",
     "finish",
     "gram_sum",
     "layer_norm",
     "matvec",
     "multiply_blocks",
+    "ordered_product",
     "pack",
+    "pack_columns",
     "quantise_rows",
     "rms_norm",
     "rotate",
@@ -70,6 +77,7 @@ __all__ = [
     "table_sum",
     "times_blocks",
     "unpack",
+    "unpack_columns",
     "vecmat",
     "warm_up",
     "widen",
@@ -94,6 +102,9 @@ def warm_up() -> None:
     gram_sum(codes, np.ones((2, 2, 2, 2), np.float32))
     add_entries(x, code_sums(x, codes[:, 0], 2), codes[:, 0])
     unpack(pack(codes, 1), n, 2, 1)
+    unpack_columns(pack_columns(codes, (1, 2)), n, (1, 2))
+    encode_levels(x[:, :2], np.ones((2, 2), np.float32))
+    ordered_product(x, x[:, :2].repeat(2, axis=0).copy(), np.ones((n, 2), np.float32))
     layer_norm(x, line, line, 1e-5)
     rms_norm(x, line, 1e-5)
     activate(x, line, "gelu")

@@ -25,6 +25,23 @@ def unpack(message: Array, n: int, C: int, bits: int) -> Array:
     return codes.astype(code_dtype(1 << bits), copy=False)
 
 
+def pack_columns(codes: Array, bits: Array) -> Array:
+    """Message uint8 (ceil(n * sum(bits) / 8),) of codes (n, C) of bits (C,); see reference.pack_columns."""
+    bits = np.asarray(bits, np.int64)
+    message = np.empty((len(codes) * int(bits.sum()) + 7) // 8, np.uint8)
+    _pack_columns(_wide(codes), bits, message)
+    return message
+
+
+def unpack_columns(message: Array, n: int, bits: Array) -> Array:
+    """Codes (n, C) from pack_columns' message; see reference.unpack_columns."""
+    bits = np.asarray(bits, np.int64)
+    check_message(message, n, int(bits.sum()))
+    codes = np.empty((n, len(bits)), np.uint16)
+    _unpack_columns(message, bits, codes)
+    return codes.astype(code_dtype(1 << int(bits.max(initial=0))), copy=False)
+
+
 def decode_grouped(codes: Array, entries: Array) -> Array:
     """(n, G*W) from codes (n, G) and entries (G, K, W); see reference.decode_grouped."""
     n_groups, _, width = entries.shape
@@ -103,6 +120,37 @@ def _unpack(message, bits, codes):
         flat[i] = pending & mask
         pending >>= np.uint64(bits)
         n_pending -= bits
+
+
+@compiled()
+def _pack_columns(codes, bits, message):
+    pending, n_pending, position = np.uint64(0), 0, 0
+    for i in range(codes.shape[0]):
+        for c in range(codes.shape[1]):
+            mask = (np.uint64(1) << np.uint64(bits[c])) - np.uint64(1)
+            pending |= (np.uint64(codes[i, c]) & mask) << np.uint64(n_pending)
+            n_pending += bits[c]
+            while n_pending >= 8:
+                message[position] = pending & np.uint64(0xFF)
+                pending >>= np.uint64(8)
+                n_pending -= 8
+                position += 1
+    if n_pending > 0:
+        message[position] = pending
+
+
+@compiled()
+def _unpack_columns(message, bits, codes):
+    pending, n_pending, position = np.uint64(0), 0, 0
+    for i in range(codes.shape[0]):
+        for c in range(codes.shape[1]):
+            while n_pending < bits[c]:
+                pending |= np.uint64(message[position]) << np.uint64(n_pending)
+                n_pending += 8
+                position += 1
+            codes[i, c] = pending & ((np.uint64(1) << np.uint64(bits[c])) - np.uint64(1))
+            pending >>= np.uint64(bits[c])
+            n_pending -= bits[c]
 
 
 @compiled()

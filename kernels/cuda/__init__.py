@@ -19,6 +19,8 @@ from astra_mpi.kernels.cuda._codes import (
     warm_up,
 )
 from astra_mpi.kernels.cuda._decode import attend_new, finish_new, merge_new, warm_up_new
+from astra_mpi.kernels.cuda._levels import encode_levels, pack_columns, unpack_columns
+from astra_mpi.kernels.cuda._ordered import ordered_product
 from astra_mpi.kernels.cuda._rows import (
     activate,
     activate_gated,
@@ -45,6 +47,7 @@ __all__ = [
     "decode_residual",
     "distinct",
     "encode_grouped",
+    "encode_levels",
     "encode_residual",
     "finish",
     "finish_new",
@@ -52,12 +55,15 @@ __all__ = [
     "gram_sum",
     "layer_norm",
     "merge_new",
+    "ordered_product",
     "pack",
+    "pack_columns",
     "rms_norm",
     "rotate",
     "segment_sum",
     "table_sum",
     "unpack",
+    "unpack_columns",
     "warm_up",
     "warm_up_new",
 ]

@@ -83,8 +83,8 @@ def decode_grouped(codes: Array, entries: Array) -> Array:
 
 
 def decode_residual(codes: Array, entries: Array) -> Array:
-    """(n, W) from codes (n, M) and entries (M, K, W); see reference.decode_residual."""
-    return table_sum(codes, entries, None, None)
+    """(n, W) from codes (n, M) and entries (M, K, W), added in order; see reference.decode_residual."""
+    return table_sum(codes, entries, None, None, in_order=True)
 
 
 def pack(codes: Array, bits: int) -> Array:
@@ -108,15 +108,18 @@ def unpack(message: Array, n: int, C: int, bits: int) -> Array:
     return codes
 
 
-def table_sum(codes: Array, tables: Array, scale: Array | None, bias: Array | None) -> Array:
-    """(n, E), of the tables' type: scale[i] * sum_c tables[c, codes[i, c]] + bias; see reference.table_sum."""
+def table_sum(codes: Array, tables: Array, scale: Array | None, bias: Array | None, in_order: bool = False) -> Array:
+    """(n, E), of the tables' type: scale[i] * sum_c tables[c, codes[i, c]] + bias; see reference.table_sum.
+
+    in_order: of c, however many tokens there are.
+    """
     tables, bias = beside(codes, tables), beside(codes, bias)
     n_tables, n_codes, width = tables.shape
     out = cupy.empty((len(codes), width), tables.dtype)
     if len(codes):
         vector = vectors(width, tables, out)
         scale = None if scale is None else cupy.ascontiguousarray(scale)
-        half, columns = tables.dtype == np.float16, _slice(len(codes), tables) if vector else 0
+        half, columns = tables.dtype == np.float16, _slice(len(codes), tables) if vector and not in_order else 0
         given: tuple[Any, ...] = cupy.ascontiguousarray(codes), tables, scale, bias, out, np.int32(len(codes))
         if columns:
             slices = width // columns

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from astra_mpi.calibrate import fit_codec, fitting
+from astra_mpi.calibrate import activations, fit_codec, fitting, sharing
 from astra_mpi.calibrate.passes import Recorder
 from astra_mpi.calibrate.work import shares
 from astra_mpi.codec.codebook import BlockCodec, Codec
-from astra_mpi.codec.fit import fit_codebook
+from astra_mpi.codec.fit import energy, fit_codebook
+from astra_mpi.codec.innovation import served
 from astra_mpi.codec.metric import keys_values_metric, pulled_back
-from astra_mpi.codec.subspace import with_subspace
+from astra_mpi.codec.subspace import STEP, with_subspace
 from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
@@ -172,3 +173,57 @@ def test_shares_end_together(size, fitting_cost):
     times = [part.stop + len(part) * fitting_cost if part else 0.0 for part in parts]
     low = max(30 + fitting_cost, 30 * fitting_cost / size)  # somebody passes all blocks and fits the last one
     assert max(times) <= 30 + 30 * fitting_cost / size + 1 + fitting_cost and max(times) >= min(low, 30)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("codec", [dict(stages=3), dict(kind="grouped", groups=3)], ids=["residual", "grouped"])
+def test_predicted_codes_do_not_depend_on_who_fits_them(comm, codec, monkeypatch):
+    """Ranks and threads share passes and searches, down to ranks that have no batch and searches of few rows."""
+    monkeypatch.setattr(sharing, "_WORTH", 0)
+    config = llama_config(n_layers=4)
+    file, given, told = model_file(config), batches(config, 3), []
+    coding = CodecConfig("normed", codebook_size=16, predict="linear", **codec)
+    options = dict(n_samples=190, progress=lambda done, total: told.append((done, total)))
+    found = fit_codec(file, given, coding, comm=comm, threads=2, **options)
+    assert (found is None) == (comm.rank > 0)
+    if found is not None:
+        assert told == sorted(told) and told[-1] == (4, 4)
+        same(found, fit_codec(file, given, coding, n_samples=190))
+
+
+def test_predicted_codes_are_fitted_to_the_states_that_ranks_will_have():
+    """What is left of a block's inputs is less than what there was, each block from the states that its codes gave."""
+    config = llama_config(n_layers=4)
+    file, given = model_file(config), batches(config, 12)
+    kernels = get_backend("numpy", MPI.COMM_SELF).kernels
+    for metric, encoder, rank in (("keys-values", "auto", 8), ("plain", "exact", 0)):
+        coding = CodecConfig("normed", stages=2, codebook_size=16, encoder=encoder, predict="linear")
+        codec = fit_codec(file, given, coding, n_samples=900, metric=metric, rank=rank)
+        true = activations(Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF)), given, "normed", 900)
+        assert codec.blocks[0].predictor is None and not codec.blocks[0].codebooks[0].entries.any()
+        state = true[0]
+        for block, rows in zip(codec.blocks[1:], true[1:], strict=True):
+            width = block.codebooks[0].width
+            assert block.predictor.rank == (rank or width)
+            expected = block.predictor.predict(state, kernels)
+            left = rows - expected
+            assert np.abs(left.mean(axis=0)).max() < 0.02 * np.abs(rows).max()  # the bias took the mean, by weight
+            assert energy(left) < 0.9 * energy(rows - rows.mean(axis=0))
+            state = expected + block.decode(block.encode(left, kernels), kernels)
+            if encoder == "exact":
+                assert energy(rows - state) < energy(left)
+                assert block.codebooks[0].basis is None or block.codebooks[0].basis.shape == (width, width)
+
+
+def test_bits_go_where_they_lower_the_error_most():
+    """As many directions as lie above the level of reverse water-filling, found by halving."""
+    variances = 1 / np.arange(1, 101.0) ** 1.5
+    for bits in (4, 40, 400):
+        low, high = 0.0, 1.0
+        for _ in range(100):
+            level = (low + high) / 2
+            spent = np.log2(np.maximum(variances / level, 1)).sum() / 2
+            low, high = (level, high) if spent > bits else (low, level)
+        above = int((variances > high).sum())
+        assert served(variances, bits) == min(-(-above // STEP) * STEP, 100)
+    assert served(np.zeros(32), 8) % STEP == 0

@@ -123,7 +123,7 @@ def test_codec_refuses_blocks_that_contradict_its_config():
         Codec(dataclasses.replace(config, site="kv"), codec.blocks)
     keys = codec.blocks[0].codebooks[0]
     with pytest.raises(InputError, match="differ"):
-        BlockCodec((keys, Codebook("grouped", np.zeros((3, 9, 2), np.float32), 6)))
+        BlockCodec((keys, Codebook("grouped", np.zeros((3, 8, 3), np.float32), 9)))
 
 
 def test_digest_follows_config_and_entries():

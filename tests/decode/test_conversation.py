@@ -24,6 +24,8 @@ CODECS = {
     "one-code": CodecConfig(stages=1, codebook_size=9),
     "normed": CodecConfig(site="normed", kind="grouped", groups=4, codebook_size=300),
     "kv": CodecConfig(site="kv", stages=2, codebook_size=8),
+    "kv-sinks": CodecConfig(site="kv", stages=2, codebook_size=8, sinks=2),
+    "residual-sinks": CodecConfig(stages=3, codebook_size=16, sinks=8),
 }
 #: prompts' lengths, and whether each is cut; one shorter than the number of ranks
 TURNS = [(17, True), (9, True), (2, False), (13, True), (1, True), (5, False)]
@@ -67,7 +69,7 @@ class Talk:
         self.conversation.rest()
         for chunk in past.chunks:
             assert not chunk.raw
-            begin = chunk.first + int(chunk.counts[:rank].sum())
+            begin = chunk.first + int(chunk.counts[:rank].sum()) + int(chunk.sinks[rank])
             for i in range(self.model.config.n_layers if strategy.name == "astra" and self.comm.size > 1 else 0):
                 if i in chunk.seen:
                     for j, codes in enumerate(chunk.seen[i]):
@@ -93,7 +95,8 @@ class Talk:
         if model.strategy.name == "astra" and size > 1:
             blank = np.zeros(model.codec.config.codes_per_token, np.int64)
             rows = [[codes.get((i, t), blank) for t in range(len(tokens))] for i in range(model.config.n_layers)]
-            terms = dict(codec=model.codec, codes=[np.array(r) for r in rows], told=told)
+            sinks = int(self.conversation.past.chunks[0].sinks.sum())
+            terms = dict(codec=model.codec, codes=[np.array(r) for r in rows], told=told, sinks=sinks)
         result = oracle(model.config, model.weights, tokens, owner, size, **terms)
         want = result.hidden[len(tokens) - n_new :]
         assert result.worst_gap < 1e-4
@@ -130,7 +133,38 @@ CASES = [
     ("llama", "residual", "table"),
     ("llama", "normed", "gemm"),
     ("llama", "kv", "table"),
+    ("llama", "kv-sinks", "table"),
 ]
+
+
+FIRST_TURNS = [
+    ("kv-sinks", (11, False)),
+    ("residual-sinks", (1, True)),
+    ("residual-sinks", (4, True)),
+    ("kv-sinks", (17, True)),
+]
+
+
+@pytest.mark.parametrize(("codec", "first"), FIRST_TURNS)
+def test_sinks_are_those_of_the_beginning(comm, codec, first):
+    """Of a first prompt that one rank reads, one that is shorter than the sinks, and one whose slices are: ranks that
+    do not keep them compute them before the next cut, and nobody is told of them."""
+    model = make_model(comm, FAMILIES["llama"], "astra", CODECS[codec])
+    talk, n_sinks = Talk(comm, model), min(CODECS[codec].sinks, first[0])
+    for n_tokens, cut in [first, (9, True), (2, False), (5, True)]:
+        new, logits = talk.turn(n_tokens, cut)
+        talk.assert_equals_oracle(logits, len(new))
+    if comm.size > 1:
+        past = talk.conversation.past
+        assert int(past.chunks[0].sinks.sum()) == n_sinks and not past.missing_sinks()
+        replicas = [chunk.replicas for chunk in past.chunks]
+        assert not any(replicas[1:]) and (comm.rank > 0 or not replicas[0])
+        assert past.n_own == sum(int(chunk.counts[comm.rank]) for chunk in past.chunks) + replicas[0]
+    talk.ids = talk.ids[: first[0]]  # and of another beginning, they are others
+    talk.ids[0] += 1 if talk.ids[0] == 0 else -1
+    new, logits = talk.turn(6, True)
+    assert model.report["conversation"]["kept_tokens"] == 0
+    talk.assert_equals_oracle(logits, len(new))
 
 
 @pytest.mark.parametrize(("family", "codec", "remote"), CASES)

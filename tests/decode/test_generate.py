@@ -1,5 +1,7 @@
 """Generation on P real ranks: every step against the serial oracle, and whole texts against loops without a cache."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -98,12 +100,40 @@ def test_astra_steps_equal_oracle(comm, family, codec, remote, decode, far):
     assert model.report["choices"]["decode"] == decode
 
 
+@pytest.mark.parametrize(("decode", "remote"), [("local", "table"), ("local", "gemm"), ("merged", "table")])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_steps_after_predicted_codes_equal_oracle(comm, name, decode, remote):
+    """Far tokens of the prompts are kept as the keys and values that their states gave."""
+    config = FAMILIES.get(name) or ARCHITECTURES[name][0]
+    model = make_model(comm, config, CodecConfig(site="normed", stages=2, codebook_size=16, predict="linear"))
+    model.use("astra", remote=remote)
+    assert_steps_equal_oracle(comm, model, *prompts(config), decode, 5)
+
+
+SINKS = [
+    ("llama", "kv", 1, "local", "keys"),
+    ("llama", "kv", 1, "local", "codes"),
+    ("gpt2", "one-code", 7, "local", "keys"),
+    ("gpt2", "one-code", 7, "merged", "keys"),
+    ("llama", "normed", 3, "merged", "keys"),
+]
+
+
+@pytest.mark.parametrize(("family", "codec", "sinks", "decode", "far"), SINKS)
+def test_steps_with_sinks_equal_oracle(comm, family, codec, sinks, decode, far):
+    """A rank that decodes alone keeps replicas, ranks that merge do not; some prompts are shorter than the sinks."""
+    model = make_model(comm, FAMILIES[family], replace(CODECS[codec], sinks=sinks))
+    model.use("astra")
+    assert_steps_equal_oracle(comm, model, *prompts(FAMILIES[family]), decode, 5, far=far)
+
+
 @pytest.mark.parametrize(("decode", "far"), [("local", "keys"), ("local", "codes"), ("merged", "keys")])
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "smollm3", "olmo2", "stablelm"])
 def test_steps_with_windows_caps_and_norms_of_keys_equal_oracle(comm, name, decode, far):
     """Keys of the window alone, perhaps rebuilt from codes; some blocks with positions and some without."""
     config, site = ARCHITECTURES[name]
-    model = make_model(comm, config, CodecConfig(site=site, stages=2, codebook_size=16))
+    sinks = 2 if name == "gemma2" else 0  # which windows hide in time
+    model = make_model(comm, config, CodecConfig(site=site, stages=2, codebook_size=16, sinks=sinks))
     model.use("astra", remote="table")
     assert_steps_equal_oracle(comm, model, *prompts(config), decode, 5, far=far)
 

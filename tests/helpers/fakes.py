@@ -1,12 +1,16 @@
 """Small random models and codecs in memory, for tests that need no file."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec, no_codebook
 from astra_mpi.codec.fit import energy
+from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import CodecConfig
 from astra_mpi.device.weights import narrowed
 from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.kernels import cpu
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.models.gpt2 import GPT2Config
@@ -67,18 +71,35 @@ def random_codec(config, codec_config, seed=0):
     rng = np.random.default_rng(seed)
     kv = codec_config.site == "kv"
     width = config.d_kv if kv else config.d_model
-    n = codec_config.n_codebooks
-    entry_width = -(-width // n) if codec_config.kind == "grouped" else width
-    shape = (n, codec_config.codebook_size, entry_width)
-    scale = 1.0 / (1 + np.arange(n))[:, None, None] if codec_config.kind == "residual" else 1.0
 
-    def book():
+    def book(part):
+        if part.rule.transforms:
+            x = rng.normal(0, 0.7, (200, width)) * np.linspace(0.2, 2, width) + 0.5
+            return part.rule.fit(x.astype(np.float32), part, rng, cpu, lambda done, total: None)
+        shape = part.rule.shape(part, width)
+        scale = 1.0 / (1 + np.arange(shape[0]))[:, None, None] if part.kind == "residual" else 1.0
         entries = (rng.normal(0, 0.7, shape) * scale).astype(np.float32)
+        ordinary = part.count if part.near and part.count else None
+        if ordinary is not None:
+            entries[ordinary:, -1] = 0
         basis = random_basis(rng, width, width * 5 // 8) if codec_config.encoder == "subspace" else None
-        return Codebook(codec_config.kind, entries, width, basis)
+        return Codebook(codec_config.kind, entries, width, basis, ordinary=ordinary)
 
-    blocks = tuple(BlockCodec(tuple(book() for _ in range(2 if kv else 1))) for _ in range(config.n_layers))
+    blocks = tuple(BlockCodec(tuple(book(part) for part in codec_config.of(i))) for i in range(config.n_layers))
+    if codec_config.predicts:
+        coded = [replace(b, predictor=random_predictor(rng, width, i)) for i, b in enumerate(blocks) if i]
+        blocks = (BlockCodec((no_codebook(codec_config, width),)), *coded)
     return Codec(codec_config, blocks)
+
+
+def random_predictor(rng, width, i):
+    """One that leaks, as fitted ones do: of low rank in odd blocks, a whole matrix in even ones."""
+    bias = rng.normal(0, 0.1, width)
+    if i % 2 == 0:
+        return Predictor((rng.normal(0, 0.3 / width**0.5, (width, width)) - 0.2 * np.eye(width),), bias)
+    rank = max(1, width // 3)
+    factors = tuple(rng.normal(0, 0.6 / n**0.5, (n, m)) for n, m in ((width, rank), (rank, width)))
+    return Predictor(factors, bias, 0.8)
 
 
 def model_file(config, codec_config=None, seed=0, dtype="float32"):

@@ -41,11 +41,14 @@ CODECS = {
     "normed": CodecConfig(site="normed", stages=2, codebook_size=300),
     "kv": CodecConfig(site="kv", kind="grouped", groups=2, codebook_size=16),
     "subspace": CodecConfig(stages=3, codebook_size=16, encoder="subspace"),
+    "predicted": CodecConfig(site="normed", stages=3, codebook_size=16, predict="linear"),
 }
 EXACT = ("single", "sp", "sp:kv:int8", "sp:float16", "tp", "bp", "bp:sp", "segment_means:3")
 #: of four families times six codecs, all that differ in code
 ASTRA = [("vit", codec) for codec in CODECS] + [("llama", codec) for codec in CODECS]
 ASTRA += [("bert", "residual"), ("bert-pooler", "one-code"), ("gpt2", "one-code"), ("gpt2", "grouped")]
+CODECS["sinks"] = CodecConfig(stages=1, codebook_size=9, sinks=2)
+ASTRA += [("gpt2", "sinks"), ("llama", "sinks")]
 
 
 def emulated(comm, order=0):
@@ -106,7 +109,7 @@ def test_strategies_equal_the_cpu(comm, anywhere, family, strategy):
 def test_other_parts_equal_the_cpu(comm, anywhere, name):
     """Windows, caps, norms of queries, keys and outputs; then new tokens."""
     config, site = on_ranks()[name]
-    file = model_file(config, CodecConfig(site=site, stages=2, codebook_size=16))
+    file = model_file(config, CodecConfig(site=site, stages=2, codebook_size=16, sinks=2))
     gpu, cpu = (Model(file, comm, get_backend(kind, comm)) for kind in ("cuda", "numpy"))
     inputs, mask = random_batch(config, 3, 13, seed=1, ragged=True)
     for spec in ("sp", "astra"):
@@ -258,7 +261,7 @@ def test_virtual_clock(comm, cupy):
 
 
 @pytest.mark.parametrize("family", ["vit", "gpt2"])
-@pytest.mark.parametrize("codec", ["residual", "one-code", "normed", "grouped"])
+@pytest.mark.parametrize("codec", ["residual", "one-code", "normed", "grouped", "predicted"])
 def test_nothing_but_messages_comes_to_the_host(comm, cupy, family, codec):
     """In the block loop a rank waits once per exchange, for its codes; at the end for what is summed over ranks."""
     gpu, _, inputs, mask = models(comm, family, CODECS[codec])
@@ -274,7 +277,7 @@ def test_nothing_but_messages_comes_to_the_host(comm, cupy, family, codec):
     blocks = until_pool[: len(until_pool) - unchecked]
     own = gpu.strategy.counts[comm.rank]
     each = ([("get", own)] if own else []) + [("wait", 0)]
-    expected = each * len(gpu.blocks) if gpu.strategy.sends else []
+    expected = each * gpu.strategy.n_exchanges
     assert blocks == expected
     assert all(what == "get" for what, _ in until_pool[len(blocks) :])
 

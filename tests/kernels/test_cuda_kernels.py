@@ -6,7 +6,7 @@ Arrays end at forbidden pages, shared memory is watched for races and starts as 
 import numpy as np
 import pytest
 
-from astra_mpi.kernels import reference
+from astra_mpi.kernels import cpu, reference
 from astra_mpi.kernels.near import Near
 from helpers.cuda_emulation.devices import GPU, device, xp
 from helpers.cuda_emulation.emulator import ORDERS
@@ -188,6 +188,18 @@ def test_decode_and_norms(gpu, n):
     norms = gpu.gram_sum(there(codes), gram)
     assert norms.dtype == np.float64
     close(norms, reference.gram_sum(codes, gram), 9)
+
+
+@pytest.mark.parametrize(("n", "k", "m"), [(0, 5, 3), (1, 17, 70), (67, 40, 66), (65, 1, 1)])
+def test_ordered_product(gpu, n, k, m):
+    """To the bit as on a CPU, and each row as if it were alone."""
+    x, weight = normal(n, k), normal(k, m, seed=1)
+    found = gpu.ordered_product(*there(x, weight), xp().empty((n, m), np.float32)).get()
+    close(found, reference.ordered_product(x, weight, np.empty((n, m), np.float32)), k)
+    assert np.array_equal(found, cpu.ordered_product(x, weight, np.empty((n, m), np.float32)))
+    for row in range(0, n, 13):
+        alone = gpu.ordered_product(*there(x[row : row + 1], weight), xp().empty((1, m), np.float32)).get()
+        assert np.array_equal(alone[0], found[row])
 
 
 @SIZES

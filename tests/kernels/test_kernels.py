@@ -50,6 +50,19 @@ def assert_nearest(x, entries, codes, rival=None):
             assert distances[rival[row]] <= distances[code] + slack
 
 
+@BACKENDS
+@pytest.mark.parametrize(("n", "k", "m"), [(0, 5, 3), (1, 17, 70), (33, 40, 64), (25, 1, 1), (9, 0, 5)])
+def test_ordered_product(kernels, n, k, m):
+    """Right, and to the bit the same for any number of rows."""
+    x, weight = normal(n, k), normal(k, m, seed=1)
+    found = kernels.ordered_product(x, weight, np.empty((n, m), np.float32))
+    close(found, x.astype(np.float64) @ weight, max(k, 1))
+    for first, last in ((0, 1), (3, 20), (n - 9, n)):
+        rows = np.ascontiguousarray(x[max(first, 0) : last])
+        alone = kernels.ordered_product(rows, weight, np.empty((len(rows), m), np.float32))
+        assert np.array_equal(alone, found[max(first, 0) : last])
+
+
 # ---- codes
 
 

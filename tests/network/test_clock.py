@@ -202,7 +202,7 @@ def test_a_trace_that_ends_fails_all_alike(comm, clock, tmp_path):
         ({"clock": "virtual", "network": "1Gbps", "speed": [1, 0]}, "speed 1,0 does not fit 2 ranks"),
         ({"clock": "virtual", "network": "1Gbps", "speed": [1, 2, 3]}, "speed 1,2,3 does not fit 2 ranks"),
         ({"deadline": "5"}, "deadline: duration '5' has no unit"),
-        ({"missing": "guess"}, "missing = 'guess' is unknown; use one of drop, mean"),
+        ({"missing": "guess"}, "missing = 'guess' is unknown; use one of auto, drop, mean, predict"),
         ({"seed": -1}, "seed -1 is negative"),
     ],
 )

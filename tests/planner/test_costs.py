@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from astra_mpi.config import CodecConfig, ModelConfig
-from astra_mpi.costs.strategies import STRATEGIES, Coding, astra, encode_madds, single
+from astra_mpi.costs.decode import decode_cost
+from astra_mpi.costs.strategies import STRATEGIES, Coding, astra, astra_wire, encode_madds, single
 from astra_mpi.costs.work import Job, shape_of
-from astra_mpi.partition import even
+from astra_mpi.partition import Layout, even
+from astra_mpi.strategies.reach import whole_reach, window_reach
+from helpers.fakes import gpt2_config, llama_config
 
 D, L, T = 768, 12, 1024
 VIT_BASE = ModelConfig(D, 12, 12, L, 4 * D, "gelu", 1e-12)
@@ -60,6 +64,26 @@ def test_a_first_block_from_the_inputs():
     assert embedded.work()[0].multiply_adds == given.work()[0].multiply_adds + far * 5
 
 
+def test_codes_of_what_a_prediction_misses():
+    """While codes travel, states of all tokens are predicted and those of far ones projected; block 0 sends nothing."""
+    coding = Coding(CodecConfig("normed", stages=8, predict="linear"), subspaces=(128,), rank=64)
+    n, far = T // 4, T * 3 // 4
+    block = 12 * n * D**2 + 2 * T * n * D + far * 2 * D * D
+    coded = n * 128 * (D + 8 * 256) + T * 2 * D * 64
+    for name in ("astra", "astra:inputs"):
+        cost = STRATEGIES[name](job(4), coding)
+        assert [work.multiply_adds for work in cost.work()] == [L * block + (L - 1) * coded] * 4
+        assert cost.contributed_bytes() == [(L - 1) * n * 8] * 4
+    first, others = astra(job(4), coding).stages
+    assert (first.repeats, others.repeats, first.transfer) == (1, L - 1, None)
+    assert others.ranks[0].after.gemm == n * 9 * D * D  # output projection and MLP alone
+    rebuilt = astra(job(4), replace(coding, remote="gemm")).stages[1].ranks[0]
+    assert rebuilt.after.gemm == n * 9 * D * D + far * 2 * D * D
+    whole = astra(job(4), replace(coding, rank=None)).work()[0].multiply_adds
+    assert whole - astra(job(4), coding).work()[0].multiply_adds == (L - 1) * T * (D * D - 2 * D * 64)
+    assert astra(job(4), coding).table_bytes > 4 * (L - 1) * 2 * D * 64 + 8 * T * D
+
+
 def test_limits_with_a_free_encoder():
     """K = 1 leaves n_r D multiply-adds of search, which is 0.01 percent."""
     assert speedup(4, Coding(FREE)) == pytest.approx(4, abs=0.002)
@@ -92,3 +116,36 @@ def test_sequence_parallel_recomputes_far_keys_unless_they_travel():
         attention = quarter - 2 * (far - extra) * T // 4 * D if strategy == "segment_means:8" else quarter
         work = STRATEGIES[strategy](job(4), Coding()).work()[0]
         assert work.multiply_adds == L * (attention + 2 * extra * D**2), strategy
+
+
+@pytest.mark.parametrize("tokens, sinks", [(1024, 1), (9, 8), (3, 2)])
+@pytest.mark.parametrize("window", [0, 5])
+def test_sinks_are_replicated_and_not_sent(tokens, sinks, window):
+    """Bytes and far tokens are those of the ranks' layouts and reaches; a replica costs a rank a row, not a code."""
+    config = llama_config(windows=(window,) * 2 if window else ())
+    codec = CodecConfig(site="kv", stages=2, sinks=sinks)
+    work, plain = job(4, tokens, config), job(4, tokens, config)
+    layouts = [Layout(np.array([work.counts]), rank, causal=True, replicas=4, sinks=sinks) for rank in range(4)]
+    reaches = [window_reach(one, np.arange(tokens), window) if window else whole_reach(one) for one in layouts]
+    cost, without = astra(work, Coding(codec)), astra(plain, Coding(replace(codec, sinks=0)))
+    sent = [2 * -(-int(n) * codec.bits_per_token // 8) for n in reaches[0].token_counts]
+    assert cost.contributed_bytes() == sent
+    wire = astra_wire(work.shape, Coding(codec))
+    for rank, (reach, one, other) in enumerate(zip(reaches, cost.work(), without.work(), strict=True)):
+        rows = int(layouts[rank].row_offsets[-1])
+        assert one.table == 2 * wire.decode.table * len(reach.far_index)
+        linear = 2 * work.shape.project_q + work.shape.project_kv + work.shape.mlp
+        assert one.gemm - other.gemm == 2 * linear * (rows - work.counts[rank])
+        assert one.encode == 2 * wire.encode.encode * (work.counts[rank] - work.own_sinks(sinks, rank)) or window
+
+
+def test_decoding_keeps_sinks_as_they_are():
+    """The rank with the last token has replicas in place of far tokens; ranks that merge have none."""
+    coding, plain = (Coding(CodecConfig(stages=1, sinks=sinks)) for sinks in (3, 0))
+    work = job(4, 64, gpt2_config())
+    row = 2 * gpt2_config().d_kv * 4 * 2  # of both blocks
+    alone, before = (decode_cost(work, one, "astra", "local", 2).cache_bytes[3] for one in (coding, plain))
+    assert alone - before == 3 * (row - 2 * 6)  # a code and its count
+    merged = [decode_cost(work, one, "astra", "merged", 2).cache_bytes for one in (coding, plain)]
+    assert merged[0] == merged[1]
+    assert decode_cost(work, coding, "sp:kv", "local", 2) == decode_cost(work, plain, "sp:kv", "local", 2)

@@ -127,6 +127,7 @@ def test_continued_run_has_the_same_bits(tmp_path, family, learn):
         folder = tmp_path / name
         folder.mkdir()
         options = {"train_steps": 6, "train_learn": learn, "train_checkpoint_every": 3, "train_seed": 4}
+        options |= {"codec_sinks": 2} if family == "gpt2" else {}
         decks[name] = small_deck(folder, family, codec_encoder="subspace", **options)
     run(decks["whole"])
     stopped = Run(decks["parts"], MPI.COMM_SELF, 1, "deck.toml")
@@ -147,6 +148,7 @@ def test_continued_run_has_the_same_bits(tmp_path, family, learn):
         assert np.array_equal(states[0][name][()], states[1][name][()]), name
     logs = [[{**r, "wall_s": 0} for r in read_log(deck.beside(".jsonl"))] for deck in decks.values()]
     assert logs[0] == logs[1]
+    assert read_model(decks["parts"].output.path).codec.config.sinks == (2 if family == "gpt2" else 0)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +221,7 @@ def test_wrong_data(tmp_path, capsys):
         ({"codec_kind": "grouped", "codec_groups": 3, "codec_encoder": "subspace"}, ("subspace", "groups")),
         ({"output_codebooks_only": True}, ("output.codebooks_only", "train.learn")),
         ({"codec_init": "model"}, ("model.h5", "no codebooks")),
+        ({"codec_sinks": 2}, ("sinks = 2", "decoders")),
         ({"shape_family": "vit"}, ("model.path", "shape.family")),
         ({"train_device": "cuda"}, ("train.device", "GPU")),
     ],

@@ -1,5 +1,7 @@
 """The differentiable twin in evaluation mode against the engine on these ranks, whose codes it is given."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
-from astra_mpi.train.cuts import make_view
+from astra_mpi.train.cuts import coded_places, make_view
 from astra_mpi.train.quantise import Codebooks, Sender
 from astra_mpi.train.twin import Twin
 from helpers.architectures import on_ranks
@@ -50,13 +52,13 @@ def twin_answer(file, inputs, mask, counts, codes, first="codes"):
         keep = np.ones((len(inputs), config.n_class + config.grid[0] * config.grid[1]), bool)
     else:
         keep = np.ones(inputs.shape, bool) if mask is None else mask
-    view = make_view(
-        keep, config.n_class, counts.shape[1], None, causal=twin.causal, sends=codes is not None, counts=counts
-    )
+    how = dict(causal=twin.causal, sends=codes is not None, counts=counts, sinks=twin.sinks(file.codec.config))
+    view = make_view(keep, config.n_class, counts.shape[1], None, **how)
     sender = None
     if codes is not None:
-        content = torch.from_numpy(keep[:, config.n_class :])
-        sender = Sender(Codebooks(file.codec, False, first=first), None if content.all() else content, given=codes)
+        coded = torch.from_numpy(coded_places(keep, config.n_class, how["sinks"]))
+        given = [block[coded[torch.from_numpy(keep[:, config.n_class :])]] for block in codes]
+        sender = Sender(Codebooks(file.codec, False, first=first), None if coded.all() else coded, given=given)
     with torch.no_grad():
         found = twin(torch.from_numpy(inputs), view, sender, file.codec.config.site).numpy()
     if not twin.causal:
@@ -95,6 +97,22 @@ def test_twin_equals_engine_for_image_encoders(comm, part):
     inputs, mask = random_batch(file.config, 3, seed=1)
     answer = model(inputs, mask)
     codes = codes_by_sequence(model) if comm.Get_size() > 1 else None
+    found, _ = twin_answer(file, inputs, mask, model.strategy.planned.counts, codes)
+    assert np.abs(found - answer).max() <= TOLERANCE * np.abs(answer).max()
+
+
+@pytest.mark.parametrize("cut", ["even", "uneven"])
+@pytest.mark.parametrize(("family", "codec", "sinks"), [("gpt2", "residual", 7), ("llama", "kv", 1), ("bert", "kv", 4)])
+def test_twin_with_sinks_equals_engine(comm, family, codec, sinks, cut):
+    """Some of the sequences and slices are shorter than the sinks; an encoder has none."""
+    config, n_tokens = FAMILIES[family]
+    file = model_file(config, replace(CODECS[codec], sinks=sinks), seed=3)
+    weights = None if cut == "even" else [1.0 + 2 * (r % 3) for r in range(comm.size)]
+    model = Model(file, comm, get_backend("numpy", comm), weights)
+    model.use("astra")
+    inputs, mask = random_batch(config, 5, n_tokens, seed=1, ragged=True)
+    answer = model(inputs, mask)
+    codes = codes_by_sequence(model) if comm.size > 1 else None
     found, _ = twin_answer(file, inputs, mask, model.strategy.planned.counts, codes)
     assert np.abs(found - answer).max() <= TOLERANCE * np.abs(answer).max()
 

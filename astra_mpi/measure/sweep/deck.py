@@ -66,6 +66,9 @@ class OutputSection:
     path: Path  # required: makes <path>.json, <path>.html and the folder <path>.points
 
 
+_NOT_OPTIONS = ("codebooks", "vector_bits")
+
+
 @dataclass(frozen=True)
 class CodecSection:
     """Options of `astra-mpi init`, or a codebook file for the model of `model.path`."""
@@ -73,6 +76,7 @@ class CodecSection:
     kind: CodecKind = "residual"  # how a vector becomes codes
     groups: Positive | None = None  # grouped: parts of a vector, each with a codebook. Default 1
     stages: Positive | None = None  # residual: codebooks, each for what those before it leave over. Default 4
+    vector_bits: Positive | None = None  # scalar: bits of a vector; with site kv, of keys and of values each
     codebook_size: Positive = 256  # entries of a codebook
     # what is quantised: block input, normalised input, keys and values
     site: Literal["hidden", "normed", "kv"] = "hidden"
@@ -83,7 +87,9 @@ class CodecSection:
 
     def options(self) -> list[str]:
         """For the command line of `astra-mpi init`."""
-        given = [(f.name.replace("_", "-"), getattr(self, f.name)) for f in fields(self) if f.name != "codebooks"]
+        given = [(f.name.replace("_", "-"), getattr(self, f.name)) for f in fields(self) if f.name not in _NOT_OPTIONS]
+        if self.vector_bits is not None:
+            given.append(("bits", self.vector_bits * (2 if self.site == "kv" else 1)))
         return [word for name, value in given if value is not None for word in (f"--{name}", str(value))]
 
 

@@ -1,0 +1,134 @@
+"""Predictors and codebooks of what they miss, block after block: each is fitted to the states that the ones before it
+give, which are those that ranks will have.
+
+All ranks fit every block together, because a block waits for the one before it: they share the passes and the searches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from mpi4py import MPI
+
+from astra_mpi.calibrate.passes import Passes, Passing
+from astra_mpi.calibrate.sharing import SharedKernels
+from astra_mpi.codec.ahead import AHEAD, Metric, ahead_metric, plain_metric, scaled_gain
+from astra_mpi.codec.codebook import BlockCodec, Codec, no_codebook
+from astra_mpi.codec.innovation import fit_innovation
+from astra_mpi.codec.predictor import fit_predictor
+from astra_mpi.config import CodecConfig
+from astra_mpi.errors import collective
+from astra_mpi.partition import displs
+from astra_mpi.ranks.watched import alone
+from astra_mpi.strategies.remote import projection
+
+#: tokens that say how much keys and values of a block vary
+GAIN_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    """The fits of a model's blocks, collective in every step."""
+
+    passes: Passes
+    config: CodecConfig
+    seed: int
+    kernels: SharedKernels
+    comm: MPI.Comm
+    in_metric: bool  # nearest codes by what changes keys and values, not by plain distance
+    rank: int | None  # of the predictors' linear maps; 0: whole matrices, None: as large as needed
+    progress: Callable[[float], None]  # blocks done
+    embedded: bool = False  # stages are a codec without those after them
+
+    def fit(self) -> Codec:
+        """The codec of all blocks, on every rank."""
+        n_blocks, width = len(self.passes.model.blocks), self.passes.model.config.d_model
+        with collective(self.comm), alone(self.comm, "weighing keys and values"):
+            gains = self._gains() if self.in_metric else []
+        blocks = [BlockCodec((no_codebook(self.config, width),))]
+        state, _ = self._passed(0)
+        for i in range(1, n_blocks):
+            metric = ahead_metric(gains[i : i + AHEAD]) if gains else plain_metric(width)
+            block, state = self._fitted(i, *self._passed(i), state, metric)
+            blocks.append(block)
+        self.progress(n_blocks)
+        return Codec(self.config, tuple(blocks))
+
+    def _fitted(
+        self, i: int, true: np.ndarray, weights: np.ndarray, state: np.ndarray, metric: Metric
+    ) -> tuple[BlockCodec, np.ndarray]:
+        """Block i of true attention inputs (n, D), overwritten, and states before it -> its codec, and states after.
+
+        weights (n,): how much each token counts in the fits.
+        """
+        drawn = by_weight(weights)
+        predictor = fit_predictor(state[drawn], true[drawn], self.rank, metric)
+        parts = self.kernels.in_parts(lambda rows: predictor.predict(state[rows], self.kernels), len(state))
+        expected = np.concatenate(parts)
+        true -= expected
+        seed = self.seed + i
+        book = fit_innovation(
+            true[drawn],
+            metric,
+            self.config.of(i)[0],
+            seed,
+            self.kernels,
+            lambda done, n: self.progress(i + 0.7 * done / n),
+            self.embedded,
+        )
+        block = BlockCodec((book,), predictor)
+        expected += block.decode(block.encode(true, self.kernels), self.kernels)
+        self.progress(i + 1)
+        return block, expected
+
+    def _passed(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """All sequences through block i -> on every rank the attention inputs (n, D) that enter it, and the squared
+        norms (n,) of what they are the normalised form of."""
+        passes, size = self.passes, self.comm.Get_size()
+        samples, norms = passes.room(), np.empty((passes.n_tokens, 1), np.float32)
+        shares = self._shares()
+        with collective(self.comm), alone(self.comm, "passing sequences through a block"):
+            own = shares[self.comm.Get_rank()]
+            for batch in own:
+                batch.keep([norms], np.einsum("nd,nd->n", batch.rows, batch.rows)[:, None])
+            self.kernels.each(lambda batch: passes.through(i, batch, samples), own)
+            passes.leave(i)
+        (rows,) = samples
+        if size > 1:
+            firsts = [share[0].first if share else passes.n_passing for share in shares]
+            ends = np.minimum([*firsts, passes.n_passing], passes.n_tokens)
+            ends = np.minimum.accumulate(ends[::-1])[::-1]
+            for array in (rows, norms):
+                counts = np.diff(ends) * array.shape[1]
+                self.comm.Allgatherv(MPI.IN_PLACE, [array, counts, displs(counts)[:-1], MPI.FLOAT])
+        return rows, norms[:, 0]
+
+    def _shares(self) -> list[list[Passing]]:
+        """Which batches each rank takes, in order."""
+        size, n = self.comm.Get_size(), self.passes.n_passing
+        return [[batch for batch in self.passes.batches if batch.first * size // n == r] for r in range(size)]
+
+    def _gains(self) -> list[np.ndarray]:
+        """Per block, what its keys and values make of an error, each over how much they vary."""
+        passes, gains = self.passes, []
+        some = [replace(batch, rows=batch.rows.copy()) for batch in passes.batches if batch.first < GAIN_TOKENS]
+        for i, block in enumerate(passes.model.blocks):
+            (samples,) = room = passes.room()
+            self.kernels.each(lambda batch, i=i, room=room: passes.through(i, batch, room), some)  # type: ignore[misc]
+            kv = block.keys_values(samples[: min(GAIN_TOKENS, passes.n_tokens)])
+            gains.append(scaled_gain(np.asarray(projection(block, self.config.site).on_host().weight), kv))
+        return gains
+
+
+def by_weight(weights: np.ndarray) -> np.ndarray:
+    """Indices (n,) of samples with weights (n,) of 0 or more: each as often as its share of the sum says, but for one.
+
+    Tokens of large norms count more. Behind the norm all are alike, but much attention goes to the few large ones: on
+    SmolLM2 (64 bits, four ranks) weights of squared norms bring perplexity from 1.145 to 1.115 times the exact one.
+    """
+    ends = np.cumsum(weights, dtype=np.float64)
+    if not ends[-1] > 0:
+        return np.arange(len(weights))
+    return np.searchsorted(ends, (np.arange(len(weights)) + 0.5) * (ends[-1] / len(weights)))

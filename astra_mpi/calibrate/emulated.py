@@ -1,0 +1,158 @@
+"""What ranks would compute, in one process: slices of sequences as sequences of their own, whose far tokens are seen as
+codes leave them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.codec.codebook import BlockCodec
+from astra_mpi.device.xp import take
+from astra_mpi.engine import Model
+from astra_mpi.models.decoder import Decoder
+from astra_mpi.partition import Layout, displs, even
+from astra_mpi.strategies import Parts, Spec
+from astra_mpi.strategies.positions import PlacedRows, Positions
+from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
+from astra_mpi.wire.exchange import Pending
+
+#: rows whose logits are computed at a time
+LOGIT_ROWS = 256
+
+#: tokens (n, width) at a block's site -> what other slices see of them; the block's index comes first
+See = Callable[[int, np.ndarray], np.ndarray]
+
+
+class AsCodes:
+    """Tokens as their codes leave them. With predicted codes it follows the states of one pass, from block 0 on."""
+
+    def __init__(
+        self, blocks: Sequence[BlockCodec], predicts: bool, kernels: Any, near: np.ndarray | None = None
+    ) -> None:
+        """near (n,): which tokens have all codes, in the order of ranks; None: all."""
+        self.blocks, self.predicts, self.kernels, self.near = blocks, predicts, kernels, near
+        self.state: np.ndarray | None = None
+
+    def __call__(self, i: int, x: np.ndarray) -> np.ndarray:
+        block = self.blocks[i]
+        if not self.predicts:
+            return block.decode(block.encode(x, self.kernels, self.near), self.kernels)
+        if i == 0:
+            self.state = np.array(x, np.float32)
+            return x
+        assert block.predictor is not None and self.state is not None
+        state = block.predictor.predict(self.state, self.kernels)
+        state += block.decode(block.encode(x - state, self.kernels, self.near), self.kernels)
+        self.state = state
+        return state
+
+
+class Slices(TokenParallel):
+    """Runs alone: every slice attends to itself, and to what `see` leaves of the far ones."""
+
+    name = "slices"
+
+    def __init__(self, parts: Parts, site: str) -> None:
+        super().__init__(parts, Spec(self.name))
+        self.site = site
+        self.see: See = lambda i, x: x
+
+    def cut(self, layouts: list[Layout]) -> None:
+        """Plan passes over the rows of these ranks, one after another."""
+        first = layouts[0]
+        counts = np.concatenate([layout.counts[:, layout.rank] for layout in layouts])[:, None]
+        self.begin(Layout(counts, 0, first.n_class, first.causal, replicas=1))
+        rows = np.concatenate([layout.packed_rows for layout in layouts])
+        self.here = PlacedRows(self.positions, rows, self.blocks)
+        self.gathered = PlacedRows(self.positions, first.packed_content, self.blocks)
+        self.tokens = np.concatenate([layout.far_index for layout in layouts])
+        self.offsets = displs(np.concatenate([np.diff(layout.far_offsets) for layout in layouts]))
+
+    def _start(self, i: int, rows: np.ndarray) -> Pending | None:
+        self.seen = self.see(i, self.planned.content(rows).copy())  # rows are turned in place
+        return None
+
+    def far_keys(self, i: int, pending: Pending | None) -> FarKeys | None:
+        block, seen = self.blocks[i], self.seen
+        if self.site != "kv":
+            seen = block.keys_values(block.attention_input(seen) if self.site == "hidden" else seen)
+        return FarKeys(take(seen, self.tokens), self.offsets, tokens=self.tokens)
+
+
+class Emulated:
+    """Some sequences, cut into slices, on their way through a model of one process."""
+
+    def __init__(self, model: Model, inputs: np.ndarray, mask: np.ndarray | None, site: str, n_slices: int) -> None:
+        model.strategy = self.slices = Slices(model.parts(), site)
+        self.model = model
+        batch = model.prepare(inputs, mask)
+        counts = np.stack([even(int(n), n_slices) for n in batch.lengths])
+        config, causal = model.config, model.family.causal
+        self.layouts = [Layout(counts, r, config.n_class, causal, replicas=n_slices) for r in range(n_slices)]
+        self.lengths = batch.lengths
+        self.slices.positions = Positions(model.family, batch)
+        self.slices.cut(self.layouts)
+        self.rows = np.concatenate([model.family.embed(batch, layout) for layout in self.layouts])
+
+    @property
+    def n_tokens(self) -> int:
+        """Content tokens of all sequences."""
+        return int(self.lengths.sum())
+
+    def passed(self, see: See, rows: np.ndarray, first: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows (n, D) before block `first`, which stay as they are -> rows before block `stop`, or after the last."""
+        self.slices.see = see
+        rows = rows.copy()
+        for i in range(first, len(self.model.blocks) if stop is None else stop):
+            rows = self.slices.block(i, rows)
+        return rows
+
+    def answer(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (n, D) after the last block -> logits (n, V) of a decoder, what an encoder answers (B, ..), or its
+        hidden states (n, D) if its pooling attends."""
+        family = self.model.family
+        if isinstance(family, Decoder) or self.model.config.merged_heads:
+            return family.final(rows)
+        ends = displs(np.array([int(layout.row_offsets[-1]) for layout in self.layouts]))
+        shares = [family.pool(rows[a:b], layout) for (a, b), layout in zip(pairwise(ends), self.layouts, strict=True)]
+        return family.head(np.sum(shares, axis=0), self.lengths)
+
+
+class Change:
+    """How far an answer is from the exact one, a mean over tokens or sequences: the Kullback-Leibler divergence of a
+    decoder's logits in nats, or 1 - cosine of what an encoder gives."""
+
+    def __init__(self, emulated: Emulated, rows: np.ndarray) -> None:
+        """rows (n, D): the exact ones after the last block."""
+        self.emulated, self.decodes = emulated, isinstance(emulated.model.family, Decoder)
+        self.exact = self._logarithms(rows) if self.decodes else [emulated.answer(rows)]
+
+    def __call__(self, rows: np.ndarray) -> float:
+        if not self.decodes:
+            a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (self.exact[0], self.emulated.answer(rows)))
+            norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            return float(np.mean(1 - np.einsum("nd,nd->n", a, b) / np.maximum(norms, np.finfo(np.float64).tiny)))
+        total = 0.0
+        for exact, part in zip(self.exact, self._parts(rows), strict=True):
+            other = self._logarithm(part)
+            np.subtract(exact, other, out=other)
+            total += float(np.einsum("nv,nv->", np.exp(exact), other, dtype=np.float64))
+        return max(total / len(rows), 0.0)
+
+    def _logarithms(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [self._logarithm(part) for part in self._parts(rows)]
+
+    def _logarithm(self, rows: np.ndarray) -> np.ndarray:
+        """(n, V) float32: the logarithms of the next token's probabilities."""
+        logits = self.emulated.answer(rows)
+        logits = logits - logits.max(axis=1, keepdims=True)
+        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
+        return logits
+
+    @staticmethod
+    def _parts(rows: np.ndarray) -> list[np.ndarray]:
+        return [rows[a : a + LOGIT_ROWS] for a in range(0, len(rows), LOGIT_ROWS)]

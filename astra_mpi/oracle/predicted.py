@@ -1,0 +1,62 @@
+"""Codes of what a prediction misses, in the serial oracle: a token's state as its owner has it, and as receivers do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from astra_mpi.oracle.far import Array, Quantised
+
+
+class Predicted(Quantised):
+    """Far tokens as their states: exact in block 0, then predicted from the state before, and moved by their codes.
+
+    missing: per block (P, P), what the rank of a row did not get of the rank of a column; its states of those tokens
+    remain as predicted, and every rank has states of its own. Without it one state of a token stands for all ranks'.
+    """
+
+    def __init__(
+        self,
+        owner: Array,
+        codec: Any,
+        given: Sequence[ArrayLike] | None,
+        missing: Sequence[Array] | None,
+        size: int,
+    ) -> None:
+        super().__init__(owner, codec, given, missing, None, first=1)
+        self.n_views = 1 if missing is None else size
+        self.owner = np.tile(owner, self.n_views)
+        self.bias = np.zeros(len(self.owner))
+        self.heard = self.judged = np.ones(len(owner), bool)
+
+    def visible(self, i: int, rank: Array) -> Array:
+        """A rank sees what is not its own through its own states."""
+        away = super(Quantised, self).visible(i, rank)
+        if self.missing is None:
+            return away
+        view = np.repeat(np.arange(self.n_views), self.n_tokens)
+        return away & (view[None, :] == rank[:, None])
+
+    def __call__(self, i: int, *parts: Array) -> list[Array]:
+        (rows,) = parts  # (T, D)
+        if i == 0:
+            self.sent, self.states = rows.copy(), np.tile(rows, (self.n_views, 1, 1))
+            return [self.states.reshape(-1, rows.shape[1])]
+        expected, self.states = self._expected(i, self.sent), self._expected(i, self.states)
+        (moved,) = self.approximated(i, [rows - expected], rows)
+        self.sent = expected + moved
+        came = np.ones((self.n_views, self.n_tokens), bool)
+        if self.missing is not None:
+            came = ~np.asarray(self.missing[i])[:, self.token_owner]
+        self.states = self.states + came[:, :, None] * moved
+        return [self.states.reshape(-1, rows.shape[1])]
+
+    def _expected(self, i: int, state: Array) -> Array:
+        """What block i expects of states (.., D)."""
+        predictor, change = self.codec.blocks[i].predictor, state
+        for factor in predictor.factors:
+            change = change @ factor.astype(np.float64)
+        return predictor.keep * state + change + predictor.bias.astype(np.float64)

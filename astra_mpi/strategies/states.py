@@ -1,0 +1,66 @@
+"""What a rank holds of the tokens of a pass where codes stand for what a prediction misses.
+
+Own tokens have the state that the others hold of them, so that what is sent next is what these cannot know. All of it
+is computed in the same way on every rank: equal inputs and equal codes give equal states, bit by bit.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+
+from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.expected import Expected
+
+
+class States:
+    """Attention inputs as receivers have them, float32: of this rank's content tokens and of the far ones."""
+
+    def __init__(self, codec: Codec, tables: list[Expected], kernels: ModuleType) -> None:
+        self.codec, self.tables, self.kernels = codec, tables, kernels
+
+    def begin(self, own: np.ndarray, far: np.ndarray) -> None:
+        """Block 0, in which both are exact: own (n_r, D), none where nobody hears of them, and far (m, D)."""
+        self.own, self.far = own, far
+        self._own_block = self._far_block = 0
+        self._expected: np.ndarray | None = None
+
+    def codes(self, i: int, normed: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """Codes (n_r, C) of the attention inputs (n_r, D) of own tokens in block i, which their states then follow.
+
+        near (n_r,): which tokens have all codes; None: all.
+        """
+        self.expect_own(i)
+        block = self.codec.blocks[i]
+        codes = block.encode(normed - self.own, self.kernels, near)
+        self.own += block.decode(codes, self.kernels)
+        return codes
+
+    def expect_own(self, i: int) -> None:
+        """What block i will say of own tokens; at any time after `codes` of the block before it."""
+        if self._own_block < i < len(self.codec.blocks):
+            self.own, self._own_block = self._predicted(i, self.own), i
+
+    def expect_far(self, i: int) -> None:
+        """What block i will say of far tokens, and their keys and values as far as these do not wait for codes."""
+        if self._far_block < i:
+            self.far, self._far_block = self._predicted(i, self.far), i
+            self._expected = self.tables[i].before(self.far, self.kernels)
+
+    def far_kv(self, i: int, codes: np.ndarray, came: np.ndarray | None) -> np.ndarray:
+        """[K | V] (m, 2 d_kv) of far tokens in block i, whose states follow their codes (m, C).
+
+        came (m,) float32: 1 where codes came, 0 where none did and the state remains as predicted; None: all came.
+        """
+        self.expect_far(i)
+        block = self.codec.blocks[i]
+        added = block.decode(codes, self.kernels)
+        self.far += added if came is None else added * came[:, None]
+        kv, self._expected = self.tables[i].after(self.far, self._expected, codes, came, self.kernels), None
+        return kv
+
+    def _predicted(self, i: int, state: np.ndarray) -> np.ndarray:
+        predictor = self.codec.blocks[i].predictor
+        assert predictor is not None
+        return predictor.predict(state, self.kernels)

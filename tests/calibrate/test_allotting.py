@@ -1,0 +1,75 @@
+"""Slices in one process are what ranks compute; stages go where the answer changes most."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from astra_mpi.calibrate.allotting import as_counts, as_rows, between, spent
+from astra_mpi.calibrate.emulated import AsCodes, Change, Emulated
+from astra_mpi.config import CodecConfig
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.device.backend import get_backend
+from astra_mpi.engine import Model
+from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
+
+FAMILIES = {
+    "vit": (vit_config(n_layers=3), None, CodecConfig(stages=2, codebook_size=9)),
+    "bert-cls": (bert_config(pooling="cls", n_layers=3), 9, CodecConfig(site="normed", stages=(2, 0, 1))),
+    "gpt2": (gpt2_config(n_layers=3), 13, CodecConfig(site="normed", stages=2, codebook_size=9, predict="linear")),
+    "llama": (llama_config(n_layers=3), 19, CodecConfig(site="kv", kind="scalar", vector_bits=20, codebook_size=16)),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("family", FAMILIES)
+def test_slices_of_one_process_are_what_ranks_compute(comm, family):
+    config, n_tokens, codes = FAMILIES[family]
+    file = model_file(config, codes)
+    inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
+    model = Model(file, comm, get_backend("numpy", comm))
+    model.use("astra")
+    answer = model(inputs, mask)
+    if comm.rank:
+        return
+    from mpi4py import MPI
+
+    alone = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
+    emulated = Emulated(alone, inputs, mask, codes.site, comm.size)
+    rows = emulated.passed(AsCodes(file.codec.blocks, codes.predicts, alone.backend.kernels), emulated.rows)
+    shares = np.split(rows, np.cumsum([layout.row_offsets[-1] for layout in emulated.layouts])[:-1])
+    pooled = np.sum([alone.family.pool(*pair) for pair in zip(shares, emulated.layouts, strict=True)], axis=0)
+    mine = alone.family.head(pooled, emulated.lengths)
+    np.testing.assert_allclose(mine, answer, atol=2e-5 * np.abs(answer).max())
+    exact = emulated.passed(lambda i, x: x, emulated.rows)
+    change = Change(emulated, exact)
+    assert change(exact) == pytest.approx(0, abs=1e-6)
+    assert (change(rows) > 1e-6) == (comm.size > 1)
+
+
+def test_stages_are_spent_as_the_best_of_all_ways():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        falls = -np.sort(-rng.exponential(size=(4, 3)), axis=1)  # every stage gains less than the one before it
+        changes = 10 - np.concatenate([np.zeros((4, 1)), np.cumsum(falls, axis=1)], axis=1)
+        for total in (0, 1, 5, 12, 20):
+            stages = spent(changes, total)
+            assert stages.sum() == min(total, 12)
+            ways = (w for w in itertools.product(range(4), repeat=4) if sum(w) <= total)
+            best = min(sum(changes[c, m] for c, m in enumerate(way)) for way in ways)
+            assert changes[np.arange(4), stages].sum() == pytest.approx(best)
+
+
+def test_a_stage_that_gains_nothing_alone_is_bought_with_the_next_and_none_for_nothing():
+    assert spent(np.array([[5.0, 5.0, 1.0], [3.0, 2.0, 1.5]]), 2).tolist() == [2, 0]
+    assert spent(np.array([[1.0, 1.0], [1.0, 2.0]]), 2).tolist() == [0, 0]
+
+
+def test_changes_between_follow_the_squared_error():
+    errors = np.array([8.0, 4.0, 2.0, 1.0])
+    np.testing.assert_allclose(between({0: 16.0, 2: 4.0}, errors), 2 * errors)
+    falling = between({0: 1.0, 2: 3.0}, errors)  # noise: a change that grew
+    assert (np.diff(falling) < 0).all()
+    counts = ((1, 2), 0, (3, 0))
+    config = CodecConfig(site="kv", stages=counts)
+    assert as_counts(as_rows(counts, config)) == counts

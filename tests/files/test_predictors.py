@@ -1,0 +1,89 @@
+"""Codebooks of what a prediction misses, on disk: as they were, as narrow as asked, or refused with the reason."""
+
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+
+from astra_mpi.codec.ahead import plain_metric
+from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.predictor import Predictor, fit_predictor
+from astra_mpi.config import CodecConfig
+from astra_mpi.errors import InputError
+from astra_mpi.files.codecfile import check_codec, read_codebooks, rounded, write_codebooks
+from astra_mpi.kernels import cpu
+from helpers.fakes import llama_config, random_codec
+
+CONFIG = llama_config(n_layers=4)
+CODING = CodecConfig(site="normed", stages=2, codebook_size=16, encoder="subspace", predict="linear")
+
+
+@pytest.fixture
+def codec():
+    return random_codec(CONFIG, CODING)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_read_back_as_written(tmp_path, codec, dtype):
+    path = tmp_path / "codes.h5"
+    write_codebooks(path, codec, "base", {}, dtype)
+    found = read_codebooks(path, "base")
+    check_codec(found, CONFIG, path)
+    assert found.digest == rounded(codec, dtype).digest
+    assert (found.digest == codec.digest) == (dtype == "float32")
+    assert [block.predictor and (block.predictor.rank, block.predictor.keep) for block in found.blocks] == [
+        block.predictor and (block.predictor.rank, block.predictor.keep) for block in codec.blocks
+    ]
+
+
+def test_one_number_of_a_predictor_makes_other_codebooks(codec):
+    for change in ({"keep": 0.5}, {"bias": codec.blocks[1].predictor.bias * 1.01}):
+        blocks = (*codec.blocks[:1], replace(codec.blocks[1], predictor=replace(codec.blocks[1].predictor, **change)))
+        assert Codec(codec.config, (*blocks, *codec.blocks[2:])).digest != codec.digest
+    assert "predict" not in random_codec(CONFIG, replace(CODING, predict="none")).config.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda group: group.attrs.__delitem__("predict"), "codebook is missing"),
+        (lambda group: group["2/predictor_bias"].__setitem__(0, 7), "damaged or edited"),
+        (lambda group: group["1/predictor"].attrs.__setitem__("keep", 0.3), "damaged or edited"),
+        (lambda group: group["1/predictor"].__setitem__((0, 0), np.inf), "NaN or infinite"),
+        (lambda group: group.__delitem__("2/predictor_bias"), "needs a predictor of width"),
+        (lambda group: group.__delitem__("3/predictor_out"), "a predictor has factors"),
+        (lambda group: group.attrs.__setitem__("predict", "often"), "predict 'often' is unknown"),
+        (lambda group: group.attrs.__setitem__("site", "kv"), "use site normed, not kv"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, codec, break_it, message):
+    path = tmp_path / "codes.h5"
+    write_codebooks(path, codec, "base", {})
+    with h5py.File(path, "r+") as file:
+        break_it(file["codec"])
+    with pytest.raises(InputError, match=message):
+        read_codebooks(path, "base")
+
+
+def test_blocks_have_predictors_where_the_config_says_so(codec):
+    with pytest.raises(InputError, match=r"codec block 0 has a predictor; .* needs none there"):
+        Codec(codec.config, codec.blocks[1:])
+    with pytest.raises(InputError, match=r"codec block 1 has no predictor; .* needs one there"):
+        Codec(codec.config, (codec.blocks[0], replace(codec.blocks[1], predictor=None)))
+    with pytest.raises(InputError, match="differ in width"):
+        replace(codec.blocks[1], predictor=Predictor((np.eye(3),), np.zeros(3)))
+
+
+def test_a_fit_finds_the_map_and_how_much_of_the_state_to_keep():
+    rng = np.random.default_rng(0)
+    state = rng.normal(2, 1, (4000, 12)).astype(np.float32)
+    low = np.outer(rng.normal(0, 1, 12), rng.normal(0, 1, 12))
+    target = (0.7 * state + state @ low + 3 + rng.normal(0, 0.01, state.shape)).astype(np.float32)
+
+    for rank in (1, 0):
+        predictor = fit_predictor(state, target, rank, plain_metric(12))
+        assert np.abs(predictor.predict(state, cpu) - target).max() < 0.1 + 0.7 * bool(rank)
+        assert predictor.keep == 1 if rank == 0 else predictor.keep < 1.5
+    alike = fit_predictor(state, (0.6 * state).astype(np.float32), 1, plain_metric(12))
+    assert alike.keep == pytest.approx(0.6, abs=1e-3)

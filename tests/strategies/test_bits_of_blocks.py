@@ -1,0 +1,79 @@
+"""Scalar codes, and blocks that differ in their stages: ranks equal the oracle, and send the bytes of the formula."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from astra_mpi.config import CodecConfig
+from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.costs.strategies import STRATEGIES, Coding
+from astra_mpi.costs.work import Job, shape_of
+from astra_mpi.device.backend import get_backend
+from astra_mpi.engine import Model
+from astra_mpi.oracle.verify import verify
+from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
+
+pytestmark = pytest.mark.mpi
+
+FAMILIES = {
+    "vit": (vit_config(n_layers=3), None),
+    "bert-cls": (bert_config(pooling="cls", n_layers=3), 9),
+    "gpt2": (gpt2_config(n_layers=3), 13),
+    "llama": (llama_config(n_layers=3), 19),
+}
+#: with what a token costs in each block
+CODECS = {
+    "scalar": (CodecConfig(kind="scalar", vector_bits=21), [21] * 3),  # after two stages of 8 bits
+    "scalar-kv": (CodecConfig(site="kv", kind="scalar", vector_bits=((7, 0), 12, (3, 18))), [7, 24, 21]),
+    "scalar-predicted": (
+        CodecConfig(site="normed", kind="scalar", vector_bits=19, codebook_size=16, predict="linear"),
+        [0, 19, 19],
+    ),
+    "stages": (CodecConfig(stages=(3, 0, 1), codebook_size=16), [12, 0, 4]),
+    "stages-kv": (CodecConfig(site="kv", stages=((1, 3), 0, (2, 0)), codebook_size=9), [16, 0, 8]),
+    "stages-predicted": (CodecConfig(site="normed", stages=(0, 0, 3), codebook_size=9, predict="linear"), [0, 0, 12]),
+}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_the_oracle_and_the_formula(comm, family, codec):
+    (config, n_tokens), (codes, bits) = FAMILIES[family], CODECS[codec]
+    model = Model(model_file(config, codes), comm, get_backend("numpy", comm))
+    inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
+    for strategy in ("astra", "astra:inputs"):
+        for check in verify(model, inputs, mask, [strategy]):
+            assert check.passed, check
+        comm.Barrier()
+    if comm.size == 1:
+        return
+    counts = model.layout(model.prepare(inputs, mask).lengths).token_counts
+    heard = counts[:-1] if model.layout(model.prepare(inputs, mask).lengths).forward else counts
+    wanted = [-(-int(n) * b // 8) for n in heard for b in bits[1:]]  # astra:inputs sends nothing of block 0
+    assert sum(model.report["contributed_bytes"]) == sum(wanted)
+    if not codes.predicts:
+        assert model.report["bits_per_token_per_block"] == pytest.approx(sum(bits) / 3)
+
+
+def test_tokens_that_cost_nothing_have_the_keys_of_the_mean(comm):
+    """With 0 stages everywhere all far tokens of a block are one: as codebooks of a single entry, the mean, say it."""
+    config, n_tokens = FAMILIES["llama"]
+    model = Model(model_file(config, CodecConfig(site="kv", stages=0)), comm, get_backend("numpy", comm))
+    inputs, _ = random_batch(config, 2, n_tokens, seed=3)
+    model.use("astra")
+    answer = model(inputs)
+    other = dataclasses.replace(model_file(config, CodecConfig(site="kv", stages=0)), codec=model.codec)
+    one = Model(other, comm, get_backend("reference", comm))
+    one.use("astra")
+    np.testing.assert_allclose(one(inputs), answer, atol=1e-4 * np.abs(answer).max())
+    assert sum(model.report["contributed_bytes"]) == 0
+
+
+def test_costs_count_the_bytes_of_every_block(comm):
+    config, _ = FAMILIES["gpt2"]
+    codes, bits = CODECS["stages-kv"]
+    cost = STRATEGIES["astra"](Job(shape_of(config), (5, 4, 4)), Coding(codes))
+    sent = [stage.transfer.contributed for stage in cost.stages for _ in range(stage.repeats)]
+    wanted = [tuple(-(-n * b // 8) for n in (5, 4, 0)) for b in bits]
+    assert sorted(sent) == sorted(wanted)
