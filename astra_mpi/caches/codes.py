@@ -8,7 +8,8 @@ from types import ModuleType
 import numpy as np
 
 from astra_mpi.caches.kept import Softmax, segment
-from astra_mpi.codec.codebook import BlockCodec, Codebook
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.tables import FarSum, FarTable, distinct
 from astra_mpi.kernels.cpu.token import tables as t
 from astra_mpi.kernels.near import Near

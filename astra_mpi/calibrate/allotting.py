@@ -17,7 +17,8 @@ from mpi4py import MPI
 
 from astra_mpi.calibrate.emulated import AsCodes, Change, Emulated
 from astra_mpi.calibrate.tokens import Batches
-from astra_mpi.codec.codebook import Codebook, Codec
+from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.fit import energy
 from astra_mpi.config import CodecConfig, Counts, require
 from astra_mpi.device.backend import get_backend

@@ -15,7 +15,9 @@ from mpi4py import MPI
 from astra_mpi.calibrate.passes import Passes, Passing
 from astra_mpi.calibrate.sharing import SharedKernels
 from astra_mpi.codec.ahead import AHEAD, Metric, ahead_metric, plain_metric, scaled_gain
-from astra_mpi.codec.codebook import BlockCodec, Codec, no_codebook
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import no_codebook
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.innovation import fit_innovation
 from astra_mpi.codec.predictor import fit_predictor
 from astra_mpi.config import CodecConfig

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.codec.codebook import BlockCodec
+from astra_mpi.codec.block import BlockCodec
 from astra_mpi.device.xp import take
 from astra_mpi.engine import Model
 from astra_mpi.models.decoder import Decoder

@@ -19,7 +19,9 @@ from astra_mpi.calibrate.sharing import shared_kernels
 from astra_mpi.calibrate.sinks import has_sinks, with_sinks_counted
 from astra_mpi.calibrate.tokens import Batches
 from astra_mpi.calibrate.work import Work, shares, work_of
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.fit import fit_codebook
 from astra_mpi.codec.metric import keys_values_metric, pulled_back
 from astra_mpi.codec.subspace import with_subspace

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from mpi4py import MPI
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Transform
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook, Transform
 from astra_mpi.codec.kinds.scalar import HEAD
 from astra_mpi.config import CodecConfig
 

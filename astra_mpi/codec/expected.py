@@ -6,7 +6,7 @@ from types import ModuleType
 
 import numpy as np
 
-from astra_mpi.codec.codebook import BlockCodec
+from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.tables import FarSum, Projected, Projection
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import product

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.kind import Sigma2
 from astra_mpi.config import require
 from astra_mpi.device.formats.floats import BFloat16

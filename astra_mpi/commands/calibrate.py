@@ -14,7 +14,7 @@ from astra_mpi.config import MAX_SINKS, METRICS
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from astra_mpi.codec.codebook import Codec
+    from astra_mpi.codec.codec import Codec
     from astra_mpi.config import CodecConfig
     from astra_mpi.files.modelfile import ModelFile
     from astra_mpi.inputs.sources import Source

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.config import CodecConfig, require
 from astra_mpi.costs.rivals import block_parallel, tensor_parallel
 from astra_mpi.costs.windows import own_seen, seen_through

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.decode.compiled import CompiledBlocks
 from astra_mpi.device.backend import Backend
 from astra_mpi.device.scratch import Scratch

@@ -10,7 +10,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec, Transform, no_codebook
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook, Transform, no_codebook
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.kinds.scalar import HEAD, HEAD_STAGES
 from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import CodecConfig, Counts, ModelConfig, require, stored_fields

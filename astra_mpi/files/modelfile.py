@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.config import require
 from astra_mpi.device.weights import Weights
 from astra_mpi.errors import InputError

@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from astra_mpi.caches.codes import CodeSpace
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
 from astra_mpi.codec.tables import distinct
 from astra_mpi.config import ModelConfig

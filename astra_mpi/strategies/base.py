@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.block import Block

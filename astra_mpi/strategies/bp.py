@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.attention import Attention
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.config import ModelConfig
 from astra_mpi.device.xp import beside, take
 from astra_mpi.models.block import Block

@@ -11,7 +11,7 @@ from astra_mpi.caches.codes import CodeSpace, CountedKeys, ScoredCodes, TurnedCo
 from astra_mpi.caches.kept import Kept
 from astra_mpi.caches.packed import Seen, SeenCodes, SeenCounts
 from astra_mpi.caches.rows import rows_of
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.device.xp import beside, take
 from astra_mpi.errors import AstraError
 from astra_mpi.strategies.remote import RemoteTables

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
 from astra_mpi.codec.tables import FarTable, Norm, Projection, has_tables, make_far
 from astra_mpi.config import require

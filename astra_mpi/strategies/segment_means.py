@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs.strategies import Wire, segment_wire
 from astra_mpi.costs.work import shape_of

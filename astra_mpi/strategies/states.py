@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.config import ModelConfig
 from astra_mpi.device.weights import forget, part
 from astra_mpi.models.block import Block

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.codec import Codec
 from astra_mpi.config import CodecConfig
 from astra_mpi.train.noise import Noise
 

@@ -12,7 +12,9 @@ import torch
 from llvmlite.binding import get_host_cpu_features
 
 from astra_mpi.calibrate import fit_codec, too_few
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.codec import Codec
 from astra_mpi.config import CodecConfig, require
 from astra_mpi.errors import InputError, collective
 from astra_mpi.files import codecfile, modelfile

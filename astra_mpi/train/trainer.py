@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.train import losses

@@ -10,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 from mpi4py import MPI
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.codec import Codec
 from astra_mpi.config import CodecConfig
 from astra_mpi.convert.presets import random_weights
 from astra_mpi.device.backend import get_backend

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from product_cases import cases as product_cases_of_a_block
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.tables import Norm, Projection, make_far
 from astra_mpi.device.threads import set_threads
 from astra_mpi.files import whole

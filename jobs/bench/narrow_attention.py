@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.tables import Norm, Projection, make_far
 from astra_mpi.device.threads import set_threads
 from astra_mpi.files import whole

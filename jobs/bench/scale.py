@@ -18,7 +18,7 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.codec.codebook import BlockCodec
+from astra_mpi.codec.block import BlockCodec
 from astra_mpi.config import CodecConfig
 from astra_mpi.convert.presets import preset_config, random_model
 from astra_mpi.convert.synthetic import random_batch

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.config import CodecConfig
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.decoder import Decoder

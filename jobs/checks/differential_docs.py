@@ -12,7 +12,7 @@ import differential_config
 import image_models
 
 from astra_mpi.checkpoint.reference import ASIDE, BASE, GUARDED, HARMLESS
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.config import CodecConfig
 from astra_mpi.convert import generation as hf_generation
 from astra_mpi.convert.hugging_face import convert

@@ -11,7 +11,8 @@ from mpi4py import MPI
 from astra_mpi.calibrate import activations, fit_codec, fitting, sharing
 from astra_mpi.calibrate.passes import Recorder
 from astra_mpi.calibrate.work import shares
-from astra_mpi.codec.codebook import BlockCodec, Codec
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.fit import energy, fit_codebook
 from astra_mpi.codec.innovation import served
 from astra_mpi.codec.metric import keys_values_metric, pulled_back

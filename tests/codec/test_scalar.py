@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astra_mpi.codec.codebook import BlockCodec, Codec
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.fit import fit_codebook
 from astra_mpi.config import CodecConfig
 from astra_mpi.errors import InputError

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra_mpi.calibrate import fit_codec
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.fit import fit_codebook
 from astra_mpi.codec.subspace import MAX_GROWTH, with_subspace
 from astra_mpi.config import CodecConfig

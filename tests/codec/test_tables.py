@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra_mpi.codec import tables
-from astra_mpi.codec.codebook import BlockCodec, Codebook
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.tables import Norm, Projection, distinct, make_far
 from astra_mpi.errors import InputError
 from astra_mpi.kernels import cpu, reference

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from astra_mpi.codec.ahead import plain_metric
-from astra_mpi.codec.codebook import Codec
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.predictor import Predictor, fit_predictor
 from astra_mpi.config import CodecConfig
 from astra_mpi.errors import InputError

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from astra_mpi.codec.codebook import BlockCodec, Codebook, Codec, no_codebook
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook, no_codebook
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.fit import energy
 from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import CodecConfig

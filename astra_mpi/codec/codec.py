@@ -1,0 +1,77 @@
+"""The codec of a model: how the activations of all its blocks become codes (arXiv 2505.19342, grouped VQ)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.config import CodecConfig, require
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """How a model's activations become codes, block by block. Raises InputError if a block contradicts the config.
+
+    `config.encoder` becomes what the codebooks are: "subspace" if any has a narrow basis, else "exact".
+    """
+
+    config: CodecConfig
+    blocks: tuple[BlockCodec, ...]
+
+    def __post_init__(self) -> None:
+        books = [book for block in self.blocks for book in block.codebooks]
+        encoder = "subspace" if any(book.narrow for book in books) else "exact"
+        object.__setattr__(self, "config", replace(self.config, encoder=encoder))
+        n_books = self.config.n_books
+        self.config.check_blocks(len(self.blocks), "codec")
+        for i, block in enumerate(self.blocks):
+            require(
+                len(block.codebooks) == n_books,
+                f"codec block {i} has {len(block.codebooks)} codebooks; site '{self.config.site}' needs {n_books}",
+            )
+            for book, part in zip(block.codebooks, self.config.of(i), strict=True):
+                found = (book.kind, book.n_codes, book.size)
+                stated = (part.kind, part.n_codebooks, part.codebook_size)
+                silent = self.config.predicts and i == 0
+                require(
+                    silent or (book.kind == part.kind and part.rule.fits(part, book)),
+                    f"codec block {i} has (kind, codes, entries) {found}; its config says {stated}",
+                )
+            predicts, wanted = block.predictor is not None, self.config.predicts and i > 0
+            require(
+                predicts == wanted,
+                f"codec block {i} has {'a' if predicts else 'no'} predictor; predict '{self.config.predict}' "
+                f"needs {'one' if wanted else 'none'} there",
+            )
+
+    def bits_per_token(self, i: int) -> int:
+        """Bits that a token costs in block i; `config.bits_per_token` is their mean."""
+        return self.blocks[i].bits_per_token
+
+    def exact(self) -> Codec:
+        """The same codebooks without subspaces: searched by distance, also where these were of another metric."""
+        blocks = [
+            block.with_books(replace(b, basis=None, error_growth=0.0) if b.narrow else b for b in block.codebooks)
+            for block in self.blocks
+        ]
+        return Codec(self.config, tuple(blocks))
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the config, every entry, basis and predictor: what ranks compare before they exchange codes."""
+        sha = hashlib.sha256(json.dumps(self.config.as_dict(), sort_keys=True).encode())
+        for block in self.blocks:
+            for book in block.codebooks:
+                sha.update(repr((book.entries.shape, book.width)).encode())
+                sha.update(book.entries.data)
+                sha.update(b"" if book.basis is None else book.basis.data)
+                for array in (*(book.transform or ()), *(() if book.bits is None else (book.bits,))):
+                    sha.update(array.data)
+                sha.update(b"" if book.head is None else book.head.entries.data)
+            for array in () if block.predictor is None else block.predictor.arrays:
+                sha.update(repr(array.shape).encode())
+                sha.update(array.data)
+        return sha.hexdigest()
