@@ -1,0 +1,156 @@
+"""What untrained codes cost a language model in perplexity, over the exact model's: kinds of codebooks on P ranks.
+
+python jobs/accuracy/language.py MODEL.h5 CALIBRATION.txt TEST.txt [--rows "kv M=4;predicted M=8"] [--ranks 2,4,8]
+Codebooks are fitted to passages of the first text and stay in --work with all figures (language.json), so that the job
+can be interrupted and goes on. The last thing printed is a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.files import whole
+from astra_mpi.files.modelfile import read_model
+from astra_mpi.inputs.text import tokenizer_of
+
+DECK = Path(__file__).with_name("perplexity.toml")
+_PREDICTED = "--predict linear --stages"
+#: a row's name, and the options of calibrate that make its codebooks
+ROWS = {
+    "normed G=1 K=1024": "--site normed --kind grouped --groups 1 --codebook-size 1024",
+    "normed M=4": "--site normed --stages 4",
+    "normed M=8": "--site normed --stages 8",
+    "kv M=4": "--site kv --stages 4",
+    "kv M=8": "--site kv --stages 8",
+    "kv scalar 256": "--site kv --kind scalar --bits 256",
+    "kv scalar 512": "--site kv --kind scalar --bits 512",
+    "kv scalar 1024": "--site kv --kind scalar --bits 1024",
+    "predicted M=2": f"{_PREDICTED} 2",
+    "predicted M=4": f"{_PREDICTED} 4",
+    "predicted M=8": f"{_PREDICTED} 8",
+    "predicted M=16": f"{_PREDICTED} 16",
+    "predicted 32 bits, allotted": "--predict linear --bits 32",
+    "predicted 64 bits, allotted": "--predict linear --bits 64",
+    "predicted 128 bits, allotted": "--predict linear --bits 128",
+    "predicted scalar 256": "--predict linear --kind scalar --bits 256",
+    "predicted scalar 512": "--predict linear --kind scalar --bits 512",
+}
+
+
+def passages(args: argparse.Namespace) -> Path:
+    """Ids of passages (n, --passage), --samples tokens in all, as a file."""
+    path: Path = args.work / f"passages-{args.samples}-{args.passage}.npy"
+    if not path.exists():
+        model = read_model(args.model)
+        tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size)
+        text = args.calibration.read_text(encoding="utf-8")[: args.samples * 8]
+        ids = tokenizer.encode_plain(text, str(args.calibration))
+        n = min(args.samples, len(ids)) // args.passage
+        np.save(path, np.array(ids[: n * args.passage]).reshape(n, args.passage))
+    return path
+
+
+def codebooks(args: argparse.Namespace, row: str) -> Path:
+    """The file of a row's codebooks, made unless it is there."""
+    path: Path = args.work / f"{row.replace(' ', '-').replace(',', '')}-{args.samples}.h5"
+    if not path.exists():
+        command = ["astra-mpi", "calibrate", args.model, "--data", str(passages(args)), "-o", str(path)]
+        command += ["--codebook-only", "--samples", str(args.samples), "--threads", str(args.threads)]
+        subprocess.run([*command, *ROWS[row].split()], check=True)
+    return path
+
+
+def perplexity(args: argparse.Namespace, row: str, ranks: int) -> dict[str, Any]:
+    """Of the test text, by `run` on so many ranks; row "exact": without codes."""
+    output = args.work / "out.h5"
+    told = {
+        "model.path": args.model,
+        "input.path": args.work / "test.txt",
+        "input.max_tokens": args.window,
+        "task.stride": args.window,
+        "parallel.strategy": "single" if row == "exact" else "astra",
+        "parallel.first": "codes",
+        "run.batch": 1,
+        "run.resume": "false",
+        "output.path": output,
+    }
+    if row != "exact":
+        told["model.codebooks"] = codebooks(args, row)
+    words = [f"{key}={value}" for key, value in told.items()]
+    start = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
+    subprocess.run(
+        [*start, "astra-mpi", "run", str(DECK), *words, *args.set],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    summary = json.loads(output.with_suffix(".json").read_text())
+    kept = ("metrics", "bits_per_token_per_block", "contributed_bytes", "formula_bytes", "choices")
+    return {name: summary[name] for name in kept}
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """All figures by name, those of earlier runs included."""
+    path = args.work / "language.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for row in ["exact", *args.rows]:
+        for ranks in [1] if row == "exact" else args.ranks:
+            key = "|".join([row, str(ranks), str(args.window), str(args.samples), *args.set])
+            if key not in found:
+                found[key] = perplexity(args, row, ranks)
+                whole.write_text(path, json.dumps(found, indent=1) + "\n")
+                print(key, json.dumps(found[key]["metrics"]), flush=True)
+    return found
+
+
+def table(args: argparse.Namespace, found: dict[str, Any]) -> str:
+    """Perplexity over the exact one, a row per codebooks."""
+
+    def figure(row: str, ranks: int) -> dict[str, Any]:
+        return found["|".join([row, str(ranks), str(args.window), str(args.samples), *args.set])]
+
+    exact = figure("exact", 1)["metrics"]["perplexity"]
+    lines = [f"| codes (exact: {exact:.2f}) | bits | {' | '.join(f'P = {n}' for n in args.ranks)} |"]
+    lines.append(f"|{'---|' * (2 + len(args.ranks))}")
+    for row in args.rows:
+        over = [figure(row, n)["metrics"]["perplexity"] / exact for n in args.ranks]
+        bits = figure(row, args.ranks[0])["bits_per_token_per_block"]
+        lines.append(f"| {row} | {bits:g} | {' | '.join(f'{x:.3f}x' for x in over)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--rows", type=lambda s: s.split(";"), default=list(ROWS), help=f"some of {'; '.join(ROWS)}")
+    parser.add_argument("--ranks", type=lambda s: [int(n) for n in s.split(",")], default=[4], help="default 4")
+    parser.add_argument("--bytes", type=int, default=44_000, help="of the test text (default %(default)s)")
+    parser.add_argument("--window", type=int, default=1024, help="tokens (default %(default)s)")
+    parser.add_argument("--samples", type=int, default=16384, help="tokens to fit to (default %(default)s)")
+    parser.add_argument("--passage", type=int, default=512, help="tokens of a passage (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of calibrate (default %(default)s)")
+    parser.add_argument("--set", nargs="*", default=[], help="more settings of the run, such as network.loss=0.05")
+    parser.add_argument("--work", type=Path, default=Path("work/language"), help="default %(default)s")
+    args = parser.parse_args()
+    unknown = [row for row in args.rows if row not in ROWS]
+    if unknown:
+        parser.error(f"no row is called {unknown[0]!r}; use some of {'; '.join(ROWS)}")
+    if min(args.samples, args.window, args.passage) < 2 or not all(math.isfinite(n) and n > 0 for n in args.ranks):
+        parser.error("--samples, --window and --passage are two tokens at least, --ranks are positive")
+    args.work.mkdir(parents=True, exist_ok=True)
+    text = args.test.read_bytes()[: args.bytes].decode("utf-8", errors="ignore")
+    whole.write_text(args.work / "test.txt", text)
+    print(table(args, measured(args)))
+
+
+if __name__ == "__main__":
+    main()
