@@ -29,6 +29,8 @@ from astra_mpi.files.modelfile import ModelFile
 SLICES, TOKENS = 4, 512
 #: numbers of stages that are measured
 MEASURED = (0, 2)
+#: of the samples, those that the stages are fitted to which the measurement is of
+SHARE = 4
 #: times the mean number of stages that a block may have
 MOST_OVER_MEAN = 3
 
@@ -50,7 +52,9 @@ def allotted(
     model = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
     inputs, mask = next(iter(batches))
     keep = max(1, TOKENS // max(1, inputs.shape[1])) if inputs.ndim == 2 else len(inputs)
-    emulated = Emulated(model, inputs[:keep], None if mask is None else mask[:keep], codec.config.site, SLICES)
+    emulated = Emulated(
+        model, inputs[:keep], None if mask is None else mask[:keep], codec.config.site, SLICES, codec.config.sinks
+    )
     measured = _Measured(emulated, codec, progress)
     changes = measured.changes()
     n_sending = len(codec.blocks) - int(codec.config.predicts)
@@ -176,6 +180,7 @@ class _Measured:
         kernels = self.emulated.model.backend.kernels
         quantised = self._quantised(i, part, x, state)
         books = [self._cut(i, part, m, x) for m in range(1 + self._most)]
+        quantised = np.delete(quantised, self.emulated.slices.exact, axis=0)
         rests = (quantised - book.decode(book.encode(quantised, kernels), kernels) for book in books)
         basis = self.codec.blocks[i].codebooks[part].basis  # the metric, where there is one
         return np.array([energy(rest if basis is None else rest @ basis) for rest in rests])

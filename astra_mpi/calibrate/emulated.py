@@ -5,6 +5,7 @@ codes leave them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -60,6 +61,7 @@ class Slices(TokenParallel):
         super().__init__(parts, Spec(self.name))
         self.site = site
         self.see: See = lambda i, x: x
+        self.exact = np.empty(0, np.int64)  # which tokens all slices see as they are
 
     def cut(self, layouts: list[Layout]) -> None:
         """Plan passes over the rows of these ranks, one after another."""
@@ -73,7 +75,11 @@ class Slices(TokenParallel):
         self.offsets = displs(np.concatenate([np.diff(layout.far_offsets) for layout in layouts]))
 
     def _start(self, i: int, rows: np.ndarray) -> Pending | None:
-        self.seen = self.see(i, self.planned.content(rows).copy())  # rows are turned in place
+        content = self.planned.content(rows)
+        self.seen = self.see(i, content.copy())  # rows are turned in place
+        if len(self.exact):
+            self.seen = self.seen.copy()  # which may be a state that `see` goes on from
+            self.seen[self.exact] = content[self.exact]
         return None
 
     def far_keys(self, i: int, pending: Pending | None) -> FarKeys | None:
@@ -86,7 +92,10 @@ class Slices(TokenParallel):
 class Emulated:
     """Some sequences, cut into slices, on their way through a model of one process."""
 
-    def __init__(self, model: Model, inputs: np.ndarray, mask: np.ndarray | None, site: str, n_slices: int) -> None:
+    def __init__(
+        self, model: Model, inputs: np.ndarray, mask: np.ndarray | None, site: str, n_slices: int, sinks: int = 0
+    ) -> None:
+        """sinks: first tokens of each sequence of a decoder that all slices see as they are."""
         model.strategy = self.slices = Slices(model.parts(), site)
         self.model = model
         batch = model.prepare(inputs, mask)
@@ -96,6 +105,8 @@ class Emulated:
         self.lengths = batch.lengths
         self.slices.positions = Positions(model.family, batch)
         self.slices.cut(self.layouts)
+        if sinks:
+            self.slices.exact = np.flatnonzero(replace(self.layouts[0], sinks=sinks).gathered_sinks)
         self.rows = np.concatenate([model.family.embed(batch, layout) for layout in self.layouts])
 
     @property

@@ -77,7 +77,8 @@ def fit_codec(
         with threadpool_limits(1):
             n_sinks, batches = with_sinks_counted(comm, model, batches)
         config = replace(config, sinks=n_sinks)
-    config = replace(config, encoder="exact") if embedded else config
+    if embedded and not config.predicts:  # a subspace's entries are refitted together
+        config = replace(config, encoder="exact")
     if config.predicts:
         with threadpool_limits(1), shared_kernels(backend.kernels, comm, threads) as kernels:
             passes = Passes(model, batches, config.site, n_samples, threads, config.sinks)

@@ -98,15 +98,17 @@ def _fit(
     threads: int,
     embedded: bool = False,
 ) -> Codec | None:
-    """Collective: the codebooks on rank 0, which alone has the source."""
+    """Collective: the codebooks on rank 0, which alone has the source. embedded: those that `_allotted` measures."""
     from astra_mpi.calibrate import fit_codec, shared, shuffled_batches, too_few
+    from astra_mpi.calibrate.allotting import SHARE
     from astra_mpi.job.progress import Progress
 
     bars: list[Progress] = []  # rank 0's, which begins when all is read
 
     def begin(n_tokens: int) -> None:
         if comm.Get_rank() == 0:
-            _warn(too_few(n_tokens, args.samples, config.codebook_size, str(args.data), "--samples"))
+            if not embedded:
+                _warn(too_few(n_tokens, args.samples, config.codebook_size, str(args.data), "--samples"))
             bars.append(Progress(model.config.n_layers, unit="block"))
 
     codec = fit_codec(
@@ -115,7 +117,7 @@ def _fit(
         config,
         comm=comm,
         seed=args.seed,
-        n_samples=args.samples,
+        n_samples=-(-args.samples // SHARE) if embedded else args.samples,
         threads=threads,
         metric=args.metric,
         find_sinks=args.sinks == "auto",

@@ -16,8 +16,16 @@ from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vi
 FAMILIES = {
     "vit": (vit_config(n_layers=3), None, CodecConfig(stages=2, codebook_size=9)),
     "bert-cls": (bert_config(pooling="cls", n_layers=3), 9, CodecConfig(site="normed", stages=(2, 0, 1))),
-    "gpt2": (gpt2_config(n_layers=3), 13, CodecConfig(site="normed", stages=2, codebook_size=9, predict="linear")),
-    "llama": (llama_config(n_layers=3), 19, CodecConfig(site="kv", kind="scalar", vector_bits=20, codebook_size=16)),
+    "gpt2": (
+        gpt2_config(n_layers=3),
+        13,
+        CodecConfig(site="normed", stages=2, codebook_size=9, predict="linear", sinks=2),
+    ),
+    "llama": (
+        llama_config(n_layers=3),
+        19,
+        CodecConfig(site="kv", kind="scalar", vector_bits=20, codebook_size=16, sinks=1),
+    ),
 }
 
 
@@ -35,7 +43,7 @@ def test_slices_of_one_process_are_what_ranks_compute(comm, family):
     from mpi4py import MPI
 
     alone = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
-    emulated = Emulated(alone, inputs, mask, codes.site, comm.size)
+    emulated = Emulated(alone, inputs, mask, codes.site, comm.size, codes.sinks)
     rows = emulated.passed(AsCodes(file.codec.blocks, codes.predicts, alone.backend.kernels), emulated.rows)
     shares = np.split(rows, np.cumsum([layout.row_offsets[-1] for layout in emulated.layouts])[:-1])
     pooled = np.sum([alone.family.pool(*pair) for pair in zip(shares, emulated.layouts, strict=True)], axis=0)
