@@ -66,6 +66,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+#: what ranks that say nothing wait for the one that says what is wrong: a launcher may end all once one has ended
+PATIENCE_S = 2.0
+
+
 class _Parser(argparse.ArgumentParser):
     """Of several ranks, rank 0 alone says what is wrong with the command line."""
 
@@ -73,7 +77,7 @@ class _Parser(argparse.ArgumentParser):
         from astra_mpi.ranks.launch import launched_rank
 
         if launched_rank() != 0:
-            time.sleep(1.0)  # a launcher may end all ranks once one has ended
+            time.sleep(PATIENCE_S)
             sys.exit(2)
         super().error(message)
 
@@ -114,6 +118,8 @@ def _alone(args: argparse.Namespace) -> int:
     except (Exception, KeyboardInterrupt) as exc:
         if launched_rank() == 0:
             _say(exc, args.debug)
+        elif isinstance(exc, Exception):
+            time.sleep(PATIENCE_S)
         return _exit_code(exc)
 
 
@@ -155,6 +161,8 @@ def _on_all_ranks(args: argparse.Namespace) -> int:
     except Exception as exc:
         if launched_rank() == 0:
             _say(exc, args.debug)
+        else:
+            time.sleep(PATIENCE_S)
         return _exit_code(exc)
     meeting = comm.Dup()
     WITNESS.join(comm)

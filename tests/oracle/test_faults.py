@@ -110,5 +110,6 @@ def test_a_model_that_amplifies_roundings_passes(comm, compute):
     """Its rows differ from the oracle's by more than a model's of which each product adds a rounding."""
     for check in checks_of(comm, compute, sharpness=20.0):
         assert check.passed, check
-        assert check.max_difference > 10 * tolerance_of(compute, CONFIG.n_layers).difference
+        if comm.size > 1:  # one rank may happen to round all as the oracle does
+            assert check.max_difference > 10 * tolerance_of(compute, CONFIG.n_layers).difference
     comm.Barrier()

@@ -171,16 +171,25 @@ def block_of(books):
     return SimpleNamespace(codebooks=tuple(books))
 
 
+def settings(site, kind, n_entries):
+    return SimpleNamespace(site=site, kind=kind, codebook_size=n_entries, predicts=False, near=0)
+
+
+def book_of(kind, entries):
+    plain = {"basis": None, "transform": None, "head": None, "ordinary": None}
+    return SimpleNamespace(kind=kind, width=D, entries=entries, n_codes=len(entries), **plain)
+
+
 def random_codec(site, kind, n_codebooks, n_entries, n_layers, seed=0, scale=1.0):
     rng = np.random.default_rng(seed)
     width = math.ceil(D / n_codebooks) if kind == "grouped" else D
 
     def book():
         entries = (scale * rng.normal(size=(n_codebooks, n_entries, width))).astype(np.float32)
-        return SimpleNamespace(kind=kind, width=D, basis=None, entries=entries)
+        return book_of(kind, entries)
 
     blocks = tuple(block_of(book() for _ in range(1 + (site == "kv"))) for _ in range(n_layers))
-    return SimpleNamespace(config=SimpleNamespace(site=site, kind=kind, codebook_size=n_entries), blocks=blocks)
+    return SimpleNamespace(config=settings(site, kind, n_entries), blocks=blocks)
 
 
 def lossless_codec(site, kind, module, family, tokens, n_layers):
@@ -194,12 +203,12 @@ def lossless_codec(site, kind, module, family, tokens, n_layers):
         projections = [attention.k_proj, attention.v_proj] if family == "vit" else [attention.key, attention.value]
         parts = {"hidden": [x], "normed": [normed], "kv": [project(normed) for project in projections]}[site]
         blocks.append(block_of(lossless_book(kind, part[0].detach().numpy()) for part in parts))
-    return SimpleNamespace(config=SimpleNamespace(site=site, kind=kind, codebook_size=len(x[0])), blocks=tuple(blocks))
+    return SimpleNamespace(config=settings(site, kind, len(x[0])), blocks=tuple(blocks))
 
 
 def lossless_book(kind, rows):
     entries = [rows, 0 * rows] if kind == "residual" else [rows[:, :12], rows[::-1, 12:]]
-    return SimpleNamespace(kind=kind, width=D, basis=None, entries=np.stack(entries))
+    return book_of(kind, np.stack(entries))
 
 
 FAMILIES = ["mean", "cls", "vit"]  # "mean" and "cls" are BERT without and with a class token
@@ -423,9 +432,7 @@ def test_near_ties_are_flips_with_a_gap_of_rounding_size():
     ids, owner, codec = random_tokens("mean", 4), [0, 1, 0, 1], random_codec("hidden", "grouped", 1, 4, 1)
     book = codec.blocks[0].codebooks[0]
     nudged = book.entries * np.float32(1 + 1e-6)
-    twins = SimpleNamespace(
-        kind="grouped", width=D, basis=None, entries=np.stack([book.entries, nudged], axis=2).reshape(1, 8, D)
-    )
+    twins = book_of("grouped", np.stack([book.entries, nudged], axis=2).reshape(1, 8, D))
     codec.blocks = (block_of([twins]),)
     own = oracle(config, weights, ids, owner, 2, codec=codec)
     result = oracle(config, weights, ids, owner, 2, codec=codec, codes=[own.codes[0] ^ 1])
