@@ -138,8 +138,6 @@ def _allotted(
     threads: int,
 ) -> CodecConfig:
     """Collective: the config with stages for every block, --bits on average. Rank 0 measures what they change."""
-    from dataclasses import replace
-
     import numpy as np
 
     from astra_mpi.calibrate import shuffled_batches
@@ -149,7 +147,7 @@ def _allotted(
     from astra_mpi.ranks.broadcast import broadcast_integers
     from astra_mpi.ranks.watched import alone
 
-    many = replace(config, stages=most_stages(config, args.bits), near=0, near_stages=0)
+    many = replace(config, stages=most_stages(config, args.bits, model.config.n_layers), near=0, near_stages=0)
     codec = _fit(args, comm, model, many, source, threads, embedded=True)
     rows: np.ndarray | None = None
     with collective(comm), alone(comm, "measuring what stages change"):
@@ -190,7 +188,7 @@ def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
     else:
         kept = model.provenance | {"calibrate": made["command"]}
         write_model(args.output, replace(model, codec=codec, provenance=kept))
-    bits, encoder, n = codec.config.bits_per_token, codec.config.encoder, codec.config.sinks
+    bits, encoder, n = round(codec.config.mean_bits(len(codec.blocks)), 2), codec.config.encoder, codec.config.sinks
     exact = f", {n} first token{'s' * (n > 1)} exact" if n else ""
     print(f"{args.output}: {bits} bits per token and block, encoder {encoder}{exact}, codebooks {codec.digest[:12]}")
 
