@@ -188,9 +188,13 @@ def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
     else:
         kept = model.provenance | {"calibrate": made["command"]}
         write_model(args.output, replace(model, codec=codec, provenance=kept))
-    bits, encoder, n = round(codec.config.mean_bits(len(codec.blocks)), 2), codec.config.encoder, codec.config.sinks
+    config, n_layers = codec.config, len(codec.blocks)
+    bits = f"{round(config.mean_bits(n_layers), 2)} bits per token and block"
+    if config.near:
+        bits += f", {round(config.mean_bits(n_layers, near_share=1), 2)} of near ones"
+    encoder, n = config.encoder, config.sinks
     exact = f", {n} first token{'s' * (n > 1)} exact" if n else ""
-    print(f"{args.output}: {bits} bits per token and block, encoder {encoder}{exact}, codebooks {codec.digest[:12]}")
+    print(f"{args.output}: {bits}, encoder {encoder}{exact}, codebooks {codec.digest[:12]}")
 
 
 def _warn(text: str) -> None:
