@@ -99,7 +99,7 @@ class Astra(FarCodes):
         if rank not in self._near_masks:
             planned = self.planned
             mask = near_ends((planned.counts - planned.sink_counts)[:, rank], self.codec.config.near, planned.causal)
-            self._near_masks[rank] = self.xp.asarray(mask)
+            self._near_masks[rank] = mask
         return self._near_masks[rank]
 
     def bytes_of(self, i: int, reach: Reach) -> list[int]:
