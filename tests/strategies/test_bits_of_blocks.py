@@ -12,6 +12,7 @@ from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import AstraError
+from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.oracle.verify import verify
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
 
@@ -89,6 +90,19 @@ def test_a_rank_that_fails_beside_blocks_that_send_nothing_holds_up_nobody(comm,
         with pytest.raises(AstraError, match="no room"):
             model(inputs)
     assert np.array_equal(model(inputs), answer)
+
+
+@pytest.mark.parametrize("codec", ["stages", "stages-kv", "stages-predicted"])
+def test_what_is_known_is_never_missed(comm, codec):
+    """On a network that loses messages, blocks that send nothing are as the oracle has them."""
+    config, n_tokens = FAMILIES["llama"]
+    conditions = parse_conditions(comm.size, network="100Mbps,loss=40%")
+    model = Model(model_file(config, CODECS[codec][0]), comm, get_backend("numpy", comm), None, conditions)
+    inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
+    for check in verify(model, inputs, mask, ["astra"]):
+        assert check.passed and "skipped" not in check.reason, check
+    silent = [i for i, bits in enumerate(CODECS[codec][1]) if not bits]
+    assert not model.strategy.missing[silent].any()
 
 
 def test_costs_count_the_bytes_of_every_block(comm):
