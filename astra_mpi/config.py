@@ -39,6 +39,7 @@ METRICS = ("keys-values", "plain")  # by what codes are nearest (codec/metric.py
 MAX_CODEBOOK_SIZE = 65536
 MAX_SINKS = 8  # first tokens of a sequence that may be exact on every rank
 MAX_VECTOR_BITS = 1 << 20
+MAX_STAGES, MAX_NEAR = 64, 1 << 20
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 
 
@@ -91,7 +92,7 @@ class CodecConfig:
         )
         require(1 <= self.groups <= 4096, f"groups = {self.groups} is outside 1..4096")
         require(0 <= self.sinks <= MAX_SINKS, f"sinks = {self.sinks} is outside 0..{MAX_SINKS}")
-        for name, most in (("stages", 64), ("vector_bits", MAX_VECTOR_BITS)):
+        for name, most in (("stages", MAX_STAGES), ("vector_bits", MAX_VECTOR_BITS)):
             object.__setattr__(self, name, self._checked(name, most))
         require(
             self.encoder in ENCODERS, f"codec encoder '{self.encoder}' is unknown; use one of {', '.join(ENCODERS)}"
@@ -101,10 +102,11 @@ class CodecConfig:
             f"encoder 'subspace' needs codebooks of full width, not {self.n_codebooks} "
             f"{self.rule.count or self.kind + ' codes'}; use auto or exact",
         )
-        graded = self.near > 0 and self.near_stages > 0
+        graded = 0 < self.near <= MAX_NEAR and 0 < self.near_stages <= MAX_STAGES
         require(
             graded or self.near == self.near_stages == 0,
-            f"near = {self.near} and near_stages = {self.near_stages}: give both, above 0, or none",
+            f"near = {self.near} and near_stages = {self.near_stages}: give both, 1 to {MAX_NEAR} and 1 to {MAX_STAGES}"
+            ", or none",
         )
         require(
             not graded or (self.rule.count == "stages" and self.codebook_size >= 2),
@@ -206,14 +208,30 @@ class CodecConfig:
 
     @property
     def bits_per_token(self) -> float:
-        """Bits a token costs per block, the mean over the blocks; an int where it is whole."""
-        n = self.n_counted
-        total = sum(self.block_bits(i) for i in range(n))
-        return total // n if total % n == 0 else total / n
+        """Bits an ordinary token costs in a block that sends, the mean over these as the settings list them."""
+        return _mean([self.block_bits(i) for i in range(self.n_counted)], self.n_counted)
+
+    def near_bits(self, i: int) -> int:
+        """How many more bits a token next to another slice costs in block i."""
+        return sum(self.near_stages * self.bits for part in self.of(i) if part.count) if self.near else 0
+
+    def mean_bits(self, n_layers: int, first: int = 0, near_share: float = 0.0) -> float:
+        """Bits a sent token costs per block: the mean over all blocks of a model, those that send nothing too, and over
+        tokens, of which near_share have more stages; an int where it is whole.
+
+        first: blocks before this one send nothing, nor does block 0 where codes are predicted.
+        """
+        sending = range(max(first, int(self.predicts)), n_layers)
+        return _mean([self.block_bits(i) + near_share * self.near_bits(i) for i in sending], n_layers)
 
     def as_dict(self) -> dict[str, Any]:
         """Fields that are `optional` only where they are set, so that codecs of earlier versions keep their digest."""
         return {name: _listed(value) for name, value in stored_fields(self).items()}
+
+
+def _mean(bits: list[float] | list[int], n: int) -> float:
+    mean = sum(bits) / n
+    return int(mean) if mean == int(mean) else mean
 
 
 @lru_cache

@@ -55,6 +55,23 @@ def collective(comm: MPI.Comm) -> Iterator[None]:
     raise_together(comm, failure)
 
 
+@contextmanager
+def collective_steps(comm: MPI.Comm) -> Iterator[None]:
+    """`collective` for a body that communicates: if it fails on any rank, raise the same error on all, once.
+
+    Before ranks wait for each other, the body must go through `collective(comm)`, and nothing between that and the
+    wait may fail: there the others hear of a rank that has failed since.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as exc:
+        if getattr(exc, "collective", False):
+            raise
+        failure = exc
+    raise_together(comm, failure)
+
+
 def raise_together(comm: MPI.Comm, failure: Exception | None) -> None:
     """Collective: raise on all ranks what the lowest failing rank passes in; return if no rank fails."""
     import numpy as np  # here, since `--help` does without it

@@ -20,7 +20,7 @@ from astra_mpi.calibrate.tokens import Batches
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.fit import energy
-from astra_mpi.config import CodecConfig, Counts, require
+from astra_mpi.config import MAX_STAGES, CodecConfig, Counts, require
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.files.modelfile import ModelFile
@@ -35,17 +35,21 @@ SHARE = 4
 MOST_OVER_MEAN = 3
 
 
-def most_stages(config: CodecConfig, bits: int) -> int:
-    """Stages of the codec that `allotted` starts from, for `bits` per token and block on average."""
+def most_stages(config: CodecConfig, bits: int, n_layers: int) -> int:
+    """Stages of the codec that `allotted` starts from, for `bits` per token and block on average. InputError where
+    they are less than a stage of all blocks together, or more than all stages that there may be."""
+    require(config.bits > 0, f"--bits {bits}: entries of {config.codebook_size} have none; use two or more")
+    n_sending, most = n_layers - int(config.predicts), config.bits * config.n_books * MAX_STAGES
+    least = max(1, -(-config.bits // max(n_sending, 1)))  # one stage in one block
+    require(least <= bits <= most, f"--bits {bits}: with codes of {config.bits} bits give {least} to {most}")
     mean = bits / (config.bits * config.n_books)
-    require(mean > 0, f"--bits {bits}: at least 1, and entries of more than 0 bits")
-    return min(64, max(MEASURED[-1] + 1, int(np.ceil(MOST_OVER_MEAN * mean))))
+    return min(MAX_STAGES, max(MEASURED[-1] + 1, int(np.ceil(MOST_OVER_MEAN * mean))))
 
 
 def allotted(
     file: ModelFile, codec: Codec, batches: Batches, bits: int, progress: Callable[[float, float], None]
 ) -> Counts:
-    """Stages per block and codebook with `bits` per token and block on average. For one process.
+    """Stages per block and codebook with `bits` per token on average of the blocks that send. For one process.
 
     codec: of as many stages as a block may have, embedded. `progress(done, total)` counts passes.
     """

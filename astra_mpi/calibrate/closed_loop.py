@@ -21,7 +21,7 @@ from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.innovation import fit_innovation
 from astra_mpi.codec.predictor import fit_predictor
 from astra_mpi.config import CodecConfig
-from astra_mpi.errors import collective
+from astra_mpi.errors import collective, collective_steps
 from astra_mpi.partition import displs
 from astra_mpi.ranks.watched import alone
 from astra_mpi.strategies.remote import projection
@@ -45,7 +45,12 @@ class ClosedLoop:
     embedded: bool = False  # stages are a codec without those after them
 
     def fit(self) -> Codec:
-        """The codec of all blocks, on every rank."""
+        """The codec of all blocks, on every rank. AstraError on all where one fails."""
+        with collective_steps(self.comm):
+            codec = self._all_blocks()
+        return codec  # noqa: RET504, what `with` may swallow
+
+    def _all_blocks(self) -> Codec:
         n_blocks, width = len(self.passes.model.blocks), self.passes.model.config.d_model
         with collective(self.comm), alone(self.comm, "weighing keys and values"):
             gains = self._gains() if self.in_metric else []
@@ -89,9 +94,9 @@ class ClosedLoop:
         """All sequences through block i -> on every rank the attention inputs (n, D) that enter it, and the squared
         norms (n,) of what they are the normalised form of."""
         passes, size = self.passes, self.comm.Get_size()
-        samples, norms = passes.room(), np.empty((passes.n_tokens, 1), np.float32)
         shares = self._shares()
         with collective(self.comm), alone(self.comm, "passing sequences through a block"):
+            samples, norms = passes.room(), np.empty((passes.n_tokens, 1), np.float32)
             own = shares[self.comm.Get_rank()]
             for batch in own:
                 batch.keep([norms], np.einsum("nd,nd->n", batch.rows, batch.rows)[:, None])

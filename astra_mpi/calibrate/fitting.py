@@ -71,7 +71,7 @@ def fit_codec(
     model = Model(file, MPI.COMM_SELF, backend)
     require(
         not config.sinks or has_sinks(model),
-        f"sinks = {config.sinks} is for decoders: first tokens of a {model.config.family} model see all others",
+        f"sinks = {config.sinks} is for decoders: first tokens of a {model.config.family} model see all others; use 0",
     )
     if find_sinks:
         with threadpool_limits(1):

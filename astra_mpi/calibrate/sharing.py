@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from astra_mpi.errors import collective
 from astra_mpi.partition import displs, even
+from astra_mpi.ranks.watched import alone
 
 #: multiply-adds of a search below which telling the others takes longer
 _WORTH = 1 << 24
@@ -21,7 +23,8 @@ _WORTH = 1 << 24
 class SharedKernels:
     """The kernels of a module, but that searches are collective: the same calls with the same sizes on every rank.
 
-    A code does not depend on which rows are searched together, so it is the same whoever shares the work.
+    A code does not depend on which rows are searched together, so it is the same whoever shares the work. What fails on
+    one rank between two searches is to be raised by `errors.collective_steps`: the others hear of it in the next one.
     """
 
     def __init__(self, kernels: ModuleType, comm: MPI.Comm, pool: ThreadPoolExecutor, threads: int) -> None:
@@ -44,13 +47,17 @@ class SharedKernels:
         counts = even(len(x), self._comm.Get_size())
         starts, rank = displs(counts), self._comm.Get_rank()
         mine = x[starts[rank] : starts[rank + 1]]
-        codes = np.concatenate(self.in_parts(lambda rows: encode(mine[rows], *book), len(mine)))
         if self._comm.Get_size() == 1:
-            return codes
-        row_bytes = codes.shape[1] * codes.itemsize
-        every = np.empty((len(x), codes.shape[1]), codes.dtype)
-        self._comm.Allgatherv(codes.view(np.uint8), [every.view(np.uint8), counts * row_bytes])
+            return self._searched(encode, mine, book)
+        with collective(self._comm), alone(self._comm, "searching codes"):
+            codes = self._searched(encode, mine, book)
+            every = np.empty((len(x), codes.shape[1]), codes.dtype)
+            own, all_of_them = codes.view(np.uint8), [every.view(np.uint8), counts * codes.shape[1] * codes.itemsize]
+        self._comm.Allgatherv(own, all_of_them)
         return every
+
+    def _searched(self, encode: Callable[..., np.ndarray], x: np.ndarray, book: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate(self.in_parts(lambda rows: encode(x[rows], *book), len(x)))
 
     def each(self, work: Callable[[Any], None], items: Iterable[Any]) -> None:
         """`work` on every item, by this rank's threads."""

@@ -13,7 +13,7 @@ import numpy as np
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import require
-from astra_mpi.device.xp import module_of
+from astra_mpi.device.xp import beside, module_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,10 @@ class BlockCodec:
         return sum(book.width for book in self.codebooks)
 
     def encode(self, x: np.ndarray, kernels: Any, near: np.ndarray | None = None) -> np.ndarray:
-        """Codes (n, C) of x (n, width). near (n,): which tokens have all codes, where others have fewer; None: all."""
+        """Codes (n, C) of x (n, width).
+
+        near (n,), bool on the host: which tokens have all codes, where others have fewer; None: all.
+        """
         xp = module_of(x)
         parts = xp.split(x, len(self.codebooks), axis=1)
         codes = [
@@ -115,12 +118,9 @@ class BlockCodec:
         """
         bits, sent = self._wire
         if near is not None and self.ordinary is not None:
-            xp = module_of(codes)
-            columns = self.ordinary if sent is None else np.intersect1d(self.ordinary, sent)
-            every = codes if sent is None else codes[:, sent]
-            flat = xp.concatenate([codes[~near][:, columns].reshape(-1), every[near].reshape(-1)])
-            return kernels.pack(flat[:, None], bits)
-        codes = codes if sent is None else codes[:, sent]
+            parts = [codes[rows, columns].reshape(-1) for rows, columns in self._grades(codes, near)]
+            return kernels.pack(module_of(codes).concatenate(parts)[:, None], bits)
+        codes = codes if sent is None else codes[:, beside(codes, sent)]
         return kernels.pack(codes, bits) if isinstance(bits, int) else kernels.pack_columns(codes, bits)
 
     def unpack(self, message: np.ndarray, n: int, kernels: Any, near: np.ndarray | None = None) -> np.ndarray:
@@ -135,24 +135,33 @@ class BlockCodec:
         if sent is None:
             return codes
         every = module_of(codes).zeros((n, self.n_codes), codes.dtype)
-        every[:, sent] = codes
+        every[:, beside(every, sent)] = codes
         return every
 
     def _unpack_graded(self, message: np.ndarray, near: np.ndarray, kernels: Any) -> np.ndarray:
-        bits, sent = self._wire
-        assert isinstance(bits, int) and self.ordinary is not None
-        every = np.arange(self.n_codes) if sent is None else sent
-        columns, n_near = np.intersect1d(self.ordinary, every), int(near.sum())
-        n_first = (len(near) - n_near) * len(columns)
-        flat = kernels.unpack(message, n_first + n_near * len(every), 1, bits)[:, 0]
-        xp = module_of(flat)
-        codes = xp.full((len(near), self.n_codes), self.size - 1, flat.dtype)
-        if sent is not None:
-            codes[:, np.setdiff1d(np.arange(self.n_codes), sent)] = 0
-        some, all_of_them = xp.flatnonzero(~near), xp.flatnonzero(near)
-        codes[some[:, None], xp.asarray(columns)[None]] = flat[:n_first].reshape(-1, len(columns))
-        codes[all_of_them[:, None], xp.asarray(every)[None]] = flat[n_first:].reshape(-1, len(every))
+        bits, _ = self._wire
+        assert isinstance(bits, int)
+        some, every, silent = self._columns
+        n_first, n_last = int((~near).sum()) * len(some), int(near.sum()) * len(every)
+        flat = kernels.unpack(message, n_first + n_last, 1, bits)[:, 0]
+        codes = module_of(flat).full((len(near), self.n_codes), self.size - 1, flat.dtype)
+        codes[:, beside(codes, silent)] = 0
+        for (rows, columns), part in zip(self._grades(codes, near), (flat[:n_first], flat[n_first:]), strict=True):
+            codes[rows, columns] = part.reshape(len(rows), columns.shape[1])
         return codes
+
+    def _grades(self, codes: Any, near: np.ndarray) -> list[tuple[Any, Any]]:
+        """Where the codes that travel lie in codes (n, C): rows (m, 1) and columns (1, c), of ordinary tokens first."""
+        xp, (some, every, _) = module_of(codes), self._columns
+        pairs = (~near, some), (near, every)
+        return [(xp.asarray(np.flatnonzero(rows))[:, None], beside(codes, columns)[None]) for rows, columns in pairs]
+
+    @cached_property
+    def _columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of graded codes: those that travel of an ordinary token, and of a near one; those that never do."""
+        assert self.ordinary is not None
+        sent = np.flatnonzero(self.code_bits)
+        return np.intersect1d(self.ordinary, sent), sent, np.flatnonzero(self.code_bits == 0)
 
     @cached_property
     def _wire(self) -> tuple[int | np.ndarray, np.ndarray | None]:

@@ -155,17 +155,22 @@ class Codebook:
         return self._encode(x, kernels)
 
     def graded(self, x: np.ndarray, near: np.ndarray, kernels: Any) -> np.ndarray:
-        """Codes (n, C) of x (n, D) where only tokens that are near (n,) have more codes than the ordinary ones."""
+        """Codes (n, C) of x (n, D) where only tokens that are near (n,), bool on the host, have more codes than the
+        ordinary ones."""
         if self.ordinary is None:
             return self.encode(x, kernels)
-        basis = None if self.basis is None else beside(x, self.basis)
-        sought = x if basis is None else x @ basis
-        first = slice(self.ordinary)
-        some = self.rule.encode(sought, self.searched[first], self.half_norms[first], kernels)
+        sought = x if self.basis is None else x @ beside(x, self.basis)
+        some = self.rule.encode(sought, *self._ordinary_book, kernels)
         codes = module_of(x).full((len(x), self.n_codes), self.size - 1, some.dtype)
-        codes[:, first] = some
-        codes[near] = self.rule.encode(sought[near], self.searched, self.half_norms, kernels)
+        codes[:, : self.ordinary] = some
+        rows = module_of(x).asarray(np.flatnonzero(near))
+        codes[rows] = self.rule.encode(sought[rows], self.searched, self.half_norms, kernels)
         return codes
+
+    @cached_property
+    def _ordinary_book(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `encode` of the kind takes for the codes that all tokens have."""
+        return self.searched[: self.ordinary], self.half_norms[: self.ordinary]
 
     def _encode(self, x: np.ndarray, kernels: Any) -> np.ndarray:
         """Codes but those of the head."""

@@ -47,9 +47,11 @@ class Codec:
                 f"needs {'one' if wanted else 'none'} there",
             )
 
-    def bits_per_token(self, i: int) -> int:
-        """Bits that a token costs in block i; `config.bits_per_token` is their mean."""
-        return self.blocks[i].bits_per_token
+    @property
+    def block_bits(self) -> list[int]:
+        """Bits that an ordinary token costs in each block; `config.mean_bits` is their mean."""
+        silent = int(self.config.predicts)
+        return [0] * silent + [block.ordinary_bits for block in self.blocks[silent:]]
 
     def exact(self) -> Codec:
         """The same codebooks without subspaces: searched by distance, also where these were of another metric."""

@@ -140,8 +140,6 @@ def _allotted(
     threads: int,
 ) -> CodecConfig:
     """Collective: the config with stages for every block, --bits on average. Rank 0 measures what they change."""
-    from dataclasses import replace
-
     import numpy as np
 
     from astra_mpi.calibrate import shuffled_batches
@@ -151,7 +149,7 @@ def _allotted(
     from astra_mpi.ranks.broadcast import broadcast_integers
     from astra_mpi.ranks.watched import alone
 
-    many = replace(config, stages=most_stages(config, args.bits), near=0, near_stages=0)
+    many = replace(config, stages=most_stages(config, args.bits, model.config.n_layers), near=0, near_stages=0)
     codec = _fit(args, comm, model, many, source, threads, embedded=True)
     rows: np.ndarray | None = None
     with collective(comm), alone(comm, "measuring what stages change"):
@@ -192,9 +190,13 @@ def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
     else:
         kept = model.provenance | {"calibrate": made["command"]}
         write_model(args.output, replace(model, codec=codec, provenance=kept))
-    bits, encoder, n = codec.config.bits_per_token, codec.config.encoder, codec.config.sinks
+    config, n_layers = codec.config, len(codec.blocks)
+    bits = f"{round(config.mean_bits(n_layers), 2)} bits per token and block"
+    if config.near:
+        bits += f", {round(config.mean_bits(n_layers, near_share=1), 2)} of near ones"
+    encoder, n = config.encoder, config.sinks
     exact = f", {n} first token{'s' * (n > 1)} exact" if n else ""
-    print(f"{args.output}: {bits} bits per token and block, encoder {encoder}{exact}, codebooks {codec.digest[:12]}")
+    print(f"{args.output}: {bits}, encoder {encoder}{exact}, codebooks {codec.digest[:12]}")
 
 
 def _warn(text: str) -> None:

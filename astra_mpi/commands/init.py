@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     bar.close()
     model = dataclasses.replace(model, provenance=provenance(_command(args), source="random weights"))
     digest = write_model(args.output, model)
-    coded = f"{codec.bits_per_token} bits per token and block" if codec else "no codebooks"
+    coded = f"{round(codec.mean_bits(config.n_layers), 2)} bits per token and block" if codec else "no codebooks"
     print(f"{args.output}: {args.preset}, {args.dtype}, {coded}, digest {digest[:12]}")
     return 0
 

@@ -15,7 +15,10 @@ def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     group.add_argument("--groups", type=int, metavar="G", help="sub-vectors, for --kind grouped (default 1)")
     group.add_argument("--stages", type=int, metavar="M", help="stages, for --kind residual (default 4)")
     group.add_argument(
-        "--bits", type=int, metavar="N", help="per token and block: of directions (scalar), or stages of blocks"
+        "--bits",
+        type=int,
+        metavar="N",
+        help="per token and sending block: of directions (scalar), or stages of blocks",
     )
     group.add_argument(
         "--near", type=int, default=0, metavar="G", help="tokens of a slice next to another one that have more stages"
@@ -45,8 +48,9 @@ def _vector_bits(args: argparse.Namespace, site: str) -> int:
     """--bits, of a codebook's vector: half with site kv, which has a codebook of keys and one of values."""
     n_books = 2 if site == "kv" else 1
     require(args.bits is not None, f"--kind {args.kind} needs --bits: how many a token has per block")
-    good = args.bits >= 0 and args.bits % n_books == 0
-    require(good, f"--bits {args.bits}: with site {site}, a multiple of {n_books}")
+    require(args.bits >= 0, f"--bits {args.bits}: at least 0")
+    even = args.bits % n_books == 0
+    require(even, f"--bits {args.bits}: site {site} gives half to keys and half to values; use an even number")
     return args.bits // n_books
 
 
@@ -64,7 +68,8 @@ def codec_config(args: argparse.Namespace, family: str, allots: bool = False) ->
         counts["vector_bits"] = _vector_bits(args, site)
     elif args.bits is not None:
         fits = allots and KINDS[args.kind].count == "stages"
-        require(fits, f"--bits is not for --kind {args.kind}{'' if allots else ' here'}; leave it out")
+        where = "" if allots else " here, where nothing is measured to allot stages by"
+        require(fits, f"--bits is not for --kind {args.kind}{where}; leave it out")
         require(args.stages is None, "--bits allots the stages; leave --stages out")
     named = {"kind": args.kind, "codebook_size": args.codebook_size, "encoder": args.encoder, "predict": args.predict}
     near = {"near": args.near, "near_stages": args.near_stages}

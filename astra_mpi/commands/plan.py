@@ -157,7 +157,7 @@ def _codec(row: dict[str, Any]) -> str:
     from astra_mpi.planner.advice import codec_name
 
     marks = [name for name in ("used", "best") if row[name]] + (["beyond the budget"] if not row["fits"] else [])
-    bits, total_ms = row["bits_per_token_per_block"], 1e3 * row["latency_s"]
+    bits, total_ms = round(row["bits_per_token_per_block"], 1), 1e3 * row["latency_s"]
     return f"{codec_name(row['codec']):<39}{bits:>6}{total_ms:>9.1f}  {', '.join(marks)}".rstrip()
 
 

@@ -124,17 +124,12 @@ def astra_wire(shape: Shape, coding: Coding, i: int = 0) -> Wire:
         distinct=coding.distinct,
         sinks=_sinks(shape, codec),
         near=codec.near,
-        near_bits=_near_bits(codec, i),
+        near_bits=codec.near_bits(i),
     )
 
 
 def _sinks(shape: Shape, codec: CodecConfig) -> int:
     return codec.sinks if shape.causal and not shape.n_class else 0
-
-
-def _near_bits(codec: CodecConfig, i: int) -> int:
-    """How many more bits a token next to another slice has in block i."""
-    return sum(codec.near_stages * codec.bits for part in codec.of(i) if part.count) if codec.near else 0
 
 
 def _predicted_wire(shape: Shape, coding: Coding, i: int) -> Wire:
@@ -159,7 +154,7 @@ def _predicted_wire(shape: Shape, coding: Coding, i: int) -> Wire:
         whole=True,
         sinks=_sinks(shape, codec),
         near=codec.near,
-        near_bits=_near_bits(codec, i),
+        near_bits=codec.near_bits(i),
     )
 
 
@@ -205,7 +200,7 @@ def stages_of(job: Job, wires: Sequence[Wire], windows: Sequence[int]) -> tuple[
 
 
 def _transfer(job: Job, wire: Wire, window: int) -> Transfer | None:
-    if not wire.site or job.size == 1:
+    if not wire.site or job.size == 1 or not wire.bits + wire.near_bits:
         return None
     even = job.tokens / job.size
     near = min(even, wire.near * (1 if job.shape.causal else 2))

@@ -83,13 +83,14 @@ def _codec(file: h5py.File) -> dict[str, Any]:
         | {
             "blocks": len(codec.blocks),
             "codes_per_token": max(block.n_codes for block in codec.blocks),
-            "bits_per_token_per_block": config.bits_per_token,
-            "bits_of_blocks": [block.bits_per_token for block in codec.blocks],
+            "bits_per_token_per_block": config.mean_bits(len(codec.blocks)),
+            "bits_of_blocks": codec.block_bits,
             "bytes": sum(book.entries.nbytes for book in books),
             "subspace_widths": [None if book.basis is None else book.basis.shape[1] for book in books],
             "subspace_error_growth": max(book.error_growth for book in books),
             "digest": codec.digest,
         }
+        | ({"more_bits_of_near": [config.near_bits(i) for i in range(len(codec.blocks))]} if config.near else {})
         | ({"predictor_ranks": [b.predictor.rank for b in codec.blocks if b.predictor]} if config.predicts else {})
     }
 

@@ -33,7 +33,8 @@ def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | Non
         **{name: first[name] for name in ("family", "strategy", "ranks")},
         "items": results.n_items,
         "tokens": told.tokens,
-        **{name: first[name] for name in ("codec", "bits_per_token_per_block")},
+        "codec": first["codec"],
+        "bits_per_token_per_block": told.bits,
         **{name: first[name] for name in ("network", "accounting", "clock", "speed")},
         **cost,
         "metrics": {"forward_s": told.forward_s, **_metrics(results, labels)},
@@ -50,10 +51,16 @@ class _Told:
     """Sums over reports as they pass."""
 
     tokens, forward_s = 0, 0.0
+    bits: float = 0  # per token and block, the mean over tokens where batches differ
 
     def through(self, reports: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for report in reports:
-            self.tokens += sum(report["tokens"])
+            n_tokens, bits = sum(report["tokens"]), report["bits_per_token_per_block"]
+            self.tokens += n_tokens
+            if self.tokens == n_tokens:
+                self.bits = bits
+            elif bits != self.bits:
+                self.bits += (bits - self.bits) * n_tokens / self.tokens
             self.forward_s += report["latency_s"]["total"]
             yield report
 

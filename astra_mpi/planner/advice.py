@@ -80,7 +80,8 @@ def _exact(others: list[dict[str, Any]]) -> str:
 def codec_name(codec: dict[str, Any]) -> str:
     """residual M=4 K=256 hidden."""
     label, predicted = KINDS[codec["kind"]].label(codec), "predicted" * ("predict" in codec)
-    return " ".join(filter(None, [codec["kind"], label, f"K={codec['codebook_size']}", codec["site"], predicted]))
+    near = f"near +{codec['near_stages']}" if "near" in codec else ""
+    return " ".join(filter(None, [codec["kind"], label, f"K={codec['codebook_size']}", codec["site"], predicted, near]))
 
 
 def codec_advice(codecs: list[dict[str, Any]], budget_bits: float | None, on: str) -> str:

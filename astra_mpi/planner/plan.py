@@ -140,15 +140,16 @@ def compare_codecs(setting: Setting, budget_bits: float | None) -> list[dict[str
     rows = []
     for coding in [own, *(cheaper_remote(setting, other) for other in others)]:
         codec = coding.codec
+        bits = codec.mean_bits(setting.config.n_layers)
         with_codec = replace(setting, coding=coding)
         total_s = _total(with_codec, "astra", best_cut(with_codec, "astra"))
         rank = next((i for i, other in enumerate(known) if same_codes(other, codec)), None)
         rows.append(
             {
                 "codec": codec.as_dict(),
-                "bits_per_token_per_block": codec.bits_per_token,
+                "bits_per_token_per_block": bits,
                 "accuracy_rank": rank,
-                "fits": budget_bits is None or codec.bits_per_token <= budget_bits,
+                "fits": budget_bits is None or bits <= budget_bits,
                 "best": best is not None and same_codes(codec, best),
                 "used": coding is own,
                 "remote": coding.remote,

@@ -2,7 +2,8 @@
 
 Per block: encode own content tokens, start the all-gather of the packed codes, project and attend locally, then wait,
 look the far keys and values up in the projected codebooks, and merge their attention. With `first = "inputs"` the first
-block sends nothing: what enters it follows from the inputs, which every rank has.
+block sends nothing: what enters it follows from the inputs, which every rank has. Nor does a block whose codes have no
+bits: they are known.
 """
 
 from __future__ import annotations
@@ -83,6 +84,14 @@ class Astra(FarCodes):
         ends = 1 if layout.causal else 2
         return np.minimum(layout.counts - layout.sink_counts, ends * self.codec.config.near).sum(axis=0)
 
+    def _near_share(self) -> float:
+        """Of the tokens that are sent, those with more codes."""
+        if not (self.codec.config.near and self.sends):
+            return 0.0
+        senders = slice(self.planned.size - int(self.planned.forward))
+        near, sent = self._near_counts(self.planned)[senders].sum(), self.planned.sent_counts[senders].sum()
+        return float(near / max(sent, 1))
+
     def _near(self, rank: int) -> np.ndarray | None:
         """(n_r,) which of a rank's tokens have more codes than the ordinary ones; None: all have the same."""
         if not self.codec.config.near:
@@ -90,7 +99,7 @@ class Astra(FarCodes):
         if rank not in self._near_masks:
             planned = self.planned
             mask = near_ends((planned.counts - planned.sink_counts)[:, rank], self.codec.config.near, planned.causal)
-            self._near_masks[rank] = self.xp.asarray(mask)
+            self._near_masks[rank] = mask
         return self._near_masks[rank]
 
     def bytes_of(self, i: int, reach: Reach) -> list[int]:
@@ -102,8 +111,9 @@ class Astra(FarCodes):
         return astra_wire(shape_of(self.config), coding_of(self.codec, self.remote.how))
 
     @property
-    def n_exchanges(self) -> int:
-        return len(self.blocks) - self.first_coded if self.sends else 0
+    def exchanging(self) -> tuple[int, ...]:
+        coded = range(self.first_coded, len(self.blocks)) if self.sends else ()
+        return tuple(i for i in coded if self.codec.blocks[i].bits_per_token)
 
     def look(self, embed: Callable[[Layout], np.ndarray]) -> None:
         planned = self.planned
@@ -127,12 +137,14 @@ class Astra(FarCodes):
             states.expect_far(i)
             states.expect_own(i + 1)
             self.laps.mark("decode")
+        if i >= self.first_coded and self.sends and pending is None:
+            return self._known(i)
         if i >= self.first_coded or not self.sends or not len(self.planned.far_places):
             return super().far_keys(i, pending)
         far = block.attention_input(self.far_inputs) if states is None else states.far.astype(self.dtype, copy=False)
         return FarKeys(block.keys_values(far), self.planned.far_offsets)
 
-    def send(self, i: int, payload: np.ndarray) -> Pending:
+    def send(self, i: int, payload: np.ndarray) -> Pending | None:
         near = self._near(self.planned.rank)
         near = near if near is None or len(near) == len(payload) else near[:0]
         if self.states is None:
@@ -143,12 +155,23 @@ class Astra(FarCodes):
         if self.cache is not None:
             self.cache.note_seen(i, codes)
         self.laps.mark("encode")
-        return self.start(message)
+        return self.start(message) if self.codec.blocks[i].bits_per_token else None
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
         messages = pending.wait()
         self.missing[i] = pending.missing
         self.codes[i] = self._unpack(i, messages)
+        return self._far_keys(i)
+
+    def _known(self, i: int) -> FarKeys:
+        """Far keys of a block whose codes have no bits: each is the first and only entry's."""
+        n_tokens = int(self._sent_counts(self.reaches[i]).sum())
+        self.missing[i] = False
+        self.codes[i] = self.xp.zeros((n_tokens, self.codec.blocks[i].n_codes), self.mean_codes[i].dtype)
+        return self._far_keys(i)
+
+    def _far_keys(self, i: int) -> FarKeys:
+        """From the codes of block i."""
         index, offsets, tokens = self._far(i)
         far = take(self.codes[i], index)  # (m, C)
         if self.states is not None:
@@ -257,7 +280,7 @@ class Astra(FarCodes):
         choices = {**self.spec.values, **first, "remote": self.remote.how, "counted_keys": self.counted_keys}
         return {
             "codec": config.as_dict(),
-            "bits_per_token_per_block": config.bits_per_token,
+            "bits_per_token_per_block": config.mean_bits(len(self.blocks), self.first_coded, self._near_share()),
             "choices": choices | ({"sinks": self.sinks} if self.sinks else {}),
         }
 

@@ -100,11 +100,9 @@ class TokenParallel(Strategy):
         return [*counts[:-1], 0] if layout.forward else counts
 
     def formula_bytes(self, layout: Layout) -> list[int]:
-        first = len(self.blocks) - self.n_exchanges
         reaches = self.reaches if layout is self.planned or not self._windowed else self._reaches(layout)
         every = [
-            self.bytes_of(i, reaches[i]) if self._windowed else self.sent_bytes(i, layout)
-            for i in range(first, len(self.blocks))
+            self.bytes_of(i, reaches[i]) if self._windowed else self.sent_bytes(i, layout) for i in self.exchanging
         ]
         return [sum(of_rank) for of_rank in zip(*every, strict=True)] if every else [0] * layout.size
 
@@ -137,7 +135,12 @@ class TokenParallel(Strategy):
     @property
     def n_exchanges(self) -> int:
         """Block exchanges of one forward pass."""
-        return len(self.blocks) if self.sends else 0
+        return len(self.exchanging)
+
+    @property
+    def exchanging(self) -> tuple[int, ...]:
+        """The blocks with an exchange, in order; the same on every rank."""
+        return tuple(range(len(self.blocks))) if self.sends else ()
 
     @property
     def sends(self) -> bool:
@@ -165,11 +168,11 @@ class TokenParallel(Strategy):
         return self.bytes_of(i, reach), reach.hears
 
     def abandon(self) -> None:
-        first = len(self.blocks) - self.n_exchanges
-        for i in range(self.exchange.n_started, self.n_exchanges + 1):  # the last one waits for what is under way
-            done = min(i + 1, self.n_exchanges)
-            counts, forward = self._exchanged(min(first + i, len(self.reaches) - 1))
-            self.exchange.drain(counts, done, self.may_miss, forward=forward)
+        blocks = self.exchanging
+        for n in range(self.exchange.n_started, len(blocks) + 1):  # the last one waits for what is under way
+            if blocks:
+                counts, forward = self._exchanged(blocks[min(n, len(blocks) - 1)])
+                self.exchange.drain(counts, min(n + 1, len(blocks)), self.may_miss, forward=forward)
 
     def block(self, i: int, x: np.ndarray) -> np.ndarray:
         block, pending = self.blocks[i], None

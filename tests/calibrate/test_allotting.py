@@ -5,12 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from astra_mpi.calibrate.allotting import as_counts, as_rows, between, spent
+from astra_mpi.calibrate.allotting import as_counts, as_rows, between, most_stages, spent
 from astra_mpi.calibrate.emulated import AsCodes, Change, Emulated
 from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
+from astra_mpi.errors import InputError
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
 
 FAMILIES = {
@@ -81,3 +82,17 @@ def test_changes_between_follow_the_squared_error():
     counts = ((1, 2), 0, (3, 0))
     config = CodecConfig(site="kv", stages=counts)
     assert as_counts(as_rows(counts, config)) == counts
+
+
+@pytest.mark.parametrize(
+    ("settings", "bits", "message"),
+    [
+        (dict(codebook_size=16), 0, "give 2 to 256"),
+        (dict(codebook_size=16, site="normed", predict="linear"), 3, "give 4 to 256"),
+        (dict(codebook_size=16, site="kv"), 513, "give 2 to 512"),
+        (dict(codebook_size=1), 8, "use two or more"),
+    ],
+)
+def test_bits_that_cannot_be_allotted(settings, bits, message):
+    with pytest.raises(InputError, match=f"--bits {bits}: .*{message}"):
+        most_stages(CodecConfig(**settings), bits, 2)

@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from astra_mpi.calibrate import activations, fit_codec, fitting, sharing
+from astra_mpi.calibrate import activations, closed_loop, fit_codec, fitting, sharing
 from astra_mpi.calibrate.passes import Recorder
 from astra_mpi.calibrate.work import shares
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.fit import energy, fit_codebook
 from astra_mpi.codec.innovation import served
+from astra_mpi.codec.kinds import residual
 from astra_mpi.codec.metric import keys_values_metric, pulled_back
 from astra_mpi.codec.subspace import STEP, with_subspace
 from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
-from astra_mpi.errors import InputError
+from astra_mpi.errors import AstraError, InputError
 from astra_mpi.strategies.remote import projection
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
 
@@ -190,6 +191,30 @@ def test_predicted_codes_do_not_depend_on_who_fits_them(comm, codec, monkeypatch
     if found is not None:
         assert told == sorted(told) and told[-1] == (4, 4)
         same(found, fit_codec(file, given, coding, n_samples=190))
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("module", "name"), [(closed_loop, "fit_predictor"), (closed_loop, "no_codebook"), (residual, "refine")]
+)
+def test_a_rank_that_fails_in_a_shared_fit_holds_up_nobody(comm, module, name, monkeypatch):
+    """Between shared searches, in the second block that is fitted: all raise what the last rank does."""
+    monkeypatch.setattr(sharing, "_WORTH", 0)
+    config, whole, calls = llama_config(n_layers=4), getattr(module, name), []
+
+    def fails(*args, **options):
+        calls.append(None)
+        if comm.rank == comm.size - 1 and len(calls) == (1 if name == "no_codebook" else 2):
+            raise MemoryError("no room")
+        return whole(*args, **options)
+
+    monkeypatch.setattr(module, name, fails)
+    coding = CodecConfig("normed", codebook_size=16, stages=2, predict="linear")
+    file, given = model_file(config), batches(config, 3)
+    with pytest.raises(AstraError, match="no room"):
+        fit_codec(file, given, coding, comm=comm, n_samples=190)
+    found = fit_codec(file, given, coding, comm=comm, n_samples=190)
+    assert (found is None) == (comm.rank > 0)
 
 
 def test_predicted_codes_are_fitted_to_the_states_that_ranks_will_have():

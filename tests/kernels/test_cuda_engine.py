@@ -121,6 +121,24 @@ def test_other_parts_equal_the_cpu(comm, anywhere, name):
             np.testing.assert_array_equal(*new)
 
 
+@pytest.mark.parametrize(
+    "codec",
+    [
+        dict(stages=((1, 3), 0, (2, 0)), codebook_size=9, near=2, near_stages=2),
+        dict(kind="scalar", vector_bits=((7, 0), 12, (3, 18)), codebook_size=16),
+    ],
+    ids=["near", "scalar"],
+)
+def test_bits_of_blocks_equal_the_cpu(comm, anywhere, codec):
+    """Blocks, and keys and values, that differ in their codes; residual block 1 sends nothing."""
+    file = model_file(llama_config(n_layers=3), CodecConfig(site="kv", **codec))
+    gpu, cpu = (Model(file, comm, get_backend(kind, comm)) for kind in ("cuda", "numpy"))
+    inputs, mask = random_batch(file.config, 3, 13, seed=1, ragged=True)
+    for model in (gpu, cpu):
+        model.use("astra")
+    assert_same(comm, gpu, cpu, inputs, mask)
+
+
 @pytest.mark.parametrize(("family", "codec"), ASTRA)
 def test_astra_equals_the_cpu(comm, anywhere, family, codec):
     gpu, cpu, inputs, mask = models(comm, family, CODECS[codec])
