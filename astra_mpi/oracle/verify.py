@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 
 from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.engine import Model
@@ -32,7 +33,7 @@ def verify(
     one check per form on rank 0, an empty list elsewhere. A form that cannot be used here is skipped: passed, with
     the reason.
     """
-    passes = Passes(model.config, inputs, mask, _compute(model), lambda: _weights(model))
+    passes = Passes(model.config, inputs, mask, _rounded(model), lambda: _weights(model))
     specs = [spec for text in strategies for spec in forms(text)]
     checks = [_check(model, inputs, mask, spec, counted_keys, spread, passes) for spec in specs]
     return [check for check in (_check_products(model), *checks) if check is not None]
@@ -86,7 +87,19 @@ def _check(
 def _compute(model: Model) -> str:
     """What is rounded in its products, as the oracle names it (`narrow.py`)."""
     compute = model.backend.compute
-    return WEIGHTS_ONLY[compute] if model.backend.choices.get("products") == "widened" else compute
+    return WEIGHTS_ONLY[compute] if _widens(model) else compute
+
+
+def _rounded(model: Model) -> str:
+    """Collective: what is rounded in the products of some ranks, which may take different paths."""
+    widen = np.array([_widens(model)])
+    model.comm.Allreduce(MPI.IN_PLACE, widen, op=MPI.LAND)
+    compute = model.backend.compute
+    return WEIGHTS_ONLY[compute] if widen[0] else compute
+
+
+def _widens(model: Model) -> bool:
+    return str(model.backend.choices.get("products", "")).startswith("widened")
 
 
 def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:

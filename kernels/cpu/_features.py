@@ -96,6 +96,8 @@ def path(compute: str) -> Path:
         from astra_mpi.kernels.cpu.products.speeds import gain  # it asks for paths itself
 
         measured = gain(compute, name)  # half of float32's speed on some CPUs, twice on others
+        if measured < _LEAST_GAIN:  # or other processes were in the way
+            measured = max(measured, gain(compute, name, laps=21))
         notes.append(f"vdpbf16ps has {measured:.2f} times the speed of float32")
         if measured < _LEAST_GAIN:
             name = "widened"

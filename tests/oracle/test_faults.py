@@ -66,6 +66,12 @@ FAULTS = {
 }
 
 
+def some_widen(comm, compute):
+    """Whether some rank's CPU packs no weights, or is too busy to find that this pays."""
+    widens = get_backend("numpy", comm, compute=compute).choices["products"].startswith("widened")
+    return any(comm.allgather(widens))
+
+
 def checks_of(comm, compute, wrong=None, sharpness=6.0, strategy="sp:x:float32", on=-1):
     """sharpness: of queries and of keys, so that attention sees a few tokens."""
     backend = get_backend("numpy", comm, compute=compute)
@@ -83,7 +89,7 @@ def checks_of(comm, compute, wrong=None, sharpness=6.0, strategy="sp:x:float32",
 @pytest.mark.parametrize("compute", COMPUTE)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_wrong_answers_of_one_rank_are_found(comm, fault, compute):
-    if get_backend("numpy", comm, compute=compute).choices["products"] == "widened":
+    if some_widen(comm, compute):
         pytest.skip("this CPU packs no weights")
     for check in checks_of(comm, compute, FAULTS[fault]):
         assert not check.passed and check.excess > 1.5 and "differs from the oracle" in check.reason, check
@@ -108,8 +114,9 @@ def test_codes_of_other_tokens_are_found(comm, compute):
 @pytest.mark.parametrize("compute", COMPUTE)
 def test_a_model_that_amplifies_roundings_passes(comm, compute):
     """Its rows differ from the oracle's by more than a model's of which each product adds a rounding."""
-    for check in checks_of(comm, compute, sharpness=20.0):
+    widened = some_widen(comm, compute)
+    for check in checks_of(comm, compute, sharpness=8.0):
         assert check.passed, check
-        if comm.size > 1:  # one rank may happen to round all as the oracle does
-            assert check.max_difference > 10 * tolerance_of(compute, CONFIG.n_layers).difference
+        if comm.size > 1 and not widened:  # one rank may happen to round all as the oracle does
+            assert check.max_difference > 3 * tolerance_of(compute, CONFIG.n_layers).difference
     comm.Barrier()

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from astra_mpi.kernels.cpu._features import path
 from astra_mpi.kernels.cpu._weights import widen
@@ -20,11 +21,12 @@ def gain(compute: str, by: str, m: int = 192, k: int = 768, n: int = 512, laps: 
     """
     calls = _product("float32", m, k, n, "blas"), _product(compute, m, k, n, by)
     best = [float("inf")] * 2
-    for _ in range(laps + 1):  # the first one warms up
-        for i, call in enumerate(calls):
-            begin = time.thread_time()
-            call()
-            best[i] = min(best[i], time.thread_time() - begin)
+    with threadpool_limits(1, "blas"):
+        for _ in range(laps + 1):  # the first one warms up
+            for i, call in enumerate(calls):
+                begin = time.thread_time()
+                call()
+                best[i] = min(best[i], time.thread_time() - begin)
     return best[0] / best[1]
 
 
