@@ -121,7 +121,7 @@ def open_dialogue(args: argparse.Namespace, comm: MPI.Comm) -> Dialogue:
 
     with collective(comm):
         task = task_of(args)
-    model = load_model(args, comm, args.strategy)
+    model = load_model(args, comm, args.strategy, args.max_new_tokens)
     with collective(comm):
         check_family(args.model, model)
         dialogue = Dialogue(

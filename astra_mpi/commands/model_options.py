@@ -103,8 +103,8 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers such as 2,1,1") from exc
 
 
-def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str | None) -> Model:
-    """Collective: the model as the options say; strategy: as `load` takes it."""
+def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str | None, new_tokens: int = 0) -> Model:
+    """Collective: the model as the options say; strategy and new_tokens: as `load` takes them."""
     from astra_mpi.device.threads import set_threads
     from astra_mpi.errors import collective
     from astra_mpi.files.hdf5 import check_target
@@ -121,6 +121,7 @@ def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str | None) -
         args.model,
         comm=comm,
         strategy=strategy,
+        new_tokens=new_tokens,
         backend=args.backend,
         transport=args.transport,
         precision=args.precision,
