@@ -16,7 +16,7 @@ import numpy as np
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.xp import beside
 from astra_mpi.kernels.near import Near
-from astra_mpi.partition import Layout
+from astra_mpi.layout import Layout
 
 
 class Attention:

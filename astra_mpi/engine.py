@@ -19,13 +19,14 @@ from astra_mpi.device.backend import Backend
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.errors import InputError, collective, raise_together, same_on_all
 from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.layout import Layout
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Block, block_weights
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.models.images import Preprocess
 from astra_mpi.network.conditions import Conditions
-from astra_mpi.partition import Cut, Layout
+from astra_mpi.partition import Cut
 from astra_mpi.strategies import STRATEGIES, Parts, Strategy, parse
 from astra_mpi.strategies.positions import Positions
 from astra_mpi.wire.exchange import Exchange

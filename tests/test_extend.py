@@ -133,7 +133,7 @@ def test_weight_format(run):
 
 
 def test_codec_kind(run):
-    files = {"added": "astra_mpi/codec/kinds/gain_shape.py", "table": "astra_mpi/config.py"}
+    files = {"added": "astra_mpi/codec/kinds/gain_shape.py", "table": "astra_mpi/codec/config.py"}
     printed = run("bash", "-c", commands("A codec kind"), **files)
     line = next(line for line in printed.splitlines() if line.startswith("astra "))
     n_bytes, formula, verdict = line.split()[-3:]

@@ -7,7 +7,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import astra_mpi
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.files.codecfile import write_codebooks

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.ranks.broadcast import broadcast_text
 from helpers.fakes import bert_config, gpt2_config, model_file

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_mpi.errors import InputError
-from astra_mpi.partition import Layout, TokenCost, cut, displs, even, finish_together, ranges, rotated, weighted
+from astra_mpi.layout import Layout
+from astra_mpi.partition import TokenCost, cut, displs, even, finish_together, ranges, rotated, weighted
 
 SIZES = st.integers(1, 9)
 TOKENS = st.integers(0, 200)

@@ -14,7 +14,7 @@ from astra_mpi.caches.kept import Kept, Softmax
 from astra_mpi.caches.rows import Rows, new_rows
 from astra_mpi.config import ModelConfig
 from astra_mpi.kernels.near import Near
-from astra_mpi.partition import Layout
+from astra_mpi.layout import Layout
 
 #: some of the far keys, by their indices
 Part = slice | np.ndarray

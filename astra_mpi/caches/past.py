@@ -19,7 +19,7 @@ from astra_mpi.caches.kept import Kept, Softmax
 from astra_mpi.caches.rows import new_rows
 from astra_mpi.config import ModelConfig
 from astra_mpi.kernels.near import Near
-from astra_mpi.partition import Layout
+from astra_mpi.layout import Layout
 
 #: queries that attend to what is far at a time
 TILE = 128

@@ -7,7 +7,7 @@ import numpy as np
 from astra_mpi.caches.cache import HostCache
 from astra_mpi.caches.past import Past
 from astra_mpi.caches.rows import rows_of
-from astra_mpi.partition import Layout
+from astra_mpi.layout import Layout
 
 
 class Sinks(HostCache):

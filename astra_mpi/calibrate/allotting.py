@@ -19,8 +19,9 @@ from astra_mpi.calibrate.emulated import AsCodes, Change, Emulated
 from astra_mpi.calibrate.tokens import Batches
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.codec import Codec
+from astra_mpi.codec.config import MAX_STAGES, CodecConfig, Counts
 from astra_mpi.codec.fit import energy
-from astra_mpi.config import MAX_STAGES, CodecConfig, Counts, require
+from astra_mpi.config import require
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.files.modelfile import ModelFile

@@ -18,9 +18,9 @@ from astra_mpi.codec.ahead import AHEAD, Metric, ahead_metric, plain_metric, sca
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import no_codebook
 from astra_mpi.codec.codec import Codec
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.innovation import fit_innovation
 from astra_mpi.codec.predictor import fit_predictor
-from astra_mpi.config import CodecConfig
 from astra_mpi.errors import collective, collective_steps
 from astra_mpi.partition import displs
 from astra_mpi.ranks.watched import alone

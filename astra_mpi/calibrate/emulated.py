@@ -14,8 +14,9 @@ import numpy as np
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.device.xp import take
 from astra_mpi.engine import Model
+from astra_mpi.layout import Layout
 from astra_mpi.models.decoder import Decoder
-from astra_mpi.partition import Layout, displs, even
+from astra_mpi.partition import displs, even
 from astra_mpi.strategies import Parts, Spec
 from astra_mpi.strategies.positions import PlacedRows, Positions
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel

@@ -22,10 +22,11 @@ from astra_mpi.calibrate.work import Work, shares, work_of
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.codec import Codec
+from astra_mpi.codec.config import METRICS, CodecConfig
 from astra_mpi.codec.fit import fit_codebook
 from astra_mpi.codec.metric import keys_values_metric, pulled_back
 from astra_mpi.codec.subspace import with_subspace
-from astra_mpi.config import METRICS, CodecConfig, require
+from astra_mpi.config import require
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.files.modelfile import ModelFile

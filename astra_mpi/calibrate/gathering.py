@@ -9,8 +9,8 @@ from mpi4py import MPI
 
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import Codebook, Transform
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.kinds.scalar import HEAD
-from astra_mpi.config import CodecConfig
 
 _TAG = 23
 

@@ -16,7 +16,7 @@ from astra_mpi.config import require
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import forget
 from astra_mpi.engine import Model
-from astra_mpi.partition import Layout
+from astra_mpi.layout import Layout
 from astra_mpi.strategies import Parts, Spec
 from astra_mpi.strategies.positions import Positions
 from astra_mpi.strategies.token_parallel import TokenParallel

@@ -11,10 +11,10 @@ from mpi4py import MPI
 from astra_mpi.caches.cache import HostCache
 from astra_mpi.calibrate.passes import Passes
 from astra_mpi.calibrate.tokens import Batch, Batches
-from astra_mpi.config import MAX_SINKS
+from astra_mpi.codec.config import MAX_SINKS
 from astra_mpi.engine import Model
 from astra_mpi.errors import collective
-from astra_mpi.partition import Layout
+from astra_mpi.layout import Layout
 from astra_mpi.ranks.watched import alone
 
 #: tokens that are looked at, about; and of sequences of so many at least, queries spread over their second half

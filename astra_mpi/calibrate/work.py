@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.fit import SWEEPS
-from astra_mpi.config import CodecConfig, ModelConfig
+from astra_mpi.config import ModelConfig
 from astra_mpi.models.block import Block
 
 #: a fit's multiply-adds beside its searches: means and moves, which are bound by memory

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from astra_mpi.config import KINDS, MAX_CODEBOOK_SIZE, CodecConfig, require
+from astra_mpi.codec.config import KINDS, MAX_CODEBOOK_SIZE, CodecConfig
+from astra_mpi.config import require
 from astra_mpi.device.xp import beside, module_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from astra_mpi.codec.block import BlockCodec
-from astra_mpi.config import CodecConfig, require
+from astra_mpi.codec.config import CodecConfig
+from astra_mpi.config import require
 
 
 @dataclass(frozen=True, eq=False)

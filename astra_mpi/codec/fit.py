@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.kind import Progress
 from astra_mpi.codec.kmeans import MIN_GAIN, means
-from astra_mpi.config import CodecConfig, require
+from astra_mpi.config import require
 
 SWEEPS = 5
 

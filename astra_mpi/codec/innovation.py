@@ -9,11 +9,11 @@ import numpy as np
 
 from astra_mpi.codec.ahead import Metric
 from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.fit import fit_codebook
 from astra_mpi.codec.kind import Progress
 from astra_mpi.codec.metric import transformed_back
 from astra_mpi.codec.subspace import STEP
-from astra_mpi.config import CodecConfig
 
 
 def fit_innovation(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from astra_mpi.config import CodecConfig
+    from astra_mpi.codec.config import CodecConfig
 
 Book = Any  # a `codec.codebook.Codebook`, which knows its kind and not the other way round
 Progress = Callable[[int, int], None]  # (codebooks fitted, codebooks in all)

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from astra_mpi.codec.config import MAX_SINKS, METRICS
 from astra_mpi.commands.options import add_codec_options, codec_config
-from astra_mpi.config import MAX_SINKS, METRICS
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from astra_mpi.codec.codec import Codec
-    from astra_mpi.config import CodecConfig
+    from astra_mpi.codec.config import CodecConfig
     from astra_mpi.files.modelfile import ModelFile
     from astra_mpi.inputs.sources import Source
 

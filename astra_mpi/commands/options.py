@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from astra_mpi.config import COUNTS, KINDS, CodecConfig, check_counts, require
+from astra_mpi.codec.config import COUNTS, KINDS, CodecConfig, check_counts
+from astra_mpi.config import require
 
 
 def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

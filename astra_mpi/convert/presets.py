@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.calibrate import fit_codec
-from astra_mpi.config import CodecConfig, require
+from astra_mpi.codec.config import CodecConfig
+from astra_mpi.config import require
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.weights import Made, Weights, narrowed
 from astra_mpi.errors import InputError

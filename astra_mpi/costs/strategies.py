@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from astra_mpi.codec.codec import Codec
-from astra_mpi.config import CodecConfig, require
+from astra_mpi.codec.config import CodecConfig
+from astra_mpi.config import require
 from astra_mpi.costs.rivals import block_parallel, tensor_parallel
 from astra_mpi.costs.windows import own_seen, seen_through
 from astra_mpi.costs.work import (

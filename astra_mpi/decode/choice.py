@@ -21,7 +21,7 @@ WORTH_S = 0.5
 
 if TYPE_CHECKING:
     from astra_mpi.decode.prefill import Engine
-    from astra_mpi.partition import Layout
+    from astra_mpi.layout import Layout
 
 
 def predicted_mode(model: Engine, layout: Layout, n_new: int) -> str:

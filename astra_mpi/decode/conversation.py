@@ -17,9 +17,9 @@ from astra_mpi.decode.generation import Generation, agreed, check, generate
 from astra_mpi.decode.prefill import Engine
 from astra_mpi.decode.request import Request
 from astra_mpi.errors import collective
+from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.family import Turns
-from astra_mpi.partition import Layout
 from astra_mpi.strategies.positions import Positions
 from astra_mpi.strategies.token_parallel import TokenParallel
 

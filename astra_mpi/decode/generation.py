@@ -17,9 +17,9 @@ from astra_mpi.decode.tokens import Tokens
 from astra_mpi.device.backend import compile_in_turn
 from astra_mpi.errors import AstraError, InputError, collective, raise_together, same_on_all
 from astra_mpi.kernels.cpu import token
+from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
-from astra_mpi.partition import Layout
 from astra_mpi.ranks.watched import alone
 from astra_mpi.strategies.token_parallel import TokenParallel
 from astra_mpi.wire.laps import collect

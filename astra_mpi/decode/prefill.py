@@ -11,11 +11,11 @@ from astra_mpi.codec.codec import Codec
 from astra_mpi.decode.compiled import CompiledBlocks
 from astra_mpi.device.backend import Backend
 from astra_mpi.device.scratch import Scratch
+from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Block
 from astra_mpi.models.family import Family
 from astra_mpi.network.clock import WallClock
-from astra_mpi.partition import Layout
 from astra_mpi.strategies import Strategy
 from astra_mpi.wire.exchange import Exchange
 from astra_mpi.wire.laps import Laps

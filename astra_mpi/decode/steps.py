@@ -15,9 +15,9 @@ from astra_mpi.decode.compiled import CompiledStep
 from astra_mpi.decode.prefill import Engine
 from astra_mpi.device.xp import settle, take, to_host
 from astra_mpi.kernels.cpu.token.tables import MAX_ROWS, N_STEPS, OUTPUT
+from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
-from astra_mpi.partition import Layout
 from astra_mpi.strategies.positions import PlacedRows, Positions
 from astra_mpi.strategies.token_parallel import TokenParallel
 

@@ -13,9 +13,10 @@ import numpy as np
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import Codebook, Transform, no_codebook
 from astra_mpi.codec.codec import Codec
+from astra_mpi.codec.config import CodecConfig, Counts
 from astra_mpi.codec.kinds.scalar import HEAD, HEAD_STAGES
 from astra_mpi.codec.predictor import Predictor
-from astra_mpi.config import CodecConfig, Counts, ModelConfig, require, stored_fields
+from astra_mpi.config import ModelConfig, require, stored_fields
 from astra_mpi.files import checksum, hdf5
 from astra_mpi.files.provenance import write_provenance
 

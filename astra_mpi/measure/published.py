@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from astra_mpi.config import KINDS
+from astra_mpi.codec.config import KINDS
 
 RANKS, TOKENS, MBPS = 4, 1024, 10  # where the other axes stand while one moves
 CONDITIONS = "ViT-Base, P = 4, T = 1024, 10 Mbps but for the axis; arXiv 2505.19342, approx., read off"

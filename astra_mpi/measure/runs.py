@@ -10,7 +10,8 @@ from pathlib import Path, PurePath
 from reprlib import repr
 from typing import Any, NamedTuple
 
-from astra_mpi.config import KINDS, require
+from astra_mpi.codec.config import KINDS
+from astra_mpi.config import require
 from astra_mpi.errors import InputError
 from astra_mpi.network.units import bandwidth_bps
 

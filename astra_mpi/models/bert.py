@@ -17,6 +17,7 @@ from astra_mpi.checkpoint.reference import ENCODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import require
 from astra_mpi.device.xp import module_of, take, to_host
+from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch, pack_ids, pack_types, split_types
 from astra_mpi.models.bert_config import FURTHEST, BertConfig
 from astra_mpi.models.classes import text_classes
@@ -24,7 +25,6 @@ from astra_mpi.models.family import Family
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
 from astra_mpi.models.relative import by_distance
-from astra_mpi.partition import Layout
 
 #: keys that only heads read, but for a classifier's (`text_classes`)
 HEADLESS = dict.fromkeys(("tie_word_embeddings", "id2label", "num_labels"), "belongs to a head that is not converted")

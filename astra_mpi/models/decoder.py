@@ -15,10 +15,10 @@ from astra_mpi.device.packed import Packed, pack, packs
 from astra_mpi.device.weights import Matrix, product_transposed
 from astra_mpi.device.xp import module_of, take, to_host
 from astra_mpi.errors import InputError
+from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch, pack_ids
 from astra_mpi.models.family import Family
 from astra_mpi.models.recipe import Shapes
-from astra_mpi.partition import Layout
 
 #: logits computed at a time where those of all tokens are needed: 32 MiB of float64
 _LOGITS = 1 << 22

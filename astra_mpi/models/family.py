@@ -16,10 +16,10 @@ from astra_mpi.device.packed import for_products
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import Matrix, Weights, forget, product
 from astra_mpi.device.xp import module_of
+from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.hf import Source
 from astra_mpi.models.recipe import Recipe, Shapes
-from astra_mpi.partition import Layout
 
 #: per block (N, d_head) as the kernel `rotate` takes it, or None where nothing turns; blocks may share an array
 Turns = Sequence[np.ndarray | None]

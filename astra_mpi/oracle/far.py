@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from astra_mpi.config import KINDS
+from astra_mpi.codec.config import KINDS
 
 Array = NDArray[Any]
 

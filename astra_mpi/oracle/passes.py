@@ -15,7 +15,7 @@ from astra_mpi.oracle.tolerance import tolerance_of
 from astra_mpi.partition import displs
 
 if TYPE_CHECKING:
-    from astra_mpi.partition import Layout
+    from astra_mpi.layout import Layout
 
 
 class Passes:

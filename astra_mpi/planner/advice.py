@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from astra_mpi.config import KINDS
+from astra_mpi.codec.config import KINDS
 
 #: a gain smaller than this is not worth a second machine
 WORTH = 1.05

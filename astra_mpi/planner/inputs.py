@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from astra_mpi.config import CodecConfig, require
+from astra_mpi.codec.config import CodecConfig
+from astra_mpi.config import require
 from astra_mpi.costs.latency import ASSUMED_GFLOPS, Network, Speeds, assumed_speeds
 from astra_mpi.costs.setting import Setting
 from astra_mpi.costs.strategies import Coding

@@ -8,8 +8,9 @@ import numpy as np
 
 from astra_mpi.attention import Attention
 from astra_mpi.kernels.near import Near
+from astra_mpi.layout import Layout
 from astra_mpi.models.block import Block
-from astra_mpi.partition import Cut, Layout
+from astra_mpi.partition import Cut
 from astra_mpi.strategies.base import Strategy, on_rank_0
 from astra_mpi.strategies.positions import PlacedRows
 

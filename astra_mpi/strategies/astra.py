@@ -24,7 +24,8 @@ from astra_mpi.costs.strategies import Wire, astra_wire, coding_of
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import beside, take, to_host
 from astra_mpi.errors import AstraError
-from astra_mpi.partition import Layout, displs
+from astra_mpi.layout import Layout
+from astra_mpi.partition import displs
 from astra_mpi.strategies.base import Parts, is_plain, recipe_of
 from astra_mpi.strategies.far_codes import FarCodes
 from astra_mpi.strategies.reach import Reach

@@ -11,10 +11,11 @@ import numpy as np
 
 from astra_mpi.codec.codec import Codec
 from astra_mpi.config import ModelConfig, require
+from astra_mpi.layout import Layout
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.block import Block
 from astra_mpi.models.recipe import Recipe
-from astra_mpi.partition import Cut, Layout, cut
+from astra_mpi.partition import Cut, cut
 from astra_mpi.strategies.positions import Positions
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.wire.exchange import Exchange

@@ -15,9 +15,10 @@ from astra_mpi.attention import Attention
 from astra_mpi.codec.codec import Codec
 from astra_mpi.config import ModelConfig
 from astra_mpi.device.xp import beside, take
+from astra_mpi.layout import Layout
 from astra_mpi.models.block import Block
 from astra_mpi.models.recipe import block_shapes
-from astra_mpi.partition import Layout, cut, even, ranges
+from astra_mpi.partition import cut, even, ranges
 from astra_mpi.strategies.all_tokens import AllTokens
 from astra_mpi.strategies.base import Parts, is_plain, recipe_of
 from astra_mpi.strategies.spec import Option, Spec

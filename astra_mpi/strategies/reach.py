@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from astra_mpi.partition import Hears, Layout, displs
+from astra_mpi.layout import Layout
+from astra_mpi.partition import Hears, displs
 
 
 @dataclass(frozen=True, eq=False)

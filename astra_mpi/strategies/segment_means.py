@@ -16,7 +16,8 @@ from astra_mpi.config import ModelConfig
 from astra_mpi.costs.strategies import Wire, segment_wire
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import beside, take
-from astra_mpi.partition import Layout, displs
+from astra_mpi.layout import Layout
+from astra_mpi.partition import displs
 from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from astra_mpi.partition import Cut, Layout
+from astra_mpi.layout import Layout
+from astra_mpi.partition import Cut
 from astra_mpi.strategies.base import on_rank_0
 from astra_mpi.strategies.token_parallel import TokenParallel
 

@@ -11,7 +11,7 @@ from astra_mpi.caches.rows import rows_of
 from astra_mpi.costs.strategies import Wire, sp_wire
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import take, to_host
-from astra_mpi.partition import Layout
+from astra_mpi.layout import Layout
 from astra_mpi.strategies.base import Parts
 from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.spec import Option, Spec

@@ -20,7 +20,8 @@ from astra_mpi.costs.cut import token_cost
 from astra_mpi.costs.strategies import Wire
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import on_host, take, to_host
-from astra_mpi.partition import Cut, Hears, Layout, cut, rotated
+from astra_mpi.layout import Layout
+from astra_mpi.partition import Cut, Hears, cut, rotated
 from astra_mpi.strategies.base import Parts, Strategy
 from astra_mpi.strategies.positions import PlacedRows, near
 from astra_mpi.strategies.reach import Reach, whole_reach, window_reach
@@ -151,6 +152,7 @@ class TokenParallel(Strategy):
         super().begin(layout)
         self.quiet = layout.quiet
         self.reaches = self._reaches(layout)
+        self._sizes: dict[int, tuple[list[int], Hears]] = {}
         self.at, self.reach = 0, self.reaches[0] if self.reaches else whole_reach(layout)
         self.here = PlacedRows(self.positions, layout.packed_rows, self.blocks)
         self.gathered = PlacedRows(self.positions, layout.packed_content, self.blocks)
@@ -161,11 +163,13 @@ class TokenParallel(Strategy):
         return self.exchange.start(message, counts, self.may_miss, forward=forward)
 
     def _exchanged(self, i: int) -> tuple[list[int], Hears]:
-        """Bytes (P,) of the messages of block i, and who hears whom."""
-        reach = self.reaches[i]
-        if reach.sent is None:
-            return self.sent_bytes(i, self.planned), self.planned.forward
-        return self.bytes_of(i, reach), reach.hears
+        """Bytes (P,) of the messages of block i, and who hears whom; counted once in a pass."""
+        if i not in self._sizes:
+            reach = self.reaches[i]
+            whole = reach.sent is None
+            sizes = self.sent_bytes(i, self.planned) if whole else self.bytes_of(i, reach)
+            self._sizes[i] = sizes, self.planned.forward if whole else reach.hears
+        return self._sizes[i]
 
     def abandon(self) -> None:
         blocks = self.exchanging

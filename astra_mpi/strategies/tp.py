@@ -13,8 +13,9 @@ import numpy as np
 from astra_mpi.codec.codec import Codec
 from astra_mpi.config import ModelConfig
 from astra_mpi.device.weights import forget, part
+from astra_mpi.layout import Layout
 from astra_mpi.models.block import Block
-from astra_mpi.partition import Layout, displs, even, weighted
+from astra_mpi.partition import displs, even, weighted
 from astra_mpi.strategies.all_tokens import AllTokens
 from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.positions import near

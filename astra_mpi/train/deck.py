@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from astra_mpi.config import COUNTS, KINDS, CodecConfig, CodecKind, require
+from astra_mpi.codec.config import COUNTS, KINDS, CodecConfig, CodecKind
+from astra_mpi.config import require
 from astra_mpi.decks.deck import given_settings
 from astra_mpi.decks.input_kinds import InputWord
 from astra_mpi.decks.settings import Positive, build

@@ -16,7 +16,7 @@ from torch import Tensor
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.codec import Codec
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.train.noise import Noise
 
 #: rows searched at once on the CPU

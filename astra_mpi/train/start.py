@@ -15,7 +15,8 @@ from astra_mpi.calibrate import fit_codec, too_few
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.codec import Codec
-from astra_mpi.config import CodecConfig, require
+from astra_mpi.codec.config import CodecConfig
+from astra_mpi.config import require
 from astra_mpi.errors import InputError, collective
 from astra_mpi.files import codecfile, modelfile
 from astra_mpi.files.modelfile import ModelFile

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from astra_mpi.config import CodecConfig, require
+from astra_mpi.codec.config import CodecConfig
+from astra_mpi.config import require
 from astra_mpi.models import FAMILIES
 from astra_mpi.train.cuts import View
 from astra_mpi.train.image_heads import image_answer

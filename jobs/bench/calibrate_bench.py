@@ -28,9 +28,9 @@ from threadpoolctl import threadpool_limits
 from astra_mpi.calibrate import shuffled_batches
 from astra_mpi.calibrate.passes import Passes
 from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.fit import energy, fit_codebook
 from astra_mpi.codec.kmeans import kmeans
-from astra_mpi.config import CodecConfig
 from astra_mpi.decks.deck import InputSection
 from astra_mpi.device.backend import get_backend
 from astra_mpi.device.threads import set_threads

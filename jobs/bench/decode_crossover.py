@@ -31,7 +31,7 @@ SHOWN = (256, 2048, 8192)
 
 
 def model_path(folder: Path) -> Path:
-    from astra_mpi.config import CodecConfig
+    from astra_mpi.codec.config import CodecConfig
     from astra_mpi.convert.presets import preset_config, random_model
     from astra_mpi.files.modelfile import write_model
 

@@ -9,7 +9,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from astra_mpi.config import CodecConfig, ModelConfig
+from astra_mpi.codec.config import CodecConfig
+from astra_mpi.config import ModelConfig
 from astra_mpi.costs.latency import Network, Speeds, latency, transfer_s
 from astra_mpi.costs.strategies import STRATEGIES, Coding
 from astra_mpi.costs.work import Job, shape_of

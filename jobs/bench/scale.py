@@ -19,7 +19,7 @@ from mpi4py import MPI
 
 import astra_mpi
 from astra_mpi.codec.block import BlockCodec
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.presets import preset_config, random_model
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.threads import set_threads

@@ -31,7 +31,7 @@ import astra_mpi
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.codec import Codec
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.device.backend import get_backend
 from astra_mpi.device.threads import set_threads
 from astra_mpi.engine import Model

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_mpi.codec.codec import Codec
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.strategies import STRATEGIES, parse

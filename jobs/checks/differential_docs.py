@@ -14,7 +14,7 @@ import image_models
 
 from astra_mpi.checkpoint.reference import ASIDE, BASE, GUARDED, HARMLESS
 from astra_mpi.codec.codec import Codec
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert import generation as hf_generation
 from astra_mpi.convert.hugging_face import convert
 from astra_mpi.models import CHECKPOINTS

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.presets import random_model
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.models.bert_config import BertConfig

@@ -15,7 +15,7 @@ from fuzz_gguf import write_gguf
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.codec import Codec
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.files.codecfile import write_codebooks
 from astra_mpi.files.modelfile import ModelFile, write_model
 from astra_mpi.job.results import Results

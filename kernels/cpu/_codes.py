@@ -12,17 +12,12 @@ Array = np.ndarray
 
 def pack(codes: Array, bits: int) -> Array:
     """Message uint8 (ceil(n*C*bits/8),) of codes (n, C); see reference.pack."""
-    message = np.empty((codes.size * bits + 7) // 8, np.uint8)
-    _pack(_wide(codes), bits, message)
-    return message
+    return pack_columns(codes.reshape(-1, 1), np.array([bits]))
 
 
 def unpack(message: Array, n: int, C: int, bits: int) -> Array:
     """Codes (n, C) from pack's message; see reference.unpack."""
-    check_message(message, n * C, bits)
-    codes = np.empty((n, C), np.uint16)
-    _unpack(message, bits, codes)
-    return codes.astype(code_dtype(1 << bits), copy=False)
+    return unpack_columns(message, n * C, np.array([bits])).reshape(n, C)
 
 
 def pack_columns(codes: Array, bits: Array) -> Array:
@@ -89,37 +84,6 @@ def add_entries(x: Array, entries: Array, codes: Array) -> Array:
 def _wide(codes):
     """The codes as contiguous uint16, so that every kernel is compiled once; they are few beside what they select."""
     return np.ascontiguousarray(codes, np.uint16)
-
-
-@compiled()
-def _pack(codes, bits, message):
-    mask = np.uint64((1 << bits) - 1)
-    pending, n_pending, position = np.uint64(0), 0, 0
-    for code in codes.flat:
-        pending |= (np.uint64(code) & mask) << np.uint64(n_pending)
-        n_pending += bits
-        while n_pending >= 8:
-            message[position] = pending & np.uint64(0xFF)
-            pending >>= np.uint64(8)
-            n_pending -= 8
-            position += 1
-    if n_pending > 0:
-        message[position] = pending
-
-
-@compiled()
-def _unpack(message, bits, codes):
-    mask = np.uint64((1 << bits) - 1)
-    pending, n_pending, position = np.uint64(0), 0, 0
-    flat = codes.ravel()  # a view: codes is contiguous
-    for i in range(flat.size):
-        while n_pending < bits:
-            pending |= np.uint64(message[position]) << np.uint64(n_pending)
-            n_pending += 8
-            position += 1
-        flat[i] = pending & mask
-        pending >>= np.uint64(bits)
-        n_pending -= bits
 
 
 @compiled()

@@ -7,7 +7,7 @@ import pytest
 
 from astra_mpi.calibrate.allotting import as_counts, as_rows, between, most_stages, spent
 from astra_mpi.calibrate.emulated import AsCodes, Change, Emulated
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model

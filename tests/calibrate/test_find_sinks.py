@@ -9,8 +9,8 @@ import pytest
 from astra_mpi.calibrate import fit_codec, fitting
 from astra_mpi.calibrate.sinks import measured
 from astra_mpi.cli import main
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.fit import fit_codebook
-from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.errors import InputError
 from astra_mpi.files.codecfile import read_codebooks, write_codebooks

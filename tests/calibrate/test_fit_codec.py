@@ -13,12 +13,12 @@ from astra_mpi.calibrate.passes import Recorder
 from astra_mpi.calibrate.work import shares
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codec import Codec
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.fit import energy, fit_codebook
 from astra_mpi.codec.innovation import served
 from astra_mpi.codec.kinds import residual
 from astra_mpi.codec.metric import keys_values_metric, pulled_back
 from astra_mpi.codec.subspace import STEP, with_subspace
-from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model

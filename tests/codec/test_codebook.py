@@ -8,7 +8,7 @@ import pytest
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.codec import Codec
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.errors import InputError
 from astra_mpi.kernels import cpu, reference
 

@@ -6,9 +6,9 @@ import pytest
 from astra_mpi.calibrate import too_few
 from astra_mpi.codec import fit
 from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.fit import fit_codebook
 from astra_mpi.codec.kmeans import assign, kmeans, means
-from astra_mpi.config import CodecConfig
 from astra_mpi.errors import InputError
 from astra_mpi.kernels import cpu, reference
 from helpers.fakes import squared_error

@@ -9,9 +9,9 @@ from mpi4py import MPI
 
 from astra_mpi.calibrate import activations, fit_codec
 from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.metric import RIDGE, keys_values_metric, pulled_back
 from astra_mpi.codec.tables import Norm, Projection
-from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model

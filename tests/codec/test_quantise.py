@@ -8,7 +8,7 @@ from mpi4py import MPI
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.codec import Codec
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.device.backend import get_backend
 from astra_mpi.train.averages import Averages
 from astra_mpi.train.cuts import draw_cut, make_view

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codec import Codec
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.fit import fit_codebook
-from astra_mpi.config import CodecConfig
 from astra_mpi.errors import InputError
 from astra_mpi.files.codecfile import read_codec, write_codec
 from astra_mpi.kernels import cpu, reference

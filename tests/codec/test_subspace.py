@@ -12,9 +12,9 @@ from astra_mpi.calibrate import fit_codec
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.codec import Codec
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.fit import fit_codebook
 from astra_mpi.codec.subspace import MAX_GROWTH, with_subspace
-from astra_mpi.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from astra_mpi.cli import main
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.hugging_face import convert
 from astra_mpi.convert.presets import preset_config, presets, random_weights
 from astra_mpi.errors import InputError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from astra_mpi.caches.rows import new_rows
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.decode.compiled import CompiledStep
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model

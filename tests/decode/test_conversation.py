@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.decode.conversation import Conversation
 from astra_mpi.decode.request import Request
 from astra_mpi.device.backend import get_backend

@@ -7,7 +7,7 @@ import pytest
 
 from astra_mpi.caches.codes import CodeSpace, ScoredCodes, TurnedCodes
 from astra_mpi.caches.kept import Softmax
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.decode.compiled import CompiledStep
 from astra_mpi.device.backend import get_backend

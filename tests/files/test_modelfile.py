@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.device.formats import FORMATS
 from astra_mpi.device.weights import Narrow, forget, mapped_file, narrowed
 from astra_mpi.errors import AstraError, InputError

@@ -8,8 +8,8 @@ import pytest
 
 from astra_mpi.codec.ahead import plain_metric
 from astra_mpi.codec.codec import Codec
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.predictor import Predictor, fit_predictor
-from astra_mpi.config import CodecConfig
 from astra_mpi.errors import InputError
 from astra_mpi.files.codecfile import check_codec, read_codebooks, rounded, write_codebooks
 from astra_mpi.kernels import cpu

@@ -7,9 +7,9 @@ import numpy as np
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import Codebook, no_codebook
 from astra_mpi.codec.codec import Codec
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.fit import energy
 from astra_mpi.codec.predictor import Predictor
-from astra_mpi.config import CodecConfig
 from astra_mpi.device.weights import narrowed
 from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.kernels import cpu

@@ -18,7 +18,7 @@ from mpi4py import MPI
 
 import astra_mpi
 from astra_mpi.cli import _parser
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.decks.deck import load_deck
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import ModelFile, write_model

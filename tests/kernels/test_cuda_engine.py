@@ -13,7 +13,7 @@ import pytest
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model

@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from astra_mpi.config import CodecConfig, ModelConfig
+from astra_mpi.codec.config import CodecConfig
+from astra_mpi.config import ModelConfig
 from astra_mpi.costs.decode import decode_cost
 from astra_mpi.costs.strategies import STRATEGIES, Coding, astra, astra_wire, encode_madds, single
 from astra_mpi.costs.work import Job, shape_of
-from astra_mpi.partition import Layout, even
+from astra_mpi.layout import Layout
+from astra_mpi.partition import even
 from astra_mpi.strategies.reach import whole_reach, window_reach
 from helpers.fakes import gpt2_config, llama_config
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from astra_mpi.cli import _parser
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.costs.decode import MODES, decode_cost
 from astra_mpi.costs.latency import Network, assumed_speeds
 from astra_mpi.costs.setting import Setting, compute_seconds, wait_seconds

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra_mpi.cli import _parser
-from astra_mpi.config import CodecConfig, ModelConfig
+from astra_mpi.codec.config import CodecConfig
+from astra_mpi.config import ModelConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.costs.cut import token_cost
 from astra_mpi.costs.latency import ACCOUNTINGS, Network, Speeds, assumed_speeds, latency, transfer_s

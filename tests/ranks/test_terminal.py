@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.decks.deck import load_deck
 from astra_mpi.errors import InputError, ReaderGone
 from astra_mpi.files.modelfile import write_model

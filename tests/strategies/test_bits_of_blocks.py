@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from astra_mpi.config import CodecConfig
+from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.costs.strategies import STRATEGIES, Coding
 from astra_mpi.costs.work import Job, shape_of

@@ -1,3 +1,3 @@
-"""The codec kinds, one class each: what a vector's codes stand for. `astra_mpi.config.KINDS` is their table; nothing
+"""The codec kinds, one class each: what a vector's codes stand for. `codec.config.KINDS` is their table; nothing
 outside a kind's file asks for it by its name.
 """

@@ -13,7 +13,7 @@ from astra_mpi.codec.tables import GroupSums
 from astra_mpi.device.xp import module_of
 
 if TYPE_CHECKING:
-    from astra_mpi.config import CodecConfig
+    from astra_mpi.codec.config import CodecConfig
 
 
 class Grouped(Kind):

@@ -13,7 +13,7 @@ from astra_mpi.codec.kmeans import full_passes, kmeans
 from astra_mpi.codec.tables import gram_sums
 
 if TYPE_CHECKING:
-    from astra_mpi.config import CodecConfig
+    from astra_mpi.codec.config import CodecConfig
 
 STAGE_ITERATIONS = 10  # of k-means per stage: after that, sweeps over all stages gain more per second
 

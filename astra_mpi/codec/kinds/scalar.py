@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from astra_mpi.codec.codebook import Codebook, Transform
+from astra_mpi.codec.config import KINDS, CodecConfig
 from astra_mpi.codec.kind import Kind, Progress
 from astra_mpi.codec.levels import spread
 from astra_mpi.codec.subspace import principal_directions
-from astra_mpi.config import KINDS, CodecConfig, require
+from astra_mpi.config import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

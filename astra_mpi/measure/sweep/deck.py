@@ -10,7 +10,8 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any, Literal
 
-from astra_mpi.config import COUNTS, CodecConfig, CodecKind, check_counts, require
+from astra_mpi.codec.config import COUNTS, CodecConfig, CodecKind, check_counts
+from astra_mpi.config import require
 from astra_mpi.decks.deck import read_tables
 from astra_mpi.decks.settings import Given, Positive, build
 from astra_mpi.errors import InputError

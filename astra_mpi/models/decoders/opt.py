@@ -13,11 +13,11 @@ from astra_mpi.checkpoint.reference import GUARDED_DECODER, Reference
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import optional
 from astra_mpi.device.xp import take
+from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder, DecoderConfig, causal_layers, embedding_shapes, tied_head
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
-from astra_mpi.partition import Layout
 
 FIRST_POSITION = 2
 _LINEARS = ("q", "k", "v", "o", "fc1", "fc2")

@@ -10,12 +10,12 @@ import numpy as np
 
 from astra_mpi.config import optional, require
 from astra_mpi.device.xp import take
+from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.bert import Bert, head_shapes
 from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
 from astra_mpi.models.rotary import Rotary, RotaryConfig
-from astra_mpi.partition import Layout
 
 LINEARS = ("q", "k", "v", "o", "gate", "fc1", "fc2")
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.device.xp import module_of
-from astra_mpi.partition import Layout, displs
+from astra_mpi.layout import Layout
+from astra_mpi.partition import displs
 
 #: pooling -> how many class tokens it takes, and whether the mean of the patches; "pooler": what the checkpoint has
 POOLINGS = {"cls": (1, False), "mean": (0, True), "pooler": (1, False), "cls+mean": (1, True), "distilled": (2, False)}

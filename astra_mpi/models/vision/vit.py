@@ -19,13 +19,13 @@ from astra_mpi.checkpoint.reference import Reference
 from astra_mpi.checkpoint.tensors import Tensors
 from astra_mpi.config import ModelConfig, require
 from astra_mpi.device.xp import beside, module_of, take
+from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.family import Family
 from astra_mpi.models.hf import Source, map_names
 from astra_mpi.models.recipe import Recipe, Shapes, block_shapes
 from astra_mpi.models.vision import pooling, reading
 from astra_mpi.models.vision.pooling import CLASSIFIED, POOLERS, POOLINGS
-from astra_mpi.partition import Layout
 
 
 @dataclass(frozen=True)

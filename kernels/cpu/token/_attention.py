@@ -7,6 +7,7 @@ from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._math import FASTMATH, exp, f32
 from astra_mpi.kernels.cpu._memory import bits, floats, integers, shorts, signed_bytes
 from astra_mpi.kernels.cpu.token._dots import dots
+from astra_mpi.kernels.cpu.token._narrow_rows import quantised, scale_counts, to_bfloat16
 from astra_mpi.kernels.cpu.token._products import (
     HAS_BFLOAT16,
     HAS_INT8,
@@ -15,9 +16,6 @@ from astra_mpi.kernels.cpu.token._products import (
     add_int8,
     dots_bfloat16,
     dots_int8,
-    quantised,
-    scale_counts,
-    to_bfloat16,
 )
 from astra_mpi.kernels.cpu.token._vectors import copy
 from astra_mpi.kernels.cpu.token.tables import (
