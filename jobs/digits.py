@@ -41,7 +41,7 @@ def compare(folder: Path) -> None:
     exact, coded = classes
     rows = [
         (f"{len(exact)} test images, {summaries[1]['ranks']} ranks", "exact (sp)", "astra"),
-        ("bits per token per block", *(s["bits_per_token_per_block"] for s in summaries)),
+        ("bits per token per block", *(round(s["bits_per_token_per_block"], 1) for s in summaries)),
         ("bytes contributed, measured", *(sum(s["contributed_bytes"]) for s in summaries)),
         ("bytes contributed, formula", *(sum(s["formula_bytes"]) for s in summaries)),
         ("accuracy", *(f"{s['metrics']['accuracy']:.1%}" for s in summaries)),

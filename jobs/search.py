@@ -59,7 +59,7 @@ def table(exact: dict[str, Any], coded: dict[str, Any], cosine: np.ndarray, agre
     sent = [sum(s["contributed_bytes"]) for s in both]
     lines = [
         row(f"{len(cosine)} passages on {coded['ranks']} ranks", "exact (sp)", "astra"),
-        row("bits per token per block", *(f"{s['bits_per_token_per_block']}" for s in both)),
+        row("bits per token per block", *(f"{round(s['bits_per_token_per_block'], 1)}" for s in both)),
         row("bytes contributed, measured", *(f"{n}" for n in sent)),
         row("bytes contributed, formula", *(f"{sum(s['formula_bytes'])}" for s in both)),
         row("compression ratio", "1", f"{sent[0] / max(sent[1], 1):.0f}"),

@@ -81,8 +81,9 @@ def row(name: str, summary: dict, tokens: np.ndarray, exact: np.ndarray, perplex
     same = np.where(other.any(axis=1), other.argmax(axis=1), (exact >= 0).sum(axis=1)).mean()
     cache = max(metrics["cache_bytes"]) / metrics["full_cache_bytes"]
     first_ms, token_ms = 1e3 * metrics["first_token_s"], 1e3 * metrics["per_token_s"]
+    bits = "-" if bits is None else round(bits, 1)
     return (
-        f"{name:<14}{summary['ranks']:>6}{'-' if bits is None else bits:>7}{sum(summary['contributed_bytes']):>11}"
+        f"{name:<14}{summary['ranks']:>6}{bits:>7}{sum(summary['contributed_bytes']):>11}"
         f"{sum(metrics['decode_bytes']):>11}{first_ms:>10.1f}{token_ms:>10.2f}"
         f"{cache:>8.1%}{same:>7.1f} of {(exact >= 0).sum(axis=1).mean():<3.0f}{perplexity:>11.3f}"
     )
