@@ -14,12 +14,13 @@ from mpi4py import MPI
 
 from astra_mpi.calibrate.passes import Passes, Passing
 from astra_mpi.calibrate.sharing import SharedKernels
-from astra_mpi.codec.ahead import AHEAD, Metric, ahead_metric, plain_metric, scaled_gain
+from astra_mpi.codec.ahead import AHEAD, Metric, ahead_metric, keys_values_weighing, plain_metric
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codebook import no_codebook
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.innovation import fit_innovation
+from astra_mpi.codec.metric import Weighings
 from astra_mpi.codec.predictor import fit_predictor
 from astra_mpi.errors import collective, collective_steps
 from astra_mpi.partition import displs
@@ -43,6 +44,7 @@ class ClosedLoop:
     rank: int | None  # of the predictors' linear maps; 0: whole matrices, None: as large as needed
     progress: Callable[[float], None]  # blocks done
     embedded: bool = False  # stages are a codec without those after them
+    output: Weighings | None = None  # what errors change in the answer, instead
 
     def fit(self) -> Codec:
         """The codec of all blocks, on every rank. AstraError on all where one fails."""
@@ -53,11 +55,11 @@ class ClosedLoop:
     def _all_blocks(self) -> Codec:
         n_blocks, width = len(self.passes.model.blocks), self.passes.model.config.d_model
         with collective(self.comm), alone(self.comm, "weighing keys and values"):
-            gains = self._gains() if self.in_metric else []
+            weighings = self._weighings() if self.in_metric else []
         blocks = [BlockCodec((no_codebook(self.config, width),))]
         state, _ = self._passed(0)
         for i in range(1, n_blocks):
-            metric = ahead_metric(gains[i : i + AHEAD]) if gains else plain_metric(width)
+            metric = ahead_metric(weighings[i : i + AHEAD]) if weighings else plain_metric(width)
             block, state = self._fitted(i, *self._passed(i), state, metric)
             blocks.append(block)
         self.progress(n_blocks)
@@ -117,16 +119,20 @@ class ClosedLoop:
         size, n = self.comm.Get_size(), self.passes.n_passing
         return [[batch for batch in self.passes.batches if batch.first * size // n == r] for r in range(size)]
 
-    def _gains(self) -> list[np.ndarray]:
-        """Per block, what its keys and values make of an error, each over how much they vary."""
-        passes, gains = self.passes, []
+    def _weighings(self) -> list[np.ndarray]:
+        """Per block what errors (D,) count: what they change in the answer, where that is known, or in keys and values,
+        each over how much these vary."""
+        if self.output is not None:
+            return [weighing for (weighing,) in self.output]
+        passes, found = self.passes, []
         some = [replace(batch, rows=batch.rows.copy()) for batch in passes.batches if batch.first < GAIN_TOKENS]
         for i, block in enumerate(passes.model.blocks):
             (samples,) = room = passes.room()
             self.kernels.each(lambda batch, i=i, room=room: passes.through(i, batch, room), some)  # type: ignore[misc]
             kv = block.keys_values(samples[: min(GAIN_TOKENS, passes.n_tokens)])
-            gains.append(scaled_gain(np.asarray(projection(block, self.config.site).on_host().weight), kv))
-        return gains
+            weight = np.asarray(projection(block, self.config.site).on_host().weight)
+            found.append(keys_values_weighing(weight, kv))
+        return found
 
 
 def by_weight(weights: np.ndarray) -> np.ndarray:

@@ -24,12 +24,14 @@ from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.config import METRICS, CodecConfig
 from astra_mpi.codec.fit import fit_codebook
-from astra_mpi.codec.metric import keys_values_metric, pulled_back
+from astra_mpi.codec.metric import Weighings, keys_values_metric, pulled_back, root
 from astra_mpi.codec.subspace import with_subspace
 from astra_mpi.config import require
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
+from astra_mpi.errors import InputError, collective
 from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.ranks.watched import alone
 from astra_mpi.strategies.remote import projection
 
 Step = Callable[[float], None]  # (work done)
@@ -45,6 +47,7 @@ def fit_codec(
     n_samples: int = 32768,
     threads: int = 1,
     metric: str = METRICS[0],
+    weigh: Callable[[CodecConfig], Weighings] | None = None,
     find_sinks: bool = False,
     progress: Callable[[float, float], None] = lambda done, total: None,
     on_tokens: Callable[[int], None] = lambda n: None,
@@ -57,7 +60,8 @@ def fit_codec(
     `progress(done, total)` counts blocks on rank 0, in parts of a block: what all ranks have done. `on_tokens(n)` is
     called with how many tokens there are to fit to, of the `n_samples` wanted.
 
-    metric: "keys-values" (codec/metric.py), or "plain", which site kv and two groups or more always have.
+    metric: "keys-values" (codec/metric.py), "output" by what `weigh` finds on rank 0 of the config that is fitted, or
+    "plain". Two groups or more always have "plain", and so has site kv instead of "keys-values".
     find_sinks: the codec's number of attention sinks is measured, whatever the config says (`sinks.py`). InputError on
     a config with sinks for an encoder, whose first tokens see all others.
     Fitted to `n_samples` tokens, none of them sinks; an eighth as many more are held out where a subspace is to be
@@ -78,15 +82,20 @@ def fit_codec(
         with threadpool_limits(1):
             n_sinks, batches = with_sinks_counted(comm, model, batches)
         config = replace(config, sinks=n_sinks)
+    output = None
+    if metric == "output":
+        if weigh is None:
+            raise InputError("metric 'output' needs gradients of the model's answers; use another metric here")
+        output = _same_weighings(comm, weigh, config, model)
     if embedded and not config.predicts:  # a subspace's entries are refitted together
         config = replace(config, encoder="exact")
     if config.predicts:
         with threadpool_limits(1), shared_kernels(backend.kernels, comm, threads) as kernels:
             passes = Passes(model, batches, config.site, n_samples, threads, config.sinks)
             on_tokens(passes.n_tokens)
-            n, in_metric = len(model.blocks), metric == "keys-values"
+            n, in_metric = len(model.blocks), metric != "plain"
             loop = ClosedLoop(
-                passes, config, seed, kernels, comm, in_metric, rank, lambda done: progress(done, n), embedded
+                passes, config, seed, kernels, comm, in_metric, rank, lambda done: progress(done, n), embedded, output
             )
             codec = loop.fit()
         return codec if comm.Get_rank() == 0 else None
@@ -101,7 +110,7 @@ def fit_codec(
         crew = Crew(
             comm, "fitting codebooks", lambda done: progress(done / total * len(model.blocks), len(model.blocks))
         )
-        fits = _Fits(passes, config, seed, backend.kernels, metric == "keys-values", work, crew, embedded)
+        fits = _Fits(passes, config, seed, backend.kernels, metric, work, crew, embedded, output)
         blocks: dict[int, BlockCodec] = {}
         failure: Exception | None = None
         try:
@@ -122,14 +131,16 @@ class _Fits:
         config: CodecConfig,
         seed: int,
         kernels: ModuleType,
-        keys_values: bool,
+        metric: str,
         work: Work,
         crew: Crew,
         embedded: bool = False,
+        output: Weighings | None = None,
     ) -> None:
-        self.embedded = embedded
+        self.embedded, self.output = embedded, output
         self.passes, self.config, self.seed, self.kernels = passes, config, seed, kernels
-        self.in_metric = keys_values and config.site != "kv" and (config.full_width or config.rule.transforms)
+        known = metric == "output" or (metric == "keys-values" and config.site != "kv")
+        self.in_metric = known and (config.full_width or config.rule.transforms)
         self.work, self.crew = work, crew
 
     def run(self, blocks: range, threads: int) -> dict[int, BlockCodec]:
@@ -148,7 +159,8 @@ class _Fits:
                     first = self.seed + i * len(samples)
                     parts = self.config.of(i)
                     fits[i] = [
-                        pool.submit(self._fit, i, parts[part], [x], first + part) for part, x in enumerate(samples)
+                        pool.submit(self._fit, i, part, parts[part], [x], first + part)
+                        for part, x in enumerate(samples)
                     ]
                     del samples
                 for fit in (fit for found in fits.values() for fit in found if fit.done()):
@@ -163,14 +175,31 @@ class _Fits:
         self.passes.through(i, batch, samples)
         self.crew.step(self.work.passing / len(self.passes.batches))
 
-    def _fit(self, i: int, config: CodecConfig, samples: list[np.ndarray], seed: int) -> Codebook:
+    def _fit(self, i: int, part: int, config: CodecConfig, samples: list[np.ndarray], seed: int) -> Codebook:
         """Codebook of the samples [x (n, D)], taken out of the list so that they are kept no longer than needed."""
         x, metric = samples.pop(), None
         if self.in_metric:
-            metric = keys_values_metric(projection(self.passes.model.blocks[i], self.config.site))
+            if self.output is not None:
+                metric = root(self.output[i][part])
+            else:
+                metric = keys_values_metric(projection(self.passes.model.blocks[i], self.config.site))
             x = x @ metric.astype(np.float32)
         book = _fitted(x, config, seed, self.kernels, metric is not None, self.work, self.crew.step, self.embedded)
         return book if metric is None else pulled_back(book, metric)
+
+
+def _same_weighings(
+    comm: MPI.Comm, weigh: Callable[[CodecConfig], Weighings], config: CodecConfig, model: Model
+) -> Weighings:
+    """Collective: what rank 0 finds."""
+    n_parts, width = (2, model.config.d_kv) if config.site == "kv" else (1, model.config.d_model)
+    found = np.empty((model.config.n_layers, n_parts, width, width))
+    with collective(comm), alone(comm, "measuring what errors change"):
+        if comm.Get_rank() == 0:
+            found[:] = weigh(config)
+    for weighing in found.reshape(-1, width, width):
+        comm.Bcast(weighing)
+    return [list(parts) for parts in found]
 
 
 def _may_project(config: CodecConfig) -> bool:

@@ -25,12 +25,11 @@ class Metric(NamedTuple):
     back: np.ndarray  # (D, D): to @ back = 1
 
 
-def ahead_metric(gains: Sequence[np.ndarray]) -> Metric:
-    """Of a block and those after it, as many as count: their `scaled_gain` (D, 2 d_kv) each."""
-    width = len(gains[0])
-    weights = np.zeros((width, width))
-    for ahead, gain in enumerate(gains[:AHEAD]):
-        weights += DECAY**ahead * gain @ gain.T
+def ahead_metric(weighings: Sequence[np.ndarray]) -> Metric:
+    """Of a block and those after it, as many as count: what errors of each count (D, D), symmetric."""
+    weights = np.zeros_like(weighings[0])
+    for ahead, weighing in enumerate(weighings[:AHEAD]):
+        weights += DECAY**ahead * weighing
     values, vectors = np.linalg.eigh(weights)
     roots = np.sqrt(np.maximum(values, max(FLOOR * values[-1], np.finfo(np.float64).tiny)))
     roots /= np.sqrt(np.mean(roots**2))
@@ -42,10 +41,11 @@ def plain_metric(width: int) -> Metric:
     return Metric(np.eye(width), np.eye(width))
 
 
-def scaled_gain(weight: np.ndarray, kv: np.ndarray) -> np.ndarray:
-    """The weights (D, 2 d_kv) of keys and values, over the standard deviations of what they give: kv (n, 2 d_kv)."""
+def keys_values_weighing(weight: np.ndarray, kv: np.ndarray) -> np.ndarray:
+    """W_j W_j^T (D, D) of the weights (D, 2 d_kv) of keys and values, which give kv (n, 2 d_kv)."""
     scaled = []
     for part, given in zip(np.split(weight.astype(np.float64), 2, axis=1), np.split(kv, 2, axis=1), strict=True):
         deviation = np.sqrt(given.var(axis=0, dtype=np.float64).sum())
         scaled.append(part / max(float(deviation), np.finfo(np.float64).tiny))
-    return np.concatenate(scaled, axis=1)
+    whole = np.concatenate(scaled, axis=1)
+    return whole @ whole.T

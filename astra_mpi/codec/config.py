@@ -32,7 +32,7 @@ SITES = ("hidden", "normed", "kv")
 ENCODERS = ("auto", "exact", "subspace")
 #: whether codes stand for a vector, or for what a linear map of what all ranks hold of the token misses
 PREDICTIONS = ("none", "linear")
-METRICS = ("keys-values", "plain")  # by what codes are nearest (codec/metric.py)
+METRICS = ("keys-values", "output", "plain")  # by what codes are nearest (codec/metric.py)
 MAX_CODEBOOK_SIZE = 65536
 MAX_SINKS = 8  # first tokens of a sequence that may be exact on every rank
 MAX_VECTOR_BITS = 1 << 20

@@ -7,6 +7,7 @@ So codes are the nearest ones after multiplication with B (D, D), B B^T ~ A_K A_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy as np
 from astra_mpi.codec.codebook import Codebook, Transform
 from astra_mpi.codec.tables import Projection
 
+#: per block and vector that is sent of a token (W,): G (W, W) float64, errors e count as e G e^T
+Weighings = Sequence[Sequence[np.ndarray]]
 #: how much a direction that changes neither keys nor values counts, over the mean of all: B has an inverse
 RIDGE = 0.01
 
@@ -27,9 +30,13 @@ def keys_values_metric(projection: Projection) -> np.ndarray:
         a = a - a.mean(axis=0) if norm.centred else a
     parts = [part / max(float(np.linalg.norm(part)), np.finfo(np.float64).tiny) for part in np.split(a, 2, axis=1)]
     a = np.concatenate(parts, axis=1)
-    weights = a @ a.T
-    weights /= max(float(np.trace(weights)) / len(weights), np.finfo(np.float64).tiny)
-    return np.linalg.cholesky(weights + RIDGE * np.eye(len(weights)))
+    return root(a @ a.T)
+
+
+def root(weighing: np.ndarray) -> np.ndarray:
+    """B (W, W) float64, lower triangular, with B B^T ~ weighing (W, W) of a mean weight of 1, and a ridge."""
+    mean = max(float(np.trace(weighing)) / len(weighing), np.finfo(np.float64).tiny)
+    return np.linalg.cholesky(weighing / mean + RIDGE * np.eye(len(weighing)))
 
 
 def pulled_back(codebook: Codebook, metric: np.ndarray) -> Codebook:

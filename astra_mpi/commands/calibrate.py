@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from astra_mpi.codec.config import MAX_SINKS, METRICS
-from astra_mpi.commands.options import add_codec_options, codec_config
+from astra_mpi.commands.options import add_codec_options, codec_config, require_torch
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from astra_mpi.codec.codec import Codec
     from astra_mpi.codec.config import CodecConfig
+    from astra_mpi.codec.metric import Weighings
     from astra_mpi.files.modelfile import ModelFile
     from astra_mpi.inputs.sources import Source
 
@@ -43,7 +44,8 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument(
         "--metric",
         default=METRICS[0],
-        help="by what codes are nearest: keys-values, what they change in these (default), or plain distance",
+        help="by what codes are nearest: keys-values, what they change in these (default); output, what they change in"
+        " the model's answer, by gradients (needs PyTorch); or plain distance",
     )
     group.add_argument(
         "--sinks",
@@ -74,6 +76,8 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         require(rank is None or rank >= 0, f"--predict-rank {rank}: at least 1, or 0 for whole matrices")
         require(rank is None or args.predict != "none", "--predict-rank is for --predict linear; add it")
         threads = set_threads(args.threads)
+        if args.metric == "output":
+            require_torch("--metric output")
         model = read_model(args.model)
         config = replace(codec_config(args, model.config.family, allots=True), sinks=_sinks(args.sinks))
         allots = args.bits is not None and config.rule.count == "stages"
@@ -111,6 +115,16 @@ def _fit(
                 _warn(too_few(n_tokens, args.samples, config.codebook_size, str(args.data), "--samples"))
             bars.append(Progress(model.config.n_layers, unit="block"))
 
+    def weigh(fitted: CodecConfig) -> Weighings:
+        from astra_mpi.train.sensitivity import weighings
+
+        assert source is not None
+        bar = Progress(1, unit="measurement")
+        batches = shuffled_batches(source, args.seed + 2)
+        found = weighings(model, batches, fitted.site, fitted.sinks, args.seed, lambda done, n: bar.reach(done / n))
+        bar.close()
+        return found
+
     codec = fit_codec(
         model,
         shared(comm, None if source is None else shuffled_batches(source, args.seed)),
@@ -120,6 +134,7 @@ def _fit(
         n_samples=-(-args.samples // SHARE) if embedded else args.samples,
         threads=threads,
         metric=args.metric,
+        weigh=weigh,
         find_sinks=args.sinks == "auto",
         progress=lambda done, total: bars[0].reach(done),
         on_tokens=begin,
@@ -143,13 +158,13 @@ def _allotted(
     import numpy as np
 
     from astra_mpi.calibrate import shuffled_batches
-    from astra_mpi.calibrate.allotting import allotted, as_counts, as_rows, most_stages
+    from astra_mpi.calibrate.allotting import allotted, as_counts, as_rows, mean_stages
     from astra_mpi.errors import collective
     from astra_mpi.job.progress import Progress
     from astra_mpi.ranks.broadcast import broadcast_integers
     from astra_mpi.ranks.watched import alone
 
-    many = replace(config, stages=most_stages(config, args.bits, model.config.n_layers), near=0, near_stages=0)
+    many = replace(config, stages=mean_stages(config, args.bits, model.config.n_layers), near=0, near_stages=0)
     codec = _fit(args, comm, model, many, source, threads, embedded=True)
     rows: np.ndarray | None = None
     with collective(comm), alone(comm, "measuring what stages change"):

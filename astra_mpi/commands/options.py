@@ -6,6 +6,7 @@ import argparse
 
 from astra_mpi.codec.config import COUNTS, KINDS, CodecConfig, check_counts
 from astra_mpi.config import require
+from astra_mpi.errors import InputError
 
 
 def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -75,3 +76,14 @@ def codec_config(args: argparse.Namespace, family: str, allots: bool = False) ->
     named = {"kind": args.kind, "codebook_size": args.codebook_size, "encoder": args.encoder, "predict": args.predict}
     near = {"near": args.near, "near_stages": args.near_stages}
     return CodecConfig(site=site, **named, **counts, **near)
+
+
+def require_torch(what: str) -> None:
+    """InputError that names `what` and the cure where PyTorch is not installed."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as exc:
+        raise InputError(
+            f"{what} needs PyTorch; pip install 'astra-mpi[train]' (without a GPU, with"
+            " --extra-index-url https://download.pytorch.org/whl/cpu)"
+        ) from exc

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from astra_mpi.commands.options import require_torch
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -25,16 +27,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     from astra_mpi.device.threads import set_threads
-    from astra_mpi.errors import InputError, collective
+    from astra_mpi.errors import collective
 
     with collective(comm):
-        try:
-            import torch  # noqa: F401
-        except ImportError as exc:
-            raise InputError(
-                "training needs PyTorch; pip install 'astra-mpi[train]' (without a GPU, with"
-                " --extra-index-url https://download.pytorch.org/whl/cpu)"
-            ) from exc
+        require_torch("training")
         from astra_mpi.train.deck import load_train_deck
 
         deck = load_train_deck(args.deck, args.overrides)

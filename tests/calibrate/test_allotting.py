@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from astra_mpi.calibrate.allotting import as_counts, as_rows, between, most_stages, spent
+from astra_mpi.calibrate.allotting import as_counts, as_rows, followed, grouped, mean_stages, spent
 from astra_mpi.calibrate.emulated import AsCodes, Change, Emulated
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
@@ -62,7 +62,7 @@ def test_stages_are_spent_as_the_best_of_all_ways():
         falls = -np.sort(-rng.exponential(size=(4, 3)), axis=1)  # every stage gains less than the one before it
         changes = 10 - np.concatenate([np.zeros((4, 1)), np.cumsum(falls, axis=1)], axis=1)
         for total in (0, 1, 5, 12, 20):
-            stages = spent(changes, total)
+            stages = spent(changes, np.ones(4, np.int64), total)
             assert stages.sum() == min(total, 12)
             ways = (w for w in itertools.product(range(4), repeat=4) if sum(w) <= total)
             best = min(sum(changes[c, m] for c, m in enumerate(way)) for way in ways)
@@ -70,15 +70,28 @@ def test_stages_are_spent_as_the_best_of_all_ways():
 
 
 def test_a_stage_that_gains_nothing_alone_is_bought_with_the_next_and_none_for_nothing():
-    assert spent(np.array([[5.0, 5.0, 1.0], [3.0, 2.0, 1.5]]), 2).tolist() == [2, 0]
-    assert spent(np.array([[1.0, 1.0], [1.0, 2.0]]), 2).tolist() == [0, 0]
+    once = np.ones(2, np.int64)
+    assert spent(np.array([[5.0, 5.0, 1.0], [3.0, 2.0, 1.5]]), once, 2).tolist() == [2, 0]
+    assert spent(np.array([[1.0, 1.0], [1.0, 2.0]]), once, 2).tolist() == [0, 0]
 
 
-def test_changes_between_follow_the_squared_error():
-    errors = np.array([8.0, 4.0, 2.0, 1.0])
-    np.testing.assert_allclose(between({0: 16.0, 2: 4.0}, errors), 2 * errors)
-    falling = between({0: 1.0, 2: 3.0}, errors)  # noise: a change that grew
+def test_a_stage_of_a_group_costs_one_in_each_of_its_blocks():
+    changes, costs = np.array([[6.0, 0.0], [5.0, 0.0]]), np.array([3, 1])
+    assert spent(changes, costs, 2).tolist() == [0, 1]
+    assert spent(changes, costs, 4).tolist() == [1, 1]
+    assert [len(group) for group in grouped(30, 1)] == [4, 4, 4, 4, 4, 3, 3, 3]
+    assert [group.tolist() for group in grouped(3, 0)] == [[0], [1], [2]]
+
+
+def test_changes_follow_the_squared_error():
+    errors = np.array([1, 0.5, 0.25, 0.125])
+    np.testing.assert_allclose(followed(3.0, errors, 1, 5), 8 * 0.5 ** np.arange(6), rtol=1e-6)
+    falling = followed(-1.0, errors, 1, 5)  # noise: an answer that became better
     assert (np.diff(falling) < 0).all()
+    assert falling[0] < 1e-9
+
+
+def test_counts_are_stored_as_they_were():
     counts = ((1, 2), 0, (3, 0))
     config = CodecConfig(site="kv", stages=counts)
     assert as_counts(as_rows(counts, config)) == counts
@@ -95,4 +108,4 @@ def test_changes_between_follow_the_squared_error():
 )
 def test_bits_that_cannot_be_allotted(settings, bits, message):
     with pytest.raises(InputError, match=f"--bits {bits}: .*{message}"):
-        most_stages(CodecConfig(**settings), bits, 2)
+        mean_stages(CodecConfig(**settings), bits, 2)
