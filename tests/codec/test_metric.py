@@ -115,7 +115,9 @@ def test_where_there_is_none():
     ):
         a, b = (fit_codec(file, batch, config, n_samples=64, metric=metric) for metric in ("plain", "keys-values"))
         assert a.digest == b.digest and a.config.encoder == "exact"
-    with pytest.raises(InputError, match="use one of keys-values, plain"):
+    with pytest.raises(InputError, match="needs gradients"):
+        fit_codec(file, batch, CodecConfig(), metric="output")
+    with pytest.raises(InputError, match="use one of keys-values, output, plain"):
         fit_codec(file, batch, CodecConfig(), metric="euclid")
 
 
