@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from mpi4py import MPI
@@ -27,13 +28,15 @@ from astra_mpi.engine import Model
 from astra_mpi.files.modelfile import ModelFile
 
 #: slices that sequences are cut into, and tokens that are measured on
-SLICES, TOKENS = 4, 2048
+SLICES, TOKENS = 4, 4096
 #: blocks that send, side by side, that have stages alike, are in so many groups at most
 GROUPS = 8
 #: of the samples, those that the stages are fitted to which the measurement is of
 SHARE = 4
 #: times the mean number of stages that a block may have
 MOST_OVER_MEAN = 3
+#: of the median over groups, the least that one is taken to change: what is less is noise
+LEAST = 0.6
 
 
 def mean_stages(config: CodecConfig, bits: int, n_layers: int) -> int:
@@ -51,14 +54,29 @@ def allotted(
 ) -> Counts:
     """Stages per block and codebook with `bits` per token on average of the blocks that send. For one process.
 
-    codec: of `mean_stages`, embedded. `progress(done, total)` counts passes through the model.
+    batches: the first ones, of TOKENS tokens together, are measured on. codec: of `mean_stages`, embedded.
+    `progress(done, total)` is called after every pass through the model.
     """
     model = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
-    inputs, mask = _some(batches)
-    emulated = Emulated(model, inputs, mask, codec.config.site, SLICES, codec.config.sinks)
     groups = grouped(len(codec.blocks), int(codec.config.predicts))
-    changes = _Measured(emulated, codec, groups, progress).changes()  # (groups * codebooks, 1 + most)
-    n_books = codec.config.n_books
+    n_books, n_stages = codec.config.n_books, most_codes(codec)
+    lost, n_tokens = np.zeros(len(groups) * n_books), 0
+    errors = np.zeros((len(lost), 1 + n_stages))
+    for inputs, mask in batches:
+        emulated = Emulated(model, inputs, mask, codec.config.site, SLICES, codec.config.sinks)
+        some = emulated.n_tokens
+        done = min(1.0, n_tokens / TOKENS), min(1.0, (n_tokens + some) / TOKENS)
+        measured = _Measured(emulated, codec, groups, partial(_within, progress, *done))
+        for total, mine in zip((lost, errors), measured.losses(), strict=True):
+            total += some * mine
+        n_tokens += some
+        if n_tokens >= TOKENS:
+            break
+    lost /= n_tokens
+    errors /= n_tokens
+    least = LEAST * max(float(np.median(lost)), 0.0)
+    most = min(MAX_STAGES, MOST_OVER_MEAN * n_stages)
+    changes = np.array([followed(max(a, least), b, n_stages // 2, most) for a, b in zip(lost, errors, strict=True)])
     costs = np.repeat([len(group) for group in groups], n_books)
     n_sending = len(codec.blocks) - int(codec.config.predicts)
     stages = spent(changes, costs, bits * n_sending // codec.config.bits).reshape(-1, n_books)
@@ -66,6 +84,11 @@ def allotted(
     for group, row in zip(groups, stages, strict=True):
         rows[group] = row
     return as_counts(rows)
+
+
+def most_codes(codec: Codec) -> int:
+    """Codes of a vector, the most of any codebook."""
+    return max(book.n_codes for block in codec.blocks for book in block.codebooks)
 
 
 def grouped(n_blocks: int, first: int) -> list[np.ndarray]:
@@ -109,11 +132,8 @@ def spent(changes: np.ndarray, costs: np.ndarray, total: int) -> np.ndarray:
     return stages
 
 
-def _some(batches: Batches) -> tuple[np.ndarray, np.ndarray | None]:
-    """Items of the first batch with about TOKENS tokens."""
-    inputs, mask = next(iter(batches))
-    keep = max(1, TOKENS // max(1, inputs.shape[1])) if inputs.ndim == 2 else len(inputs)
-    return inputs[:keep], None if mask is None else mask[:keep]
+def _within(progress: Callable[[float, float], None], first: float, last: float, done: float) -> None:
+    progress(first + (last - first) * done, 1)
 
 
 @dataclass
@@ -121,16 +141,18 @@ class _Measured:
     emulated: Emulated
     codec: Codec
     groups: list[np.ndarray]
-    progress: Callable[[float, float], None]
+    progress: Callable[[float], None]  # of what is to be done
 
-    def changes(self) -> np.ndarray:
-        """(groups * codebooks, 1 + most): of the answer, with each number of stages in one group's codebooks."""
+    def losses(self) -> tuple[np.ndarray, np.ndarray]:
+        """Per group and codebook what the answer changes with half of its stages (n,); and the squared errors with
+        0, 1 .. M stages, over that with none (n, 1 + M)."""
         emulated, n_books = self.emulated, self.codec.config.n_books
-        kept = self._n_stages // 2
+        n_stages = most_codes(self.codec)
+        kept = n_stages // 2
         total = 2 + len(self.groups) * n_books
         change = Change(emulated, emulated.passed(lambda i, x: x, emulated.rows))
-        self.progress(1, total)
-        errors, means = np.empty((len(self.codec.blocks), n_books, 1 + self._n_stages)), {}
+        self.progress(1 / total)
+        errors, means = np.empty((len(self.codec.blocks), n_books, 1 + n_stages)), {}
         follow = AsCodes(self.codec.blocks, self.codec.config.predicts, emulated.model.backend.kernels)
 
         def look(i: int, x: np.ndarray) -> np.ndarray:
@@ -141,26 +163,18 @@ class _Measured:
             return seen
 
         whole = change(emulated.passed(look, emulated.rows))
-        self.progress(2, total)
-        found = []
+        self.progress(2 / total)
+        lost, fall = [], []
         for g, group in enumerate(self.groups):
             for part in range(n_books):
                 blocks = list(self.codec.blocks)
                 for i in group:
                     blocks[i] = self._cut(i, part, kept, means[i])
                 see = AsCodes(blocks, self.codec.config.predicts, emulated.model.backend.kernels)
-                lost = change(emulated.passed(see, emulated.rows)) - whole
-                found.append(followed(lost, errors[group, part].mean(axis=0), kept, self._most))
-                self.progress(3 + g * n_books + part, total)
-        return np.array(found)
-
-    @property
-    def _n_stages(self) -> int:
-        return max(book.n_codes for block in self.codec.blocks for book in block.codebooks)
-
-    @property
-    def _most(self) -> int:
-        return min(MAX_STAGES, MOST_OVER_MEAN * self._n_stages)
+                lost.append(change(emulated.passed(see, emulated.rows)) - whole)
+                fall.append(errors[group, part].mean(axis=0))
+                self.progress((3 + g * n_books + part) / total)
+        return np.array(lost), np.array(fall)
 
     def _cut(self, i: int, part: int, m: int, mean: np.ndarray) -> BlockCodec:
         """Block i with the first m stages of a codebook; with none, the `mean` of the tokens at hand or, predicted,
@@ -180,7 +194,7 @@ class _Measured:
         with none. before: the states before it, where codes are predicted."""
         block, kernels = self.codec.blocks[i], self.emulated.model.backend.kernels
         if self.codec.config.predicts and before is None:
-            return np.ones((1, 1 + self._n_stages))
+            return np.ones((1, 1 + most_codes(self.codec)))
         if block.predictor is not None:
             assert before is not None
             x = x - block.predictor.predict(before, kernels)

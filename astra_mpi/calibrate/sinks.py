@@ -40,8 +40,23 @@ def with_sinks_counted(comm: MPI.Comm, model: Model, batches: Batches) -> tuple[
     with collective(comm), alone(comm, "looking for attention sinks"):
         if comm.Get_rank() == 0 and first:
             found[0] = measured(attention_paid(model, first))
+            if found[0]:
+                found[0] = max(found[0], measured(attention_paid(model, begun_twice(first))))
     comm.Bcast(found)
     return int(found[0]), chain(first, rest)
+
+
+def begun_twice(batches: list[Batch]) -> Batches:
+    """The same sequences, but their second token is the first one again.
+
+    Such a text is rare in a sample, and where a first token is a sink for being alone, so is the same one behind it: it
+    sees nothing else. SmolLM2 on WikiText-2, a window that begins with "= =": 1.35 times the exact perplexity with one
+    exact token, 1.06 with two.
+    """
+    for inputs, mask in batches:
+        again = inputs.copy()
+        again[:, 1:2] = again[:, :1]
+        yield again, mask
 
 
 def measured(paid: np.ndarray) -> int:

@@ -22,6 +22,7 @@ from astra_mpi.inputs.text import tokenizer_of
 
 DECK = Path(__file__).with_name("perplexity.toml")
 _PREDICTED = "--predict linear --stages"
+_OUTPUT = "--predict linear --metric output"
 #: a row's name, and the options of calibrate that make its codebooks
 ROWS = {
     "normed G=1 K=1024": "--site normed --kind grouped --groups 1 --codebook-size 1024",
@@ -36,9 +37,12 @@ ROWS = {
     "predicted M=4": f"{_PREDICTED} 4",
     "predicted M=8": f"{_PREDICTED} 8",
     "predicted M=16": f"{_PREDICTED} 16",
-    "predicted 32 bits, allotted": "--predict linear --bits 32",
-    "predicted 64 bits, allotted": "--predict linear --bits 64",
-    "predicted 128 bits, allotted": "--predict linear --bits 128",
+    "output 16": f"{_OUTPUT} --bits 16",
+    "output 32": f"{_OUTPUT} --bits 32",
+    "output 64": f"{_OUTPUT} --bits 64",
+    "output 128": f"{_OUTPUT} --bits 128",
+    "output 256": f"{_OUTPUT} --bits 256",
+    "output M=8": f"{_OUTPUT} --stages 8",
     "predicted scalar 256": "--predict linear --kind scalar --bits 256",
     "predicted scalar 512": "--predict linear --kind scalar --bits 512",
 }

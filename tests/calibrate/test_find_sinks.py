@@ -21,8 +21,8 @@ from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, ra
 LARGE = 50.0  # of a sink in the residual stream; others are of order 1
 
 
-def with_sinks(places):
-    """GPT-2 whose tokens at these places are large in one direction, that all queries look for."""
+def with_sinks(places, token=None):
+    """GPT-2 whose tokens at these places, or this token, are large in one direction, that all queries look for."""
     config = gpt2_config()
     file = model_file(config)
     weights = {name: np.array(weight) for name, weight in file.weights.items()}
@@ -30,6 +30,8 @@ def with_sinks(places):
     direction, wanted = rng.normal(size=config.d_model), rng.choice([-1.0, 1.0], config.d_kv)
     direction = (direction - direction.mean()) / np.linalg.norm(direction - direction.mean())
     weights["embed.position"][list(places)] = LARGE * direction
+    if token is not None:
+        weights["embed.word"][token] = LARGE * direction
     for i in range(config.n_layers):
         for name, value in (("norm1.weight", 1.0), ("norm1.bias", 0.0), ("q.bias", wanted)):
             weights[f"blocks.{i}.{name}"][:] = value
@@ -55,6 +57,17 @@ def test_planted_sinks_are_found_and_are_no_samples(comm, monkeypatch, places, n
     assert found == n_sinks
     if places != (9,) and largest:
         assert max(largest) < LARGE / 4
+
+
+def test_a_first_token_that_may_come_twice_is_two_sinks():
+    file, token = with_sinks((), token=5), 5
+    texts = []
+    for ids, mask in batches(file.config):
+        ids = np.where(ids == token, token + 1, ids)
+        ids[:, 0] = token
+        texts.append((ids, mask))
+    codec = fit_codec(file, texts, CodecConfig(stages=1, codebook_size=8), n_samples=500, find_sinks=True)
+    assert codec.config.sinks == 2
 
 
 def test_what_stands_out():
