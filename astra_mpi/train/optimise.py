@@ -34,7 +34,10 @@ class Optimiser:
             groups.append({"params": [learned.tensor], "lr": rate, "weight_decay": 0.0})
         groups = [group for group in groups if group["params"]]
         self.rates = [group["lr"] for group in groups]
-        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=train.weight_decay, foreach=True)
+        one_pass = twin.device.type == "cpu"  # over the numbers, where each would be read several times
+        self.adam = torch.optim.AdamW(
+            groups, betas=(0.9, 0.95), weight_decay=train.weight_decay, fused=one_pass or None
+        )
 
     def step(self, step: int) -> float:
         """Collective: one update from this rank's share of the gradient. -> the joint gradient's norm, which is not
