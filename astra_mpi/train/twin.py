@@ -19,14 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.config import require
 from astra_mpi.models import FAMILIES
+from astra_mpi.train.attend import Scores, attend, attend_by_slices, turned
 from astra_mpi.train.cuts import View
 from astra_mpi.train.image_heads import image_answer
 
 Weights = dict[str, Tensor]
 #: of a block: which keys rows see (.., 1, R, m); cosines and sines of its rotary positions (R, d_head), if it has any
 Seen = tuple[Tensor, Tensor | None]
-#: keys up to which bfloat16 attention on the CPU is quicker by plain products: 0.25 to 0.7 of the fused one's time
-SHORT = 256
 _CLASS_TOKENS = ("embed.class", "embed.distillation")
 
 
@@ -192,36 +191,15 @@ class Twin:
         heads = [x.unflatten(-1, (-1, self.config.d_head)).transpose(1, 2) for x in (q, k, v)]  # (B, H, rows, d)
         if turns is not None:
             rows = q.shape[1]  # far keys are those of the content rows, in the same order
-            heads[0] = _turn(heads[0], turns)
+            heads[0] = turned(heads[0], turns)
             far = turns[rows - (heads[1].shape[2] - rows) :] if heads[1].shape[2] > rows else turns[:0]
-            heads[1] = _turn(heads[1], torch.cat([turns, far]))
-        narrow = q.dtype == torch.bfloat16 and q.device.type == "cpu"
+            heads[1] = turned(heads[1], torch.cat([turns, far]))
+        scores = Scores.of(self.config, narrow=q.dtype == torch.bfloat16 and q.device.type == "cpu")
         if view.slices and not self.config.window(i):
-            out = self._by_slices(heads, view, narrow)
+            out = attend_by_slices(heads, view, scores)
         else:
-            out = self._attend(heads, visible, narrow)
+            out = attend(heads, visible, scores)
         return out.transpose(1, 2).flatten(2)
-
-    def _by_slices(self, heads: list[Tensor], view: View, narrow: bool) -> Tensor:
-        """The same, slice by slice, without keys that nobody there sees: those of later slices, exact or as sent."""
-        q, rows, parts = heads[0], heads[0].shape[2], []
-        for a, b in view.slices:
-            first = min(a, view.sinks)
-            pieces = slice(0, first), slice(rows + first, rows + a), slice(a, b)
-            kv = [torch.cat([x[:, :, piece] for piece in pieces], dim=2) for x in heads[1:]]
-            earlier = torch.ones(b - a, b, dtype=torch.bool, device=q.device).tril(a)
-            parts.append(self._attend([q[:, :, a:b], *kv], earlier, narrow, whole=not a))
-        return torch.cat(parts, dim=2)
-
-    def _attend(self, heads: list[Tensor], visible: Tensor, narrow: bool, whole: bool = False) -> Tensor:
-        """whole: `visible` is what causal attention sees of all keys."""
-        config, (q, k, v) = self.config, heads
-        scale, cap = config.score_scale or config.d_head**-0.5, config.score_cap
-        if cap or (narrow and k.shape[2] <= SHORT):
-            return _attend_plainly(q, k, v, visible, scale, cap)
-        shared = config.n_heads != config.n_kv_heads
-        mask = None if whole else visible
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole, enable_gqa=shared, scale=scale)
 
     def _turns(self, i: int, places: np.ndarray) -> Tensor | None:
         """(R, d_head): cosines and sines of block i's rotary positions, of rows at `places` (R,); None: none."""
@@ -313,23 +291,6 @@ class Twin:
         if self.recipe.rms:
             return F.rms_norm(x.float(), weight.shape, weight, eps)
         return F.layer_norm(x.float(), weight.shape, weight, bias, eps)
-
-
-def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, cap: float) -> Tensor:
-    """As PyTorch's fused attention, from products, with a cap of scores unless it is 0: q (B, H, R, d), k and v
-    (B, Hkv, m, d)."""
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if q.shape[1] != x.shape[1] else x for x in (k, v))
-    bias = torch.zeros(visible.shape, device=q.device).masked_fill(~visible, -torch.inf)
-    scores = (q * scale) @ k.mT
-    scores = cap * torch.tanh(scores / cap) if cap else scores
-    return (scores.float() + bias).softmax(dim=-1).to(v.dtype) @ v
-
-
-def _turn(x: Tensor, turns: Tensor) -> Tensor:
-    """Pairs (a, a + d/2) of x (.., rows, d) turned by turns (rows, d)."""
-    cos, sin = turns.chunk(2, dim=-1)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def _activate(x: Tensor, name: str) -> Tensor:
