@@ -112,7 +112,7 @@ class TrainSection:
     cuts: Literal["random", "even"] = "random"  # how every step cuts the tokens over these ranks
     lr: float = 1e-3  # highest learning rate of weights
     codebook_lr: float = 1e-3  # update = "adam": learning rate of entries, relative to the size of what they quantise
-    predictor_lr: float = 1e-3  # the same of predictors' maps and biases, relative to their size
+    predictor_lr: float = 1e-4  # the same of predictors' maps and biases, relative to their size
     weight_decay: float = 0.05  # of matrices only
     warmup: float = 0.05  # share of the steps in which the rate rises
     floor: float = 0.01  # rate at the end, relative to the highest
