@@ -28,7 +28,7 @@ class Kind:
     additive: ClassVar[bool] = True
     #: whether codes are of coordinates of its own (`Codebook.transform`), and nothing is searched
     transforms: ClassVar[bool] = False
-    #: whether `train` can train its codebooks
+    #: whether `train` makes codebooks to begin with, and needs none of calibrate
     trains: ClassVar[bool] = True
     #: whether it is the paper's, whose published figures stand beside ours
     published: ClassVar[bool] = False

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from astra_mpi.train.codes.codebooks import Codebooks
+from astra_mpi.train.codes.quantiser import Quantiser, Use
 from astra_mpi.train.parallel import add_up
-from astra_mpi.train.quantise import Codebooks, Quantiser, Use
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -22,15 +23,18 @@ class Averages:
 
     def __init__(self, codebooks: Codebooks, comm: MPI.Comm, decay: float, revive: float, noisy: bool) -> None:
         self.codebooks, self.comm, self.decay, self.revive, self.noisy = codebooks, comm, decay, revive, noisy
+        self.books = [q for q in codebooks.used if isinstance(q, Quantiser)]
+        follows = any(not q.entries.requires_grad for q in self.books)
+        self.needed = follows or noisy or revive > 0  # whether `update` changes anything
 
     @torch.no_grad()
     def update(self, uses: list[Use], seed: int, step: int, late: bool = False) -> Dead:
         """Collective: take in what a joint batch used, of every codebook in order. -> the entries that were revived:
         none if it is late, and they would not find their place.
         """
-        stats = [self._stats(q, use) for q, use in zip(self.codebooks.used, uses, strict=True)]
+        stats = [self._stats(q, use) for q, use in zip(self.books, uses, strict=True)]
         add_up(self.comm, [t for s in stats for t in s.values()])
-        for q, s in zip(self.codebooks.used, stats, strict=True):
+        for q, s in zip(self.books, stats, strict=True):
             self._follow(q, s)
         return self._revive_all(uses, seed, step) if self.revive and not late else []
 
@@ -65,7 +69,7 @@ class Averages:
         starts = self._starts(len(uses[0].codes))
         dead: Dead = []
         rows: list[Tensor] = []
-        for b, (q, use) in enumerate(zip(self.codebooks.used, uses, strict=True)):
+        for b, (q, use) in enumerate(zip(self.books, uses, strict=True)):
             unused = (q.counts < self.revive * q.counts.mean(dim=1, keepdim=True)).nonzero().tolist()
             rng = np.random.default_rng([seed, 4, step, b])
             for c, k in unused:

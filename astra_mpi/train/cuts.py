@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -37,6 +38,9 @@ class View:
     near: Tensor
     far: Tensor | None
     received: Tensor | None = None
+    #: of sequences that look back, are cut alike and have no gaps: where each rank's tokens lie; () otherwise
+    slices: tuple[tuple[int, int], ...] = ()
+    sinks: int = 0  # first tokens that all see exactly
 
     def visible(self, i: int) -> Tensor:
         """(.., 1, R, R + S): what rows see in block i."""
@@ -50,6 +54,13 @@ class View:
         far = self.far & came.unsqueeze(1)
         return torch.cat([self.near.expand(len(far), -1, -1, -1), far], dim=-1)
 
+    def near_tokens(self, near: int, causal: bool, keep: np.ndarray) -> Tensor | None:
+        """Of the tokens that keep (B, S) marks, packed (n,): which have more codes than others; None: all have all."""
+        if not near:
+            return None
+        marks = near_places(self.rank[:, self.n_replicas :].cpu().numpy(), near, causal)
+        return torch.from_numpy(np.broadcast_to(marks, keep.shape)[keep]).to(self.rank.device)
+
     @cached_property
     def both(self) -> Tensor:
         """`visible` where everything came."""
@@ -62,6 +73,18 @@ def coded_places(keep: np.ndarray, n_class: int, sinks: int) -> np.ndarray:
     content = keep[:, n_class:]
     coded: np.ndarray = content & (np.cumsum(content, axis=1) > sinks)
     return coded
+
+
+def near_places(owner: np.ndarray, near: int, causal: bool) -> np.ndarray:
+    """owner (B, S) of content places, -1 where there is no token -> (B, S) which are of the last `near` tokens of a
+    slice, or of the first, which tokens of other slices look at in encoders only."""
+    found = np.zeros(owner.shape, bool)
+    for row, marks in zip(owner, found, strict=True):
+        for rank in range(int(row.max(initial=-1)) + 1):
+            places = np.flatnonzero(row == rank)
+            marks[places[max(0, len(places) - near) :]] = True
+            marks[places[: 0 if causal else near]] = True
+    return found
 
 
 def make_view(
@@ -111,4 +134,9 @@ def make_view(
     masks = [None if mask is None else torch.from_numpy(mask[:, None]).to(device) for mask in (near, far)]
     assert masks[0] is not None
     received = None if missing is None else torch.from_numpy(~missing).to(device)
-    return View(size, n_replicas, torch.from_numpy(rank).to(device), masks[0], masks[1], received)
+    alike = causal and not n_class and missing is None and len(owner) == 1 and bool((owner >= 0).all())
+    ends = [0, *np.cumsum(counts[0])] if alike else [0]
+    runs = tuple((int(a), int(b)) for a, b in pairwise(ends) if a < b)
+    return View(
+        size, n_replicas, torch.from_numpy(rank).to(device), masks[0], masks[1], received, runs, sinks if sends else 0
+    )

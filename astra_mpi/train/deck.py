@@ -91,7 +91,9 @@ class CodecSection:
     def config(self, default_site: str) -> CodecConfig:
         trains = " or ".join(name for name, rule in KINDS.items() if rule.trains)
         require(
-            KINDS[self.kind].trains, f"codec.kind = '{self.kind}' is fitted by calibrate and not trained; use {trains}"
+            KINDS[self.kind].trains,
+            f"codec.kind = '{self.kind}' begins with what calibrate fitted: give model.codebooks and codec.init = "
+            f'"model", or use {trains}',
         )
         counts = {name: getattr(self, name) for name in COUNTS if name == KINDS[self.kind].count}
         site, encoder, sinks = self.site or default_site, self.encoder, self.sinks
@@ -110,6 +112,7 @@ class TrainSection:
     cuts: Literal["random", "even"] = "random"  # how every step cuts the tokens over these ranks
     lr: float = 1e-3  # highest learning rate of weights
     codebook_lr: float = 1e-3  # update = "adam": learning rate of entries, relative to the size of what they quantise
+    predictor_lr: float = 1e-4  # the same of predictors' maps and biases, relative to their size
     weight_decay: float = 0.05  # of matrices only
     warmup: float = 0.05  # share of the steps in which the rate rises
     floor: float = 0.01  # rate at the end, relative to the highest
@@ -118,6 +121,8 @@ class TrainSection:
     augment: Literal["none", "shift", "shift-flip"] = "none"  # images: moved by up to an eighth, and mirrored at random
     # of products; "auto": bfloat16 if the device of every rank has instructions for it
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    # whether blocks keep nothing but their inputs for the gradient and are computed again: less memory, more time
+    recompute: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of PyTorch; "auto": a GPU if there is one
     seed: int = 0  # of all that is drawn at random
     eval_every: Positive = 200  # steps between two validations
@@ -207,14 +212,30 @@ def _check(deck: TrainDeck) -> None:
         ("train.smoothing", train.smoothing, 0.9),
     ):
         require(0 <= value <= top, f"{name} = {value:g} is outside 0..{top:g}")
-    for name, value in (("train.lr", train.lr), ("train.codebook_lr", train.codebook_lr), ("train.clip", train.clip)):
-        require(value > 0, f"{name} = {value:g} must be above 0")
+    for name in ("lr", "codebook_lr", "predictor_lr", "clip"):
+        value = getattr(train, name)
+        require(value > 0, f"train.{name} = {value:g} must be above 0")
     for name, value in (
         ("codec.beta", codec.beta),
         ("codec.noise", codec.noise or 0),
         ("similarity", train.similarity),
     ):
         require(value >= 0, f"{name} = {value:g}: at least 0")
+
+
+def check_start(deck: TrainDeck, config: CodecConfig) -> None:
+    """InputError on codebooks to begin with that the (resolved) deck cannot train."""
+    codec, what = deck.codec, f"codebooks of kind '{config.kind}'"
+    what = "predicted codes" if config.predicts else "codes with more stages near slices" if config.near else what
+    if not (config.predicts or config.near or config.rule.transforms):
+        return
+    require(codec.update == "adam", f'{what} learn by their gradients: codec.update = "adam", not "{codec.update}"')
+    require(not codec.revive, f"{what} have no entries that begin anew: codec.revive = 0, not {codec.revive:g}")
+    require(not codec.noise, f"{what} are trained without noise: codec.noise = 0, not {codec.noise:g}")
+    frozen = deck.train.learn == "codebooks"
+    require(
+        frozen or not config.predicts, f'{what} are of the model as it is: train.learn = "codebooks", not other weights'
+    )
 
 
 def resolved(deck: TrainDeck, family: str) -> TrainDeck:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from astra_mpi.train.averages import Dead
+from astra_mpi.train.codes.codebooks import Codebooks
 from astra_mpi.train.deck import TrainSection
 from astra_mpi.train.parallel import add_up
-from astra_mpi.train.quantise import Codebooks
 from astra_mpi.train.twin import Twin, trainable
 
 if TYPE_CHECKING:
@@ -28,14 +28,16 @@ class Optimiser:
             {"params": [t for t in self.named.values() if t.ndim == 2], "lr": train.lr},
             {"params": [t for t in self.named.values() if t.ndim != 2], "lr": train.lr, "weight_decay": 0.0},
         ]
-        for i, book in enumerate(codebooks.all if codebooks else []):
-            if book.entries.requires_grad:
-                self.named[f"codebooks.{i}.entries"] = book.entries
-                rate = train.codebook_lr * spread(book.entries)
-                groups.append({"params": [book.entries], "lr": rate, "weight_decay": 0.0})
+        for learned in codebooks.learned if codebooks else []:
+            self.named[learned.name] = learned.tensor
+            rate = (train.predictor_lr if learned.predicts else train.codebook_lr) * learned.scale
+            groups.append({"params": [learned.tensor], "lr": rate, "weight_decay": 0.0})
         groups = [group for group in groups if group["params"]]
         self.rates = [group["lr"] for group in groups]
-        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=train.weight_decay)
+        one_pass = twin.device.type == "cpu"  # over the numbers, where each would be read several times
+        self.adam = torch.optim.AdamW(
+            groups, betas=(0.9, 0.95), weight_decay=train.weight_decay, fused=one_pass or None
+        )
 
     def step(self, step: int) -> float:
         """Collective: one update from this rank's share of the gradient. -> the joint gradient's norm, which is not
@@ -85,9 +87,3 @@ def schedule(step: int, train: TrainSection) -> float:
         return (step + 1) / warm
     done = (step - warm) / max(train.steps - warm, 1)
     return train.floor + (1 - train.floor) * (1 + math.cos(math.pi * done)) / 2
-
-
-def spread(entries: Tensor) -> float:
-    """Root mean square of the last code's entries about their mean: how far apart what codebooks (C, K, W) tell is."""
-    last = entries.detach()[-1]
-    return max(float((last - last.mean(dim=0)).square().mean().sqrt()), 1e-6)

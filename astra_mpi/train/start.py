@@ -22,10 +22,10 @@ from astra_mpi.files import codecfile, modelfile
 from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
 from astra_mpi.ranks.broadcast import broadcast_text
+from astra_mpi.train.codes.codebooks import Codebooks
 from astra_mpi.train.data import Items, Order, hold_out, open_items
-from astra_mpi.train.deck import TrainDeck
+from astra_mpi.train.deck import TrainDeck, check_start
 from astra_mpi.train.parallel import add_numbers
-from astra_mpi.train.quantise import Codebooks
 from astra_mpi.train.shape import new_model
 
 if TYPE_CHECKING:
@@ -111,9 +111,8 @@ def starting_codec(
     if section.init == "model":
         with collective(comm):
             require(model.codec is not None, f'{deck.model.path} has no codebooks; use codec.init = "kmeans"')
-            kind = model.codec.config if model.codec else None
-            fixed = f'codebooks of kind "{kind.kind if kind else ""}" are not trained; use codec.init = "kmeans"'
-            require(kind is None or kind.rule.trains, f"{deck.model.path}: {fixed}")
+            if model.codec is not None:
+                check_start(deck, model.codec.config)
         return model.codec
     config = section.config(FAMILIES[model.config.family].default_site)
     width = model.config.d_kv if config.site == "kv" else model.config.d_model

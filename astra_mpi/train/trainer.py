@@ -15,12 +15,13 @@ from astra_mpi.models.bert_config import BertConfig
 from astra_mpi.train import losses
 from astra_mpi.train.augment import augmented
 from astra_mpi.train.averages import Averages
-from astra_mpi.train.cuts import coded_places, draw_cut, make_view
+from astra_mpi.train.codes.codebooks import Codebooks
+from astra_mpi.train.codes.sender import Sender, sender_for
+from astra_mpi.train.cuts import View, coded_places, draw_cut, make_view
 from astra_mpi.train.data import Batch
 from astra_mpi.train.deck import TrainDeck
 from astra_mpi.train.optimise import Optimiser
 from astra_mpi.train.parallel import add_numbers
-from astra_mpi.train.quantise import Codebooks, Sender
 from astra_mpi.train.twin import Twin
 
 if TYPE_CHECKING:
@@ -38,11 +39,15 @@ class Trainer:
     ) -> None:
         self.deck, self.comm, self.halves = deck, comm, halves
         self.twin = Twin(model.config, model.weights, device)
+        self.twin.recomputes = deck.train.recompute
+        self.frozen = deck.train.learn == "codebooks"
+        if self.frozen and halves:
+            self.twin.halve()
         learns = deck.codec.update == "adam"
         self.codebooks = None if codec is None else Codebooks(codec, learns, device, deck.codec.first)
         self.teacher = None
         if deck.train.loss == "distill":
-            self.teacher = self.twin if deck.train.learn == "codebooks" else copy.deepcopy(self.twin)
+            self.teacher = self.twin if self.frozen else copy.deepcopy(self.twin)
         self.optimiser = Optimiser(self.twin, self.codebooks, deck.train, comm)
         single = deck.codec.class_token == "single"
         self.replicas = 1 if single else None
@@ -59,7 +64,6 @@ class Trainer:
         train, device = self.deck.train, self.twin.device
         images = augmented(batch, train.augment, train.seed, step)
         inputs, keep = torch.from_numpy(images).to(device), torch.from_numpy(batch.keep).to(device)
-        sender = self._sender(batch, step)
         size, slices = draw_cut(train.ranks, train.cuts == "random", train.seed, step)
         view = make_view(
             batch.keep,
@@ -67,16 +71,14 @@ class Trainer:
             size,
             slices,
             causal=self.twin.causal,
-            sends=sender is not None,
+            sends=self.codebooks is not None,
             replicas=self.replicas,
             sinks=self.sinks,
             device=device,
         )
+        sender = self._sender(batch, step, view)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.halves):
-            site = self.codebooks.config.site if self.codebooks else "hidden"
-            found = self.twin(inputs, view, sender, site)
-            exact = self._exact(inputs, batch) if self.teacher else None
-        loss = self._loss(found, exact, inputs, keep, batch)
+            loss = self._loss_of(inputs, keep, batch, view, sender)
         if sender is not None and self.deck.codec.beta:
             loss = loss + self.deck.codec.beta * sender.commitment / batch.n_tokens
         joint = float(add_numbers(self.comm, [float(loss.detach())])[0])
@@ -84,24 +86,40 @@ class Trainer:
             return joint, float("nan")
         loss.backward()
         norm = self.optimiser.step(step)
-        if sender is not None and np.isfinite(norm):
+        if self.codebooks is not None and np.isfinite(norm):
+            self.codebooks.settle()
+        if sender is not None and sender.observes and np.isfinite(norm):
             self.optimiser.forget(self.averages.update(sender.uses, train.seed, step, late=step >= 0.75 * train.steps))
         return joint, norm
 
-    def _sender(self, batch: Batch, step: int) -> Sender | None:
+    def _sender(self, batch: Batch, step: int, view: View) -> Sender | None:
         if self.codebooks is None:
             return None
         coded = coded_places(batch.keep, self.twin.config.n_class, self.sinks)
-        real = None if coded.all() else torch.from_numpy(coded).to(self.twin.device)
         rng = np.random.default_rng([self.deck.train.seed, 6, step])
         parts = len(self.codebooks.blocks[0])
         seeds = rng.integers(2**62, size=(len(self.codebooks.blocks), parts, batch.n_items))[:, :, batch.places]
-        return Sender(self.codebooks, real, seeds, self.deck.codec.noise or 0.0)
+        noise, observes = self.deck.codec.noise or 0.0, self.averages.needed
+        return sender_for(self.codebooks, view, coded, self.twin.causal, seeds=seeds, noise=noise, observes=observes)
 
-    @torch.no_grad()
-    def _exact(self, inputs: Tensor, batch: Batch) -> Tensor:
-        assert self.teacher is not None
-        view = make_view(
+    def _loss_of(self, inputs: Tensor, keep: Tensor, batch: Batch, view: View, sender: Sender | None) -> Tensor:
+        """This rank's share of the loss. A decoder whose head does not learn never has all of its logits."""
+        twin, site = self.twin, self.codebooks.config.site if self.codebooks else "hidden"
+        if self.teacher is None or not (self.frozen and twin.causal):
+            found = twin(inputs, view, sender, site)
+            exact = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    exact = self.teacher(inputs, self._whole(batch))
+            return self._loss(found, exact, inputs, keep, batch)
+        with torch.no_grad():
+            wanted = twin.rows(inputs, self._whole(batch))[keep]
+        rows = twin.rows(inputs, view, sender, site)[keep]
+        return losses.same_distribution_by_rows(rows, wanted, twin.logits, batch.n_tokens, twin.config.vocab_size)
+
+    def _whole(self, batch: Batch) -> View:
+        """One rank."""
+        return make_view(
             batch.keep,
             self.twin.config.n_class,
             1,
@@ -110,7 +128,6 @@ class Trainer:
             sends=False,
             device=self.twin.device,
         )
-        return self.teacher(inputs, view)
 
     def _loss(self, found: Tensor, exact: Tensor | None, inputs: Tensor, keep: Tensor, batch: Batch) -> Tensor:
         train, config = self.deck.train, self.twin.config
@@ -132,7 +149,9 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
-        own = {name: t for name, t in self.state().items() if name.startswith(("weights.", "codebooks."))}
+        own = {
+            name: t for name, t in self.state().items() if name.startswith(("weights.", "codebooks.", "predictors."))
+        }
         for name, tensor in own.items():
             tensor.copy_(state[name])
         self.optimiser.restore(state)

@@ -7,30 +7,45 @@ places.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.config import require
 from astra_mpi.models import FAMILIES
+from astra_mpi.train.attend import Scores, attend, attend_by_slices, turned
 from astra_mpi.train.cuts import View
 from astra_mpi.train.image_heads import image_answer
 
-#: site, block -> what far rows are seen as: one or two tensors (B, S, width)
-Send = Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]]
 Weights = dict[str, Tensor]
-#: keys up to which bfloat16 attention on the CPU is quicker by plain products: 0.25 to 0.7 of the fused one's time
-SHORT = 256
+#: of a block: which keys rows see (.., 1, R, m); cosines and sines of its rotary positions (R, d_head), if it has any
+Seen = tuple[Tensor, Tensor | None]
 _CLASS_TOKENS = ("embed.class", "embed.distillation")
 
 
+class Send(Protocol):
+    """What stands for the exchanges of a pass; `carried` is what one block's leaves for the next."""
+
+    carried: tuple[Tensor, Tensor]
+
+    def __call__(self, i: int, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Block i's rows (B, S, width) at the site, one tensor or two -> how far ranks see them."""
+
+
 class Twin:
-    """A model's weights as tensors. Answers are the engine's: see `__call__`."""
+    """A model's weights as tensors. Answers are the engine's: see `__call__`.
+
+    recomputes: blocks keep nothing but their inputs for the gradient, and are computed again. `halves` has the matrices
+    in bfloat16 of a model that does not learn, for products under autocast.
+    """
+
+    recomputes = False
 
     def __init__(self, config: Any, weights: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         self.config, self.family = config, FAMILIES[config.family]
@@ -46,21 +61,47 @@ class Twin:
         require(not self.recipe.relative, "a model with biases by distance is not trained; give one without")
         self.w: Weights = {name: torch.tensor(np.asarray(array), device=device) for name, array in weights.items()}
         self.device = torch.device(device)
+        self.halves: Weights = {}
 
     def __call__(self, inputs: Tensor, view: View, send: Send | None = None, site: str = "hidden") -> Tensor:
         """Images (B, channels, height, width) -> logits (B, classes); ids (B, S), or ids and types (B, S, 2) -> BERT:
         embeddings (B, D) or logits (B, classes), decoders: logits (B, S, V). `send` stands for what is sent at `site`
         where the view has far rows.
         """
+        return self._head(self.rows(inputs, view, send, site), view)
+
+    def halve(self) -> None:
+        """From now on autocast has nothing to round in each pass; for a model that does not learn."""
+        self.halves = {name: t.bfloat16() for name, t in self.w.items() if t.ndim == 2 and name != "embed.position"}
+
+    def rows(self, inputs: Tensor, view: View, send: Send | None = None, site: str = "hidden") -> Tensor:
+        """The rows (B, R, D) after the last block, before any norm."""
         x = self.embed(inputs)
         n_class, places = self.config.n_class, np.arange(x.shape[1])
         each = view.n_replicas // max(1, n_class)
         x = torch.cat([x[:, :n_class].repeat_interleave(each, dim=1), x[:, n_class:]], dim=1)
         places = np.concatenate([np.repeat(places[:n_class], each), places[n_class:]])
         for i in range(self.config.n_layers):
-            visible, turns = self._seen(i, view, places), self._turns(i, places)
-            x = self._block(i, x, view.n_replicas, visible, turns, None if view.far is None else send, site)
-        return self._head(x, view)
+            seen = self._seen(i, view, places), self._turns(i, places)
+            x = self._passed(i, x, view, seen, None if view.far is None else send, site)
+        return x
+
+    def _passed(self, i: int, x: Tensor, view: View, seen: Seen, send: Send | None, site: str) -> Tensor:
+        """`_block`, which is computed again for its gradients if `recomputes`."""
+        if not (self.recomputes and torch.is_grad_enabled()):
+            return self._block(i, x, view, seen, send, site)
+
+        def block(x: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+            if send is None:
+                return (self._block(i, x, view, seen, None, site),)
+            send.carried = carried[0], carried[1]
+            x = self._block(i, x, view, seen, send, site)
+            return (x, *send.carried)
+
+        x, *carried = checkpoint(block, x, *(send.carried if send else ()), use_reentrant=False)
+        if send is not None:
+            send.carried = carried[0], carried[1]
+        return x
 
     def sinks(self, codec: CodecConfig | None) -> int:
         """First tokens that every rank computes itself."""
@@ -100,9 +141,7 @@ class Twin:
         x = self._norm(x, "embed.norm") if "embed.norm.weight" in w else x
         return self._linear(x, "embed.project") if config.word_width else x
 
-    def _block(
-        self, i: int, x: Tensor, n_replicas: int, visible: Tensor, turns: Tensor | None, send: Send | None, site: str
-    ) -> Tensor:
+    def _block(self, i: int, x: Tensor, view: View, seen: Seen, send: Send | None, site: str) -> Tensor:
         """Pre-norm: x + f(norm(x)); post-norm (BERT): norm(x + f(x)). x (B, R, D)."""
         b, recipe = f"blocks.{i}.", self.recipe
         first = recipe.norm_first
@@ -111,10 +150,10 @@ class Twin:
         q, k, v = (self._linear(normed, b + name) for name in "qkv")
         q, k = self._head_norm(q, b + "q_norm"), self._head_norm(k, b + "k_norm")
         if send is not None:
-            k_far, v_far = self._far(i, x, normed, k, v, n_replicas, send, site)
+            k_far, v_far = self._far(i, x, normed, k, v, view.n_replicas, send, site)
             k, v = torch.cat([k, k_far], dim=1), torch.cat([v, v_far], dim=1)
         entering = x
-        y = self._linear(self._attention(q, k, v, visible, turns), b + "o")
+        y = self._linear(self._attention(i, q, k, v, view, seen), b + "o")
         x = x + (self._norm(y, b + "post1") if recipe.output_norms else y)
         x = x if first else self._norm(x, b + "norm1")
         entering = entering if recipe.parallel else x
@@ -146,23 +185,20 @@ class Twin:
         k_far = self._head_norm(self._linear(seen, f"blocks.{i}.k"), f"blocks.{i}.k_norm")
         return k_far, self._linear(seen, f"blocks.{i}.v")
 
-    def _attention(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor, turns: Tensor | None) -> Tensor:
-        """softmax(cap(scale q k^T)) v over visible keys; q (B, R, H d), k and v (B, m, d_kv), visible (.., 1, R, m)."""
-        config = self.config
-        d, scale, cap = config.d_head, config.score_scale or config.d_head**-0.5, config.score_cap
-        heads = [x.unflatten(-1, (-1, d)).transpose(1, 2) for x in (q, k, v)]  # (B, H, rows, d)
+    def _attention(self, i: int, q: Tensor, k: Tensor, v: Tensor, view: View, seen: Seen) -> Tensor:
+        """softmax(cap(scale q k^T)) v over visible keys; q (B, R, H d), k and v (B, m, d_kv)."""
+        visible, turns = seen
+        heads = [x.unflatten(-1, (-1, self.config.d_head)).transpose(1, 2) for x in (q, k, v)]  # (B, H, rows, d)
         if turns is not None:
             rows = q.shape[1]  # far keys are those of the content rows, in the same order
-            heads[0] = _turn(heads[0], turns)
+            heads[0] = turned(heads[0], turns)
             far = turns[rows - (heads[1].shape[2] - rows) :] if heads[1].shape[2] > rows else turns[:0]
-            heads[1] = _turn(heads[1], torch.cat([turns, far]))
-        if cap or (q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[1] <= SHORT):
-            out = _attend_plainly(heads[0], heads[1], heads[2], visible, scale, cap)
+            heads[1] = turned(heads[1], torch.cat([turns, far]))
+        scores = Scores.of(self.config, narrow=q.dtype == torch.bfloat16 and q.device.type == "cpu")
+        if view.slices and not self.config.window(i):
+            out = attend_by_slices(heads, view, scores)
         else:
-            shared = config.n_heads != config.n_kv_heads
-            out = F.scaled_dot_product_attention(
-                heads[0], heads[1], heads[2], attn_mask=visible, enable_gqa=shared, scale=scale
-            )
+            out = attend(heads, visible, scores)
         return out.transpose(1, 2).flatten(2)
 
     def _turns(self, i: int, places: np.ndarray) -> Tensor | None:
@@ -195,12 +231,16 @@ class Twin:
     def _head(self, x: Tensor, view: View) -> Tensor:
         config = self.config
         if self.causal:
-            x = self._norm(x, "norm")
-            logits = F.linear(x, self.w["embed.word"] if config.tied else self.w["head.weight"].T)
-            return config.logit_cap * torch.tanh(logits / config.logit_cap) if config.logit_cap else logits
+            return self.logits(x)
         if config.family == "vit":
             return image_answer(self, self._norm(x[:, view.n_replicas :], "norm"), self._classes(x, view))
         return self._pooled(x, view)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """A decoder's rows (.., D) after the last block -> (.., V)."""
+        config, x = self.config, self._norm(x, "norm")
+        logits = F.linear(x, self._matrix("embed.word") if config.tied else self._matrix("head.weight").T)
+        return config.logit_cap * torch.tanh(logits / config.logit_cap) if config.logit_cap else logits
 
     def _pooled(self, x: Tensor, view: View) -> Tensor:
         """Rows (B, R, D) of an encoder of texts -> embeddings (B, D) or logits (B, classes)."""
@@ -239,7 +279,11 @@ class Twin:
         return self._norm(x, "pooler.norm") if self.config.pooler_norm else x
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self.w[name + ".weight"].T, self.w.get(name + ".bias"))
+        return F.linear(x, self._matrix(name + ".weight").T, self.w.get(name + ".bias"))
+
+    def _matrix(self, name: str) -> Tensor:
+        narrow = self.halves.get(name) if torch.is_autocast_enabled(self.device.type) else None
+        return self.w[name] if narrow is None else narrow
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         """LayerNorm, or where there is no bias RMSNorm, in float32."""
@@ -247,23 +291,6 @@ class Twin:
         if self.recipe.rms:
             return F.rms_norm(x.float(), weight.shape, weight, eps)
         return F.layer_norm(x.float(), weight.shape, weight, bias, eps)
-
-
-def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, cap: float) -> Tensor:
-    """As PyTorch's fused attention, from products, with a cap of scores unless it is 0: q (B, H, R, d), k and v
-    (B, Hkv, m, d)."""
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if q.shape[1] != x.shape[1] else x for x in (k, v))
-    bias = torch.zeros(visible.shape, device=q.device).masked_fill(~visible, -torch.inf)
-    scores = (q * scale) @ k.mT
-    scores = cap * torch.tanh(scores / cap) if cap else scores
-    return (scores.float() + bias).softmax(dim=-1).to(v.dtype) @ v
-
-
-def _turn(x: Tensor, turns: Tensor) -> Tensor:
-    """Pairs (a, a + d/2) of x (.., rows, d) turned by turns (rows, d)."""
-    cos, sin = turns.chunk(2, dim=-1)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def _activate(x: Tensor, name: str) -> Tensor:

@@ -31,12 +31,12 @@ from astra_mpi.config import require
 from astra_mpi.errors import AstraError
 from astra_mpi.files import codecfile, modelfile, whole
 from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.train.codes.codebooks import Codebooks
 from astra_mpi.train.cuts import make_view
 from astra_mpi.train.data import open_items
 from astra_mpi.train.deck import TrainDeck, load_train_deck, resolved
 from astra_mpi.train.evaluate import answer
 from astra_mpi.train.loop import Run
-from astra_mpi.train.quantise import Codebooks
 from astra_mpi.train.start import open_data, starting_codec, starting_model
 from astra_mpi.train.twin import Twin
 

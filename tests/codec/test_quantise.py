@@ -11,9 +11,11 @@ from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.device.backend import get_backend
 from astra_mpi.train.averages import Averages
+from astra_mpi.train.codes.codebooks import Codebooks
+from astra_mpi.train.codes.quantiser import Quantiser
+from astra_mpi.train.codes.sender import Sender
 from astra_mpi.train.cuts import draw_cut, make_view
 from astra_mpi.train.noise import Noise
-from astra_mpi.train.quantise import Codebooks, Quantiser, Sender
 from helpers.fakes import random_basis
 
 KERNELS = get_backend("reference", MPI.COMM_SELF).kernels

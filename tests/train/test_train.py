@@ -221,6 +221,7 @@ def test_wrong_data(tmp_path, capsys):
         ({"codec_kind": "grouped", "codec_groups": 3, "codec_encoder": "subspace"}, ("subspace", "groups")),
         ({"output_codebooks_only": True}, ("output.codebooks_only", "train.learn")),
         ({"codec_init": "model"}, ("model.h5", "no codebooks")),
+        ({"codec_kind": "scalar"}, ("fitted", "model.codebooks", "residual")),
         ({"codec_sinks": 2}, ("sinks = 2", "decoders")),
         ({"shape_family": "vit"}, ("model.path", "shape.family")),
         ({"train_device": "cuda"}, ("train.device", "GPU")),

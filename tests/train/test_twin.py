@@ -10,8 +10,9 @@ from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
+from astra_mpi.train.codes.codebooks import Codebooks
+from astra_mpi.train.codes.sender import Sender
 from astra_mpi.train.cuts import coded_places, make_view
-from astra_mpi.train.quantise import Codebooks, Sender
 from astra_mpi.train.twin import Twin
 from helpers.architectures import on_ranks
 from helpers.fakes import IMAGE_PARTS, bert_config, gpt2_config, llama_config, model_file, vit_config
