@@ -56,6 +56,19 @@ def weighings(
     return [[total.double().numpy() / n_tokens for total in parts] for parts in sums]
 
 
+class _Kept:
+    """A `Send` by which far ranks see tokens as they are; it keeps them, and so their gradients."""
+
+    carried = (torch.zeros(0), torch.zeros(()))
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, ...]] = []
+
+    def __call__(self, i: int, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self.seen.append(tuple(part.detach().float().requires_grad_() for part in parts))
+        return self.seen[-1]
+
+
 def _at_once(inputs: np.ndarray) -> int:
     """Items whose gradients are taken together."""
     return 8 if inputs.ndim == 4 else max(1, TOKENS // max(1, inputs.shape[1]))
@@ -77,16 +90,11 @@ def _add(
     n_class = twin.config.n_class
     view = make_view(keep, n_class, SLICES, None, causal=twin.causal, sends=True, sinks=sinks)
     coded = torch.from_numpy(coded_places(keep, n_class, sinks))
-    seen: list[tuple[Tensor, ...]] = []
-
-    def send(i: int, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(tuple(part.detach().float().requires_grad_() for part in parts))
-        return seen[-1]
-
+    kept = _Kept()
     with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16("cpu")):
-        answer = twin(given, view, send, site)
+        answer = twin(given, view, kept, site)
     _drawn_loss(twin, answer.float(), torch.from_numpy(keep), drawn).backward()
-    for i, parts in enumerate(seen):
+    for i, parts in enumerate(kept.seen):
         gradients = [torch.zeros_like(part)[coded] if part.grad is None else part.grad[coded] for part in parts]
         moments = [g.T @ g for g in gradients]
         if len(sums) == i:
