@@ -189,13 +189,14 @@ class CodecConfig:
         """How many more bits a token next to another slice costs in block i."""
         return sum(self.near_stages * self.bits for part in self.of(i) if part.count) if self.near else 0
 
-    def mean_bits(self, n_layers: int, first: int = 0, near_share: float = 0.0) -> float:
+    def mean_bits(self, n_layers: int, first: int = 0, near_share: float = 0.0, end: int | None = None) -> float:
         """Bits a sent token costs per block: the mean over all blocks of a model, those that send nothing too, and over
         tokens, of which near_share have more stages; an int where it is whole.
 
-        first: blocks before this one send nothing, nor does block 0 where codes are predicted.
+        first, end: blocks before this one, and from that one on, send nothing, nor does block 0 where codes are
+        predicted.
         """
-        sending = range(max(first, int(self.predicts)), n_layers)
+        sending = range(max(first, int(self.predicts)), n_layers if end is None else end)
         return _mean([self.block_bits(i) + near_share * self.near_bits(i) for i in sending], n_layers)
 
     def as_dict(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Per block: encode own content tokens, start the all-gather of the packed codes, project and attend locally, then wait,
 look the far keys and values up in the projected codebooks, and merge their attention. With `first = "inputs"` the first
 block sends nothing: what enters it follows from the inputs, which every rank has. Nor does a block whose codes have no
-bits: they are known.
+bits: they are known. With `codes = "late"`, a block waits for the codes of the block before it (`late.py`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import beside, take, to_host
 from astra_mpi.errors import AstraError
 from astra_mpi.layout import Layout
+from astra_mpi.models import FAMILIES
 from astra_mpi.partition import displs
 from astra_mpi.strategies.base import Parts, is_plain, recipe_of
 from astra_mpi.strategies.far_codes import FarCodes
+from astra_mpi.strategies.late import Late
 from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Option, Spec
@@ -41,7 +43,7 @@ class Astra(FarCodes):
 
     name = "astra"
     sends_reached = True
-    options = (Option("first", "codes", ("codes", "inputs")),)
+    options = (Option("first", "codes", ("codes", "inputs")), Option("codes", "fresh", ("fresh", "late")))
     may_miss = True
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
@@ -53,13 +55,18 @@ class Astra(FarCodes):
         self.first_coded = int(predicts or spec.word("first") == "inputs")  # the first block with an exchange
         self.sends_reached = self.may_keep_codes = not predicts  # a state needs all codes of its token
         self.exchange.missing.suit(predicts)
-        self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, parts.remote)
+        is_late, remote = spec.word("codes") == "late", parts.remote
+        if is_late and remote == "auto" and not FAMILIES[self.config.family].causal:
+            remote = "gemm"  # only decoding needs tables
+        self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, remote)
         self.sinks = self.wire_costs().sinks if self.exchange.size > 1 else 0
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
         rows = all(table.rows is not None for table in self.remote.tables)
         self.states: States | None = None
         if predicts:
             self.states = States(self.codec, cast("list[Expected]", self.remote.tables), self.kernels)
+        self.late = Late(self, self.states) if is_late and self.states is not None else None
+        self.at_once = 1 if self.late is None else self.late.AT_ONCE
         self.packed = hasattr(self.kernels, "attend_packed")
         self.plain = is_plain(self.config, recipe_of(self.config))
         self.counted_keys = parts.counted_keys and rows and self.plain
@@ -74,6 +81,11 @@ class Astra(FarCodes):
             return "the model has no codebooks; run `astra-mpi calibrate` first"
         if codec.config.near and any(config.windows):
             return "more stages near slices are not for models with sliding windows; calibrate without --near"
+        if spec.word("codes") == "late" and not codec.config.predicts:
+            return (
+                "nothing stands for codes that are late, for these codebooks are of the tokens themselves; use those of"
+                " `astra-mpi calibrate --predict linear`"
+            )
         return None
 
     def bytes_in(self, i: int, layout: Layout) -> list[int]:
@@ -113,8 +125,13 @@ class Astra(FarCodes):
 
     @property
     def exchanging(self) -> tuple[int, ...]:
-        coded = range(self.first_coded, len(self.blocks)) if self.sends else ()
+        coded = range(self.first_coded, self._n_coded) if self.sends else ()
         return tuple(i for i in coded if self.codec.blocks[i].bits_per_token)
+
+    @property
+    def _n_coded(self) -> int:
+        """The blocks before this one may have an exchange."""
+        return len(self.blocks) if self.late is None else self.late.n_coded
 
     def look(self, embed: Callable[[Layout], np.ndarray]) -> None:
         planned = self.planned
@@ -129,10 +146,12 @@ class Astra(FarCodes):
             self.far_inputs = take(embed(planned.everything), planned.far_places)  # (m, D)
 
     def _start(self, i: int, rows: np.ndarray) -> Pending | None:
-        return None if i < self.first_coded else super()._start(i, rows)
+        return super()._start(i, rows) if self.first_coded <= i < self._n_coded else None
 
     def far_keys(self, i: int, pending: Pending | None) -> FarKeys | None:
         states, block = self.states, self.blocks[i]
+        if self.late is not None and i >= self.first_coded and self.sends:
+            return self._late_keys(self.late, i, pending)
         if pending is not None and states is not None:  # while codes travel
             pending.send()
             states.expect_far(i)
@@ -159,17 +178,34 @@ class Astra(FarCodes):
         return self.start(message) if self.codec.blocks[i].bits_per_token else None
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
+        self.take_codes(i, pending)
+        return self._far_keys(i)
+
+    def take_codes(self, i: int, pending: Pending) -> None:
+        """Wait for the codes of block i."""
         messages = pending.wait()
         self.missing[i] = pending.missing
         self.codes[i] = self._unpack(i, messages)
-        return self._far_keys(i)
+
+    def _late_keys(self, late: Late, i: int, pending: Pending | None) -> FarKeys:
+        if pending is not None:
+            pending.send()
+        late.collect()
+        return late.far_keys(i, pending) if self.codec.blocks[i].bits_per_token else self._known(i)
+
+    def keeps_now(self, i: int) -> bool:
+        return self.late is None or i not in self.exchanging
 
     def _known(self, i: int) -> FarKeys:
         """Far keys of a block whose codes have no bits: each is the first and only entry's."""
+        self.no_codes(i)
+        return self._far_keys(i)
+
+    def no_codes(self, i: int) -> None:
+        """Nothing is sent in block i, and nothing is missed."""
         n_tokens = int(self._sent_counts(self.reaches[i]).sum())
         self.missing[i] = False
         self.codes[i] = self.xp.zeros((n_tokens, self.codec.blocks[i].n_codes), self.mean_codes[i].dtype)
-        return self._far_keys(i)
 
     def _far_keys(self, i: int) -> FarKeys:
         """From the codes of block i."""
@@ -229,6 +265,8 @@ class Astra(FarCodes):
             raise AstraError(f"a code from rank {rank} is not below codebook size {size}: corrupt message")
 
     def begin(self, layout: Layout) -> None:
+        if self.late is not None:
+            self.late.begin()
         super().begin(layout)
         self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []
         self._near_masks: dict[int, np.ndarray] = {}
@@ -237,6 +275,8 @@ class Astra(FarCodes):
         self._far_turns: dict[tuple[int, bytes], np.ndarray] = {}  # of far tokens that are kept
 
     def answered(self, x: np.ndarray) -> np.ndarray:
+        if self.late is not None:
+            self.late.collect()
         for i, bad, counts in self._unchecked:
             self._check(i, to_host(bad), counts)
         return x
@@ -281,7 +321,9 @@ class Astra(FarCodes):
         choices = {**self.spec.values, **first, "remote": self.remote.how, "counted_keys": self.counted_keys}
         return {
             "codec": config.as_dict(),
-            "bits_per_token_per_block": config.mean_bits(len(self.blocks), self.first_coded, self._near_share()),
+            "bits_per_token_per_block": config.mean_bits(
+                len(self.blocks), self.first_coded, self._near_share(), self._n_coded
+            ),
             "choices": choices | ({"sinks": self.sinks} if self.sinks else {}),
         }
 
@@ -293,7 +335,7 @@ class Astra(FarCodes):
         terms: dict[str, Any] = {"codec": self.codec, "codes": [to_host(codes) for codes in coded]}
         if self.exchange.loses or self.planned.causal or any(self.config.windows):  # what was sent, whoever heard it
             terms["codes"] = [self.all_rows(codes[self._own]) for codes in coded]
-        terms |= {"first_coded": self.first_coded, "sinks": self.planned.sinks}
+        terms |= {"first_coded": self.first_coded, "sinks": self.planned.sinks, "late": self.late is not None}
         return terms | self._missing_terms() if self.exchange.loses else terms
 
     @property
