@@ -18,7 +18,7 @@ from mpi4py import MPI
 from astra_mpi.caches.codes import CodeSpace
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
-from astra_mpi.codec.tables import distinct
+from astra_mpi.codec.tables import FarTable, distinct
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs.strategies import Wire, astra_wire, coding_of
 from astra_mpi.costs.work import shape_of
@@ -28,6 +28,7 @@ from astra_mpi.layout import Layout
 from astra_mpi.models import FAMILIES
 from astra_mpi.partition import displs
 from astra_mpi.strategies.base import Parts, is_plain, recipe_of
+from astra_mpi.strategies.carried import Carried
 from astra_mpi.strategies.far_codes import FarCodes
 from astra_mpi.strategies.late import Late
 from astra_mpi.strategies.reach import Reach
@@ -52,11 +53,12 @@ class Astra(FarCodes):
         self.codec = parts.codec
         self.site = self.codec.config.site
         predicts = self.codec.config.predicts
-        self.first_coded = int(predicts or spec.word("first") == "inputs")  # the first block with an exchange
-        self.sends_reached = self.may_keep_codes = not predicts  # a state needs all codes of its token
+        has_maps = self.codec.config.has_maps
+        self.first_coded = int(has_maps or spec.word("first") == "inputs")  # the first block with an exchange
+        self.sends_reached, self.may_keep_codes = not has_maps, not predicts  # maps need all codes of a token
         self.exchange.missing.suit(predicts)
         is_late, remote = spec.word("codes") == "late", parts.remote
-        if is_late and remote == "auto" and not FAMILIES[self.config.family].causal:
+        if predicts and is_late and remote == "auto" and not FAMILIES[self.config.family].causal:
             remote = "gemm"  # only decoding needs tables
         self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, remote)
         self.sinks = self.wire_costs().sinks if self.exchange.size > 1 else 0
@@ -65,7 +67,10 @@ class Astra(FarCodes):
         self.states: States | None = None
         if predicts:
             self.states = States(self.codec, cast("list[Expected]", self.remote.tables), self.kernels)
-        self.late = Late(self, self.states) if is_late and self.states is not None else None
+        self.carried: Carried | None = None
+        if has_maps and not predicts:
+            self.carried = Carried(self.blocks, self.codec, self.remote.how, is_late, self.kernels)
+        self.late = Late(self) if is_late else None
         self.at_once = 1 if self.late is None else self.late.AT_ONCE
         self.packed = hasattr(self.kernels, "attend_packed")
         self.plain = is_plain(self.config, recipe_of(self.config))
@@ -81,10 +86,10 @@ class Astra(FarCodes):
             return "the model has no codebooks; run `astra-mpi calibrate` first"
         if codec.config.near and any(config.windows):
             return "more stages near slices are not for models with sliding windows; calibrate without --near"
-        if spec.word("codes") == "late" and not codec.config.predicts:
+        if spec.word("codes") == "late" and not codec.config.has_maps:
             return (
-                "nothing stands for codes that are late, for these codebooks are of the tokens themselves; use those of"
-                " `astra-mpi calibrate --predict linear`"
+                "nothing stands for codes that are late; use codebooks of `astra-mpi calibrate --predict linear` or"
+                " `--predict next`"
             )
         return None
 
@@ -146,23 +151,64 @@ class Astra(FarCodes):
             self.far_inputs = take(embed(planned.everything), planned.far_places)  # (m, D)
 
     def _start(self, i: int, rows: np.ndarray) -> Pending | None:
-        return super()._start(i, rows) if self.first_coded <= i < self._n_coded else None
+        told = self.first_coded <= i < self._n_coded and (self.carried is None or self._has_bits(i))
+        return super()._start(i, rows) if told else None
+
+    def _has_bits(self, i: int) -> bool:
+        """Whether block i has codes; late or not, they may still not be sent."""
+        return self.codec.blocks[i].bits_per_token > 0
 
     def far_keys(self, i: int, pending: Pending | None) -> FarKeys | None:
-        states, block = self.states, self.blocks[i]
-        if self.late is not None and i >= self.first_coded and self.sends:
-            return self._late_keys(self.late, i, pending)
-        if pending is not None and states is not None:  # while codes travel
+        if not self.sends:
+            return None
+        if i < self.first_coded:
+            return self._exact_keys(i)
+        if pending is not None:
             pending.send()
-            states.expect_far(i)
-            states.expect_own(i + 1)
-            self.laps.mark("decode")
-        if i >= self.first_coded and self.sends and pending is None:
+        if self.late is not None:
+            return self._late_keys(self.late, i, pending)
+        if pending is None:
             return self._known(i)
-        if i >= self.first_coded or not self.sends or not len(self.planned.far_places):
-            return super().far_keys(i, pending)
+        if self.states is not None:  # while codes travel
+            self.states.expect_far(i)
+            self.states.expect_own(i + 1)
+            self.laps.mark("decode")
+        return self.receive(i, pending)
+
+    def _exact_keys(self, i: int) -> FarKeys | None:
+        """Of what enters block 0, which every rank has."""
+        block, states = self.blocks[i], self.states
+        if not len(self.planned.far_places):
+            return None
         far = block.attention_input(self.far_inputs) if states is None else states.far.astype(self.dtype, copy=False)
+        if self.carried is not None and self.carried.rows:
+            self.far_exact = far.copy()
         return FarKeys(block.keys_values(far), self.planned.far_offsets)
+
+    def _late_keys(self, late: Late, i: int, pending: Pending | None) -> FarKeys | None:
+        """Without the codes of block i, but with those before them."""
+        late.collect()
+        if not self._has_bits(i):
+            return self._known(i)
+        if self.states is None:
+            far = self._carried_keys(i)
+        else:
+            _, offsets, tokens = self._far(i)
+            far = FarKeys(self.states.expected_kv(i, late.keeps), offsets, tokens=tokens)
+            self.states.expect_own(i + 1)
+        late.leave(i, pending)
+        return far
+
+    def _carried_keys(self, i: int) -> FarKeys | None:
+        """Of block i, from the last codes before it, or from what enters block 0."""
+        assert self.carried is not None
+        j = self.carried.source[i]
+        if j:
+            index, offsets, tokens = self._far(j)
+            return self._looked_up(self.carried.tables[i], take(self.codes[j], index), offsets, tokens)
+        if not len(self.planned.far_places):
+            return None
+        return FarKeys(self.carried.rows[i](self.far_exact, self.kernels), self.planned.far_offsets)
 
     def send(self, i: int, payload: np.ndarray) -> Pending | None:
         near = self._near(self.planned.rank)
@@ -187,19 +233,13 @@ class Astra(FarCodes):
         self.missing[i] = pending.missing
         self.codes[i] = self._unpack(i, messages)
 
-    def _late_keys(self, late: Late, i: int, pending: Pending | None) -> FarKeys:
-        if pending is not None:
-            pending.send()
-        late.collect()
-        return late.far_keys(i, pending) if self.codec.blocks[i].bits_per_token else self._known(i)
-
     def keeps_now(self, i: int) -> bool:
         return self.late is None or i not in self.exchanging
 
-    def _known(self, i: int) -> FarKeys:
-        """Far keys of a block whose codes have no bits: each is the first and only entry's."""
+    def _known(self, i: int) -> FarKeys | None:
+        """Far keys of a block whose codes have no bits: each is the first and only entry's, or follows from others."""
         self.no_codes(i)
-        return self._far_keys(i)
+        return self._far_keys(i) if self.carried is None else self._carried_keys(i)
 
     def no_codes(self, i: int) -> None:
         """Nothing is sent in block i, and nothing is missed."""
@@ -207,15 +247,28 @@ class Astra(FarCodes):
         self.missing[i] = False
         self.codes[i] = self.xp.zeros((n_tokens, self.codec.blocks[i].n_codes), self.mean_codes[i].dtype)
 
+    def codes_came(self, i: int, keeps: bool) -> None:
+        """The late codes of block i: they move states, and decoding keeps what they make of far keys, if it does."""
+        if keeps:
+            far = self._far_keys(i)
+            self.turn_far(i, far)
+            self.keep_far(i, far)
+        elif self.states is not None:
+            index, _, _ = self._far(i)
+            self.states.move_far(i, take(self.codes[i], index), self._came(i, index))
+
     def _far_keys(self, i: int) -> FarKeys:
         """From the codes of block i."""
         index, offsets, tokens = self._far(i)
         far = take(self.codes[i], index)  # (m, C)
         if self.states is not None:
             return FarKeys(self.states.far_kv(i, far, self._came(i, index)), offsets, tokens=tokens)
+        return self._looked_up(self.remote.tables[i], far, offsets, tokens)
+
+    def _looked_up(self, table: FarTable, far: np.ndarray, offsets: np.ndarray, tokens: np.ndarray) -> FarKeys:
+        """Of far codes (m, C), by a table."""
         if self.counted_keys:
-            return self._counted(i, far, offsets)
-        table = self.remote.tables[i]
+            return self._counted(table, far, offsets)
         if self.packed and table.rows is not None and self.plain:  # read where they are, in the table
             return FarKeys(beside(far, table.rows), offsets, tokens=tokens, rows=far[:, 0].astype(np.int32))
         return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=tokens)
@@ -286,9 +339,10 @@ class Astra(FarCodes):
         mean = self.xp.asarray(np.concatenate([book.mean for book in books])[None])
         return self.codec.blocks[i].encode(mean, self.kernels)
 
-    def _counted(self, i: int, far: np.ndarray, offsets: np.ndarray) -> FarKeys:
+    def _counted(self, table: FarTable, far: np.ndarray, offsets: np.ndarray) -> FarKeys:
         """Far codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
-        size, table = self.codec.blocks[i].size, self.remote.tables[i]
+        assert table.rows is not None
+        size = len(table.rows)
         if self.packed:
             values, bias, ends = self.kernels.distinct(far, beside(far, offsets), size)
             starts = np.arange(len(offsets), dtype=np.int64) * size
@@ -296,7 +350,6 @@ class Astra(FarCodes):
         pairs = [distinct(far[a:b], size, self.kernels) for a, b in pairwise(offsets)]
         values = np.concatenate([np.empty(0, np.int64), *(value for value, _ in pairs)])
         bias = np.concatenate([np.empty(0, np.float32), *(bias for _, bias in pairs)])
-        assert table.rows is not None
         offsets = displs(np.array([len(value) for value, _ in pairs], dtype=np.int64))
         return FarKeys(table.rows[values], offsets, bias)
 
@@ -306,7 +359,7 @@ class Astra(FarCodes):
         if not self.sends:
             return 0.0
         found = []
-        for i in range(self.first_coded, len(self.codes)):
+        for i in range(self.first_coded, len(self.codes)) if self.carried is None else self.exchanging:
             index, offsets, _ = self._far(i)
             items = _as_items(to_host(self.codes[i])[index])
             found += [len(np.unique(items[a:b])) for a, b in pairwise(offsets)]

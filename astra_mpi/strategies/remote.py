@@ -36,7 +36,7 @@ class RemoteTables:
 def choose_remote(comm: MPI.Comm, blocks: list[Block], codec: Codec, kernels: ModuleType, how: str) -> RemoteTables:
     """Collective: `how` = "table", "gemm", or "auto": rank 0 times both on block 0 and decides for all ranks."""
     require(how in ("auto", *WAYS), f"remote = '{how}' is unknown; use auto, table or gemm")
-    coded = codec.blocks[int(codec.config.predicts)] if len(codec.blocks) > 1 else codec.blocks[0]
+    coded = codec.blocks[int(codec.config.has_maps)] if len(codec.blocks) > 1 else codec.blocks[0]
     if how == "auto" and not (coded.additive if codec.config.predicts else has_tables(coded)):
         how = "gemm"
     if how == "auto" and codec.config.predicts:  # tables are no less work, but most of it is done while codes travel
