@@ -21,7 +21,7 @@ from astra_mpi.files.modelfile import read_model
 from astra_mpi.inputs.text import tokenizer_of
 
 DECK = Path(__file__).with_name("perplexity.toml")
-_PREDICTED = "--predict linear --stages"
+_PREDICTED, _NEXT = "--predict linear --stages", "--predict next --stages"
 #: a row's name, and the options of calibrate that make its codebooks
 ROWS = {
     "normed G=1 K=1024": "--site normed --kind grouped --groups 1 --codebook-size 1024",
@@ -36,6 +36,14 @@ ROWS = {
     "predicted M=4": f"{_PREDICTED} 4",
     "predicted M=8": f"{_PREDICTED} 8",
     "predicted M=16": f"{_PREDICTED} 16",
+    "predicted M=6": f"{_PREDICTED} 6",
+    "predicted M=4 every 2": f"{_PREDICTED} 4 --every 2",
+    "predicted M=8 every 2": f"{_PREDICTED} 8 --every 2",
+    "next M=4": f"{_NEXT} 4",
+    "next M=6": f"{_NEXT} 6",
+    "next M=8": f"{_NEXT} 8",
+    "next M=4 every 2": f"{_NEXT} 4 --every 2",
+    "next M=8 every 2": f"{_NEXT} 8 --every 2",
     "predicted 32 bits, allotted": "--predict linear --bits 32",
     "predicted 64 bits, allotted": "--predict linear --bits 64",
     "predicted 128 bits, allotted": "--predict linear --bits 128",
@@ -138,7 +146,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16384, help="tokens to fit to (default %(default)s)")
     parser.add_argument("--passage", type=int, default=512, help="tokens of a passage (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of calibrate (default %(default)s)")
-    parser.add_argument("--set", nargs="*", default=[], help="more settings of the run, such as network.loss=0.05")
+    parser.add_argument("--set", nargs="*", default=[], help="more settings of the run, such as parallel.codes=late")
     parser.add_argument("--work", type=Path, default=Path("work/language"), help="default %(default)s")
     args = parser.parse_args()
     unknown = [row for row in args.rows if row not in ROWS]
