@@ -15,8 +15,8 @@ from astra_mpi.codec.config import CodecConfig
 from astra_mpi.config import require
 from astra_mpi.costs.latency import ASSUMED_GFLOPS, Network, Speeds, assumed_speeds
 from astra_mpi.costs.setting import Setting
-from astra_mpi.costs.strategies import Coding
 from astra_mpi.costs.types import assumed, kept_bytes, stored, weight_bytes
+from astra_mpi.costs.wires import Coding
 from astra_mpi.errors import InputError
 from astra_mpi.files import hdf5
 from astra_mpi.files.codecfile import DTYPES, read_settings

@@ -20,7 +20,7 @@ from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
 from astra_mpi.codec.tables import FarTable, distinct
 from astra_mpi.config import ModelConfig
-from astra_mpi.costs.strategies import Wire, astra_wire, coding_of
+from astra_mpi.costs.wires import Wire, astra_wire, coding_of
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import beside, take, to_host
 from astra_mpi.errors import AstraError

@@ -17,7 +17,7 @@ from astra_mpi.caches.kept import Kept
 from astra_mpi.caches.packed import Seen, SeenRows
 from astra_mpi.caches.rows import rows_of
 from astra_mpi.costs.cut import token_cost
-from astra_mpi.costs.strategies import Wire
+from astra_mpi.costs.wires import Wire
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import on_host, take, to_host
 from astra_mpi.layout import Layout
