@@ -37,6 +37,7 @@ ROWS = {
     "predicted M=8": f"{_PREDICTED} 8",
     "predicted M=16": f"{_PREDICTED} 16",
     "predicted M=6": f"{_PREDICTED} 6",
+    "predicted M=6 whole": f"{_PREDICTED} 6 --predict-rank 0",
     "predicted M=4 every 2": f"{_PREDICTED} 4 --every 2",
     "predicted M=8 every 2": f"{_PREDICTED} 8 --every 2",
     "next M=4": f"{_NEXT} 4",
