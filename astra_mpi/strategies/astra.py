@@ -44,7 +44,7 @@ class Astra(FarCodes):
 
     name = "astra"
     sends_reached = True
-    options = (Option("first", "codes", ("codes", "inputs")), Option("codes", "fresh", ("fresh", "late")))
+    options = (Option("first", "codes", ("codes", "inputs")), Option("codes", "fresh", ("fresh", "late"), special=True))
     may_miss = True
 
     def __init__(self, parts: Parts, spec: Spec) -> None:

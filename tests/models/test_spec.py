@@ -58,3 +58,4 @@ def test_forms():
     assert forms("segment_means") == ["segment_means:8"]
     assert forms("sp:x") == ["sp"]
     assert forms("bp:2") == ["bp:2"]
+    assert forms("astra") == ["astra", "astra:inputs"] and forms("astra:late") == ["astra:late"]
