@@ -18,11 +18,11 @@ from mpi4py import MPI
 from astra_mpi.caches.codes import CodeSpace
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
-from astra_mpi.codec.tables import FarTable, distinct
+from astra_mpi.codec.tables import FarTable
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs.wires import Wire, astra_wire, coding_of
 from astra_mpi.costs.work import shape_of
-from astra_mpi.device.xp import beside, take, to_host
+from astra_mpi.device.xp import take, to_host
 from astra_mpi.errors import AstraError
 from astra_mpi.layout import Layout
 from astra_mpi.models import FAMILIES
@@ -31,6 +31,7 @@ from astra_mpi.strategies.base import Parts, is_plain, recipe_of
 from astra_mpi.strategies.carried import Carried
 from astra_mpi.strategies.far_codes import FarCodes
 from astra_mpi.strategies.late import Late
+from astra_mpi.strategies.lookup import as_items, counted, looked_up
 from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Option, Spec
@@ -268,10 +269,8 @@ class Astra(FarCodes):
     def _looked_up(self, table: FarTable, far: np.ndarray, offsets: np.ndarray, tokens: np.ndarray) -> FarKeys:
         """Of far codes (m, C), by a table."""
         if self.counted_keys:
-            return self._counted(table, far, offsets)
-        if self.packed and table.rows is not None and self.plain:  # read where they are, in the table
-            return FarKeys(beside(far, table.rows), offsets, tokens=tokens, rows=far[:, 0].astype(np.int32))
-        return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=tokens)
+            return counted(table, far, offsets, self.packed, self.kernels)
+        return looked_up(table, far, offsets, tokens, self.packed and self.plain, self.kernels)
 
     def _came(self, i: int, index: np.ndarray) -> np.ndarray | None:
         """(m,) float32: 0 where the codes of the gathered tokens `index` (m,) are missing; None: nothing is."""
@@ -339,20 +338,6 @@ class Astra(FarCodes):
         mean = self.xp.asarray(np.concatenate([book.mean for book in books])[None])
         return self.codec.blocks[i].encode(mean, self.kernels)
 
-    def _counted(self, table: FarTable, far: np.ndarray, offsets: np.ndarray) -> FarKeys:
-        """Far codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
-        assert table.rows is not None
-        size = len(table.rows)
-        if self.packed:
-            values, bias, ends = self.kernels.distinct(far, beside(far, offsets), size)
-            starts = np.arange(len(offsets), dtype=np.int64) * size
-            return FarKeys(beside(far, table.rows), starts, bias, rows=values, ends=ends)
-        pairs = [distinct(far[a:b], size, self.kernels) for a, b in pairwise(offsets)]
-        values = np.concatenate([np.empty(0, np.int64), *(value for value, _ in pairs)])
-        bias = np.concatenate([np.empty(0, np.float32), *(bias for _, bias in pairs)])
-        offsets = displs(np.array([len(value) for value, _ in pairs], dtype=np.int64))
-        return FarKeys(table.rows[values], offsets, bias)
-
     def distinct_keys(self) -> float | None:
         if self.states is not None:  # no two tokens have the same
             return None
@@ -361,7 +346,7 @@ class Astra(FarCodes):
         found = []
         for i in range(self.first_coded, len(self.codes)) if self.carried is None else self.exchanging:
             index, offsets, _ = self._far(i)
-            items = _as_items(to_host(self.codes[i])[index])
+            items = as_items(to_host(self.codes[i])[index])
             found += [len(np.unique(items[a:b])) for a, b in pairwise(offsets)]
         mean = np.array([np.mean(found) if found else 0.0])
         if self.planned.causal:
@@ -412,8 +397,3 @@ def near_ends(counts: np.ndarray, near: int, causal: bool) -> np.ndarray:
     if not causal:
         masks = [mask | (np.arange(len(mask)) < near) for mask in masks]
     return np.concatenate([np.empty(0, bool), *masks])
-
-
-def _as_items(codes: np.ndarray) -> np.ndarray:
-    """Codes (n, C) -> (n,) opaque items, equal where all C codes are."""
-    return np.ascontiguousarray(codes).view(f"V{codes.shape[1] * codes.itemsize}").reshape(len(codes))
