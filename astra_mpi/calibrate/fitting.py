@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from astra_mpi.calibrate.closed_loop import ClosedLoop
 from astra_mpi.calibrate.crew import Crew
 from astra_mpi.calibrate.gathering import gathered
+from astra_mpi.calibrate.maps import with_maps
 from astra_mpi.calibrate.passes import Passes, Passing
 from astra_mpi.calibrate.sharing import shared_kernels
 from astra_mpi.calibrate.sinks import has_sinks, with_sinks_counted
@@ -53,6 +54,7 @@ def fit_codec(
     on_tokens: Callable[[int], None] = lambda n: None,
     rank: int | None = None,
     embedded: bool = False,
+    codebooks: Codec | None = None,
 ) -> Codec | None:
     """Codebooks for every block of a model, on rank 0 (None elsewhere). Collective: the same arguments on every rank.
 
@@ -67,7 +69,8 @@ def fit_codec(
     Fitted to `n_samples` tokens, none of them sinks; an eighth as many more are held out where a subspace is to be
     chosen.
     embedded: fit residual stages that are a codec without those after them, to allot stages by (allotting.py).
-    rank: of the maps of predictors, where `config` has them; 0: whole matrices, None: as large as each block needs.
+    rank: of the maps of blocks, where `config` has them; 0: whole matrices, None: as large as each block needs.
+    codebooks: those of the model, which stay, where `config` has maps that codes are not made with (predict "next").
     A rank's threads take batches through a block and fit codebooks, one each: k-means has too many serial passes for
     threads within one to pay.
     """
@@ -104,6 +107,9 @@ def fit_codec(
         n_blocks = len(model.blocks)
         passes = Passes(model, batches, config.site, n_samples + n_held_out, threads, config.sinks)
         on_tokens(min(passes.n_tokens, n_samples))
+        rows = [batch.rows.copy() for batch in passes.batches] if config.has_maps and comm.Get_rank() == 0 else []
+        if codebooks is not None:
+            return _mapped(comm, passes, rows, codebooks.blocks, config, rank, backend.kernels)
         work = work_of(model.config, model.blocks[0], config, passes.n_passing, passes.n_tokens)
         every = shares(n_blocks, comm.Get_size(), work.passing, work.fitting)
         total = sum(len(share) * work.fitting + share.stop * work.passing for share in every if share)
@@ -118,8 +124,28 @@ def fit_codec(
         except Exception as exc:
             failure = exc
         crew.end(failure)
-    books = gathered(comm, blocks, every, config)
+        books = gathered(comm, blocks, every, config)
+        if config.has_maps:
+            return _mapped(comm, passes, rows, books, config, rank, backend.kernels)
     return None if books is None else Codec(config, books)
+
+
+def _mapped(
+    comm: MPI.Comm,
+    passes: Passes,
+    rows: list[np.ndarray],
+    books: tuple[BlockCodec, ...] | None,
+    config: CodecConfig,
+    rank: int | None,
+    kernels: ModuleType,
+) -> Codec | None:
+    """Collective: the codec with maps on rank 0, None elsewhere."""
+    codec: Codec | None = None
+    with collective(comm), alone(comm, "fitting maps"):
+        if comm.Get_rank() == 0:
+            assert books is not None
+            codec = with_maps(passes, rows, books, config, rank, kernels)
+    return codec
 
 
 class _Fits:

@@ -25,7 +25,7 @@ class BlockCodec:
     """
 
     codebooks: tuple[Codebook, ...]
-    predictor: Predictor | None = None  # codes stand for what it misses; None: for the vector
+    predictor: Predictor | None = None  # to the vector: codes stand for what it misses, unless it is from earlier codes
 
     def __post_init__(self) -> None:
         require(len(self.codebooks) in (1, 2), f"a block has 1 or 2 codebooks, not {len(self.codebooks)}")

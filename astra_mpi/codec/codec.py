@@ -36,12 +36,12 @@ class Codec:
             for book, part in zip(block.codebooks, self.config.of(i), strict=True):
                 found = (book.kind, book.n_codes, book.size)
                 stated = (part.kind, part.n_codebooks, part.codebook_size)
-                silent = self.config.predicts and i == 0
+                silent = self.config.has_maps and i == 0
                 require(
                     silent or (book.kind == part.kind and part.rule.fits(part, book)),
                     f"codec block {i} has (kind, codes, entries) {found}; its config says {stated}",
                 )
-            predicts, wanted = block.predictor is not None, self.config.predicts and i > 0
+            predicts, wanted = block.predictor is not None, self.config.has_maps and i > 0
             require(
                 predicts == wanted,
                 f"codec block {i} has {'a' if predicts else 'no'} predictor; predict '{self.config.predict}' "
@@ -51,7 +51,7 @@ class Codec:
     @property
     def block_bits(self) -> list[int]:
         """Bits that an ordinary token costs in each block; `config.mean_bits` is their mean."""
-        silent = int(self.config.predicts)
+        silent = int(self.config.has_maps)
         return [0] * silent + [block.ordinary_bits for block in self.blocks[silent:]]
 
     def exact(self) -> Codec:

@@ -30,8 +30,9 @@ COUNTS = ("groups", "stages", "vector_bits")
 Counts = int | tuple[int | tuple[int, ...], ...]
 SITES = ("hidden", "normed", "kv")
 ENCODERS = ("auto", "exact", "subspace")
-#: whether codes stand for a vector, or for what a linear map of what all ranks hold of the token misses
-PREDICTIONS = ("none", "linear")
+#: what maps foretell of a token: nothing; its attention input from what all ranks hold of it, so that codes stand for
+#: what that misses (linear); the same from its last codes, while codes stand for the attention input itself (next)
+PREDICTIONS = ("none", "linear", "next")
 METRICS = ("keys-values", "output", "plain")  # by what codes are nearest (codec/metric.py)
 MAX_CODEBOOK_SIZE = 65536
 MAX_SINKS = 8  # first tokens of a sequence that may be exact on every rank
@@ -50,7 +51,7 @@ class CodecConfig:
     stages: Counts = 4  # M, where it has stages
     encoder: str = "auto"  # where entries are searched: all of the space, a subspace, or the cheaper one that will do
     sinks: int = optional(0)  # a decoder's first tokens that have no codes, for every rank computes them itself
-    predict: str = optional("none")  # what codes stand for (PREDICTIONS, codec/predictor.py)
+    predict: str = optional("none")  # what is foretold of a token (PREDICTIONS, codec/predictor.py)
     near: int = optional(0)  # tokens next to another slice, of every slice, that have more stages
     near_stages: int = optional(0)  # how many more
     vector_bits: Counts = field(
@@ -88,13 +89,18 @@ class CodecConfig:
         )
         require(self.predict in PREDICTIONS, f"predict '{self.predict}' is unknown; use {' or '.join(PREDICTIONS)}")
         require(
-            not self.predicts or self.site == "normed",
+            not self.has_maps or self.site == "normed",
             f"predict '{self.predict}' is of attention inputs; use site normed, not {self.site}",
         )
 
     @property
     def predicts(self) -> bool:
-        """Whether codes stand for what a prediction misses, and block 0 has none."""
+        """Whether codes stand for what a prediction misses."""
+        return self.predict == "linear"
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether blocks have maps to their attention inputs; block 0 is then exact from the inputs, without codes."""
         return self.predict != "none"
 
     def _checked(self, name: str, most: int) -> Counts:
@@ -189,13 +195,14 @@ class CodecConfig:
         """How many more bits a token next to another slice costs in block i."""
         return sum(self.near_stages * self.bits for part in self.of(i) if part.count) if self.near else 0
 
-    def mean_bits(self, n_layers: int, first: int = 0, near_share: float = 0.0) -> float:
+    def mean_bits(self, n_layers: int, first: int = 0, near_share: float = 0.0, end: int | None = None) -> float:
         """Bits a sent token costs per block: the mean over all blocks of a model, those that send nothing too, and over
         tokens, of which near_share have more stages; an int where it is whole.
 
-        first: blocks before this one send nothing, nor does block 0 where codes are predicted.
+        first, end: blocks before this one, and from that one on, send nothing, nor does block 0 where blocks have
+        maps.
         """
-        sending = range(max(first, int(self.predicts)), n_layers)
+        sending = range(max(first, int(self.has_maps)), n_layers if end is None else end)
         return _mean([self.block_bits(i) + near_share * self.near_bits(i) for i in sending], n_layers)
 
     def as_dict(self) -> dict[str, Any]:

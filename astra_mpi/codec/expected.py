@@ -57,6 +57,12 @@ class Expected(Projected):
             expected += kernels.table_sum(codes, self.sums.tables, came, self.sums.bias)
         return self.normed(expected, kernels)
 
+    def unmoved(self, state: np.ndarray, expected: np.ndarray | None, kernels: ModuleType) -> np.ndarray:
+        """predicted states (m, D) -> their [K | V] (m, 2 d_kv), a new array; expected: of `before`, which remains."""
+        kv = self._projected(state, kernels) if expected is None else expected.copy()
+        kv += self.bias
+        return self.normed(kv, kernels)
+
     def _projected(self, state: np.ndarray, kernels: ModuleType) -> np.ndarray:
         x = state.astype(self.bias.dtype, copy=False)
         out = module_of(x).empty((len(x), self.weight.shape[1]), x.dtype)

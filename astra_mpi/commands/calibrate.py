@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from astra_mpi.codec.config import MAX_SINKS, METRICS
-from astra_mpi.commands.options import add_codec_options, codec_config, require_torch
+from astra_mpi.commands.options import add_codec_options, codec_config, in_blocks, require_torch
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -57,6 +57,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--predict-rank", type=int, metavar="R", help="of the maps that predict; 0: whole (default: as needed)"
     )
+    group.add_argument(
+        "--keep-codebooks",
+        action="store_true",
+        help="with --predict next: the codebooks of MODEL.h5 stay, and maps are fitted to them",
+    )
     parser.set_defaults(run=run, spmd=True)
 
 
@@ -74,19 +79,24 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         require(args.seed >= 0, f"--seed {args.seed}: at least 0")
         rank = args.predict_rank
         require(rank is None or rank >= 0, f"--predict-rank {rank}: at least 1, or 0 for whole matrices")
-        require(rank is None or args.predict != "none", "--predict-rank is for --predict linear; add it")
+        require(rank is None or args.predict != "none", "--predict-rank is for --predict linear or next; add one")
         threads = set_threads(args.threads)
         if args.metric == "output":
             require_torch("--metric output")
         model = read_model(args.model)
+        kept = _kept(args, model)
         config = replace(codec_config(args, model.config.family, allots=True), sinks=_sinks(args.sinks))
         allots = args.bits is not None and config.rule.count == "stages"
+        alike = not allots or (args.predict != "next" and args.every in (None, 1))
+        require(alike, "--bits allots stages to blocks, for --predict none or linear without --every; give --stages")
+        config = in_blocks(config, args, model.config.n_layers) if kept is None else _as_kept(kept)
         if comm.Get_rank() == 0:
             check_target(args.output)
             source = _open(args, model)
+    weigh = _Weigh(args, model, source)
     if allots:
-        config = _allotted(args, comm, model, config, source, threads)
-    codec = _fit(args, comm, model, config, source, threads)
+        config = _allotted(args, comm, model, config, source, threads, weigh)
+    codec = _fit(args, comm, model, config, source, threads, weigh, kept=kept)
     with collective(comm), alone(comm, "writing codebooks"):
         if codec is not None:
             _write(args, model, codec)
@@ -100,9 +110,12 @@ def _fit(
     config: CodecConfig,
     source: Source | None,
     threads: int,
+    weigh: _Weigh,
     embedded: bool = False,
+    kept: Codec | None = None,
 ) -> Codec | None:
-    """Collective: the codebooks on rank 0, which alone has the source. embedded: those that `_allotted` measures."""
+    """Collective: the codebooks on rank 0, which alone has the source. embedded: those that `_allotted` measures; kept:
+    those that stay."""
     from astra_mpi.calibrate import fit_codec, shared, shuffled_batches, too_few
     from astra_mpi.calibrate.allotting import SHARE
     from astra_mpi.job.progress import Progress
@@ -115,16 +128,6 @@ def _fit(
                 _warn(too_few(n_tokens, args.samples, config.codebook_size, str(args.data), "--samples"))
             bars.append(Progress(model.config.n_layers, unit="block"))
 
-    def weigh(fitted: CodecConfig) -> Weighings:
-        from astra_mpi.train.sensitivity import weighings
-
-        assert source is not None
-        bar = Progress(1, unit="measurement")
-        batches = shuffled_batches(source, args.seed + 2)
-        found = weighings(model, batches, fitted.site, fitted.sinks, args.seed, lambda done, n: bar.reach(done / n))
-        bar.close()
-        return found
-
     codec = fit_codec(
         model,
         shared(comm, None if source is None else shuffled_batches(source, args.seed)),
@@ -135,11 +138,12 @@ def _fit(
         threads=threads,
         metric=args.metric,
         weigh=weigh,
-        find_sinks=args.sinks == "auto",
+        find_sinks=args.sinks == "auto" and kept is None,
         progress=lambda done, total: bars[0].reach(done),
         on_tokens=begin,
         rank=args.predict_rank,
         embedded=embedded,
+        codebooks=kept,
     )
     for bar in bars:
         bar.close()
@@ -153,6 +157,7 @@ def _allotted(
     config: CodecConfig,
     source: Source | None,
     threads: int,
+    weigh: _Weigh,
 ) -> CodecConfig:
     """Collective: the config with stages for every block, --bits on average. Rank 0 measures what they change."""
     import numpy as np
@@ -165,7 +170,7 @@ def _allotted(
     from astra_mpi.ranks.watched import alone
 
     many = replace(config, stages=mean_stages(config, args.bits, model.config.n_layers), near=0, near_stages=0)
-    codec = _fit(args, comm, model, many, source, threads, embedded=True)
+    codec = _fit(args, comm, model, many, source, threads, weigh, embedded=True)
     rows: np.ndarray | None = None
     with collective(comm), alone(comm, "measuring what stages change"):
         if codec is not None and source is not None:
@@ -183,6 +188,49 @@ def _allotted(
             broadcast_integers(comm, None if rows is None else rows.ravel(), shape[0] * shape[1]).reshape(shape)
         ),
     )
+
+
+def _kept(args: argparse.Namespace, model: ModelFile) -> Codec | None:
+    """The model's codebooks, where they are to stay."""
+    from astra_mpi.config import require
+
+    if not args.keep_codebooks:
+        return None
+    require(args.predict == "next", "--keep-codebooks is for --predict next, which fits maps to them; add it")
+    codec = model.codec
+    fits = codec is not None and codec.config.site == "normed" and not codec.config.has_maps
+    require(fits, f"--keep-codebooks: {args.model} has no codebooks of site normed without maps; leave it out")
+    return codec
+
+
+def _as_kept(codec: Codec) -> CodecConfig:
+    """Its config with maps; there are no codes in block 0."""
+    return replace(codec.config, predict="next")
+
+
+class _Weigh:
+    """What errors change in the model's answer, measured once, by the rank that has the source."""
+
+    def __init__(self, args: argparse.Namespace, model: ModelFile, source: Source | None) -> None:
+        self.args, self.model, self.source = args, model, source
+        self.found: Weighings | None = None
+
+    def __call__(self, config: CodecConfig) -> Weighings:
+        if self.found is None:
+            self.found = self._measured(config)
+        return self.found
+
+    def _measured(self, config: CodecConfig) -> Weighings:
+        from astra_mpi.calibrate import shuffled_batches
+        from astra_mpi.job.progress import Progress
+        from astra_mpi.train.sensitivity import weighings
+
+        assert self.source is not None
+        seed, bar = self.args.seed, Progress(1, unit="measurement")
+        batches = shuffled_batches(self.source, seed + 2)
+        found = weighings(self.model, batches, config.site, config.sinks, seed, lambda done, n: bar.reach(done / n))
+        bar.close()
+        return found
 
 
 def _sinks(text: str) -> int:
@@ -252,9 +300,11 @@ def _command(args: argparse.Namespace) -> str:
         "sinks",
         "predict",
         "predict_rank",
+        "every",
+        "keep_codebooks",
     )
-    unset = (None, "none")
+    unset = (None, "none", False)
     shown = [name for name in names if args.near or not name.startswith("near")]
     given = [(name.replace("_", "-"), getattr(args, name)) for name in shown if getattr(args, name) not in unset]
-    options = [f"--{name} {value}" for name, value in given]
+    options = [f"--{name}" if value is True else f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from astra_mpi.commands.options import add_codec_options, codec_config
+from astra_mpi.commands.options import add_codec_options, codec_config, in_blocks
 from astra_mpi.device.formats import DTYPES
 
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     check_target(args.output)
     set_threads()
     config = preset_config(args.preset, args.tokens)
-    codec = None if args.no_codebooks else codec_config(args, config.family)
+    codec = None if args.no_codebooks else in_blocks(codec_config(args, config.family), args, config.n_layers)
     bar = Progress(0 if codec is None else config.n_layers, unit="block")
     model = random_model(config, codec, args.seed, lambda done, total: bar.reach(done), args.dtype)
     bar.close()
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _command(args: argparse.Namespace) -> str:
     """The command as typed, the output without its folder."""
-    names = ("tokens", "dtype", "seed", "kind", "groups", "stages", "bits", "codebook_size", "site")
+    names = ("tokens", "dtype", "seed", "kind", "groups", "stages", "bits", "codebook_size", "site", "every")
     given = [(name.replace("_", "-"), getattr(args, name)) for name in names if getattr(args, name) is not None]
     flags = ["--no-codebooks"] if args.no_codebooks else []
     options = [f"--{name} {value}" for name, value in given]

@@ -38,7 +38,13 @@ def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         "--predict",
         default="none",
         help="what codes stand for: the vector (none, default), or what a prediction from the state before misses"
-        " (linear; --site normed)",
+        " (linear; --site normed); next: the vector, and maps from it serve blocks whose codes are late or none",
+    )
+    group.add_argument(
+        "--every",
+        type=int,
+        metavar="N",
+        help="codes in blocks 1, 1 + N, .. alone, with what the others spare; with --predict (default 1)",
     )
     group.add_argument(
         "--site", help="what is sent: hidden, normed or kv (default: BERT hidden, ViT and GPT-2 normed, Llama kv)"
@@ -76,6 +82,13 @@ def codec_config(args: argparse.Namespace, family: str, allots: bool = False) ->
     named = {"kind": args.kind, "codebook_size": args.codebook_size, "encoder": args.encoder, "predict": args.predict}
     near = {"near": args.near, "near_stages": args.near_stages}
     return CodecConfig(site=site, **named, **counts, **near)
+
+
+def in_blocks(config: CodecConfig, args: argparse.Namespace, n_layers: int) -> CodecConfig:
+    """A config of `codec_config` as --every shares its codes out to blocks."""
+    from astra_mpi.codec.every import in_every
+
+    return config if args.every in (None, 1) else in_every(config, args.every, n_layers)
 
 
 def require_torch(what: str) -> None:

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from astra_mpi.planner.decode import decode_advice, decode_plan
     from astra_mpi.planner.measured import measured
     from astra_mpi.planner.plan import compare_codecs, plan
+    from astra_mpi.planner.waiting import fewer_waits, waiting_advice
 
     if args.plot:
         from astra_mpi.planner.curves import draw, draw_decode, require_matplotlib
@@ -68,9 +69,11 @@ def run(args: argparse.Namespace) -> int:
         "distinct_keys": setting.coding.distinct,
         **plan(setting),
         "codecs": compare_codecs(setting, args.budget),
+        "fewer_waits": fewer_waits(setting),
     }
     answer["verdict"] = [
         *advice(answer),
+        *waiting_advice(answer["fewer_waits"], answer["strategies"]),
         codec_advice(answer["codecs"], args.budget, measured(setting.config.family).on),
     ]
     if args.new_tokens is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from astra_mpi.costs.latency import assumed_speeds
-from astra_mpi.costs.strategies import Wire
 from astra_mpi.costs.types import assumed
+from astra_mpi.costs.wires import Wire
 from astra_mpi.costs.work import Shape, Work
 from astra_mpi.partition import TokenCost
 

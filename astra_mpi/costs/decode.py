@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from astra_mpi.config import ModelConfig, require
-from astra_mpi.costs.strategies import Coding, astra_wire, segment_wire
 from astra_mpi.costs.windows import window_shares, within
+from astra_mpi.costs.wires import Coding, astra_wire, segment_wire
 from astra_mpi.costs.work import Job, Shape, Transfer, Work, output_work
 
 MODES = ("local", "merged")

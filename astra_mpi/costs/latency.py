@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from astra_mpi.costs.work import Cost, RankWork, Transfer, Work
@@ -120,9 +121,33 @@ def _seconds(speeds: Speeds, rank: RankWork) -> tuple[float, float, float]:
 
 
 def _total_s(laps: Sequence[_Lap], network: Network, accounting: str) -> float:
+    if accounting != "paper" and any(lap.transfer is not None and lap.transfer.late for lap in laps):
+        return _in_turn_s(laps, network, accounting)
     return sum(
         _lap_s(lap, network, accounting) + (lap.repeats - 1) * _period_s(lap, network, accounting) for lap in laps
     )
+
+
+def _in_turn_s(laps: Sequence[_Lap], network: Network, accounting: str) -> float:
+    """Of laps some of whose messages are needed one lap later: every rank's time, lap after lap."""
+    n_ranks = len(laps[0].times)
+    now_s, needed_s, port_s = [0.0] * n_ranks, [0.0] * n_ranks, 0.0  # needed: when the last late messages are there
+    for lap in chain.from_iterable([one] * one.repeats for one in laps):
+        arrival_s = [0.0] * n_ranks
+        if lap.transfer is not None:
+            begin_s = [now + before for now, (before, _, _) in zip(now_s, lap.times, strict=True)]
+            x_s = transfer_s(lap.transfer, network, accounting)
+            through_s = transfer_s(lap.transfer, network._replace(rtt_s=0.0), accounting)
+            for rank in range(n_ranks):
+                heard = begin_s[:rank] if lap.transfer.forward else begin_s
+                arrival_s[rank] = max(*heard, port_s) + x_s if heard else 0.0
+            port_s = max(*begin_s, port_s) + through_s
+        late = lap.transfer is not None and lap.transfer.late
+        for rank, (before, during, after) in enumerate(lap.times):
+            there_s = needed_s[rank] if late else max(arrival_s[rank], needed_s[rank])
+            now_s[rank] = max(now_s[rank] + before + during, there_s) + after
+        needed_s = arrival_s if late else [0.0] * n_ranks
+    return max(now_s)
 
 
 def _period_s(lap: _Lap, network: Network, accounting: str) -> float:

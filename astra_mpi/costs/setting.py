@@ -9,7 +9,7 @@ from astra_mpi import partition
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs.decode import Decode
 from astra_mpi.costs.latency import Network, Speeds, transfer_s
-from astra_mpi.costs.strategies import Coding
+from astra_mpi.costs.wires import Coding
 from astra_mpi.costs.work import Job, Shape, shape_of
 
 

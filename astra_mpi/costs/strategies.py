@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import replace
+from itertools import groupby
 
-from astra_mpi.codec.codec import Codec
-from astra_mpi.codec.config import CodecConfig
 from astra_mpi.config import require
+from astra_mpi.costs.mapped import mapped_wires
 from astra_mpi.costs.rivals import block_parallel, tensor_parallel
 from astra_mpi.costs.windows import own_seen, seen_through
+from astra_mpi.costs.wires import Coding, Wire, astra_wire, segment_wire, sp_wire
 from astra_mpi.costs.work import (
     Cost,
     Job,
     RankWork,
-    Shape,
     Stage,
     Transfer,
     Work,
@@ -28,156 +27,6 @@ from astra_mpi.costs.work import (
     output_work,
     peak_bytes,
 )
-
-
-@dataclass(frozen=True)
-class Coding:
-    """How `astra` is run: the codec and the choices that change its cost."""
-
-    codec: CodecConfig = field(default_factory=CodecConfig)
-    subspaces: tuple[int | None, ...] = (None,)  # widths searched, one per codebook set; None: exact search
-    remote: str = "table"  # far keys and values by projected tables, or "gemm"
-    distinct: int | None = None  # distinct far codes per sequence where counted keys are on, None: off
-    rank: float | None = None  # of the maps that predict, where the codec does; None: whole matrices
-
-    @property
-    def has_tables(self) -> bool:
-        """Whether far keys and values come from projected tables."""
-        codec = self.codec
-        can = codec.site != "kv" and (codec.rule.additive or (codec.n_codebooks == 1 and not codec.rule.transforms))
-        return can and self.remote == "table"
-
-    def predictor_numbers(self, width: int) -> float:
-        """Of the map that predicts a token's state in a block: as many multiply-adds."""
-        if not self.codec.predicts:
-            return 0
-        return width * width if self.rank is None or self.rank >= width else 2 * width * self.rank
-
-
-def coding_of(codec: Codec, remote: str = "table") -> Coding:
-    """How a model's codec costs."""
-    coded = codec.blocks[1:] if codec.config.predicts else codec.blocks[:1]
-    widths = tuple(None if b.basis is None else b.basis.shape[1] for block in coded for b in block.codebooks)
-    ranks = [block.predictor.rank for block in coded if block.predictor is not None]
-    return Coding(codec.config, widths or (None,), remote, rank=sum(ranks) / len(ranks) if ranks else None)
-
-
-class Wire(NamedTuple):
-    """What a rank sends of its tokens, and what the others make of it."""
-
-    site: str | None  # "hidden", "normed" or "kv"; None: nothing is sent
-    bits: int = 0  # per key sent
-    encode: Work = Work()  # per own token
-    decode: Work = Work()  # per far key
-    tokens_per_key: int = 1
-    distinct: int | None = None
-    sinks: int = 0  # first tokens that are not sent, for every rank behind computes them itself
-    expect_own: Work = Work()  # per own token, while messages travel
-    expect_far: Work = Work()  # per far token, then too
-    whole: bool = False  # all tokens are sent, whatever windows leave out
-    near: int = 0  # tokens at an end of a slice that looks at another, which cost more:
-    near_bits: int = 0  # so many bits more
-
-    def message_bits(self, n_tokens: int, causal: bool) -> int:
-        """Of one sequence's n tokens of one rank."""
-        near = min(n_tokens, self.near * (1 if causal else 2))
-        return self.keys(n_tokens) * self.bits + near * self.near_bits
-
-    def keys(self, n_tokens: int) -> int:
-        """Far keys that n tokens of one rank become."""
-        return -(-n_tokens // self.tokens_per_key)
-
-
-def encode_madds(codec: CodecConfig, width: int, subspaces: Sequence[int | None] = (None,)) -> float:
-    """Multiply-adds of coding one vector of `width`; the mean over `subspaces`, which differ from block to block.
-
-    Exact search: K * width per stage, or over all groups together. In a subspace of d: width * d to project, then
-    d * K per stage.
-    """
-    if codec.rule.transforms:
-        return float((codec.rule.layers(codec) + codec.rule.head_stages(codec) * codec.codebook_size) * width)
-    entries = codec.codebook_size * codec.rule.layers(codec)
-    each = [entries * width if d is None else d * (width + entries) for d in subspaces]
-    return sum(each) / len(each)
-
-
-def astra_wire(shape: Shape, coding: Coding, i: int = 0) -> Wire:
-    """Codes of C * b bits per token, as block i sends them."""
-    codec, config = coding.codec, shape.config
-    parts, kv_width = codec.of(i), 2 * config.d_kv
-    if codec.predicts:
-        return _predicted_wire(shape, coding, i)
-    sums = sum(part.rule.layers(part) + part.rule.head_stages(part) for part in parts) / len(parts)
-    if codec.site == "kv":
-        encode = sum(encode_madds(part, config.d_kv, coding.subspaces) for part in parts)
-        decode = Work(table=sums * kv_width)
-    else:
-        encode = encode_madds(parts[0], config.d_model, coding.subspaces)
-        if not coding.has_tables:
-            decode = Work(gemm=shape.project_kv, table=sums * config.d_model, elements=config.d_model)
-        else:
-            decode = Work(table=parts[0].codes_per_token * kv_width)
-    return Wire(
-        codec.site,
-        codec.block_bits(i),
-        Work(encode=encode),
-        decode,
-        distinct=coding.distinct,
-        sinks=_sinks(shape, codec),
-        near=codec.near,
-        near_bits=codec.near_bits(i),
-    )
-
-
-def _sinks(shape: Shape, codec: CodecConfig) -> int:
-    return codec.sinks if shape.causal and not shape.n_class else 0
-
-
-def _predicted_wire(shape: Shape, coding: Coding, i: int) -> Wire:
-    """Codes of what a prediction misses: states of all tokens are predicted, and those of far ones projected, while
-    codes travel; what the codes add comes after."""
-    codec, config = coding.codec, shape.config
-    (part,) = codec.of(i)
-    d, kv_width, sums = config.d_model, 2 * config.d_kv, part.rule.layers(part) + part.rule.head_stages(part)
-    # a product in float32 whatever the others are, as the search is
-    expect = Work(encode=coding.predictor_numbers(d), elements=2 * d)
-    encode = Work(encode=encode_madds(part, d, coding.subspaces), table=sums * d, elements=2 * d)
-    added, project = Work(table=sums * d, elements=d), Work(gemm=shape.project_kv)
-    tables = Work(table=part.codes_per_token * kv_width, elements=kv_width)
-    far, decode = (expect + project, added + tables) if coding.has_tables else (expect, added + project)
-    return Wire(
-        codec.site,
-        codec.block_bits(i),
-        encode,
-        decode,
-        expect_own=expect,
-        expect_far=far,
-        whole=True,
-        sinks=_sinks(shape, codec),
-        near=codec.near,
-        near_bits=codec.near_bits(i),
-    )
-
-
-def sp_wire(shape: Shape, gather: str, number: str) -> Wire:
-    """Activations ("x") or keys and values ("kv") as float32, float16, or int8 with a float32 scale per token."""
-    config = shape.config
-    width = config.d_model if gather == "x" else 2 * config.d_kv
-    bits = {"float32": 32 * width, "float16": 16 * width, "int8": 8 * width + 32}[number]
-    cast = Work() if number == "float32" else Work(elements=width)
-    decode = Work(gemm=shape.project_kv, elements=config.d_model) if gather == "x" else Work()
-    return Wire("hidden" if gather == "x" else "kv", bits, cast, cast + decode)
-
-
-def segment_wire(shape: Shape, tokens_per_mean: int) -> Wire:
-    """Means of consecutive tokens as float32; far keys and values are projected from them."""
-    require(
-        not (shape.rotary or any(shape.config.windows)),
-        "segment_means cannot be used: means of tokens have no position for rotary keys and windows",
-    )
-    d = shape.config.d_model
-    decode = Work(gemm=shape.project_kv, elements=d)
-    return Wire("hidden", 32 * d, Work(elements=d), decode, tokens_per_key=tokens_per_mean)
 
 
 def token_parallel(job: Job, wires: Wire | Sequence[Wire], strategy: str, exact: bool = False) -> Cost:
@@ -192,11 +41,15 @@ def token_parallel(job: Job, wires: Wire | Sequence[Wire], strategy: str, exact:
 
 
 def stages_of(job: Job, wires: Sequence[Wire], windows: Sequence[int]) -> tuple[Stage, ...]:
-    """Of blocks with these wires and windows (0: none), those that are alike taken together."""
-    kinds = Counter(zip(wires, windows, strict=True))
+    """Of blocks with these wires and windows (0: none), those that are alike taken together; where some wait for what
+    the one before sent, neighbours alone."""
+    pairs = list(zip(wires, windows, strict=True))
+    kinds = list(Counter(pairs).items())
+    if any(wire.late for wire in wires):
+        kinds = [(pair, len(list(alike))) for pair, alike in groupby(pairs)]
     return tuple(
         Stage(n, tuple(_token_rank(job, wire, r, window) for r in range(job.size)), _transfer(job, wire, window))
-        for (wire, window), n in kinds.items()
+        for (wire, window), n in kinds
     )
 
 
@@ -214,7 +67,7 @@ def _transfer(job: Job, wire: Wire, window: int) -> Transfer | None:
     sending = [n - job.own_sinks(wire.sinks, rank) for rank, n in enumerate(job.counts)]
     sending = [*sending[:-1], 0] if job.shape.causal else sending  # nobody sees the last rank's tokens
     sent = tuple(-(-job.batch * wire.message_bits(n, job.shape.causal) // 8) for n in sending)
-    return Transfer("gather", sent, paper_bits, job.shape.causal)
+    return Transfer("gather", sent, paper_bits, job.shape.causal, late=wire.late)
 
 
 def _token_rank(job: Job, wire: Wire, rank: int, window: int = 0) -> RankWork:
@@ -257,12 +110,21 @@ def single(job: Job, rank: int = 0) -> Cost:
 
 def astra(job: Job, coding: Coding) -> Cost:
     """The method (arXiv 2505.19342), with projected tables and counted keys as `coding` says."""
-    if coding.codec.predicts:
+    if coding.codec.has_maps:
         return replace(astra_inputs(job, coding), strategy="astra")
     return _coded(job, coding)
 
 
-def _coded(job: Job, coding: Coding) -> Cost:
+def astra_late(job: Job, coding: Coding) -> Cost:
+    """`astra` whose codes serve the block after their own. InputError where codes have no maps to go by."""
+    require(
+        coding.codec.has_maps,
+        "these codebooks have no maps for late codes; `calibrate --predict linear` or `--predict next` makes some",
+    )
+    return replace(astra_inputs(job, coding, late=True), strategy="astra:late")
+
+
+def _coded(job: Job, coding: Coding, late: bool = False) -> Cost:
     """`astra` with codes in every block."""
     codec, config = coding.codec, job.shape.config
     width = config.d_kv if codec.site == "kv" else config.d_model
@@ -274,7 +136,7 @@ def _coded(job: Job, coding: Coding) -> Cost:
             rows = 2 * part.rule.layers(part) + stages * size if part.rule.transforms else size * part.rule.layers(part)
             numbers += rows * width
         if coding.has_tables:
-            numbers += parts[0].codes_per_token * codec.codebook_size * 2 * config.d_kv
+            numbers += (1 + late) * parts[0].codes_per_token * codec.codebook_size * 2 * config.d_kv
     if codec.predicts:  # and the states of all tokens, with what is expected of them
         each = int(coding.predictor_numbers(width)) + 2 * job.batch * job.tokens * width // config.n_layers
         numbers += config.n_layers * each
@@ -282,15 +144,16 @@ def _coded(job: Job, coding: Coding) -> Cost:
     return replace(token_parallel(job, wires, "astra"), table_bytes=4 * numbers)
 
 
-def astra_inputs(job: Job, coding: Coding) -> Cost:
+def astra_inputs(job: Job, coding: Coding, late: bool = False) -> Cost:
     """`astra` with a first block that sends nothing: far keys and values are projected from the embedded inputs."""
-    shape, cost = job.shape, _coded(job, coding)
+    shape, cost = job.shape, _coded(job, coding, late and not coding.codec.predicts)
     windows = [shape.config.window(i) for i in range(shape.config.n_layers)]
     far = Work(gemm=shape.embed + shape.project_kv, elements=2 * shape.config.d_model)
     own = Work(gemm=shape.embed, elements=2 * shape.config.d_model) if coding.codec.predicts else Work()
-    sinks, whole = astra_wire(shape, coding).sinks, coding.codec.predicts
+    sinks, whole = astra_wire(shape, coding).sinks, coding.codec.has_maps
     first = stages_of(job, [Wire(None, decode=far, expect_own=own, whole=whole, sinks=sinks)], windows[:1])
-    others = stages_of(job, [astra_wire(shape, coding, i) for i in range(1, len(windows))], windows[1:])
+    plain = [astra_wire(shape, coding, i) for i in range(1, len(windows))]
+    others = stages_of(job, mapped_wires(shape, coding, late) if whole else plain, windows[1:])
     return replace(cost, strategy="astra:inputs", stages=first + others)
 
 
@@ -308,4 +171,5 @@ STRATEGIES: dict[str, Callable[[Job, Coding], Cost]] = {
     "segment_means:8": lambda job, coding: token_parallel(job, segment_wire(job.shape, 8), "segment_means:8"),
     "astra": astra,
     "astra:inputs": astra_inputs,
+    "astra:late": astra_late,
 }

@@ -128,6 +128,7 @@ class Transfer:
     paper_bits: float  # what arXiv 2505.19342 charges: one local payload
     forward: bool = False  # to the ranks behind the sender only, who waits for none of them
     heard: Hears = False  # where windows leave some ranks out: whom each rank hears
+    late: bool = False  # it is needed one stage later, after what that one does before and during its own
 
 
 @dataclass(frozen=True)

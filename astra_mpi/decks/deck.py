@@ -96,6 +96,9 @@ class ParallelSection:
     # how astra's first block sees far tokens: by their codes, or exactly, from the inputs, without an exchange.
     # Default "codes"
     first: Literal["codes", "inputs"] | None = None
+    # what far tokens of astra are in a block with predicted codes: what its own codes made of them (fresh), or what was
+    # predicted while these travel (late; docs/explanation/predicted.md). Default "fresh"
+    codes: Literal["fresh", "late"] | None = None
     network: str = "real"  # or one to emulate: "10Mbps,rtt=2ms,loss=1%" (docs/explanation/network.md)
     accounting: Literal["port", "contributed", "paper"] = "port"  # which bytes the emulated network charges
     clock: Literal["wall", "virtual"] = "wall"  # virtual: CPU time of each rank plus the emulated network
@@ -111,7 +114,8 @@ class ParallelSection:
         """`strategy` with the keys beside it, as one word. InputError on what does not exist or gives no answers."""
         from astra_mpi.strategies import AUTO, STRATEGIES, parse_request  # MPI starts with them; others need none
 
-        spec = parse_request(self.strategy, gather=self.gather, wire=self.wire, ratio=self.ratio, first=self.first)
+        options = {key: getattr(self, key) for key in ("gather", "wire", "ratio", "first", "codes")}
+        spec = parse_request(self.strategy, **options)
         reason = "" if spec.name == AUTO else STRATEGIES[spec.name].latency_only
         require(not reason, f"strategy '{spec}' is for `astra-mpi bench`, {reason}")
         return str(spec)

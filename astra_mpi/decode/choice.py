@@ -9,8 +9,8 @@ from astra_mpi.costs import latency
 from astra_mpi.costs.decode import MODES, decode_cost
 from astra_mpi.costs.latency import ASSUMED_GFLOPS
 from astra_mpi.costs.setting import Setting, step_seconds
-from astra_mpi.costs.strategies import Coding
 from astra_mpi.costs.types import assumed, kept_bytes, storage_of, stored
+from astra_mpi.costs.wires import Coding
 from astra_mpi.costs.work import shape_of
 from astra_mpi.strategies.token_parallel import TokenParallel
 

@@ -72,12 +72,12 @@ def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
     for name in _COUNTS:
         if name in stored_fields(codec.config):
             group.attrs[name] = _as_array(getattr(codec.config, name), codec.config.n_books)
-    if codec.config.predicts:
+    if codec.config.has_maps:
         group.attrs["predict"] = codec.config.predict
     group.attrs["width"] = codec.blocks[0].codebooks[0].width
     for i, block in enumerate(codec.blocks):
         names = _datasets(codec.config.site)
-        if codec.config.predicts and block.predictor is None:  # it sends nothing
+        if codec.config.has_maps and block.predictor is None:  # it sends nothing
             group.create_group(str(i))
             continue
         for (name, subspace), book in zip(names, block.codebooks, strict=True):
@@ -142,7 +142,7 @@ def _as_counts(array: np.ndarray) -> Counts:
 
 
 def _read_block(group: h5py.Group, config: CodecConfig, width: int, i: int) -> BlockCodec:
-    if config.predicts and i == 0:
+    if config.has_maps and i == 0:
         return BlockCodec((no_codebook(config, width),))
     books = []
     for (name, subspace), part in zip(_datasets(config.site), config.of(i), strict=True):
@@ -165,7 +165,7 @@ def _read_block(group: h5py.Group, config: CodecConfig, width: int, i: int) -> B
                 part.count if part.near and part.count else None,
             )
         )
-    return BlockCodec(tuple(books), _read_predictor(group, width) if config.predicts else None)
+    return BlockCodec(tuple(books), _read_predictor(group, width) if config.has_maps else None)
 
 
 def _read_predictor(group: h5py.Group, width: int) -> Predictor:
@@ -234,7 +234,7 @@ def _checksum(codec: Codec) -> str:
     config, first = codec.config, codec.blocks[0].codebooks[0]
     names = _TEXTS + _NUMBERS + tuple(name for name in _OPTIONAL + _COUNTS if name in stored_fields(config))
     sha = hashlib.sha256(f"{[getattr(config, name) for name in names]} {first.width}".encode())
-    sha.update(config.predict.encode() if config.predicts else b"")
+    sha.update(config.predict.encode() if config.has_maps else b"")
     for block in codec.blocks:
         for book in block.codebooks:
             for array in (book.entries, book.basis, *(book.transform or ())):

@@ -91,7 +91,7 @@ def _codec(file: h5py.File) -> dict[str, Any]:
             "digest": codec.digest,
         }
         | ({"more_bits_of_near": [config.near_bits(i) for i in range(len(codec.blocks))]} if config.near else {})
-        | ({"predictor_ranks": [b.predictor.rank for b in codec.blocks if b.predictor]} if config.predicts else {})
+        | ({"predictor_ranks": [b.predictor.rank for b in codec.blocks if b.predictor]} if config.has_maps else {})
     }
 
 

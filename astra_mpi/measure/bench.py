@@ -75,24 +75,30 @@ def trace(model: Model, inputs: np.ndarray, mask: np.ndarray | None) -> str | No
     if every is None:
         return None
     spans = [
-        {
-            "name": _TRACE_NAMES[int(kind)],
-            "ph": "X",
-            "pid": rank,
-            "tid": int(_TRACE_NAMES[int(kind)] == "in flight"),
-            "ts": a * 1e6,
-            "dur": (b - a) * 1e6,
-        }
+        {"name": _TRACE_NAMES[int(kind)], "ph": "X", "pid": rank, "tid": lane, "ts": a * 1e6, "dur": (b - a) * 1e6}
         for rank, part in enumerate(every)
-        for kind, a, b in part
+        for lane, (kind, a, b) in zip(_lanes(part), part, strict=True)
     ]
     labels = [
         {"name": what, "ph": "M", "pid": rank, "tid": tid, "args": {"name": name}}
         for rank in range(len(every))
         for what, tid, name in (("process_name", 0, f"rank {rank}"), ("thread_name", 0, "compute"),
-                                ("thread_name", 1, "exchange in flight"))
+                                ("thread_name", 1, "exchange in flight"), ("thread_name", 2, "another one"))
     ]  # fmt: skip
     return json.dumps({"traceEvents": labels + spans, "displayTimeUnit": "ms"})
+
+
+def _lanes(rows: np.ndarray) -> list[int]:
+    """Of rows (n, 3), kind, start, end: 0 for compute, and for exchanges that overlap 1 and 2."""
+    lanes, free_s = [], [0.0, 0.0]
+    for kind, start_s, end_s in rows:
+        lane = 0
+        if _TRACE_NAMES[int(kind)] == "in flight":
+            first = int(start_s < free_s[0])
+            free_s[first] = end_s
+            lane = 1 + first
+        lanes.append(lane)
+    return lanes
 
 
 def _gather(comm: MPI.Comm, rows: np.ndarray) -> list[np.ndarray] | None:

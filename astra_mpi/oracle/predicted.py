@@ -16,6 +16,8 @@ class Predicted(Quantised):
 
     missing: per block (P, P), what the rank of a row did not get of the rank of a column; its states of those tokens
     remain as predicted, and every rank has states of its own. Without it one state of a token stands for all ranks'.
+    late: in blocks whose codes have bits, tokens see far ones as predicted; only the last `n_new` see what codes made
+    of them. If there are none of these, the last block sends nothing.
     """
 
     def __init__(
@@ -25,34 +27,44 @@ class Predicted(Quantised):
         given: Sequence[ArrayLike] | None,
         missing: Sequence[Array] | None,
         size: int,
+        late: bool = False,
+        n_new: int = 0,
     ) -> None:
         super().__init__(owner, codec, given, missing, None, first=1)
         self.n_views = 1 if missing is None else size
-        self.owner = np.tile(owner, self.n_views)
+        self.late, self.n_new = late, n_new if late else 0
+        self.owner = np.tile(owner, self.n_views * (1 + (self.n_new > 0)))
         self.bias = np.zeros(len(self.owner))
         self.heard = self.judged = np.ones(len(owner), bool)
 
     def visible(self, i: int, rank: Array) -> Array:
         """A rank sees what is not its own through its own states."""
         away = super(Quantised, self).visible(i, rank)
+        columns = np.arange(len(self.owner)) // self.n_tokens
+        if self.n_new:  # all as predicted, then all as codes made them
+            new = np.arange(len(rank)) >= len(rank) - self.n_new
+            away = away & (new[:, None] == (columns >= self.n_views)[None, :])
         if self.missing is None:
             return away
-        view = np.repeat(np.arange(self.n_views), self.n_tokens)
-        return away & (view[None, :] == rank[:, None])
+        return away & ((columns % self.n_views)[None, :] == rank[:, None])
 
     def __call__(self, i: int, *parts: Array) -> list[Array]:
         (rows,) = parts  # (T, D)
         if i == 0:
             self.sent, self.states = rows.copy(), np.tile(rows, (self.n_views, 1, 1))
-            return [self.states.reshape(-1, rows.shape[1])]
+            return [np.resize(self.states, (len(self.owner), rows.shape[1]))]
         expected, self.states = self._expected(i, self.sent), self._expected(i, self.states)
+        as_expected, is_late = self.states, self.late and self.codec.blocks[i].bits_per_token > 0
+        if is_late and not self.n_new and i == len(self.codec.blocks) - 1:
+            return [as_expected.reshape(-1, rows.shape[1])]
         (moved,) = self.approximated(i, [rows - expected], rows)
         self.sent = expected + moved
         came = np.ones((self.n_views, self.n_tokens), bool)
         if self.missing is not None:
             came = ~np.asarray(self.missing[i])[:, self.token_owner]
         self.states = self.states + came[:, :, None] * moved
-        return [self.states.reshape(-1, rows.shape[1])]
+        seen = [as_expected if is_late else self.states, self.states][: 1 + (self.n_new > 0)]
+        return [np.concatenate(seen).reshape(-1, rows.shape[1])]
 
     def _expected(self, i: int, state: Array) -> Array:
         """What block i expects of states (.., D)."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from astra_mpi.oracle.carried import Carried
 from astra_mpi.oracle.far import Far, Means, Quantised, Rounded
 from astra_mpi.oracle.heads import ENCODERS, answer
 from astra_mpi.oracle.layers import Array, Weights, activated, attention, capped, linear, normalised
@@ -64,6 +65,8 @@ def oracle(
     merged: int = 0,
     told: ArrayLike | None = None,
     sinks: int = 0,
+    late: bool = False,
+    n_new: int = 0,
     compute: str = "float32",
     draw: np.random.Generator | None = None,
     by_chance: bool = False,
@@ -85,6 +88,8 @@ def oracle(
     parts: per block None, or the weights of the `size` sub-blocks of width D / size that take its place.
     told: of a decoder's conversation, whose ranks hold tokens in any order, (T,) which of them others were sent.
     sinks: so many first tokens of a decoder's sequence are seen as they are by all tokens behind them, on any rank.
+    late: with a codec that has maps, far tokens are seen as these say, for their codes come after. The last n_new
+    tokens were made when these had come.
     compute: "bfloat16" or "int8": the factors of products of blocks and head are rounded (`narrow.py`). draw:
     otherwise, or by_chance, which shows how much of the answer hangs on roundings.
     merged: so many tokens at the end see the exact keys of all ranks, as ranks that merge their softmaxes do.
@@ -104,7 +109,9 @@ def oracle(
         raise ValueError(f"owner must name one of {n_ranks} ranks for each of {len(embedded) - n_class} content tokens")
     far: Far | None = None
     if codec is not None and codec.config.predicts:
-        far = Predicted(owner, codec, codes, missing, size)
+        far = Predicted(owner, codec, codes, missing, size, late, n_new)
+    elif codec is not None and codec.config.has_maps:
+        far = Carried(owner, codec, codes, missing, stand_in, late, n_new)
     elif codec is not None:
         far = Quantised(owner, codec, codes, missing, stand_in, first_coded)
     elif not exact:

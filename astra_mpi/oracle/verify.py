@@ -29,12 +29,15 @@ def verify(
 ) -> list[Check]:
     """Collective: run every strategy on these ranks and hold it against the oracle on rank 0.
 
-    strategies: specs; a name without options stands for all its forms. spread: the cut of `Model.generate`. Returns
+    strategies: specs; a name without options stands for all its forms, for `astra` where codes have maps for late ones
+    too. spread: the cut of `Model.generate`. Returns
     one check per form on rank 0, an empty list elsewhere. A form that cannot be used here is skipped: passed, with
     the reason.
     """
     passes = Passes(model.config, inputs, mask, _rounded(model), lambda: _weights(model))
     specs = [spec for text in strategies for spec in forms(text)]
+    if model.codec is not None and model.codec.config.has_maps and "astra" in strategies:
+        specs.append("astra:late")
     checks = [_check(model, inputs, mask, spec, counted_keys, spread, passes) for spec in specs]
     return [check for check in (_check_products(model), *checks) if check is not None]
 

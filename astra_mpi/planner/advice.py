@@ -13,7 +13,7 @@ WORTH = 1.05
 def advice(plan: dict[str, Any]) -> list[str]:
     """Sentences; `plan` as `planner.plan` gives it, with "size"."""
     single_ms = 1e3 * plan["single_s"]
-    others = [row for row in plan["strategies"] if _eligible(row)]
+    others = _worth_it([row for row in plan["strategies"] if _eligible(row)])
     if not others:
         return [f"Stay on one rank: nothing else can be used here; it takes {single_ms:.1f} ms."]
     best = min(others, key=_port_s)
@@ -29,6 +29,10 @@ def advice(plan: dict[str, Any]) -> list[str]:
         sentences.append(f"{why}: cut by --weights {plan['weights']}, about {'/'.join(map(str, best['cut']))} tokens.")
     if best["strategy"] == "astra":
         sentences += _nearer(others)
+    if best["strategy"] == "astra:late":
+        sentences.append(
+            "Its codes are a block late; measure what that costs on your data: docs/explanation/waiting.md has figures."
+        )
     if not best["exact"]:
         sentences.append(_exact(others))
     return sentences
@@ -44,6 +48,12 @@ def above(bandwidth_bps: float | None) -> str:
 def _eligible(row: dict[str, Any]) -> bool:
     """`bp` computes another model: it is shown, never advised."""
     return "skipped" not in row and row["strategy"].split(":")[0] not in ("single", "bp")
+
+
+def _worth_it(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without late codes, which are less accurate, unless they gain enough over those that are waited for."""
+    fresh = min((_port_s(row) for row in rows if row["strategy"] == "astra"), default=float("inf"))
+    return [row for row in rows if row["strategy"] != "astra:late" or WORTH * _port_s(row) <= fresh]
 
 
 def _port_s(row: dict[str, Any]) -> float:

@@ -15,8 +15,9 @@ from astra_mpi.config import require
 from astra_mpi.costs.decode import MODES, decode_cost, head_work
 from astra_mpi.costs.latency import Network, assumed_speeds, latency
 from astra_mpi.costs.setting import Setting, step_seconds
-from astra_mpi.costs.strategies import STRATEGIES, coding_of
+from astra_mpi.costs.strategies import STRATEGIES
 from astra_mpi.costs.types import assumed, kept_bytes, storage_of, stored
+from astra_mpi.costs.wires import coding_of
 from astra_mpi.costs.work import Work
 from astra_mpi.errors import InputError, collective
 from astra_mpi.planner.advice import WORTH
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 EXACT = ("single", "sp", "sp:kv", "tp")
 #: what it names where that is much faster
 ROUNDED = ("sp:float16", "sp:int8", "sp:kv:float16", "sp:kv:int8")
-CODED = ("astra", "astra:inputs")
+CODED = ("astra", "astra:inputs", "astra:late")
 #: predicted to be so many times as fast: worth a line on the terminal
 MUCH = 2.0
 _MOST_TOKENS = 1024

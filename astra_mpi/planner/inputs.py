@@ -15,8 +15,8 @@ from astra_mpi.codec.config import CodecConfig
 from astra_mpi.config import require
 from astra_mpi.costs.latency import ASSUMED_GFLOPS, Network, Speeds, assumed_speeds
 from astra_mpi.costs.setting import Setting
-from astra_mpi.costs.strategies import Coding
 from astra_mpi.costs.types import assumed, kept_bytes, stored, weight_bytes
+from astra_mpi.costs.wires import Coding
 from astra_mpi.errors import InputError
 from astra_mpi.files import hdf5
 from astra_mpi.files.codecfile import DTYPES, read_settings
@@ -57,9 +57,9 @@ def _coding(file: Any) -> Coding:
     widths: list[int | None] = []
     ranks: list[int] = []
     names = ("keys_subspace", "values_subspace") if codec.site == "kv" else ("subspace",)
-    for i in range(int(codec.predicts), len(group)):
+    for i in range(int(codec.has_maps), len(group)):
         block = hdf5.group(group, str(i))
-        if codec.predicts:
+        if codec.has_maps:
             ranks.append(int(hdf5.dataset(block, "predictor", DTYPES).shape[1]))
         bases = [hdf5.dataset(block, name, ("float32",)) if name in block else None for name in names]
         widths += [None if basis is None else int(basis.shape[1]) for basis in bases]

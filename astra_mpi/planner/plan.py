@@ -10,7 +10,8 @@ from typing import Any
 from astra_mpi import partition
 from astra_mpi.costs.latency import ACCOUNTINGS, break_even_bps, latency
 from astra_mpi.costs.setting import Setting
-from astra_mpi.costs.strategies import STRATEGIES, Coding, single
+from astra_mpi.costs.strategies import STRATEGIES, single
+from astra_mpi.costs.wires import Coding
 from astra_mpi.costs.work import Cost
 from astra_mpi.errors import InputError
 from astra_mpi.planner.measured import best_codec, measured, same_codes

@@ -3,7 +3,7 @@
 Per block: encode own content tokens, start the all-gather of the packed codes, project and attend locally, then wait,
 look the far keys and values up in the projected codebooks, and merge their attention. With `first = "inputs"` the first
 block sends nothing: what enters it follows from the inputs, which every rank has. Nor does a block whose codes have no
-bits: they are known.
+bits: they are known. With `codes = "late"`, a block waits for the codes of the block before it (`late.py`).
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from mpi4py import MPI
 from astra_mpi.caches.codes import CodeSpace
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
-from astra_mpi.codec.tables import distinct
+from astra_mpi.codec.tables import FarTable
 from astra_mpi.config import ModelConfig
-from astra_mpi.costs.strategies import Wire, astra_wire, coding_of
+from astra_mpi.costs.wires import Wire, astra_wire, coding_of
 from astra_mpi.costs.work import shape_of
-from astra_mpi.device.xp import beside, take, to_host
+from astra_mpi.device.xp import take, to_host
 from astra_mpi.errors import AstraError
 from astra_mpi.layout import Layout
+from astra_mpi.models import FAMILIES
 from astra_mpi.partition import displs
 from astra_mpi.strategies.base import Parts, is_plain, recipe_of
+from astra_mpi.strategies.carried import Carried
 from astra_mpi.strategies.far_codes import FarCodes
+from astra_mpi.strategies.late import Late
+from astra_mpi.strategies.lookup import as_items, counted, looked_up
 from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Option, Spec
@@ -41,7 +45,7 @@ class Astra(FarCodes):
 
     name = "astra"
     sends_reached = True
-    options = (Option("first", "codes", ("codes", "inputs")),)
+    options = (Option("first", "codes", ("codes", "inputs")), Option("codes", "fresh", ("fresh", "late"), special=True))
     may_miss = True
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
@@ -50,16 +54,25 @@ class Astra(FarCodes):
         self.codec = parts.codec
         self.site = self.codec.config.site
         predicts = self.codec.config.predicts
-        self.first_coded = int(predicts or spec.word("first") == "inputs")  # the first block with an exchange
-        self.sends_reached = self.may_keep_codes = not predicts  # a state needs all codes of its token
+        has_maps = self.codec.config.has_maps
+        self.first_coded = int(has_maps or spec.word("first") == "inputs")  # the first block with an exchange
+        self.sends_reached, self.may_keep_codes = not has_maps, not predicts  # maps need all codes of a token
         self.exchange.missing.suit(predicts)
-        self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, parts.remote)
+        is_late, remote = spec.word("codes") == "late", parts.remote
+        if predicts and is_late and remote == "auto" and not FAMILIES[self.config.family].causal:
+            remote = "gemm"  # only decoding needs tables
+        self.remote = choose_remote(self.exchange.comm, self.blocks, self.codec, self.kernels, remote)
         self.sinks = self.wire_costs().sinks if self.exchange.size > 1 else 0
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
         rows = all(table.rows is not None for table in self.remote.tables)
         self.states: States | None = None
         if predicts:
             self.states = States(self.codec, cast("list[Expected]", self.remote.tables), self.kernels)
+        self.carried: Carried | None = None
+        if has_maps and not predicts:
+            self.carried = Carried(self.blocks, self.codec, self.remote.how, is_late, self.kernels)
+        self.late = Late(self) if is_late else None
+        self.at_once = 1 if self.late is None else self.late.AT_ONCE
         self.packed = hasattr(self.kernels, "attend_packed")
         self.plain = is_plain(self.config, recipe_of(self.config))
         self.counted_keys = parts.counted_keys and rows and self.plain
@@ -74,6 +87,11 @@ class Astra(FarCodes):
             return "the model has no codebooks; run `astra-mpi calibrate` first"
         if codec.config.near and any(config.windows):
             return "more stages near slices are not for models with sliding windows; calibrate without --near"
+        if spec.word("codes") == "late" and not codec.config.has_maps:
+            return (
+                "nothing stands for codes that are late; use codebooks of `astra-mpi calibrate --predict linear` or"
+                " `--predict next`"
+            )
         return None
 
     def bytes_in(self, i: int, layout: Layout) -> list[int]:
@@ -113,8 +131,13 @@ class Astra(FarCodes):
 
     @property
     def exchanging(self) -> tuple[int, ...]:
-        coded = range(self.first_coded, len(self.blocks)) if self.sends else ()
+        coded = range(self.first_coded, self._n_coded) if self.sends else ()
         return tuple(i for i in coded if self.codec.blocks[i].bits_per_token)
+
+    @property
+    def _n_coded(self) -> int:
+        """The blocks before this one may have an exchange."""
+        return len(self.blocks) if self.late is None else self.late.n_coded
 
     def look(self, embed: Callable[[Layout], np.ndarray]) -> None:
         planned = self.planned
@@ -129,21 +152,64 @@ class Astra(FarCodes):
             self.far_inputs = take(embed(planned.everything), planned.far_places)  # (m, D)
 
     def _start(self, i: int, rows: np.ndarray) -> Pending | None:
-        return None if i < self.first_coded else super()._start(i, rows)
+        told = self.first_coded <= i < self._n_coded and (self.carried is None or self._has_bits(i))
+        return super()._start(i, rows) if told else None
+
+    def _has_bits(self, i: int) -> bool:
+        """Whether block i has codes; late or not, they may still not be sent."""
+        return self.codec.blocks[i].bits_per_token > 0
 
     def far_keys(self, i: int, pending: Pending | None) -> FarKeys | None:
-        states, block = self.states, self.blocks[i]
-        if pending is not None and states is not None:  # while codes travel
+        if not self.sends:
+            return None
+        if i < self.first_coded:
+            return self._exact_keys(i)
+        if pending is not None:
             pending.send()
-            states.expect_far(i)
-            states.expect_own(i + 1)
-            self.laps.mark("decode")
-        if i >= self.first_coded and self.sends and pending is None:
+        if self.late is not None:
+            return self._late_keys(self.late, i, pending)
+        if pending is None:
             return self._known(i)
-        if i >= self.first_coded or not self.sends or not len(self.planned.far_places):
-            return super().far_keys(i, pending)
+        if self.states is not None:  # while codes travel
+            self.states.expect_far(i)
+            self.states.expect_own(i + 1)
+            self.laps.mark("decode")
+        return self.receive(i, pending)
+
+    def _exact_keys(self, i: int) -> FarKeys | None:
+        """Of what enters block 0, which every rank has."""
+        block, states = self.blocks[i], self.states
+        if not len(self.planned.far_places):
+            return None
         far = block.attention_input(self.far_inputs) if states is None else states.far.astype(self.dtype, copy=False)
+        if self.carried is not None and self.carried.rows:
+            self.far_exact = far.copy()
         return FarKeys(block.keys_values(far), self.planned.far_offsets)
+
+    def _late_keys(self, late: Late, i: int, pending: Pending | None) -> FarKeys | None:
+        """Without the codes of block i, but with those before them."""
+        late.collect()
+        if not self._has_bits(i):
+            return self._known(i)
+        if self.states is None:
+            far = self._carried_keys(i)
+        else:
+            _, offsets, tokens = self._far(i)
+            far = FarKeys(self.states.expected_kv(i, late.keeps), offsets, tokens=tokens)
+            self.states.expect_own(i + 1)
+        late.leave(i, pending)
+        return far
+
+    def _carried_keys(self, i: int) -> FarKeys | None:
+        """Of block i, from the last codes before it, or from what enters block 0."""
+        assert self.carried is not None
+        j = self.carried.source[i]
+        if j:
+            index, offsets, tokens = self._far(j)
+            return self._looked_up(self.carried.tables[i], take(self.codes[j], index), offsets, tokens)
+        if not len(self.planned.far_places):
+            return None
+        return FarKeys(self.carried.rows[i](self.far_exact, self.kernels), self.planned.far_offsets)
 
     def send(self, i: int, payload: np.ndarray) -> Pending | None:
         near = self._near(self.planned.rank)
@@ -159,17 +225,38 @@ class Astra(FarCodes):
         return self.start(message) if self.codec.blocks[i].bits_per_token else None
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
+        self.take_codes(i, pending)
+        return self._far_keys(i)
+
+    def take_codes(self, i: int, pending: Pending) -> None:
+        """Wait for the codes of block i."""
         messages = pending.wait()
         self.missing[i] = pending.missing
         self.codes[i] = self._unpack(i, messages)
-        return self._far_keys(i)
 
-    def _known(self, i: int) -> FarKeys:
-        """Far keys of a block whose codes have no bits: each is the first and only entry's."""
+    def keeps_now(self, i: int) -> bool:
+        return self.late is None or i not in self.exchanging
+
+    def _known(self, i: int) -> FarKeys | None:
+        """Far keys of a block whose codes have no bits: each is the first and only entry's, or follows from others."""
+        self.no_codes(i)
+        return self._far_keys(i) if self.carried is None else self._carried_keys(i)
+
+    def no_codes(self, i: int) -> None:
+        """Nothing is sent in block i, and nothing is missed."""
         n_tokens = int(self._sent_counts(self.reaches[i]).sum())
         self.missing[i] = False
         self.codes[i] = self.xp.zeros((n_tokens, self.codec.blocks[i].n_codes), self.mean_codes[i].dtype)
-        return self._far_keys(i)
+
+    def codes_came(self, i: int, keeps: bool) -> None:
+        """The late codes of block i: they move states, and decoding keeps what they make of far keys, if it does."""
+        if keeps:
+            far = self._far_keys(i)
+            self.turn_far(i, far)
+            self.keep_far(i, far)
+        elif self.states is not None:
+            index, _, _ = self._far(i)
+            self.states.move_far(i, take(self.codes[i], index), self._came(i, index))
 
     def _far_keys(self, i: int) -> FarKeys:
         """From the codes of block i."""
@@ -177,12 +264,13 @@ class Astra(FarCodes):
         far = take(self.codes[i], index)  # (m, C)
         if self.states is not None:
             return FarKeys(self.states.far_kv(i, far, self._came(i, index)), offsets, tokens=tokens)
+        return self._looked_up(self.remote.tables[i], far, offsets, tokens)
+
+    def _looked_up(self, table: FarTable, far: np.ndarray, offsets: np.ndarray, tokens: np.ndarray) -> FarKeys:
+        """Of far codes (m, C), by a table."""
         if self.counted_keys:
-            return self._counted(i, far, offsets)
-        table = self.remote.tables[i]
-        if self.packed and table.rows is not None and self.plain:  # read where they are, in the table
-            return FarKeys(beside(far, table.rows), offsets, tokens=tokens, rows=far[:, 0].astype(np.int32))
-        return FarKeys(table.far_kv(far, self.kernels), offsets, tokens=tokens)
+            return counted(table, far, offsets, self.packed, self.kernels)
+        return looked_up(table, far, offsets, tokens, self.packed and self.plain, self.kernels)
 
     def _came(self, i: int, index: np.ndarray) -> np.ndarray | None:
         """(m,) float32: 0 where the codes of the gathered tokens `index` (m,) are missing; None: nothing is."""
@@ -229,6 +317,8 @@ class Astra(FarCodes):
             raise AstraError(f"a code from rank {rank} is not below codebook size {size}: corrupt message")
 
     def begin(self, layout: Layout) -> None:
+        if self.late is not None:
+            self.late.begin()
         super().begin(layout)
         self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []
         self._near_masks: dict[int, np.ndarray] = {}
@@ -237,6 +327,8 @@ class Astra(FarCodes):
         self._far_turns: dict[tuple[int, bytes], np.ndarray] = {}  # of far tokens that are kept
 
     def answered(self, x: np.ndarray) -> np.ndarray:
+        if self.late is not None:
+            self.late.collect()
         for i, bad, counts in self._unchecked:
             self._check(i, to_host(bad), counts)
         return x
@@ -246,29 +338,15 @@ class Astra(FarCodes):
         mean = self.xp.asarray(np.concatenate([book.mean for book in books])[None])
         return self.codec.blocks[i].encode(mean, self.kernels)
 
-    def _counted(self, i: int, far: np.ndarray, offsets: np.ndarray) -> FarKeys:
-        """Far codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
-        size, table = self.codec.blocks[i].size, self.remote.tables[i]
-        if self.packed:
-            values, bias, ends = self.kernels.distinct(far, beside(far, offsets), size)
-            starts = np.arange(len(offsets), dtype=np.int64) * size
-            return FarKeys(beside(far, table.rows), starts, bias, rows=values, ends=ends)
-        pairs = [distinct(far[a:b], size, self.kernels) for a, b in pairwise(offsets)]
-        values = np.concatenate([np.empty(0, np.int64), *(value for value, _ in pairs)])
-        bias = np.concatenate([np.empty(0, np.float32), *(bias for _, bias in pairs)])
-        assert table.rows is not None
-        offsets = displs(np.array([len(value) for value, _ in pairs], dtype=np.int64))
-        return FarKeys(table.rows[values], offsets, bias)
-
     def distinct_keys(self) -> float | None:
         if self.states is not None:  # no two tokens have the same
             return None
         if not self.sends:
             return 0.0
         found = []
-        for i in range(self.first_coded, len(self.codes)):
+        for i in range(self.first_coded, len(self.codes)) if self.carried is None else self.exchanging:
             index, offsets, _ = self._far(i)
-            items = _as_items(to_host(self.codes[i])[index])
+            items = as_items(to_host(self.codes[i])[index])
             found += [len(np.unique(items[a:b])) for a, b in pairwise(offsets)]
         mean = np.array([np.mean(found) if found else 0.0])
         if self.planned.causal:
@@ -281,7 +359,9 @@ class Astra(FarCodes):
         choices = {**self.spec.values, **first, "remote": self.remote.how, "counted_keys": self.counted_keys}
         return {
             "codec": config.as_dict(),
-            "bits_per_token_per_block": config.mean_bits(len(self.blocks), self.first_coded, self._near_share()),
+            "bits_per_token_per_block": config.mean_bits(
+                len(self.blocks), self.first_coded, self._near_share(), self._n_coded
+            ),
             "choices": choices | ({"sinks": self.sinks} if self.sinks else {}),
         }
 
@@ -293,7 +373,7 @@ class Astra(FarCodes):
         terms: dict[str, Any] = {"codec": self.codec, "codes": [to_host(codes) for codes in coded]}
         if self.exchange.loses or self.planned.causal or any(self.config.windows):  # what was sent, whoever heard it
             terms["codes"] = [self.all_rows(codes[self._own]) for codes in coded]
-        terms |= {"first_coded": self.first_coded, "sinks": self.planned.sinks}
+        terms |= {"first_coded": self.first_coded, "sinks": self.planned.sinks, "late": self.late is not None}
         return terms | self._missing_terms() if self.exchange.loses else terms
 
     @property
@@ -317,8 +397,3 @@ def near_ends(counts: np.ndarray, near: int, causal: bool) -> np.ndarray:
     if not causal:
         masks = [mask | (np.arange(len(mask)) < near) for mask in masks]
     return np.concatenate([np.empty(0, bool), *masks])
-
-
-def _as_items(codes: np.ndarray) -> np.ndarray:
-    """Codes (n, C) -> (n,) opaque items, equal where all C codes are."""
-    return np.ascontiguousarray(codes).view(f"V{codes.shape[1] * codes.itemsize}").reshape(len(codes))

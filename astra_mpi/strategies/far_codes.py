@@ -14,6 +14,7 @@ from astra_mpi.caches.rows import rows_of
 from astra_mpi.codec.codec import Codec
 from astra_mpi.device.xp import beside, take
 from astra_mpi.errors import AstraError
+from astra_mpi.strategies.carried import Carried
 from astra_mpi.strategies.remote import RemoteTables
 from astra_mpi.strategies.states import States
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
@@ -24,6 +25,7 @@ class FarCodes(TokenParallel):
 
     codec: Codec
     first_coded: int  # the first block with an exchange
+    carried: Carried | None  # far keys of blocks without codes of their own, where others' say them
     remote: RemoteTables
     #: codes of what predictions miss: only keys and values are kept, for codes alone do not say what a token is
     states: States | None
@@ -46,7 +48,7 @@ class FarCodes(TokenParallel):
     def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
         """Some far tokens' keys and values, their codes (`keeps_codes`), or the rows of a table that stand for both."""
         table = self.remote.tables[i]
-        if i < self.first_coded or self._keeps_keys(i):
+        if not self._has_codes(i) or self._keeps_keys(i):
             return super().remember(i, far, part, offsets)
         index, _, tokens = self._far(i)
         codes, turns = take(self.codes[i], index[part]), self._turns_of(i, tokens[part])
@@ -124,7 +126,11 @@ class FarCodes(TokenParallel):
         return self._far_turns[key]
 
     def kept_offsets(self, i: int, far: FarKeys) -> np.ndarray:
-        return far.offsets if i < self.first_coded or self.states is not None else self._far(i)[1]
+        return far.offsets if not self._has_codes(i) or self.states is not None else self._far(i)[1]
 
     def kept_index(self, i: int, far: FarKeys) -> np.ndarray:
-        return super().kept_index(i, far) if i < self.first_coded else self._far(i)[2]
+        return self._far(i)[2] if self._has_codes(i) else super().kept_index(i, far)
+
+    def _has_codes(self, i: int) -> bool:
+        """Whether what decoding keeps of block i follows from its own codes."""
+        return i >= self.first_coded and (self.carried is None or self.codec.blocks[i].bits_per_token > 0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
 from astra_mpi.codec.tables import FarTable, Norm, Projection, has_tables, make_far
@@ -36,7 +37,7 @@ class RemoteTables:
 def choose_remote(comm: MPI.Comm, blocks: list[Block], codec: Codec, kernels: ModuleType, how: str) -> RemoteTables:
     """Collective: `how` = "table", "gemm", or "auto": rank 0 times both on block 0 and decides for all ranks."""
     require(how in ("auto", *WAYS), f"remote = '{how}' is unknown; use auto, table or gemm")
-    coded = codec.blocks[int(codec.config.predicts)] if len(codec.blocks) > 1 else codec.blocks[0]
+    coded = _first_coded(codec)
     if how == "auto" and not (coded.additive if codec.config.predicts else has_tables(coded)):
         how = "gemm"
     if how == "auto" and codec.config.predicts:  # tables are no less work, but most of it is done while codes travel
@@ -53,19 +54,25 @@ def choose_remote(comm: MPI.Comm, blocks: list[Block], codec: Codec, kernels: Mo
     return remote  # noqa: RET504, what `with` may swallow
 
 
+def _first_coded(codec: Codec) -> BlockCodec:
+    """Block 0 sends nothing where blocks have maps."""
+    return codec.blocks[int(codec.config.has_maps and len(codec.blocks) > 1)]
+
+
 def _faster(blocks: list[Block], codec: Codec, kernels: ModuleType) -> int:
     """Index into WAYS of the faster way for `_PROBE_TOKENS` far tokens."""
-    config = codec.config
+    config, coded = codec.config, _first_coded(codec)
     if config.site != "kv" and _table_bytes(blocks, codec) > TABLE_LIMIT_BYTES:
         return WAYS.index("gemm")
-    sizes = np.concatenate([np.full(book.n_codes, book.size) for book in codec.blocks[0].codebooks])
+    sizes = np.concatenate([np.full(book.n_codes, book.size) for book in coded.codebooks])
     draw = np.random.default_rng(0).integers(0, sizes, (_PROBE_TOKENS, len(sizes)))
-    codes = blocks[0].scratch.xp.asarray(draw.astype(np.uint8 if codec.blocks[0].size <= 256 else np.uint16))
-    return int(np.argmin([_time_s(_far_table(blocks[0], codec, 0, how, kernels), codes, kernels) for how in WAYS]))
+    codes = blocks[0].scratch.xp.asarray(draw.astype(np.uint8 if coded.size <= 256 else np.uint16))
+    i = codec.blocks.index(coded)
+    return int(np.argmin([_time_s(_far_table(blocks[i], codec, i, how, kernels), codes, kernels) for how in WAYS]))
 
 
 def _table_bytes(blocks: list[Block], codec: Codec) -> int:
-    entries = sum(book.entries.shape[0] * book.entries.shape[1] for book in codec.blocks[0].codebooks)
+    entries = sum(book.entries.shape[0] * book.entries.shape[1] for book in _first_coded(codec).codebooks)
     return int(entries * 2 * blocks[0].config.d_kv * 4 * len(blocks))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from astra_mpi.codec.codec import Codec
 from astra_mpi.config import ModelConfig
-from astra_mpi.costs.strategies import Wire, segment_wire
+from astra_mpi.costs.wires import Wire, segment_wire
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import beside, take
 from astra_mpi.layout import Layout

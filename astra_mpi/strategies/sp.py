@@ -8,7 +8,7 @@ import numpy as np
 
 from astra_mpi.caches.kept import Kept
 from astra_mpi.caches.rows import rows_of
-from astra_mpi.costs.strategies import Wire, sp_wire
+from astra_mpi.costs.wires import Wire, sp_wire
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import take, to_host
 from astra_mpi.layout import Layout

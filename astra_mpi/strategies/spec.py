@@ -19,6 +19,7 @@ class Option:
     default: Value
     words: tuple[str, ...] = ()
     always: bool = False  # written out at its default, too
+    special: bool = False  # for some models only: no form of its own, unless it is asked for
 
     def accepts(self, value: Value) -> bool:
         return value in self.words if self.words else isinstance(value, int) and value >= 1
@@ -84,7 +85,7 @@ def possible(known: Known) -> str:
 def forms(name: str, known: Known) -> list[str]:
     """One spec for every combination of the words of a strategy's options, integers at their defaults."""
     options = known[name]
-    values = [option.words or (option.default,) for option in options]
+    values = [(option.default,) if option.special or not option.words else option.words for option in options]
     keys = [option.key for option in options]
     return [str(Spec(name, options, dict(zip(keys, choice, strict=True)))) for choice in product(*values)]
 

@@ -42,11 +42,12 @@ class States:
         if self._own_block < i < len(self.codec.blocks):
             self.own, self._own_block = self._predicted(i, self.own), i
 
-    def expect_far(self, i: int) -> None:
-        """What block i will say of far tokens, and their keys and values as far as these do not wait for codes."""
+    def expect_far(self, i: int, projects: bool = True) -> None:
+        """What block i will say of far tokens and, if that is asked for, their keys and values as far as these do not
+        wait for codes."""
         if self._far_block < i:
             self.far, self._far_block = self._predicted(i, self.far), i
-            self._expected = self.tables[i].before(self.far, self.kernels)
+            self._expected = self.tables[i].before(self.far, self.kernels) if projects else None
 
     def far_kv(self, i: int, codes: np.ndarray, came: np.ndarray | None) -> np.ndarray:
         """[K | V] (m, 2 d_kv) of far tokens in block i, whose states follow their codes (m, C).
@@ -54,11 +55,19 @@ class States:
         came (m,) float32: 1 where codes came, 0 where none did and the state remains as predicted; None: all came.
         """
         self.expect_far(i)
-        block = self.codec.blocks[i]
-        added = block.decode(codes, self.kernels)
-        self.far += added if came is None else added * came[:, None]
+        self.move_far(i, codes, came)
         kv, self._expected = self.tables[i].after(self.far, self._expected, codes, came, self.kernels), None
         return kv
+
+    def move_far(self, i: int, codes: np.ndarray, came: np.ndarray | None) -> None:
+        """States of far tokens follow their codes (m, C) of block i, as `far_kv` has them."""
+        added = self.codec.blocks[i].decode(codes, self.kernels)
+        self.far += added if came is None else added * came[:, None]
+
+    def expected_kv(self, i: int, followed: bool) -> np.ndarray:
+        """[K | V] (m, 2 d_kv) of far tokens as block i expects them, before its codes. followed: by `far_kv`."""
+        self.expect_far(i, followed)
+        return self.tables[i].unmoved(self.far, self._expected, self.kernels)
 
     def _predicted(self, i: int, state: np.ndarray) -> np.ndarray:
         predictor = self.codec.blocks[i].predictor

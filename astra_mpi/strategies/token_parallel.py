@@ -17,7 +17,7 @@ from astra_mpi.caches.kept import Kept
 from astra_mpi.caches.packed import Seen, SeenRows
 from astra_mpi.caches.rows import rows_of
 from astra_mpi.costs.cut import token_cost
-from astra_mpi.costs.strategies import Wire
+from astra_mpi.costs.wires import Wire
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import on_host, take, to_host
 from astra_mpi.layout import Layout
@@ -50,6 +50,8 @@ class TokenParallel(Strategy):
     sends_reached: bool = False
     #: its answer bears messages that do not come
     may_miss: bool = False
+    #: exchanges that are under way at once
+    at_once: int = 1
     #: what keeps keys and values of the next forward pass, for decoding
     cache: Cache | None = None
     #: whether decoding keeps far tokens as codes, where they came as codes: less memory, more work per new token
@@ -160,7 +162,7 @@ class TokenParallel(Strategy):
     def start(self, message: np.ndarray) -> Pending:
         """Send a message of this block to the ranks that need it, as `_exchanged` says."""
         counts, forward = self._exchanged(self.at)
-        return self.exchange.start(message, counts, self.may_miss, forward=forward)
+        return self.exchange.start(message, counts, self.may_miss, forward=forward, at_once=self.at_once)
 
     def _exchanged(self, i: int) -> tuple[list[int], Hears]:
         """Bytes (P,) of the messages of block i, and who hears whom; counted once in a pass."""
@@ -176,7 +178,8 @@ class TokenParallel(Strategy):
         for n in range(self.exchange.n_started, len(blocks) + 1):  # the last one waits for what is under way
             if blocks:
                 counts, forward = self._exchanged(blocks[min(n, len(blocks) - 1)])
-                self.exchange.drain(counts, min(n + 1, len(blocks)), self.may_miss, forward=forward)
+                n_started = min(n + 1, len(blocks))
+                self.exchange.drain(counts, n_started, self.may_miss, forward=forward, at_once=self.at_once)
 
     def block(self, i: int, x: np.ndarray) -> np.ndarray:
         block, pending = self.blocks[i], None
@@ -202,14 +205,10 @@ class TokenParallel(Strategy):
         self.laps.mark("attention")
         far = self.far_keys(i, pending)
         if far is not None:
-            tokens, turns = self.planned.far_index if far.tokens is None else far.tokens, self.gathered.turns(i)
-            if turns is not None:  # what travels, or is looked up, is not turned yet
-                self.kernels.rotate(far.kv, take(turns, tokens), block.config.n_kv_heads)
+            tokens = self.turn_far(i, far)
             self.laps.mark("decode")
-            if self.cache is not None:
-                places = self._kept_places(i, self.planned.packed_content)
-                places = None if places is None else places[self.kept_index(i, far)]
-                self.cache.keep_far(i, self.kept_offsets(i, far), partial(self.remember, i, far), places)
+            if self.cache is not None and self.keeps_now(i):
+                self.keep_far(i, far)
             places = None
             if scores is not None and scores.placed:
                 assert self.gathered.places is not None
@@ -228,6 +227,25 @@ class TokenParallel(Strategy):
             return None
         pending.send()
         return self.receive(i, pending)
+
+    def turn_far(self, i: int, far: FarKeys) -> np.ndarray:
+        """Turn the keys of block i, in place: what travels, or is looked up, is not turned yet. -> (m,) where its
+        tokens lie among the gathered ones."""
+        tokens, turns = self.planned.far_index if far.tokens is None else far.tokens, self.gathered.turns(i)
+        if turns is not None:
+            self.kernels.rotate(far.kv, take(turns, tokens), self.blocks[i].config.n_kv_heads)
+        return tokens
+
+    def keeps_now(self, i: int) -> bool:
+        """Whether decoding keeps the far keys that block i attends to; False: others, later."""
+        return True
+
+    def keep_far(self, i: int, far: FarKeys) -> None:
+        """Turned far keys of block i into the cache."""
+        assert self.cache is not None
+        places = self._kept_places(i, self.planned.packed_content)
+        places = None if places is None else places[self.kept_index(i, far)]
+        self.cache.keep_far(i, self.kept_offsets(i, far), partial(self.remember, i, far), places)
 
     def _kept_places(self, i: int, index: np.ndarray) -> np.ndarray | None:
         """Positions of packed tokens, where decoding asks for them in block i."""

@@ -42,8 +42,8 @@ class Exchange:
         self.comm, self.laps, self.clock = also_watched(_private(comm), comm), laps, laps.clock
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.missing = missing or Missing()
-        self._pending: Pending | None = None
-        self._plans: dict[tuple[tuple[int, ...], Hears, bool], Plan | Mailbox] = {}
+        self._pending: list[Pending] = []  # under way, in the order in which they started
+        self._plans: dict[tuple[tuple[int, ...], Hears, bool, int], Plan | Mailbox] = {}
         self.connect(REAL)
         self.n_started, self.traffic = 0, Traffic()
 
@@ -57,7 +57,7 @@ class Exchange:
 
     def reset(self, key: int = 0) -> None:
         """Start counting a new forward pass; collective. key: of the batch, what is lost at random depends on it."""
-        if self._pending is not None:
+        if self._pending:
             raise AstraError("the last forward pass was interrupted in an exchange; load the model anew")
         self.settle()
         self.clock.meet(self.comm)
@@ -94,37 +94,40 @@ class Exchange:
         may_miss: bool = False,
         forward: Hears = False,
         on_host: bool = False,
+        at_once: int = 1,
     ) -> Pending:
         """Begin the all-gather of `message`, uint8 (counts[rank],); `counts` (P,) are bytes, the same on all ranks.
 
-        One exchange is under way at a time; its receive buffer is valid until the next one starts. may_miss: its end
-        need not wait for what is lost or late. forward: messages go to the ranks behind their sender only, or as it
-        says. on_host: messages are the host's, also where arrays are a device's.
+        So many exchanges of a pass are under way `at_once`, and waited for in the order in which they start; a receive
+        buffer is valid until as many more have started. may_miss: its end need not wait for what is lost or late.
+        forward: messages go to the ranks behind their sender only, or as it says. on_host: messages are the host's,
+        also where arrays are a device's.
         """
         if self.link is not None:
             self.link.check(self.clock.now())
-        return self._start(message, counts, may_miss, forward, on_host)
+        return self._start(message, counts, may_miss, forward, on_host, at_once)
 
     def _start(
-        self, message: np.ndarray, counts: Sequence[int], may_miss: bool, forward: Hears, on_host: bool
+        self, message: np.ndarray, counts: Sequence[int], may_miss: bool, forward: Hears, on_host: bool, at_once: int
     ) -> Pending:
         counts = tuple(int(n) for n in counts)
-        if self._pending is not None:
+        if len(self._pending) >= at_once:
             raise RuntimeError("an exchange is under way; wait for it first")
         if message.nbytes != counts[self.rank]:
             raise ValueError(f"message of {message.nbytes} bytes, planned {counts[self.rank]}")
         may_miss = may_miss and self.loses
         staging = None if on_host else self.staging
-        plan = self._planned(counts, forward, staging, may_miss and self._leaves_early)
-        self._pending = Pending(self, plan, counts, may_miss, forward, staging)
+        plan = self._planned(counts, forward, staging, may_miss and self._leaves_early, self.n_started % at_once)
+        pending = Pending(self, plan, counts, may_miss, forward, staging)
+        self._pending.append(pending)
         self.n_started += 1
         self.traffic.gathered(counts, self.rank, forward)
         if staging is None:
             plan.parts[self.rank][:] = message
-            self._pending.send()
+            pending.send()
         else:
             staging.take(message, plan.parts[self.rank])
-        return self._pending
+        return pending
 
     @property
     def _leaves_early(self) -> bool:
@@ -132,16 +135,17 @@ class Exchange:
         return self.missing.deadline_s is not None and self.clock.name == "wall"
 
     def _planned(
-        self, counts: tuple[int, ...], forward: Hears, staging: Staging | None, leaves_early: bool
+        self, counts: tuple[int, ...], forward: Hears, staging: Staging | None, leaves_early: bool, turn: int
     ) -> Plan | Mailbox:
-        key = counts, forward, staging is None
+        """turn: of the exchanges that may be under way at once; each has buffers of its own."""
+        key = counts, forward, staging is None, turn
         if key not in self._plans or isinstance(self._plans[key], Mailbox) != leaves_early:
             early = leaves_early or any(isinstance(plan, Mailbox) for plan in self._plans.values())
             many = len(self._plans) >= KEPT_PLANS
             if early or many or sum(sum(planned) for planned, *_ in self._plans) + sum(counts) > KEPT_BYTES:
                 self._forget()
             self._plans[key] = (
-                Mailbox(self.comm, counts, forward) if leaves_early else self._plan(counts, forward, staging)
+                Mailbox(self.comm, counts, forward, turn) if leaves_early else self._plan(counts, forward, staging)
             )
         return self._plans[key]
 
@@ -150,9 +154,13 @@ class Exchange:
         return Plan(self.comm, counts, stamped=self.link is not None, forward=forward, empty=empty)
 
     def _forget(self) -> None:
-        for plan in self._plans.values():
-            plan.free()
-        self._plans = {}
+        """All plans but those of exchanges under way."""
+        busy = [pending.plan for pending in self._pending]
+        kept = {key: plan for key, plan in self._plans.items() if plan in busy}
+        for key, plan in self._plans.items():
+            if key not in kept:
+                plan.free()
+        self._plans = kept
 
     @property
     def loses(self) -> bool:
@@ -229,12 +237,13 @@ class Exchange:
         may_miss: bool = False,
         forward: Hears = False,
         on_host: bool = False,
+        at_once: int = 1,
     ) -> None:
         """After a failure on this rank: take part in the remaining exchanges, so that no other rank hangs."""
-        if self._pending is not None:
-            self._pending.wait()
+        while self._pending:
+            self._pending[0].wait()
         while self.n_started < n_exchanges:
-            self._start(np.zeros(counts[self.rank], dtype=np.uint8), counts, may_miss, forward, on_host).wait()
+            self._start(np.zeros(counts[self.rank], dtype=np.uint8), counts, may_miss, forward, on_host, at_once).wait()
 
     def room(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
         """On rank 0, room for rows (n_r, D) of every rank; None elsewhere."""
@@ -258,7 +267,7 @@ class Pending:
         forward: Hears,
         staging: Staging | None,
     ) -> None:
-        self._exchange, self._plan, self._counts, self._staging = exchange, plan, counts, staging
+        self._exchange, self.plan, self._counts, self._staging = exchange, plan, counts, staging
         self.may_miss, self._forward = may_miss, forward
         self._block, self._sent = exchange.n_started, False
         self._start_s = exchange.clock.now()
@@ -268,7 +277,7 @@ class Pending:
     def send(self) -> None:
         """Let the message go, unless it has gone. One in device memory goes when what the rank computes meanwhile has
         been queued there, so that neither waits for the other."""
-        exchange, plan = self._exchange, self._plan
+        exchange, plan = self._exchange, self.plan
         if self._sent:
             return
         self._sent = True
@@ -287,7 +296,7 @@ class Pending:
         Where messages are made on a device, they are there again.
         """
         self.send()
-        exchange, plan, clock = self._exchange, self._plan, self._exchange.clock
+        exchange, plan, clock = self._exchange, self.plan, self._exchange.clock
         if exchange.staging is not None and clock.name == "virtual":
             exchange.staging.settle()  # what is queued is this rank's work, not part of its wait
             exchange.laps.mark("attention")
@@ -303,7 +312,7 @@ class Pending:
         else:
             ready_s = float(arrivals_s.max())
         clock.wait_until(ready_s)
-        exchange._pending = None
+        exchange._pending.remove(self)
         exchange.laps.in_flight(self._start_s)
         exchange.laps.mark("exchange")
         return plan.parts if self._staging is None else self._staging.give(plan.parts)

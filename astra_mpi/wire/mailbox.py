@@ -23,7 +23,9 @@ _POLL_S = 2e-5
 class Mailbox:
     """Buffers of an all-gather of `counts` (P,) bytes, and the receive that is posted for every rank that is heard."""
 
-    def __init__(self, comm: MPI.Comm, counts: Sequence[int], forward: Hears = False) -> None:
+    def __init__(self, comm: MPI.Comm, counts: Sequence[int], forward: Hears = False, turn: int = 0) -> None:
+        """turn: mailboxes in use at once have different ones, so that neither gets what the other waits for."""
+        self.tag = _TAG + turn
         self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
         self._messages = [np.zeros(_HEADER.itemsize + n, np.uint8) for n in counts]
         self._headers = [message[: _HEADER.itemsize].view(_HEADER) for message in self._messages]
@@ -46,7 +48,7 @@ class Mailbox:
         self._sent = [(request, message) for request, message in self._sent if not request.Test()]
         for target in self._targets:
             message = self._messages[self.rank].copy()  # may still leave when the next exchange starts
-            self._sent.append((self.comm.Isend(message, target, _TAG), message))
+            self._sent.append((self.comm.Isend(message, target, self.tag), message))
         self._post()
 
     def test(self) -> bool:
@@ -79,4 +81,4 @@ class Mailbox:
         """A receive for every rank whose message of this exchange has not come."""
         for r in self._others:
             if r not in self._posted and self._received[r] < self.number:
-                self._posted[r] = self.comm.Irecv(self._messages[r], r, _TAG)
+                self._posted[r] = self.comm.Irecv(self._messages[r], r, self.tag)

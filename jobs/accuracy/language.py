@@ -21,7 +21,7 @@ from astra_mpi.files.modelfile import read_model
 from astra_mpi.inputs.text import tokenizer_of
 
 DECK = Path(__file__).with_name("perplexity.toml")
-_PREDICTED = "--predict linear --stages"
+_PREDICTED, _NEXT = "--predict linear --stages", "--predict next --stages"
 _OUTPUT = "--predict linear --metric output"
 #: a row's name, and the options of calibrate that make its codebooks
 ROWS = {
@@ -43,6 +43,15 @@ ROWS = {
     "output 132": f"{_OUTPUT} --bits 132",
     "output 265": f"{_OUTPUT} --bits 265",
     "output M=8": f"{_OUTPUT} --stages 8",
+    "predicted M=6": f"{_PREDICTED} 6",
+    "predicted M=6 whole": f"{_PREDICTED} 6 --predict-rank 0",
+    "predicted M=4 every 2": f"{_PREDICTED} 4 --every 2",
+    "predicted M=8 every 2": f"{_PREDICTED} 8 --every 2",
+    "next M=4": f"{_NEXT} 4",
+    "next M=6": f"{_NEXT} 6",
+    "next M=8": f"{_NEXT} 8",
+    "next M=4 every 2": f"{_NEXT} 4 --every 2",
+    "next M=8 every 2": f"{_NEXT} 8 --every 2",
     "predicted scalar 256": "--predict linear --kind scalar --bits 256",
     "predicted scalar 512": "--predict linear --kind scalar --bits 512",
 }
@@ -142,7 +151,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16384, help="tokens to fit to (default %(default)s)")
     parser.add_argument("--passage", type=int, default=512, help="tokens of a passage (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of calibrate (default %(default)s)")
-    parser.add_argument("--set", nargs="*", default=[], help="more settings of the run, such as network.loss=0.05")
+    parser.add_argument("--set", nargs="*", default=[], help="more settings of the run, such as parallel.codes=late")
     parser.add_argument("--work", type=Path, default=Path("work/language"), help="default %(default)s")
     args = parser.parse_args()
     unknown = [row for row in args.rows if row not in ROWS]

@@ -12,7 +12,8 @@ from typing import Any
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs.latency import Network, Speeds, latency, transfer_s
-from astra_mpi.costs.strategies import STRATEGIES, Coding
+from astra_mpi.costs.strategies import STRATEGIES
+from astra_mpi.costs.wires import Coding
 from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.errors import InputError
 from astra_mpi.measure.published import PUBLISHED

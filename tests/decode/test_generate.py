@@ -73,13 +73,16 @@ def assert_steps_equal_oracle(comm, model, ids, mask, decode, n_new, **changes):
             mine = layout.sequence_order[ends[s] - len(prompt) : ends[s]]
             given = dict(terms)
             if "codes" in terms:  # nobody is sent a new token
-                blank = np.zeros((n_new - 1, terms["codes"][0].shape[1]), np.int64)
-                given["codes"] = [np.concatenate([codes[mine], blank]) for codes in terms["codes"]]
+                blank = np.zeros(n_new - 1, np.int64)
+                given["codes"] = [
+                    np.concatenate([c[mine], np.repeat(blank[:, None], c.shape[1], 1)]) for c in terms["codes"]
+                ]
             tokens = np.concatenate([prompt, new[s, :-1]])
             owner = np.concatenate([own, np.full(n_new - 1, own[-1])])
             positions = np.flatnonzero(mask[s])
             positions = np.concatenate([positions, positions[-1] + 1 + np.arange(n_new - 1)])
             merged = n_new - 1 if decode == "merged" else 0
+            given |= {"n_new": n_new - 1 - merged} if given.get("late") else {}
             want = oracle(
                 model.config, model.weights, tokens, owner, layout.size, positions=positions, merged=merged, **given
             ).hidden[len(prompt) - 1 :]
@@ -108,6 +111,24 @@ def test_steps_after_predicted_codes_equal_oracle(comm, name, decode, remote):
     model = make_model(comm, config, CodecConfig(site="normed", stages=2, codebook_size=16, predict="linear"))
     model.use("astra", remote=remote)
     assert_steps_equal_oracle(comm, model, *prompts(config), decode, 5)
+
+
+@pytest.mark.parametrize(("decode", "far"), [("local", "keys"), ("local", "codes"), ("merged", "keys")])
+@pytest.mark.parametrize("predict", ["linear", "next"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_steps_after_late_codes_equal_oracle(comm, name, predict, decode, far):
+    """Prompts see far tokens as foretold, new tokens as the codes have made them, of the last block too."""
+    if (predict, far) == ("linear", "codes"):
+        pytest.skip("codes alone do not say what far tokens are")
+    config = replace(FAMILIES[name], n_layers=5)
+    codec = CodecConfig(site="normed", stages=(1, 2, 0, 1, 2), codebook_size=16, predict=predict)
+    model = make_model(comm, config, codec)
+    model.use("astra:late")
+    assert_steps_equal_oracle(comm, model, *prompts(config), decode, 4, far=far)
+    assert model.report["contributed_bytes"] == model.report["formula_bytes"]
+    if comm.size > 1:
+        last_too = decode == "local"
+        assert model.strategy.n_exchanges == 2 + last_too
 
 
 SINKS = [

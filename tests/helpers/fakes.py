@@ -88,7 +88,7 @@ def random_codec(config, codec_config, seed=0):
         return Codebook(codec_config.kind, entries, width, basis, ordinary=ordinary)
 
     blocks = tuple(BlockCodec(tuple(book(part) for part in codec_config.of(i))) for i in range(config.n_layers))
-    if codec_config.predicts:
+    if codec_config.has_maps:
         coded = [replace(b, predictor=random_predictor(rng, width, i)) for i, b in enumerate(blocks) if i]
         blocks = (BlockCodec((no_codebook(codec_config, width),)), *coded)
     return Codec(codec_config, blocks)

@@ -9,7 +9,7 @@ import astra_mpi
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.costs.strategies import STRATEGIES as COSTS
-from astra_mpi.costs.strategies import Coding
+from astra_mpi.costs.wires import Coding
 from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model

@@ -18,8 +18,9 @@ from astra_mpi.strategies import STRATEGIES, forms, parse
         ("bp:3:sp", "bp:sp:3", {"form": "sp", "groups": 3}),
         ("segment_means", "segment_means:8", {"ratio": 8}),
         ("segment_means:4", "segment_means:4", {"ratio": 4}),
-        ("astra:inputs", "astra:inputs", {"first": "inputs"}),
-        ("astra:codes", "astra", {"first": "codes"}),
+        ("astra:inputs", "astra:inputs", {"first": "inputs", "codes": "fresh"}),
+        ("astra:codes", "astra", {"first": "codes", "codes": "fresh"}),
+        ("astra:late:inputs", "astra:inputs:late", {"first": "inputs", "codes": "late"}),
         ("sp:float16:kv", "sp:kv:float16", {"gather": "kv", "wire": "float16"}),
     ],
 )
@@ -57,3 +58,4 @@ def test_forms():
     assert forms("segment_means") == ["segment_means:8"]
     assert forms("sp:x") == ["sp"]
     assert forms("bp:2") == ["bp:2"]
+    assert forms("astra") == ["astra", "astra:inputs"] and forms("astra:late") == ["astra:late"]

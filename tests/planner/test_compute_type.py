@@ -14,8 +14,8 @@ from astra_mpi import cli
 from astra_mpi.costs.decode import decode_cost
 from astra_mpi.costs.latency import Network, assumed_speeds
 from astra_mpi.costs.setting import Setting
-from astra_mpi.costs.strategies import Coding
 from astra_mpi.costs.types import COMPUTES, assumed, kept_bytes, stored, weight_bytes
+from astra_mpi.costs.wires import Coding
 from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.device.backend import COMPUTES as OF_BACKENDS
 from astra_mpi.device.backend import get_backend

@@ -8,7 +8,8 @@ import pytest
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs.decode import decode_cost
-from astra_mpi.costs.strategies import STRATEGIES, Coding, astra, astra_wire, encode_madds, single
+from astra_mpi.costs.strategies import STRATEGIES, astra, single
+from astra_mpi.costs.wires import Coding, astra_wire, encode_madds
 from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.layout import Layout
 from astra_mpi.partition import even

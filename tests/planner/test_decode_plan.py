@@ -11,7 +11,8 @@ from astra_mpi.codec.config import CodecConfig
 from astra_mpi.costs.decode import MODES, decode_cost
 from astra_mpi.costs.latency import Network, assumed_speeds
 from astra_mpi.costs.setting import Setting, compute_seconds, wait_seconds
-from astra_mpi.costs.strategies import STRATEGIES, Coding
+from astra_mpi.costs.strategies import STRATEGIES
+from astra_mpi.costs.wires import Coding
 from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
@@ -136,7 +137,7 @@ def test_verdict():
     assert "stay on one rank" in decode_advice(alone)[0]
     rows = {row["strategy"]: row for row in slow["strategies"]}
     assert list(rows) == list(STRATEGIES)
-    assert {name for name, row in rows.items() if "skipped" in row} == {"tp", "bp", "bp:sp"}
+    assert {name for name, row in rows.items() if "skipped" in row} == {"tp", "bp", "bp:sp", "astra:late"}
     assert set(rows["single"]["modes"]) == {"local"} and rows["astra"]["best"] == "local"
     way = rows["astra"]["modes"]["merged"]
     assert way["total_s"] == pytest.approx(way["first_token_s"] + 19 * way["per_token_s"])

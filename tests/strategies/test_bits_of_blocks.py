@@ -7,7 +7,8 @@ import pytest
 
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
-from astra_mpi.costs.strategies import STRATEGIES, Coding
+from astra_mpi.costs.strategies import STRATEGIES
+from astra_mpi.costs.wires import Coding
 from astra_mpi.costs.work import Job, shape_of
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model

@@ -1,0 +1,51 @@
+"""What `astra` sends and makes of it where blocks have maps: codes may be late, and blocks may have none."""
+
+from __future__ import annotations
+
+from astra_mpi.costs.wires import Coding, Wire, astra_wire
+from astra_mpi.costs.work import Shape, Work
+
+
+def mapped_wires(shape: Shape, coding: Coding, late: bool) -> list[Wire]:
+    """Of all blocks but the first."""
+    wires, source, last = list[Wire](), 0, shape.config.n_layers - 1
+    for i in range(1, shape.config.n_layers):
+        coded = coding.codec.block_bits(i) > 0
+        make = _predicted if coding.codec.predicts else _carried
+        wire = make(shape, coding, i, source, late)
+        if not coded or (late and i == last):
+            wire = wire._replace(bits=0, near_bits=0, encode=wire.encode if not coded else Work())
+        wires.append(wire._replace(late=late and coded, whole=True))
+        source = i if coded else source
+    return wires
+
+
+def _sums(coding: Coding, i: int) -> int:
+    (part,) = coding.codec.of(i)
+    return int(part.rule.layers(part) + part.rule.head_stages(part))
+
+
+def _predicted(shape: Shape, coding: Coding, i: int, source: int, late: bool) -> Wire:
+    """Codes of what a prediction misses. Late ones move the states in the next block, before its prediction."""
+    d, wire = shape.config.d_model, astra_wire(shape, coding, i)
+    if not coding.codec.block_bits(i):
+        return wire._replace(encode=Work(table=d, elements=2 * d))  # the mean of what is missed
+    if not late:
+        return wire
+    moved = Work(table=_sums(coding, source) * d, elements=d) if source else Work()
+    expect = Work(encode=coding.predictor_numbers(d), elements=2 * d)
+    return wire._replace(decode=moved + expect + Work(gemm=shape.project_kv), expect_far=Work())
+
+
+def _carried(shape: Shape, coding: Coding, i: int, source: int, late: bool) -> Wire:
+    """Codes of the tokens themselves: late ones, and those of other blocks, through tables of this one's."""
+    wire, kv_width = astra_wire(shape, coding, i), 2 * shape.config.d_kv
+    if coding.codec.block_bits(i) and not late:
+        return wire
+    if not source:
+        decode = Work(gemm=shape.project_kv, elements=kv_width)
+    elif coding.has_tables:
+        decode = Work(table=coding.codec.of(source)[0].codes_per_token * kv_width)
+    else:
+        decode = Work(gemm=shape.project_kv, table=_sums(coding, source) * shape.config.d_model)
+    return wire._replace(decode=decode, encode=wire.encode if coding.codec.block_bits(i) else Work())

@@ -1,0 +1,48 @@
+"""Keys and values of a block from the codes of an earlier one: those that its own would come too late for, or that has
+none of its own.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from astra_mpi.codec.carried import CarriedRows, carried
+from astra_mpi.codec.codec import Codec
+from astra_mpi.codec.tables import FarTable, has_tables, make_far
+from astra_mpi.models.block import Block
+from astra_mpi.strategies.remote import projection
+
+
+def source_of(codec: Codec, i: int) -> int:
+    """The last block before i whose codes have bits; 0: none has, and what enters block 0 is known."""
+    return max((j for j in range(1, i) if codec.blocks[j].bits_per_token), default=0)
+
+
+class Carried:
+    """Of each block that needs one, a table: of its `source`, the block whose codes it takes, or of exact vectors."""
+
+    def __init__(self, blocks: list[Block], codec: Codec, how: str, late: bool, kernels: ModuleType) -> None:
+        """how: "table" or "gemm". late: also in blocks that have codes, of which all come late."""
+        self.source: dict[int, int] = {}
+        self.tables: dict[int, FarTable] = {}
+        self.rows: dict[int, CarriedRows] = {}  # of blocks that no codes come before
+        for i, block in enumerate(blocks):
+            if i and (late or not codec.blocks[i].bits_per_token):
+                self._add(i, block, codec, how, kernels)
+
+    def _add(self, i: int, block: Block, codec: Codec, how: str, kernels: ModuleType) -> None:
+        predictor, scratch = codec.blocks[i].predictor, block.scratch
+        assert predictor is not None
+        j = self.source[i] = source_of(codec, i)
+        whole = carried(predictor, projection(block, codec.config.site, stored=True).on_host())
+        weight, bias = (scratch.xp.asarray(array, scratch.dtype) for array in (whole.weight, whole.bias))
+        if not j:
+            self.rows[i] = CarriedRows(weight, bias, scratch, whole.key_norm)
+            return
+        of_codes = how == "table" and has_tables(codec.blocks[j])
+        if not of_codes:
+            whole = whole._replace(weight=weight, bias=bias, scratch=scratch)
+        table = self.tables[i] = make_far("table" if of_codes else "gemm", codec.blocks[j], "normed", whole)
+        table.round_to(scratch.dtype)
+        if getattr(kernels, "compute", "float32") != "float32":
+            table.halve()
