@@ -1,6 +1,8 @@
 """What untrained codes cost a language model in perplexity, over the exact model's: kinds of codebooks on P ranks.
 
-python jobs/accuracy/language.py MODEL.h5 CALIBRATION.txt TEST.txt [--rows "kv M=4;predicted M=8"] [--ranks 2,4,8]
+python jobs/accuracy/language.py MODEL.h5 CALIBRATION.txt TEST.txt [--rows "kv M=4;mine=FILE.h5"] [--ranks 2,4,8]
+A row is a name below, or a name of your own and a file of codebooks. `--emulate` computes in one process what ranks would
+(`slices.py`).
 Codebooks are fitted to passages of the first text and stay in --work with all figures (language.json), so that the job
 can be interrupted and goes on. The last thing printed is a Markdown table.
 """
@@ -72,6 +74,8 @@ def passages(args: argparse.Namespace) -> Path:
 
 def codebooks(args: argparse.Namespace, row: str) -> Path:
     """The file of a row's codebooks, made unless it is there."""
+    if "=" in row and row not in ROWS:
+        return Path(row.partition("=")[2])
     path: Path = args.work / f"{row.replace(' ', '-').replace(',', '')}-{args.samples}.h5"
     if not path.exists():
         command = ["astra-mpi", "calibrate", args.model, "--data", str(passages(args)), "-o", str(path)]
@@ -81,7 +85,17 @@ def codebooks(args: argparse.Namespace, row: str) -> Path:
 
 
 def perplexity(args: argparse.Namespace, row: str, ranks: int) -> dict[str, Any]:
-    """Of the test text, by `run` on so many ranks; row "exact": without codes."""
+    """Of the test text, on so many ranks; row "exact": without codes."""
+    if not args.emulate:
+        return on_ranks(args, row, ranks)
+    from slices import Slices
+
+    text = Slices(args.model, args.work / "test.txt", args.window)
+    return text.summary(None if row == "exact" else codebooks(args, row), ranks)
+
+
+def on_ranks(args: argparse.Namespace, row: str, ranks: int) -> dict[str, Any]:
+    """The same by `run`."""
     output = args.work / "out.h5"
     told = {
         "model.path": args.model,
@@ -115,7 +129,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for row in ["exact", *args.rows]:
         for ranks in [1] if row == "exact" else args.ranks:
-            key = "|".join([row, str(ranks), str(args.window), str(args.samples), *args.set])
+            key = name_of(args, row, ranks)
             if key not in found:
                 found[key] = perplexity(args, row, ranks)
                 whole.write_text(path, json.dumps(found, indent=1) + "\n")
@@ -123,11 +137,17 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def name_of(args: argparse.Namespace, row: str, ranks: int) -> str:
+    """Of a figure."""
+    how = ["emulated"] if args.emulate else args.set
+    return "|".join([row, str(ranks), str(args.window), str(args.samples), *how])
+
+
 def table(args: argparse.Namespace, found: dict[str, Any]) -> str:
     """Perplexity over the exact one, a row per codebooks."""
 
     def figure(row: str, ranks: int) -> dict[str, Any]:
-        return found["|".join([row, str(ranks), str(args.window), str(args.samples), *args.set])]
+        return found[name_of(args, row, ranks)]
 
     exact = figure("exact", 1)["metrics"]["perplexity"]
     lines = [f"| codes (exact: {exact:.2f}) | bits | {' | '.join(f'P = {n}' for n in args.ranks)} |"]
@@ -135,7 +155,9 @@ def table(args: argparse.Namespace, found: dict[str, Any]) -> str:
     for row in args.rows:
         over = [figure(row, n)["metrics"]["perplexity"] / exact for n in args.ranks]
         bits = figure(row, args.ranks[0])["bits_per_token_per_block"]
-        lines.append(f"| {row} | {bits:g} | {' | '.join(f'{x:.3f}x' for x in over)} |")
+        lines.append(
+            f"| {row.partition('=')[0] if row not in ROWS else row} | {bits:.4g} | {' | '.join(f'{x:.3f}x' for x in over)} |"
+        )
     return "\n".join(lines)
 
 
@@ -152,11 +174,14 @@ def main() -> None:
     parser.add_argument("--passage", type=int, default=512, help="tokens of a passage (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of calibrate (default %(default)s)")
     parser.add_argument("--set", nargs="*", default=[], help="more settings of the run, such as parallel.codes=late")
+    parser.add_argument("--emulate", action="store_true", help="in one process, without --set")
     parser.add_argument("--work", type=Path, default=Path("work/language"), help="default %(default)s")
     args = parser.parse_args()
-    unknown = [row for row in args.rows if row not in ROWS]
+    unknown = [row for row in args.rows if row not in ROWS and not Path(row.partition("=")[2]).is_file()]
+    if args.emulate and args.set:
+        parser.error("--set is of a run on ranks; leave --emulate out")
     if unknown:
-        parser.error(f"no row is called {unknown[0]!r}; use some of {'; '.join(ROWS)}")
+        parser.error(f"no row is called {unknown[0]!r}; use some of {'; '.join(ROWS)}, or NAME=FILE.h5")
     if min(args.samples, args.window, args.passage) < 2 or not all(math.isfinite(n) and n > 0 for n in args.ranks):
         parser.error("--samples, --window and --passage are two tokens at least, --ranks are positive")
     args.work.mkdir(parents=True, exist_ok=True)

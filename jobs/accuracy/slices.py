@@ -1,0 +1,64 @@
+"""Perplexity of a text as ranks would have it, in one process: slices see far tokens as codes leave them.
+
+What `calibrate/emulated.py` computes equals what ranks compute (tests/calibrate/test_allotting.py), without their waiting
+for each other on few cores.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from astra_mpi.calibrate.emulated import LOGIT_ROWS, AsCodes, Emulated
+from astra_mpi.device.backend import get_backend
+from astra_mpi.engine import Model
+from astra_mpi.files.codecfile import read_codebooks
+from astra_mpi.files.modelfile import read_model
+from astra_mpi.inputs.text import tokenizer_of
+from astra_mpi.strategies.astra import near_ends
+
+
+class Slices:
+    """A text in windows, passed through a decoder in slices."""
+
+    def __init__(self, model: Path, text: Path, window: int) -> None:
+        self.file = read_model(model)
+        self.model = Model(self.file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
+        tokenizer = tokenizer_of(self.file.tokenizer, self.file.config.vocab_size)
+        ids = np.array(tokenizer.encode_plain(text.read_text(encoding="utf-8"), str(text)))
+        self.windows = [part[None] for part in np.split(ids, range(window, len(ids), window)) if len(part) > 1]
+
+    def summary(self, codebooks: Path | None, ranks: int) -> dict[str, Any]:
+        """Of so many ranks with these codebooks, or None: exact. As a summary of `run` has it."""
+        codec = None if codebooks is None else read_codebooks(codebooks, self.file.digest)
+        losses = np.concatenate([self._losses(ids, codec, ranks) for ids in self.windows])
+        n_layers = len(self.model.blocks)
+        bits = 0.0 if codec is None else codec.config.mean_bits(n_layers)
+        return {"metrics": {"perplexity": math.exp(losses.mean())}, "bits_per_token_per_block": bits}
+
+    def _losses(self, ids: np.ndarray, codec: Any, ranks: int) -> np.ndarray:
+        """-log p (T - 1,) of the tokens of a window (1, T) after the first."""
+        site, sinks = ("normed", 0) if codec is None else (codec.config.site, codec.config.sinks)
+        emulated = Emulated(self.model, ids, None, site, ranks, sinks)
+
+        def exactly(i: int, x: np.ndarray) -> np.ndarray:
+            return x
+
+        see = exactly if codec is None else self._codes(emulated, codec)
+        rows = emulated.passed(see, emulated.rows)[:-1]
+        parts = []
+        for a in range(0, len(rows), LOGIT_ROWS):
+            logits = emulated.answer(rows[a : a + LOGIT_ROWS]).astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            wanted = ids[0, 1 + a : 1 + a + len(logits)]
+            parts.append(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), wanted])
+        return np.concatenate(parts)
+
+    def _codes(self, emulated: Emulated, codec: Any) -> AsCodes:
+        counts = emulated.layouts[0].counts[0]
+        near = near_ends(counts, codec.config.near, True) if codec.config.near else None
+        return AsCodes(codec.blocks, codec.config.predicts, self.model.backend.kernels, near)
