@@ -132,4 +132,6 @@ def test_the_command(tmp_path):
         made[metric] = read_model(tmp_path / "a.h5").codec.digest
     assert made[None] == made["keys-values"] != made["plain"]
     refused = astra("calibrate", tmp_path / "m.h5", *given, "--metric", "angle")
-    assert refused.returncode == 2 and "metric 'angle' is unknown; use one of keys-values, output, plain" in refused.stderr
+    assert (
+        refused.returncode == 2 and "metric 'angle' is unknown; use one of keys-values, output, plain" in refused.stderr
+    )
