@@ -1,8 +1,8 @@
 """What untrained codes cost a language model in perplexity, over the exact model's: kinds of codebooks on P ranks.
 
 python jobs/accuracy/language.py MODEL.h5 CALIBRATION.txt TEST.txt [--rows "kv M=4;mine=FILE.h5"] [--ranks 2,4,8]
-A row is a name below, or a name of your own and a file of codebooks. `--emulate` computes in one process what ranks would
-(`slices.py`).
+A row is a name below, or a name of your own and a file of codebooks. `--emulate` computes in one process what ranks
+would (`slices.py`).
 Codebooks are fitted to passages of the first text and stay in --work with all figures (language.json), so that the job
 can be interrupted and goes on. The last thing printed is a Markdown table.
 """
@@ -155,9 +155,8 @@ def table(args: argparse.Namespace, found: dict[str, Any]) -> str:
     for row in args.rows:
         over = [figure(row, n)["metrics"]["perplexity"] / exact for n in args.ranks]
         bits = figure(row, args.ranks[0])["bits_per_token_per_block"]
-        lines.append(
-            f"| {row.partition('=')[0] if row not in ROWS else row} | {bits:.4g} | {' | '.join(f'{x:.3f}x' for x in over)} |"
-        )
+        name = row if row in ROWS else row.partition("=")[0]
+        lines.append(f"| {name} | {bits:.4g} | {' | '.join(f'{x:.3f}x' for x in over)} |")
     return "\n".join(lines)
 
 

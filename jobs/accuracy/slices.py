@@ -1,7 +1,7 @@
 """Perplexity of a text as ranks would have it, in one process: slices see far tokens as codes leave them.
 
-What `calibrate/emulated.py` computes equals what ranks compute (tests/calibrate/test_allotting.py), without their waiting
-for each other on few cores.
+What `calibrate/emulated.py` computes equals what ranks compute (tests/calibrate/test_allotting.py), without their
+waiting for each other on few cores.
 """
 
 from __future__ import annotations
