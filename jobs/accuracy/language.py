@@ -24,7 +24,7 @@ from astra_mpi.inputs.text import tokenizer_of
 
 DECK = Path(__file__).with_name("perplexity.toml")
 _PREDICTED, _NEXT = "--predict linear --stages", "--predict next --stages"
-_OUTPUT = "--predict linear --metric output"
+_OUTPUT = "--predict linear --predict-rank 0 --metric output"
 #: a row's name, and the options of calibrate that make its codebooks
 ROWS = {
     "normed G=1 K=1024": "--site normed --kind grouped --groups 1 --codebook-size 1024",
