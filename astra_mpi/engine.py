@@ -25,6 +25,7 @@ from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Block, block_weights
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.models.images import Preprocess
+from astra_mpi.network.clock import WallClock
 from astra_mpi.network.conditions import Conditions
 from astra_mpi.partition import Cut
 from astra_mpi.strategies import STRATEGIES, Parts, Strategy, parse
@@ -49,7 +50,9 @@ class Model:
         backend: Backend,
         weights: Cut = None,
         conditions: Conditions | None = None,
+        clock: WallClock | None = None,
     ) -> None:
+        """clock: one that ranks beyond `comm` share, in place of one of its own."""
         self.comm, self.backend, self.cut_weights = comm, backend, weights
         self.config, self.codec = file.config, file.codec
         self.tokenizer, self.preprocess = file.tokenizer, file.preprocess
@@ -64,7 +67,9 @@ class Model:
         recipe = family.recipe_of(file.config)
         self.blocks = [Block(file.config, recipe, own, backend.kernels, self.scratch) for own in blocks]
         conditions = conditions or Conditions()
-        self.clock = conditions.make_clock(comm)
+        self.clock = clock or conditions.make_clock(comm)
+        #: called after every block and decoded token: what else this rank has to do now and then
+        self.meanwhile: Callable[[], None] = lambda: None
         self.laps = Laps(self.clock)
         self.exchange = Exchange(comm, self.laps, conditions.missing, backend.staging)
         self.exchange.connect(conditions.network)
@@ -209,6 +214,7 @@ class Model:
         self.laps.mark("embed")
         for i in range(len(self.blocks)):
             x = self.strategy.block(i, x)
+            self.meanwhile()
         return self.strategy.answered(x)
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None) -> Batch:

@@ -23,6 +23,7 @@ from astra_mpi.planner.advice import WORTH
 from astra_mpi.planner.plan import best_cut, cheaper_remote
 from astra_mpi.planner.probes import block_speeds, gemm_speeds, measure_link
 from astra_mpi.ranks.broadcast import broadcast_text
+from astra_mpi.replicas.replicas import Replicas
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model
@@ -58,7 +59,9 @@ def usual(config: Any, tokens: int | None = None, new_tokens: int = 0, batch: in
     return Workload(tokens, batch, new_tokens)
 
 
-def decide(model: Model, workload: Workload, coded: str = "astra", *, advises: bool = True, **options: Any) -> None:
+def decide(
+    model: Model | Replicas, workload: Workload, coded: str = "astra", *, advises: bool = True, **options: Any
+) -> None:
     """Collective: use a strategy on `model`, the same on all ranks, and keep in `model.chosen` why
     (docs/explanation/planner.md).
 
@@ -66,6 +69,13 @@ def decide(model: Model, workload: Workload, coded: str = "astra", *, advises: b
     the emulated network, or by a probe of the real one. One rank measures nothing. advises: with codebooks too, so that
     `hint` can name what would be much faster. options: of `Model.use`.
     """
+    if isinstance(model, Replicas):
+        with collective(model.comm):  # what fails on the first replica
+            if model.groups.place[0] == 0:
+                decide(model.model, workload, coded, advises=advises, **options)
+        text = json.dumps(model.chosen) if model.comm.Get_rank() == 0 else ""
+        adopt(model, json.loads(broadcast_text(model.comm, text)), **options)
+        return
     if model.comm.Get_size() == 1:
         chosen = {"strategy": "single" if model.codec is None else coded, "by": "one rank"}
     elif model.codec is not None and not advises:
@@ -80,7 +90,7 @@ def decide(model: Model, workload: Workload, coded: str = "astra", *, advises: b
     adopt(model, chosen, **options)
 
 
-def adopt(model: Model, chosen: dict[str, Any], **options: Any) -> None:
+def adopt(model: Model | Replicas, chosen: dict[str, Any], **options: Any) -> None:
     """Collective: use what was chosen, now or by an earlier part of a job."""
     model.use(chosen["strategy"], **options)
     model.chosen = chosen

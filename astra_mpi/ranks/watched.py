@@ -66,9 +66,10 @@ def watched(comm: MPI.Comm, limit_s: float | None = None) -> MPI.Comm:
 
     limit_s: how long a rank waits for the others, 0 for ever; None leaves it as it is.
     """
-    if comm.Get_size() == 1:
+    dog = getattr(comm, "dog", None)
+    if comm.Get_size() == 1 and dog is None:
         return comm
-    dog = comm.Get_attr(_KEY)
+    dog = dog or comm.Get_attr(_KEY)
     if not isinstance(dog, Watchdog):
         dog = Watchdog(comm)
         comm.Set_attr(_KEY, dog)

@@ -1,0 +1,2 @@
+"""Replicas of a model that compute different sequences (docs/explanation/grid.md): a batch shared out among them, and
+their reports as one."""
