@@ -88,6 +88,7 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
         str(deck.model.path),
         comm=comm,
         strategy=None if parallel.is_auto else parallel.spec,
+        grid=parallel.grid,
         backend=parallel.backend,
         transport=parallel.transport,
         precision=parallel.precision,
