@@ -256,7 +256,7 @@ def test_fast_replicas_take_more_by_the_virtual_clock(comm, folder):
         folder,
         f"parallel.grid={comm.size}x1x1",
         "parallel.clock=virtual",
-        "parallel.network=100Mbps,rtt=1ms",
+        "parallel.network=100Gbps,rtt=0",
         f"parallel.speed={speed}",
         "run.batch=1",
     )
