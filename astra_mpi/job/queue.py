@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import median_low
+
+#: batches that say how fast a replica is now
+_RECENT = 5
 
 
 @dataclass
@@ -14,14 +18,13 @@ class Worker:
     asks: bool = False  # and has no answer yet
     held: list[int] = field(default_factory=list)  # batches it was given and has not finished
     since_s: float = 0.0  # when it began the first of these
-    spent_s: float = 0.0
-    n_done: int = 0
+    recent_s: list[float] = field(default_factory=list)  # what its last batches took
     over: bool = False  # it has left
 
     @property
     def batch_s(self) -> float | None:
-        """Seconds that a batch takes it; None: not known."""
-        return self.spent_s / self.n_done if self.n_done else None
+        """Seconds that a batch takes it, but for an odd one such as the first; None: not known."""
+        return median_low(self.recent_s) if self.recent_s else None
 
     def free_s(self, now_s: float) -> float:
         """When it will have finished what it holds."""
@@ -48,7 +51,7 @@ class Queue:
         """A replica has finished a batch, which took it so long."""
         worker = self.workers[replica]
         worker.held.remove(part)
-        worker.spent_s, worker.n_done = worker.spent_s + seconds, worker.n_done + 1
+        worker.recent_s = [*worker.recent_s, seconds][-_RECENT:]
         worker.since_s = now_s
 
     def stop(self) -> None:
