@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,16 +12,18 @@ from mpi4py import MPI
 from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.engine import Model
 from astra_mpi.errors import collective
-from astra_mpi.oracle.judge import Check, Measured, judge
+from astra_mpi.oracle.judge import Check, Measured, judge, worst
 from astra_mpi.oracle.narrow import WEIGHTS_ONLY, InBlocks
 from astra_mpi.oracle.passes import Passes
 from astra_mpi.oracle.products import excess
+from astra_mpi.ranks.broadcast import gather_texts
 from astra_mpi.ranks.watched import alone
+from astra_mpi.replicas.replicas import Replicas
 from astra_mpi.strategies import forms
 
 
 def verify(
-    model: Model,
+    model: Model | Replicas,
     inputs: np.ndarray,
     mask: np.ndarray | None,
     strategies: Sequence[str],
@@ -31,12 +34,32 @@ def verify(
 
     strategies: specs; a name without options stands for all its forms. spread: the cut of `Model.generate`. Returns
     one check per form on rank 0, an empty list elsewhere. A form that cannot be used here is skipped: passed, with
-    the reason.
+    the reason. Of replicas each is held against an oracle of its own sequences; a check is of the one that is worst.
     """
+    if isinstance(model, Replicas):
+        return _verify_replicas(model, inputs, mask, strategies, counted_keys, spread)
     passes = Passes(model.config, inputs, mask, _rounded(model), lambda: _weights(model))
     specs = [spec for text in strategies for spec in forms(text)]
     checks = [_check(model, inputs, mask, spec, counted_keys, spread, passes) for spec in specs]
     return [check for check in (_check_products(model), *checks) if check is not None]
+
+
+def _verify_replicas(
+    model: Replicas,
+    inputs: np.ndarray,
+    mask: np.ndarray | None,
+    strategies: Sequence[str],
+    counted_keys: bool,
+    spread: bool,
+) -> list[Check]:
+    own, checks = model.share(len(inputs)), []
+    with collective(model.comm):
+        if own.stop > own.start:
+            its_mask = None if mask is None else mask[own]
+            checks = verify(model.model, inputs[own], its_mask, strategies, counted_keys, spread)
+    texts = gather_texts(model.groups.across, json.dumps([check.as_dict() for check in checks]))
+    found = [[Check(**values) for values in json.loads(text)] for text in texts]
+    return [worst(alike) for alike in zip(*filter(None, found), strict=True)]
 
 
 def _check_products(model: Model) -> Check | None:

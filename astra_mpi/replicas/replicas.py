@@ -13,7 +13,7 @@ from mpi4py import MPI
 from astra_mpi.config import require
 from astra_mpi.errors import InputError, collective, same_on_all
 from astra_mpi.partition import displs, even
-from astra_mpi.ranks.broadcast import broadcast_text
+from astra_mpi.ranks.broadcast import broadcast_text, gather_texts
 from astra_mpi.ranks.grid import Groups
 from astra_mpi.replicas.report import of_all
 
@@ -113,7 +113,7 @@ class Replicas:
             if own.stop > own.start:
                 answer = call(inputs[own], None if mask is None else np.asarray(mask)[own], own)
                 report = json.dumps(self.model.report)
-        reports = [json.loads(text) if text else None for text in _every_text(self.groups.across, report)]
+        reports = [json.loads(text) if text else None for text in gather_texts(self.groups.across, report)]
         self.report = of_all(reports, self.groups.grid, self.held())
         return answer
 
@@ -166,12 +166,3 @@ class Replicas:
         if own is None:
             own = np.zeros((0, *told[2 : 1 + told[1]]), _DTYPES[told[0]])
         return np.ascontiguousarray(own), counts
-
-
-def _every_text(comm: MPI.Comm, text: str) -> list[str]:
-    """Collective: the texts of all ranks."""
-    mine, counts = np.frombuffer(text.encode(), np.uint8), np.empty(comm.Get_size(), np.int64)
-    comm.Allgather(np.array([mine.size], np.int64), counts)
-    every = np.empty(int(counts.sum()), np.uint8)
-    comm.Allgatherv(mine, [every, counts])
-    return [part.tobytes().decode() for part in np.split(every, np.cumsum(counts)[:-1])]

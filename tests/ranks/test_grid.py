@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 import astra_mpi
+from astra_mpi.cli import _parse
+from astra_mpi.commands.model_options import load_model
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import write_model
+from astra_mpi.oracle.verify import verify
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.ranks.grid import Grid, make_groups, parse_grid
 from astra_mpi.replicas.report import of_all, of_one
@@ -143,3 +146,25 @@ def test_a_failure_of_one_replica_is_every_rank_s(comm, folder):
     if comm.size > 1:
         with pytest.raises(InputError, match="inputs differ between ranks"):
             model(inputs + (comm.rank == 1), mask)
+
+
+@mpi
+@pytest.mark.parametrize("n_sequences", [1, 3])
+def test_verify_over_replicas(comm, folder, n_sequences, capsys):
+    """Each replica against its own oracle; a wrong one is found wherever it is."""
+    pairs = comm.size % 2 == 0
+    grid = Grid(comm.size // 2, 1, 2) if pairs else Grid(comm.size, 1, 1)
+    args = ["verify", str(folder / "gpt2.h5"), "--strategies", "sp,astra", "--grid", str(grid), "--tokens", "9"]
+    args = _parse([*args, "--batch", str(n_sequences)])
+    assert args.run(args, comm) == 0
+    said = capsys.readouterr().out
+    if comm.rank == 0:
+        assert said.count("agrees") == 8 and f"grid {grid}" in said
+    wrong = _parse(["verify", str(folder / "gpt2.h5"), "--strategies", "sp:kv:float32", "--grid", str(grid)])
+    model = load_model(wrong, comm, "single")
+    inputs, mask = random_batch(gpt2_config(), 2 * comm.size, 9, ragged=True)
+    inner = getattr(model, "model", model)
+    if comm.rank == comm.size - 1:
+        inner.blocks[1].w["fc2.bias"] += 0.5
+    checks = verify(model, inputs, mask, ["sp:kv:float32"])
+    assert [check.passed for check in checks] == [False] * (comm.rank == 0)
