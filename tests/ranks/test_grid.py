@@ -165,6 +165,7 @@ def test_verify_over_replicas(comm, folder, n_sequences, capsys):
     inputs, mask = random_batch(gpt2_config(), 2 * comm.size, 9, ragged=True)
     inner = getattr(model, "model", model)
     if comm.rank == comm.size - 1:
-        inner.blocks[1].w["fc2.bias"] += 0.5
+        output = inner.blocks[1].output
+        inner.blocks[1].output = lambda x, attended: output(x, attended) * np.linspace(1, 2, 24, dtype=np.float32)
     checks = verify(model, inputs, mask, ["sp:kv:float32"])
     assert [check.passed for check in checks] == [False] * (comm.rank == 0)
