@@ -75,6 +75,7 @@ class Model:
         self.exchange.connect(conditions.network)
         self.report: dict[str, Any] = {}
         self.chosen: dict[str, Any] | None = None  # how the strategy was chosen, where nobody named it (`auto.py`)
+        self.chosen_grid: str | None = None  # the same of the grid
         self.chosen_compute: dict[str, Any] | None = None  # the same of the type of products (`compute.py`)
         self._layouts: dict[tuple[Strategy, bytes, bool], Layout] = {}
         self._planned: Layout | None = None  # of the last pass
@@ -327,4 +328,5 @@ class Model:
     def _own_choice(self) -> dict[str, str]:
         """What an unfinished job goes on with."""
         own = {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
+        own |= {} if self.chosen_grid is None else {"grid": self.chosen_grid}
         return own | ({"compute": self.backend.compute} if self.backend.xp is np else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,7 @@ def load(
     comm: MPI.Comm,
     strategy: str | None = "auto",
     grid: str | None = None,
+    objective: str = "latency",
     backend: str = "numpy",
     transport: str = "host",
     precision: str = "float32",
@@ -94,7 +96,11 @@ def load(
     require(encoder in ("auto", "exact"), f"encoder '{encoder}' is unknown; use auto or exact")
     check_compute(backend, compute)
     with collective(comm):
-        shape = parse_grid(grid, comm.Get_size())
+        shape = parse_grid(None if grid == AUTO else grid, comm.Get_size())
+        require(
+            grid != AUTO or weights is None or isinstance(weights, str),
+            "weights of ranks that share tokens need a grid that says how many these are; give one in place of auto",
+        )
         speeds = _speeds(weights, shape.tokens)
         conditions = parse_conditions(
             comm.Get_size(),
@@ -114,7 +120,7 @@ def load(
             set_threads(threads)
         options = {"pooling": pooling, "normalize": normalize}
         changes = {name: value for name, value in options.items() if value is not None}
-        reads_part = request is not None and not auto and STRATEGIES[request.name].reads_part
+        reads_part = request is not None and not auto and STRATEGIES[request.name].reads_part and grid != AUTO
         share = (comm.Get_rank() % shape.tokens, shape.tokens) if reads_part else (0, 1)
         with alone(comm, f"reading {path}"):
             file = _read(path, codebooks, changes, share)
@@ -122,7 +128,8 @@ def load(
         fits = FAMILIES[family].causal or weights != "causal"
         require(fits, f"{path}: a {family} model attends both ways; use weights = even")
         if request is not None and not auto:
-            reason = STRATEGIES[request.name].obstacle(request, file.config, file.codec, shape.tokens)
+            n_ranks = shape.tokens if grid != AUTO else 1
+            reason = STRATEGIES[request.name].obstacle(request, file.config, file.codec, n_ranks)
             require(reason is None, f"{path} with strategy {request}: {reason}")
         if file.codec is not None and encoder == "exact":
             file = dataclasses.replace(file, codec=file.codec.exact())
@@ -142,9 +149,18 @@ def load(
         backend_there, chosen = choose_compute(file, comm, items or sample_texts)
     else:
         backend_there = get_backend(backend, comm, transport, precision, compute)
+    time_there = conditions.make_clock(comm)
+    if grid == AUTO:
+        from astra_mpi.planner.auto import usual  # above this module: it runs the planner
+        from astra_mpi.planner.job_grid import choose_grid
+
+        known = dict(config=file.config, codec=file.codec, weights=file.weights, backend=backend_there, blocks=[])
+        known |= dict(comm=comm, clock=time_there, exchange=SimpleNamespace(network=conditions.network))
+        workload = usual(file.config, tokens, new_tokens)
+        shape = parse_grid(choose_grid(SimpleNamespace(**known), workload, objective), comm.Get_size())
     groups = make_groups(comm, shape)
-    model: Any = Model(file, groups.tokens, backend_there, speeds, conditions, conditions.make_clock(comm))
-    model.chosen_compute = chosen
+    model: Any = Model(file, groups.tokens, backend_there, speeds, conditions, time_there)
+    model.chosen_compute, model.chosen_grid = chosen, str(shape) if grid == AUTO else None
     if weights == "auto":
         model.cut_weights = _alike(rank_speeds(model), groups)
     if shape.replicas > 1:

@@ -122,7 +122,8 @@ def load_model(
     from astra_mpi.strategies import parse
 
     with collective(comm):
-        one = not one_replica or parse_grid(args.grid, comm.Get_size()).replicas == 1
+        several = args.grid != "auto" and parse_grid(args.grid, comm.Get_size()).replicas > 1
+        one = not (one_replica and several)
         require(
             one, f"--grid {args.grid}: one text is one replica's; give a grid with one, such as 1x1x{comm.Get_size()}"
         )

@@ -79,7 +79,8 @@ class ParallelSection:
     # to be fastest here (docs/explanation/planner.md)
     strategy: str = "auto"
     # the ranks as replicas x stages x tokens, such as "4x1x1": replicas compute different batches, the ranks of one
-    # share the tokens of its sequences (docs/explanation/grid.md). Default: all ranks share tokens
+    # share the tokens of its sequences; "auto": predicted to finish the job soonest (docs/explanation/grid.md).
+    # Default: all ranks share tokens
     grid: str | None = None
     # how tokens are cut over ranks: "even", or so that ranks of unequal speed finish together: "auto" measures the
     # speeds, "causal" (decoders) takes them as equal, or give one relative speed per rank that shares tokens

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from astra_mpi.config import require
 from astra_mpi.costs.decode import MODES, decode_cost, head_work
 from astra_mpi.costs.latency import Network, assumed_speeds, latency
@@ -26,6 +28,8 @@ from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.replicas.replicas import Replicas
 
 if TYPE_CHECKING:
+    from mpi4py import MPI
+
     from astra_mpi.engine import Model
 
 #: what auto may choose: an answer is not rounded unasked
@@ -81,7 +85,7 @@ def decide(
     elif model.codec is not None and not advises:
         chosen = {"strategy": coded, "by": "codebooks"}
     else:
-        setting, measured = _measured(model, workload)
+        setting, measured = measured_setting(model, workload, model.exchange.comm)
         text = ""
         with collective(model.comm):
             if model.comm.Get_rank() == 0:
@@ -96,15 +100,23 @@ def adopt(model: Model | Replicas, chosen: dict[str, Any], **options: Any) -> No
     model.chosen = chosen
 
 
-def _measured(model: Model, workload: Workload) -> tuple[Setting, dict[str, Any]]:
-    """Collective: what is planned for, and how it is known. A network that is emulated is not measured."""
+def measured_setting(model: Any, workload: Workload, comm: MPI.Comm) -> tuple[Setting, dict[str, Any]]:
+    """Collective: what is planned for, and how it is known. A network that is emulated is not measured.
+
+    comm: of the ranks of `model.comm`; nobody else sends on it.
+    """
     start_s = perf_counter()
     emulated = model.exchange.network
     gemm = gemm_speeds(model, workload.tokens)
     compute = model.backend.compute
-    products = gemm if compute == "float32" else block_speeds(model, workload.tokens)
+    if compute == "float32":
+        products = gemm
+    elif model.blocks:
+        products = block_speeds(model, workload.tokens)
+    else:
+        products = np.array([assumed(assumed_speeds(2e-9 * plain), compute).gemm for plain in gemm])
     if emulated.rate is None:
-        link = measure_link(model.exchange.comm)
+        link = measure_link(comm) if comm.Get_size() > 1 else Network(1e9, 1e-3)
     else:  # a shared medium carries one message at a time
         bps = emulated.rate.mean_bps
         link = Network(bps / model.comm.Get_size() if emulated.shared else bps, emulated.rtt_s)

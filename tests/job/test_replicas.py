@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import astra_mpi
+from astra_mpi.cli import _parse
 from astra_mpi.decks.deck import load_deck
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.job import runner
@@ -264,3 +265,28 @@ def test_fast_replicas_take_more_by_the_virtual_clock(comm, folder):
     batches = [mine["batches"] for mine in summary["replicas"]]
     assert sum(batches) == 11 and batches[-1] > max(batches[:-1])
     assert summary["elapsed_s"] < summary["metrics"]["forward_s"]
+
+
+@mpi
+def test_run_names_a_better_grid_and_auto_takes_it(comm, folder, capfd):
+    """On a link that is too slow to share tokens over, and slow ranks, by the virtual clock."""
+    if comm.size < 2:
+        pytest.skip("two ranks or more")
+    slow = ["parallel.network=1Mbps,rtt=20ms", "parallel.clock=virtual", "parallel.speed=1e3", "run.resume=false"]
+
+    def run(*more):
+        comm.Barrier()
+        args = _parse(["run", str(folder / "deck.toml"), *slow, *more])
+        assert args.run(args, comm) == 0
+        return capfd.readouterr().err
+
+    said = run("parallel.strategy=sp")
+    if comm.rank == 0:
+        assert f"grid {comm.size}x1x1 (whole sequences on ranks, exact) is predicted to finish this job" in said
+        assert f"parallel.grid={comm.size}x1x1" in said
+    assert "predicted to finish" not in run(f"parallel.grid={comm.size}x1x1")
+    run("parallel.grid=auto", "run.batch=1")
+    comm.Barrier()
+    _, told = outputs(folder, "out.h5")
+    assert told["grid"] == told["choices"]["grid"] == f"{comm.size}x1x1"
+    assert told["deck"]["parallel"]["grid"] == "auto"
