@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from astra_mpi.config import require
 from astra_mpi.device.backend import AUTO_COMPUTE, check_compute, get_backend
 from astra_mpi.device.threads import set_threads
 from astra_mpi.engine import Model
-from astra_mpi.errors import InputError, collective, same_on_all
+from astra_mpi.errors import InputError, collective, collective_steps, same_on_all
 from astra_mpi.files import codecfile, modelfile
 from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.models import FAMILIES
@@ -22,10 +23,14 @@ from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.network.units import duration_s
 from astra_mpi.partition import cut
 from astra_mpi.planner.balance import rank_speeds
+from astra_mpi.planner.stage_cut import check_stages, cut_stages
 from astra_mpi.ranks.grid import Groups, make_groups, parse_grid
 from astra_mpi.ranks.watched import alone, watched
 from astra_mpi.replicas.replicas import Replicas
+from astra_mpi.stages.part import Part
+from astra_mpi.stages.pipeline import Pipeline
 from astra_mpi.strategies import AUTO, STRATEGIES, coded_form, parse_request
+from astra_mpi.strategies.wire import WIRES
 
 if TYPE_CHECKING:
     from astra_mpi.planner.trial import Items
@@ -38,6 +43,8 @@ def load(
     strategy: str | None = "auto",
     grid: str | None = None,
     objective: str = "latency",
+    stages: Sequence[int] | str | None = None,
+    handed_on: str = "float16",
     backend: str = "numpy",
     transport: str = "host",
     precision: str = "float32",
@@ -102,6 +109,8 @@ def load(
             "weights of ranks that share tokens need a grid that says how many these are; give one in place of auto",
         )
         speeds = _speeds(weights, shape.tokens)
+        require(handed_on in WIRES, f"handed_on '{handed_on}' is unknown; use one of {', '.join(WIRES)}")
+        check_stages(stages, shape.stages)
         conditions = parse_conditions(
             comm.Get_size(),
             network=network,
@@ -118,12 +127,20 @@ def load(
         )
         if threads is not None:
             set_threads(threads)
+    groups, time_there, parts = make_groups(comm, shape), conditions.make_clock(comm), None
+    with collective_steps(comm):
+        if shape.stages > 1:
+            whole = compute != AUTO_COMPUTE
+            require(whole, "compute = auto tries a whole model, and stages hold parts of one; name the type")
+            parts = cut_stages(path, groups, stages, time_there, compute)
+    with collective(comm):
         options = {"pooling": pooling, "normalize": normalize}
         changes = {name: value for name, value in options.items() if value is not None}
         reads_part = request is not None and not auto and STRATEGIES[request.name].reads_part and grid != AUTO
         share = (comm.Get_rank() % shape.tokens, shape.tokens) if reads_part else (0, 1)
         with alone(comm, f"reading {path}"):
-            file = _read(path, codebooks, changes, share)
+            part = parts[groups.place[1]] if parts else None
+            file = _read(path, codebooks, changes, share, part)
         family = file.config.family
         fits = FAMILIES[family].causal or weights != "causal"
         require(fits, f"{path}: a {family} model attends both ways; use weights = even")
@@ -149,7 +166,6 @@ def load(
         backend_there, chosen = choose_compute(file, comm, items or sample_texts)
     else:
         backend_there = get_backend(backend, comm, transport, precision, compute)
-    time_there = conditions.make_clock(comm)
     if grid == AUTO:
         from astra_mpi.planner.auto import usual  # above this module: it runs the planner
         from astra_mpi.planner.job_grid import choose_grid
@@ -158,11 +174,20 @@ def load(
         known |= dict(comm=comm, clock=time_there, exchange=SimpleNamespace(network=conditions.network))
         workload = usual(file.config, tokens, new_tokens)
         shape = parse_grid(choose_grid(SimpleNamespace(**known), workload, objective), comm.Get_size())
-    groups = make_groups(comm, shape)
+        groups = make_groups(comm, shape)
+        with collective_steps(comm):
+            parts = cut_stages(path, groups, stages, time_there, compute) if shape.stages > 1 else None
+    whole_file = file
+    if parts:
+        with collective(comm):
+            file = parts[groups.place[1]].of_file(file)
     model: Any = Model(file, groups.tokens, backend_there, speeds, conditions, time_there)
     model.chosen_compute, model.chosen_grid = chosen, str(shape) if grid == AUTO else None
     if weights == "auto":
         model.cut_weights = _alike(rank_speeds(model), groups)
+    if parts:
+        model = Pipeline(model, whole_file, groups, parts, handed_on)
+        model.read_whole = partial(_read, path, codebooks, changes, (0, 1), None)
     if shape.replicas > 1:
         model = Replicas(model, groups)
     if request is None:
@@ -195,12 +220,15 @@ def _speeds(weights: Sequence[float] | str | None, size: int) -> Sequence[float]
     return speeds
 
 
-def _read(path: str, codebooks: str | None, changes: dict[str, Any], share: tuple[int, int]) -> ModelFile:
+def _read(
+    path: str, codebooks: str | None, changes: dict[str, Any], share: tuple[int, int], part: Part | None
+) -> ModelFile:
     """The model file with these settings of its config and, if given, other codebooks. InputError.
 
-    share: which weights' contents this rank checks (`read_model`).
+    share: which weights' contents this rank checks (`read_model`). part: the blocks that it holds; all.
     """
-    file = modelfile.read_model(path, share)
+    held = None if part is None else part.holds(modelfile.is_tied(path))
+    file = modelfile.read_model(path, share, held)
     codec = codecfile.read_codebooks(codebooks, file.digest) if codebooks else file.codec
     unknown = [name for name in changes if not hasattr(file.config, name)]
     require(not unknown, f"{path}: a {file.config.family} model has no option {', '.join(unknown)}")

@@ -19,6 +19,8 @@ from astra_mpi.oracle.products import excess
 from astra_mpi.ranks.broadcast import gather_texts
 from astra_mpi.ranks.watched import alone
 from astra_mpi.replicas.replicas import Replicas
+from astra_mpi.stages.pipeline import Pipeline
+from astra_mpi.stages.terms import terms_of_all
 from astra_mpi.strategies import forms
 
 
@@ -35,9 +37,12 @@ def verify(
     strategies: specs; a name without options stands for all its forms. spread: the cut of `Model.generate`. Returns
     one check per form on rank 0, an empty list elsewhere. A form that cannot be used here is skipped: passed, with
     the reason. Of replicas each is held against an oracle of its own sequences; a check is of the one that is worst.
+    Stages hand rows on in float32 from now on.
     """
     if isinstance(model, Replicas):
         return _verify_replicas(model, inputs, mask, strategies, counted_keys, spread)
+    if isinstance(model, Pipeline):
+        model.handed_on = "float32"  # the oracle does not round between stages
     passes = Passes(model.config, inputs, mask, _rounded(model), lambda: _weights(model))
     specs = [spec for text in strategies for spec in forms(text)]
     checks = [_check(model, inputs, mask, spec, counted_keys, spread, passes) for spec in specs]
@@ -97,6 +102,8 @@ def _check(
     strategy.record()
     answer, hidden = model(inputs, mask, gather=True, spread=spread)
     answers, terms = _all_answers(model, answer), strategy.oracle_terms()
+    if isinstance(model, Pipeline):
+        terms = terms_of_all(model, terms)
     if not on_root:
         return None
     with alone(model.comm, "the oracle"):
@@ -132,8 +139,11 @@ def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:
     return every
 
 
-def _weights(model: Model) -> dict[str, np.ndarray]:
-    return {name: _as_held(weight) for name, weight in model.weights.items()}
+def _weights(model: Model | Pipeline) -> dict[str, np.ndarray]:
+    """Of the whole model; of one over stages, from its file."""
+    whole = isinstance(model, Pipeline) and model.read_whole is not None
+    weights = model.read_whole().weights if whole else model.weights
+    return {name: _as_held(weight) for name, weight in weights.items()}
 
 
 def _as_held(weight: Any) -> np.ndarray:
