@@ -39,6 +39,15 @@ def add_loading_options(parser: argparse.ArgumentParser, seed: str, several_netw
         help="ranks as replicas x stages x tokens, such as 2x1x4 (default: all share tokens; docs/explanation/grid.md)",
     )
     parser.add_argument(
+        "--stages", type=_stages, metavar="N,..", help="blocks of each stage of a grid; even; auto: by speed and memory"
+    )
+    parser.add_argument(
+        "--handed-on",
+        default="float16",
+        metavar="TYPE",
+        help="of activations between stages: float32, float16 (default), int8",
+    )
+    parser.add_argument(
         "--weights",
         type=_weights,
         metavar="W,..",
@@ -101,6 +110,13 @@ def _weights(text: str) -> str | list[float]:
     return text if text in ("auto", "even", "causal") else _numbers(text)
 
 
+def _stages(text: str) -> str | list[int]:
+    try:
+        return text if text in ("auto", "even") else [int(part) for part in text.split(",")]
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers of blocks such as 4,4,2,2") from exc
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
@@ -137,6 +153,8 @@ def load_model(
         comm=comm,
         strategy=strategy,
         grid=args.grid,
+        stages=args.stages,
+        handed_on=args.handed_on,
         new_tokens=new_tokens,
         backend=args.backend,
         transport=args.transport,

@@ -97,6 +97,8 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
         strategy=None if parallel.is_auto else parallel.spec,
         grid=choices.get("grid", parallel.grid),
         objective="throughput",
+        stages=choices.get("stages", parallel.stages),
+        handed_on=parallel.handed_on,
         backend=parallel.backend,
         transport=parallel.transport,
         precision=parallel.precision,

@@ -82,6 +82,9 @@ class ParallelSection:
     # share the tokens of its sequences; "auto": predicted to finish the job soonest (docs/explanation/grid.md).
     # Default: all ranks share tokens
     grid: str | None = None
+    # of a grid with stages: blocks of each stage, "even", or "auto" by the speed and free memory of its ranks
+    stages: Literal["auto", "even"] | tuple[Positive, ...] = "auto"
+    handed_on: Literal["float32", "float16", "int8"] = "float16"  # the type of activations between stages
     # how tokens are cut over ranks: "even", or so that ranks of unequal speed finish together: "auto" measures the
     # speeds, "causal" (decoders) takes them as equal, or give one relative speed per rank that shares tokens
     weights: Literal["even", "auto", "causal"] | tuple[float, ...] = "even"

@@ -31,7 +31,9 @@ def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | Non
         "task": deck.task.name,
         "model": str(deck.model.path),
         **{name: first[name] for name in ("family", "strategy", "ranks")},
-        **({"grid": first["grid"], **told.replicas.told(first["grid"])} if "replica" in first else {}),
+        **{name: first[name] for name in ("grid", "blocks", "handed_on") if name in first},
+        **({"weight_bytes": first["weight_bytes"], "handed_bytes": told.handed_bytes} if "blocks" in first else {}),
+        **(told.replicas.told(first["grid"]) if "replica" in first else {}),
         "items": results.n_items,
         "tokens": told.tokens,
         "codec": first["codec"],
@@ -56,6 +58,7 @@ class _Told:
 
     def __init__(self) -> None:
         self.replicas = _Replicas()
+        self.handed_bytes: list[int] = []  # of each rank, from a stage to the next
 
     def through(self, reports: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for report in reports:
@@ -68,6 +71,9 @@ class _Told:
             self.forward_s += report["latency_s"]["total"]
             if "replica" in report:
                 self.replicas.note(report)
+            if "handed_bytes" in report:
+                before = self.handed_bytes or [0] * len(report["handed_bytes"])
+                self.handed_bytes = [a + b for a, b in zip(before, report["handed_bytes"], strict=True)]
             yield report
 
 

@@ -26,6 +26,7 @@ from astra_mpi.planner.plan import best_cut, cheaper_remote
 from astra_mpi.planner.probes import block_speeds, gemm_speeds, measure_link
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.replicas.replicas import Replicas
+from astra_mpi.stages.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -64,7 +65,12 @@ def usual(config: Any, tokens: int | None = None, new_tokens: int = 0, batch: in
 
 
 def decide(
-    model: Model | Replicas, workload: Workload, coded: str = "astra", *, advises: bool = True, **options: Any
+    model: Model | Replicas | Pipeline,
+    workload: Workload,
+    coded: str = "astra",
+    *,
+    advises: bool = True,
+    **options: Any,
 ) -> None:
     """Collective: use a strategy on `model`, the same on all ranks, and keep in `model.chosen` why
     (docs/explanation/planner.md).
@@ -76,6 +82,13 @@ def decide(
     if isinstance(model, Replicas):
         with collective(model.comm):  # what fails on the first replica
             if model.groups.place[0] == 0:
+                decide(model.model, workload, coded, advises=advises, **options)
+        text = json.dumps(model.chosen) if model.comm.Get_rank() == 0 else ""
+        adopt(model, json.loads(broadcast_text(model.comm, text)), **options)
+        return
+    if isinstance(model, Pipeline):  # for the ranks that share tokens, by the first stage
+        with collective(model.comm):
+            if model.stage == 0:
                 decide(model.model, workload, coded, advises=advises, **options)
         text = json.dumps(model.chosen) if model.comm.Get_rank() == 0 else ""
         adopt(model, json.loads(broadcast_text(model.comm, text)), **options)
@@ -94,7 +107,7 @@ def decide(
     adopt(model, chosen, **options)
 
 
-def adopt(model: Model | Replicas, chosen: dict[str, Any], **options: Any) -> None:
+def adopt(model: Model | Replicas | Pipeline, chosen: dict[str, Any], **options: Any) -> None:
     """Collective: use what was chosen, now or by an earlier part of a job."""
     model.use(chosen["strategy"], **options)
     model.chosen = chosen

@@ -30,7 +30,8 @@ def choose_grid(model: Any, workload: Workload, objective: str) -> str:
         if model.comm.Get_rank() == 0:
             rows = grid_plan(setting, objective, memory, "float32")["grids"]
             known = [row for row in rows if row["exact"] or (model.codec is not None and _coded(row))]
-            text = json.dumps((known or rows or [{"grid": None}])[0]["grid"])
+            whole = [row for row in known if row["blocks"] is None]  # stages only where a rank has no room for all
+            text = json.dumps((whole or known or rows or [{"grid": None}])[0]["grid"])
     grid: str | None = json.loads(broadcast_text(model.comm, text))
     return grid or str(Grid(1, 1, model.comm.Get_size()))
 

@@ -9,8 +9,8 @@ from astra_mpi.ranks.grid import Grid
 
 Report = dict[str, Any]
 #: numbers of each rank of a replica
-_PER_RANK = ("contributed_bytes", "formula_bytes", "port_bytes")
-_PER_RANK_DECODING = ("decode_bytes", "id_bytes", "cache_bytes")
+_PER_RANK = ("contributed_bytes", "formula_bytes", "port_bytes", "handed_bytes")
+_PER_RANK_DECODING = ("decode_bytes", "id_bytes", "cache_bytes", "handed_bytes")
 _PER_SEQUENCE_DECODING = ("new_tokens", "ended")
 
 
@@ -53,7 +53,8 @@ def of_all(reports: Sequence[Report | None], grid: Grid, held: Report) -> Report
 
 
 def _counts_of_all(reports: Sequence[Report], grid: Grid, replicas: Sequence[int]) -> Report:
-    return {name: _spread([report[name] for report in reports], grid, replicas) for name in _PER_RANK}
+    known = [name for name in _PER_RANK if name in reports[0]]
+    return {name: _spread([report[name] for report in reports], grid, replicas) for name in known}
 
 
 def _spread(parts: Sequence[Sequence[Any]], grid: Grid, replicas: Sequence[int]) -> list[Any]:
@@ -70,7 +71,11 @@ def _generation(parts: Sequence[Report], grid: Grid, replicas: Sequence[int]) ->
     slowest = max(parts, key=lambda part: float(part["latency_s"]["total"]))
     return {
         **slowest,
-        **{name: _spread([part[name] for part in parts], grid, replicas) for name in _PER_RANK_DECODING},
+        **{
+            name: _spread([part[name] for part in parts], grid, replicas)
+            for name in _PER_RANK_DECODING
+            if name in slowest
+        },
         **{name: [one for part in parts for one in part[name]] for name in _PER_SEQUENCE_DECODING},
         "first_token_s": max(part["first_token_s"] for part in parts),
         "full_cache_bytes": sum(part["full_cache_bytes"] for part in parts),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from astra_mpi.decode.request import Ends, OnTokens, Request, Sample
+from astra_mpi.decode.sampling import greedy
 from astra_mpi.engine import Model
-from astra_mpi.errors import AstraError, InputError, collective, raise_together, same_on_all
+from astra_mpi.errors import InputError, collective, raise_together, same_on_all
 from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
-from astra_mpi.network.spec import Network
+from astra_mpi.models.decoder import Decoder
 from astra_mpi.ranks.grid import Groups
+from astra_mpi.stages.generation import StageFailed, generate
 from astra_mpi.stages.part import Part
 from astra_mpi.stages.report import Tally, report_of
 from astra_mpi.strategies import parse
@@ -27,10 +30,6 @@ if TYPE_CHECKING:
 
 #: parts of a batch for each stage: the first and last parts leave stages idle
 _PARTS_PER_STAGE = 2
-
-
-class StageFailed(AstraError):
-    """A stage before this one has failed, and says why."""
 
 
 class Pipeline:
@@ -71,6 +70,14 @@ class Pipeline:
         self.model.strategy = strategy
 
     @property
+    def chosen(self) -> dict[str, Any] | None:
+        return self.model.chosen
+
+    @chosen.setter
+    def chosen(self, chosen: dict[str, Any] | None) -> None:
+        self.model.chosen = chosen
+
+    @property
     def meanwhile(self) -> Any:
         return self.model.meanwhile
 
@@ -92,20 +99,15 @@ class Pipeline:
             return "its blocks are those of another architecture, in groups that stages would cut"
         return self.model.obstacle(strategy)
 
-    def connect(self, network: Network) -> None:
-        """Collective, as `Exchange.connect`."""
-        self.model.exchange.connect(network)
-        self.hop.connect(network)
-
     def __call__(
         self, inputs: np.ndarray, mask: np.ndarray | None = None, gather: bool = False, spread: bool = False
     ) -> Any:
         """As `Model.__call__`; every rank gets the answers. With `gather` the batch goes through in one part."""
         family = self.model.family
-        batches = self._batches(inputs, mask, 1 if gather else _PARTS_PER_STAGE * self.n_stages)
+        batches = self.batches(inputs, mask, 1 if gather else _PARTS_PER_STAGE * self.n_stages)
         layouts = [self.layout(batch.lengths, spread) for batch in batches]
         tally = Tally(self)
-        passes = self._passes(batches, layouts, tally, family.pool, family.share_width, self.config.merged_heads)
+        passes = self.passes(batches, layouts, tally, family.pool, family.share_width, self.config.merged_heads)
         pooled = self._shared(np.concatenate([share for _, share in passes]), self.n_stages - 1)
         lengths = np.concatenate([batch.lengths for batch in batches])
         answer = np.zeros((0, 0), np.float32)
@@ -121,14 +123,60 @@ class Pipeline:
         return (answer, self._gathered(passes[0][0], layouts[0])) if gather else answer
 
     def nll(self, ids: np.ndarray, mask: np.ndarray | None, n_context: np.ndarray) -> np.ndarray:
-        """As `Model.nll`. The rows of all ranks of the last stage go to the head, where that is another."""
-        raise InputError("perplexity over stages of blocks is not computed; give a grid of one stage")
+        """As `Model.nll`. Rows of the last stage go to the stage with the head, if that is another."""
+        family = self.model.family
+        if not isinstance(family, Decoder):
+            raise InputError(f"a {self.config.family} model predicts no tokens; give a decoder, such as Llama")
+        batches = self.batches(ids, mask, _PARTS_PER_STAGE * self.n_stages)
+        layouts = [self.layout(batch.lengths) for batch in batches]
+        tally = Tally(self)
+        passes = self.passes(batches, layouts, tally, lambda rows, at: np.zeros((len(at.counts), 0), np.float32), 0)
+        first, sums = 0, []
+        for batch, layout, (rows, _) in zip(batches, layouts, passes, strict=True):
+            own = n_context[first : first + len(batch.lengths)]
+            first += len(batch.lengths)
+            rows, share = self._at_head(rows, layout), np.zeros((len(own), 2), np.float32)
+            with collective(self.comm):
+                if self.stage == self.head_stage:
+                    share = family.nll(rows, layout, batch, own)
+            if self.stage == self.head_stage:
+                share, _ = self.model.exchange.sum(share, False)
+            sums.append(self._shared(share, self.head_stage))
+        self.report = report_of(self, np.concatenate([batch.lengths for batch in batches]), tally)
+        return np.concatenate(sums)
 
-    def generate(self, ids: np.ndarray, mask: np.ndarray | None = None, **request: Any) -> np.ndarray:
-        """As `Model.generate`."""
-        raise InputError("text over stages of blocks is not generated; give a grid of one stage")
+    def _at_head(self, rows: np.ndarray, layout: Layout) -> np.ndarray:
+        """Rows (n, D) of a rank of the last stage, on the rank in the same place of the stage with the head."""
+        last, n = self.n_stages - 1, self.groups.grid.tokens
+        if self.head_stage == last:
+            return rows
+        if self.stage == last:
+            self.comm.Send(np.ascontiguousarray(self.model.backend.fetch(rows), np.float32), self.token)
+        elif self.stage == self.head_stage:
+            rows = np.empty((int(layout.row_offsets[-1]), self.config.d_model), np.float32)
+            self.comm.Recv(rows, self.token + n * last)
+        return rows
 
-    def _batches(self, inputs: np.ndarray, mask: np.ndarray | None, n_parts: int) -> list[Batch]:
+    def generate(
+        self,
+        ids: np.ndarray,
+        mask: np.ndarray | None = None,
+        *,
+        max_new_tokens: int,
+        sample: Sample = greedy,
+        stop: Sequence[int] = (),
+        decode: str = "auto",
+        far: str = "keys",
+        on_tokens: OnTokens | None = None,
+        ends: Ends | None = None,
+        enough: Callable[[], bool] | None = None,
+    ) -> np.ndarray:
+        """As `Model.generate`. Where ranks share tokens, tokens are handed out in the end."""
+        return generate(
+            self, ids, mask, Request(max_new_tokens, sample, tuple(stop), decode, on_tokens, ends, enough, far)
+        )
+
+    def batches(self, inputs: np.ndarray, mask: np.ndarray | None, n_parts: int) -> list[Batch]:
         """Collective: the batch in parts of whole sequences, checked on every rank; all ranks were given the same."""
         batches: list[Batch] = []
         mine = 0
@@ -158,21 +206,31 @@ class Pipeline:
             self._layouts[key] = layout if (counts == layout.counts).all() else replace(layout, counts=counts)
         return self._layouts[key]
 
-    def _passes(
-        self, batches: list[Batch], layouts: list[Layout], tally: Tally, pool: Any, width: int, merged_heads: int
+    def passes(
+        self,
+        batches: list[Batch],
+        layouts: list[Layout],
+        tally: Tally,
+        pool: Any,
+        width: int,
+        merged_heads: int = 0,
+        before: Callable[[int], None] = lambda part: None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Collective: every part through this stage -> its rows here, and on the last stage what `pool` makes of it.
+        before: called with the number of each part.
 
         A stage that fails tells the next one for each part that it does not hand on.
         """
         model, last = self.model, self.stage == self.n_stages - 1
         model.clock.meet(self.comm)
+        self.hop.connect(model.exchange.network)
         results, failure = [], None
-        for batch, layout in zip(batches, layouts, strict=True):
+        for self.at, (batch, layout) in enumerate(zip(batches, layouts, strict=True)):
             self._handed = self._heard = False
             try:
                 if failure is not None:
                     raise failure
+                before(self.at)
                 if last:
                     results.append(model.run(batch, layout, pool, width, merged_heads))
                 else:

@@ -76,6 +76,7 @@ def report_of(pipeline: Any, lengths: np.ndarray, tally: Tally) -> dict[str, Any
             "weights": weights if isinstance(weights, str) else [float(weight) for weight in weights],
             **model.backend.choices,
             **model.own_choice(),
+            "stages": [part.end - part.first for part in pipeline.parts],
         },
         "auto": model.chosen,
         "compute": model.chosen_compute,

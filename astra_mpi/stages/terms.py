@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from astra_mpi.ranks.post import Letter, Post
 from astra_mpi.ranks.watched import waiting
 
-if TYPE_CHECKING:
-    from astra_mpi.stages.pipeline import Pipeline
-
 #: lists with one array for each block that exchanges
 _BY_BLOCK = ("codes", "seen", "missing", "stand_in")
 _NAP_S = 1e-4
 
 
-def terms_of_all(pipeline: Pipeline, terms: dict[str, Any]) -> dict[str, Any]:
-    """Collective: the `oracle_terms` of each stage -> those of the whole model on the first rank, the same on others."""
+def terms_of_all(pipeline: Any, terms: dict[str, Any]) -> dict[str, Any]:
+    """Collective: the `oracle_terms` of each stage -> those of the whole model, on the first rank."""
     post = Post(pipeline.comm)
     if pipeline.token == 0 and pipeline.stage:
         post.send(0, {}, _arrays(terms))
@@ -37,7 +34,7 @@ def _arrays(terms: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {f"{name} {i}": np.asarray(array) for name, arrays in lists.items() for i, array in enumerate(arrays)}
 
 
-def _joined(pipeline: Pipeline, terms: dict[str, Any], post: Post) -> dict[str, Any]:
+def _joined(pipeline: Any, terms: dict[str, Any], post: Post) -> dict[str, Any]:
     letters: list[Letter] = []
     with waiting(pipeline.comm, "terms of stages"):
         while len(letters) < pipeline.n_stages - 1:

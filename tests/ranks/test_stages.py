@@ -125,3 +125,55 @@ def test_a_failure_in_a_stage_is_every_rank_s(comm, folder, stage):
         assert caught.value.collective
         model.strategy.block = block
         assert model(inputs, mask).shape == (4, 53)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_text_over_stages_is_that_of_one_rank(comm, folder, name):
+    """Greedy ids and likelihoods, prompts of uneven lengths, each with its own end; the head first or last."""
+    if comm.size < 2:
+        pytest.skip("two ranks or more")
+    ids, mask = random_batch(CONFIGS[name], 5, 9, ragged=True)
+    alone = astra_mpi.load(str(folder / f"{name}.h5"), comm=comm.Split(comm.rank), strategy="single")
+    want = alone.generate(ids, mask, max_new_tokens=6)
+    stop = [int(want[1, 2])]
+    ended = alone.generate(ids, mask, max_new_tokens=6, stop=stop)
+    scores = alone.nll(ids, mask, np.zeros(5, np.int64))
+    for grid in grids(comm.size):
+        options = dict(comm=comm, strategy="sp", grid=grid, handed_on="float32", stages="even")
+        model = astra_mpi.load(str(folder / f"{name}.h5"), **options)
+        np.testing.assert_array_equal(model.generate(ids, mask, max_new_tokens=6), want)
+        np.testing.assert_array_equal(model.generate(ids, mask, max_new_tokens=6, stop=stop), ended)
+        np.testing.assert_allclose(model.nll(ids, mask, np.zeros(5, np.int64)), scores, rtol=1e-5)
+        told = model.report
+        if not grid.startswith("1x"):
+            continue
+        seen = []
+        new = model.generate(
+            ids[:1], mask[:1], max_new_tokens=6, on_tokens=lambda s, i, seen=seen: seen.append(int(i[0]))
+        )
+        assert new[0].tolist() == want[0].tolist() and (comm.rank > 0 or seen == want[0].tolist())
+        made = model.report["generation"]
+        assert made["new_tokens"] == [6] and made["first_token_s"] > 0 and len(made["cache_bytes"]) == comm.size
+        if grid == f"1x{comm.size}x1":  # a row of D numbers per stage and token, with which sequence it is of
+            assert made["handed_bytes"][: comm.size - 1] == [5 * (16 + 4 * 24) + 8] * (comm.size - 1)
+            assert sum(made["cache_bytes"]) <= made["full_cache_bytes"] * 1.3
+        assert told["blocks"] == model.report["blocks"]
+        with pytest.raises(InputError, match="merged"):
+            model.generate(ids, mask, max_new_tokens=1, decode="merged")
+
+
+def test_a_sampler_that_fails_in_a_stage_ends_all(comm, folder):
+    if comm.size < 2:
+        pytest.skip("two ranks or more")
+    ids, mask = random_batch(CONFIGS["gpt2"], 4, 9, ragged=True)
+    for name in ("gpt2", "llama"):
+        model = astra_mpi.load(str(folder / f"{name}.h5"), comm=comm, strategy="sp", grid=grids(comm.size)[0])
+
+        def sample(logits, sequences, step):
+            if step == 2 and 3 in sequences:
+                raise AstraError("no more words")
+            return logits.argmax(axis=1)
+
+        with pytest.raises(AstraError, match="no more words"):
+            model.generate(ids, mask, max_new_tokens=5, sample=sample)
+        assert model.generate(ids, mask, max_new_tokens=2).shape == (4, 2)
