@@ -1,2 +1,4 @@
-"""Replicas of a model that compute different sequences (docs/explanation/grid.md): a batch shared out among them, and
-their reports as one."""
+"""Replicas of a model that compute different sequences (docs/explanation/grid.md).
+
+A batch shared out among them, and their reports as one.
+"""

@@ -1,1 +1,4 @@
-"""A model whose blocks lie on stages of ranks (docs/explanation/grid.md): what a stage holds, and passes over all."""
+"""A model whose blocks lie on stages of ranks (docs/explanation/grid.md).
+
+What a stage has of a model, and passes and text over all stages.
+"""
