@@ -141,7 +141,8 @@ class Clerk:
     def next(self, signum: int) -> Letter | None:
         """The next batch; None: there is none, or `signum` or another replica ends the job."""
         if signum:
-            return self.leave(signum, well=False)
+            self.leave(signum, well=False)
+            return None
         self._ask()
         with waiting(self.groups.world, "the next batch"):
             while not (self._given or self._heard):
@@ -149,7 +150,8 @@ class Clerk:
                 time.sleep(_NAP_S)
         letter, self._given = self._given, None
         if letter is None or "halt" in self._heard:
-            return self.leave()
+            self.leave()
+            return None
         self._heard.clear()
         self.clock.wait_until(self.origin_s + letter.head["arrives_s"])
         self._asked, self._n_looks, self._begin_s = False, 0, self._now_s()

@@ -141,8 +141,8 @@ def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:
 
 def _weights(model: Model | Pipeline) -> dict[str, np.ndarray]:
     """Of the whole model; of one over stages, from its file."""
-    whole = isinstance(model, Pipeline) and model.read_whole is not None
-    weights = model.read_whole().weights if whole else model.weights
+    read = model.read_whole if isinstance(model, Pipeline) else None
+    weights = model.weights if read is None else read().weights
     return {name: _as_held(weight) for name, weight in weights.items()}
 
 

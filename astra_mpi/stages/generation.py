@@ -58,6 +58,7 @@ class Group:
         self.new = np.full((len(self.room), request.max_new_tokens), -1, np.int32)
         self.ended = np.zeros(len(self.room), bool)
         self.over = False
+        self.rows = np.empty((0, pipeline.config.d_model), np.float32)  # of the stage before this one
 
     def open(self, pipeline: Any) -> None:
         """Room for the keys and values of this stage."""

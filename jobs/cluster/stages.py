@@ -72,9 +72,8 @@ def main() -> None:
 def show(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     one, n = rows[0], args.prompts
     print(f"{args.tokens} tokens, ports of {args.network}; nodes of 1/{args.speed:g} core; {n} prompts together")
-    print(
-        f"{'grid':<9}{'strategy':<10}{'pass ms':>9}{'token ms':>10}{f'{n} passes':>11}{f'{n} tokens':>11}{'MB':>7}  blocks"
-    )
+    many = "".join(f"{f'{n} {what}':>11}" for what in ("passes", "tokens"))
+    print(f"{'grid':<9}{'strategy':<10}{'pass ms':>9}{'token ms':>10}", f"{'MB':>7}  blocks", sep=many)
     for row in rows:
         name = "one node" if row is one else row["grid"]
         passes, tokens = one["passes_s"] / row["passes_s"], one["tokens_s"] / row["tokens_s"]
