@@ -32,7 +32,8 @@ def folder(comm, tmp_path):
             path = "in.jsonl" if task == "generate" else "in.txt"
             (shared / f"{task}.toml").write_text(
                 f'[model]\npath = "model.h5"\n[input]\npath = "{path}"\nkind = "text"\n'
-                f'[task]\nname = "{task}"\n{setting}\n[parallel]\nstrategy = "sp"\nhanded_on = "float32"\n[run]\nbatch = 3\n[output]\npath = "out.h5"\n'
+                f'[task]\nname = "{task}"\n{setting}\n[parallel]\nstrategy = "sp"\nhanded_on = "float32"\n'
+                '[run]\nbatch = 3\n[output]\npath = "out.h5"\n'
             )
     comm.Barrier()
     return shared
