@@ -92,7 +92,14 @@ def make_groups(world: MPI.Comm, grid: Grid) -> Groups:
             (stage * grid.tokens + token, replica),
         ]
         known[grid] = [world.Split(color, place) for color, place in split]
-    return Groups(grid, world, *(also_watched(comm, world) for comm in known[grid]))
+    n, rank = grid.stages * grid.tokens, world.Get_rank()
+    replica, place = divmod(rank, n)
+    numbers = [
+        grid.ranks_of(replica),
+        range(rank - rank % grid.tokens, rank - rank % grid.tokens + grid.tokens),
+        range(place, grid.size, n),
+    ]
+    return Groups(grid, world, *(also_watched(comm, world, of) for comm, of in zip(known[grid], numbers, strict=True)))
 
 
 _KEYS: list[int] = []

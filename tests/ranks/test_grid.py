@@ -9,7 +9,7 @@ import astra_mpi
 from astra_mpi.cli import _parse
 from astra_mpi.commands.model_options import load_model
 from astra_mpi.convert.synthetic import random_batch
-from astra_mpi.errors import InputError
+from astra_mpi.errors import AstraError, InputError
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.oracle.verify import verify
 from astra_mpi.ranks.broadcast import broadcast_text
@@ -143,6 +143,12 @@ def test_a_failure_of_one_replica_is_every_rank_s(comm, folder):
         model(inputs + 50 * (np.arange(len(inputs)) == len(inputs) - 1)[:, None], mask)
     assert caught.value.collective
     assert model(inputs, mask).shape == (2 * comm.size, 24)
+    if comm.size == 4:  # a rank is named by its number in the whole job
+        model = astra_mpi.load(str(folder / "bert.h5"), comm=comm, strategy="sp", grid="2x1x2")
+        if comm.rank == 3:
+            model.strategy.block = lambda i, x: 1 / 0
+        with pytest.raises(AstraError, match=r"^rank 3: ZeroDivisionError"):
+            model(inputs, mask)
     if comm.size > 1:
         with pytest.raises(InputError, match="inputs differ between ranks"):
             model(inputs + (comm.rank == 1), mask)
