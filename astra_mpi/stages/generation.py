@@ -58,6 +58,7 @@ class Group:
         self.new = np.full((len(self.room), request.max_new_tokens), -1, np.int32)
         self.ended = np.zeros(len(self.room), bool)
         self.over = False
+        self.alive = np.empty(0, np.int64)  # sequences whose next tokens are on their way
         self.rows = np.empty((0, pipeline.config.d_model), np.float32)  # of the stage before this one
 
     def open(self, pipeline: Any) -> None:
@@ -65,7 +66,8 @@ class Group:
         assert self.layout is not None
         self.mode = Local(pipeline.model, self.layout, self.room, self.positions)
         self.mode.enter = self._entered if pipeline.stage else None
-        self.over = not len(self.mode.computed)
+        self.alive = self.mode.computed
+        self.over = not len(self.alive)
 
     def _entered(self, _: Batch) -> np.ndarray:
         return self.rows
@@ -149,22 +151,14 @@ class Generation:
             for group in self.groups:
                 if group.over:
                     continue
-                alive = np.flatnonzero(~group.ended & self._mine(group))
                 try:
-                    self._take(group, alive, step)
+                    self._take(group, group.alive, step)
                 except Exception as exc:
                     self._fail(exc)
                 self._send_on(group, step + 1)
             self._told(step)
             if all(group.over for group in self.groups):
                 return
-
-    def _mine(self, group: Group) -> np.ndarray:
-        """(B,) whether a sequence is decoded on the ranks in this place."""
-        assert group.mode is not None
-        mine = np.zeros(len(group.ended), bool)
-        mine[group.mode.computed] = True
-        return mine
 
     def _take(self, group: Group, alive: np.ndarray, step: int) -> None:
         """What came back: the ids of `step`, or the rows to make them of."""
@@ -176,6 +170,8 @@ class Generation:
             ids = self._sampled(group, self._rows(received.data), alive, step)
         else:
             ids = received.data.view(np.int32)
+        wanted = ~group.ended[alive]  # until nobody wanted more, since these were sent
+        alive, ids = alive[wanted], ids[wanted]
         group.new[alive, step] = ids
         ended = np.isin(ids, self.request.stop) | (step + 1 >= group.room[alive])
         if self.request.ends is not None:
@@ -185,7 +181,9 @@ class Generation:
 
     def _send_on(self, group: Group, step: int) -> None:
         """The sequences that go on, with their rows after this stage's blocks; none: the group is over."""
-        alive = np.flatnonzero(~group.ended & self._mine(group))
+        assert group.mode is not None
+        computed = group.mode.computed
+        group.alive = alive = computed[~group.ended[computed]]
         if self.failure is None and len(alive):
             try:
                 rows = group.step(group.new[alive, step - 1].astype(np.int64), alive, step)

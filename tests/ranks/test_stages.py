@@ -152,7 +152,16 @@ def test_text_over_stages_is_that_of_one_rank(comm, folder, name):
             ids[:1], mask[:1], max_new_tokens=6, on_tokens=lambda s, i, seen=seen: seen.append(int(i[0]))
         )
         assert new[0].tolist() == want[0].tolist() and (comm.rank > 0 or seen == want[0].tolist())
-        made = model.report["generation"]
+        made, told_so_far = model.report["generation"], []
+        few = model.generate(
+            ids[:1],
+            mask[:1],
+            on_tokens=lambda *_, seen=told_so_far: seen.append(1),
+            enough=lambda seen=told_so_far: len(seen) == 2,
+            max_new_tokens=6,
+        )
+        if grid == f"1x{comm.size}x1":
+            assert few[0].tolist() == [*want[0, :2].tolist(), -1, -1, -1, -1]
         assert made["new_tokens"] == [6] and made["first_token_s"] > 0 and len(made["cache_bytes"]) == comm.size
         if grid == f"1x{comm.size}x1":  # a row of D numbers per stage and token, with which sequence it is of
             assert made["handed_bytes"][: comm.size - 1] == [5 * (16 + 4 * 24) + 8] * (comm.size - 1)
