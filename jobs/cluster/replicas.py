@@ -29,9 +29,8 @@ def main() -> None:
     alone, one = read(folder, "one")
     node_s = one["metrics"]["forward_s"]  # of a node of half a core, without what it reads and writes
     print(f"{len(alone)} passages on one half-core node: {node_s:.1f} s")
-    print(
-        f"{'nodes':<20}{'elapsed s':>10}{'over one':>10}{'of the sum of speeds':>22}{'busy':>8}{'same bits':>11}  batches"
-    )
+    shares = f"{'of the sum of speeds':>22}{'busy':>8}"
+    print(f"{'nodes':<20}{'elapsed s':>10}{'over one':>10}{shares}{'same bits':>11}  batches")
     rows = []
     for name, speeds in SPEEDS.items():
         values, summary = read(folder, name)
