@@ -25,6 +25,7 @@ from astra_mpi.models.batch import Batch
 from astra_mpi.models.block import Block, block_weights
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.models.images import Preprocess
+from astra_mpi.network.clock import WallClock
 from astra_mpi.network.conditions import Conditions
 from astra_mpi.partition import Cut
 from astra_mpi.strategies import STRATEGIES, Parts, Strategy, parse
@@ -49,7 +50,9 @@ class Model:
         backend: Backend,
         weights: Cut = None,
         conditions: Conditions | None = None,
+        clock: WallClock | None = None,
     ) -> None:
+        """clock: one that ranks beyond `comm` share, in place of one of its own."""
         self.comm, self.backend, self.cut_weights = comm, backend, weights
         self.config, self.codec = file.config, file.codec
         self.tokenizer, self.preprocess = file.tokenizer, file.preprocess
@@ -64,12 +67,18 @@ class Model:
         recipe = family.recipe_of(file.config)
         self.blocks = [Block(file.config, recipe, own, backend.kernels, self.scratch) for own in blocks]
         conditions = conditions or Conditions()
-        self.clock = conditions.make_clock(comm)
+        self.clock = clock or conditions.make_clock(comm)
+        #: called after every block and decoded token: what else this rank has to do now and then
+        self.meanwhile: Callable[[], None] = lambda: None
+        #: of blocks that follow those of other ranks: gives the rows (n, D) of this rank, in place of an embedding
+        self.enter: Callable[[Batch], np.ndarray] | None = None
+        self.hands_on = False  # blocks of other ranks follow: a pass ends with all rows that are held here
         self.laps = Laps(self.clock)
         self.exchange = Exchange(comm, self.laps, conditions.missing, backend.staging)
         self.exchange.connect(conditions.network)
         self.report: dict[str, Any] = {}
         self.chosen: dict[str, Any] | None = None  # how the strategy was chosen, where nobody named it (`auto.py`)
+        self.chosen_grid: str | None = None  # the same of the grid
         self.chosen_compute: dict[str, Any] | None = None  # the same of the type of products (`compute.py`)
         self._layouts: dict[tuple[Strategy, bytes, bool], Layout] = {}
         self._planned: Layout | None = None  # of the last pass
@@ -173,7 +182,7 @@ class Model:
 
         merged_heads: what `pool` makes are softmaxes of so many heads, to be merged (`Exchange.merge`).
         """
-        self.exchange.reset(self._checksum)
+        self.exchange.reset(self.checksum)
         with nullcontext() if layout is self._planned else collective(self.comm):  # which takes memory
             self.strategy.positions = Positions(self.family, batch)
             self.strategy.begin(layout)
@@ -203,20 +212,24 @@ class Model:
 
     def _forward(self, batch: Batch) -> np.ndarray:
         """-> the rows (n, D) that this rank answers for, after the last block."""
-        embed = partial(self.family.embed, batch)
-        x = embed(self.strategy.held)
-        self.strategy.look(embed)
+        if self.enter is not None:
+            x = self.enter(batch)
+        else:
+            embed = partial(self.family.embed, batch)
+            x = embed(self.strategy.held)
+            self.strategy.look(embed)
         self.laps.mark("embed")
         for i in range(len(self.blocks)):
             x = self.strategy.block(i, x)
-        return self.strategy.answered(x)
+            self.meanwhile()
+        return x if self.hands_on else self.strategy.answered(x)
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None) -> Batch:
         """Validate on every rank, and check that all ranks were given the same."""
         failure: Exception | None = None
         mine = np.zeros(2, dtype=np.int64)  # failed, checksum of the batch
         try:
-            batch = self.family.prepare(self._normalised(inputs), mask)
+            batch = self.family.prepare(self.normalised(inputs), mask)
             mine[1] = zlib.crc32(batch.values.tobytes(), zlib.crc32(batch.lengths.tobytes()))
             if batch.types is not None:
                 mine[1] = zlib.crc32(batch.types.tobytes(), int(mine[1]))
@@ -227,12 +240,12 @@ class Model:
         self.comm.Allgather(mine, every)
         if every[:, 0].any():
             raise_together(self.comm, failure)
-        self._checksum = int(every[0, 1])
+        self.checksum = int(every[0, 1])
         if (every[:, 1] != every[0, 1]).any():
             raise same_on_all(InputError("the inputs differ between ranks; give every rank the same batch"))
         return batch
 
-    def _normalised(self, inputs: np.ndarray) -> np.ndarray:
+    def normalised(self, inputs: np.ndarray) -> np.ndarray:
         """uint8 images (B, height, width, channels) -> float32 (B, channels, height, width); else the inputs."""
         if self.config.family == "vit" and np.asarray(inputs).dtype == np.uint8:
             none = (
@@ -266,10 +279,10 @@ class Model:
         hidden: np.ndarray | None = None
         with collective(self.comm):
             if every is not None:
-                hidden = self._hidden(every, classes, layout)
+                hidden = self.whole(every, classes, layout)
         return hidden
 
-    def _hidden(self, every: np.ndarray, classes: np.ndarray, layout: Layout) -> np.ndarray:
+    def whole(self, every: np.ndarray, classes: np.ndarray, layout: Layout) -> np.ndarray:
         """Rows of all ranks (sum n_r, D) and class tokens (B, n_class D) -> (B, n_class + T, D or V)."""
         put, fetch = self.backend.put, self.backend.fetch
         lengths = layout.lengths
@@ -313,12 +326,13 @@ class Model:
             "latency_s": latency,
             "weight_bytes": [int(n) for n in told[:, 1]],
             **described,
-            "choices": {**described["choices"], "weights": weights, **self.backend.choices, **self._own_choice()},
+            "choices": {**described["choices"], "weights": weights, **self.backend.choices, **self.own_choice()},
             "auto": self.chosen,
             "compute": self.chosen_compute,
         }
 
-    def _own_choice(self) -> dict[str, str]:
+    def own_choice(self) -> dict[str, str]:
         """What an unfinished job goes on with."""
         own = {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
+        own |= {} if self.chosen_grid is None else {"grid": self.chosen_grid}
         return own | ({"compute": self.backend.compute} if self.backend.xp is np else {})

@@ -102,8 +102,9 @@ def _broadcast_error(comm: MPI.Comm, root: int, failure: Exception | None) -> As
         assert failure is not None
         known = type(failure) in _KINDS
         message = str(failure) if known else f"{type(failure).__name__}: {failure}"
-        if root > 0 and not message.startswith("rank "):
-            message = f"rank {root}: {message}"
+        number = (getattr(comm, "numbers", None) or range(root + 1))[root]  # of a part of the job, in all of it
+        if number > 0 and not message.startswith("rank "):
+            message = f"rank {number}: {message}"
         text = message.encode(errors="backslashreplace")  # names of files may not be Unicode
         header[:] = _KINDS.index(type(failure)) if known else 0, len(text)
     comm.Bcast(header, root=root)

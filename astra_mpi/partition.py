@@ -52,6 +52,18 @@ def weighted(n_tokens: int, weights: Sequence[float]) -> np.ndarray:
     return counts
 
 
+def split_blocks(n_blocks: int, speeds: Sequence[float], most: Sequence[int] | None = None) -> list[int] | None:
+    """Blocks of each of consecutive stages of these relative speeds, none more than it has room for (`most`), so that
+    the slowest is done soonest; None: there is no room for all. Stages may have no blocks."""
+    counts = [0] * len(speeds)
+    for _ in range(n_blocks):
+        open_ = [s for s in range(len(speeds)) if most is None or counts[s] < most[s]]
+        if not open_:
+            return None
+        counts[min(open_, key=lambda s: (counts[s] + 1) / speeds[s])] += 1
+    return counts
+
+
 def finish_together(n_tokens: int, speeds: Sequence[float], cost: TokenCost) -> np.ndarray:
     """Counts (size,) with which ranks of these relative speeds need equally long for a causal model.
 

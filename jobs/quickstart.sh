@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job from nothing: convert all-MiniLM-L6-v2, calibrate codebooks, embed a corpus on RANKS ranks, once exactly
-# and once with ASTRA, and answer questions from both.
+# The main job from nothing: convert all-MiniLM-L6-v2, calibrate codebooks, embed a corpus on RANKS ranks, exactly, with
+# ASTRA, and with whole passages on each rank, and answer questions from the first two.
 #   bash jobs/quickstart.sh                      Python's own documentation, a few sample questions
 #   bash jobs/quickstart.sh "my question"        your question to it
 #   bash jobs/quickstart.sh notes/ "my question" a text file or folder instead of the documentation
@@ -35,8 +35,11 @@ fi
 astra-mpi convert "$MODEL" "$work/model.h5" ${check[@]+"${check[@]}"}
 python jobs/passages.py "$work/model.h5" "$work/passages.jsonl" ${corpus[@]+"${corpus[@]}"}
 astra-mpi calibrate "$work/model.h5" --data "$work/passages.jsonl" -o "$work/astra.h5" --threads "$CORES"
-for strategy in sp astra; do
+embed() { # NAME STRATEGY GRID
   mpirun -n "$ranks" astra-mpi run jobs/passages.toml "model.path=$work/astra.h5" "input.path=$work/passages.jsonl" \
-    "parallel.strategy=$strategy" "output.path=$work/$strategy.out.h5" run.resume=false >"$work/$strategy.log"
-done
+    "parallel.strategy=$2" "parallel.grid=$3" "output.path=$work/$1.out.h5" run.resume=false >"$work/$1.log"
+}
+embed sp sp "1x1x$ranks"
+embed astra astra "1x1x$ranks"
+embed replicas single "${ranks}x1x1"
 mpirun -n "$ranks" python jobs/search.py "$work" ${question[@]+"${question[@]}"}

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     text = broadcast_text(comm, text)
     if args.chat:
         return _answer(args, comm, text)
-    model = load_model(args, comm, None if request.name == AUTO else args.strategy)
+    model = load_model(args, comm, None if request.name == AUTO else args.strategy, one_replica=True)
     with collective(comm):
         check_family(args.model, model)
         generator = Generator(task, model, args.seed)
@@ -121,7 +121,7 @@ def open_dialogue(args: argparse.Namespace, comm: MPI.Comm) -> Dialogue:
 
     with collective(comm):
         task = task_of(args)
-    model = load_model(args, comm, args.strategy, args.max_new_tokens)
+    model = load_model(args, comm, args.strategy, args.max_new_tokens, one_replica=True)
     with collective(comm):
         check_family(args.model, model)
         dialogue = Dialogue(

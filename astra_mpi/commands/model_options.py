@@ -34,6 +34,20 @@ def add_loading_options(parser: argparse.ArgumentParser, seed: str, several_netw
     add_compute_option(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="per rank (default SLURM_CPUS_PER_TASK, else 1)")
     parser.add_argument(
+        "--grid",
+        metavar="RxSxT",
+        help="ranks as replicas x stages x tokens, such as 2x1x4 (default: all share tokens; docs/explanation/grid.md)",
+    )
+    parser.add_argument(
+        "--stages", type=_stages, metavar="N,..", help="blocks of each stage of a grid; even; auto: by speed and memory"
+    )
+    parser.add_argument(
+        "--handed-on",
+        default="float16",
+        metavar="TYPE",
+        help="of activations between stages: float32, float16 (default), int8",
+    )
+    parser.add_argument(
         "--weights",
         type=_weights,
         metavar="W,..",
@@ -96,6 +110,13 @@ def _weights(text: str) -> str | list[float]:
     return text if text in ("auto", "even", "causal") else _numbers(text)
 
 
+def _stages(text: str) -> str | list[int]:
+    try:
+        return text if text in ("auto", "even") else [int(part) for part in text.split(",")]
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers of blocks such as 4,4,2,2") from exc
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
@@ -103,15 +124,25 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers such as 2,1,1") from exc
 
 
-def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str | None, new_tokens: int = 0) -> Model:
-    """Collective: the model as the options say; strategy and new_tokens: as `load` takes them."""
+def load_model(
+    args: argparse.Namespace, comm: MPI.Comm, strategy: str | None, new_tokens: int = 0, one_replica: bool = False
+) -> Model:
+    """Collective: the model as the options say; strategy and new_tokens: as `load` takes them. one_replica: what is
+    asked of it is one sequence."""
+    from astra_mpi.config import require
     from astra_mpi.device.threads import set_threads
     from astra_mpi.errors import collective
     from astra_mpi.files.hdf5 import check_target
     from astra_mpi.loading import load
+    from astra_mpi.ranks.grid import parse_grid
     from astra_mpi.strategies import parse
 
     with collective(comm):
+        several = args.grid != "auto" and parse_grid(args.grid, comm.Get_size()).replicas > 1
+        one = not (one_replica and several)
+        require(
+            one, f"--grid {args.grid}: one text is one replica's; give a grid with one, such as 1x1x{comm.Get_size()}"
+        )
         if args.json not in (None, "-"):
             check_target(args.json)
         for text in args.strategies or []:
@@ -121,6 +152,9 @@ def load_model(args: argparse.Namespace, comm: MPI.Comm, strategy: str | None, n
         args.model,
         comm=comm,
         strategy=strategy,
+        grid=args.grid,
+        stages=args.stages,
+        handed_on=args.handed_on,
         new_tokens=new_tokens,
         backend=args.backend,
         transport=args.transport,

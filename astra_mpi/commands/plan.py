@@ -35,6 +35,17 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--new-tokens", type=int, metavar="N", help="also what N tokens after a prompt of --tokens cost (decoders)"
     )
+    parser.add_argument(
+        "--objective",
+        metavar="WHAT",
+        help="also every grid of the ranks, best first by latency (one input, now) or throughput (a job of many)",
+    )
+    parser.add_argument(
+        "--memory", metavar="GB,..", help="of each rank, such as 8GB, or 4GB,8GB,8GB,8GB: what does not fit is named"
+    )
+    parser.add_argument(
+        "--handed-on", default="float16", metavar="TYPE", help="between stages: float32, float16 (default), int8"
+    )
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON; - for stdout")
     parser.add_argument(
         "--plot",
@@ -79,6 +90,11 @@ def run(args: argparse.Namespace) -> int:
     if args.new_tokens is not None:
         answer["decode"] = decode_plan(setting, args.new_tokens)
         answer["verdict"] += decode_advice(answer["decode"])
+    if args.objective or args.memory:
+        from astra_mpi.planner.grids import grid_advice, grid_plan
+
+        answer["grids"] = grid_plan(setting, args.objective or "latency", _memory(args.memory), args.handed_on)
+        answer["verdict"] += grid_advice(answer["grids"], setting.size)
     if args.json != "-":
         print(_table(answer))
     if args.json:
@@ -117,6 +133,15 @@ def _setting(args: argparse.Namespace) -> Any:
     )
 
 
+def _memory(text: str | None) -> list[float] | None:
+    """Bytes of each rank, or of all alike. InputError names the option."""
+    from astra_mpi.config import require
+    from astra_mpi.network.units import memory_bytes
+
+    require(text is None or bool(text), "--memory is empty; give one such as 8GB")
+    return None if text is None else [memory_bytes(part) for part in text.split(",")]
+
+
 def _table(answer: dict[str, Any]) -> str:
     network = answer["network"]
     lines = [
@@ -133,7 +158,28 @@ def _table(answer: dict[str, Any]) -> str:
     lines += [_codec(row) for row in answer["codecs"]]
     if "decode" in answer:
         lines += ["", *_decode(answer["decode"])]
+    if "grids" in answer:
+        lines += ["", *_grids(answer["grids"])]
     return "\n".join([*lines, "", *answer["verdict"]])
+
+
+def _grids(plan: dict[str, Any]) -> list[str]:
+    """The best grids, one line each, of each grid and strategy the best codec, and those that do not fit."""
+    from astra_mpi.planner.grids import SHOWN
+
+    lines = [
+        f"grids by {plan['objective']}, activations between stages as {plan['handed_on']}",
+        f"{'grid':<10}{'strategy':<17}{'bits':>6}{'one ms':>10}{'job 1/s':>10}{'exact':>7}{'GB a rank':>11}  blocks",
+    ]
+    for row in plan["grids"][:SHOWN]:
+        bits = "-" if row["bits_per_token_per_block"] is None else f"{row['bits_per_token_per_block']:.4g}"
+        blocks = "all" if row["blocks"] is None else "/".join(map(str, row["blocks"]))
+        lines.append(
+            f"{row['grid']:<10}{row['strategy']:<17}{bits:>6}{1e3 * row['latency_s']:>10.1f}"
+            f"{row['sequences_per_s']:>10.3g}{'yes' if row['exact'] else 'no':>7}"
+            f"{max(row['memory_bytes']) / 1e9:>11.3g}  {blocks}"
+        )
+    return lines + [f"{row['grid']:<10}does not fit: {row['why']}" for row in plan["misfits"]]
 
 
 def _row(row: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from astra_mpi.decks.deck import Deck
     from astra_mpi.engine import Model
+    from astra_mpi.inputs.sources import Source
+    from astra_mpi.job.results import Results
     from astra_mpi.ranks.signals import StopRequests
 
 _CONDITIONS = ("network", "accounting", "clock", "speed", "deadline", "missing")
@@ -48,7 +50,7 @@ def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[s
     from astra_mpi.inputs.shards import resolve
     from astra_mpi.job import log, runner
     from astra_mpi.job.results import check_room
-    from astra_mpi.job.strategy import choose_for_job, known_choices
+    from astra_mpi.job.strategy import advise_grid, choose_for_job, known_choices
     from astra_mpi.ranks.broadcast import broadcast_text
     from astra_mpi.ranks.watched import watched
 
@@ -70,7 +72,12 @@ def _run(args: argparse.Namespace, comm: MPI.Comm, stop: StopRequests) -> dict[s
     if model.chosen_compute:
         log.event("type of products chosen", why=model.chosen_compute["why"])
     log.event("model loaded", path=deck.model.path, strategy=deck.parallel.spec, threads=threads)
-    choose = partial(choose_for_job, deck, model, comm, choices) if deck.parallel.is_auto else None
+
+    def choose(source: Source | None, results: Results | None) -> None:
+        if deck.parallel.is_auto:
+            choose_for_job(deck, model, comm, choices, source, results)
+        advise_grid(deck, model, comm, source, results)
+
     return runner.run(deck, model, comm, threads=threads, choices=choices, stop=stop, choose=choose)
 
 
@@ -88,6 +95,10 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
         str(deck.model.path),
         comm=comm,
         strategy=None if parallel.is_auto else parallel.spec,
+        grid=choices.get("grid", parallel.grid),
+        objective="throughput",
+        stages=choices.get("stages", parallel.stages),
+        handed_on=parallel.handed_on,
         backend=parallel.backend,
         transport=parallel.transport,
         precision=parallel.precision,

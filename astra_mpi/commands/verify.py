@@ -38,8 +38,12 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
     checks = verify(model, inputs, mask, names, args.counted_keys == "on")
     with collective(comm):
         if comm.Get_rank() == 0:
-            lengths = model.report.get("tokens", "-")  # none where every strategy is skipped
-            print(f"{args.model} on {comm.Get_size()} ranks, {args.batch} sequences, lengths {lengths}")
+            told = model.report.get("tokens", "-")  # none where every strategy is skipped
+            lengths, on = (
+                told if mask is None else mask.sum(axis=1).tolist(),
+                f", grid {args.grid}" if args.grid else "",
+            )
+            print(f"{args.model} on {comm.Get_size()} ranks{on}, {args.batch} sequences, lengths {lengths}")
             print(_table(checks))
             if model.chosen_compute:
                 print(model.chosen_compute["why"])

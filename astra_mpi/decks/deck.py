@@ -78,8 +78,15 @@ class ParallelSection:
     # (docs/reference/strategies.md). auto: astra if the model has codebooks, else the exact strategy that is predicted
     # to be fastest here (docs/explanation/planner.md)
     strategy: str = "auto"
+    # the ranks as replicas x stages x tokens, such as "4x1x1": replicas compute different batches, the ranks of one
+    # share the tokens of its sequences; "auto": predicted to finish the job soonest (docs/explanation/grid.md).
+    # Default: all ranks share tokens
+    grid: str | None = None
+    # of a grid with stages: blocks of each stage, "even", or "auto" by the speed and free memory of its ranks
+    stages: Literal["auto", "even"] | tuple[Positive, ...] = "auto"
+    handed_on: Literal["float32", "float16", "int8"] = "float16"  # the type of activations between stages
     # how tokens are cut over ranks: "even", or so that ranks of unequal speed finish together: "auto" measures the
-    # speeds, "causal" (decoders) takes them as equal, or give one relative speed per rank
+    # speeds, "causal" (decoders) takes them as equal, or give one relative speed per rank that shares tokens
     weights: Literal["even", "auto", "causal"] | tuple[float, ...] = "even"
     # which kernels: Numba, plain NumPy (slow, for checks), or a GPU per rank
     backend: Literal["numpy", "reference", "cuda"] = "numpy"

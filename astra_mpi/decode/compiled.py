@@ -30,7 +30,7 @@ class CompiledBlocks:
         self.has_head = True
         try:
             self._tables.append(HeadTable(family))
-        except ValueError:
+        except (ValueError, KeyError):  # a format that is not read, or a head that other ranks have
             self.has_head = False
         self.rows = np.stack([table.row for table in self._tables])
         self.numbers, self.factors = model_numbers(blocks[0], family)

@@ -129,6 +129,7 @@ class Generation:
                 if not self._step(step):
                     break
                 self.step_s[step] = clock.now() - start_s
+                self.model.meanwhile()
             if self.failure is None:
                 self._close()
         self.model.exchange.settle()

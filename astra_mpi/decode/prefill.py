@@ -39,6 +39,7 @@ class Engine(Protocol):
     clock: WallClock
     laps: Laps
     report: dict[str, Any]
+    meanwhile: Callable[[], None]
 
     @property
     def compiled(self) -> CompiledBlocks | None:

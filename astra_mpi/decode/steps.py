@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import ClassVar
 
@@ -30,6 +31,8 @@ class Local:
     computed: np.ndarray
     sampled: np.ndarray
     cache: Cache
+    #: of blocks that follow those of other ranks: gives the rows (n, D) of new tokens, in place of an embedding
+    enter: Callable[[Batch], np.ndarray] | None = None
 
     def __init__(
         self, model: Engine, layout: Layout, room: np.ndarray, first: np.ndarray, past: Past | None = None
@@ -80,12 +83,15 @@ class Local:
         self._counts = [4 * n * Softmax.width(self.config)] * self.layout.size
         self.cache.plan(sequences, self._keeps(step), positions)
         batch = Batch(np.ones(n, np.int64), ids, positions)
-        x = self.family.embed(batch, Layout(np.ones((n, 1), np.int64), 0))
+        x = self._embed(batch) if self.enter is None else self.enter(batch)
         placed = PlacedRows(Positions(self.family, batch), np.arange(n), self.blocks)
         self.laps.mark("embed")
         if self.compiled is not None and n <= MAX_ROWS:
             return self._compiled_step(x, sequences, positions, placed, step)
         return self._step(x, placed)
+
+    def _embed(self, batch: Batch) -> np.ndarray:
+        return self.family.embed(batch, Layout(np.ones((len(batch.lengths), 1), np.int64), 0))
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """Rows after the last block (n, D) -> logits (n, V), on the host."""

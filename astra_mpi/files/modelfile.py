@@ -17,7 +17,7 @@ from astra_mpi.errors import InputError
 from astra_mpi.files import checksum, hdf5
 from astra_mpi.files.codecfile import check_codec, read_codec, write_codec
 from astra_mpi.files.provenance import read_provenance, write_provenance
-from astra_mpi.files.weightfile import check_names, read_weights, write_weights
+from astra_mpi.files.weightfile import Held, check_names, read_weights, write_weights
 from astra_mpi.models import FAMILIES
 
 
@@ -37,17 +37,20 @@ class ModelFile:
     codec_dtype: str = "float32"  # storage of the codebooks' entries, when written
 
 
-def read_model(path: str | Path, share: tuple[int, int] = (0, 1)) -> ModelFile:
+def read_model(path: str | Path, share: tuple[int, int] = (0, 1), held: Held | None = None) -> ModelFile:
     """Read and check a model file. InputError, with the file, the part and the cure, on anything that does not fit.
 
     Matrices are mapped and stay in their stored type. share = (r, n): check the contents of every n-th weight only.
+    held: which weights are read, by name; all.
     """
     with hdf5.reading(path) as file:
         config, config_json = read_config(file)
         # before the names of so many blocks are spelled out
         n_found, few = len(hdf5.group(file, "weights")), f"/weights has too few weights for {config.n_layers} blocks"
         require(config.n_layers <= n_found, f"{path}: {few}")
-        weights, stored_dtype = read_weights(file, _head(config.family, config_json), weight_shapes(config), share)
+        weights, stored_dtype = read_weights(
+            file, _head(config.family, config_json), weight_shapes(config), share, held
+        )
         codec = read_codec(file) if "codec" in file else None
         if codec is not None:
             check_codec(codec, config, path)
@@ -78,6 +81,12 @@ def read_config(file: h5py.File) -> tuple[Any, str]:
     except (InputError, ValueError) as exc:
         raise InputError(f"{file.filename}: its config does not describe a {family} model ({exc})") from exc
     return config, stored
+
+
+def is_tied(path: str | Path) -> bool:
+    """Whether the head of the model in a file is its word embedding."""
+    with hdf5.reading(path) as file:
+        return bool(getattr(read_config(file)[0], "tied", False))
 
 
 def weight_shapes(config: Any) -> dict[str, tuple[int, ...]]:

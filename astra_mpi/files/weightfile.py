@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from astra_mpi.errors import some
 from astra_mpi.files import hdf5
 
 Shapes = Mapping[str, tuple[int, ...]]
+#: whether a weight is wanted, by its name
+Held = Callable[[str], bool]
 #: bytes read at a time when a file is checked: they stay in the cache for all checks
 _CHUNK = 1 << 20
 
@@ -72,11 +74,14 @@ def _write(file: h5py.File, group: h5py.Group, name: str, stored: np.ndarray | N
     return item, sha.hexdigest()
 
 
-def read_weights(file: h5py.File, head: str, shapes: Shapes, share: tuple[int, int] = (0, 1)) -> tuple[Weights, str]:
+def read_weights(
+    file: h5py.File, head: str, shapes: Shapes, share: tuple[int, int] = (0, 1), held: Held | None = None
+) -> tuple[Weights, str]:
     """-> (weights, what matrices are stored as) of an open model file, checked.
 
     Matrices are mapped, so they take memory only where and when they are used; vectors are float32 arrays.
-    share = (r, n): check the contents of every n-th weight only, from the r-th on. InputError on what does not fit.
+    share = (r, n): check the contents of every n-th weight only, from the r-th on. held: of others nothing is read but
+    their shapes. InputError on what does not fit.
     """
     group = hdf5.group(file, "weights")
     check_names(file.filename, shapes, group)
@@ -91,12 +96,14 @@ def read_weights(file: h5py.File, head: str, shapes: Shapes, share: tuple[int, i
     if "manifest" in file.attrs:
         lines = [_line(item, name) for name, item in items.items()]
         _require_whole(file, hdf5.text(file, "manifest") == _manifest(head, hdf5.text(file, "digest"), lines))
-        for name in list(items)[share[0] :: share[1]]:
+        for name in [name for name in items if held is None or held(name)][share[0] :: share[1]]:
             _check(file, items[name], dtypes[name], scales[name])
     else:
         _require_whole(file, hdf5.text(file, "digest") == _streamed_digest(file, head, items, dtypes))
     weights: dict[str, Any] = {}
     for name, item in items.items():
+        if held is not None and not held(name):
+            continue
         if item.ndim < 2:
             weights[name] = hdf5.read(item, "float32")
         else:

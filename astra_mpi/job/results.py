@@ -25,7 +25,12 @@ from astra_mpi.job.ranking import write_ranks
 #: parts of the state that results of earlier versions do not have
 LATER = ("text_digest",)
 #: the same, and what they were when nobody could say it
-ONCE = {"parallel.compute": "float32"}
+ONCE = {
+    "parallel.compute": "float32",
+    "parallel.grid": None,
+    "parallel.stages": "auto",
+    "parallel.handed_on": "float16",
+}
 
 
 def parts_folder(output: Path) -> Path:

@@ -6,25 +6,28 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from astra_mpi.config import require
 from astra_mpi.decks.deck import Deck
 from astra_mpi.errors import collective
 from astra_mpi.files.stuck import bounded
 from astra_mpi.inputs.opening import open_input
 from astra_mpi.inputs.shards import shard_items, take
 from astra_mpi.inputs.sources import Source
-from astra_mpi.job import log
+from astra_mpi.job import log, shared
+from astra_mpi.job.desk import Finished
 from astra_mpi.job.progress import Progress
 from astra_mpi.job.results import Results, finished_summary, remove_leftovers, summary_path, write_json
 from astra_mpi.job.settings import deck_state
 from astra_mpi.job.summary import summarise
-from astra_mpi.job.tasks import TASKS, Embed, Part, check_task
+from astra_mpi.job.tasks import TASKS, Embed, check_task
 from astra_mpi.ranks.broadcast import broadcast_batch, broadcast_text
 from astra_mpi.ranks.signals import Interrupted, StopRequests
 from astra_mpi.ranks.watched import alone
+from astra_mpi.replicas.replicas import Replicas
 from astra_mpi.strategies import AUTO
 
 if TYPE_CHECKING:
@@ -55,7 +58,11 @@ def run(
     state, summary, items = {}, None, range(0)
     with collective(comm):
         check_task(deck, model.config)
-        task = TASKS[deck.task.name](deck, model, comm, choices or {})
+        worker = model.model if isinstance(model, Replicas) else model
+        task = TASKS[deck.task.name](deck, worker, worker.comm, choices or {})
+        if worker is not model:
+            require(not deck.task.stream, "task.stream = true prints one text at a time; give a grid with one replica")
+            task.talks = False
         if root:
             with alone(comm, f"reading {deck.input.path}"):
                 source = task.open(open_source)
@@ -122,16 +129,40 @@ def _loop(
         n_left = sum(b - a for a, b in map(results.span, pending))
         progress = Progress(source.n_items, source.n_items - n_left)
     log.event("batches begin", pending=len(pending), first=pending[0] + 1 if pending else None)
-    last: int | None = None
+
+    def finished(part: int, report: Mapping[str, Any], n_items: int) -> None:
+        if progress is not None:
+            progress.advance(n_items)
+        _log_batch(part, report, comm.Get_rank())
+
+    loop = shared.loop if isinstance(model, Replicas) else _one_by_one
+    signum, last = loop(model, task, source, results, pending, stop, finished)
+    if signum:
+        raise _interrupted(signum, last)
+    if progress is not None:
+        progress.close()
+
+
+def _one_by_one(
+    model: Any,
+    task: Embed,
+    source: Source | None,
+    results: Results | None,
+    pending: Sequence[int],
+    stop: StopRequests,
+    finished: Finished,
+) -> tuple[int, int | None]:
+    """Collective: all ranks compute every batch; as `shared.loop`."""
+    comm, last = model.comm, None
     for part in pending:
         if signum := stop.agreed(comm):
-            raise _interrupted(signum, last)
+            return signum, last
         log.event("batch begins", batch=part + 1, level=logging.DEBUG)
         inputs = mask = known = None
         with collective(comm):
             if source is not None and results is not None:
                 span = range(*results.span(part))
-                known = Part(source, span, results.items[span.start : span.stop])
+                known = task.part(source, span, results.items[span.start : span.stop])
                 with alone(comm, f"reading batch {part + 1}"):
                     inputs, mask = source.batch(span.start, span.stop)
         outputs = task.outputs(*broadcast_batch(comm, inputs, mask), known)
@@ -139,12 +170,9 @@ def _loop(
             if results is not None:
                 with alone(comm, f"writing batch {part + 1}"):
                     results.write(part, outputs, model.report)
-            if progress is not None and known is not None:
-                progress.advance(len(known.numbers))
-        _log_batch(part, model.report, comm.Get_rank())
+            finished(part, model.report, len(known.numbers) if known is not None else 0)
         last = part
-    if progress is not None:
-        progress.close()
+    return 0, last
 
 
 def _log_batch(part: int, report: Mapping[str, Any], rank: int) -> None:

@@ -19,9 +19,11 @@ from astra_mpi.job import log
 from astra_mpi.job.results import Results, recorded_choices, recorded_job
 from astra_mpi.job.settings import deck_state
 from astra_mpi.planner.auto import Workload, adopt, decide, hint, reason, usual
+from astra_mpi.planner.job_grid import better_grid
 from astra_mpi.ranks.broadcast import broadcast_text
+from astra_mpi.ranks.grid import parse_grid
 from astra_mpi.ranks.watched import alone
-from astra_mpi.strategies import coded_form, parse_request
+from astra_mpi.strategies import AUTO, coded_form, parse_request
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -81,6 +83,31 @@ def choose_for_job(
     else:
         decide(model, Workload(**told), coded_form(parse_request(parallel.spec)), **options)
     _tell(model, comm)
+
+
+def advise_grid(deck: Deck, model: Any, comm: MPI.Comm, source: Source | None, results: Results | None) -> None:
+    """Collective: name a grid with which this job is predicted to end much sooner, on stderr and in the log.
+
+    source, results: rank 0's, None elsewhere. A job of one batch, or on one rank, or of replicas of one rank, has
+    nothing to gain.
+    """
+    size = comm.Get_size()
+    if deck.parallel.grid == AUTO:
+        return
+    grid, told = parse_grid(deck.parallel.grid, size), [0, {}]
+    if grid.replicas == size or grid.stages > 1:
+        return
+    with collective(comm):
+        if source is not None and results is not None and len(results.pending()) > 1:
+            with alone(comm, "reading the first batch"):
+                told = [source.n_items, asdict(_workload(deck, model.config, source, results))]
+    n_items, workload = json.loads(broadcast_text(comm, json.dumps(told)))
+    if not n_items:
+        return
+    line = better_grid(model, comm, grid, Workload(**workload), n_items)
+    if line and comm.Get_rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+        log.event("another grid is faster", why=line.removeprefix("astra-mpi: "))
 
 
 def _check(deck: Deck, model: Model) -> None:

@@ -32,11 +32,10 @@ Outputs = Mapping[str, np.ndarray]
 
 
 class Part(NamedTuple):
-    """A batch as rank 0 knows it."""
+    """A batch as the one rank knows it that hands its outputs on."""
 
-    source: Source
-    items: range  # of the source
-    numbers: range  # theirs in the whole input
+    numbers: range  # of its items in the whole input
+    about: np.ndarray  # (B,) int64: what the task's `about` says of them, or nothing (0,)
 
 
 def check_task(deck: Deck, config: Any) -> None:
@@ -91,6 +90,14 @@ class Embed:
         more = {} if prompt is None else {"prompt": prompt}
         return open_source(self.deck.input, model.tokenizer, model.preprocess, model.config, **more)
 
+    def about(self, source: Source, items: range) -> np.ndarray:
+        """(B,) int64: what outputs need to know of these items beside the inputs, on rank 0; nothing: (0,)."""
+        return np.empty(0, np.int64)
+
+    def part(self, source: Source, items: range, numbers: range) -> Part:
+        """Of items of the source, whose `numbers` are those of the whole input."""
+        return Part(numbers, self.about(source, items))
+
     def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
         """Collective: what is kept of these items, (B, ..) each, on rank 0; the others have no `part`."""
         return {"embedding": self.model(inputs, mask)}
@@ -125,13 +132,16 @@ class Rerank(Embed):
         model = self.model
         return open_source(self.deck.input, model.tokenizer, model.preprocess, model.config, pairs=True, ranked=True)
 
+    def about(self, source: Source, items: range) -> np.ndarray:
+        assert isinstance(source, TextSource | Excerpt)
+        return source.queries(items)
+
     def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
         logits = self.model(inputs, mask)[:, 0]
         if part is None:
             return {}
-        assert isinstance(part.source, TextSource | Excerpt)
         score = sigmoid(logits) if self.model.config.scores == "sigmoid" else logits
-        return {"logits": logits, "score": score, "query": part.source.queries(part.items)}
+        return {"logits": logits, "score": score, "query": part.about}
 
 
 def probabilities(logits: np.ndarray, how: str) -> np.ndarray:
@@ -153,11 +163,12 @@ class Perplexity(Embed):
     def open(self, open_source: Callable[..., Source] = open_input) -> Source:
         return open_windows(self.deck, self.model)
 
+    def about(self, source: Source, items: range) -> np.ndarray:
+        assert isinstance(source, WindowSource)
+        return source.n_context[items.start : items.stop]
+
     def outputs(self, inputs: np.ndarray, mask: np.ndarray | None, part: Part | None) -> Outputs:
-        n_context = None
-        if part is not None and isinstance(part.source, WindowSource):
-            n_context = part.source.n_context[part.items.start : part.items.stop]
-        return window_scores(self.model, self.comm, inputs, mask, n_context)
+        return window_scores(self.model, self.comm, inputs, mask, None if part is None else part.about)
 
 
 class Generate(Embed):

@@ -54,7 +54,7 @@ class Decoder(Family):
 
     def make_ready(self) -> None:
         super().make_ready()
-        if self.config.tied:
+        if self.config.tied and "embed.word" in self.w:
             self.word_head  # noqa: B018 - packed now
 
     @cached_property
@@ -65,7 +65,7 @@ class Decoder(Family):
 
     @property
     def nbytes(self) -> int:
-        head = self.word_head if self.config.tied else None
+        head = self.word_head if self.config.tied and "embed.word" in self.w else None
         return super().nbytes + (0 if head is None else head.nbytes)
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None = None) -> Batch:

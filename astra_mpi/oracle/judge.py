@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,14 @@ class Check:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def worst(checks: Sequence[Check]) -> Check:
+    """The checks of one strategy on several replicas as one: the one that failed, or came nearest to it, with the bytes
+    and flips of all."""
+    first = max(checks, key=lambda check: (not check.passed, check.excess))
+    sums = {name: sum(getattr(c, name) for c in checks) for name in ("flips", "contributed_bytes", "formula_bytes")}
+    return replace(first, **sums)
 
 
 @dataclass(frozen=True)

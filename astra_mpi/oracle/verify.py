@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,16 +12,20 @@ from mpi4py import MPI
 from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.engine import Model
 from astra_mpi.errors import collective
-from astra_mpi.oracle.judge import Check, Measured, judge
+from astra_mpi.oracle.judge import Check, Measured, judge, worst
 from astra_mpi.oracle.narrow import WEIGHTS_ONLY, InBlocks
 from astra_mpi.oracle.passes import Passes
 from astra_mpi.oracle.products import excess
+from astra_mpi.ranks.broadcast import gather_texts
 from astra_mpi.ranks.watched import alone
+from astra_mpi.replicas.replicas import Replicas
+from astra_mpi.stages.pipeline import Pipeline
+from astra_mpi.stages.terms import terms_of_all
 from astra_mpi.strategies import forms
 
 
 def verify(
-    model: Model,
+    model: Model | Replicas,
     inputs: np.ndarray,
     mask: np.ndarray | None,
     strategies: Sequence[str],
@@ -32,14 +37,37 @@ def verify(
     strategies: specs; a name without options stands for all its forms, for `astra` where codes have maps for late ones
     too. spread: the cut of `Model.generate`. Returns
     one check per form on rank 0, an empty list elsewhere. A form that cannot be used here is skipped: passed, with
-    the reason.
+    the reason. Of replicas each is held against an oracle of its own sequences; a check is of the one that is worst.
+    Stages hand rows on in float32 from now on.
     """
+    if isinstance(model, Replicas):
+        return _verify_replicas(model, inputs, mask, strategies, counted_keys, spread)
+    if isinstance(model, Pipeline):
+        model.handed_on = "float32"  # the oracle does not round between stages
     passes = Passes(model.config, inputs, mask, _rounded(model), lambda: _weights(model))
     specs = [spec for text in strategies for spec in forms(text)]
     if model.codec is not None and model.codec.config.has_maps and "astra" in strategies:
         specs.append("astra:late")
     checks = [_check(model, inputs, mask, spec, counted_keys, spread, passes) for spec in specs]
     return [check for check in (_check_products(model), *checks) if check is not None]
+
+
+def _verify_replicas(
+    model: Replicas,
+    inputs: np.ndarray,
+    mask: np.ndarray | None,
+    strategies: Sequence[str],
+    counted_keys: bool,
+    spread: bool,
+) -> list[Check]:
+    own, checks = model.share(len(inputs)), []
+    with collective(model.comm):
+        if own.stop > own.start:
+            its_mask = None if mask is None else mask[own]
+            checks = verify(model.model, inputs[own], its_mask, strategies, counted_keys, spread)
+    texts = gather_texts(model.groups.across, json.dumps([check.as_dict() for check in checks]))
+    found = [[Check(**values) for values in json.loads(text)] for text in texts] if model.comm.Get_rank() == 0 else []
+    return [worst(alike) for alike in zip(*filter(None, found), strict=True)]
 
 
 def _check_products(model: Model) -> Check | None:
@@ -77,6 +105,8 @@ def _check(
     strategy.record()
     answer, hidden = model(inputs, mask, gather=True, spread=spread)
     answers, terms = _all_answers(model, answer), strategy.oracle_terms()
+    if isinstance(model, Pipeline):
+        terms = terms_of_all(model, terms)
     if not on_root:
         return None
     with alone(model.comm, "the oracle"):
@@ -112,8 +142,11 @@ def _all_answers(model: Model, answer: np.ndarray) -> np.ndarray:
     return every
 
 
-def _weights(model: Model) -> dict[str, np.ndarray]:
-    return {name: _as_held(weight) for name, weight in model.weights.items()}
+def _weights(model: Model | Pipeline) -> dict[str, np.ndarray]:
+    """Of the whole model; of one over stages, from its file."""
+    read = model.read_whole if isinstance(model, Pipeline) else None
+    weights = model.weights if read is None else read().weights
+    return {name: _as_held(weight) for name, weight in weights.items()}
 
 
 def _as_held(weight: Any) -> np.ndarray:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from astra_mpi.config import require
 from astra_mpi.costs.decode import MODES, decode_cost, head_work
 from astra_mpi.costs.latency import Network, assumed_speeds, latency
@@ -24,8 +26,12 @@ from astra_mpi.planner.advice import WORTH
 from astra_mpi.planner.plan import best_cut, cheaper_remote
 from astra_mpi.planner.probes import block_speeds, gemm_speeds, measure_link
 from astra_mpi.ranks.broadcast import broadcast_text
+from astra_mpi.replicas.replicas import Replicas
+from astra_mpi.stages.pipeline import Pipeline
 
 if TYPE_CHECKING:
+    from mpi4py import MPI
+
     from astra_mpi.engine import Model
 
 #: what auto may choose: an answer is not rounded unasked
@@ -59,7 +65,14 @@ def usual(config: Any, tokens: int | None = None, new_tokens: int = 0, batch: in
     return Workload(tokens, batch, new_tokens)
 
 
-def decide(model: Model, workload: Workload, coded: str = "astra", *, advises: bool = True, **options: Any) -> None:
+def decide(
+    model: Model | Replicas | Pipeline,
+    workload: Workload,
+    coded: str = "astra",
+    *,
+    advises: bool = True,
+    **options: Any,
+) -> None:
     """Collective: use a strategy on `model`, the same on all ranks, and keep in `model.chosen` why
     (docs/explanation/planner.md).
 
@@ -67,12 +80,26 @@ def decide(model: Model, workload: Workload, coded: str = "astra", *, advises: b
     the emulated network, or by a probe of the real one. One rank measures nothing. advises: with codebooks too, so that
     `hint` can name what would be much faster. options: of `Model.use`.
     """
+    if isinstance(model, Replicas):
+        with collective(model.comm):  # what fails on the first replica
+            if model.groups.place[0] == 0:
+                decide(model.model, workload, coded, advises=advises, **options)
+        text = json.dumps(model.chosen) if model.comm.Get_rank() == 0 else ""
+        adopt(model, json.loads(broadcast_text(model.comm, text)), **options)
+        return
+    if isinstance(model, Pipeline):  # for the ranks that share tokens, by the first stage
+        with collective(model.comm):
+            if model.stage == 0:
+                decide(model.model, workload, coded, advises=advises, **options)
+        text = json.dumps(model.chosen) if model.comm.Get_rank() == 0 else ""
+        adopt(model, json.loads(broadcast_text(model.comm, text)), **options)
+        return
     if model.comm.Get_size() == 1:
         chosen = {"strategy": "single" if model.codec is None else coded, "by": "one rank"}
     elif model.codec is not None and not advises:
         chosen = {"strategy": coded, "by": "codebooks"}
     else:
-        setting, measured = _measured(model, workload)
+        setting, measured = measured_setting(model, workload, model.exchange.comm)
         text = ""
         with collective(model.comm):
             if model.comm.Get_rank() == 0:
@@ -81,21 +108,29 @@ def decide(model: Model, workload: Workload, coded: str = "astra", *, advises: b
     adopt(model, chosen, **options)
 
 
-def adopt(model: Model, chosen: dict[str, Any], **options: Any) -> None:
+def adopt(model: Model | Replicas | Pipeline, chosen: dict[str, Any], **options: Any) -> None:
     """Collective: use what was chosen, now or by an earlier part of a job."""
     model.use(chosen["strategy"], **options)
     model.chosen = chosen
 
 
-def _measured(model: Model, workload: Workload) -> tuple[Setting, dict[str, Any]]:
-    """Collective: what is planned for, and how it is known. A network that is emulated is not measured."""
+def measured_setting(model: Any, workload: Workload, comm: MPI.Comm) -> tuple[Setting, dict[str, Any]]:
+    """Collective: what is planned for, and how it is known. A network that is emulated is not measured.
+
+    comm: of the ranks of `model.comm`; nobody else sends on it.
+    """
     start_s = perf_counter()
     emulated = model.exchange.network
     gemm = gemm_speeds(model, workload.tokens)
     compute = model.backend.compute
-    products = gemm if compute == "float32" else block_speeds(model, workload.tokens)
+    if compute == "float32":
+        products = gemm
+    elif model.blocks:
+        products = block_speeds(model, workload.tokens)
+    else:
+        products = np.array([assumed(assumed_speeds(2e-9 * plain), compute).gemm for plain in gemm])
     if emulated.rate is None:
-        link = measure_link(model.exchange.comm)
+        link = measure_link(comm) if comm.Get_size() > 1 else Network(1e9, 1e-3)
     else:  # a shared medium carries one message at a time
         bps = emulated.rate.mean_bps
         link = Network(bps / model.comm.Get_size() if emulated.shared else bps, emulated.rtt_s)

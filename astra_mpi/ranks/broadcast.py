@@ -1,4 +1,4 @@
-"""From rank 0 to all ranks: text, numbers, and the inputs of a batch. Buffers only, no pickle."""
+"""From rank 0 to all ranks: text, numbers, and the inputs of a batch; texts of all ranks. Buffers only, no pickle."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ def broadcast_text(comm: MPI.Comm, text: str) -> str:
         data = np.empty(size[0], dtype=np.uint8)
     comm.Bcast(data, root=0)
     return data.tobytes().decode()
+
+
+def gather_texts(comm: MPI.Comm, text: str) -> list[str]:
+    """Collective: the texts of all ranks on every rank."""
+    mine, counts = np.frombuffer(text.encode(), np.uint8), np.empty(comm.Get_size(), np.int64)
+    comm.Allgather(np.array([mine.size], np.int64), counts)
+    every = np.empty(int(counts.sum()), np.uint8)
+    comm.Allgatherv(mine, [every, counts])
+    return [part.tobytes().decode() for part in np.split(every, np.cumsum(counts)[:-1])]
 
 
 def broadcast_line(comm: MPI.Comm, text: str | None, every_s: float = 0.005) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any
@@ -37,6 +37,8 @@ class Watched(MPI.Intracomm):
     """The same communicator; blocking calls are noted on `dog` while they last."""
 
     dog: Watchdog | None
+    #: of ranks of a part of the job: their numbers in all of it, for messages
+    numbers: Sequence[int] | None = None
 
     def __new__(cls, comm: MPI.Comm | None = None, dog: Watchdog | None = None) -> Watched:
         self = super().__new__(cls, comm)
@@ -66,9 +68,10 @@ def watched(comm: MPI.Comm, limit_s: float | None = None) -> MPI.Comm:
 
     limit_s: how long a rank waits for the others, 0 for ever; None leaves it as it is.
     """
-    if comm.Get_size() == 1:
+    dog = getattr(comm, "dog", None)
+    if comm.Get_size() == 1 and dog is None:
         return comm
-    dog = comm.Get_attr(_KEY)
+    dog = dog or comm.Get_attr(_KEY)
     if not isinstance(dog, Watchdog):
         dog = Watchdog(comm)
         comm.Set_attr(_KEY, dog)
@@ -77,10 +80,14 @@ def watched(comm: MPI.Comm, limit_s: float | None = None) -> MPI.Comm:
     return Watched(comm, dog)
 
 
-def also_watched(comm: MPI.Comm, like: MPI.Comm) -> MPI.Comm:
-    """`comm`, a duplicate of `like`, under the watchdog of that one, if it has one."""
+def also_watched(comm: MPI.Comm, like: MPI.Comm, numbers: Sequence[int] | None = None) -> MPI.Comm:
+    """`comm`, a duplicate or (with `numbers`) a part of `like`, under the watchdog of that one, if it has one."""
     dog = getattr(like, "dog", None)
-    return Watched(comm, dog) if dog is not None else comm
+    if dog is None:
+        return comm
+    made = Watched(comm, dog)
+    made.numbers = getattr(like, "numbers", None) if numbers is None else numbers
+    return made
 
 
 def waiting(comm: MPI.Comm, what: str) -> AbstractContextManager[None]:

@@ -210,12 +210,17 @@ def test_exit_codes_after_a_signal(folder, number, code):
 
 
 @pytest.mark.parametrize(
-    ("number", "message"),
-    [(signal.SIGKILL, r"rank 2 \(process {pid} on .*\) has died"), (signal.SIGSTOP, "rank 2 gives no sign of life")],
+    ("number", "message", "grid"),
+    [
+        (signal.SIGKILL, r"rank 2 \(process {pid} on .*\) has died", "3x1x1"),
+        (signal.SIGSTOP, "rank 2 gives no sign of life", "1x1x3"),
+        (signal.SIGSTOP, "rank 2 gives no sign of life", "3x1x1"),
+    ],
 )
-def test_a_rank_other_than_0_is_named(folder, number, message):
-    output = f"{number.name}-2.h5"
-    program = start(folder, output, "run.watchdog=2s", "--log-dir", f"{output}.logs")
+def test_a_rank_other_than_0_is_named(folder, number, message, grid):
+    """Also where it computes batches of its own, and nobody waits for it but in the end."""
+    output = f"{number.name}-{grid}.h5"
+    program = start(folder, output, f"parallel.grid={grid}", "run.watchdog=2s", "--log-dir", f"{output}.logs")
     wait_for_parts(folder, output, program, 1)
     begun = (folder / f"{output}.logs" / "rank-0002.log").read_text()
     pid = int(re.search(r"run started, .* pid (\d+)", begun)[1])

@@ -1,0 +1,311 @@
+"""Which grid of ranks is best, for one input now and for a job of many, under the memory of each rank
+(docs/explanation/grid.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from astra_mpi import partition
+from astra_mpi.codec.config import CodecConfig
+from astra_mpi.config import require
+from astra_mpi.costs.latency import Speeds, latency
+from astra_mpi.costs.setting import Setting
+from astra_mpi.costs.stages import (
+    Ends,
+    block_weights,
+    ends_of,
+    hop_seconds,
+    outside_weights,
+    stage_seconds,
+)
+from astra_mpi.costs.strategies import STRATEGIES, Coding
+from astra_mpi.costs.work import Cost, Job
+from astra_mpi.errors import InputError
+from astra_mpi.planner.measured import measured, same_codes
+from astra_mpi.planner.plan import BY_TOKENS, cheaper_remote
+from astra_mpi.ranks.grid import Grid
+
+OBJECTIVES = ("latency", "throughput")
+#: rows that are shown
+SHOWN = 10
+_EXACT_FIRST = 1.05
+
+
+@dataclass(frozen=True)
+class Way:
+    """A strategy of the ranks that share tokens."""
+
+    strategy: str
+    coding: Coding
+    cost: Cost  # of all blocks
+    counts: tuple[int, ...]  # tokens per rank
+
+
+@dataclass(frozen=True)
+class Room:
+    """The memory of each rank in bytes; None: any."""
+
+    limits: tuple[float, ...] | None
+
+    def least(self, ranks: Sequence[int]) -> float:
+        """Of some ranks the smallest."""
+        return float("inf") if self.limits is None else min(self.limits[r] for r in ranks)
+
+
+class Short(NamedTuple):
+    """What the stages of a replica need together, and what their smallest ranks have together, in bytes."""
+
+    needed: float
+    there: float
+
+
+class Search:
+    """All grids of a setting's ranks."""
+
+    def __init__(self, setting: Setting, room: Room, handed: str = "float16") -> None:
+        require(
+            room.limits is None or len(room.limits) == setting.size,
+            f"--memory has {len(room.limits or ())} numbers for {setting.size} ranks; give one, or one per rank",
+        )
+        self.setting, self.room, self.handed = setting, room, handed
+        self.config, self.shape = setting.config, setting.shape
+        self._ways: dict[tuple[int, int], list[Way]] = {}
+        self._seconds: dict[Any, list[float]] = {}
+
+    @cached_property
+    def ends(self) -> Ends:
+        return ends_of(self.config)
+
+    @cached_property
+    def codings(self) -> list[Coding]:
+        """The setting's own codec, and the others of which something was measured."""
+        others = [Coding(codec) for codec in measured(self.config.family).codecs if self._is_other(codec)]
+        return [self.setting.coding, *(cheaper_remote(self.setting, coding) for coding in others)]
+
+    def _is_other(self, codec: CodecConfig) -> bool:
+        own = self.setting.coding.codec
+        return not same_codes(codec, own) and codec.bits_per_token <= own.bits_per_token
+
+    def grids(self) -> Iterator[Grid]:
+        size = self.setting.size
+        for replicas in _divisors(size):
+            for stages in _divisors(size // replicas):
+                if stages <= self.config.n_layers:
+                    yield Grid(replicas, stages, size // replicas // stages)
+
+    def ways(self, n_ranks: int, batch: int) -> list[Way]:
+        """What ranks that share tokens can do, for a batch of so many sequences."""
+        key = n_ranks, batch
+        if key not in self._ways:
+            counts = tuple(int(n) for n in partition.even(self.setting.tokens, n_ranks))
+            job = Job(self.shape, counts, batch, self.setting.kept_bytes)
+            self._ways[key] = list(self._made(job))
+        return self._ways[key]
+
+    def _made(self, job: Job) -> Iterator[Way]:
+        for strategy, make in STRATEGIES.items():
+            name = strategy.split(":")[0]
+            if name == "bp" or (name == "single") != (job.size == 1):
+                continue
+            for coding in self.codings if name == "astra" else self.codings[:1]:
+                try:
+                    yield Way(strategy, coding, make(job, coding), job.counts)
+                except InputError:
+                    break
+
+    def rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """-> (what can be run, what does not fit)."""
+        found, misfits = [], []
+        for grid in self.grids():
+            short: Short | None = None
+            for now, many in zip(
+                self.ways(grid.tokens, self._batch(grid)), self.ways(grid.tokens, self.setting.batch), strict=True
+            ):
+                if grid.stages > 1 and many.coding.codec.predicts and many.strategy.startswith("astra"):
+                    continue
+                row = self._row(grid, now, many)
+                if isinstance(row, Short):
+                    short = min(short or row, row)
+                else:
+                    found.append(row)
+            if short and not any(row["grid"] == str(grid) for row in found):
+                needed, there = short.needed / 1e9, short.there / 1e9
+                why = f"a replica needs {needed:.3g} GB over its stages, and has {there:.3g} GB"
+                misfits.append({"grid": str(grid), "needed_bytes": int(short.needed), "why": why})
+        return found, misfits
+
+    def _batch(self, grid: Grid) -> int:
+        """Sequences of one batch that a replica gets of it, all at once or in turn through its stages."""
+        return 1 if grid.stages > 1 else -(-self.setting.batch // grid.replicas)
+
+    def _row(self, grid: Grid, now: Way, many: Way) -> dict[str, Any] | Short:
+        latencies, rates, blocks, memory = [], [], [], [0.0] * grid.size
+        share = -(-self.setting.batch // grid.replicas)
+        for replica in range(grid.replicas):
+            ranks = grid.ranks_of(replica)
+            speeds = self.setting.speeds[ranks.start : ranks.stop]
+            cut = self._cut(grid, ranks, speeds, many)
+            if isinstance(cut, Short):
+                return cut
+            counts, held = cut
+            blocks.append(counts)
+            memory[ranks.start : ranks.stop] = held
+            if grid.stages == 1:
+                latencies.append(self._pass_s(now, speeds))
+                rates.append(self.setting.batch / self._pass_s(many, speeds))
+                continue
+            one = self.ways(grid.tokens, 1)[self.ways(grid.tokens, self.setting.batch).index(many)]
+            seconds = self._stages_s(one, speeds, counts)
+            hop_s = hop_seconds(self._rows(one), self.config.d_model, self.handed, self.setting.network)
+            period_s = max(*seconds, hop_s)
+            latencies.append(sum(seconds) + (grid.stages - 1) * hop_s + (share - 1) * period_s)
+            rates.append(1 / period_s)
+        codec = many.coding.codec if many.strategy.startswith("astra") else None
+        return {
+            "grid": str(grid),
+            "strategy": many.strategy,
+            "codec": None if codec is None else codec.as_dict(),
+            "bits_per_token_per_block": None if codec is None else codec.mean_bits(self.config.n_layers),
+            "exact": many.cost.exact and (grid.stages == 1 or self.handed == "float32"),
+            "latency_s": max(latencies[: self.setting.batch]),
+            "sequences_per_s": self._through(grid, sum(rates)),
+            "blocks": blocks[0] if grid.stages > 1 else None,
+            "memory_bytes": [int(n) for n in memory],
+        }
+
+    def _rows(self, way: Way) -> int:
+        return max(way.counts) + self.shape.n_class
+
+    def _through(self, grid: Grid, rate: float) -> float:
+        """Sequences per second that rank 0's port lets out to the other replicas, at most."""
+        if grid.replicas == 1:
+            return rate
+        config: Any = self.config
+        pixels = config.channels * config.image_size[0] * config.image_size[1] if config.family == "vit" else 0
+        n_bytes = 4 * (pixels or self.setting.tokens)
+        port = self.setting.network.bandwidth_bps / 8 / n_bytes * grid.replicas / (grid.replicas - 1)
+        return min(rate, port)
+
+    def _pass_s(self, way: Way, speeds: Sequence[Speeds]) -> float:
+        return self._kept(("pass", id(way), tuple(speeds)), lambda: [self._latency(way, speeds)])[0]
+
+    def _latency(self, way: Way, speeds: Sequence[Speeds]) -> float:
+        return latency(way.cost, speeds, self.setting.network).total
+
+    def _stages_s(self, way: Way, speeds: Sequence[Speeds], counts: list[int]) -> list[float]:
+        key = "stages", id(way), tuple(speeds), tuple(counts)
+        return self._kept(key, lambda: stage_seconds(way.cost, speeds, self.setting.network, counts))
+
+    def _kept(self, key: Any, make: Any) -> list[float]:
+        if key not in self._seconds:
+            self._seconds[key] = make()
+        return self._seconds[key]
+
+    def _cut(
+        self, grid: Grid, ranks: range, speeds: Sequence[Speeds], way: Way
+    ) -> tuple[list[int], list[float]] | Short:
+        """Blocks of each stage of a replica, and the bytes of each of its ranks."""
+        n, groups = grid.tokens, [ranks[s * grid.tokens : (s + 1) * grid.tokens] for s in range(grid.stages)]
+        fast = [min(one.gemm for one in speeds[s * n : (s + 1) * n]) for s in range(grid.stages)]
+        each = self._block_bytes(way)
+        best, lack = None, 0.0
+        for head in dict.fromkeys((grid.stages - 1, 0)):  # where there is room
+            fixed = [
+                self.setting.weight_bytes * outside + self._passing_bytes(way)
+                for outside in outside_weights(self.ends, grid.stages, head)
+            ]
+            room = [self.room.least(group) for group in groups]
+            most = [_most(limit - rest, each, self.config.n_layers) for limit, rest in zip(room, fixed, strict=True)]
+            counts = partition.split_blocks(self.config.n_layers, fast, most)
+            wanted = sum(fixed) + each * self.config.n_layers
+            lack = min(lack or wanted, wanted)
+            if counts is None:
+                continue
+            held = [rest + each * count for rest, count in zip(fixed, counts, strict=True) for _ in range(n)]
+            worst = max(count / speed for count, speed in zip(counts, fast, strict=True))
+            if best is None or worst < best[0]:
+                best = worst, counts, held
+        if best is None:
+            return Short(lack, sum(self.room.least(group) for group in groups))
+        return best[1], best[2]
+
+    def _block_bytes(self, way: Way) -> float:
+        weights = way.cost.block_share * self.setting.weight_bytes * block_weights(self.shape)
+        return weights + way.cost.table_bytes / self.config.n_layers
+
+    def _passing_bytes(self, way: Way) -> float:
+        """Of activations in a pass."""
+        config, batch = self.config, self.setting.batch
+        by_tokens = way.strategy.split(":")[0] in BY_TOKENS
+        rows = self.shape.n_class + (max(way.counts) if by_tokens else self.setting.tokens)
+        far = self.setting.tokens - min(way.counts) if by_tokens else 0
+        return 4 * batch * (rows * (6 * config.d_model + 2 * config.d_kv + config.d_ff) + far * 2 * config.d_kv)
+
+
+def _most(room: float, each: float, n_layers: int) -> int:
+    return n_layers if room == float("inf") else max(0, min(n_layers, int(room // max(each, 1.0)))) if room >= 0 else 0
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def grid_plan(setting: Setting, objective: str, memory: Sequence[float] | None, handed: str) -> dict[str, Any]:
+    """Every grid and strategy that fits, best first, and what does not fit, as JSON types."""
+    require(objective in OBJECTIVES, f"--objective {objective}: use {' or '.join(OBJECTIVES)}")
+    limits = None if memory is None else tuple(memory) * (setting.size if len(memory) == 1 else 1)
+    rows, misfits = Search(setting, Room(limits), handed).rows()
+    by = {"latency": lambda row: row["latency_s"], "throughput": lambda row: -row["sequences_per_s"]}
+    return {
+        "objective": objective,
+        "memory_bytes": None if limits is None else [int(n) for n in limits],
+        "handed_on": handed,
+        "best": {name: best_row(rows, name) for name in OBJECTIVES},
+        "grids": sorted(rows, key=by[objective]),
+        "misfits": misfits,
+    }
+
+
+def best_row(rows: Sequence[dict[str, Any]], objective: str) -> dict[str, Any] | None:
+    """The fastest; an exact one unless it is slower by more than a twentieth; of equally fast ones that with the
+    fewest parts, which is listed first."""
+    if not rows:
+        return None
+
+    def seconds(row: dict[str, Any]) -> float:
+        return float(row["latency_s"] if objective == "latency" else 1 / row["sequences_per_s"])
+
+    least = min(map(seconds, rows))
+    exact = [row for row in rows if row["exact"] and seconds(row) <= _EXACT_FIRST * least]
+    return min(exact or rows, key=seconds)
+
+
+def grid_advice(plan: dict[str, Any], size: int) -> list[str]:
+    """Sentences; `plan` as `grid_plan` gives it."""
+    said = []
+    one, job = plan["best"]["latency"], plan["best"]["throughput"]
+    if one is None:
+        return ["No grid fits into this memory; take more ranks, or ranks with more memory."]
+    if one["strategy"] == "single" and one["blocks"] is None and size > 1:
+        said.append(f"For one input, now: one rank alone is fastest ({1e3 * one['latency_s']:.3g} ms).")
+    else:
+        said.append(f"For one input, now: {_named(one)}, {1e3 * one['latency_s']:.3g} ms.")
+    exact = [row for row in plan["grids"] if row["exact"]]
+    if not one["exact"] and exact:
+        best = min(exact, key=lambda row: row["latency_s"])
+        said.append(f"The fastest exact one: {_named(best)}, {1e3 * best['latency_s']:.3g} ms.")
+    said.append(f"For a job of many: {_named(job)}, {job['sequences_per_s']:.3g} sequences a second.")
+    if plan["misfits"]:
+        grids = ", ".join(row["grid"] for row in plan["misfits"])
+        said.append(f"These do not fit: {grids} ({plan['misfits'][0]['why']}).")
+    return said
+
+
+def _named(row: dict[str, Any]) -> str:
+    kind = "exact" if row["exact"] else "approximate"
+    blocks = f", blocks {'/'.join(map(str, row['blocks']))}" if row["blocks"] else ""
+    bits = "" if row["bits_per_token_per_block"] is None else f" at {row['bits_per_token_per_block']:.4g} bits"
+    return f"grid {row['grid']} with {row['strategy']}{bits} ({kind}{blocks})"

@@ -1,0 +1,297 @@
+"""A model over stages of blocks, called as one: some sequences are in one stage while others are in the next."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from astra_mpi.decode.request import Ends, OnTokens, Request, Sample
+from astra_mpi.decode.sampling import greedy
+from astra_mpi.engine import Model
+from astra_mpi.errors import InputError, collective, raise_together, same_on_all
+from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.layout import Layout
+from astra_mpi.models.batch import Batch
+from astra_mpi.models.decoder import Decoder
+from astra_mpi.ranks.grid import Groups
+from astra_mpi.stages.generation import StageFailed, generate
+from astra_mpi.stages.part import Part
+from astra_mpi.stages.report import Tally, report_of
+from astra_mpi.strategies import parse
+from astra_mpi.strategies.wire import pack_rows, row_bytes, unpack_rows
+from astra_mpi.wire.hop import Hop
+
+if TYPE_CHECKING:
+    from astra_mpi.strategies import Strategy
+
+#: parts of a batch for each stage: the first and last parts leave stages idle
+_PARTS_PER_STAGE = 2
+
+
+class Pipeline:
+    """The stage of this rank, and calls that go through all. What is not said here is that of the stage's model.
+
+    A call is collective over the ranks of a replica, with the same inputs on each.
+    """
+
+    def __init__(self, model: Model, file: ModelFile, groups: Groups, parts: list[Part], handed_on: str) -> None:
+        """model: of this stage's blocks, on the ranks that share them. file: the whole model's, whose config and codec
+        count; of its weights this rank may have read its own only."""
+        self.model, self.groups, self.parts, self.handed_on = model, groups, parts, handed_on
+        self.config, self.codec = file.config, file.codec
+        self.comm = groups.replica
+        _, self.stage, self.token = groups.place
+        self.n_stages, n = groups.grid.stages, groups.grid.tokens
+        self.head_stage = next(s for s, part in enumerate(parts) if part.has_head)
+        rank, last = self.comm.Get_rank(), self.stage == self.n_stages - 1
+        ends = (rank - n if self.stage else None), (None if last else rank + n)
+        self.hop = Hop(self.comm, *ends, model.exchange.network, model.clock)
+        model.enter, model.hands_on = (self._entered if self.stage else None), not last
+        #: reads the whole model file, for those who check answers
+        self.read_whole: Callable[[], ModelFile] | None = None
+        self.report: dict[str, Any] = {}
+        self._layouts: dict[tuple[bytes, bool, Any], Layout] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":  # not there yet
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    @property
+    def strategy(self) -> Strategy:
+        return self.model.strategy
+
+    @strategy.setter
+    def strategy(self, strategy: Strategy) -> None:
+        self.model.strategy = strategy
+
+    @property
+    def chosen(self) -> dict[str, Any] | None:
+        return self.model.chosen
+
+    @chosen.setter
+    def chosen(self, chosen: dict[str, Any] | None) -> None:
+        self.model.chosen = chosen
+
+    @property
+    def meanwhile(self) -> Any:
+        return self.model.meanwhile
+
+    @meanwhile.setter
+    def meanwhile(self, meanwhile: Any) -> None:
+        self.model.meanwhile = meanwhile
+
+    def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto") -> None:
+        """As `Model.use`. Only the first stage has the inputs, and so a first block without codes."""
+        spec = parse(strategy)
+        if self.stage and spec.values.get("first") == "inputs":
+            spec = replace(spec, values={**spec.values, "first": "codes"})
+        self.model.use(str(spec), counted_keys=counted_keys, remote=remote)
+        self._layouts.clear()
+
+    def obstacle(self, strategy: str) -> str | None:
+        """As `Model.obstacle`."""
+        if parse(strategy).name == "bp":
+            return "its blocks are those of another architecture, in groups that stages would cut"
+        return self.model.obstacle(strategy)
+
+    def __call__(
+        self, inputs: np.ndarray, mask: np.ndarray | None = None, gather: bool = False, spread: bool = False
+    ) -> Any:
+        """As `Model.__call__`; every rank gets the answers. With `gather` the batch goes through in one part."""
+        family = self.model.family
+        batches = self.batches(inputs, mask, 1 if gather else _PARTS_PER_STAGE * self.n_stages)
+        layouts = [self.layout(batch.lengths, spread) for batch in batches]
+        tally = Tally(self)
+        passes = self.passes(batches, layouts, tally, family.pool, family.share_width, self.config.merged_heads)
+        pooled = self._shared(np.concatenate([share for _, share in passes]), self.n_stages - 1)
+        lengths = np.concatenate([batch.lengths for batch in batches])
+        answer = np.zeros((0, 0), np.float32)
+        with collective(self.comm):
+            if self.stage == self.head_stage:
+                with self.model.clock.running():
+                    self.model.laps.start()
+                    answer = self.model.backend.fetch(family.head(self.model.backend.put(pooled), lengths))
+                    self.model.laps.mark("head")
+                    tally.add(self.model.laps.seconds)
+        answer = self._shared(answer, self.head_stage)
+        self.report = report_of(self, lengths, tally)
+        return (answer, self._gathered(passes[0][0], layouts[0])) if gather else answer
+
+    def nll(self, ids: np.ndarray, mask: np.ndarray | None, n_context: np.ndarray) -> np.ndarray:
+        """As `Model.nll`. Rows of the last stage go to the stage with the head, if that is another."""
+        family = self.model.family
+        if not isinstance(family, Decoder):
+            raise InputError(f"a {self.config.family} model predicts no tokens; give a decoder, such as Llama")
+        batches = self.batches(ids, mask, _PARTS_PER_STAGE * self.n_stages)
+        layouts = [self.layout(batch.lengths) for batch in batches]
+        tally = Tally(self)
+        passes = self.passes(batches, layouts, tally, lambda rows, at: np.zeros((len(at.counts), 0), np.float32), 0)
+        first, sums = 0, []
+        for batch, layout, (rows, _) in zip(batches, layouts, passes, strict=True):
+            own = n_context[first : first + len(batch.lengths)]
+            first += len(batch.lengths)
+            rows, share = self._at_head(rows, layout), np.zeros((len(own), 2), np.float32)
+            with collective(self.comm):
+                if self.stage == self.head_stage:
+                    share = family.nll(rows, layout, batch, own)
+            if self.stage == self.head_stage:
+                share, _ = self.model.exchange.sum(share, False)
+            sums.append(self._shared(share, self.head_stage))
+        self.report = report_of(self, np.concatenate([batch.lengths for batch in batches]), tally)
+        return np.concatenate(sums)
+
+    def _at_head(self, rows: np.ndarray, layout: Layout) -> np.ndarray:
+        """Rows (n, D) of a rank of the last stage, on the rank in the same place of the stage with the head."""
+        last, n = self.n_stages - 1, self.groups.grid.tokens
+        if self.head_stage == last:
+            return rows
+        if self.stage == last:
+            self.comm.Send(np.ascontiguousarray(self.model.backend.fetch(rows), np.float32), self.token)
+        elif self.stage == self.head_stage:
+            rows = np.empty((int(layout.row_offsets[-1]), self.config.d_model), np.float32)
+            self.comm.Recv(rows, self.token + n * last)
+        return rows
+
+    def generate(
+        self,
+        ids: np.ndarray,
+        mask: np.ndarray | None = None,
+        *,
+        max_new_tokens: int,
+        sample: Sample = greedy,
+        stop: Sequence[int] = (),
+        decode: str = "auto",
+        far: str = "keys",
+        on_tokens: OnTokens | None = None,
+        ends: Ends | None = None,
+        enough: Callable[[], bool] | None = None,
+    ) -> np.ndarray:
+        """As `Model.generate`. Where ranks share tokens, tokens are handed out in the end."""
+        return generate(
+            self, ids, mask, Request(max_new_tokens, sample, tuple(stop), decode, on_tokens, ends, enough, far)
+        )
+
+    def batches(self, inputs: np.ndarray, mask: np.ndarray | None, n_parts: int) -> list[Batch]:
+        """Collective: the batch in parts of whole sequences, checked on every rank; all ranks were given the same."""
+        batches: list[Batch] = []
+        mine = 0
+        with collective(self.comm):
+            inputs = self.model.normalised(np.asarray(inputs))
+            for part in np.array_split(np.arange(len(inputs)), max(1, min(n_parts, len(inputs)))):
+                own = slice(part[0], part[-1] + 1) if len(part) else slice(0, 0)
+                batch = self.model.family.prepare(inputs[own], None if mask is None else np.asarray(mask)[own])
+                mine = zlib.crc32(batch.values.tobytes(), zlib.crc32(batch.lengths.tobytes(), mine))
+                batches.append(batch)
+        every = np.empty(self.comm.Get_size(), np.int64)
+        self.comm.Allgather(np.array([mine], np.int64), every)
+        if (every != every[0]).any():
+            raise same_on_all(InputError("the inputs differ between ranks; give every rank the same batch"))
+        self.model.checksum = int(every[0])
+        return batches
+
+    def layout(self, lengths: np.ndarray, spread: bool = False) -> Layout:
+        """Collective: the first stage's cut, for all stages."""
+        key = lengths.tobytes(), spread, self.model.strategy
+        if key not in self._layouts:
+            layout = self.model.layout(lengths, spread)
+            counts = np.array(layout.counts)
+            self.comm.Bcast(counts, root=0)
+            if len(self._layouts) >= 64:
+                self._layouts.clear()
+            self._layouts[key] = layout if (counts == layout.counts).all() else replace(layout, counts=counts)
+        return self._layouts[key]
+
+    def passes(
+        self,
+        batches: list[Batch],
+        layouts: list[Layout],
+        tally: Tally,
+        pool: Any,
+        width: int,
+        merged_heads: int = 0,
+        before: Callable[[int], None] = lambda part: None,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Collective: every part through this stage -> its rows here, and on the last stage what `pool` makes of it.
+        before: called with the number of each part.
+
+        A stage that fails tells the next one for each part that it does not hand on.
+        """
+        model, last = self.model, self.stage == self.n_stages - 1
+        model.clock.meet(self.comm)
+        self.hop.connect(model.exchange.network)
+        results, failure = [], None
+        for self.at, (batch, layout) in enumerate(zip(batches, layouts, strict=True)):
+            self._handed = self._heard = False
+            try:
+                if failure is not None:
+                    raise failure
+                before(self.at)
+                if last:
+                    results.append(model.run(batch, layout, pool, width, merged_heads))
+                else:
+                    results.append(model.run(batch, layout, self._hand_on, 0))
+                tally.add(model.laps.seconds, layout)
+            except Exception as exc:
+                if self.stage and not self._heard:
+                    self.hop.receive()  # what the stage before this one has sent
+                failure = exc
+                if not self._handed:
+                    self.hop.send(np.empty(0, np.uint8), well=False)
+        self.hop.settle()
+        raise_together(self.comm, failure)
+        return results
+
+    def _hand_on(self, rows: np.ndarray, layout: Layout) -> np.ndarray:
+        """Rows (n, D) after this stage's blocks to the next stage -> nothing to sum up (B, 0)."""
+        self.hop.send(pack_rows(self.model.backend.fetch(rows), self.handed_on))
+        self._handed = True
+        self.model.laps.mark("exchange")
+        return np.zeros((len(layout.counts), 0), np.float32)
+
+    def _entered(self, _: Batch) -> np.ndarray:
+        """The rows (n, D) that are held here as the stage before hands them on."""
+        self._heard = True
+        received = self.hop.receive()
+        self.model.laps.mark("exchange")
+        if not received.well:
+            raise StageFailed("a stage before this one has failed")
+        rows = unpack_rows(received.data.reshape(-1, row_bytes(self.config.d_model, self.handed_on)), self.handed_on)
+        return self.model.backend.put(np.array(rows, np.float32))
+
+    def _shared(self, own: np.ndarray, stage: int) -> np.ndarray:
+        """Collective: a float32 array (n, m) of the first rank of a stage on every rank."""
+        root, shape = stage * self.groups.grid.tokens, np.array(own.shape, np.int64)
+        self.comm.Bcast(shape, root=root)
+        array = np.ascontiguousarray(own, np.float32) if self.comm.Get_rank() == root else np.empty(shape, np.float32)
+        self.comm.Bcast(array, root=root)
+        return array
+
+    def _gathered(self, rows: np.ndarray, layout: Layout) -> np.ndarray | None:
+        """Collective: `Model._gather` of the last stage's rows, on rank 0."""
+        every, classes = np.empty((0, self.config.d_model), np.float32), np.empty((0, 0), np.float32)
+        if self.stage == self.n_stages - 1:
+            every, classes = self._of_last(rows, layout, every)
+        every, classes = (self._shared(part, self.n_stages - 1) for part in (every, classes))
+        hidden = np.empty((0, 0), np.float32)
+        shape = np.zeros(3, np.int64)
+        with collective(self.comm):
+            if self.stage == self.head_stage and self.token == 0:
+                whole = self.model.whole(every, classes, layout)
+                hidden, shape[:] = whole.reshape(len(whole), -1), whole.shape
+        self.comm.Bcast(shape, root=self.head_stage * self.groups.grid.tokens)
+        hidden = self._shared(hidden, self.head_stage)
+        return hidden.reshape(shape) if self.comm.Get_rank() == 0 else None
+
+    def _of_last(self, rows: np.ndarray, layout: Layout, nothing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Collective on the last stage: content rows and class tokens of all its ranks, on its first."""
+        model, fetch = self.model, self.model.backend.fetch
+        content = np.ascontiguousarray(fetch(layout.content(rows)))
+        every = model.exchange.room(content, layout.token_counts)
+        model.exchange.gather_rows(content, layout.token_counts, every)
+        classes, _ = model.exchange.sum(fetch(layout.class_share(rows)), False)
+        return nothing if every is None else every, classes
