@@ -172,7 +172,7 @@ def block_of(books):
 
 
 def settings(site, kind, n_entries):
-    return SimpleNamespace(site=site, kind=kind, codebook_size=n_entries, predicts=False, near=0)
+    return SimpleNamespace(site=site, kind=kind, codebook_size=n_entries, predicts=False, has_maps=False, near=0)
 
 
 def book_of(kind, entries):
