@@ -129,4 +129,5 @@ def test_all_that_is_promised_is_on_the_page(known):
     for table in ("verify", "bench", "plan", "plan --new-tokens", "generate"):
         found = {(row, column) for name, row, column in known if name == table}
         assert {column for _, column in found} == columns
-        assert {row for row, _ in found} - {AUTO} == set(matrix_commands.SPECS)
+        # late codes are of codebooks with maps, which no model here has: `plan` alone names them
+        assert {row for row, _ in found} - {AUTO, "astra:late"} == set(matrix_commands.SPECS)
