@@ -16,16 +16,16 @@ from astra_mpi.partition import displs, even
 from astra_mpi.ranks.broadcast import broadcast_text, gather_texts
 from astra_mpi.ranks.grid import Groups
 from astra_mpi.replicas.report import of_all
+from astra_mpi.stages.around import Around
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model
-    from astra_mpi.strategies import Strategy
 
 _DTYPES = ("float32", "float64", "int32", "int64")
 Call = Callable[[np.ndarray, Any, slice], Any]
 
 
-class Replicas:
+class Replicas(Around):
     """The model of this rank's replica, and calls that share the sequences of a batch out among all replicas.
 
     What is not said here is that of the model. A call is collective over all ranks, with the same inputs on each.
@@ -34,27 +34,6 @@ class Replicas:
     def __init__(self, model: Model, groups: Groups) -> None:
         self.model, self.groups, self.comm = model, groups, groups.world
         self.report: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "model":  # not there yet
-            raise AttributeError(name)
-        return getattr(self.model, name)
-
-    @property
-    def strategy(self) -> Strategy:
-        return self.model.strategy
-
-    @strategy.setter
-    def strategy(self, strategy: Strategy) -> None:
-        self.model.strategy = strategy
-
-    @property
-    def chosen(self) -> dict[str, Any] | None:
-        return self.model.chosen
-
-    @chosen.setter
-    def chosen(self, chosen: dict[str, Any] | None) -> None:
-        self.model.chosen = chosen
 
     def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto") -> None:
         """Collective, as `Model.use`. What it chooses by timing is chosen once, by the first replica."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
 from astra_mpi.ranks.grid import Groups
+from astra_mpi.stages.around import Around
 from astra_mpi.stages.generation import StageFailed, generate
 from astra_mpi.stages.part import Part
 from astra_mpi.stages.report import Tally, report_of
@@ -25,14 +26,11 @@ from astra_mpi.strategies import parse
 from astra_mpi.strategies.wire import pack_rows, row_bytes, unpack_rows
 from astra_mpi.wire.hop import Hop
 
-if TYPE_CHECKING:
-    from astra_mpi.strategies import Strategy
-
 #: parts of a batch for each stage: the first and last parts leave stages idle
 _PARTS_PER_STAGE = 2
 
 
-class Pipeline:
+class Pipeline(Around):
     """The stage of this rank, and calls that go through all. What is not said here is that of the stage's model.
 
     A call is collective over the ranks of a replica, with the same inputs on each.
@@ -55,27 +53,6 @@ class Pipeline:
         self.read_whole: Callable[[], ModelFile] | None = None
         self.report: dict[str, Any] = {}
         self._layouts: dict[tuple[bytes, bool, Any], Layout] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "model":  # not there yet
-            raise AttributeError(name)
-        return getattr(self.model, name)
-
-    @property
-    def strategy(self) -> Strategy:
-        return self.model.strategy
-
-    @strategy.setter
-    def strategy(self, strategy: Strategy) -> None:
-        self.model.strategy = strategy
-
-    @property
-    def chosen(self) -> dict[str, Any] | None:
-        return self.model.chosen
-
-    @chosen.setter
-    def chosen(self, chosen: dict[str, Any] | None) -> None:
-        self.model.chosen = chosen
 
     @property
     def meanwhile(self) -> Any:
