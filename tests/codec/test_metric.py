@@ -12,6 +12,7 @@ from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.metric import RIDGE, keys_values_metric, pulled_back
 from astra_mpi.codec.tables import Norm, Projection
+from astra_mpi.commands.options import require_torch
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
@@ -135,3 +136,9 @@ def test_the_command(tmp_path):
     assert (
         refused.returncode == 2 and "metric 'angle' is unknown; use one of keys-values, output, plain" in refused.stderr
     )
+
+
+def test_gradients_need_pytorch_and_say_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"--metric output needs PyTorch; pip install 'astra-mpi\[train\]'"):
+        require_torch("--metric output")

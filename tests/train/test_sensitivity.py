@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from astra_mpi.calibrate.emulated import Change, Emulated
+from astra_mpi.cli import main
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
+from astra_mpi.files.modelfile import read_model, write_model
 from helpers.fakes import bert_config, llama_config, model_file
 
 pytest.importorskip("torch")
@@ -68,3 +70,19 @@ def test_weighings_are_the_same_for_a_seed_and_positive_definite_enough():
         np.testing.assert_array_equal(one, same)
         assert np.linalg.eigvalsh(one).min() > -1e-6 * np.trace(one)
         assert np.trace(one) > 0
+
+
+def test_the_command_allots_stages_and_fits_in_the_metric(tmp_path, capsys):
+    write_model(tmp_path / "m.h5", model_file(llama_config(n_layers=4), None))
+    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 40, (16, 24)))
+    made = {}
+    for metric in ("output", "keys-values"):
+        target = tmp_path / f"{metric}.h5"
+        options = ["--predict", "linear", "--codebook-size", "8", "--bits", "9", "--sinks", "1", "--metric", metric]
+        given = ["--data", str(tmp_path / "ids.npy"), "-o", str(target), "--samples", "300", *options]
+        assert main(["calibrate", str(tmp_path / "m.h5"), *given]) == 0
+        made[metric] = read_model(target).codec
+        stages = made[metric].config.stages
+        assert len(stages) == 4 and stages[0] == 0 and 0 < sum(stages) * 3 <= 9 * 3
+    assert made["output"].digest != made["keys-values"].digest
+    assert "stages of blocks: (0, " in capsys.readouterr().out
