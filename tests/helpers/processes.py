@@ -47,3 +47,11 @@ def mpirun(size, code, *options):
 def own_lines(done):
     said = done.stderr.replace("\0", "")  # Open MPI's launcher ends what it says itself with one
     return [line for line in said.splitlines() if line.startswith("astra-mpi:")]
+
+
+def state_of(pid):
+    """The letter of its state (proc(5)): "Z" has ended without being noticed by its parent; "" where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
