@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from astra_mpi.codec.config import MAX_SINKS, METRICS
-from astra_mpi.commands.options import add_codec_options, codec_config, in_blocks, require_torch
+from astra_mpi.commands.options import add_codec_options, as_text, codec_config, in_blocks, require_torch
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -180,7 +180,7 @@ def _allotted(
                 allotted(model, codec, batches, args.bits, lambda done, total: bar.reach(done / total)), many
             )
             bar.close()
-            print(f"stages of blocks: {as_counts(rows)}", flush=True)
+            print(f"stages of blocks: {as_text(as_counts(rows))}", flush=True)
     shape = model.config.n_layers, config.n_books
     return replace(
         config,

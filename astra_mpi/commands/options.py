@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import re
 
-from astra_mpi.codec.config import COUNTS, KINDS, CodecConfig, check_counts
+from astra_mpi.codec.config import COUNTS, KINDS, CodecConfig, Counts, check_counts
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
+
+#: a number of stages; of N blocks alike, the same or one of keys and one of values
+_NUMBER, _BLOCKS = re.compile(r"[0-9]{1,6}"), re.compile(r"(?:([0-9]{1,6})x)?([0-9]{1,6}(?:\+[0-9]{1,6})?)")
+MAX_BLOCKS = 4096
 
 
 def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -15,7 +21,11 @@ def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     kinds = " or ".join(KINDS)
     group.add_argument("--kind", default="residual", help=f"{kinds} codebooks (default %(default)s)")
     group.add_argument("--groups", type=int, metavar="G", help="sub-vectors, for --kind grouped (default 1)")
-    group.add_argument("--stages", type=int, metavar="M", help="stages, for --kind residual (default 4)")
+    group.add_argument(
+        "--stages",
+        metavar="M",
+        help="stages, for --kind residual (default 4); or of every block, such as 0,3x8,2x12; 4+2: of keys and values",
+    )
     group.add_argument(
         "--bits",
         type=int,
@@ -52,6 +62,36 @@ def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     return group
 
 
+def stages_of(text: str) -> Counts:
+    """What --stages says: a number M, or one per block, N blocks alike as NxM, stages of keys and of values as K+V.
+
+    InputError on anything else.
+    """
+    if _NUMBER.fullmatch(text):
+        return int(text)
+    counts: list[int | tuple[int, ...]] = []
+    for word in text.split(","):
+        found = _BLOCKS.fullmatch(word)
+        require(found is not None, f"--stages {text}: {word!r} is not M, NxM or K+V, such as 8 or 0,3x8,2x12")
+        assert found is not None
+        parts = tuple(int(part) for part in found[2].split("+"))
+        n = int(found[1] or 1)
+        require(1 <= n <= MAX_BLOCKS, f"--stages {text}: {n} blocks; give 1 to {MAX_BLOCKS}")
+        counts += [parts[0] if len(parts) == 1 else parts] * n
+    return tuple(counts)
+
+
+def as_text(counts: Counts) -> str:
+    """As `stages_of` reads them."""
+    if isinstance(counts, int):
+        return str(counts)
+    words = []
+    for one, alike in itertools.groupby(counts):
+        n, word = len(list(alike)), "+".join(map(str, one)) if isinstance(one, tuple) else str(one)
+        words.append(f"{n}x{word}" if n > 1 or len(counts) == 1 else word)
+    return ",".join(words)
+
+
 def _vector_bits(args: argparse.Namespace, site: str) -> int:
     """--bits, of a codebook's vector: half with site kv, which has a codebook of keys and one of values."""
     n_books = 2 if site == "kv" else 1
@@ -70,6 +110,8 @@ def codec_config(args: argparse.Namespace, family: str, allots: bool = False) ->
     from astra_mpi.models import FAMILIES
 
     counts = {name: value for name in COUNTS if (value := getattr(args, name, None)) is not None}
+    if "stages" in counts:
+        counts["stages"] = stages_of(counts["stages"])
     check_counts(args.kind, counts, dashes="--", equals=" ")
     site = args.site or ("normed" if args.predict != "none" else FAMILIES[family].default_site)
     if KINDS[args.kind].count == "vector_bits":
@@ -85,9 +127,10 @@ def codec_config(args: argparse.Namespace, family: str, allots: bool = False) ->
 
 
 def in_blocks(config: CodecConfig, args: argparse.Namespace, n_layers: int) -> CodecConfig:
-    """A config of `codec_config` as --every shares its codes out to blocks."""
+    """A config of `codec_config`, with stages for each block or as --every shares its codes out to blocks."""
     from astra_mpi.codec.every import in_every
 
+    config.check_blocks(n_layers, f"--stages {args.stages}")
     return config if args.every in (None, 1) else in_every(config, args.every, n_layers)
 
 

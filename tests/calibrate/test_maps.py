@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mpi4py import MPI
 
 from astra_mpi import cli
 from astra_mpi.calibrate import activations, fit_codec
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.fit import energy
+from astra_mpi.commands.options import as_text, stages_of
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
@@ -65,6 +68,15 @@ def test_maps_are_from_the_last_codes_as_they_are(stages):
             known = block.decode(block.encode(rows, kernels), kernels)
 
 
+COUNT = st.integers(0, 64)
+PER_BLOCK = st.lists(st.one_of(COUNT, st.tuples(COUNT, COUNT)), min_size=1, max_size=9).map(tuple)
+
+
+@given(st.one_of(COUNT, PER_BLOCK))
+def test_stages_of_blocks_are_read_as_they_are_written(counts):
+    assert stages_of(as_text(counts)) == counts
+
+
 def test_command_keeps_codebooks_or_puts_them_into_every_second_block(tmp_path, capsys):
     config = gpt2_config(n_layers=5)
     file = model_file(config, CodecConfig("normed", stages=3, codebook_size=16))
@@ -88,7 +100,13 @@ def test_command_keeps_codebooks_or_puts_them_into_every_second_block(tmp_path, 
         assert code == 0 and "6.4 bits per token and block" in told.out, told.err
         codec = read_codebooks(tmp_path / "c.h5", digest)
         assert codec.block_bits == [0, 16, 0, 16, 0] and codec.config.predict == predict
+    code, told = calibrated("--predict", "linear", "--stages", "0,2x3,1x0,2", "--codebook-size", "16")
+    assert code == 0 and read_codebooks(tmp_path / "c.h5", digest).block_bits == [0, 12, 12, 0, 8], told.err
     for options, message in [
+        (["--stages", "0,2x3"], "stages of 3 blocks, the model has 5"),
+        (["--stages", "0,2y3"], "'2y3' is not M, NxM or K+V"),
+        (["--stages", "4x1+2,0"], "with site kv"),
+        (["--stages", "0,4x3", "--predict", "linear", "--every", "2"], "alike in all blocks"),
         (["--keep-codebooks"], "add it"),
         (["--every", "2"], "blocks without codes need maps"),
         (["--predict", "next", "--bits", "32"], "give --stages"),
