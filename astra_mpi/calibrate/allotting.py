@@ -153,12 +153,12 @@ class _Measured:
         change = Change(emulated, emulated.passed(lambda i, x: x, emulated.rows))
         self.progress(1 / total)
         errors, means = np.empty((len(self.codec.blocks), n_books, 1 + n_stages)), {}
-        follow = AsCodes(self.codec.blocks, self.codec.config.predicts, emulated.model.backend.kernels)
+        follow = AsCodes(self.codec.blocks, self.codec.config, emulated)
 
         def look(i: int, x: np.ndarray) -> np.ndarray:
             before = follow.state
             seen = follow(i, x)
-            errors[i] = self._errors(i, x, before)
+            errors[i] = self._errors(i, x, before, follow.inputs)
             means[i] = x.mean(axis=0, dtype=np.float64)
             return seen
 
@@ -170,7 +170,7 @@ class _Measured:
                 blocks = list(self.codec.blocks)
                 for i in group:
                     blocks[i] = self._cut(i, part, kept, means[i])
-                see = AsCodes(blocks, self.codec.config.predicts, emulated.model.backend.kernels)
+                see = AsCodes(blocks, self.codec.config, emulated)
                 lost.append(change(emulated.passed(see, emulated.rows)) - whole)
                 fall.append(errors[group, part].mean(axis=0))
                 self.progress((3 + g * n_books + part) / total)
@@ -189,15 +189,16 @@ class _Measured:
             books[part] = Codebook(book.kind, own[None, None], book.width)
         return block.with_books(books)
 
-    def _errors(self, i: int, x: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+    def _errors(self, i: int, x: np.ndarray, before: np.ndarray | None, inputs: np.ndarray | None) -> np.ndarray:
         """(codebooks, 1 + stages): squared errors of block i's tokens (n, width) with each number of stages, over that
-        with none. before: the states before it, where codes are predicted."""
+        with none. before: the states before it, where codes are predicted, and inputs, which these are predicted from.
+        """
         block, kernels = self.codec.blocks[i], self.emulated.model.backend.kernels
         if self.codec.config.predicts and before is None:
             return np.ones((1, 1 + most_codes(self.codec)))
         if block.predictor is not None:
             assert before is not None
-            x = x - block.predictor.predict(before, kernels)
+            x = x - block.predictor.predict(before, inputs, kernels)
         x = np.delete(x, self.emulated.slices.exact, axis=0)
         found = []
         for book, own in zip(block.codebooks, np.split(x, len(block.codebooks), axis=1), strict=True):

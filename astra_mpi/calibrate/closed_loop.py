@@ -57,24 +57,37 @@ class ClosedLoop:
         with collective(self.comm), alone(self.comm, "weighing keys and values"):
             weighings = self._weighings() if self.in_metric else []
         blocks = [BlockCodec((no_codebook(self.config, width),))]
+        inputs = self._inputs() if self.config.inputs else None
         state, _ = self._passed(0)
         for i in range(1, n_blocks):
             metric = ahead_metric(weighings[i : i + AHEAD]) if weighings else plain_metric(width)
-            block, state = self._fitted(i, *self._passed(i), state, metric)
+            block, state = self._fitted(i, *self._passed(i), state, inputs, metric)
             blocks.append(block)
         self.progress(n_blocks)
         return Codec(self.config, tuple(blocks))
 
     def _fitted(
-        self, i: int, true: np.ndarray, weights: np.ndarray, state: np.ndarray, metric: Metric
+        self,
+        i: int,
+        true: np.ndarray,
+        weights: np.ndarray,
+        state: np.ndarray,
+        inputs: np.ndarray | None,
+        metric: Metric,
     ) -> tuple[BlockCodec, np.ndarray]:
         """Block i of true attention inputs (n, D), overwritten, and states before it -> its codec, and states after.
 
-        weights (n,): how much each token counts in the fits.
+        weights (n,): how much each token counts in the fits; inputs: what states are predicted from, too.
         """
         drawn = by_weight(weights)
-        predictor = fit_predictor(state[drawn], true[drawn], self.rank, metric)
-        parts = self.kernels.in_parts(lambda rows: predictor.predict(state[rows], self.kernels), len(state))
+        given = None if inputs is None else inputs[drawn]
+        predictor = fit_predictor(state[drawn], true[drawn], self.rank, metric, given)
+        del given
+
+        def predicted(rows: slice) -> np.ndarray:
+            return predictor.predict(state[rows], None if inputs is None else inputs[rows], self.kernels)
+
+        parts = self.kernels.in_parts(predicted, len(state))
         expected = np.concatenate(parts)
         true -= expected
         seed = self.seed + i
@@ -95,24 +108,44 @@ class ClosedLoop:
     def _passed(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """All sequences through block i -> on every rank the attention inputs (n, D) that enter it, and the squared
         norms (n,) of what they are the normalised form of."""
-        passes, size = self.passes, self.comm.Get_size()
-        shares = self._shares()
+        passes = self.passes
         with collective(self.comm), alone(self.comm, "passing sequences through a block"):
             samples, norms = passes.room(), np.empty((passes.n_tokens, 1), np.float32)
-            own = shares[self.comm.Get_rank()]
+            own = self._own()
             for batch in own:
                 batch.keep([norms], np.einsum("nd,nd->n", batch.rows, batch.rows)[:, None])
             self.kernels.each(lambda batch: passes.through(i, batch, samples), own)
             passes.leave(i)
         (rows,) = samples
-        if size > 1:
-            firsts = [share[0].first if share else passes.n_passing for share in shares]
-            ends = np.minimum([*firsts, passes.n_passing], passes.n_tokens)
-            ends = np.minimum.accumulate(ends[::-1])[::-1]
-            for array in (rows, norms):
-                counts = np.diff(ends) * array.shape[1]
-                self.comm.Allgatherv(MPI.IN_PLACE, [array, counts, displs(counts)[:-1], MPI.FLOAT])
+        self._tell(rows)
+        self._tell(norms)
         return rows, norms[:, 0]
+
+    def _inputs(self) -> np.ndarray:
+        """On every rank what states are predicted from besides, (n, inputs D)."""
+        passes, n = self.passes, self.config.inputs
+        with collective(self.comm), alone(self.comm, "embedding sequences"):
+            found = np.empty((passes.n_tokens, n * passes.model.config.d_model), np.float32)
+            for batch in self._own():
+                given = passes.inputs_before(batch, n)
+                assert given is not None
+                batch.keep_content([found], given)
+        self._tell(found)
+        return found
+
+    def _own(self) -> list[Passing]:
+        return self._shares()[self.comm.Get_rank()]
+
+    def _tell(self, rows: np.ndarray) -> None:
+        """Every rank gets the samples (n, w) of all others."""
+        if self.comm.Get_size() == 1:
+            return
+        passes = self.passes
+        firsts = [share[0].first if share else passes.n_passing for share in self._shares()]
+        ends = np.minimum([*firsts, passes.n_passing], passes.n_tokens)
+        ends = np.minimum.accumulate(ends[::-1])[::-1]
+        counts = np.diff(ends) * rows.shape[1]
+        self.comm.Allgatherv(MPI.IN_PLACE, [rows, counts, displs(counts)[:-1], MPI.FLOAT])
 
     def _shares(self) -> list[list[Passing]]:
         """Which batches each rank takes, in order."""

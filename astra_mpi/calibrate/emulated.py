@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.config import CodecConfig
+from astra_mpi.codec.predictor import inputs_before
 from astra_mpi.device.xp import take
 from astra_mpi.engine import Model
 from astra_mpi.layout import Layout
@@ -33,21 +34,24 @@ class AsCodes:
     """Tokens as their codes leave them. With predicted codes it follows the states of one pass, from block 0 on."""
 
     def __init__(
-        self, blocks: Sequence[BlockCodec], predicts: bool, kernels: Any, near: np.ndarray | None = None
+        self, blocks: Sequence[BlockCodec], config: CodecConfig, emulated: Emulated, near: np.ndarray | None = None
     ) -> None:
         """near (n,): which tokens have all codes, in the order of ranks; None: all."""
-        self.blocks, self.predicts, self.kernels, self.near = blocks, predicts, kernels, near
+        self.blocks, self.config, self.emulated, self.near = blocks, config, emulated, near
+        self.kernels = emulated.model.backend.kernels
         self.state: np.ndarray | None = None
+        self.inputs: np.ndarray | None = None
 
     def __call__(self, i: int, x: np.ndarray) -> np.ndarray:
         block = self.blocks[i]
-        if not self.predicts:
+        if not self.config.predicts:
             return block.decode(block.encode(x, self.kernels, self.near), self.kernels)
         if i == 0:
             self.state = np.array(x, np.float32)
+            self.inputs = self.emulated.inputs_before(self.state, self.config.inputs)
             return x
         assert block.predictor is not None and self.state is not None
-        state = block.predictor.predict(self.state, self.kernels)
+        state = block.predictor.predict(self.state, self.inputs, self.kernels)
         state += block.decode(block.encode(x - state, self.kernels, self.near), self.kernels)
         self.state = state
         return state
@@ -109,6 +113,12 @@ class Emulated:
         if sinks:
             self.slices.exact = np.flatnonzero(replace(self.layouts[0], sinks=sinks).gathered_sinks)
         self.rows = np.concatenate([model.family.embed(batch, layout) for layout in self.layouts])
+
+    def inputs_before(self, x: np.ndarray, n: int) -> np.ndarray | None:
+        """What enters block 0 (T, D), in the order of ranks -> (T, n D), of tokens and of those before."""
+        first = self.layouts[0]
+        found = inputs_before(x[first.sequence_order], self.lengths, n)
+        return None if found is None else found[first.everything_places]
 
     @property
     def n_tokens(self) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from astra_mpi.caches.cache import Cache
 from astra_mpi.calibrate.tokens import Batches
+from astra_mpi.codec.predictor import inputs_before
 from astra_mpi.config import require
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import forget
@@ -54,7 +55,10 @@ class Passing:
 
     def keep(self, samples: list[np.ndarray], rows: np.ndarray) -> None:
         """Of rows (n, w) those of tokens that are samples, into `samples` side by side."""
-        content = self.layout.content(rows)
+        self.keep_content(samples, self.layout.content(rows))
+
+    def keep_content(self, samples: list[np.ndarray], content: np.ndarray) -> None:
+        """The same of content tokens (T, w)."""
         _keep(samples, self.first, content[~self.layout.gathered_sinks] if self.layout.sinks else content)
 
 
@@ -107,6 +111,12 @@ class Passes:
         finally:
             recorder.cache = None
             self._recorders.put(recorder)
+
+    def inputs_before(self, batch: Passing, n: int) -> np.ndarray | None:
+        """Of a batch before the first block: what enters its attention, of every token and of those before
+        (codec/predictor.py), content tokens alone."""
+        rows = self.model.blocks[0].attention_input(batch.layout.content(batch.rows))
+        return inputs_before(rows, batch.layout.lengths, n)
 
     def leave(self, i: int) -> None:
         """All have passed block i: its mapped weights need no memory any more."""

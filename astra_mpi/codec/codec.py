@@ -47,6 +47,11 @@ class Codec:
                 f"codec block {i} has {'a' if predicts else 'no'} predictor; predict '{self.config.predict}' "
                 f"needs {'one' if wanted else 'none'} there",
             )
+            n_inputs = self.config.inputs if block.predictor is None else block.predictor.n_inputs
+            require(
+                n_inputs == self.config.inputs,
+                f"codec block {i} predicts from {n_inputs} inputs; its config says {self.config.inputs}",
+            )
 
     @property
     def block_bits(self) -> list[int]:

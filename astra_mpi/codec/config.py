@@ -38,6 +38,7 @@ MAX_CODEBOOK_SIZE = 65536
 MAX_SINKS = 8  # first tokens of a sequence that may be exact on every rank
 MAX_VECTOR_BITS = 1 << 20
 MAX_STAGES, MAX_NEAR = 64, 1 << 20
+MAX_INPUTS = 8
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class CodecConfig:
     encoder: str = "auto"  # where entries are searched: all of the space, a subspace, or the cheaper one that will do
     sinks: int = optional(0)  # a decoder's first tokens that have no codes, for every rank computes them itself
     predict: str = optional("none")  # what is foretold of a token (PREDICTIONS, codec/predictor.py)
+    inputs: int = optional(0)  # tokens whose inputs it is foretold from, too: its own, and those before it
     near: int = optional(0)  # tokens next to another slice, of every slice, that have more stages
     near_stages: int = optional(0)  # how many more
     vector_bits: Counts = field(
@@ -88,6 +90,8 @@ class CodecConfig:
             "near tokens with more stages need kind 'residual' and entries of 1 bit or more; leave near out",
         )
         require(self.predict in PREDICTIONS, f"predict '{self.predict}' is unknown; use {' or '.join(PREDICTIONS)}")
+        require(0 <= self.inputs <= MAX_INPUTS, f"inputs = {self.inputs} is outside 0..{MAX_INPUTS}")
+        require(not self.inputs or self.predicts, "inputs are for predict 'linear'; leave them out")
         require(
             not self.has_maps or self.site == "normed",
             f"predict '{self.predict}' is of attention inputs; use site normed, not {self.site}",

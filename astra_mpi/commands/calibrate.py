@@ -300,11 +300,13 @@ def _command(args: argparse.Namespace) -> str:
         "sinks",
         "predict",
         "predict_rank",
+        "predict_inputs",
         "every",
         "keep_codebooks",
     )
     unset = (None, "none", False)
     shown = [name for name in names if args.near or not name.startswith("near")]
+    shown = [name for name in shown if args.predict_inputs or name != "predict_inputs"]
     given = [(name.replace("_", "-"), getattr(args, name)) for name in shown if getattr(args, name) not in unset]
     options = [f"--{name}" if value is True else f"--{name} {value}" for name, value in given]
     return " ".join(["calibrate", Path(args.model).name, "--data", args.data.name, *options])

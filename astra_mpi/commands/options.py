@@ -51,6 +51,14 @@ def add_codec_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         " (linear; --site normed); next: the vector, and maps from it serve blocks whose codes are late or none",
     )
     group.add_argument(
+        "--predict-inputs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --predict linear: inputs that it predicts from, too; 1: the token's own, N: also those of the N - 1"
+        " tokens before it (default %(default)s)",
+    )
+    group.add_argument(
         "--every",
         type=int,
         metavar="N",
@@ -122,8 +130,8 @@ def codec_config(args: argparse.Namespace, family: str, allots: bool = False) ->
         require(fits, f"--bits is not for --kind {args.kind}{where}; leave it out")
         require(args.stages is None, "--bits allots the stages; leave --stages out")
     named = {"kind": args.kind, "codebook_size": args.codebook_size, "encoder": args.encoder, "predict": args.predict}
-    near = {"near": args.near, "near_stages": args.near_stages}
-    return CodecConfig(site=site, **named, **counts, **near)
+    more = {"near": args.near, "near_stages": args.near_stages, "inputs": args.predict_inputs}
+    return CodecConfig(site=site, **named, **counts, **more)
 
 
 def in_blocks(config: CodecConfig, args: argparse.Namespace, n_layers: int) -> CodecConfig:

@@ -138,7 +138,8 @@ def _coded(job: Job, coding: Coding, late: bool = False) -> Cost:
         if coding.has_tables:
             numbers += (1 + late) * parts[0].codes_per_token * codec.codebook_size * 2 * config.d_kv
     if codec.predicts:  # and the states of all tokens, with what is expected of them
-        each = int(coding.predictor_numbers(width)) + 2 * job.batch * job.tokens * width // config.n_layers
+        held = (2 + codec.inputs) * job.batch * job.tokens * width
+        each = int(coding.predictor_numbers(width)) + held // config.n_layers
         numbers += config.n_layers * each
     wires = [astra_wire(job.shape, coding, i) for i in range(config.n_layers)]
     return replace(token_parallel(job, wires, "astra"), table_bytes=4 * numbers)

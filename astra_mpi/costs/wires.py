@@ -36,7 +36,8 @@ class Coding:
         """Of the map that predicts a token's state in a block: as many multiply-adds."""
         if not self.codec.predicts:
             return 0
-        return width * width if self.rank is None or self.rank >= width else 2 * width * self.rank
+        known = (1 + self.codec.inputs) * width
+        return known * width if self.rank is None or self.rank >= width else (known + width) * self.rank
 
 
 def coding_of(codec: Codec, remote: str = "table") -> Coding:

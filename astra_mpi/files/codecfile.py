@@ -24,7 +24,7 @@ _TEXTS, _NUMBERS = ("site", "kind"), ("codebook_size", "groups")
 #: one number, or one per block and codebook; the last is stored only where it is set
 _COUNTS = ("stages", "vector_bits")
 #: stored only where they are set
-_OPTIONAL = ("near", "near_stages", "sinks")
+_OPTIONAL = ("near", "near_stages", "sinks", "inputs")
 #: how the arrays of a transform are called behind the name of their entries
 _TRANSFORM = ("forward", "back", "offset")
 #: datasets of a predictor: its factors, of which there may be one, and its bias

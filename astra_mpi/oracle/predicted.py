@@ -52,6 +52,7 @@ class Predicted(Quantised):
         (rows,) = parts  # (T, D)
         if i == 0:
             self.sent, self.states = rows.copy(), np.tile(rows, (self.n_views, 1, 1))
+            self.inputs = _with_those_before(rows, self.codec.config.inputs)
             return [np.resize(self.states, (len(self.owner), rows.shape[1]))]
         expected, self.states = self._expected(i, self.sent), self._expected(i, self.states)
         as_expected, is_late = self.states, self.late and self.codec.blocks[i].bits_per_token > 0
@@ -68,7 +69,18 @@ class Predicted(Quantised):
 
     def _expected(self, i: int, state: Array) -> Array:
         """What block i expects of states (.., D)."""
-        predictor, change = self.codec.blocks[i].predictor, state
+        predictor = self.codec.blocks[i].predictor
+        inputs = np.broadcast_to(self.inputs, (*state.shape[:-1], self.inputs.shape[-1]))
+        change = np.concatenate([state, inputs], axis=-1)
         for factor in predictor.factors:
             change = change @ factor.astype(np.float64)
         return predictor.keep * state + change + predictor.bias.astype(np.float64)
+
+
+def _with_those_before(rows: Array, n: int) -> Array:
+    """Tokens (T, D) of a sequence -> (T, n D): each, and the n - 1 before it, zeros before the first."""
+    found = np.zeros((len(rows), n, rows.shape[1]))
+    for t in range(len(rows)):
+        for k in range(min(n, t + 1)):
+            found[t, k] = rows[t - k]
+    return found.reshape(len(rows), n * rows.shape[1])

@@ -147,7 +147,7 @@ class Astra(FarCodes):
             own = planned.everything_places[self._own]
             own = own if self.reach.own is None else own[self.reach.own]
             every = self.blocks[0].attention_input(embed(planned.everything)).astype(np.float32, copy=False)
-            self.states.begin(take(every, own[:0] if self.unheard else own), take(every, planned.far_places))
+            self.states.begin(every, planned.lengths, own[:0] if self.unheard else own, planned.far_places)
         elif len(planned.far_places):
             self.far_inputs = take(embed(planned.everything), planned.far_places)  # (m, D)
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
+from astra_mpi.codec.predictor import inputs_before
+from astra_mpi.device.xp import take
 
 
 class States:
@@ -20,9 +22,16 @@ class States:
     def __init__(self, codec: Codec, tables: list[Expected], kernels: ModuleType) -> None:
         self.codec, self.tables, self.kernels = codec, tables, kernels
 
-    def begin(self, own: np.ndarray, far: np.ndarray) -> None:
-        """Block 0, in which both are exact: own (n_r, D), none where nobody hears of them, and far (m, D)."""
-        self.own, self.far = own, far
+    def begin(self, every: np.ndarray, lengths: np.ndarray, own: np.ndarray, far: np.ndarray) -> None:
+        """Block 0, in which all are exact.
+
+        every (T, D) float32: all content tokens, sequences of lengths (B,) one after another. own (n_r,): where own
+        tokens are, none where nobody hears of them; far (m,): where far ones are.
+        """
+        self.own, self.far = take(every, own), take(every, far)
+        inputs = inputs_before(every, lengths, self.codec.config.inputs)
+        self._own_inputs = None if inputs is None else take(inputs, own)
+        self._far_inputs = None if inputs is None else take(inputs, far)
         self._own_block = self._far_block = 0
         self._expected: np.ndarray | None = None
 
@@ -40,13 +49,13 @@ class States:
     def expect_own(self, i: int) -> None:
         """What block i will say of own tokens; at any time after `codes` of the block before it."""
         if self._own_block < i < len(self.codec.blocks):
-            self.own, self._own_block = self._predicted(i, self.own), i
+            self.own, self._own_block = self._predicted(i, self.own, self._own_inputs), i
 
     def expect_far(self, i: int, projects: bool = True) -> None:
         """What block i will say of far tokens and, if that is asked for, their keys and values as far as these do not
         wait for codes."""
         if self._far_block < i:
-            self.far, self._far_block = self._predicted(i, self.far), i
+            self.far, self._far_block = self._predicted(i, self.far, self._far_inputs), i
             self._expected = self.tables[i].before(self.far, self.kernels) if projects else None
 
     def far_kv(self, i: int, codes: np.ndarray, came: np.ndarray | None) -> np.ndarray:
@@ -69,7 +78,7 @@ class States:
         self.expect_far(i, followed)
         return self.tables[i].unmoved(self.far, self._expected, self.kernels)
 
-    def _predicted(self, i: int, state: np.ndarray) -> np.ndarray:
+    def _predicted(self, i: int, state: np.ndarray, inputs: np.ndarray | None) -> np.ndarray:
         predictor = self.codec.blocks[i].predictor
         assert predictor is not None
-        return predictor.predict(state, self.kernels)
+        return predictor.predict(state, inputs, self.kernels)

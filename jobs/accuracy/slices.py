@@ -61,4 +61,4 @@ class Slices:
     def _codes(self, emulated: Emulated, codec: Any) -> AsCodes:
         counts = emulated.layouts[0].counts[0]
         near = near_ends(counts, codec.config.near, True) if codec.config.near else None
-        return AsCodes(codec.blocks, codec.config.predicts, self.model.backend.kernels, near)
+        return AsCodes(codec.blocks, codec.config, emulated, near)

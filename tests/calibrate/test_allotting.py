@@ -20,7 +20,7 @@ FAMILIES = {
     "gpt2": (
         gpt2_config(n_layers=3),
         13,
-        CodecConfig(site="normed", stages=2, codebook_size=9, predict="linear", sinks=2),
+        CodecConfig(site="normed", stages=2, codebook_size=9, predict="linear", sinks=2, inputs=2),
     ),
     "llama": (
         llama_config(n_layers=3),
@@ -45,7 +45,7 @@ def test_slices_of_one_process_are_what_ranks_compute(comm, family):
 
     alone = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
     emulated = Emulated(alone, inputs, mask, codes.site, comm.size, codes.sinks)
-    rows = emulated.passed(AsCodes(file.codec.blocks, codes.predicts, alone.backend.kernels), emulated.rows)
+    rows = emulated.passed(AsCodes(file.codec.blocks, codes, emulated), emulated.rows)
     shares = np.split(rows, np.cumsum([layout.row_offsets[-1] for layout in emulated.layouts])[:-1])
     pooled = np.sum([alone.family.pool(*pair) for pair in zip(shares, emulated.layouts, strict=True)], axis=0)
     mine = alone.family.head(pooled, emulated.lengths)

@@ -178,7 +178,9 @@ def test_shares_end_together(size, fitting_cost):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("codec", [dict(stages=3), dict(kind="grouped", groups=3)], ids=["residual", "grouped"])
+@pytest.mark.parametrize(
+    "codec", [dict(stages=3, inputs=2, sinks=1), dict(kind="grouped", groups=3)], ids=["residual", "grouped"]
+)
 def test_predicted_codes_do_not_depend_on_who_fits_them(comm, codec, monkeypatch):
     """Ranks and threads share passes and searches, down to ranks that have no batch and searches of few rows."""
     monkeypatch.setattr(sharing, "_WORTH", 0)
@@ -231,7 +233,7 @@ def test_predicted_codes_are_fitted_to_the_states_that_ranks_will_have():
         for block, rows in zip(codec.blocks[1:], true[1:], strict=True):
             width = block.codebooks[0].width
             assert block.predictor.rank == (rank or width)
-            expected = block.predictor.predict(state, kernels)
+            expected = block.predictor.predict(state, None, kernels)
             left = rows - expected
             assert np.abs(left.mean(axis=0)).max() < 0.02 * np.abs(rows).max()  # the bias took the mean, by weight
             assert energy(left) < 0.9 * energy(rows - rows.mean(axis=0))

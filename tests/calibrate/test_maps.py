@@ -60,7 +60,7 @@ def test_maps_are_from_the_last_codes_as_they_are(stages):
     known = true[0]
     for block, own, rows in zip(codec.blocks[1:], plain.blocks[1:], true[1:], strict=True):
         np.testing.assert_array_equal(block.codebooks[0].entries, own.codebooks[0].entries)
-        left = energy(rows - block.predictor.predict(known, kernels))
+        left = energy(rows - block.predictor.predict(known, None, kernels))
         design = np.column_stack([known, np.ones(len(known))])
         best = energy(rows - design @ np.linalg.lstsq(design, rows, rcond=None)[0])
         assert best <= left * 1.0001 and left < 1.1 * best < energy(rows - rows.mean(axis=0))

@@ -9,14 +9,14 @@ import pytest
 from astra_mpi.codec.ahead import plain_metric
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.config import CodecConfig
-from astra_mpi.codec.predictor import Predictor, fit_predictor
+from astra_mpi.codec.predictor import Predictor, fit_predictor, inputs_before
 from astra_mpi.errors import InputError
 from astra_mpi.files.codecfile import check_codec, read_codebooks, rounded, write_codebooks
 from astra_mpi.kernels import cpu
 from helpers.fakes import llama_config, random_codec
 
 CONFIG = llama_config(n_layers=4)
-CODING = CodecConfig(site="normed", stages=2, codebook_size=16, encoder="subspace", predict="linear")
+CODING = CodecConfig(site="normed", stages=2, codebook_size=16, encoder="subspace", predict="linear", inputs=1)
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def test_one_number_of_a_predictor_makes_other_codebooks(codec):
     for change in ({"keep": 0.5}, {"bias": codec.blocks[1].predictor.bias * 1.01}):
         blocks = (*codec.blocks[:1], replace(codec.blocks[1], predictor=replace(codec.blocks[1].predictor, **change)))
         assert Codec(codec.config, (*blocks, *codec.blocks[2:])).digest != codec.digest
-    assert "predict" not in random_codec(CONFIG, replace(CODING, predict="none")).config.as_dict()
+    assert "predict" not in random_codec(CONFIG, replace(CODING, predict="none", inputs=0)).config.as_dict()
 
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda group: group.attrs.__delitem__("predict"), "codebook is missing"),
+        (lambda group: group.attrs.__delitem__("predict"), "inputs are for predict .linear."),
         (lambda group: group["2/predictor_bias"].__setitem__(0, 7), "damaged or edited"),
         (lambda group: group["1/predictor"].attrs.__setitem__("keep", 0.3), "damaged or edited"),
         (lambda group: group["1/predictor"].__setitem__((0, 0), np.inf), "NaN or infinite"),
@@ -71,6 +71,10 @@ def test_blocks_have_predictors_where_the_config_says_so(codec):
         Codec(codec.config, codec.blocks[1:])
     with pytest.raises(InputError, match=r"codec block 1 has no predictor; .* needs one there"):
         Codec(codec.config, (codec.blocks[0], replace(codec.blocks[1], predictor=None)))
+    with pytest.raises(InputError, match="codec block 1 predicts from 1 inputs; its config says 2"):
+        Codec(replace(codec.config, inputs=2), codec.blocks)
+    with pytest.raises(InputError, match="inputs are for predict 'linear'"):
+        replace(CODING, predict="next")
     with pytest.raises(InputError, match="differ in width"):
         replace(codec.blocks[1], predictor=Predictor((np.eye(3),), np.zeros(3)))
 
@@ -83,7 +87,30 @@ def test_a_fit_finds_the_map_and_how_much_of_the_state_to_keep():
 
     for rank in (1, 0):
         predictor = fit_predictor(state, target, rank, plain_metric(12))
-        assert np.abs(predictor.predict(state, cpu) - target).max() < 0.1 + 0.7 * bool(rank)
+        assert np.abs(predictor.predict(state, None, cpu) - target).max() < 0.1 + 0.7 * bool(rank)
         assert predictor.keep == 1 if rank == 0 else predictor.keep < 1.5
     alike = fit_predictor(state, (0.6 * state).astype(np.float32), 1, plain_metric(12))
     assert alike.keep == pytest.approx(0.6, abs=1e-3)
+
+
+def test_a_fit_takes_what_the_state_lacks_from_the_inputs():
+    rng = np.random.default_rng(0)
+    rows, lengths = rng.normal(1, 1, (3000, 6)).astype(np.float32), np.array([1000, 0, 1999, 1])
+    inputs = inputs_before(rows, lengths, 3)
+    assert inputs_before(rows, lengths, 0) is None
+    start = 0
+    for n in lengths:  # written as a loop
+        for t in range(min(n, 5)):
+            before = [rows[start + t - k] if t >= k else np.zeros(6) for k in range(3)]
+            np.testing.assert_array_equal(inputs[start + t], np.concatenate(before))
+        start += n
+    state = rng.normal(0, 1, rows.shape).astype(np.float32)
+    target = (0.5 * state + inputs @ rng.normal(0, 1, (18, 6)) - 2).astype(np.float32)
+    whole = fit_predictor(state, target, 0, plain_metric(6), inputs)
+    assert whole.n_inputs == 3 and whole.rank == 6
+    assert np.abs(whole.predict(state, inputs, cpu) - target).max() < 0.02
+    narrow = fit_predictor(state, target, 4, plain_metric(6), inputs)
+    left = [((p.predict(state, inputs, cpu) - target) ** 2).mean() for p in (whole, narrow)]
+    assert left[0] < left[1] < 0.3 * target.var() and narrow.factors[0].shape == (24, 4)
+    with pytest.raises(InputError, match="a predictor has factors"):
+        Predictor((np.zeros((15, 6)),), np.zeros(6))

@@ -89,18 +89,24 @@ def random_codec(config, codec_config, seed=0):
 
     blocks = tuple(BlockCodec(tuple(book(part) for part in codec_config.of(i))) for i in range(config.n_layers))
     if codec_config.has_maps:
-        coded = [replace(b, predictor=random_predictor(rng, width, i)) for i, b in enumerate(blocks) if i]
+        coded = [
+            replace(b, predictor=random_predictor(rng, width, i, codec_config.inputs))
+            for i, b in enumerate(blocks)
+            if i
+        ]
         blocks = (BlockCodec((no_codebook(codec_config, width),)), *coded)
     return Codec(codec_config, blocks)
 
 
-def random_predictor(rng, width, i):
+def random_predictor(rng, width, i, n_inputs=0):
     """One that leaks, as fitted ones do: of low rank in odd blocks, a whole matrix in even ones."""
-    bias = rng.normal(0, 0.1, width)
+    bias, known = rng.normal(0, 0.1, width), (1 + n_inputs) * width
     if i % 2 == 0:
-        return Predictor((rng.normal(0, 0.3 / width**0.5, (width, width)) - 0.2 * np.eye(width),), bias)
+        whole = rng.normal(0, 0.3 / width**0.5, (known, width))
+        whole[:width] -= 0.2 * np.eye(width)
+        return Predictor((whole,), bias)
     rank = max(1, width // 3)
-    factors = tuple(rng.normal(0, 0.6 / n**0.5, (n, m)) for n, m in ((width, rank), (rank, width)))
+    factors = tuple(rng.normal(0, 0.6 / n**0.5, (n, m)) for n, m in ((known, rank), (rank, width)))
     return Predictor(factors, bias, 0.8)
 
 

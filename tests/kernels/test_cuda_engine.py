@@ -41,7 +41,7 @@ CODECS = {
     "normed": CodecConfig(site="normed", stages=2, codebook_size=300),
     "kv": CodecConfig(site="kv", kind="grouped", groups=2, codebook_size=16),
     "subspace": CodecConfig(stages=3, codebook_size=16, encoder="subspace"),
-    "predicted": CodecConfig(site="normed", stages=3, codebook_size=16, predict="linear"),
+    "predicted": CodecConfig(site="normed", stages=3, codebook_size=16, predict="linear", inputs=2),
 }
 EXACT = ("single", "sp", "sp:kv:int8", "sp:float16", "tp", "bp", "bp:sp", "segment_means:3")
 #: of four families times six codecs, all that differ in code

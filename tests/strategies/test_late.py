@@ -23,7 +23,7 @@ FAMILIES = {
 }
 #: kinds of maps, and of codes that they are from
 CODECS = {
-    "linear": dict(predict="linear", stages=3, codebook_size=16),
+    "linear": dict(predict="linear", stages=3, codebook_size=16, inputs=2),
     "next": dict(predict="next", stages=3, codebook_size=16),
     "one-code": dict(predict="next", stages=1, codebook_size=9),
     "grouped": dict(predict="next", kind="grouped", groups=5, codebook_size=10),

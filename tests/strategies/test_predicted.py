@@ -23,9 +23,9 @@ FAMILIES = {
 }
 CODECS = {
     "residual": CodecConfig(site="normed", stages=3, codebook_size=16, predict="linear"),
-    "one-code": CodecConfig(site="normed", stages=1, codebook_size=9, predict="linear"),
+    "one-code": CodecConfig(site="normed", stages=1, codebook_size=9, predict="linear", inputs=1),
     "grouped": CodecConfig(site="normed", kind="grouped", groups=5, codebook_size=10, predict="linear"),
-    "sinks": CodecConfig(site="normed", stages=2, codebook_size=16, predict="linear", sinks=2),
+    "sinks": CodecConfig(site="normed", stages=2, codebook_size=16, predict="linear", sinks=2, inputs=3),
     "subspace": CodecConfig(site="normed", stages=2, codebook_size=16, encoder="subspace", predict="linear"),
 }
 

@@ -21,7 +21,7 @@ from astra_mpi.train.loop import Run
 from helpers.fakes import random_codec
 from helpers.training import SMALL, write_deck, write_small
 
-NORMED = dict(site="normed", predict="linear", codebook_size=16)
+NORMED = dict(site="normed", predict="linear", inputs=1, codebook_size=16)
 CODECS = {
     "bert": CodecConfig(**NORMED, stages=(0, 2)),
     "gpt2": CodecConfig(**NORMED, stages=2, near=1, near_stages=2, sinks=1),

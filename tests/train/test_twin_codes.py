@@ -27,7 +27,7 @@ FAMILIES = {
 }
 NEAR = dict(near=2, near_stages=2)
 CODECS = {
-    "predicted": CodecConfig(site="normed", stages=(0, 3, 0, 2), codebook_size=16, predict="linear", **NEAR),
+    "predicted": CodecConfig(site="normed", stages=(0, 3, 0, 2), codebook_size=16, predict="linear", inputs=2, **NEAR),
     "predicted-subspace": CodecConfig(site="normed", stages=3, codebook_size=9, predict="linear", encoder="subspace"),
     "predicted-scalar": CodecConfig(site="normed", kind="scalar", vector_bits=21, codebook_size=16, predict="linear"),
     "scalar": CodecConfig(site="kv", kind="scalar", vector_bits=30, codebook_size=16),

@@ -11,16 +11,16 @@ from astra_mpi.codec.predictor import Predictor
 
 
 class Expecting:
-    """keep s + s F_1 .. F_m + b of states s; keep stays as it was fitted."""
+    """keep s + x F_1 .. F_m + b of states s, and of x, which are these and inputs; keep stays as it was fitted."""
 
     def __init__(self, made: Predictor, learns: bool, device: torch.device | str = "cpu") -> None:
         self.made = made
         self.factors = [torch.tensor(f, device=device, requires_grad=learns) for f in made.factors]
         self.bias = torch.tensor(made.bias, device=device, requires_grad=learns)
 
-    def __call__(self, state: Tensor) -> Tensor:
-        """States (n, D) -> predictions (n, D), float32."""
-        x = state
+    def __call__(self, state: Tensor, inputs: Tensor) -> Tensor:
+        """States (n, D) and inputs (n, n_inputs D) -> predictions (n, D), float32."""
+        x = torch.cat([state, inputs], dim=1)
         for factor in self.factors:
             x = x @ factor
         return x + self.made.keep * state + self.bias

@@ -46,6 +46,7 @@ class Sender:
         self.codebooks, self.real, self.seeds, self.noise, self.near = codebooks, real, seeds, noise, near
         self.observes, self.uses = observes, list[Use]()
         self.state = torch.zeros(0)  # (n, D) of predicted codes: what all ranks hold of each token
+        self.inputs = torch.zeros(0)  # (n, inputs D): what the next state is predicted from besides
         self.commitment = torch.zeros(())  # sum over tokens and blocks of ||x - stopgrad(x^)||^2
         self._codes: dict[tuple[int, int], Tensor] = {}
         for coded, codes in enumerate(given or []):
@@ -76,12 +77,12 @@ class Sender:
         """Attention inputs (B, S, D) -> states."""
         rows = self._packed(part).detach()
         if i == 0:
-            self.state = rows
+            self.state, self.inputs = rows, self._packed(self._before(part.detach()))
             return part
         predictor, (book,) = self.codebooks.predictors[i], self.codebooks.blocks[i]
         assert predictor is not None
         with torch.autocast(rows.device.type, enabled=False):
-            expected = predictor(self.state)
+            expected = predictor(self.state, self.inputs)
             codes = self._coded(i, 0, book, (rows - expected).detach())
             self.state = expected + book.decode(codes)
             self.commitment = self.commitment + (rows - self.state).square().sum()
@@ -109,6 +110,12 @@ class Sender:
         if self.observes and (self._given or not again):
             self.uses.append(book.encode(rows, codes))
         return codes
+
+    def _before(self, part: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, n D): of each place and the n - 1 before it, zeros before the first."""
+        n, (_, places, width) = self.codebooks.config.inputs, part.shape
+        shifted = [torch.nn.functional.pad(part, (0, 0, k, 0))[:, :places] for k in range(n)]
+        return torch.cat(shifted, dim=2) if shifted else part.new_zeros((*part.shape[:2], 0 * width))
 
     def _packed(self, part: Tensor) -> Tensor:
         """(B, S, W) -> (n, W) float32 of the tokens."""
