@@ -98,13 +98,22 @@ class Emulated:
     """Some sequences, cut into slices, on their way through a model of one process."""
 
     def __init__(
-        self, model: Model, inputs: np.ndarray, mask: np.ndarray | None, site: str, n_slices: int, sinks: int = 0
+        self,
+        model: Model,
+        inputs: np.ndarray,
+        mask: np.ndarray | None,
+        site: str,
+        n_slices: int,
+        sinks: int = 0,
+        n_new: int = 0,
     ) -> None:
-        """sinks: first tokens of each sequence of a decoder that all slices see as they are."""
+        """sinks: first tokens of each sequence of a decoder that all slices see as they are. n_new: last ones,
+        which the last slice has beside its share of the others, as it has those that it decodes."""
         model.strategy = self.slices = Slices(model.parts(), site)
         self.model = model
         batch = model.prepare(inputs, mask)
-        counts = np.stack([even(int(n), n_slices) for n in batch.lengths])
+        counts = np.stack([even(max(int(n) - n_new, 0), n_slices) for n in batch.lengths])
+        counts[:, -1] += batch.lengths - counts.sum(axis=1)
         config, causal = model.config, model.family.causal
         self.layouts = [Layout(counts, r, config.n_class, causal, replicas=n_slices) for r in range(n_slices)]
         self.lengths = batch.lengths

@@ -90,7 +90,7 @@ def perplexity(args: argparse.Namespace, row: str, ranks: int) -> dict[str, Any]
         return on_ranks(args, row, ranks)
     from slices import Slices
 
-    text = Slices(args.model, args.work / "test.txt", args.window)
+    text = Slices(args.model, args.work / "test.txt", args.window, args.new)
     return text.summary(None if row == "exact" else codebooks(args, row), ranks)
 
 
@@ -139,7 +139,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 def name_of(args: argparse.Namespace, row: str, ranks: int) -> str:
     """Of a figure."""
-    how = ["emulated"] if args.emulate else args.set
+    how = ["emulated", *([f"new={args.new}"] if args.new else [])] if args.emulate else args.set
     return "|".join([row, str(ranks), str(args.window), str(args.samples), *how])
 
 
@@ -157,7 +157,21 @@ def table(args: argparse.Namespace, found: dict[str, Any]) -> str:
         bits = figure(row, args.ranks[0])["bits_per_token_per_block"]
         name = row if row in ROWS else row.partition("=")[0]
         lines.append(f"| {name} | {bits:.4g} | {' | '.join(f'{x:.3f}x' for x in over)} |")
-    return "\n".join(lines)
+    return "\n".join(lines + positions(args, found))
+
+
+def positions(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
+    """A table of the same by where a token is in its window, if that is known."""
+    exact = found[name_of(args, "exact", 1)]["metrics"].get("loss_at")
+    if exact is None or not args.positions:
+        return []
+    lines = ["", f"| tokens from | {' | '.join(exact)} |", f"|{'---|' * (1 + len(exact))}"]
+    for row in args.rows:
+        for ranks in args.ranks:
+            loss = found[name_of(args, row, ranks)]["metrics"]["loss_at"]
+            over = [f"{math.exp(loss[at] - exact[at]):.3f}x" for at in exact]
+            lines.append(f"| {row.partition('=')[0] if row not in ROWS else row}, P = {ranks} | {' | '.join(over)} |")
+    return lines
 
 
 def main() -> None:
@@ -174,9 +188,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of calibrate (default %(default)s)")
     parser.add_argument("--set", nargs="*", default=[], help="more settings of the run, such as parallel.codes=late")
     parser.add_argument("--emulate", action="store_true", help="in one process, without --set")
+    parser.add_argument("--new", type=int, default=0, help="with --emulate: last tokens of a window, decoded after it")
+    parser.add_argument("--positions", action="store_true", help="with --emulate: a table by position, too")
     parser.add_argument("--work", type=Path, default=Path("work/language"), help="default %(default)s")
     args = parser.parse_args()
     unknown = [row for row in args.rows if row not in ROWS and not Path(row.partition("=")[2]).is_file()]
+    if not args.emulate and (args.new or args.positions):
+        parser.error("--new and --positions are figures of --emulate; add it")
+    if not 0 <= args.new < args.window - 1:
+        parser.error(f"--new {args.new}: 0 to {args.window - 2} tokens of a window of {args.window}")
     if args.emulate and args.set:
         parser.error("--set is of a run on ranks; leave --emulate out")
     if unknown:

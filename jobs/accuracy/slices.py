@@ -7,6 +7,7 @@ waiting for each other on few cores.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from astra_mpi.strategies.astra import near_ends
 class Slices:
     """A text in windows, passed through a decoder in slices."""
 
-    def __init__(self, model: Path, text: Path, window: int) -> None:
+    def __init__(self, model: Path, text: Path, window: int, n_new: int = 0) -> None:
+        """n_new: last tokens of each window that are decoded after it, and alone are counted; 0: all are."""
+        self.n_new = n_new
         self.file = read_model(model)
         self.model = Model(self.file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
         tokenizer = tokenizer_of(self.file.tokenizer, self.file.config.vocab_size)
@@ -35,15 +38,16 @@ class Slices:
     def summary(self, codebooks: Path | None, ranks: int) -> dict[str, Any]:
         """Of so many ranks with these codebooks, or None: exact. As a summary of `run` has it."""
         codec = None if codebooks is None else read_codebooks(codebooks, self.file.digest)
-        losses = np.concatenate([self._losses(ids, codec, ranks) for ids in self.windows])
+        losses = [self._losses(ids, codec, ranks) for ids in self.windows]
         n_layers = len(self.model.blocks)
         bits = 0.0 if codec is None else codec.config.mean_bits(n_layers)
-        return {"metrics": {"perplexity": math.exp(losses.mean())}, "bits_per_token_per_block": bits}
+        metrics = {"perplexity": math.exp(np.concatenate(losses).mean()), "loss_at": by_position(losses)}
+        return {"metrics": metrics, "bits_per_token_per_block": bits}
 
     def _losses(self, ids: np.ndarray, codec: Any, ranks: int) -> np.ndarray:
-        """-log p (T - 1,) of the tokens of a window (1, T) after the first."""
+        """-log p of the tokens of a window (1, T): (T - 1,), all after the first, or (n_new,)."""
         site, sinks = ("normed", 0) if codec is None else (codec.config.site, codec.config.sinks)
-        emulated = Emulated(self.model, ids, None, site, ranks, sinks)
+        emulated = Emulated(self.model, ids, None, site, ranks, sinks, self.n_new)
 
         def exactly(i: int, x: np.ndarray) -> np.ndarray:
             return x
@@ -56,9 +60,20 @@ class Slices:
             logits -= logits.max(axis=1, keepdims=True)
             wanted = ids[0, 1 + a : 1 + a + len(logits)]
             parts.append(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), wanted])
-        return np.concatenate(parts)
+        return np.concatenate(parts)[-self.n_new :]
 
     def _codes(self, emulated: Emulated, codec: Any) -> AsCodes:
         counts = emulated.layouts[0].counts[0]
         near = near_ends(counts, codec.config.near, True) if codec.config.near else None
         return AsCodes(codec.blocks, codec.config, emulated, near)
+
+
+def by_position(losses: list[np.ndarray]) -> dict[str, float]:
+    """Mean of the losses (T,) of every window from each power of two up to the next, from 64 on."""
+    ends = [0, *(1 << k for k in range(6, 24))]
+    found = {}
+    for a, b in pairwise(ends):
+        some = np.concatenate([loss[a:b] for loss in losses])
+        if len(some):
+            found[str(a)] = float(some.mean())
+    return found

@@ -85,6 +85,10 @@ def test_codes_of_what_a_prediction_misses():
     whole = astra(job(4), replace(coding, rank=None)).work()[0].multiply_adds
     assert whole - astra(job(4), coding).work()[0].multiply_adds == (L - 1) * T * (D * D - 2 * D * 64)
     assert astra(job(4), coding).table_bytes > 4 * (L - 1) * 2 * D * 64 + 8 * T * D
+    for rank, more in ((64, 3 * D * 64), (None, 3 * D * D)):  # three inputs
+        known = [replace(coding, codec=replace(coding.codec, inputs=n), rank=rank) for n in (0, 3)]
+        without, given = (astra(job(4), c).work()[0].multiply_adds for c in known)
+        assert given - without == (L - 1) * T * more
 
 
 def test_limits_with_a_free_encoder():
