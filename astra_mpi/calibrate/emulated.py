@@ -34,9 +34,16 @@ class AsCodes:
     """Tokens as their codes leave them. With predicted codes it follows the states of one pass, from block 0 on."""
 
     def __init__(
-        self, blocks: Sequence[BlockCodec], config: CodecConfig, emulated: Emulated, near: np.ndarray | None = None
+        self,
+        blocks: Sequence[BlockCodec],
+        config: CodecConfig,
+        emulated: Emulated,
+        near: np.ndarray | None = None,
+        late: bool = False,
     ) -> None:
-        """near (n,): which tokens have all codes, in the order of ranks; None: all."""
+        """near (n,): which tokens have all codes, in the order of ranks; None: all. late: predicted codes come after
+        others have seen the token as they expected it."""
+        self.late = late
         self.blocks, self.config, self.emulated, self.near = blocks, config, emulated, near
         self.kernels = emulated.model.backend.kernels
         self.state: np.ndarray | None = None
@@ -51,10 +58,10 @@ class AsCodes:
             self.inputs = self.emulated.inputs_before(self.state, self.config.inputs)
             return x
         assert block.predictor is not None and self.state is not None
-        state = block.predictor.predict(self.state, self.inputs, self.kernels)
-        state += block.decode(block.encode(x - state, self.kernels, self.near), self.kernels)
-        self.state = state
-        return state
+        expected = block.predictor.predict(self.state, self.inputs, self.kernels)
+        codes = block.encode(x - expected, self.kernels, self.near)
+        self.state = expected + block.decode(codes, self.kernels)
+        return expected if self.late and block.bits_per_token else self.state
 
 
 class Slices(TokenParallel):

@@ -90,7 +90,7 @@ def perplexity(args: argparse.Namespace, row: str, ranks: int) -> dict[str, Any]
         return on_ranks(args, row, ranks)
     from slices import Slices
 
-    text = Slices(args.model, args.work / "test.txt", args.window, args.new)
+    text = Slices(args.model, args.work / "test.txt", args.window, args.new, args.late)
     return text.summary(None if row == "exact" else codebooks(args, row), ranks)
 
 
@@ -139,7 +139,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 def name_of(args: argparse.Namespace, row: str, ranks: int) -> str:
     """Of a figure."""
-    how = ["emulated", *([f"new={args.new}"] if args.new else [])] if args.emulate else args.set
+    how = ["emulated", *([f"new={args.new}"] * bool(args.new)), *(["late"] * args.late)] if args.emulate else args.set
     return "|".join([row, str(ranks), str(args.window), str(args.samples), *how])
 
 
@@ -189,12 +189,13 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="more settings of the run, such as parallel.codes=late")
     parser.add_argument("--emulate", action="store_true", help="in one process, without --set")
     parser.add_argument("--new", type=int, default=0, help="with --emulate: last tokens of a window, decoded after it")
+    parser.add_argument("--late", action="store_true", help="with --emulate: predicted codes as astra:late has them")
     parser.add_argument("--positions", action="store_true", help="with --emulate: a table by position, too")
     parser.add_argument("--work", type=Path, default=Path("work/language"), help="default %(default)s")
     args = parser.parse_args()
     unknown = [row for row in args.rows if row not in ROWS and not Path(row.partition("=")[2]).is_file()]
-    if not args.emulate and (args.new or args.positions):
-        parser.error("--new and --positions are figures of --emulate; add it")
+    if not args.emulate and (args.new or args.positions or args.late):
+        parser.error("--new, --late and --positions are figures of --emulate; add it")
     if not 0 <= args.new < args.window - 1:
         parser.error(f"--new {args.new}: 0 to {args.window - 2} tokens of a window of {args.window}")
     if args.emulate and args.set:

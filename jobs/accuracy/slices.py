@@ -26,9 +26,10 @@ from astra_mpi.strategies.astra import near_ends
 class Slices:
     """A text in windows, passed through a decoder in slices."""
 
-    def __init__(self, model: Path, text: Path, window: int, n_new: int = 0) -> None:
-        """n_new: last tokens of each window that are decoded after it, and alone are counted; 0: all are."""
-        self.n_new = n_new
+    def __init__(self, model: Path, text: Path, window: int, n_new: int = 0, late: bool = False) -> None:
+        """n_new: last tokens of each window that are decoded after it, and alone are counted; 0: all are. late: as
+        `astra:late`, with predicted codes."""
+        self.n_new, self.late = n_new, late
         self.file = read_model(model)
         self.model = Model(self.file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
         tokenizer = tokenizer_of(self.file.tokenizer, self.file.config.vocab_size)
@@ -65,7 +66,7 @@ class Slices:
     def _codes(self, emulated: Emulated, codec: Any) -> AsCodes:
         counts = emulated.layouts[0].counts[0]
         near = near_ends(counts, codec.config.near, True) if codec.config.near else None
-        return AsCodes(codec.blocks, codec.config, emulated, near)
+        return AsCodes(codec.blocks, codec.config, emulated, near, self.late)
 
 
 def by_position(losses: list[np.ndarray]) -> dict[str, float]:

@@ -31,13 +31,13 @@ FAMILIES = {
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("family", FAMILIES)
-def test_slices_of_one_process_are_what_ranks_compute(comm, family):
+@pytest.mark.parametrize(("family", "late"), [*((family, False) for family in FAMILIES), ("gpt2", True)])
+def test_slices_of_one_process_are_what_ranks_compute(comm, family, late):
     config, n_tokens, codes = FAMILIES[family]
     file = model_file(config, codes)
     inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
     model = Model(file, comm, get_backend("numpy", comm))
-    model.use("astra")
+    model.use("astra:late" if late else "astra")
     answer = model(inputs, mask)
     if comm.rank:
         return
@@ -45,7 +45,7 @@ def test_slices_of_one_process_are_what_ranks_compute(comm, family):
 
     alone = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
     emulated = Emulated(alone, inputs, mask, codes.site, comm.size, codes.sinks)
-    rows = emulated.passed(AsCodes(file.codec.blocks, codes, emulated), emulated.rows)
+    rows = emulated.passed(AsCodes(file.codec.blocks, codes, emulated, late=late), emulated.rows)
     shares = np.split(rows, np.cumsum([layout.row_offsets[-1] for layout in emulated.layouts])[:-1])
     pooled = np.sum([alone.family.pool(*pair) for pair in zip(shares, emulated.layouts, strict=True)], axis=0)
     mine = alone.family.head(pooled, emulated.lengths)
