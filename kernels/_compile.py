@@ -22,8 +22,8 @@ from numba import config, njit
 from numba.core.caching import (
     CompileResultCacheImpl,
     FunctionCache,
-    InTreeCacheLocator,
     IndexDataCacheFile,
+    InTreeCacheLocator,
     UserProvidedCacheLocator,
     UserWideCacheLocator,
 )
@@ -41,10 +41,11 @@ class CacheState:
     trouble: str = ""  # why they, or some, are not kept
     n_compiled: int = 0  # those that were not found there
     folders: set[str] = field(default_factory=set)  # all of them: one for each folder of sources
-    fills: bool = False  # whether only what lies in these counts as found
 
 
 STATE = CacheState()
+#: whether a folder is being filled: what others have does not count as found
+FILLS = False
 
 
 class _Given(UserProvidedCacheLocator):
@@ -54,7 +55,8 @@ class _Given(UserProvidedCacheLocator):
         super().__init__(function, file)
         below = os.path.relpath(os.path.dirname(os.path.abspath(file)), Path(__file__).parent)
         if not below.startswith(os.pardir):
-            self._cache_path = os.path.join(config.CACHE_DIR, f"astra-mpi-{_sources_stamp()[:16]}", below)
+            given = config.CACHE_DIR  # type: ignore[attr-defined]
+            self._cache_path = os.path.join(given, f"astra-mpi-{_sources_stamp()[:16]}", below)
 
 
 class _Nowhere(InTreeCacheLocator):
@@ -71,7 +73,7 @@ class _Contents(CompileResultCacheImpl):
     Processes of several processors that share a folder, and start together, may file a kernel under each other's name.
     """
 
-    _locator_classes = (_Given, InTreeCacheLocator, UserWideCacheLocator, _Nowhere)
+    _locator_classes: list[Any] = [_Given, InTreeCacheLocator, UserWideCacheLocator, _Nowhere]  # noqa: RUF012
 
     def reduce(self, cres: Any) -> tuple[bytes, bytes]:
         data = dumps((cres.codegen.magic_tuple(), super().reduce(cres)))
@@ -107,8 +109,9 @@ class _Cache(FunctionCache):
         file, base = function.__code__.co_filename, self._impl.filename_base
         self._kept = not isinstance(self._impl.locator, _Nowhere)
         self._cache_file = IndexDataCacheFile(self._cache_path, base, _sources_stamp())
-        given = [_Given] if config.CACHE_DIR else []  # type: ignore[attr-defined]
-        paths = [place(function, file).get_cache_path() for place in (*given, InTreeCacheLocator, UserWideCacheLocator)]
+        given: list[Any] = [_Given] if config.CACHE_DIR else []  # type: ignore[attr-defined]
+        places = [*given, InTreeCacheLocator, UserWideCacheLocator]
+        paths = [place(function, file).get_cache_path() for place in places]
         others = [path for path in paths if path != self._cache_path or not self._kept]
         self._others = [IndexDataCacheFile(path, base, _sources_stamp()) for path in others]
         if self._kept:
@@ -120,7 +123,7 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         target_context.refresh()
         key = self._index_key(sig, target_context.codegen())
-        for file in [self._cache_file] * self._kept + self._others * (not STATE.fills):
+        for file in [self._cache_file] * self._kept + self._others * (not FILLS):
             try:
                 data = file.load(key)
                 found = None if data is None else self._impl.rebuild(target_context, data)

@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         for part, n_compiled in filled.n_compiled.items():
             what = f"{n_compiled} compiled" if n_compiled else "all there"
             print(f"{part:<10}{what:<14}{filled.took_s[part]:>6.1f} s")
-        print(f"kernels for {filled.processor}, {filled.n_bytes / 1e6:.1f} MB in {filled.folder} ({filled.elapsed_s:.1f} s)")
+        size = f"{filled.n_bytes / 1e6:.1f} MB"
+        print(f"kernels for {filled.processor}, {size} in {filled.folder} ({filled.elapsed_s:.1f} s)")
         print("compiled again on another kind of processor, and with another version of Python, Numba or this package")
         if args.folder:
             print(f"jobs find them with NUMBA_CACHE_DIR={os.path.abspath(args.folder)}")

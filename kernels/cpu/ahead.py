@@ -56,7 +56,7 @@ def parts(computes: tuple[str, ...], decodes: bool, in_blocks: bool) -> list[str
 
 
 def main() -> None:
-    _compile.STATE.fills = True
+    _compile.FILLS = True
     for part in sys.argv[1:]:
         n_before, begin_s = _compile.STATE.n_compiled, time.monotonic()
         PARTS[part]()
