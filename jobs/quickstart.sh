@@ -44,7 +44,7 @@ embed() { # NAME STRATEGY GRID PASSAGES [KEY=VALUE..]
 embed exact single "${ranks}x1x1" passages # whole passages on each rank
 embed astra astra "1x1x$ranks" passages
 for mbps in 10 100; do
-  embed "replicas.$mbps" single "${ranks}x1x1" sample run.batch=4 parallel.clock=virtual \
+  embed "replicas.$mbps" single "${ranks}x1x1" sample run.batch=2 parallel.clock=virtual \
     "parallel.network=${mbps}Mbps,rtt=2ms"
 done
 mpirun -n "$ranks" python jobs/search.py "$work" ${question[@]+"${question[@]}"}

@@ -29,7 +29,7 @@ LINKS = {10: "10Mbps,rtt=2ms", 100: "100Mbps,rtt=2ms"}
 #: what shares the tokens of a passage -> its strategy
 SHARING = {"exact, shared (sp)": "sp", "astra": "astra:inputs"}
 N_LONGEST, N_SAMPLE, BATCH, ROUNDS = 4, 64, 16, 3
-MAX_TOKENS = 256
+MAX_TOKENS, NEAREST = 256, 5
 
 
 def packed(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +77,7 @@ def timed(model: Any, rows: list[list[int]], exact: np.ndarray) -> dict[str, Any
         "latency_s": float(np.median(alone)),
         "per_s": len(sample) / sum(report["latency_s"]["total"] for _, report in told),
         "bytes": sum(sum(report["contributed_bytes"]) for _, report in told) / len(sample),
-        "cosine": float(cosine(np.concatenate([answer for answer, _ in told]), exact[sample]).mean()),
+        **likeness(np.concatenate([answer for answer, _ in told]), exact[sample]),
         "longest_tokens": float(np.median([len(row) for row in longest])),
     }
 
@@ -96,7 +96,9 @@ def measure(folder: Path) -> None:
         alone = timed(one, tokens_of(folder, one), exact)
         for mbps in LINKS:
             job = json.loads((folder / f"replicas.{mbps}.out.json").read_text())
-            shared = alone | {"per_s": len(drawn(len(exact))) / job["elapsed_s"], "bytes": 0.0}
+            near = likeness(read_embeddings(folder / f"replicas.{mbps}.out.h5"), exact[drawn(len(exact))])
+            sent = sum(job["contributed_bytes"]) / job["items"]
+            shared = alone | {"per_s": job["items"] / job["elapsed_s"], "bytes": sent, **near}
             found += [{"way": "one machine", "mbps": mbps, **alone}, {"way": "replicas", "mbps": mbps, **shared}]
     _meet(comm)
     model = astra_mpi.load(str(folder / "astra.h5"), comm=comm, strategy=None, **options)
@@ -107,7 +109,8 @@ def measure(folder: Path) -> None:
             model.exchange.connect(parse_network(network))
             found.append({"way": way, "mbps": mbps, **timed(model, rows, exact)})
     if comm.Get_rank() == 0:
-        told = {"ranks": comm.Get_size(), "sample": len(drawn(len(exact))), "batch": BATCH, "ways": found}
+        told = {"ranks": comm.Get_size(), "sample": len(drawn(len(exact))), "batch": BATCH, "nearest": NEAREST}
+        told["ways"] = found
         whole.write_text(folder / "story.json", json.dumps(told, indent=2) + "\n")
 
 
@@ -126,6 +129,18 @@ def read_embeddings(path: Path) -> np.ndarray:
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n,) of rows (n, D)."""
     return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+def likeness(embeddings: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+    """Of embeddings (n, D) to exact ones: the mean cosine, and how many of the NEAREST others of each are the same."""
+
+    def others(rows: np.ndarray) -> np.ndarray:
+        near = rows @ rows.T
+        np.fill_diagonal(near, -np.inf)
+        return np.argsort(-near, axis=1, kind="stable")[:, :NEAREST]
+
+    same = [len(set(a) & set(b)) / NEAREST for a, b in zip(others(embeddings), others(exact), strict=True)]
+    return {"cosine": float(cosine(embeddings, exact).mean()), "agreement": float(np.mean(same))}
 
 
 def main() -> None:

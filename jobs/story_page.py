@@ -33,7 +33,7 @@ class Bars(NamedTuple):
 def tell(folder: Path) -> None:
     """Prints the table, and where the page is."""
     story, answers = (json.loads((folder / name).read_text("utf-8")) for name in ("story.json", "answers.json"))
-    rows = table(story, answers)
+    rows = table(story)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print()
     for row in rows:
@@ -45,25 +45,18 @@ def tell(folder: Path) -> None:
     print(f"\n{path.resolve()}")
 
 
-def table(story: dict[str, Any], answers: dict[str, Any]) -> list[list[str]]:
+def table(story: dict[str, Any]) -> list[list[str]]:
     """Header and a row for each way."""
-    links = list(dict.fromkeys(found["link"] for found in story["ways"]))
-    header = [f"{story['ranks']} machines", *(f"one passage, {link}" for link in links)]
-    header += [
-        *(f"passages/s, {link}" for link in links),
-        "bytes per passage",
-        "cosine",
-        f"top-{answers['top']} as exact",
-    ]
+    rates = speeds(story)
+    header = [f"{story['ranks']} machines, Mbit/s:", *(f"a passage, {mbps}" for mbps in rates)]
+    header += [*(f"per s, {mbps}" for mbps in rates), "bytes each", "cosine", f"nearest {story['nearest']}"]
     rows = [header]
     for way in COLORS:
         found = [found for found in story["ways"] if found["way"] == way]
-        agreement = answers["agreement"] if way == "astra" else 1.0
         latencies = [f"{one['latency_s'] * 1e3:.0f} ms" for one in found]
-        rates = [f"{one['per_s']:.1f}" for one in found]
-        rows.append(
-            [way, *latencies, *rates, f"{found[0]['bytes']:,.0f}", _cosine(found[0]["cosine"]), f"{agreement:.0%}"]
-        )
+        job = [f"{one['per_s']:.1f}" for one in found]
+        sent, near = f"{found[0]['bytes']:,.0f}", _cosine(found[0]["cosine"])
+        rows.append([way, *latencies, *job, sent, near, f"{found[0]['agreement']:.0%}"])
     return rows
 
 
@@ -113,8 +106,9 @@ def page(story: dict[str, Any], answers: dict[str, Any], rows: Sequence[Sequence
         ):
             figure = ElementTree.SubElement(body, "figure")
             figure.extend([_tag("figcaption", bars.title), chart(bars)])
-    body.extend([_tag("h2", "All figures"), _table(rows), *_facts(story, answers)])
-    body.append(_tag("h2", "The same answers?"))
+    body.extend([_tag("h2", "All figures"), _table(rows), *_facts(story)])
+    words = f"The same answers? {answers['agreement']:.0%} of the {answers['top']} best passages are the same"
+    body.append(_tag("h2", words))
     for one in answers["questions"]:
         body.append(_tag("h3", one["question"]))
         for way in ("exact", "astra"):
@@ -159,13 +153,14 @@ def _table(rows: Sequence[Sequence[str]]) -> Element:
     return wide
 
 
-def _facts(story: dict[str, Any], answers: dict[str, Any]) -> list[Element]:
+def _facts(story: dict[str, Any]) -> list[Element]:
     longest = story["ways"][0]["longest_tokens"]
     words = (
         f"A passage: the median of the longest, of {longest:.0f} tokens; replicas do it as one machine does, for a"
-        f" passage is on one of them. Per second, and bytes: {story['sample']} passages drawn at random, in batches of"
-        f" {story['batch']}, of replicas by a job whose batches go over the links. Bytes: what all machines contribute"
-        " to exchanges between blocks. Cosine: to the exact embeddings of the same passages, mean. As exact: of the"
-        f" {answers['top']} passages nearest to each question below, those that are the exact answer's."
+        " passage is on one of them. The rest is of"
+        f" {story['sample']} passages drawn at random, in batches of {story['batch']}, of replicas by a job whose smaller"
+        " batches go over the links. Bytes: what all machines contribute to exchanges between blocks, for each passage."
+        " Cosine: to the exact embeddings of the same passages, mean. Nearest"
+        f" {story['nearest']}: of the passages nearest to each, those that are nearest by exact embeddings too."
     )
     return [_tag("p", words, "facts")]
