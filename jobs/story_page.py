@@ -157,9 +157,9 @@ def _facts(story: dict[str, Any]) -> list[Element]:
     longest = story["ways"][0]["longest_tokens"]
     words = (
         f"A passage: the median of the longest, of {longest:.0f} tokens; replicas do it as one machine does, for a"
-        " passage is on one of them. The rest is of"
-        f" {story['sample']} passages drawn at random, in batches of {story['batch']}, of replicas by a job whose smaller"
-        " batches go over the links. Bytes: what all machines contribute to exchanges between blocks, for each passage."
+        f" passage is on one of them. The rest is of {story['sample']} passages drawn at random, in batches of"
+        f" {story['batch']}, of replicas by a job whose smaller batches go over the links. Bytes: what all machines"
+        " contribute to exchanges between blocks, for each passage."
         " Cosine: to the exact embeddings of the same passages, mean. Nearest"
         f" {story['nearest']}: of the passages nearest to each, those that are nearest by exact embeddings too."
     )
