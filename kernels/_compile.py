@@ -40,6 +40,7 @@ class CacheState:
     folder: str = ""  # where they are kept; "": nowhere
     trouble: str = ""  # why they, or some, are not kept
     n_compiled: int = 0  # those that were not found there
+    found_in: str = ""  # where the last one lay that was not compiled
     folders: set[str] = field(default_factory=set)  # all of them: one for each folder of sources
 
 
@@ -134,6 +135,7 @@ class _Cache(FunctionCache):
                         self.flush()  # or no kernel could be filed under this index any more
             # two processes that save at once may swap two types of one kernel
             if found is not None and tuple(found.signature.args) == tuple(getattr(sig, "args", sig)):
+                STATE.found_in = file._cache_path
                 return found
         return None
 

@@ -15,6 +15,7 @@ from numba.core.codegen import CPUCodegen
 
 from astra_mpi.device import ahead
 from astra_mpi.device.backend import COMPUTES, get_backend
+from astra_mpi.doctor.placement import kernel_cache
 from astra_mpi.errors import InputError
 from astra_mpi.kernels import _compile, cpu
 from astra_mpi.kernels.cpu.ahead import PARTS, parts
@@ -84,6 +85,8 @@ def test_what_was_compiled_ahead_is_found_where_nothing_can_be_written(load, mod
             n_compiled, folder, trouble = load()
             assert n_compiled == 0 and folder.startswith(str(home)) == writable
             assert trouble.startswith("none of NUMBA_CACHE_DIR") != writable
+            assert kernel_cache() == (True, f"all found in {_compile.STATE.found_in}", "")
+            assert _compile.STATE.found_in.startswith(str(mine))
 
 
 def test_a_given_folder_serves_installations_at_other_paths(tmp_path, monkeypatch):
