@@ -25,6 +25,7 @@ HOWTO = [
     "classify",
     "train",
     "slurm",
+    "boards",
     "uneven",
     "trouble",
 ]

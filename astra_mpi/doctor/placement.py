@@ -47,6 +47,8 @@ def kernel_cache() -> tuple[bool, str, str]:
     from astra_mpi.kernels import cpu
 
     state = cpu.cache_state()
+    if state.found_in and not state.n_compiled:
+        return True, f"all found in {state.found_in}", ""
     if state.trouble:
         return False, f"not kept: {state.trouble}", "set NUMBA_CACHE_DIR to a folder that can be written"
     given = os.environ.get("NUMBA_CACHE_DIR", "")

@@ -10,11 +10,15 @@ import sys
 
 import pytest
 from numba import config
-from numba.core.caching import Cache
+from numba.core.caching import Cache, InTreeCacheLocator, UserWideCacheLocator
 from numba.core.codegen import CPUCodegen
 
-from astra_mpi.device.backend import get_backend
+from astra_mpi.device import ahead
+from astra_mpi.device.backend import COMPUTES, get_backend
+from astra_mpi.doctor.placement import kernel_cache
+from astra_mpi.errors import InputError
 from astra_mpi.kernels import _compile, cpu
+from astra_mpi.kernels.cpu.ahead import PARTS, parts
 
 KERNEL = """
 from astra_mpi.kernels._compile import compiled
@@ -56,9 +60,40 @@ def test_kept_beside_the_source_or_where_the_variable_says(load, module, tmp_pat
     monkeypatch.setattr(config, "CACHE_DIR", "")
     beside = str(module.parent / "__pycache__")
     assert load() == (2, beside, "") and load() == (0, beside, "")
+    shutil.rmtree(beside)
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "mine"))
     n_compiled, folder, trouble = load()
     assert (n_compiled, trouble) == (2, "") and folder.startswith(str(tmp_path / "mine" / "package_"))
+
+
+def test_what_was_compiled_ahead_is_found_where_nothing_can_be_written(load, module, tmp_path, monkeypatch):
+    """Read from the folder beside the source, or from the one that is given, whatever else can be written."""
+    mine, home = tmp_path / "mine", tmp_path / "home"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    assert load()[0] == 2
+    monkeypatch.setattr(config, "CACHE_DIR", str(mine))
+    assert load()[::2] == (0, ""), "found beside the source"
+    monkeypatch.setattr(_compile, "FILLS", True)
+    assert load()[::2] == (2, ""), "the given folder is filled all the same"
+    monkeypatch.setattr(_compile, "FILLS", False)
+    shutil.rmtree(module.parent / "__pycache__")
+    for writable in (True, False):
+        with monkeypatch.context() as read_only:
+            for place in (_compile._Given, InTreeCacheLocator, *([] if writable else [UserWideCacheLocator])):
+                read_only.setattr(place, "from_function", lambda function, file: None)
+            n_compiled, folder, trouble = load()
+            assert n_compiled == 0 and folder.startswith(str(home)) == writable
+            assert trouble.startswith("none of NUMBA_CACHE_DIR") != writable
+            assert kernel_cache() == (True, f"all found in {_compile.STATE.found_in}", "")
+            assert _compile.STATE.found_in.startswith(str(mine))
+
+
+def test_a_given_folder_serves_installations_at_other_paths(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    kernel = cpu.layer_norm.__globals__["_layer_norm"].py_func
+    place = _compile._Given(kernel, kernel.__code__.co_filename).get_cache_path()
+    assert place == str(tmp_path / f"astra-mpi-{_compile._sources_stamp()[:16]}" / "cpu")
 
 
 def test_compiled_anew_when_another_kernel_changes(load, monkeypatch):
@@ -167,6 +202,30 @@ def test_code_for_another_processor_is_not_run(load, monkeypatch):
         other.setattr(CPUCodegen, "magic_tuple", lambda self: (*known(self), "other"))
         assert load()[0] == 2 and load()[0] == 0
     assert load()[0] == 2
+
+
+def test_the_command_that_compiles_ahead(tmp_path):
+    """One part, into a folder: another process, which may not write there, then compiles nothing."""
+    words = [sys.executable, "-m", "astra_mpi", "compile", "--folder", str(tmp_path), "--compute", "float32"]
+    part = "bfloat16"  # of a few kernels
+
+    def fill():
+        return ahead.fill([part], str(tmp_path), 2)
+
+    first, again = fill(), fill()
+    assert again.n_compiled == {part: 0} and first.took_s[part] > 0
+    assert again.n_bytes == first.n_bytes == sum(file.stat().st_size for file in tmp_path.rglob("*.nb[ic]"))
+    assert first.folder.startswith(str(tmp_path)) or first.n_compiled == {part: 0}, "a CPU without such products"
+    assert subprocess.run([*words, "--processes", "-1"], capture_output=True).returncode == 2
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file: no folder can be made there"):
+        ahead.fill([part], str(tmp_path / "file"), 1)
+
+
+def test_parts_of_kernels():
+    assert parts(("float32",), False, False) == ["float32"]
+    assert parts(("float32", "int8"), True, True) == ["token", "narrow", "float32", "int8", "blocks"]
+    assert set(parts(COMPUTES, True, True)) == set(PARTS)
 
 
 def test_without_compilation(monkeypatch):
