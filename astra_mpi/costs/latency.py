@@ -110,8 +110,8 @@ def _laps(cost: Cost, speeds: Sequence[Speeds]) -> list[_Lap]:
         _Lap(stage.repeats, [_seconds(s, rank) for s, rank in zip(speeds, stage.ranks, strict=True)], stage.transfer)
         for stage in cost.stages
     ]
-    for n_bytes in filter(None, (cost.peak_bytes, cost.closing_bytes)):
-        closing = Transfer("reduce", (n_bytes,) * len(speeds), 0.0)
+    if cost.closing_bytes:
+        closing = Transfer("close", (cost.closing_bytes,) * len(speeds), 0.0)
         laps.append(_Lap(1, [(0.0, 0.0, 0.0)] * len(speeds), closing))
     return laps
 
@@ -185,17 +185,14 @@ def transfer_s(transfer: Transfer, network: Network, accounting: str) -> float:
     if accounting == "paper":
         return transfer.paper_bits / network.bandwidth_bps
     size, largest = len(transfer.contributed), max(transfer.contributed)
-    gathers = transfer.kind == "gather"
-    if accounting == "contributed":
-        n_bytes: float = largest
-    elif gathers:
-        n_bytes = _through_a_port(transfer, size)
-    else:
-        n_bytes = 2 * (size - 1) / size * largest
-    if n_bytes == 0:
+    gathered: float = largest
+    reduced: float = largest
+    if accounting == "port":
+        gathered, reduced = _through_a_port(transfer, size), 2 * (size - 1) / size * largest
+    if largest == 0 or gathered == 0:
         return 0.0
-    steps = 1 if gathers else 2 * (size - 1)
-    return 8 * n_bytes / network.bandwidth_bps + steps * network.rtt_s / 2
+    ways = {"gather": [(gathered, 1)], "reduce": [(reduced, 2 * (size - 1))], "close": [(gathered, 1), (reduced, 2)]}
+    return min(8 * n_bytes / network.bandwidth_bps + hops * network.rtt_s / 2 for n_bytes, hops in ways[transfer.kind])
 
 
 #: GFLOP/s of float32 GEMM on one core of a server CPU, where nothing was measured

@@ -25,7 +25,6 @@ from astra_mpi.costs.work import (
     Work,
     closing_bytes,
     output_work,
-    peak_bytes,
 )
 
 
@@ -37,7 +36,7 @@ def token_parallel(job: Job, wires: Wire | Sequence[Wire], strategy: str, exact:
     config = job.shape.config
     wires = (wires,) * config.n_layers if isinstance(wires, Wire) else wires
     stages = stages_of(job, wires, [config.window(i) for i in range(config.n_layers)])
-    return Cost(strategy, exact, stages, closing_bytes=closing_bytes(job), peak_bytes=peak_bytes(job))
+    return Cost(strategy, exact, stages, closing_bytes=closing_bytes(job))
 
 
 def stages_of(job: Job, wires: Sequence[Wire], windows: Sequence[int]) -> tuple[Stage, ...]:

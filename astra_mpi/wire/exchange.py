@@ -20,6 +20,7 @@ from astra_mpi.network.missing import Missing
 from astra_mpi.network.spec import REAL, Network
 from astra_mpi.partition import Hears, displs
 from astra_mpi.ranks.watched import also_watched, waiting
+from astra_mpi.wire.closing import Closing, Combine, merged, summed
 from astra_mpi.wire.laps import Laps
 from astra_mpi.wire.mailbox import Mailbox
 from astra_mpi.wire.messages import Plan, Requests
@@ -42,6 +43,7 @@ class Exchange:
         self.comm, self.laps, self.clock = also_watched(_private(comm), comm), laps, laps.clock
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.missing = missing or Missing()
+        self.closing = Closing(self.comm, self.clock)
         self._pending: list[Pending] = []  # under way, in the order in which they started
         self._plans: dict[tuple[tuple[int, ...], Hears, bool, int], Plan | Mailbox] = {}
         self.connect(REAL)
@@ -178,9 +180,8 @@ class Exchange:
 
         Every forward pass ends here, so a failure on one rank reaches the others without a collective of its own.
         """
-        total = self._reduce(np.append(share.ravel(), np.float32(failed)))
-        self.traffic.other_bytes += share.nbytes if self.size > 1 else 0
-        return total[:-1].reshape(share.shape), total[-1] > 0
+        total, failed = self._combined(share.reshape(-1, 1), summed, failed, share.nbytes)
+        return total.reshape(share.shape), failed
 
     def merge(self, share: np.ndarray, n_heads: int, failed: bool) -> tuple[np.ndarray, bool]:
         """`sum`, or of softmaxes over what each rank has their exact merge.
@@ -191,24 +192,25 @@ class Exchange:
         if not n_heads:
             return self.sum(share, failed)
         values, peaks, sums = np.split(share, [-2 * n_heads, -n_heads], axis=1)
-        highest = self._reduce(np.ascontiguousarray(peaks), MPI.MAX)
-        self.traffic.other_bytes += peaks.nbytes if self.size > 1 else 0
-        with np.errstate(invalid="ignore"):  # a batch whose forward pass failed everywhere
-            scale = np.exp(peaks - highest)
-        values = (values.reshape(*scale.shape, -1) * scale[:, :, None]).reshape(values.shape)
-        total, failed = self.sum(np.concatenate([values, sums * scale], axis=1), failed)
-        values, sums = np.split(total, [-n_heads], axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (values.reshape(*sums.shape, -1) / sums[:, :, None]).reshape(values.shape), failed
+        units = (values.reshape(*peaks.shape, -1), peaks[:, :, None], sums[:, :, None])
+        flat = np.concatenate(units, axis=2).reshape(peaks.size, -1)  # (B H, d + 2)
+        total, failed = self._combined(flat, merged, failed, share.nbytes)
+        return total.reshape(values.shape), failed
 
-    def _reduce(self, part: np.ndarray, operation: MPI.Op = MPI.SUM) -> np.ndarray:
-        """The sum of `part` over ranks, or another operation's result, on every rank."""
+    def _combined(self, units: np.ndarray, combine: Combine, failed: bool, n_bytes: int) -> tuple[np.ndarray, bool]:
+        total, failed = self.closing.combined(units, combine, failed, self.link)
+        self.traffic.other_bytes += n_bytes if self.size > 1 else 0
+        self.laps.mark("exchange")
+        return total, failed
+
+    def _reduce(self, part: np.ndarray) -> np.ndarray:
+        """The sum of `part` over ranks, on every rank."""
         total = module_of(part).empty_like(part)
         if self.link is None:
-            self.comm.Allreduce(part, total, operation)
+            self.comm.Allreduce(part, total)
         else:
             begin_s, last_s = np.array([self.link.ready(self.clock.now())]), np.empty(1)
-            requests = [self.comm.Iallreduce(begin_s, last_s, op=MPI.MAX), self.comm.Iallreduce(part, total, operation)]
+            requests = [self.comm.Iallreduce(begin_s, last_s, op=MPI.MAX), self.comm.Iallreduce(part, total)]
             with waiting(self.comm, "a sum"):
                 self.clock.wait(Requests(requests))
             self.clock.wait_until(self.link.reduced(float(last_s[0]), part.nbytes))
