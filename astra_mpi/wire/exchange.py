@@ -203,34 +203,25 @@ class Exchange:
         self.laps.mark("exchange")
         return total, failed
 
-    def _reduce(self, part: np.ndarray) -> np.ndarray:
-        """The sum of `part` over ranks, on every rank."""
-        total = module_of(part).empty_like(part)
-        if self.link is None:
-            self.comm.Allreduce(part, total)
-        else:
-            begin_s, last_s = np.array([self.link.ready(self.clock.now())]), np.empty(1)
-            requests = [self.comm.Iallreduce(begin_s, last_s, op=MPI.MAX), self.comm.Iallreduce(part, total)]
-            with waiting(self.comm, "a sum"):
-                self.clock.wait(Requests(requests))
-            self.clock.wait_until(self.link.reduced(float(last_s[0]), part.nbytes))
-        self.laps.mark("exchange")
-        return total
-
-    def all_reduce(self, share: np.ndarray, class_bytes: int = 0) -> np.ndarray:
-        """Sum `share` (n, D) float32 over ranks: a block exchange, but for the `class_bytes` of class tokens in it."""
-        if self.size == 1:
-            return share
-        total = self._reduce(share) if self.staging is None else self.staging.reduced(share, self._reduce)
-        self.n_started += 1
-        self.traffic.reduced(share.nbytes - class_bytes, self.size)
-        self.traffic.other_bytes += class_bytes
-        return total
+    def start_sum(self, share: np.ndarray, class_bytes: int = 0) -> Summing:
+        """Begin to sum `share` (n, D) float32 over ranks: a block exchange, but for the `class_bytes` of class tokens
+        in it. `share` is not to change until it has been waited for. What is on a device is summed at once."""
+        if self.size > 1:
+            self.n_started += 1
+            self.traffic.reduced(share.nbytes - class_bytes, self.size)
+            self.traffic.other_bytes += class_bytes
+        return Summing(self, share)
 
     def as_class_bytes(self, n_bytes: int) -> None:
         """Of what this rank contributed last, so many bytes are class tokens': they are counted apart."""
         self.traffic.contributed_bytes -= n_bytes
         self.traffic.other_bytes += n_bytes
+
+    def start_empty(
+        self, counts: Sequence[int], may_miss: bool = False, forward: Hears = False, at_once: int = 1
+    ) -> Pending:
+        """After a failure on this rank: `start` with a message of zeros, so that no other rank hangs."""
+        return self._start(np.zeros(counts[self.rank], dtype=np.uint8), counts, may_miss, forward, False, at_once)
 
     def drain(
         self,
@@ -275,6 +266,7 @@ class Pending:
         self._start_s = exchange.clock.now()
         #: (P,) ranks whose messages did not come, or not in time; known after `wait`
         self.missing = np.zeros(exchange.size, dtype=bool)
+        self.over = False
 
     def send(self) -> None:
         """Let the message go, unless it has gone. One in device memory goes when what the rank computes meanwhile has
@@ -315,9 +307,53 @@ class Pending:
             ready_s = float(arrivals_s.max())
         clock.wait_until(ready_s)
         exchange._pending.remove(self)
+        self.over = True
         exchange.laps.in_flight(self._start_s)
         exchange.laps.mark("exchange")
         return plan.parts if self._staging is None else self._staging.give(plan.parts)
+
+
+class Summing:
+    """A sum over ranks under way. Several may be, and are waited for in the order in which they start."""
+
+    def __init__(self, exchange: Exchange, share: np.ndarray) -> None:
+        self._exchange, self._share = exchange, share
+        self._total: np.ndarray | None = None
+        self.over = exchange.size == 1
+        if self.over:
+            self._total = share
+        elif exchange.staging is not None:
+            self._total = exchange.staging.reduced(share, lambda part: self._start(part)._wait())
+        else:
+            self._start(share)
+
+    def _start(self, part: np.ndarray) -> Summing:
+        exchange = self._exchange
+        self._sum = module_of(part).empty_like(part)
+        self._start_s, self._last_s = exchange.clock.now(), np.empty(1)
+        requests = [exchange.comm.Iallreduce(part, self._sum)]
+        if exchange.link is not None:
+            self._begin_s = np.array([exchange.link.ready(self._start_s)])
+            requests.append(exchange.comm.Iallreduce(self._begin_s, self._last_s, op=MPI.MAX))
+        self._requests = Requests(requests)
+        return self
+
+    def _wait(self) -> np.ndarray:
+        exchange, link = self._exchange, self._exchange.link
+        with waiting(exchange.comm, "a sum"):
+            exchange.clock.wait(self._requests)
+        if link is not None:
+            exchange.clock.wait_until(link.reduced(link.ready(float(self._last_s[0])), self._sum.nbytes))
+        exchange.laps.in_flight(self._start_s)
+        exchange.laps.mark("exchange")
+        return self._sum
+
+    def wait(self) -> np.ndarray:
+        """The sum, on every rank."""
+        if self._total is None:
+            self._total = self._wait()
+        self.over = True
+        return self._total
 
 
 def _private(comm: MPI.Comm) -> MPI.Comm:
