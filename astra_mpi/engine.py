@@ -88,12 +88,13 @@ class Model:
         self.halves: bool | AskHalves = False
         self._layouts: dict[tuple[Strategy, bytes, bool], Layout] = {}
         self._planned: Layout | None = None  # of the last pass
+        self.chosen_halves: bool | None = None  # of the last pass that could be two
         self.parts_taken: list[tuple[Part, Strategy]] = []  # the passes that the last call took, two of halves
 
     def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto") -> None:
         """Choose the strategy (see `astra_mpi.load`). Collective. It stays in `strategy` and can be put back there."""
         spec = parse(strategy)
-        self.chosen = None
+        self.chosen = self.chosen_halves = None
         self.strategy: Strategy = STRATEGIES[spec.name](self.parts(counted_keys, remote), spec)
 
     def parts(self, counted_keys: bool = True, remote: str = "auto") -> Parts:
@@ -194,9 +195,8 @@ class Model:
 
         merged_heads: what `pool` makes are softmaxes of so many heads, to be merged (`Exchange.merge`).
         """
+        whole, in_halves = Part(batch, layout, slice(0, len(batch.lengths))), self._in_halves(layout)
         self.exchange.reset(self.checksum)
-        whole = Part(batch, layout, slice(0, len(batch.lengths)))
-        in_halves = self._in_halves(layout)
         with nullcontext() if layout is self._planned else collective(self.comm):  # which takes memory
             if not in_halves or layout is not self._planned:
                 self._begin(self.strategy, whole)
@@ -224,9 +224,10 @@ class Model:
         stage or go on to one, are those of a whole batch."""
         whole = len(layout.counts) < 2 or layout.quiet or self.exchange.size == 1
         whole = whole or self.enter is not None or self.hands_on
-        if whole or not self.halves or not self.strategy.takes_halves:
+        if whole or not self.strategy.takes_halves:
             return False
-        return self.halves if isinstance(self.halves, bool) else self.halves(self, layout)
+        self.chosen_halves = self.halves if isinstance(self.halves, bool) else self.halves(self, layout)
+        return self.chosen_halves
 
     def _share(self, pool: Pool, width: int) -> tuple[np.ndarray, np.ndarray, Exception | None]:
         """-> the rows (n, D) that this rank answers for, its share (B, width) of the sum, and what failed if so."""
@@ -391,8 +392,9 @@ class Model:
             return found[0]
         return float(np.average(known, weights=[len(part.layout.counts) for part, _ in self.parts_taken]))
 
-    def own_choice(self) -> dict[str, str]:
+    def own_choice(self) -> dict[str, str | bool]:
         """What an unfinished job goes on with."""
-        own = {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
+        own: dict[str, str | bool] = {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
         own |= {} if self.chosen_grid is None else {"grid": self.chosen_grid}
+        own |= {} if self.chosen_halves is None else {"halves": self.chosen_halves}
         return own | ({"compute": self.backend.compute} if self.backend.xp is np else {})

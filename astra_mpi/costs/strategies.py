@@ -172,3 +172,17 @@ STRATEGIES: dict[str, Callable[[Job, Coding], Cost]] = {
     "astra:inputs": astra_inputs,
     "astra:late": astra_late,
 }
+
+
+def cost_of(strategy: str, job: Job, coding: Coding) -> Cost:
+    """Of a strategy with any options, as it is written. InputError where it cannot be used, or is not known here."""
+    if strategy in STRATEGIES:
+        return STRATEGIES[strategy](job, coding)
+    name, *options = strategy.split(":")
+    number = next((int(option) for option in options if option.isdecimal()), 1)
+    if name == "segment_means":
+        return token_parallel(job, segment_wire(job.shape, number), strategy)
+    if name == "bp":
+        return block_parallel(job, number, "sp" in options)
+    require(name == "astra" and "late" in options, f"the costs of {strategy} are not known")
+    return astra_late(job, coding)
