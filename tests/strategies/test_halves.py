@@ -1,5 +1,9 @@
 """A batch as two halves in turns: the bits of the halves by themselves, and less waiting."""
 
+import json
+import sys
+
+import h5py
 import numpy as np
 import pytest
 
@@ -15,6 +19,8 @@ from astra_mpi.measure.bench import _LANES, trace
 from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.oracle.verify import verify
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
+from helpers.job import write_job
+from helpers.processes import MPIRUN, start
 
 CASES = {
     "vit": (vit_config(n_layers=4), None, dict(predict="linear", stages=3)),
@@ -155,6 +161,28 @@ def test_where_it_pays(comm, tmp_path_factory):
         model = load(str(path), comm=comm, strategy="sp", halves=halves)
         model(inputs)
         assert model.report["halves"] == (halves and comm.size > 1)
+
+
+@pytest.mark.skipif(MPIRUN is None, reason="no mpirun")
+def test_a_job_keeps_what_it_has_chosen(tmp_path):
+    write_job(tmp_path)
+    found = {}
+    for halves in ("true", "false"):
+        keys = (
+            "parallel.strategy=sp",
+            f"parallel.halves={halves}",
+            f"output.path={tmp_path / halves}.h5",
+            "run.batch=4",
+        )
+        full = [MPIRUN, "-n", "2", sys.executable, "-m", "astra_mpi", "run", str(tmp_path / "deck.toml"), *keys]
+        done = start(*full, timeout=60)
+        assert done.returncode == 0, done.stderr
+        summary = json.loads((tmp_path / f"{halves}.json").read_text())
+        assert summary["choices"]["halves"] == json.loads(halves)
+        with h5py.File(tmp_path / f"{halves}.h5") as file:
+            found[halves] = {name: file["outputs"][name][()] for name in file["outputs"]}
+    for name, want in found["false"].items():
+        np.testing.assert_allclose(found["true"][name], want, atol=1e-5)
 
 
 ROUND = Speeds(1e9, 1e9, 1e9, 1e9, 1e9, 1e9, 0.0)
