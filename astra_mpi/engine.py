@@ -31,7 +31,7 @@ from astra_mpi.partition import Cut
 from astra_mpi.strategies import STRATEGIES, Parts, Strategy, parse
 from astra_mpi.strategies.base import Steps
 from astra_mpi.strategies.positions import Positions
-from astra_mpi.turns import Part, Pass, halves, in_turns
+from astra_mpi.turns import Part, Pass, Taken, distinct_keys, formula_bytes, halves, in_turns
 from astra_mpi.wire.exchange import Exchange
 from astra_mpi.wire.laps import Laps, collect
 
@@ -89,7 +89,7 @@ class Model:
         self._layouts: dict[tuple[Strategy, bytes, bool], Layout] = {}
         self._planned: Layout | None = None  # of the last pass
         self.chosen_halves: bool | None = None  # of the last pass that could be two
-        self.parts_taken: list[tuple[Part, Strategy]] = []  # the passes that the last call took, two of halves
+        self.taken: list[Taken] = []  # the passes that the last call took, two of halves
 
     def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto") -> None:
         """Choose the strategy (see `astra_mpi.load`). Collective. It stays in `strategy` and can be put back there."""
@@ -133,7 +133,7 @@ class Model:
         failure: Exception | None = None
         try:
             with self.clock.running():
-                answer = np.concatenate([self._head(pooled, part) for part, _ in self.parts_taken])
+                answer = np.concatenate([self._head(pooled, part) for part, _ in self.taken])
                 self.laps.mark("head")
         except Exception as exc:
             failure = exc
@@ -153,7 +153,7 @@ class Model:
         layout = self.layout(batch.lengths)
 
         def pool(rows: np.ndarray, layout: Layout) -> np.ndarray:
-            part = next(part for part, _ in self.parts_taken if part.layout is layout)
+            part = next(part for part, _ in self.taken if part.layout is layout)
             return family.nll(rows, layout, part.batch, n_context[part.sequences])
 
         _, sums = self.run(batch, layout, pool, 2)
@@ -200,12 +200,12 @@ class Model:
         with nullcontext() if layout is self._planned else collective(self.comm):  # which takes memory
             if not in_halves or layout is not self._planned:
                 self._begin(self.strategy, whole)
-            self.parts_taken = [(part, self.strategy.twin()) for part in halves(whole)] if in_halves else []
-            for part, strategy in self.parts_taken:
-                strategy.n_turns = len(self.parts_taken)
+            self.taken = [Taken(part, self.strategy.twin()) for part in halves(whole)] if in_halves else []
+            for part, strategy in self.taken:
+                strategy.n_turns = len(self.taken)
                 self._begin(strategy, part)
         self._planned = layout
-        self.parts_taken = self.parts_taken or [(whole, self.strategy)]
+        self.taken = self.taken or [Taken(whole, self.strategy)]
         with self.clock.running():
             self.laps.start()
             rows, share, failure = self._share(pool, width)
@@ -231,15 +231,15 @@ class Model:
 
     def _share(self, pool: Pool, width: int) -> tuple[np.ndarray, np.ndarray, Exception | None]:
         """-> the rows (n, D) that this rank answers for, its share (B, width) of the sum, and what failed if so."""
-        passes = [Pass(strategy, self._forward(strategy, part.batch)) for part, strategy in self.parts_taken]
+        passes = [Pass(strategy, self._forward(strategy, part.batch)) for part, strategy in self.taken]
         in_turns(passes, self._switch)
-        last = self.parts_taken[-1][0]
+        last = self.taken[-1][0]
         share = np.zeros((last.sequences.stop, width), np.float32)
         failure = next((one.failure for one in passes if one.failure is not None), None)
         if failure is not None:
             return share, share, failure
         try:
-            pairs = zip(passes, self.parts_taken, strict=True)
+            pairs = zip(passes, self.taken, strict=True)
             share = np.concatenate([self.backend.fetch(pool(one.rows, part.layout)) for one, (part, _) in pairs])
             rows = passes[0].rows if len(passes) == 1 else self.backend.xp.concatenate([one.rows for one in passes])
             self.laps.mark("head")
@@ -364,10 +364,10 @@ class Model:
             "strategy": str(self.strategy.spec),
             "ranks": self.exchange.size,
             "tokens": [int(t) for t in layout.lengths],
-            "formula_bytes": self._formula_bytes(layout),
+            "formula_bytes": formula_bytes(self.taken, self.strategy, layout),
             **self.exchange.report(counted),
-            "distinct_keys": self._distinct_keys(),
-            "halves": len(self.parts_taken) > 1,
+            "distinct_keys": distinct_keys(self.taken),
+            "halves": len(self.taken) > 1,
             "latency_s": latency,
             "weight_bytes": [int(n) for n in told[:, 1]],
             **described,
@@ -375,22 +375,6 @@ class Model:
             "auto": self.chosen,
             "compute": self.chosen_compute,
         }
-
-    def _formula_bytes(self, layout: Layout) -> list[int]:
-        """Of `layout`, or of the halves in which it was taken: messages of codes are whole bytes."""
-        taken = [(part.layout, strategy) for part, strategy in self.parts_taken]
-        if len(taken) < 2:
-            return self.strategy.formula_bytes(layout)
-        every = [strategy.formula_bytes(own) for own, strategy in taken]
-        return [sum(of_rank) for of_rank in zip(*every, strict=True)]
-
-    def _distinct_keys(self) -> float | None:
-        """Of the last pass, a mean over its sequences."""
-        found = [strategy.distinct_keys() for _, strategy in self.parts_taken]
-        known = [keys for keys in found if keys is not None]
-        if len(found) < 2 or not known:
-            return found[0]
-        return float(np.average(known, weights=[len(part.layout.counts) for part, _ in self.parts_taken]))
 
     def own_choice(self) -> dict[str, str | bool]:
         """What an unfinished job goes on with."""

@@ -24,10 +24,33 @@ class Part(NamedTuple):
     sequences: slice
 
 
+class Taken(NamedTuple):
+    """A part, and the strategy that takes it."""
+
+    part: Part
+    strategy: Strategy
+
+
 def halves(whole: Part) -> list[Part]:
     """A part of two sequences or more in two."""
     cut = whole.layout.halves
     return [Part(whole.batch.part(own, whole.layout.n_class), layout, own) for own, layout in cut]
+
+
+def formula_bytes(taken: Sequence[Taken], whole: Strategy, layout: Layout) -> list[int]:
+    """Per rank, `Strategy.formula_bytes` of a pass over `layout` or, where its halves were taken, of these: messages of
+    codes are whole bytes."""
+    every = [own.formula_bytes(part.layout) for part, own in taken] if len(taken) > 1 else [whole.formula_bytes(layout)]
+    return [sum(of_rank) for of_rank in zip(*every, strict=True)]
+
+
+def distinct_keys(taken: Sequence[Taken]) -> float | None:
+    """Collective: `Strategy.distinct_keys` of a pass, a mean over its sequences."""
+    found = [strategy.distinct_keys() for _, strategy in taken]
+    known = [keys for keys in found if keys is not None]
+    if len(found) < 2 or not known:
+        return found[0]
+    return float(np.average(known, weights=[len(part.layout.counts) for part, _ in taken]))
 
 
 class Pass:

@@ -109,7 +109,7 @@ def _check(
     if isinstance(model, Pipeline):
         taken = [(slice(0, len(answer)), strategy, terms_of_all(model, strategy.oracle_terms()))]
     else:
-        taken = [(part.sequences, own, own.oracle_terms()) for part, own in model.parts_taken]
+        taken = [(part.sequences, own, own.oracle_terms()) for part, own in model.taken]
     if not on_root:
         return None
     with alone(model.comm, "the oracle"):

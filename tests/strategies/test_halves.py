@@ -65,7 +65,7 @@ def test_the_bits_are_those_of_the_halves_by_themselves(comm, case):
         assert sent == formula
         if "astra" not in strategy:
             assert sent == found[False][2]["contributed_bytes"]
-        spans = [part.sequences for part, _ in model.parts_taken]
+        spans = [part.sequences for part, _ in model.taken]
         model.halves = False
         each = [model(*part_of(*given, span), gather=True) for span in spans]
         assert (np.concatenate([answer for answer, _ in each]) == found[True][0]).all()
