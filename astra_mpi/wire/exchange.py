@@ -279,8 +279,9 @@ class Pending:
             self._staging.taken()
             exchange.laps.mark("encode")
         if exchange.link is not None:
-            departure_s = exchange.link.depart(exchange.clock.now(), self._counts, self._forward)
-            plan.stamps[exchange.rank] = departure_s
+            now_s = exchange.clock.now()
+            with exchange.clock.aside():
+                plan.stamps[exchange.rank] = exchange.link.depart(now_s, self._counts, self._forward)
         plan.start()
         exchange.laps.mark("exchange")
 
@@ -300,11 +301,12 @@ class Pending:
         with waiting(exchange.comm, f"exchange {self._block}"):
             clock.wait(plan)
         link, forward = exchange.link, self._forward
-        arrivals_s = plan.stamps if link is None else link.arrivals(plan.stamps, self._counts, forward)
-        if self.may_miss:
-            self.missing, ready_s = exchange.missing.judge(self._block, arrivals_s, limit_s, forward)
-        else:
-            ready_s = float(arrivals_s.max())
+        with clock.aside():
+            arrivals_s = plan.stamps if link is None else link.arrivals(plan.stamps, self._counts, forward)
+            if self.may_miss:
+                self.missing, ready_s = exchange.missing.judge(self._block, arrivals_s, limit_s, forward)
+            else:
+                ready_s = float(arrivals_s.max())
         clock.wait_until(ready_s)
         exchange._pending.remove(self)
         self.over = True

@@ -50,6 +50,10 @@ def test_virtual_time_is_cpu_time():
         clock.wait_until(10.0)
         assert 10.0 <= clock.now() < 10.1
         clock.wait_until(5.0)
+        before = clock.now()
+        with clock.aside():
+            busy(0.02)
+        assert clock.now() - before < 0.01 * clock.speed
     stopped = clock.now()
     busy(0.01)
     assert clock.now() == stopped
