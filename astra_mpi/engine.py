@@ -29,7 +29,9 @@ from astra_mpi.network.clock import WallClock
 from astra_mpi.network.conditions import Conditions
 from astra_mpi.partition import Cut
 from astra_mpi.strategies import STRATEGIES, Parts, Strategy, parse
+from astra_mpi.strategies.base import Steps
 from astra_mpi.strategies.positions import Positions
+from astra_mpi.turns import Part, Pass, Taken, distinct_keys, formula_bytes, halves, in_turns
 from astra_mpi.wire.exchange import Exchange
 from astra_mpi.wire.laps import Laps, collect
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 
 Pool = Callable[[np.ndarray, Layout], np.ndarray]
+AskHalves = Callable[["Model", Layout], bool]
 
 
 class Model:
@@ -80,13 +83,18 @@ class Model:
         self.chosen: dict[str, Any] | None = None  # how the strategy was chosen, where nobody named it (`auto.py`)
         self.chosen_grid: str | None = None  # the same of the grid
         self.chosen_compute: dict[str, Any] | None = None  # the same of the type of products (`compute.py`)
+        #: whether a batch is computed as two halves in turns, or what is asked once a batch has two sequences or more
+        #: (docs/explanation/waiting.md); collective, the same on all ranks
+        self.halves: bool | AskHalves = False
         self._layouts: dict[tuple[Strategy, bytes, bool], Layout] = {}
         self._planned: Layout | None = None  # of the last pass
+        self.chosen_halves: bool | None = None  # of the last pass that could be two
+        self.taken: list[Taken] = []  # the passes that the last call took, two of halves
 
     def use(self, strategy: str, *, counted_keys: bool = True, remote: str = "auto") -> None:
         """Choose the strategy (see `astra_mpi.load`). Collective. It stays in `strategy` and can be put back there."""
         spec = parse(strategy)
-        self.chosen = None
+        self.chosen = self.chosen_halves = None
         self.strategy: Strategy = STRATEGIES[spec.name](self.parts(counted_keys, remote), spec)
 
     def parts(self, counted_keys: bool = True, remote: str = "auto") -> Parts:
@@ -125,7 +133,7 @@ class Model:
         failure: Exception | None = None
         try:
             with self.clock.running():
-                answer = self.backend.fetch(self.family.head(self.backend.put(pooled), batch.lengths))
+                answer = np.concatenate([self._head(pooled, part) for part, _ in self.taken])
                 self.laps.mark("head")
         except Exception as exc:
             failure = exc
@@ -143,7 +151,12 @@ class Model:
             raise InputError(f"a {self.config.family} model predicts no tokens; give a decoder, such as Llama")
         batch = self.prepare(ids, mask)
         layout = self.layout(batch.lengths)
-        _, sums = self.run(batch, layout, lambda rows, layout: family.nll(rows, layout, batch, n_context), 2)
+
+        def pool(rows: np.ndarray, layout: Layout) -> np.ndarray:
+            part = next(part for part, _ in self.taken if part.layout is layout)
+            return family.nll(rows, layout, part.batch, n_context[part.sequences])
+
+        _, sums = self.run(batch, layout, pool, 2)
         self.report = self.describe(layout, self.laps.seconds, self.exchange.counted())
         return sums
 
@@ -182,47 +195,78 @@ class Model:
 
         merged_heads: what `pool` makes are softmaxes of so many heads, to be merged (`Exchange.merge`).
         """
+        whole, in_halves = Part(batch, layout, slice(0, len(batch.lengths))), self._in_halves(layout)
         self.exchange.reset(self.checksum)
         with nullcontext() if layout is self._planned else collective(self.comm):  # which takes memory
-            self.strategy.positions = Positions(self.family, batch)
-            self.strategy.begin(layout)
+            if not in_halves or layout is not self._planned:
+                self._begin(self.strategy, whole)
+            self.taken = [Taken(part, self.strategy.twin()) for part in halves(whole)] if in_halves else []
+            for part, strategy in self.taken:
+                strategy.n_turns = len(self.taken)
+                self._begin(strategy, part)
         self._planned = layout
+        self.taken = self.taken or [Taken(whole, self.strategy)]
         with self.clock.running():
             self.laps.start()
-            rows, share, failure = self._share(batch, layout, pool, width)
+            rows, share, failure = self._share(pool, width)
             pooled, failed = self.exchange.merge(share, merged_heads, failure is not None)
         self.exchange.settle()  # every rank has started every exchange, a failed one too
         if failed:
             raise_together(self.comm, failure)
         return rows, pooled
 
-    def _share(
-        self, batch: Batch, layout: Layout, pool: Pool, width: int
-    ) -> tuple[np.ndarray, np.ndarray, Exception | None]:
+    def _begin(self, strategy: Strategy, part: Part) -> None:
+        strategy.positions = Positions(self.family, part.batch)
+        strategy.begin(part.layout)
+
+    def _in_halves(self, layout: Layout) -> bool:
+        """Whether a pass takes two halves in turns. What decoding keeps of a prompt, and rows that come from another
+        stage or go on to one, are those of a whole batch."""
+        whole = len(layout.counts) < 2 or layout.quiet or self.exchange.size == 1
+        whole = whole or self.enter is not None or self.hands_on
+        if whole or not self.strategy.takes_halves:
+            return False
+        self.chosen_halves = self.halves if isinstance(self.halves, bool) else self.halves(self, layout)
+        return self.chosen_halves
+
+    def _share(self, pool: Pool, width: int) -> tuple[np.ndarray, np.ndarray, Exception | None]:
         """-> the rows (n, D) that this rank answers for, its share (B, width) of the sum, and what failed if so."""
-        share = np.zeros((len(batch.lengths), width), np.float32)
+        passes = [Pass(strategy, self._forward(strategy, part.batch)) for part, strategy in self.taken]
+        in_turns(passes, self._switch)
+        last = self.taken[-1][0]
+        share = np.zeros((last.sequences.stop, width), np.float32)
+        failure = next((one.failure for one in passes if one.failure is not None), None)
+        if failure is not None:
+            return share, share, failure
         try:
-            rows = self._forward(batch)
-            share = self.backend.fetch(pool(rows, layout))
+            pairs = zip(passes, self.taken, strict=True)
+            share = np.concatenate([self.backend.fetch(pool(one.rows, part.layout)) for one, (part, _) in pairs])
+            rows = passes[0].rows if len(passes) == 1 else self.backend.xp.concatenate([one.rows for one in passes])
             self.laps.mark("head")
         except Exception as exc:
-            self.strategy.abandon()
             return share, share, exc
         return rows, share, None
 
-    def _forward(self, batch: Batch) -> np.ndarray:
+    def _switch(self, turn: int) -> None:
+        self.scratch.turn = self.laps.turn = turn
+
+    def _forward(self, strategy: Strategy, batch: Batch) -> Steps:
         """-> the rows (n, D) that this rank answers for, after the last block."""
         if self.enter is not None:
             x = self.enter(batch)
         else:
             embed = partial(self.family.embed, batch)
-            x = embed(self.strategy.held)
-            self.strategy.look(embed)
+            x = embed(strategy.held)
+            strategy.look(embed)
         self.laps.mark("embed")
         for i in range(len(self.blocks)):
-            x = self.strategy.block(i, x)
+            x = yield from strategy.steps(i, x)
             self.meanwhile()
-        return x if self.hands_on else self.strategy.answered(x)
+        return x if self.hands_on else strategy.answered(x)
+
+    def _head(self, pooled: np.ndarray, part: Part) -> np.ndarray:
+        own = self.backend.put(pooled[part.sequences])
+        return self.backend.fetch(self.family.head(own, part.batch.lengths))
 
     def prepare(self, inputs: np.ndarray, mask: np.ndarray | None) -> Batch:
         """Validate on every rank, and check that all ranks were given the same."""
@@ -320,9 +364,10 @@ class Model:
             "strategy": str(self.strategy.spec),
             "ranks": self.exchange.size,
             "tokens": [int(t) for t in layout.lengths],
-            "formula_bytes": self.strategy.formula_bytes(layout),
+            "formula_bytes": formula_bytes(self.taken, self.strategy, layout),
             **self.exchange.report(counted),
-            "distinct_keys": self.strategy.distinct_keys(),
+            "distinct_keys": distinct_keys(self.taken),
+            "halves": len(self.taken) > 1,
             "latency_s": latency,
             "weight_bytes": [int(n) for n in told[:, 1]],
             **described,
@@ -331,8 +376,9 @@ class Model:
             "compute": self.chosen_compute,
         }
 
-    def own_choice(self) -> dict[str, str]:
+    def own_choice(self) -> dict[str, str | bool]:
         """What an unfinished job goes on with."""
-        own = {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
+        own: dict[str, str | bool] = {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
         own |= {} if self.chosen_grid is None else {"grid": self.chosen_grid}
+        own |= {} if self.chosen_halves is None else {"halves": self.chosen_halves}
         return own | ({"compute": self.backend.compute} if self.backend.xp is np else {})

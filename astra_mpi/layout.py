@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +36,19 @@ class Layout:
     def __post_init__(self) -> None:
         if self.sinks and not (self.causal and not self.n_class):
             raise ValueError("only causal layouts without class tokens have sinks")
+
+    def part(self, sequences: slice) -> Layout:
+        """Of some of the sequences, which are cut as they are."""
+        places = None if self.places is None else self.places[sequences]
+        return replace(self, counts=self.counts[sequences], places=places)
+
+    @cached_property
+    def halves(self) -> tuple[tuple[slice, Layout], tuple[slice, Layout]]:
+        """Of two sequences or more: cut between two of them, where tokens are halved best."""
+        before, n = np.cumsum(self.lengths)[:-1], len(self.counts)
+        middle = 1 + int(np.argmin(np.abs(2 * before - self.lengths.sum())))
+        first, second = slice(0, middle), slice(middle, n)
+        return (first, self.part(first)), (second, self.part(second))
 
     @property
     def size(self) -> int:

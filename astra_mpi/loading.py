@@ -53,6 +53,7 @@ def load(
     weights: Sequence[float] | str | None = None,
     counted_keys: bool = True,
     remote: str = "auto",
+    halves: bool | str = "auto",
     encoder: str = "auto",
     pooling: str | None = None,
     normalize: bool | None = None,
@@ -83,7 +84,9 @@ def load(
     codebooks: a codebook file for this model, instead of the codebooks inside it. weights: relative speeds of the
     ranks that share tokens, for a cut with which they finish together; "auto" measures them, "causal" takes them as
     equal where later tokens cost more (decoders), "even" and None cut evenly. counted_keys: let far tokens of equal
-    code share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from codes. encoder:
+    code share a key (exact). remote: "table", "gemm" or "auto" (timed), how far keys come from codes. halves: whether a
+    batch of several sequences is computed as two halves in turns, of which one computes while the exchange of the other
+    travels; "auto": where that is predicted to be faster (docs/explanation/waiting.md). encoder:
     "auto" searches codebooks in their subspace where they have one, "exact" in all of the space. pooling,
     normalize: in place of the model's own, a classifier of texts being taken off. threads: of BLAS and Numba in
     this process; None leaves them as they are. network: "real", or one to emulate such as "10Mbps,rtt=2ms,loss=1%";
@@ -101,6 +104,7 @@ def load(
     auto = request is not None and request.name == AUTO
     comm = watched(comm, None if watchdog is None else duration_s(watchdog))
     require(encoder in ("auto", "exact"), f"encoder '{encoder}' is unknown; use auto or exact")
+    require(halves in ("auto", True, False), f"halves '{halves}' is unknown; use auto, True or False")
     check_compute(backend, compute)
     with collective(comm):
         shape = parse_grid(None if grid == AUTO else grid, comm.Get_size())
@@ -183,6 +187,12 @@ def load(
             file = parts[groups.place[1]].of_file(file)
     model: Any = Model(file, groups.tokens, backend_there, speeds, conditions, time_there)
     model.chosen_compute, model.chosen_grid = chosen, str(shape) if grid == AUTO else None
+    if halves == "auto":
+        from astra_mpi.planner.halving import WherePays  # above this module: it runs the planner
+
+        model.halves = WherePays()
+    else:
+        model.halves = bool(halves)
     if weights == "auto":
         model.cut_weights = _alike(rank_speeds(model), groups)
     if parts:

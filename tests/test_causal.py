@@ -198,23 +198,23 @@ def test_a_rank_needs_nothing_of_later_ones(comm, family, codec, weights):
     inputs, mask = ragged(FAMILIES[family])
     model(inputs, mask)
     done = np.zeros(1, np.int32)
-    begin, window = model.strategy.block, MPI.Win.Create(done, comm=comm)
+    begin, window = model.strategy.steps, MPI.Win.Create(done, comm=comm)
 
-    def block(i, x):
+    def steps(i, x):
         if comm.rank == comm.size - 1 and i == 0 and comm.size > 1:
             first = np.zeros(1, np.int32)
             while not first[0]:
                 window.Lock(0)
                 window.Get(first, 0)
                 window.Unlock(0)
-        x = begin(i, x)
+        x = yield from begin(i, x)
         if comm.rank == 0 and i == len(model.blocks) - 1:
             window.Lock(0)
             done[0] = 1
             window.Unlock(0)
         return x
 
-    model.strategy.block = block
+    model.strategy.steps = steps
     model(inputs, mask)
     window.Free()
 

@@ -60,6 +60,12 @@ def add_loading_options(parser: argparse.ArgumentParser, seed: str, several_netw
     )
     parser.add_argument("--seed", type=int, default=0, help=f"{seed} (default %(default)s)")
     parser.add_argument("--counted-keys", choices=("on", "off"), default="on", help="default %(default)s")
+    parser.add_argument(
+        "--halves",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="a batch as two halves in turns; auto (default): where that is predicted to be faster",
+    )
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON; - for stdout")
     add_condition_options(parser, several_networks)
 
@@ -163,6 +169,7 @@ def load_model(
         codebooks=args.codebooks,
         weights=args.weights,
         counted_keys=args.counted_keys == "on",
+        halves=args.halves if args.halves == "auto" else args.halves == "on",
         seed=args.seed,
         watchdog=args.watchdog,
         **condition_arguments(args),

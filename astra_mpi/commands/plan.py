@@ -193,6 +193,7 @@ def _row(row: dict[str, Any]) -> str:
         + f"{1e3 * row['wait_s']['port']:>9.1f}{row['speedup']['port']:>8.2f}x{'yes' if row['exact'] else 'no':>7}"
         + "".join(f"{_mbps(row, needed[kind]):>{12 if kind == 'contributed' else 9}}" for kind in kinds)
         + f"{sum(row['contributed_bytes']) / 1e3:>10.1f}{row['memory_bytes'] / 2**20:>11.0f}"
+        + ("  in halves" if row["halves"] else "")
     )
 
 

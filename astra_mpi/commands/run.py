@@ -107,6 +107,7 @@ def _load(deck: Deck, choices: dict[str, Any], comm: MPI.Comm) -> Model:
         weights=choices.get("weights", parallel.weights),
         counted_keys=parallel.counted_keys,
         remote=choices.get("remote", parallel.remote),
+        halves=choices.get("halves", parallel.halves),
         pooling=deck.task.pooling,
         normalize=deck.task.normalize,
         **{name: getattr(parallel, name) for name in _CONDITIONS},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -87,6 +87,16 @@ def latency(cost: Cost, speeds: Sequence[Speeds], network: Network, accounting: 
     return Latency(total, compute, total - compute)
 
 
+def in_turns(costs: Sequence[Cost], speeds: Sequence[Speeds], network: Network, accounting: str = "port") -> Latency:
+    """Of parts of a batch, whose passes take turns on every rank and end together; not for the accounting "paper", in
+    which nothing is hidden."""
+    passes = [_laps(replace(cost, closing_bytes=0), speeds) for cost in costs]
+    closing = Transfer("close", (sum(cost.closing_bytes for cost in costs),) * len(speeds), 0.0)
+    compute = sum(lap.repeats * max(map(sum, lap.times)) for laps in passes for lap in laps)
+    total = _in_turn_s(passes, network, accounting) + transfer_s(closing, network, accounting)
+    return Latency(total, compute, total - compute)
+
+
 def break_even_bps(cost: Cost, speeds: Sequence[Speeds], rtt_s: float, accounting: str, limit_s: float) -> float | None:
     """Bandwidth above which a strategy takes less than `limit_s`; 0: any bandwidth; None: none."""
     laps = _laps(cost, speeds)
@@ -110,8 +120,8 @@ def _laps(cost: Cost, speeds: Sequence[Speeds]) -> list[_Lap]:
         _Lap(stage.repeats, [_seconds(s, rank) for s, rank in zip(speeds, stage.ranks, strict=True)], stage.transfer)
         for stage in cost.stages
     ]
-    for n_bytes in filter(None, (cost.peak_bytes, cost.closing_bytes)):
-        closing = Transfer("reduce", (n_bytes,) * len(speeds), 0.0)
+    if cost.closing_bytes:
+        closing = Transfer("close", (cost.closing_bytes,) * len(speeds), 0.0)
         laps.append(_Lap(1, [(0.0, 0.0, 0.0)] * len(speeds), closing))
     return laps
 
@@ -122,32 +132,41 @@ def _seconds(speeds: Speeds, rank: RankWork) -> tuple[float, float, float]:
 
 def _total_s(laps: Sequence[_Lap], network: Network, accounting: str) -> float:
     if accounting != "paper" and any(lap.transfer is not None and lap.transfer.late for lap in laps):
-        return _in_turn_s(laps, network, accounting)
+        return _in_turn_s([laps], network, accounting)
     return sum(
         _lap_s(lap, network, accounting) + (lap.repeats - 1) * _period_s(lap, network, accounting) for lap in laps
     )
 
 
-def _in_turn_s(laps: Sequence[_Lap], network: Network, accounting: str) -> float:
-    """Of laps some of whose messages are needed one lap later: every rank's time, lap after lap."""
-    n_ranks = len(laps[0].times)
-    now_s, needed_s, port_s = [0.0] * n_ranks, [0.0] * n_ranks, 0.0  # needed: when the last late messages are there
-    for lap in chain.from_iterable([one] * one.repeats for one in laps):
-        arrival_s = [0.0] * n_ranks
+def _in_turn_s(passes: Sequence[Sequence[_Lap]], network: Network, accounting: str) -> float:
+    """Of passes that take turns on every rank, lap after lap, while what others have sent travels. Some messages are
+    needed one lap later. Every rank's time is followed."""
+    n_ranks, port_s = len(passes[0][0].times), 0.0
+    now_s, none = [0.0] * n_ranks, [0.0] * n_ranks
+    there_s, late_s, after_s = ([none] * len(passes) for _ in range(3))  # what each pass waits for, and does then
+    laps = [chain.from_iterable([one] * one.repeats for one in each) for each in passes]
+    for k, lap in chain.from_iterable(enumerate(turn) for turn in zip(*laps, strict=True)):
+        now_s = _resumed(now_s, there_s[k], after_s[k])
+        begin_s = [now + before for now, (before, _, _) in zip(now_s, lap.times, strict=True)]
+        arrival_s = none
         if lap.transfer is not None:
-            begin_s = [now + before for now, (before, _, _) in zip(now_s, lap.times, strict=True)]
             x_s = transfer_s(lap.transfer, network, accounting)
-            through_s = transfer_s(lap.transfer, network._replace(rtt_s=0.0), accounting)
-            for rank in range(n_ranks):
-                heard = begin_s[:rank] if lap.transfer.forward else begin_s
-                arrival_s[rank] = max(*heard, port_s) + x_s if heard else 0.0
-            port_s = max(*begin_s, port_s) + through_s
-        late = lap.transfer is not None and lap.transfer.late
-        for rank, (before, during, after) in enumerate(lap.times):
-            there_s = needed_s[rank] if late else max(arrival_s[rank], needed_s[rank])
-            now_s[rank] = max(now_s[rank] + before + during, there_s) + after
-        needed_s = arrival_s if late else [0.0] * n_ranks
+            heard = [begin_s[:rank] if lap.transfer.forward else begin_s for rank in range(n_ranks)]
+            arrival_s = [max(*of_rank, port_s) + x_s if of_rank else 0.0 for of_rank in heard]
+            port_s = max(*begin_s, port_s) + transfer_s(lap.transfer, network._replace(rtt_s=0.0), accounting)
+        now_s = [begin + during for begin, (_, during, _) in zip(begin_s, lap.times, strict=True)]
+        if lap.transfer is not None and lap.transfer.late:
+            there_s[k], late_s[k] = late_s[k], arrival_s
+        else:
+            there_s[k], late_s[k] = [max(pair) for pair in zip(arrival_s, late_s[k], strict=True)], none
+        after_s[k] = [after for _, _, after in lap.times]
+    for there, after in zip(there_s, after_s, strict=True):
+        now_s = _resumed(now_s, there, after)
     return max(now_s)
+
+
+def _resumed(now_s: list[float], there_s: list[float], after_s: list[float]) -> list[float]:
+    return [max(now, there) + after for now, there, after in zip(now_s, there_s, after_s, strict=True)]
 
 
 def _period_s(lap: _Lap, network: Network, accounting: str) -> float:
@@ -185,17 +204,14 @@ def transfer_s(transfer: Transfer, network: Network, accounting: str) -> float:
     if accounting == "paper":
         return transfer.paper_bits / network.bandwidth_bps
     size, largest = len(transfer.contributed), max(transfer.contributed)
-    gathers = transfer.kind == "gather"
-    if accounting == "contributed":
-        n_bytes: float = largest
-    elif gathers:
-        n_bytes = _through_a_port(transfer, size)
-    else:
-        n_bytes = 2 * (size - 1) / size * largest
-    if n_bytes == 0:
+    gathered: float = largest
+    reduced: float = largest
+    if accounting == "port":
+        gathered, reduced = _through_a_port(transfer, size), 2 * (size - 1) / size * largest
+    if largest == 0 or gathered == 0:
         return 0.0
-    steps = 1 if gathers else 2 * (size - 1)
-    return 8 * n_bytes / network.bandwidth_bps + steps * network.rtt_s / 2
+    ways = {"gather": [(gathered, 1)], "reduce": [(reduced, 2 * (size - 1))], "close": [(gathered, 1), (reduced, 2)]}
+    return min(8 * n_bytes / network.bandwidth_bps + hops * network.rtt_s / 2 for n_bytes, hops in ways[transfer.kind])
 
 
 #: GFLOP/s of float32 GEMM on one core of a server CPU, where nothing was measured

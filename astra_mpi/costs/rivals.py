@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from astra_mpi.config import require
-from astra_mpi.costs.work import Cost, Job, RankWork, Stage, Transfer, Work, closing_bytes, output_work, peak_bytes
+from astra_mpi.costs.work import Cost, Job, RankWork, Stage, Transfer, Work, closing_bytes, output_work
 from astra_mpi.partition import even, weighted
 
 
@@ -66,7 +66,7 @@ def block_parallel(job: Job, n_groups: int = 1, sequence: bool = False) -> Cost:
         sent = tuple(job.batch * n * config.d_model * 4 for n in job.counts)
         stages.append(Stage(n_groups, (RankWork(),) * size, Transfer("gather", sent, _paper_float(job))))
     strategy = ":".join(["bp", *["sp"] * sequence, *[str(n_groups)] * (n_groups > 1)])
-    return Cost(strategy, False, tuple(stages), closing_bytes=closing_bytes(job), peak_bytes=peak_bytes(job))
+    return Cost(strategy, False, tuple(stages), closing_bytes=closing_bytes(job))
 
 
 def _paper_float(job: Job) -> float:

@@ -52,7 +52,7 @@ def stage_seconds(
 ) -> list[float]:
     """Of each stage, by the cost of all blocks on one group of ranks: speeds (S T,) of the stages' ranks in turn."""
     n_layers, n_ranks = max(sum(counts), 1), len(speeds) // len(counts)
-    blocks = replace(cost, closing_bytes=0, peak_bytes=0)
+    blocks = replace(cost, closing_bytes=0)
     parts = [tuple(speeds[s * n_ranks : (s + 1) * n_ranks]) for s in range(len(counts))]
     whole = {part: latency(blocks, part, network, accounting).total for part in dict.fromkeys(parts)}
     return [whole[part] * n / n_layers for part, n in zip(parts, counts, strict=True)]

@@ -25,7 +25,6 @@ from astra_mpi.costs.work import (
     Work,
     closing_bytes,
     output_work,
-    peak_bytes,
 )
 
 
@@ -37,7 +36,7 @@ def token_parallel(job: Job, wires: Wire | Sequence[Wire], strategy: str, exact:
     config = job.shape.config
     wires = (wires,) * config.n_layers if isinstance(wires, Wire) else wires
     stages = stages_of(job, wires, [config.window(i) for i in range(config.n_layers)])
-    return Cost(strategy, exact, stages, closing_bytes=closing_bytes(job), peak_bytes=peak_bytes(job))
+    return Cost(strategy, exact, stages, closing_bytes=closing_bytes(job))
 
 
 def stages_of(job: Job, wires: Sequence[Wire], windows: Sequence[int]) -> tuple[Stage, ...]:
@@ -174,3 +173,17 @@ STRATEGIES: dict[str, Callable[[Job, Coding], Cost]] = {
     "astra:inputs": astra_inputs,
     "astra:late": astra_late,
 }
+
+
+def cost_of(strategy: str, job: Job, coding: Coding) -> Cost:
+    """Of a strategy with any options, as it is written. InputError where it cannot be used, or is not known here."""
+    if strategy in STRATEGIES:
+        return STRATEGIES[strategy](job, coding)
+    name, *options = strategy.split(":")
+    number = next((int(option) for option in options if option.isdecimal()), 1)
+    if name == "segment_means":
+        return token_parallel(job, segment_wire(job.shape, number), strategy)
+    if name == "bp":
+        return block_parallel(job, number, "sp" in options)
+    require(name == "astra" and "late" in options, f"the costs of {strategy} are not known")
+    return astra_late(job, coding)

@@ -123,7 +123,7 @@ class RankWork:
 class Transfer:
     """One exchange of all ranks."""
 
-    kind: str  # "gather": every rank gets every message; "reduce": the sum of all
+    kind: str  # "gather": every rank gets every message; "reduce": the sum of all; "close": the same, in a hop or two
     contributed: tuple[int, ...]  # bytes that each rank puts in
     paper_bits: float  # what arXiv 2505.19342 charges: one local payload
     forward: bool = False  # to the ranks behind the sender only, who waits for none of them
@@ -147,8 +147,7 @@ class Cost:
     strategy: str
     exact: bool
     stages: tuple[Stage, ...]
-    closing_bytes: int = 0  # float32 that one all-reduce adds up after the last block: class tokens or pooling
-    peak_bytes: int = 0  # of an all-reduce before it: the maxima of scores, where attention pools
+    closing_bytes: int = 0  # a rank's share of what is combined after the last block: class tokens or pooling
     table_bytes: int = 0  # projected tables, codebooks, predictors and states on every rank
     block_share: float = 1.0  # largest part of the blocks' weights that one rank holds
 
@@ -171,11 +170,5 @@ def output_work(shape: Shape, rows: float) -> Work:
 
 
 def closing_bytes(job: Job) -> int:
-    """Of the all-reduce that ends a forward pass: class tokens, pooled embeddings or last rows as float32."""
-    config = job.shape.config
-    return job.batch * (config.share_width - config.merged_heads) * 4 if job.size > 1 else 0
-
-
-def peak_bytes(job: Job) -> int:
-    """Of the all-reduce of maxima before that one, where attention pools."""
-    return job.batch * job.shape.config.merged_heads * 4 if job.size > 1 else 0
+    """Of a rank's share in what ends a forward pass: class tokens, pooled embeddings or last rows as float32."""
+    return job.batch * int(job.shape.config.share_width) * 4 if job.size > 1 else 0

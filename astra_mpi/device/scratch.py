@@ -9,21 +9,28 @@ import numpy as np
 
 
 class Scratch:
-    """Buffers by name, as large as the largest shape asked for. What is asked for again is overwritten."""
+    """Buffers by name, as large as the largest shape asked for. What is asked for again is overwritten.
+
+    Forward passes that take turns have buffers of their own each: those of `turn`.
+    """
 
     def __init__(self, xp: Any = np, dtype: type = np.float32) -> None:
         """xp: the module whose arrays they are; dtype: of activations."""
         self.xp, self.dtype = xp, dtype
-        self._buffers: dict[str, np.ndarray] = {}
+        self.turn = 0
+        self._buffers: dict[tuple[int, str], np.ndarray] = {}
 
     def __call__(self, name: str, *shape: int, dtype: type | None = None) -> np.ndarray:
         """A C-contiguous array of this shape with whatever the buffer holds."""
-        size = prod(shape)
-        if name not in self._buffers or self._buffers[name].size < size:
-            self._buffers[name] = self.xp.empty(size, dtype or self.dtype)
-        return self._buffers[name][:size].reshape(shape)
+        size, key = prod(shape), (self.turn, name)
+        if key not in self._buffers or self._buffers[key].size < size:
+            self._buffers[key] = self.xp.empty(size, dtype or self.dtype)
+        return self._buffers[key][:size].reshape(shape)
 
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes held per name."""
-        return {name: buffer.nbytes for name, buffer in self._buffers.items()}
+        sizes: dict[str, int] = {}
+        for (_, name), buffer in self._buffers.items():
+            sizes[name] = sizes.get(name, 0) + buffer.nbytes
+        return sizes

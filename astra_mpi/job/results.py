@@ -30,6 +30,7 @@ ONCE = {
     "parallel.grid": None,
     "parallel.stages": "auto",
     "parallel.handed_on": "float16",
+    "parallel.halves": "auto",
 }
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _TRACE_NAMES = (*PHASES, "in flight")
+#: exchanges that may be under way: late ones of two passes that take turns
+_AT_ONCE = 4
+_LANES = ["compute", "compute, second half", "exchange in flight", *["another one"] * (_AT_ONCE - 1)]
 
 
 def measure(
@@ -70,43 +73,45 @@ def trace(model: Model, inputs: np.ndarray, mask: np.ndarray | None) -> str | No
     model(inputs, mask)
     events, model.laps.events = model.laps.events, None
     first_s = events[0][1]
-    rows = np.array([(_TRACE_NAMES.index(name), a - first_s, b - first_s) for name, a, b in events])
+    rows = np.array([(_TRACE_NAMES.index(name), a - first_s, b - first_s, turn) for name, a, b, turn in events])
     every = _gather(model.comm, rows)
     if every is None:
         return None
     spans = [
         {"name": _TRACE_NAMES[int(kind)], "ph": "X", "pid": rank, "tid": lane, "ts": a * 1e6, "dur": (b - a) * 1e6}
         for rank, part in enumerate(every)
-        for lane, (kind, a, b) in zip(_lanes(part), part, strict=True)
+        for lane, (kind, a, b, _) in zip(_lanes(part), part, strict=True)
     ]
+    used = {span["tid"] for span in spans}
+    names = [(0, "compute"), *((lane, _LANES[lane]) for lane in sorted(used - {0}))]
     labels = [
         {"name": what, "ph": "M", "pid": rank, "tid": tid, "args": {"name": name}}
         for rank in range(len(every))
-        for what, tid, name in (("process_name", 0, f"rank {rank}"), ("thread_name", 0, "compute"),
-                                ("thread_name", 1, "exchange in flight"), ("thread_name", 2, "another one"))
-    ]  # fmt: skip
+        for what, tid, name in (("process_name", 0, f"rank {rank}"), *(("thread_name", *lane) for lane in names))
+    ]
     return json.dumps({"traceEvents": labels + spans, "displayTimeUnit": "ms"})
 
 
 def _lanes(rows: np.ndarray) -> list[int]:
-    """Of rows (n, 3), kind, start, end: 0 for compute, and for exchanges that overlap 1 and 2."""
-    lanes, free_s = [], [0.0, 0.0]
-    for kind, start_s, end_s in rows:
-        lane = 0
+    """Of rows (n, 4), kind, start, end, turn: 0 and 1 for what a pass and the one that takes turns with it compute, and
+    from 2 on for exchanges, of which some overlap."""
+    lanes, free_s = [], [0.0] * _AT_ONCE
+    for kind, start_s, end_s, turn in rows:
+        lane = int(turn)
         if _TRACE_NAMES[int(kind)] == "in flight":
-            first = int(start_s < free_s[0])
+            first = next((i for i, free in enumerate(free_s) if start_s >= free), _AT_ONCE - 1)
             free_s[first] = end_s
-            lane = 1 + first
+            lane = 2 + first
         lanes.append(lane)
     return lanes
 
 
 def _gather(comm: MPI.Comm, rows: np.ndarray) -> list[np.ndarray] | None:
-    """Rows (n, 3) float64 of every rank on rank 0."""
+    """Rows (n, 4) float64 of every rank on rank 0."""
     counts = np.empty(comm.Get_size(), np.int64)
     comm.Allgather(np.array([rows.size]), counts)
     every = np.empty(int(counts.sum())) if comm.Get_rank() == 0 else None
     comm.Gatherv(rows, [every, counts] if every is not None else None)
     if every is None:
         return None
-    return [part.reshape(-1, 3) for part in np.split(every, np.cumsum(counts)[:-1])]
+    return [part.reshape(-1, 4) for part in np.split(every, np.cumsum(counts)[:-1])]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.errors import InputError
+from astra_mpi.partition import displs
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,17 @@ class Batch:
     positions: np.ndarray | None = None
     types: np.ndarray | None = None
     position_rows: np.ndarray | None = None
+
+    def part(self, sequences: slice, n_class: int) -> Batch:
+        """Neighbouring sequences by themselves; n_class: class tokens of each."""
+        if self.values.ndim > 1:  # images
+            return replace(self, lengths=self.lengths[sequences], values=self.values[sequences])
+        ends = displs(self.lengths + n_class)
+        tokens = slice(ends[sequences.start], ends[sequences.stop])
+        packed = (self.values, self.positions, self.types, self.position_rows)
+        values, *others = (array if array is None else array[tokens] for array in packed)
+        assert values is not None
+        return Batch(self.lengths[sequences], values, *others)
 
 
 def pack_ids(

@@ -59,6 +59,11 @@ class WallClock:
         """Around a forward pass."""
         yield
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what no rank would have to compute on a real network."""
+        yield
+
     def meet(self, comm: MPI.Comm) -> None:
         """Collective, before a forward pass; nothing to do where time passes by itself."""
 
@@ -109,6 +114,14 @@ class VirtualClock(WallClock):
             yield
         finally:
             self._pause()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        self.now()
+        try:
+            yield
+        finally:
+            self._cpu_s = time.thread_time()
 
     def meet(self, comm: MPI.Comm) -> None:
         """Collective: all ranks at the time of the latest one."""

@@ -75,6 +75,18 @@ class Link:
         self.sent_s = self.received_s = self._finish(start_s, self._reduction(n_bytes))
         return self.sent_s + steps * self.network.rtt_s / 2
 
+    def one_hop(self, n_bytes: int) -> bool:
+        """Whether shares of `n_bytes` are combined sooner if every rank sends its own to every rank than in two hops,
+        which send what a reduction does. Of a trace by its mean, so that all ranks say the same."""
+        more = self._gathering(n_bytes) - self._reduction(n_bytes)
+        return 8 * more / self.rate.mean_bps <= self.network.rtt_s / 2
+
+    def hopped(self, start_s: float, n_bytes: int) -> float:
+        """When one hop of shares of `n_bytes` is over everywhere, the last rank's port being ready at `start_s`."""
+        whole, half = self._gathering(n_bytes), self._reduction(n_bytes) / 2
+        self.sent_s = self.received_s = self._finish(start_s, whole if self.one_hop(n_bytes) else half)
+        return self.sent_s + self.network.rtt_s / 2
+
     def _finish(self, begin_s: float, n_bytes: float) -> float:
         """When `n_bytes` have crossed that begin at `begin_s`."""
         return self.origin_s + self.rate.finish(begin_s - self.origin_s, n_bytes)
@@ -87,6 +99,10 @@ class Link:
 
     def _reduction(self, n_bytes: int) -> float:
         return n_bytes / self.size if self.network.accounting == "paper" else n_bytes
+
+    def _gathering(self, n_bytes: int) -> float:
+        """Bytes that the all-gather of shares of `n_bytes` counts for."""
+        return n_bytes
 
     def _copies(self, sender: int, forward: Hears) -> int:
         """Ranks that a payload goes to."""
@@ -114,6 +130,9 @@ class Port(Link):
 
     def _reduction(self, n_bytes: int) -> float:
         return 2 * (self.size - 1) * n_bytes / self.size
+
+    def _gathering(self, n_bytes: int) -> float:
+        return (self.size - 1) * n_bytes
 
     def _crossings(
         self, heard: list[int], departures_s: np.ndarray, charged: Sequence[float], forward: Hears
@@ -154,6 +173,10 @@ class Medium(Link):
 
     def _reduction(self, n_bytes: int) -> float:
         per_rank = {"port": 2 * (self.size - 1), "contributed": self.size, "paper": 1 / self.size}
+        return n_bytes * per_rank[self.network.accounting]
+
+    def _gathering(self, n_bytes: int) -> float:
+        per_rank = {"port": self.size * (self.size - 1), "contributed": self.size, "paper": 1}
         return n_bytes * per_rank[self.network.accounting]
 
 

@@ -34,6 +34,18 @@ class Passes:
         self.floor = tolerance_of(compute, config.n_layers)
         self._make_weights = weights
         self._exact: Spreads | None = None
+        self._parts: dict[tuple[int, int], Passes] = {}
+
+    def part(self, sequences: slice) -> Passes:
+        """Over some of the sequences, which ranks computed by themselves."""
+        span = sequences.start, sequences.stop
+        if span == (0, len(self.inputs)):
+            return self
+        if span not in self._parts:
+            mask = None if self.mask is None else self.mask[sequences]
+            own = self.config, self.inputs[sequences], mask, self.compute, lambda: self._weights
+            self._parts[span] = Passes(*own)
+        return self._parts[span]
 
     @cached_property
     def _weights(self) -> Mapping[str, np.ndarray]:

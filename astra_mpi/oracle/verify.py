@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,17 +105,22 @@ def _check(
     strategy = model.strategy
     strategy.record()
     answer, hidden = model(inputs, mask, gather=True, spread=spread)
-    answers, terms = _all_answers(model, answer), strategy.oracle_terms()
+    answers = _all_answers(model, answer)
     if isinstance(model, Pipeline):
-        terms = terms_of_all(model, terms)
+        taken = [(slice(0, len(answer)), strategy, terms_of_all(model, strategy.oracle_terms()))]
+    else:
+        taken = [(part.sequences, own, own.oracle_terms()) for part, own in model.taken]
     if not on_root:
         return None
     with alone(model.comm, "the oracle"):
-        spreads = passes.of(strategy.planned, terms)
         missing = model.report["missing"]
         lost = f"{missing['lost']} lost and {missing['late']} late of {missing['messages']} messages" if missing else ""
-        measured = Measured(answers, hidden)
-        return judge(spec, strategy.latency_only or lost, model.report, spreads, measured)
+        note, checks = strategy.latency_only or lost, []
+        for sequences, own, terms in taken:
+            measured = Measured(answers[:, sequences], hidden[sequences])
+            checks.append(judge(spec, note, model.report, passes.part(sequences).of(own.planned, terms), measured))
+        bytes_of_all = {name: getattr(checks[0], name) for name in ("contributed_bytes", "formula_bytes")}
+        return replace(worst(checks), **bytes_of_all)
 
 
 def _compute(model: Model) -> str:

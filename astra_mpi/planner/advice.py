@@ -24,6 +24,8 @@ def advice(plan: dict[str, Any]) -> list[str]:
         f" ({best['speedup']['port']:.2f}x), of which {1e3 * best['wait_s']['port']:.1f} ms waits for the network.",
         f"It beats one rank {above(best['break_even_bps']['port'])}.",
     ]
+    if best["halves"]:
+        sentences.append("The batch goes through as two halves in turns, one of which computes while the other waits.")
     if max(best["cut"]) - min(best["cut"]) > 1:
         why = "Later tokens see more" if plan["weights"] == "causal" else "Ranks are uneven"
         sentences.append(f"{why}: cut by --weights {plan['weights']}, about {'/'.join(map(str, best['cut']))} tokens.")

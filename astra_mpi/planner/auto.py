@@ -23,6 +23,7 @@ from astra_mpi.costs.wires import coding_of
 from astra_mpi.costs.work import Work
 from astra_mpi.errors import InputError, collective
 from astra_mpi.planner.advice import WORTH
+from astra_mpi.planner.halves import quickest
 from astra_mpi.planner.plan import best_cut, cheaper_remote
 from astra_mpi.planner.probes import block_speeds, gemm_speeds, measure_link
 from astra_mpi.ranks.broadcast import broadcast_text
@@ -195,7 +196,11 @@ def predictions(
 def _seconds(setting: Setting, workload: Workload, strategy: str, even: bool, accounting: str) -> float:
     counts = setting.even if even else best_cut(setting, strategy)
     job = setting.job(counts)
-    pass_s = latency(STRATEGIES[strategy](job, setting.coding), setting.speeds, setting.network, accounting).total
+    if workload.new_tokens or strategy == "single":  # what decoding keeps is of a whole batch
+        cost = STRATEGIES[strategy](job, setting.coding)
+        pass_s = latency(cost, setting.speeds, setting.network, accounting).total
+    else:
+        pass_s = quickest(setting, strategy, counts, accounting)[0].total
     if workload.new_tokens:
         return pass_s + _decoding_s(setting, workload, strategy, counts)
     if workload.scored:  # where the rows are

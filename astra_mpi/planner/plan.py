@@ -8,12 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 from astra_mpi import partition
-from astra_mpi.costs.latency import ACCOUNTINGS, break_even_bps, latency
+from astra_mpi.costs.latency import ACCOUNTINGS, Latency, break_even_bps, latency
 from astra_mpi.costs.setting import Setting
 from astra_mpi.costs.strategies import STRATEGIES, single
 from astra_mpi.costs.wires import Coding
 from astra_mpi.costs.work import Cost
 from astra_mpi.errors import InputError
+from astra_mpi.planner.halves import quickest
 from astra_mpi.planner.measured import best_codec, measured, same_codes
 
 #: strategies that cut tokens, and those that can be cut unevenly
@@ -113,11 +114,13 @@ def _row(setting: Setting, cost: Cost, counts: Sequence[int], single_s: float) -
             return None
         return break_even_bps(cost, setting.speeds, setting.network.rtt_s, accounting, single_s)
 
-    parts = {kind: latency(cost, setting.speeds, setting.network, kind) for kind in ACCOUNTINGS}
+    ways = {kind: _way(setting, cost, counts, kind) for kind in ACCOUNTINGS}
+    parts = {kind: part for kind, (part, _) in ways.items()}
     return {
         "strategy": cost.strategy,
         "exact": cost.exact,
         "cut": list(counts),
+        "halves": ways["port"][1],
         "latency_s": {kind: part.total for kind, part in parts.items()},
         "compute_s": parts["port"].compute,
         "wait_s": {kind: part.wait for kind, part in parts.items()},
@@ -127,6 +130,13 @@ def _row(setting: Setting, cost: Cost, counts: Sequence[int], single_s: float) -
         "multiply_adds": max(work.multiply_adds for work in cost.work()),
         "memory_bytes": memory_bytes(setting, cost, counts),
     }
+
+
+def _way(setting: Setting, cost: Cost, counts: Sequence[int], accounting: str) -> tuple[Latency, bool]:
+    """What a pass takes, and whether as two half batches in turns."""
+    if cost.strategy == "single":
+        return latency(cost, setting.speeds, setting.network, accounting), False
+    return quickest(setting, cost.strategy, counts, accounting)
 
 
 def compare_codecs(setting: Setting, budget_bits: float | None) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ bits: they are known. With `codes = "late"`, a block waits for the codes of the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from itertools import pairwise
 from typing import Any, cast
 
@@ -65,21 +66,33 @@ class Astra(FarCodes):
         self.sinks = self.wire_costs().sinks if self.exchange.size > 1 else 0
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
         rows = all(table.rows is not None for table in self.remote.tables)
-        self.states: States | None = None
-        if predicts:
-            self.states = States(self.codec, cast("list[Expected]", self.remote.tables), self.kernels)
+        self.states = self._make_states()
         self.carried: Carried | None = None
         if has_maps and not predicts:
             self.carried = Carried(self.blocks, self.codec, self.remote.how, is_late, self.kernels)
-        self.late = Late(self) if is_late else None
+        self.late: Late | None = Late(self) if is_late else None
         self.at_once = 1 if self.late is None else self.late.AT_ONCE
         self.packed = hasattr(self.kernels, "attend_packed")
         self.plain = is_plain(self.config, recipe_of(self.config))
         self.counted_keys = parts.counted_keys and rows and self.plain
-        self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(self.blocks)
-        self.missing = np.zeros((len(self.blocks), self.exchange.size), dtype=bool)  # (L, P): did not come from P
+        self._forget_codes()
         self._spaces: dict[int, CodeSpace] = {}
         self.mean_codes = [self._mean_codes(i) for i in range(len(self.blocks))]  # (1, C) each
+
+    def _make_states(self) -> States | None:
+        if not self.codec.config.predicts:
+            return None
+        return States(self.codec, cast("list[Expected]", self.remote.tables), self.kernels)
+
+    def _forget_codes(self) -> None:
+        self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(self.blocks)
+        self.missing = np.zeros((len(self.blocks), self.exchange.size), dtype=bool)  # (L, P): did not come from P
+
+    def twin(self) -> Astra:
+        twin = copy(self)
+        twin._forget_codes()
+        twin.states, twin.late = self._make_states(), None if self.late is None else Late(twin)
+        return twin
 
     @classmethod
     def obstacle(cls, spec: Spec, config: ModelConfig, codec: Codec | None, size: int) -> str | None:
@@ -164,8 +177,6 @@ class Astra(FarCodes):
             return None
         if i < self.first_coded:
             return self._exact_keys(i)
-        if pending is not None:
-            pending.send()
         if self.late is not None:
             return self._late_keys(self.late, i, pending)
         if pending is None:

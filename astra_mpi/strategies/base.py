@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
@@ -18,7 +19,10 @@ from astra_mpi.models.recipe import Recipe
 from astra_mpi.partition import Cut, cut
 from astra_mpi.strategies.positions import Positions
 from astra_mpi.strategies.spec import Option, Spec
-from astra_mpi.wire.exchange import Exchange
+from astra_mpi.wire.exchange import Exchange, Pending, Summing
+
+#: work that gives way after each exchange that it has started, and ends with rows (n, D)
+Steps = Generator[None, None, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class Strategy:
     planned: Layout
     #: where the packed tokens of the batch stand, to be set before `begin`; None: that matters to no block
     positions: Positions | None = None
+    #: forward passes that take turns on this rank, of which this is one
+    n_turns: int = 1
+    #: exchanges that this rank has started in the forward pass under way
+    begun: list[Pending | Summing]
 
     def __init__(self, parts: Parts, spec: Spec) -> None:
         """Collective; the same arguments on all ranks. InputError where `obstacle` has a reason."""
@@ -92,6 +100,21 @@ class Strategy:
     def begin(self, layout: Layout) -> None:
         """Plan a forward pass."""
         self.planned = layout
+        self.begun = []
+
+    @property
+    def takes_halves(self) -> bool:
+        """Whether another pass finds something to do while this one waits."""
+        return self.n_exchanges > 0
+
+    def twin(self) -> Strategy:
+        """The same strategy for another forward pass at the same time: it shares weights and tables, no more."""
+        return copy(self)
+
+    @property
+    def n_exchanges(self) -> int:
+        """Block exchanges of one forward pass."""
+        return 0
 
     @property
     def held(self) -> Layout:
@@ -103,6 +126,10 @@ class Strategy:
 
     def block(self, i: int, x: np.ndarray) -> np.ndarray:
         """Block i on the rows held here, (n, D) -> (n, D)."""
+        return to_the_end(self.steps(i, x))
+
+    def steps(self, i: int, x: np.ndarray) -> Steps:
+        """`block`, which gives way whenever it has started an exchange, before it waits for anything."""
         raise NotImplementedError
 
     def answered(self, x: np.ndarray) -> np.ndarray:
@@ -111,6 +138,26 @@ class Strategy:
 
     def abandon(self) -> None:
         """After a failure on this rank: let the other ranks finish their forward pass."""
+        to_the_end(self.abandoning(0))
+
+    def abandoning(self, turn: int) -> Steps:
+        """The exchanges that this rank still owes, from that of `turn` on: a pass gives way once for each exchange."""
+        for n in range(turn, self.n_exchanges):
+            self._wait_for_all()
+            if n >= len(self.begun):
+                self.begun.append(self.begin_empty(n))
+            yield
+        self._wait_for_all()
+        return np.empty((0, 0), np.float32)
+
+    def _wait_for_all(self) -> None:
+        for pending in self.begun:
+            if not pending.over:
+                pending.wait()
+
+    def begin_empty(self, n: int) -> Pending | Summing:
+        """Start the n-th exchange of the pass with zeros."""
+        raise NotImplementedError
 
     def formula_bytes(self, layout: Layout) -> list[int]:
         """Per rank, what it contributes in one forward pass: the formula the measured bytes are held against."""
@@ -136,6 +183,16 @@ class Strategy:
         "codes" and "seen" are of the last pass: per block, a row for each content token of all ranks, rank after rank.
         """
         return {}
+
+
+def to_the_end(steps: Steps) -> np.ndarray:
+    """What steps end with that give way to nobody."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            rows: np.ndarray = ended.value
+            return rows
 
 
 def recipe_of(config: ModelConfig) -> Recipe:

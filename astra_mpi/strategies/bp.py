@@ -20,8 +20,9 @@ from astra_mpi.models.block import Block
 from astra_mpi.models.recipe import block_shapes
 from astra_mpi.partition import cut, even, ranges
 from astra_mpi.strategies.all_tokens import AllTokens
-from astra_mpi.strategies.base import Parts, is_plain, recipe_of
+from astra_mpi.strategies.base import Parts, Steps, is_plain, recipe_of
 from astra_mpi.strategies.spec import Option, Spec
+from astra_mpi.wire.exchange import Pending
 
 
 class BlockParallel(AllTokens):
@@ -87,14 +88,13 @@ class BlockParallel(AllTokens):
         place[own.sequence_order] = np.arange(len(place))
         self.far_rows = self.content_rows[place[own.far_index]]
 
-    def _exchanges(self) -> list[list[int]]:
-        """Bytes of each rank in every exchange of a forward pass."""
-        group = [self.gathered, self.slices] if self.split else [self.gathered]
-        return group * self.n_groups if self.exchange.size > 1 else []
+    @property
+    def n_exchanges(self) -> int:
+        return (1 + self.split) * self.n_groups if self.exchange.size > 1 else 0
 
-    def abandon(self) -> None:
-        for n, counts in enumerate(self._exchanges(), start=1):
-            self.exchange.drain(counts, n)
+    def begin_empty(self, n: int) -> Pending:
+        counts = self.slices if self.split and n % 2 else self.gathered
+        return self.exchange.start_empty(counts, at_once=self.n_turns)
 
     def formula_bytes(self, layout: Layout) -> list[int]:
         if self.exchange.size == 1:
@@ -103,7 +103,7 @@ class BlockParallel(AllTokens):
         own = self.slices if self.split else [0] * layout.size
         return [self.n_groups * (n_tokens * self.sub_config.d_model * 4 + n) for n in own]
 
-    def block(self, i: int, x: np.ndarray) -> np.ndarray:
+    def steps(self, i: int, x: np.ndarray) -> Steps:
         """Between the original blocks, x is this rank's columns (n, D / P)."""
         sub_block = self.sub_blocks[i]
         if sub_block is not None:
@@ -111,9 +111,10 @@ class BlockParallel(AllTokens):
                 x = self.xp.ascontiguousarray(x[:, self.columns])
             return self._whole_block(sub_block, x)
         if self.exchange.size > 1:
-            x = self._gather_columns(x)
+            x = yield from self._gather_columns(x)
             if self.split:
-                return self._split_block(self.blocks[i], x)
+                x = yield from self._split_block(self.blocks[i], x)
+                return x
         return self._whole_block(self.blocks[i], x)
 
     def _whole_block(self, block: Block, x: np.ndarray) -> np.ndarray:
@@ -125,7 +126,7 @@ class BlockParallel(AllTokens):
         self.laps.mark("mlp")
         return x
 
-    def _split_block(self, block: Block, x: np.ndarray) -> np.ndarray:
+    def _split_block(self, block: Block, x: np.ndarray) -> Steps:
         """x (n, D) of all rows -> the same of the next block: own rows computed here, the others' gathered."""
         own, config = self.own, block.config
         mine = take(x, self.own_rows)
@@ -142,15 +143,24 @@ class BlockParallel(AllTokens):
         mine = block.output(mine, attended)
         self.laps.mark("mlp")
         message = _as_bytes(self.xp.ascontiguousarray(own.content(mine)))
-        received = self.xp.concatenate(self.exchange.start(message, self.slices).wait()).view(np.float32)
+        pending = self._start(message, self.slices)
+        yield
+        received = self.xp.concatenate(pending.wait()).view(np.float32)
         x[beside(x, self.content_rows)] = take(received.reshape(-1, x.shape[1]), own.sequence_order)
         x[beside(x, self.held.class_rows)] = take(mine, own.class_rows)
         return x
 
-    def _gather_columns(self, x: np.ndarray) -> np.ndarray:
+    def _start(self, message: np.ndarray, counts: list[int]) -> Pending:
+        pending = self.exchange.start(message, counts, at_once=self.n_turns)
+        self.begun.append(pending)
+        pending.send()
+        return pending
+
+    def _gather_columns(self, x: np.ndarray) -> Steps:
         """(n, D / P) of every rank -> (n, D)."""
-        pending = self.exchange.start(_as_bytes(x), self.gathered)
+        pending = self._start(_as_bytes(x), self.gathered)
         self.exchange.as_class_bytes(self.n_class_rows * x.shape[1] * 4)
+        yield
         parts = [part.view(np.float32).reshape(x.shape) for part in pending.wait()]
         return self.xp.concatenate(parts, axis=1).astype(self.dtype, copy=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ class SequenceParallel(TokenParallel):
         self.site = "hidden" if self.gather == "x" else "kv"
         self.row_bytes = row_bytes(self.config.d_model if self.gather == "x" else 2 * self.config.d_kv, self.wire)
         self.sent: list[np.ndarray] | None = None  # per block (n_r, row_bytes), kept where it is recorded
+
+    def twin(self) -> SequenceParallel:
+        twin = copy(self)
+        twin.sent = None if self.sent is None else self.sent.copy()
+        return twin
 
     def message_bytes(self, layout: Layout) -> list[int]:
         return [int(n) * self.row_bytes for n in layout.token_counts]

@@ -22,7 +22,7 @@ from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import on_host, take, to_host
 from astra_mpi.layout import Layout
 from astra_mpi.partition import Cut, Hears, cut, rotated
-from astra_mpi.strategies.base import Parts, Strategy
+from astra_mpi.strategies.base import Parts, Steps, Strategy
 from astra_mpi.strategies.positions import PlacedRows, near
 from astra_mpi.strategies.reach import Reach, whole_reach, window_reach
 from astra_mpi.strategies.spec import Spec
@@ -50,7 +50,7 @@ class TokenParallel(Strategy):
     sends_reached: bool = False
     #: its answer bears messages that do not come
     may_miss: bool = False
-    #: exchanges that are under way at once
+    #: exchanges of a pass that are under way at once
     at_once: int = 1
     #: what keeps keys and values of the next forward pass, for decoding
     cache: Cache | None = None
@@ -137,7 +137,6 @@ class TokenParallel(Strategy):
 
     @property
     def n_exchanges(self) -> int:
-        """Block exchanges of one forward pass."""
         return len(self.exchanging)
 
     @property
@@ -159,10 +158,17 @@ class TokenParallel(Strategy):
         self.here = PlacedRows(self.positions, layout.packed_rows, self.blocks)
         self.gathered = PlacedRows(self.positions, layout.packed_content, self.blocks)
 
+    @property
+    def takes_halves(self) -> bool:
+        return self.cache is None and super().takes_halves
+
     def start(self, message: np.ndarray) -> Pending:
         """Send a message of this block to the ranks that need it, as `_exchanged` says."""
         counts, forward = self._exchanged(self.at)
-        return self.exchange.start(message, counts, self.may_miss, forward=forward, at_once=self.at_once)
+        at_once = self.at_once * self.n_turns
+        pending = self.exchange.start(message, counts, self.may_miss, forward=forward, at_once=at_once)
+        self.begun.append(pending)
+        return pending
 
     def _exchanged(self, i: int) -> tuple[list[int], Hears]:
         """Bytes (P,) of the messages of block i, and who hears whom; counted once in a pass."""
@@ -173,15 +179,11 @@ class TokenParallel(Strategy):
             self._sizes[i] = sizes, self.planned.forward if whole else reach.hears
         return self._sizes[i]
 
-    def abandon(self) -> None:
-        blocks = self.exchanging
-        for n in range(self.exchange.n_started, len(blocks) + 1):  # the last one waits for what is under way
-            if blocks:
-                counts, forward = self._exchanged(blocks[min(n, len(blocks) - 1)])
-                n_started = min(n + 1, len(blocks))
-                self.exchange.drain(counts, n_started, self.may_miss, forward=forward, at_once=self.at_once)
+    def begin_empty(self, n: int) -> Pending:
+        counts, forward = self._exchanged(self.exchanging[n])
+        return self.exchange.start_empty(counts, self.may_miss, forward, self.at_once * self.n_turns)
 
-    def block(self, i: int, x: np.ndarray) -> np.ndarray:
+    def steps(self, i: int, x: np.ndarray) -> Steps:
         block, pending = self.blocks[i], None
         self.at, self.reach = i, self.reaches[i]
         if self.site == "hidden":
@@ -203,6 +205,9 @@ class TokenParallel(Strategy):
             self.cache.attend_past(i, attention.heads, *attention.sums)
             self.cache.keep_own(i, kv, self._kept_places(i, self.planned.packed_rows))
         self.laps.mark("attention")
+        if pending is not None:
+            pending.send()
+            yield
         far = self.far_keys(i, pending)
         if far is not None:
             tokens = self.turn_far(i, far)
@@ -223,10 +228,7 @@ class TokenParallel(Strategy):
 
     def far_keys(self, i: int, pending: Pending | None) -> FarKeys | None:
         """Of block i, from the exchange that it started, if any; None: there are none."""
-        if pending is None:
-            return None
-        pending.send()
-        return self.receive(i, pending)
+        return None if pending is None else self.receive(i, pending)
 
     def turn_far(self, i: int, far: FarKeys) -> np.ndarray:
         """Turn the keys of block i, in place: what travels, or is looked up, is not turned yet. -> (m,) where its

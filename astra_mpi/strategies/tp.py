@@ -17,9 +17,10 @@ from astra_mpi.layout import Layout
 from astra_mpi.models.block import Block
 from astra_mpi.partition import displs, even, weighted
 from astra_mpi.strategies.all_tokens import AllTokens
-from astra_mpi.strategies.base import Parts, recipe_of
+from astra_mpi.strategies.base import Parts, Steps, recipe_of
 from astra_mpi.strategies.positions import near
 from astra_mpi.strategies.spec import Spec
+from astra_mpi.wire.exchange import Summing
 
 
 class TensorParallel(AllTokens):
@@ -55,18 +56,17 @@ class TensorParallel(AllTokens):
     def formula_bytes(self, layout: Layout) -> list[int]:
         return [self.n_exchanges * int(layout.lengths.sum()) * self.config.d_model * 4] * layout.size
 
-    def abandon(self) -> None:
-        rows = self.xp.zeros((int(self.held.row_offsets[-1]), self.config.d_model), np.float32)
-        while self.exchange.n_started < self.n_exchanges:
-            self._sum(rows)
+    def begin_empty(self, n: int) -> Summing:
+        return self._start_sum(self.xp.zeros((int(self.held.row_offsets[-1]), self.config.d_model), np.float32))
 
-    def block(self, i: int, x: np.ndarray) -> np.ndarray:
+    def steps(self, i: int, x: np.ndarray) -> Steps:
         block, share = self.blocks[i], self.shares[i]
-        y = self._sum(self._attention(i, share, block.attention_input(x)))
+        y = yield from self._sum(self._attention(i, share, block.attention_input(x)))
         h = block.add_attention(x, y)
         y = share.mlp(h)
         self.laps.mark("mlp")
-        return block.add_mlp(x, self._sum(y))
+        y = yield from self._sum(y)
+        return block.add_mlp(x, y)
 
     def _attention(self, i: int, share: Share, h: np.ndarray) -> np.ndarray:
         """h (n, D) -> this rank's share (n, D) of the output projection, without its bias."""
@@ -85,10 +85,16 @@ class TensorParallel(AllTokens):
         self.laps.mark("project")
         return y
 
-    def _sum(self, rows: np.ndarray) -> np.ndarray:
+    def _sum(self, rows: np.ndarray) -> Steps:
         """Rows (n, D), all-reduced."""
-        total = self.exchange.all_reduce(rows.astype(np.float32, copy=False), self.n_class_rows * rows.shape[1] * 4)
-        return total.astype(self.dtype, copy=False)
+        summing = self._start_sum(rows.astype(np.float32, copy=False))
+        if self.n_exchanges:
+            self.begun.append(summing)
+            yield
+        return summing.wait().astype(self.dtype, copy=False)
+
+    def _start_sum(self, rows: np.ndarray) -> Summing:
+        return self.exchange.start_sum(rows, self.n_class_rows * rows.shape[1] * 4)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"bits_per_token_per_block": 2 * 32 * self.config.d_model}

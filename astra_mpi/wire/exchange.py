@@ -20,6 +20,7 @@ from astra_mpi.network.missing import Missing
 from astra_mpi.network.spec import REAL, Network
 from astra_mpi.partition import Hears, displs
 from astra_mpi.ranks.watched import also_watched, waiting
+from astra_mpi.wire.closing import Closing, Combine, merged, summed
 from astra_mpi.wire.laps import Laps
 from astra_mpi.wire.mailbox import Mailbox
 from astra_mpi.wire.messages import Plan, Requests
@@ -42,6 +43,7 @@ class Exchange:
         self.comm, self.laps, self.clock = also_watched(_private(comm), comm), laps, laps.clock
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.missing = missing or Missing()
+        self.closing = Closing(self.comm, self.clock)
         self._pending: list[Pending] = []  # under way, in the order in which they started
         self._plans: dict[tuple[tuple[int, ...], Hears, bool, int], Plan | Mailbox] = {}
         self.connect(REAL)
@@ -178,9 +180,8 @@ class Exchange:
 
         Every forward pass ends here, so a failure on one rank reaches the others without a collective of its own.
         """
-        total = self._reduce(np.append(share.ravel(), np.float32(failed)))
-        self.traffic.other_bytes += share.nbytes if self.size > 1 else 0
-        return total[:-1].reshape(share.shape), total[-1] > 0
+        total, failed = self._combined(share.reshape(-1, 1), summed, failed, share.nbytes)
+        return total.reshape(share.shape), failed
 
     def merge(self, share: np.ndarray, n_heads: int, failed: bool) -> tuple[np.ndarray, bool]:
         """`sum`, or of softmaxes over what each rank has their exact merge.
@@ -191,44 +192,36 @@ class Exchange:
         if not n_heads:
             return self.sum(share, failed)
         values, peaks, sums = np.split(share, [-2 * n_heads, -n_heads], axis=1)
-        highest = self._reduce(np.ascontiguousarray(peaks), MPI.MAX)
-        self.traffic.other_bytes += peaks.nbytes if self.size > 1 else 0
-        with np.errstate(invalid="ignore"):  # a batch whose forward pass failed everywhere
-            scale = np.exp(peaks - highest)
-        values = (values.reshape(*scale.shape, -1) * scale[:, :, None]).reshape(values.shape)
-        total, failed = self.sum(np.concatenate([values, sums * scale], axis=1), failed)
-        values, sums = np.split(total, [-n_heads], axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (values.reshape(*sums.shape, -1) / sums[:, :, None]).reshape(values.shape), failed
+        units = (values.reshape(*peaks.shape, -1), peaks[:, :, None], sums[:, :, None])
+        flat = np.concatenate(units, axis=2).reshape(peaks.size, -1)  # (B H, d + 2)
+        total, failed = self._combined(flat, merged, failed, share.nbytes)
+        return total.reshape(values.shape), failed
 
-    def _reduce(self, part: np.ndarray, operation: MPI.Op = MPI.SUM) -> np.ndarray:
-        """The sum of `part` over ranks, or another operation's result, on every rank."""
-        total = module_of(part).empty_like(part)
-        if self.link is None:
-            self.comm.Allreduce(part, total, operation)
-        else:
-            begin_s, last_s = np.array([self.link.ready(self.clock.now())]), np.empty(1)
-            requests = [self.comm.Iallreduce(begin_s, last_s, op=MPI.MAX), self.comm.Iallreduce(part, total, operation)]
-            with waiting(self.comm, "a sum"):
-                self.clock.wait(Requests(requests))
-            self.clock.wait_until(self.link.reduced(float(last_s[0]), part.nbytes))
+    def _combined(self, units: np.ndarray, combine: Combine, failed: bool, n_bytes: int) -> tuple[np.ndarray, bool]:
+        total, failed = self.closing.combined(units, combine, failed, self.link)
+        self.traffic.other_bytes += n_bytes if self.size > 1 else 0
         self.laps.mark("exchange")
-        return total
+        return total, failed
 
-    def all_reduce(self, share: np.ndarray, class_bytes: int = 0) -> np.ndarray:
-        """Sum `share` (n, D) float32 over ranks: a block exchange, but for the `class_bytes` of class tokens in it."""
-        if self.size == 1:
-            return share
-        total = self._reduce(share) if self.staging is None else self.staging.reduced(share, self._reduce)
-        self.n_started += 1
-        self.traffic.reduced(share.nbytes - class_bytes, self.size)
-        self.traffic.other_bytes += class_bytes
-        return total
+    def start_sum(self, share: np.ndarray, class_bytes: int = 0) -> Summing:
+        """Begin to sum `share` (n, D) float32 over ranks: a block exchange, but for the `class_bytes` of class tokens
+        in it. `share` is not to change until it has been waited for. What is on a device is summed at once."""
+        if self.size > 1:
+            self.n_started += 1
+            self.traffic.reduced(share.nbytes - class_bytes, self.size)
+            self.traffic.other_bytes += class_bytes
+        return Summing(self, share)
 
     def as_class_bytes(self, n_bytes: int) -> None:
         """Of what this rank contributed last, so many bytes are class tokens': they are counted apart."""
         self.traffic.contributed_bytes -= n_bytes
         self.traffic.other_bytes += n_bytes
+
+    def start_empty(
+        self, counts: Sequence[int], may_miss: bool = False, forward: Hears = False, at_once: int = 1
+    ) -> Pending:
+        """After a failure on this rank: `start` with a message of zeros, so that no other rank hangs."""
+        return self._start(np.zeros(counts[self.rank], dtype=np.uint8), counts, may_miss, forward, False, at_once)
 
     def drain(
         self,
@@ -273,6 +266,7 @@ class Pending:
         self._start_s = exchange.clock.now()
         #: (P,) ranks whose messages did not come, or not in time; known after `wait`
         self.missing = np.zeros(exchange.size, dtype=bool)
+        self.over = False
 
     def send(self) -> None:
         """Let the message go, unless it has gone. One in device memory goes when what the rank computes meanwhile has
@@ -285,8 +279,9 @@ class Pending:
             self._staging.taken()
             exchange.laps.mark("encode")
         if exchange.link is not None:
-            departure_s = exchange.link.depart(exchange.clock.now(), self._counts, self._forward)
-            plan.stamps[exchange.rank] = departure_s
+            now_s = exchange.clock.now()
+            with exchange.clock.aside():
+                plan.stamps[exchange.rank] = exchange.link.depart(now_s, self._counts, self._forward)
         plan.start()
         exchange.laps.mark("exchange")
 
@@ -306,16 +301,61 @@ class Pending:
         with waiting(exchange.comm, f"exchange {self._block}"):
             clock.wait(plan)
         link, forward = exchange.link, self._forward
-        arrivals_s = plan.stamps if link is None else link.arrivals(plan.stamps, self._counts, forward)
-        if self.may_miss:
-            self.missing, ready_s = exchange.missing.judge(self._block, arrivals_s, limit_s, forward)
-        else:
-            ready_s = float(arrivals_s.max())
+        with clock.aside():
+            arrivals_s = plan.stamps if link is None else link.arrivals(plan.stamps, self._counts, forward)
+            if self.may_miss:
+                self.missing, ready_s = exchange.missing.judge(self._block, arrivals_s, limit_s, forward)
+            else:
+                ready_s = float(arrivals_s.max())
         clock.wait_until(ready_s)
         exchange._pending.remove(self)
+        self.over = True
         exchange.laps.in_flight(self._start_s)
         exchange.laps.mark("exchange")
         return plan.parts if self._staging is None else self._staging.give(plan.parts)
+
+
+class Summing:
+    """A sum over ranks under way. Several may be, and are waited for in the order in which they start."""
+
+    def __init__(self, exchange: Exchange, share: np.ndarray) -> None:
+        self._exchange, self._share = exchange, share
+        self._total: np.ndarray | None = None
+        self.over = exchange.size == 1
+        if self.over:
+            self._total = share
+        elif exchange.staging is not None:
+            self._total = exchange.staging.reduced(share, lambda part: self._start(part)._wait())
+        else:
+            self._start(share)
+
+    def _start(self, part: np.ndarray) -> Summing:
+        exchange = self._exchange
+        self._sum = module_of(part).empty_like(part)
+        self._start_s, self._last_s = exchange.clock.now(), np.empty(1)
+        requests = [exchange.comm.Iallreduce(part, self._sum)]
+        if exchange.link is not None:
+            self._begin_s = np.array([exchange.link.ready(self._start_s)])
+            requests.append(exchange.comm.Iallreduce(self._begin_s, self._last_s, op=MPI.MAX))
+        self._requests = Requests(requests)
+        return self
+
+    def _wait(self) -> np.ndarray:
+        exchange, link = self._exchange, self._exchange.link
+        with waiting(exchange.comm, "a sum"):
+            exchange.clock.wait(self._requests)
+        if link is not None:
+            exchange.clock.wait_until(link.reduced(link.ready(float(self._last_s[0])), self._sum.nbytes))
+        exchange.laps.in_flight(self._start_s)
+        exchange.laps.mark("exchange")
+        return self._sum
+
+    def wait(self) -> np.ndarray:
+        """The sum, on every rank."""
+        if self._total is None:
+            self._total = self._wait()
+        self.over = True
+        return self._total
 
 
 def _private(comm: MPI.Comm) -> MPI.Comm:

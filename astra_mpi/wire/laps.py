@@ -23,8 +23,9 @@ class Laps:
         self.clock = clock or WallClock()
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._last = 0.0
-        #: None, or a list that collects (name, start_s, end_s) of everything marked: a trace
-        self.events: list[tuple[str, float, float]] | None = None
+        #: None, or a list that collects (name, start_s, end_s, turn) of everything marked: a trace
+        self.events: list[tuple[str, float, float, int]] | None = None
+        self.turn = 0  # of passes that take turns, the one at work
 
     def start(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
@@ -34,13 +35,13 @@ class Laps:
         now = self.clock.now()
         self.seconds[phase] += now - self._last
         if self.events is not None:
-            self.events.append((phase, self._last, now))
+            self.events.append((phase, self._last, now, self.turn))
         self._last = now
 
     def in_flight(self, start_s: float) -> None:
         """Note in a trace that an exchange was under way from `start_s` of the clock until now."""
         if self.events is not None:
-            self.events.append(("in flight", start_s, self.clock.now()))
+            self.events.append(("in flight", start_s, self.clock.now(), self.turn))
 
 
 def collect(comm: MPI.Comm, seconds: dict[str, float], counted: Sequence[float]) -> tuple[dict[str, Any], np.ndarray]:

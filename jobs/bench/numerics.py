@@ -79,6 +79,7 @@ def rows() -> Iterator[Row]:
     yield Row("threads: 1; 2", LAST_BITS, Run("sp", {"threads": 1}), Run("sp", {"threads": 2}), "run.threads")
     yield Row("backend: numpy; reference", LAST_BITS, sp, Run("sp", {"backend": "reference"}), "parallel.backend")
     yield Row("sequences in a batch; each alone", LAST_BITS, sp, Run("sp", one_by_one=True), "run.batch")
+    yield Row("a whole batch; two halves in turns", LAST_BITS, sp, Run("sp", {"halves": True}), "parallel.halves")
     yield Row("`sp`; `sp:kv`", LAST_BITS, sp, Run("sp:kv"), "parallel.gather")
     uncounted = Run(options={"counted_keys": False, **table})
     yield Row("counted keys on; off", LAST_BITS, astra, uncounted, "parallel.counted_keys", "one code")
@@ -123,7 +124,8 @@ class Bench:
 
     def answers(self, run: Run) -> np.ndarray:
         comm = MPI.COMM_SELF if run.alone else self.comm
-        model = astra_mpi.load(self.files[run.dtype], comm=comm, strategy=run.strategy, **run.options)
+        options = {"halves": False, **run.options}
+        model = astra_mpi.load(self.files[run.dtype], comm=comm, strategy=run.strategy, **options)
         make: Callable[..., np.ndarray] = partial(new_logits, model, run.decode) if run.decode else model
         inputs, mask = self.inputs, self.mask
         if run.one_by_one:

@@ -179,6 +179,17 @@ def test_late_codes_equal_the_cpu(comm, anywhere, predict):
             assert_generates_the_same(gpu, cpu, inputs, mask, decode="local", stop=[3])
 
 
+def test_halves_in_turns_equal_the_cpu(comm, anywhere):
+    """Messages of both are under way while the device computes."""
+    gpu, cpu, inputs, mask = models(comm, "bert", CODECS["residual"])
+    gpu.halves = cpu.halves = True
+    for strategy in ("sp", "tp", "astra"):
+        for model in (gpu, cpu):
+            model.use(strategy)
+        assert_same(comm, gpu, cpu, inputs, mask)
+        assert gpu.report["halves"] == (comm.size > 1)
+
+
 @pytest.mark.parametrize("part", ["registers", "projected", "probe"])
 def test_image_encoders_equal_the_cpu(comm, anywhere, part):
     config = vit_config(**IMAGE_PARTS[part])

@@ -9,7 +9,7 @@ from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.every import in_every
 from astra_mpi.convert.presets import preset_config
 from astra_mpi.convert.synthetic import random_batch
-from astra_mpi.costs.latency import Network, assumed_speeds, latency
+from astra_mpi.costs.latency import Network, assumed_speeds, latency, transfer_s
 from astra_mpi.costs.setting import Setting
 from astra_mpi.costs.strategies import STRATEGIES
 from astra_mpi.costs.wires import Coding, coding_of
@@ -24,9 +24,11 @@ from helpers.fakes import bert_config, llama_config, model_file
 CODEC = CodecConfig(site="normed", stages=4, codebook_size=256)
 
 
-def setting(codec=CODEC, rtt_s=0.05, config=None, **changes):
+def setting(codec=CODEC, rtt_s=0.05, config=None, mbps=10, **changes):
     config = config or preset_config("vit-base", 1024)
-    return Setting(config, 1024, (assumed_speeds(100),) * 4, Network(10e6, rtt_s), coding=Coding(codec), **changes)
+    return Setting(
+        config, 1024, (assumed_speeds(100),) * 4, Network(mbps * 1e6, rtt_s), coding=Coding(codec), **changes
+    )
 
 
 @pytest.mark.mpi
@@ -99,3 +101,25 @@ def test_advice_where_the_round_trip_is_long():
     assert any("Use astra:" in line and "late" not in line for line in advice(plan(quick) | {"size": 4}))
     rows = fewer_waits(far)
     assert np.all(np.diff([row["latency_s"] for row in rows]) >= 0) and {row["every"] for row in rows} == {1, 2, 4}
+
+
+def test_halves_of_a_batch():
+    """Where there is a wait to fill and work to fill it with; the rest of a plan is that of whole batches."""
+    far = {"rtt_s": 0.3, "mbps": 1000}
+    rows = {n: {row["strategy"]: row for row in plan(setting(batch=n, **far))["strategies"]} for n in (1, 2)}
+    assert not any(row.get("halves") for row in rows[1].values())
+    assert rows[2]["astra"]["halves"] and not rows[2]["single"]["halves"]
+    at = setting(batch=2, **far)
+    for name in ("astra", "sp", "tp", "segment_means:8"):
+        row = rows[2][name]
+        whole = latency(STRATEGIES[name](at.job(at.even), at.coding), at.speeds, at.network)
+        assert (row["latency_s"]["port"] < whole.total / 1.05 + 1e-9) == row["halves"]
+        assert row["contributed_bytes"] == STRATEGIES[name](at.job(at.even), at.coding).contributed_bytes()
+        ports_s = [transfer_s(s.transfer, at.network._replace(rtt_s=0), "port") * s.repeats for s in _sending(at, name)]
+        assert row["latency_s"]["port"] >= max(sum(ports_s), whole.compute)
+    assert any("two halves in turns" in line for line in advice(plan(at) | {"size": 4}))
+    assert not plan(setting(batch=2, rtt_s=1e-5, mbps=1e6))["strategies"][1]["halves"]
+
+
+def _sending(at, name):
+    return [stage for stage in STRATEGIES[name](at.job(at.even), at.coding).stages if stage.transfer]

@@ -146,7 +146,7 @@ def test_a_failure_of_one_replica_is_every_rank_s(comm, folder):
     if comm.size == 4:  # a rank is named by its number in the whole job
         model = astra_mpi.load(str(folder / "bert.h5"), comm=comm, strategy="sp", grid="2x1x2")
         if comm.rank == 3:
-            model.strategy.block = lambda i, x: 1 / 0
+            model.strategy.steps = lambda i, x: 1 / 0
         with pytest.raises(AstraError, match=r"^rank 3: ZeroDivisionError"):
             model(inputs, mask)
     if comm.size > 1:

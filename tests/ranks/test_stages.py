@@ -110,7 +110,7 @@ def test_a_failure_in_a_stage_is_every_rank_s(comm, folder, stage):
     for grid in grids(comm.size)[:2]:
         model = astra_mpi.load(str(folder / "gpt2.h5"), comm=comm, strategy="sp", grid=grid)
         inputs, mask = random_batch(CONFIGS["gpt2"], 4, 7)
-        block, calls, at = model.strategy.block, [], len(model.blocks) + 1
+        block, calls, at = model.strategy.steps, [], len(model.blocks) + 1
 
         def failing(i, x, block=block, calls=calls, at=at):
             calls.append(i)
@@ -119,11 +119,11 @@ def test_a_failure_in_a_stage_is_every_rank_s(comm, folder, stage):
             return block(i, x)
 
         if model.stage == stage and model.token == 0:
-            model.strategy.block = failing
+            model.strategy.steps = failing
         with pytest.raises(AstraError, match="broken") as caught:
             model(inputs, mask)
         assert caught.value.collective
-        model.strategy.block = block
+        model.strategy.steps = block
         assert model(inputs, mask).shape == (4, 53)
 
 

@@ -112,7 +112,7 @@ def test_two_exchanges_are_under_way_and_none_is_waited_for(comm):
         for _ in range(3):
             model(*inputs_of("llama"))
         waits[strategy] = model.report["latency_s"]["exchange_wait"]
-    closing_s = 2 * (comm.size - 1) * 5e-4
+    closing_s = 1e-3  # in two hops at most
     if comm.size > 1:
         assert waits["astra:late"] < waits["astra"] + closing_s
 

@@ -239,7 +239,7 @@ def test_a_failing_rank_ends_all_with_one_message(comm, spec, bad_block, bad_ran
         pytest.skip("cannot be used here")
     model.use(spec)
     want = model(inputs, mask)
-    block, laps = model.strategy.block, model.exchange.laps
+    block, laps = model.strategy.steps, model.exchange.laps
     if comm.rank == min(bad_rank, comm.size - 1):
         mark = laps.mark
 
@@ -252,11 +252,11 @@ def test_a_failing_rank_ends_all_with_one_message(comm, spec, bad_block, bad_ran
             laps.mark = fail if i == bad_block else mark
             return block(i, x)
 
-        model.strategy.block = failing
+        model.strategy.steps = failing
     with pytest.raises(AstraError, match="FloatingPointError: of one rank") as caught:
         model(inputs, mask)
     assert caught.value.collective
-    model.strategy.block = block
+    model.strategy.steps = block
     vars(laps).pop("mark", None)
     np.testing.assert_array_equal(model(inputs, mask), want)
 
