@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.decode.request import Ends, OnTokens, Request, Sample
+from astra_mpi.decode.request import Ends, OnTokens, Request
+from astra_mpi.decode.sampling import Sample
 from astra_mpi.decode.sampling import greedy
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError, collective, raise_together, same_on_all
