@@ -243,7 +243,8 @@ class Generation:
             "drafted": drafted,
             "accepted": accepted,
             "passes": int(passes[0]),  # after the first token
-            "tokens_per_pass": (checked + accepted) / checked if checked else None,  # of a sequence
+            "checks": checked,  # a pass, of a sequence
+            "tokens_per_pass": (checked + accepted) / checked if checked else None,
         }
 
     def report(self) -> dict[str, Any]:

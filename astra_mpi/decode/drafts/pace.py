@@ -41,7 +41,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._seconds: dict[int, deque[float]] = {}
-        self._plain: dict[int, int] = {}  # passes without drafts, by their rows
+        self._plain: set[int] = set()  # rows of passes without drafts
         self._n = self._plain_at = 0
         self._guess_s: deque[float] = deque(maxlen=_PASSES)
 
@@ -49,12 +49,12 @@ class Pace:
         self._n += 1
         self._seconds.setdefault(rows, deque(maxlen=_PASSES)).append(seconds)
         if plain:
-            self._plain[rows] = self._plain.get(rows, 0) + 1
+            self._plain.add(rows)
             self._plain_at = self._n
 
     def ready(self, rows: int) -> bool:
-        """Whether so many rows without drafts have been timed, after the first time, and not too long ago."""
-        return self._plain.get(rows, 0) >= 2 and self._n - self._plain_at < _STALE
+        """Whether so many rows without drafts have been timed, and not too long ago."""
+        return rows in self._plain and self._n - self._plain_at < _STALE
 
     def seconds(self, rows: int) -> float:
         """Of a pass: more rows take no less."""
