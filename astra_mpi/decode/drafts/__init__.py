@@ -5,7 +5,9 @@ docs/explanation/drafts.md has the method, and what it gives.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+from astra_mpi.costs.decode import MOST_ROWS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from astra_mpi.decode.sampling import Sample
 
 #: tokens that are drafted of a sequence at most: with its last token, the rows of a compiled call
-MOST_DRAFTS = 15
+MOST_DRAFTS = MOST_ROWS - 1
 #: how sure a guess can be, from 0 on
 N_GRADES = 12
 
@@ -38,6 +40,7 @@ class Guesses(Protocol):
         """How each of these sequences goes on, by so many tokens at most."""
 
 
+@runtime_checkable
 class Draft(Protocol):
     """Where drafts come from. The same on all ranks."""
 

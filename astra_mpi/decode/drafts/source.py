@@ -16,9 +16,9 @@ LOOKUP = "lookup"
 
 
 def draft_of(draft: Any, model: Any) -> Draft | None:
-    """Lookup, or a loaded model, for drafts of `model`; None of none. InputError where it cannot be used."""
-    if draft is None:
-        return None
+    """Lookup, a loaded model or a `Draft`, for drafts of `model`; None of none. InputError where it cannot be used."""
+    if draft is None or isinstance(draft, Draft):
+        return draft
     if isinstance(draft, str):
         if draft == LOOKUP:
             return Lookup()
