@@ -8,8 +8,7 @@ from mpi4py import MPI
 
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.decode.conversation import Conversation
-from astra_mpi.decode.drafts import N_GRADES, Guess
-from astra_mpi.decode.drafts.pace import Pace
+from astra_mpi.decode.drafts import Guess
 from astra_mpi.decode.drafts.source import draft_of
 from astra_mpi.decode.request import Request
 from astra_mpi.decode.sampling import Sampler
@@ -17,6 +16,7 @@ from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import AstraError, InputError
 from helpers.architectures import on_ranks
+from helpers.drafts import Half, check_all_guesses
 from helpers.fakes import gpt2_config, llama_config, model_file
 
 pytestmark = pytest.mark.mpi
@@ -35,41 +35,7 @@ def _few(comm):
 
 @pytest.fixture
 def checked(monkeypatch):
-    """All guesses are checked that fit into a pass, whatever they promise."""
-
-    def worth(self, chances, rows, most):
-        counts = []
-        for of_one in chances:
-            counts.append(min(len(of_one), most - sum(counts)))
-        return counts
-
-    monkeypatch.setattr(Pace, "worth", worth)
-    monkeypatch.setattr(Pace, "wanted", lambda self, rate, rows, most: most)
-
-
-class Half:
-    """Knows what comes, and says so of some tokens only; the others are wrong."""
-
-    name, free, expected = "half", True, (0.5,) * N_GRADES
-
-    def __init__(self, known, n_tokens):
-        self.known, self.n_tokens = known, n_tokens
-
-    def open(self, sample, prompts, room):
-        self.counts = dict.fromkeys(prompts, 0)
-        return self
-
-    def learn(self, sequence, ids):
-        self.counts[sequence] += len(ids)
-        return []
-
-    def guess(self, sequences, most):
-        return [self._guess(s, self.counts[s], n) for s, n in zip(sequences, most, strict=True)]
-
-    def _guess(self, s, begin, n):
-        right = self.known[s][begin : begin + n]
-        wrong = np.random.default_rng([s, begin]).random(len(right)) < 0.3
-        return Guess([int((i + w) % self.n_tokens) for i, w in zip(right, wrong, strict=True)], [0] * len(right))
+    check_all_guesses(monkeypatch)
 
 
 class Recorder:
