@@ -62,7 +62,7 @@ class Answer:
         """Of people's interest, as numbers."""
         made, kept = self.report["generation"], self.report["conversation"]
         told = sum(kept["told_bytes"])
-        later, drafts = made["per_token_s"]["mean"], made["drafts"]
+        later, drafts = made["per_token_s"]["mean"], made.get("drafts")
         return {
             "first_token_s": made["first_token_s"] + kept.get("told_s", 0.0),
             "tokens_per_s": None if later is None else 1 / later,
