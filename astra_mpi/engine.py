@@ -12,9 +12,11 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.decode.compiled import CompiledBlocks, compiled_blocks
+from astra_mpi.decode.drafts import MOST_DRAFTS
+from astra_mpi.decode.drafts.source import draft_of
 from astra_mpi.decode.generation import generate
-from astra_mpi.decode.request import Ends, OnTokens, Request, Sample
-from astra_mpi.decode.sampling import greedy
+from astra_mpi.decode.request import Ends, OnTokens, Request
+from astra_mpi.decode.sampling import Sample, greedy
 from astra_mpi.device.backend import Backend
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.errors import InputError, collective, raise_together, same_on_all
@@ -173,6 +175,8 @@ class Model:
         on_tokens: OnTokens | None = None,
         ends: Ends | None = None,
         enough: Callable[[], bool] | None = None,
+        draft: str | Model | None = None,
+        draft_tokens: int = MOST_DRAFTS,
     ) -> np.ndarray:
         """Go on from prompts; collective, with the same arguments on every rank but for `on_tokens`.
 
@@ -183,9 +187,13 @@ class Model:
         how far tokens that came as codes are kept for "local"; docs/explanation/decode.md.
         on_tokens(step, ids (B,)) is called on rank 0 after each step. ends(new ids (n,)) -> whether they end a
         sequence too, the same on all ranks. enough(): whether this rank wants no more, asked at every step where
-        `on_tokens` is given; all then end. `report["generation"]` has times and bytes.
+        `on_tokens` is given; all then end. draft: "lookup", or a small model with the same tokens, loaded with
+        comm = MPI.COMM_SELF: what guesses up to `draft_tokens` next tokens, which one pass checks; the tokens stay the
+        same (docs/explanation/drafts.md). `report["generation"]` has times and bytes.
         """
-        request = Request(max_new_tokens, sample, tuple(stop), decode, on_tokens, ends, enough, far)
+        chosen = max_new_tokens, sample, tuple(stop), decode, on_tokens, ends, enough, far
+        with collective(self.comm):
+            request = Request(*chosen, draft_of(draft, self), draft_tokens)
         return generate(self, ids, mask, request)
 
     def run(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.caches.kept import Kept, Softmax
+from astra_mpi.caches.new import NewTokens
 from astra_mpi.caches.rows import Rows, new_rows
 from astra_mpi.config import ModelConfig
 from astra_mpi.kernels.near import Near
@@ -75,12 +76,17 @@ class Cache(ABC):
         """It is this (n, width), and ranks behind have been told."""
 
     @abstractmethod
-    def plan(self, sequences: np.ndarray, keeps: bool, positions: np.ndarray) -> None:
-        """Before the blocks of a step: `sequences` (n,) get a token at `positions` (n,); keeps: it stays here."""
+    def plan(self, new: NewTokens) -> None:
+        """Before the blocks of a pass: what it computes."""
 
     @abstractmethod
     def attend(self, i: int, q: np.ndarray, kv: np.ndarray, rows: np.ndarray) -> None:
-        """Scaled queries q (n, D) and new [K | V] (n, 2 d_kv) of block i -> rows (n, H (d + 2)) as of `Softmax`."""
+        """Scaled queries q (n, D) and new [K | V] (n, 2 d_kv) of block i -> rows (n, H (d + 2)) as of `Softmax`.
+        A token sees those of its sequence that are planned before it."""
+
+    @abstractmethod
+    def drop(self, sequence: int, n: int) -> None:
+        """The last n tokens that are kept of a sequence are none of it."""
 
     @abstractmethod
     def merge(self, parts: Sequence[np.ndarray], rows: np.ndarray) -> None:
@@ -144,27 +150,33 @@ class HostCache(Cache):
         hidden = int(self.first[s]) - self.config.window(i)
         return slice(part.start + int(np.searchsorted(places[part], hidden, "right")), part.stop)
 
-    def plan(self, sequences: np.ndarray, keeps: bool, positions: np.ndarray) -> None:
-        self._planned, self._keeps, self._positions = sequences.tolist(), keeps, positions.tolist()
+    def plan(self, new: NewTokens) -> None:
+        self._planned = list(zip(new.sequences.tolist(), new.positions.tolist(), new.keeps.tolist(), strict=True))
 
     def grow(self) -> None:
         """Own keys and values of the planned tokens have been written behind the others by the compiled token."""
         for i, (own, places) in enumerate(zip(self.own, self.own_places, strict=True)):
-            for s, place in zip(self._planned, self._positions, strict=True):
-                own[s].n += 1
-                if self.config.window(i):
+            for s, place, keeps in self._planned:
+                own[s].n += keeps
+                if keeps and self.config.window(i):
                     places[s].append(place)
+
+    def drop(self, sequence: int, n: int) -> None:
+        for own, places in zip(self.own, self.own_places, strict=True):
+            own[sequence].n -= n
+            if sequence in places:
+                del places[sequence][len(places[sequence]) - n :]
 
     def attend(self, i: int, q: np.ndarray, kv: np.ndarray, rows: np.ndarray) -> None:
         heads = q.reshape(len(q), self.config.n_kv_heads, -1, self.config.d_head)  # (n, Hkv, H / Hkv, d)
         window = self.config.window(i)
-        for s, place, row, queries, new in zip(self._planned, self._positions, rows, heads, kv, strict=True):
+        for (s, place, keeps), row, queries, new in zip(self._planned, rows, heads, kv, strict=True):
             softmax, hidden = Softmax(row, self.config), place - window
             softmax.clear()
             if s in self.far[i]:
                 first = bisect_right(self.far_places[i][s], hidden) if window else 0
                 self.far[i][s].attend(queries, softmax, self.kernels, first, self.near)
-            if self._keeps:
+            if keeps:
                 self.own[i][s].append(new[None])
                 if window:
                     self.own_places[i][s].append(place)

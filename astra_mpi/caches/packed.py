@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from astra_mpi.caches.cache import Cache, Part
+from astra_mpi.caches.new import NewTokens
 from astra_mpi.codec.tables import FarTable
 from astra_mpi.partition import displs, ranges
 
@@ -32,9 +33,9 @@ class Keys(NamedTuple):
 
 
 class Chosen:
-    """The sequences that get a token, by their places among those that are kept.
+    """The sequences of the new tokens, by their places among those that are kept.
 
-    Blocks ask for the same numbers of them: those are uploaded once per step.
+    Blocks ask for the same numbers of them: those are uploaded once per pass.
     """
 
     def __init__(self, xp: Any, places: np.ndarray) -> None:
@@ -42,24 +43,28 @@ class Chosen:
         self.there = xp.asarray(places)
         self._uploaded: dict[bytes, Any] = {}
 
-    def of(self, numbers: np.ndarray) -> Any:
-        """A number of every kept sequence, int64 -> those of the chosen ones, on the device."""
+    def upload(self, numbers: np.ndarray) -> Any:
+        """A number of every new token, int64, on the device."""
         key = numbers.tobytes()
         if key not in self._uploaded:
-            self._uploaded[key] = self.xp.asarray(numbers[self.places])
+            self._uploaded[key] = self.xp.asarray(numbers)
         return self._uploaded[key]
 
+    def of(self, numbers: np.ndarray) -> Any:
+        """A number of every kept sequence, int64 -> those of the new tokens, on the device."""
+        return self.upload(numbers[self.places])
+
     def keys(self, kv: Any, starts: np.ndarray, ends: np.ndarray, bias: Any | None = None) -> Keys:
-        """All kept sequences' keys from starts to ends -> the chosen ones'."""
-        longest = int((ends - starts)[self.places].max(initial=0))
-        return Keys(kv, self.of(starts), self.of(ends), longest, bias)
+        """Keys of the new tokens' sequences, from starts to ends of each token."""
+        longest = int((ends - starts).max(initial=0))
+        return Keys(kv, self.upload(starts), self.upload(ends), longest, bias)
 
 
 class Seen(Protocol):
     """Far keys and values of all kept sequences in one block."""
 
     def keys(self, chosen: Chosen, first: np.ndarray | int = 0) -> Iterator[Keys]:
-        """One after another, what a new token attends to; first: of each kept sequence's keys, or of all alike."""
+        """One after another, what a new token attends to; first: key of its sequence, of each new token, or of all."""
 
     def arrays(self) -> Iterable[Any]:
         """All that is kept."""
@@ -73,7 +78,7 @@ class SeenRows:
         self.kv, self.bias, self.offsets = kv, bias, offsets
 
     def keys(self, chosen: Chosen, first: np.ndarray | int = 0) -> Iterator[Keys]:
-        yield chosen.keys(self.kv, self.offsets[:-1] + first, self.offsets[1:], self.bias)
+        yield chosen.keys(self.kv, self.offsets[chosen.places] + first, self.offsets[chosen.places + 1], self.bias)
 
     def arrays(self) -> Iterable[Any]:
         return [self.kv] if self.bias is None else [self.kv, self.bias]
@@ -107,9 +112,9 @@ class SeenCodes:
 
     def keys(self, chosen: Chosen, first: np.ndarray | int = 0) -> Iterator[Keys]:
         for a in range(0, len(self.codes), TILE):
-            starts = np.clip(self.offsets[:-1] + first, a, a + TILE) - a
-            ends = np.clip(self.offsets[1:], a, a + TILE) - a
-            if ((ends - starts)[chosen.places] > 0).any():
+            starts = np.clip(self.offsets[chosen.places] + first, a, a + TILE) - a
+            ends = np.clip(self.offsets[chosen.places + 1], a, a + TILE) - a
+            if (ends > starts).any():
                 kv: Any = self.table.far_kv(self.codes[a : a + TILE], self.kernels).astype(self.dtype, copy=False)
                 if self.turns is not None:
                     self.kernels.rotate(kv, self.turns[a : a + TILE], kv.shape[1] // 2 // self.turns.shape[1])
@@ -159,24 +164,32 @@ class PackedCache(Cache):
         if self.keeps_far and (first < last).any():
             self.seen[i] = remember(ranges(first, last - first), displs(last - first))
 
-    def plan(self, sequences: np.ndarray, keeps: bool, positions: np.ndarray) -> None:
-        places = np.searchsorted(self.sequences, sequences)
+    def plan(self, new: NewTokens) -> None:
+        places = np.searchsorted(self.sequences, new.sequences)
         self._chosen, self._new = Chosen(self.xp, places), None
-        if keeps:
-            self._new = self.xp.asarray(self.ends[places])
-            self.ends[places] += 1
-            for place, position in zip(places, positions, strict=True):
+        np.add.at(self.ends, places[new.keeps], 1)
+        self._seen_ends = self.ends[places] - new.behind
+        if new.keeps.any():
+            self._new = self.xp.asarray(np.flatnonzero(new.keeps)), self.xp.asarray((self._seen_ends - 1)[new.keeps])
+            for place, position in zip(places[new.keeps], new.positions[new.keeps], strict=True):
                 self._own_places[place].append(int(position))
-        self._own = self._chosen.keys(None, self.starts, self.ends)
-        self._positions = dict(zip(places.tolist(), positions.tolist(), strict=True))
+        self._own = self._chosen.keys(None, self.starts[places], self._seen_ends)
+        self._positions = new.positions.tolist()
+
+    def drop(self, sequence: int, n: int) -> None:
+        place = int(np.searchsorted(self.sequences, sequence))
+        self.ends[place] -= n
+        del self._own_places[place][len(self._own_places[place]) - n :]
 
     def attend(self, i: int, q: Any, kv: Any, rows: Any) -> None:
         if self._new is not None:
-            self.own[i][self._new] = kv
+            which, where = self._new
+            self.own[i][where] = kv[which]
         seen = self.seen[i]
         fresh, window, own = True, self.config.window(i), self._own
         if window:
-            own = self._chosen.keys(None, self.starts + self._first(self._own_places, window), self.ends)
+            starts = self.starts[self._chosen.places] + self._first(self._own_places, window)
+            own = self._chosen.keys(None, starts, self._seen_ends)
         first = self._first(self._far_places[i], window) if window and seen is not None else 0
         for keys in () if seen is None else seen.keys(self._chosen, first):
             self._attend(q, keys, rows, fresh)
@@ -184,11 +197,9 @@ class PackedCache(Cache):
         self._attend(q, own._replace(kv=self.own[i]), rows, fresh)
 
     def _first(self, places: list[list[int]], window: int) -> np.ndarray:
-        """(kept,) of each sequence's keys the first one in the window of its new token."""
-        first = np.zeros(len(places), np.int64)
-        for s, position in self._positions.items():
-            first[s] = bisect_right(places[s], position - window)
-        return first
+        """(n,) of its sequence's keys the first one in the window of each new token."""
+        pairs = zip(self._chosen.places, self._positions, strict=True)
+        return np.array([bisect_right(places[place], position - window) for place, position in pairs], np.int64)
 
     def _attend(self, q: Any, keys: Keys, rows: Any, fresh: bool) -> None:
         spans, cap = (keys.starts, keys.ends), self.config.score_cap

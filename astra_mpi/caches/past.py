@@ -244,6 +244,11 @@ class Past(HostCache):
             for view, values in zip(views, flat, strict=True):
                 view[...] = values.reshape(view.shape)
 
+    def drop(self, sequence: int, n: int) -> None:
+        super().drop(sequence, n)
+        for parts in self.chunks[-1].raw.values() if n else ():
+            parts[-1] = parts[-1][:-n]  # of the last pass
+
     def arrays(self) -> Iterable[np.ndarray]:
         noted = [a for chunk in self.chunks for parts in chunk.raw.values() for a in parts]
         noted += [a for chunk in self.chunks for a in chunk.seen.values()]

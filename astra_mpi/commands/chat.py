@@ -6,7 +6,13 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from astra_mpi.commands.generate import add_chat_options, add_far_option, add_sampling_options, open_dialogue
+from astra_mpi.commands.generate import (
+    add_chat_options,
+    add_draft_options,
+    add_far_option,
+    add_sampling_options,
+    open_dialogue,
+)
 from astra_mpi.commands.model_options import add_loading_options, write_json
 
 if TYPE_CHECKING:
@@ -40,6 +46,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--decode", default="auto", help="local or auto (default): the rank that knows all; or merged,"
                         " which reads the whole conversation again for every answer")  # fmt: skip
     add_far_option(parser)
+    add_draft_options(parser)
     add_loading_options(parser, "of drawn tokens and of what is lost")
     parser.set_defaults(run=run, spmd=True, strategies=None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from astra_mpi.commands.model_options import add_loading_options, load_model, write_json
@@ -39,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--decode", default="auto", help="local, merged or auto (default; docs/reference/generate.md)")
     add_far_option(parser)
+    add_draft_options(parser)
     add_loading_options(parser, "of drawn tokens and of what is lost")
     parser.set_defaults(run=run, spmd=True, strategies=None)
 
@@ -46,6 +48,19 @@ def add_parser(subparsers: Any) -> None:
 def add_far_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--far", default="keys", metavar="F", help="how far tokens that came as codes are kept: keys"
                         " (default; keys and values, fast) or codes (small)")  # fmt: skip
+
+
+def add_draft_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--draft",
+        metavar="D",
+        help="what guesses next tokens, of which one pass checks several: lookup (what came after the same tokens"
+        " before), or the file of a small model with the same tokenizer (docs/explanation/drafts.md)",
+    )
+    parser.add_argument(
+        "--draft-tokens", type=int, metavar="K", help="guesses that one pass checks, at most (default 15; fewer if they"
+        " do not pay)",
+    )  # fmt: skip
 
 
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
@@ -166,6 +181,12 @@ def task_of(args: argparse.Namespace) -> TaskSection:
     temperature = args.temperature if args.temperature is not None else float(drawn)
     names = ("max_new_tokens", "top_k", "top_p", "ignore_end", "decode", "far")
     given = {name: getattr(args, name) for name in names}
+    if args.draft_tokens is not None:
+        require(args.draft is not None, "--draft-tokens is for --draft; give it too, such as --draft lookup")
+        require(args.draft_tokens >= 1, f"--draft-tokens {args.draft_tokens}: at least 1")
+        given["draft_tokens"] = args.draft_tokens
+    if args.draft is not None:
+        given["draft"] = args.draft if args.draft == "lookup" else Path(args.draft)
     return TaskSection("generate", temperature=temperature, stop=_stop(args.stop), **given)
 
 
@@ -222,6 +243,9 @@ def _costs(report: dict[str, Any]) -> str:
     speed = "" if later is None else f", then {1e3 * later:.2f} ms per token ({1 / later:.4g} tokens/s)"
     compute = report["choices"].get("compute", "float32")
     products = f", products in {compute}" if compute != "float32" else ""
+    drafts = made.get("drafts") or {}
+    if drafts.get("tokens_per_pass"):
+        speed += f", {drafts['tokens_per_pass']:.2f} per pass: {drafts['accepted']} of {drafts['drafted']} drafts right"
     share = max(made["cache_bytes"]) / made["full_cache_bytes"] if made["full_cache_bytes"] else 0.0
     return (
         f"{report['strategy']} on {report['ranks']} rank{'s' * (report['ranks'] > 1)}, decode {made['decode']}"

@@ -36,6 +36,12 @@ def add_parser(subparsers: Any) -> None:
         "--new-tokens", type=int, metavar="N", help="also what N tokens after a prompt of --tokens cost (decoders)"
     )
     parser.add_argument(
+        "--draft-acceptance",
+        type=float,
+        metavar="A",
+        help="with --new-tokens: also with drafts, each right with this probability where those before it are",
+    )
+    parser.add_argument(
         "--objective",
         metavar="WHAT",
         help="also every grid of the ranks, best first by latency (one input, now) or throughput (a job of many)",
@@ -56,12 +62,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from astra_mpi.config import require
     from astra_mpi.planner.advice import advice, codec_advice
     from astra_mpi.planner.decode import decode_advice, decode_plan
     from astra_mpi.planner.measured import measured
     from astra_mpi.planner.plan import compare_codecs, plan
     from astra_mpi.planner.waiting import fewer_waits, waiting_advice
 
+    drafted = args.draft_acceptance is None or args.new_tokens is not None
+    require(drafted, "--draft-acceptance is for --new-tokens; give it too")
     if args.plot:
         from astra_mpi.planner.curves import draw, draw_decode, require_matplotlib
 
@@ -88,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         codec_advice(answer["codecs"], args.budget, measured(setting.config.family).on),
     ]
     if args.new_tokens is not None:
-        answer["decode"] = decode_plan(setting, args.new_tokens)
+        answer["decode"] = decode_plan(setting, args.new_tokens, args.draft_acceptance)
         answer["verdict"] += decode_advice(answer["decode"])
     if args.objective or args.memory:
         from astra_mpi.planner.grids import grid_advice, grid_plan
@@ -229,7 +238,18 @@ def _decode(plan: dict[str, Any]) -> list[str]:
                 f"{1e3 * way['wait_s']:>9.2f}{way['total_s']:>9.3g}{cache / 2**20:>11.1f}"
                 f"{cache / plan['full_cache_bytes']:>9.1%}{last:>24}".rstrip()
             )
+            if "drafts" in way:
+                lines.append(_drafts(way["drafts"]))
     return lines
+
+
+def _drafts(drafts: dict[str, Any]) -> str:
+    """Under the line of a way of decoding."""
+    return (
+        f"{'':<17}{drafts['draft_tokens']} drafts{'':<9}{1e3 * drafts['per_token_s']:>11.2f}"
+        f"  {drafts['tokens_per_pass']:.2f} tokens per pass at acceptance {drafts['acceptance']:g},"
+        f" {drafts['tokens_per_s']:.3g} tokens/s"
+    )
 
 
 def _crossover(row: dict[str, Any]) -> str:

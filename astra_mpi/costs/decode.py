@@ -13,6 +13,8 @@ from astra_mpi.costs.wires import Coding, astra_wire, segment_wire
 from astra_mpi.costs.work import Job, Shape, Transfer, Work, output_work
 
 MODES = ("local", "merged")
+#: tokens of all sequences that one pass computes, where some are drafts
+MOST_ROWS = 16
 #: float32 numbers that an elementwise kernel passes in the time of a score of one new token: its product, exponential
 #: and share of the values, a key at a time; of SmolLM2-135M on one core of a Zen 4 server
 _PER_SCORE = 32
@@ -28,10 +30,13 @@ class Decode:
     cache_bytes: tuple[int, ...]  # per rank, at the last token
 
 
-def decode_cost(job: Job, coding: Coding, strategy: str, mode: str, n_new: int, alone: int = 0) -> Decode:
+def decode_cost(
+    job: Job, coding: Coding, strategy: str, mode: str, n_new: int, alone: int = 0, drafts: int = 0
+) -> Decode:
     """A step in the middle of `n_new` new tokens. InputError where a strategy or a mode cannot be used.
 
-    Sequences are spread: rank r has slice (r + s) mod P of sequence s. alone: the rank of `single`.
+    Sequences are spread: rank r has slice (r + s) mod P of sequence s. alone: the rank of `single`. drafts: tokens of
+    every sequence that the step checks beside the one that it is sure of.
     """
     name = strategy.split(":")[0]
     require(job.shape.causal, "only decoders generate")
@@ -40,15 +45,20 @@ def decode_cost(job: Job, coding: Coding, strategy: str, mode: str, n_new: int, 
     placed = job.shape.rotary or any(job.shape.config.windows)
     require(not (name == "segment_means" and placed), "means of tokens have no position for rotary keys and windows")
     if mode == "merged":
-        return _merged(job, n_new)
+        return _merged(job, n_new, drafts)
     if name == "single":
         whole, last = replace(job, counts=(job.tokens,)), [job.batch * (r == alone) for r in range(job.size)]
-        return _local(whole, coding, strategy, n_new, last)
+        return _local(whole, coding, strategy, n_new, last, drafts)
     last = [-(-(job.batch - (job.size - 1 - r)) // job.size) for r in range(job.size)]  # from the last rank on
-    return _local(job, coding, strategy, n_new, last)
+    return _local(job, coding, strategy, n_new, last, drafts)
 
 
-def _local(job: Job, coding: Coding, strategy: str, n_new: int, last: list[int]) -> Decode:
+def tokens_per_pass(acceptance: float, drafts: int) -> float:
+    """That a sequence gets on average, if each draft is right with this probability where those before it are."""
+    return float(sum(acceptance**j for j in range(1 + drafts)))
+
+
+def _local(job: Job, coding: Coding, strategy: str, n_new: int, last: list[int], drafts: int) -> Decode:
     """last (P,): sequences whose last token a rank has."""
     shape, config = job.shape, job.shape.config
     sinks = astra_wire(shape, coding).sinks if strategy.split(":")[0] == "astra" else 0
@@ -63,20 +73,22 @@ def _local(job: Job, coding: Coding, strategy: str, n_new: int, last: list[int])
         first, away = within(window, own, far)
         rows = (first + n_new - 1 + exact * away) * row_bytes
         kept += share * (rows + (1 - exact) * _far_bytes(job, coding, strategy, away))
-    ranks = tuple(_step_work(shape, n, per_sequence) + head_work(shape, n) for n in last)
+    computed = [n * (1 + drafts) for n in last]
+    ranks = tuple(_step_work(shape, n, per_sequence) + head_work(shape, n) for n in computed)
     return Decode("local", ranks, (), tuple(int(n * config.n_layers * kept) for n in last))
 
 
-def _merged(job: Job, n_new: int) -> Decode:
+def _merged(job: Job, n_new: int, drafts: int) -> Decode:
     shape, config, size = job.shape, job.shape.config, job.size
+    rows = job.batch * (1 + drafts)
     own = [sum(job.counts[(r + i) % size] for i in range(job.batch)) for r in range(size)]  # of all sequences
     # new tokens' keys and values go to one rank after another
     read = [_kept_rows(job, _seen_rows(config, job.batch, n + job.batch * n_new / 2 / size)) for n in own]
-    read = [one * config.n_layers for one in read]
-    ranks = [_step_work(shape, job.batch, Work()) + kept for kept in read]
-    ranks[0] += head_work(shape, job.batch)
-    sent = job.batch * config.n_heads * (config.d_head + 2) * 4
-    ids = (1 + 4 * job.batch, *(1,) * (size - 1))  # rank 0 samples
+    read = [one * config.n_layers * (1 + drafts) for one in read]
+    ranks = [_step_work(shape, rows, Work()) + kept for kept in read]
+    ranks[0] += head_work(shape, rows)
+    sent = rows * config.n_heads * (config.d_head + 2) * 4
+    ids = (1 + 4 * job.batch * (1 + 2 * drafts), *(1,) * (size - 1))  # rank 0 samples, and says what to check next
     transfers = (config.n_layers, Transfer("gather", (sent,) * size, 8.0 * sent)), (1, Transfer("gather", ids, 0.0))
     row_bytes = config.n_layers * 2 * config.d_kv * job.kept_bytes
     cache = tuple(int((n + job.batch * ((n_new - 1 - r + size - 1) // size)) * row_bytes) for r, n in enumerate(own))

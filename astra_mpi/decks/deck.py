@@ -69,6 +69,10 @@ class TaskSection:
     # generate, local: far tokens that came as codes are kept as keys and values, which is fast, or as codes, which is
     # small (docs/explanation/decode.md)
     far: Literal["keys", "codes"] = "keys"
+    # generate: what guesses next tokens, several of which one pass checks: "lookup", what came after the same tokens
+    # before, or a small model's file (docs/explanation/drafts.md). Default no drafts
+    draft: Literal["lookup"] | Path | None = None
+    draft_tokens: Positive | None = None  # generate: guesses of a text that one pass checks, at most. Default 15
     stream: bool | None = None  # generate: print texts as they come. Default if stderr is a terminal and run.batch = 1
 
 

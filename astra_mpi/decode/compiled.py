@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from astra_mpi.caches.cache import HostCache
+from astra_mpi.caches.new import NewTokens
 from astra_mpi.device.backend import Backend
 from astra_mpi.kernels.aligned import address, aligned
 from astra_mpi.kernels.cpu import _team, token
@@ -142,27 +143,27 @@ class CompiledStep:
             one[t.PLACES] = address(every)
             self._places.append(every)
 
-    def begin(
-        self, x: np.ndarray, sequences: np.ndarray, positions: np.ndarray, turns: list[np.ndarray | None], keeps: bool
-    ) -> np.ndarray:
-        """New tokens x (n, D) of `sequences` (n,) at `positions` (n,); turns: (n, d) of each block. keeps: their keys
-        and values stay here. -> rows (n, D) that the steps change."""
-        n = len(x)
-        rows = self.blocks.rows_of(t.X, n)
+    def begin(self, x: np.ndarray, new: NewTokens, turns: list[np.ndarray | None]) -> np.ndarray:
+        """Tokens x (n, D); turns: (n, d) of each block. -> rows (n, D) that the steps change."""
+        rows = self.blocks.rows_of(t.X, len(x))
         rows[:] = x
-        self._active, self._positions = sequences.astype(np.int64), positions.astype(np.int64)
+        self._new = np.stack([new.sequences, new.positions, new.behind, new.keeps], axis=1).astype(np.int64)
         distinct = {id(one): one for one in turns if one is not None}
         order = {key: place + 1 for place, key in enumerate(distinct)}
         self.rows[: self.n_layers, t.TURNS] = [0 if one is None else order[id(one)] for one in turns]
         self._turns = [np.ascontiguousarray(one, np.float32) for one in distinct.values()]
         self._turn_addresses = np.array([address(one) for one in self._turns] or [0], np.int64)
-        self.numbers[t.APPENDS], self.numbers[t.ATTENDS] = keeps and self.readable, self.readable
-        if keeps and self.readable:
-            own = self._last[:, sequences].ravel()
-            self.segments[own, t.COUNT] += 1
-            self._note_places(sequences)
+        self.numbers[t.SEVERAL], self.numbers[t.ATTENDS] = new.several, self.readable
+        if self.readable and new.keeps.any():
+            np.add.at(self.segments[:, t.COUNT], self._last[:, new.sequences[new.keeps]], 1)
+            self._note_places(new)
             self.cache.grow()
         return rows
+
+    def drop(self, sequence: int, n: int) -> None:
+        """As `Cache.drop`, for the next pass."""
+        if self.readable:
+            self.segments[self._last[:, sequence], t.COUNT] -= n
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Rows after the last block x (n, D) -> what the head gives (n, V)."""
@@ -171,25 +172,27 @@ class CompiledStep:
         if rows is not x:
             rows[:] = x
         self._shared[t.LOGITS] = address(made)
-        self._active = self._positions = np.zeros(n, np.int64)
+        self._new = np.zeros((n, t.N_NEW), np.int64)
         self._turn_addresses = np.zeros(1, np.int64)
         first = t.N_STEPS * self.n_layers
         self.run(first, first + 1)
         return made
 
-    def _note_places(self, sequences: np.ndarray) -> None:
+    def _note_places(self, new: NewTokens) -> None:
         if not self._places:
             return
         known = {address(every): every for every in self._places}
         for i in np.flatnonzero(self.rows[:, t.WINDOW]):
-            for s, position in zip(sequences, self._positions, strict=True):
+            for s, position, behind in zip(
+                *(x[new.keeps] for x in (new.sequences, new.positions, new.behind)), strict=True
+            ):
                 one = self.segments[self._last[i, s]]
-                known[int(one[t.PLACES])][one[t.COUNT] - 1] = position
+                known[int(one[t.PLACES])][one[t.COUNT] - 1 - behind] = position
 
     def run(self, first: int, last: int) -> None:
         """Steps first .. last, N_STEPS of each block; attention follows the first of these."""
         before = first, last, self.numbers, self.blocks.factors, self.rows, self._shared
-        after = self.segments, self.spans, self._active, self._positions, self._turn_addresses
+        after = self.segments, self.spans, self._new, self._turn_addresses
         barrier = address(self.blocks.barrier)
 
         def share(index: int, count: int) -> None:
@@ -200,7 +203,7 @@ class CompiledStep:
     @property
     def n(self) -> int:
         """New tokens of the step under way."""
-        return len(self._active)
+        return len(self._new)
 
     @property
     def softmax(self) -> np.ndarray:

@@ -93,7 +93,7 @@ class Conversation:
         self._told_s = 0.0
         self._strategy.keeps_codes = request.far == "codes"
         layout, told_bytes = self._placed(batch, cut)
-        generation = Generation(model, request, layout, first, room, streams, past)
+        generation = Generation(model, request, layout, first, room, streams, [ids], past)
         generation.prefill(batch)
         self.answering = int(layout.last_rank[0])
         past.answer(self.answering)

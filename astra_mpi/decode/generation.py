@@ -1,4 +1,5 @@
-"""`Model.generate`: a prefill that keeps keys and values, then one step per token (docs/explanation/decode.md)."""
+"""`Model.generate`: a prefill that keeps keys and values, then a pass per token, or for several that were drafted
+(docs/explanation/decode.md, docs/explanation/drafts.md)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from mpi4py import MPI
 from astra_mpi.caches.past import Past
 from astra_mpi.config import require
 from astra_mpi.decode.choice import predicted_mode
+from astra_mpi.decode.drafting import Drafting
+from astra_mpi.decode.passes import rows_of_pass
 from astra_mpi.decode.prefill import Engine
 from astra_mpi.decode.request import Request, reasons
 from astra_mpi.decode.steps import MODES, Local
@@ -34,7 +37,8 @@ def generate(model: Engine, ids: np.ndarray, mask: np.ndarray | None, request: R
     with collective(model.comm):
         first, room = request.room(batch, model.config)
     layout = model.layout(batch.lengths, spread=True)
-    generation = Generation(model, request, layout, first, room, streams)
+    prompts = np.split(batch.values, np.cumsum(batch.lengths)[:-1])
+    generation = Generation(model, request, layout, first, room, streams, prompts)
     generation.prefill(batch)
     generation.decode()
     model.report = generation.report()
@@ -67,7 +71,7 @@ def agreed(comm: MPI.Comm, request: Request) -> bool:
     comm.Allgather(mine, every)
     if (every[:, :-1] != every[0, :-1]).any():
         raise same_on_all(
-            InputError("max_new_tokens, stop, decode or far differ between ranks; give every rank the same")
+            InputError("max_new_tokens, stop, decode, far or drafts differ between ranks; give every rank the same")
         )
     return bool(every[0, -1])
 
@@ -83,10 +87,11 @@ class Generation:
         first: np.ndarray,
         room: np.ndarray,
         streams: bool,
+        prompts: list[np.ndarray],
         past: Past | None = None,
     ) -> None:
-        """first (B,): positions of the first new tokens; room (B,): how many there may be. streams: on rank 0. past:
-        of the conversation that this goes on with, alone on the rank with its last token."""
+        """first (B,): positions of the first new tokens; room (B,): how many there may be. streams: on rank 0. prompts:
+        ids (T,) of each. past: of the conversation that this goes on with, alone on the rank with its last token."""
         self.model, self.request, self.first, self.room = model, request, first, room
         self.layout = layout
         mode = request.decode
@@ -100,6 +105,10 @@ class Generation:
         sampler = np.zeros(len(first), np.int64) if merged else self.layout.last_rank
         self.tokens = Tokens(model.exchange, sampler, room, request, often=streams or merged, soon=merged)
         self.failure: Exception | None = None
+        self.drafting: Drafting | None = None
+        if request.draft is not None and len(self.mode.sampled):
+            asked = {int(s): prompts[s] for s in self.mode.sampled}
+            self.drafting = Drafting(request, asked, room, model.clock)
         if streams and model.comm.Get_rank() == 0:
             self.tokens.known = self._stream
 
@@ -117,54 +126,81 @@ class Generation:
         exchange.count_anew()
 
     def decode(self) -> None:
-        """Collective: all steps. The last thing that ranks do together is to raise what failed on one of them."""
+        """Collective: all passes. The last thing that ranks do together is to raise what failed on one of them."""
         clock, laps = self.model.clock, self.model.laps
-        self.step_s = np.zeros(self.tokens.ids.shape[1])
+        self.pass_s = np.zeros(self.tokens.ids.shape[1])
+        self.n_passes = 0
         with clock.running():
             laps.start()
-            for step in range(len(self.step_s)):
-                if self.tokens.over:
-                    break
+            while not self.tokens.over:
                 start_s = clock.now()
-                if not self._step(step):
+                if not self._pass():
                     break
-                self.step_s[step] = clock.now() - start_s
+                if len(self.new.ids):
+                    self._took(clock.now() - start_s)
                 self.model.meanwhile()
             if self.failure is None:
                 self._close()
         self.model.exchange.settle()
         raise_together(self.model.comm, self.failure)
 
-    def _step(self, step: int) -> bool:
-        """One token of every sequence that has not ended; False if that failed on this rank."""
+    def _took(self, seconds: float) -> None:
+        """Of a pass."""
+        self.pass_s[self.n_passes] = seconds
+        if self.drafting is not None and self.n_passes:
+            self.drafting.took(len(self.new.ids), len(self.new.sequences), seconds)
+        self.n_passes += 1
+
+    def _pass(self) -> bool:
+        """One token of every sequence that has not ended, and the drafts that follow it; False if that failed on this
+        rank."""
         n_before = self.model.exchange.n_started
+        self.new = rows_of_pass(self.mode.computed, self.tokens)
+        self.mode.announce(len(self.new.ids))
         try:
             if self.failure is not None:
                 raise self.failure  # of the callback
-            with alone(self.model.comm, "decoding"):  # others may wait for the last of many steps
-                self._advance(step)
-            self.tokens.tell(step)
+            with alone(self.model.comm, "decoding"):  # others may wait for the last of many passes
+                self._advance()
+            self.tokens.tell()
         except Exception as exc:
             self.failure = exc
-            if step:
+            if self.n_passes:
                 self.mode.abandon(n_before)
             self.tokens.abandon()
             return False
+        for s, first, last in self.new.dropped(self.tokens) if self.n_passes else ():
+            self.mode.drop(s, first, last)
         return True
 
-    def _advance(self, step: int) -> None:
-        """The sequences computed here by one token, and those sampled here by one id."""
-        mode, tokens = self.mode, self.tokens
-        sequences = mode.computed[~tokens.ended[mode.computed]]
-        if not len(sequences):
+    def _advance(self) -> None:
+        """The sequences computed here by their new rows, and those sampled here by the ids that these give."""
+        mode, new = self.mode, self.new
+        if not len(new.ids):
             return
-        if step:
-            before = tokens.ids[sequences, step - 1].astype(np.int64)
-            self.rows = mode.step(before, sequences, self.first[sequences] + step - 1, step - 1)
+        if self.n_passes:
+            self.rows = mode.step(new.ids, new.row_sequences, new.steps)
         if len(mode.sampled):
             logits = mode.logits(self.rows)
-            tokens.put(step, sequences, self._sampled(logits, sequences, step))
+            self._sample(logits)
             self.model.laps.mark("head")
+            if self.drafting is not None:
+                self.drafting.go_on(self.tokens, new.sequences)
+                self.model.laps.mark("draft")
+
+    def _sample(self, logits: np.ndarray) -> None:
+        """Row after row of every sequence, as long as what was drafted is what a row gives."""
+        tokens, new = self.tokens, self.new
+        alive, depth = np.arange(len(new.sequences)), 0
+        while len(alive):
+            sequences = new.sequences[alive]
+            steps, ids = tokens.counts[sequences], np.empty(len(alive), np.int64)
+            for step in np.unique(steps):
+                now = steps == step
+                ids[now] = self._sampled(logits[(new.first + depth)[alive[now]]], sequences[now], int(step))
+            tokens.put(sequences, ids)
+            drafted = tokens.drafts[sequences, depth] if depth < tokens.drafts.shape[1] else -1
+            alive, depth = alive[(ids == drafted) & ~tokens.ended[sequences]], depth + 1
 
     def _sampled(self, logits: np.ndarray, sequences: np.ndarray, step: int) -> np.ndarray:
         ids = np.asarray(self.request.sample(logits, sequences, step))
@@ -192,18 +228,40 @@ class Generation:
             self.failure = exc
             self.tokens.abandon()
 
+    def _drafts(self) -> dict[str, Any] | None:
+        """Collective: how many tokens were drafted, and how many of them were right."""
+        if self.request.draft is None:
+            return None
+        own = (0, 0, 0) if self.drafting is None else (self.drafting.drafted, self.drafting.accepted, self.drafting.n)
+        counted = np.array(own, np.int64)
+        self.model.comm.Allreduce(MPI.IN_PLACE, counted, op=MPI.SUM)
+        passes = np.array([max(self.n_passes - 1, 0)])
+        self.model.comm.Allreduce(MPI.IN_PLACE, passes, op=MPI.MAX)
+        drafted, accepted, checked = counted.tolist()
+        return {
+            "from": self.request.draft.name,
+            "drafted": drafted,
+            "accepted": accepted,
+            "passes": int(passes[0]),  # after the first token
+            "checks": checked,  # a pass, of a sequence
+            "tokens_per_pass": (checked + accepted) / checked if checked else None,
+        }
+
     def report(self) -> dict[str, Any]:
         """Collective: that of the prefill, and under "generation" what the steps took."""
         model, comm, config = self.model, self.model.comm, self.model.config
         report = model.describe(self.layout, *self._prefilled)
         latency, counted = collect(comm, model.laps.seconds, model.exchange.counted())
-        first_s = np.array([sum(self._prefilled[0].values()) + self.step_s[:1].sum()])
+        first_s = np.array([sum(self._prefilled[0].values()) + self.pass_s[:1].sum()])
         comm.Allreduce(MPI.IN_PLACE, first_s, op=MPI.MAX)
-        comm.Allreduce(MPI.IN_PLACE, self.step_s, op=MPI.MAX)
+        comm.Allreduce(MPI.IN_PLACE, self.pass_s, op=MPI.MAX)
         cached = np.zeros(comm.Get_size(), np.int64)
         comm.Allgather(np.array([self.mode.cache.n_bytes], np.int64), cached)
         n_new = (self.tokens.ids >= 0).sum(axis=1)
-        later_s = self.step_s[1 : int(n_new.max(initial=0))]
+        n_later = max(int(n_new.max(initial=0)) - 1, 0)
+        drafts = self._drafts()
+        later_s = self.pass_s[1 : 1 + (n_later if drafts is None else drafts["passes"])]
+        later_s = later_s * (len(later_s) / n_later) if n_later else later_s  # of a token
         row_bytes = config.n_layers * 2 * config.d_kv * np.dtype(model.backend.dtype).itemsize
         told = counted[:, 3].astype(np.int64)
         report["other_bytes"] += int(told.sum())
@@ -218,6 +276,7 @@ class Generation:
                 "median": float(np.median(later_s)) if len(later_s) else None,
                 "mean": float(np.mean(later_s)) if len(later_s) else None,
             },
+            "drafts": drafts,
             "latency_s": latency,
             "exchange_wait_s": latency["exchange_wait"],
             "decode_bytes": counted[:, 0].astype(int).tolist(),

@@ -31,6 +31,7 @@ class Engine(Protocol):
     backend: Backend
     config: Any
     codec: Codec | None
+    digest: str
     family: Family
     blocks: list[Block]
     strategy: Strategy

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from astra_mpi.config import require
-from astra_mpi.decode.sampling import greedy
+from astra_mpi.decode.drafts import MOST_DRAFTS, Draft
+from astra_mpi.decode.sampling import Sample, greedy
 from astra_mpi.errors import InputError
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import DecoderConfig
 
-#: logits (n, V) of the sequences (n,) at this step -> their next token ids (n,)
-Sample = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 OnTokens = Callable[[int, np.ndarray], None]
 #: new ids (n,) of a sequence -> whether they end it; the same on all ranks
 Ends = Callable[[np.ndarray], bool]
@@ -37,12 +37,22 @@ class Request:
     #: whether this rank wants no more, asked at every step while tokens are streamed; all ranks then end
     enough: Callable[[], bool] | None = None
     far: str = "keys"
+    draft: Draft | None = None
+    draft_tokens: int = MOST_DRAFTS  # of a sequence and pass, at most
+
+    @property
+    def most_drafts(self) -> int:
+        """Of a sequence and pass."""
+        return 0 if self.draft is None else min(self.draft_tokens, self.max_new_tokens - 1)
 
     def check(self, config: DecoderConfig) -> None:
         """InputError on what this model cannot do."""
         n = self.max_new_tokens
         require(isinstance(n, int | np.integer) and n >= 1, f"max_new_tokens = {n!r}: give an integer of 1 or more")
         require(self.decode in MODES, f"decode = '{self.decode}' is unknown; use one of {', '.join(MODES)}")
+        n = self.draft_tokens
+        known = isinstance(n, int | np.integer) and 1 <= n <= MOST_DRAFTS
+        require(known, f"draft_tokens = {n!r}: give an integer from 1 to {MOST_DRAFTS}")
         require(self.far in FAR, f"far = '{self.far}' is unknown; use one of {', '.join(FAR)}")
         for token in self.stop:
             known = isinstance(token, int | np.integer) and 0 <= token < config.vocab_size
@@ -52,7 +62,9 @@ class Request:
     def digest(self) -> list[int]:
         """What must be the same on all ranks, as numbers."""
         stop = hash(tuple(int(t) for t in self.stop))
-        return [int(self.max_new_tokens), MODES.index(self.decode), FAR.index(self.far), stop]
+        draft = 0 if self.draft is None else zlib.crc32(self.draft.name.encode()) + 1
+        chosen = [MODES.index(self.decode), FAR.index(self.far), draft, int(self.draft_tokens)]
+        return [int(self.max_new_tokens), *chosen, stop]
 
     def room(self, batch: Batch, config: DecoderConfig) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the first new tokens (B,), and how many each sequence may get (B,). InputError without room."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from astra_mpi.config import require
+
+#: logits (n, V) of the sequences (n,) at this step -> their next token ids (n,)
+Sample = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
 def greedy(logits: np.ndarray, sequences: np.ndarray, step: int) -> np.ndarray:

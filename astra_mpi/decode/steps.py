@@ -10,6 +10,7 @@ import numpy as np
 
 from astra_mpi.caches.cache import Cache, HostCache
 from astra_mpi.caches.kept import Softmax
+from astra_mpi.caches.new import NewTokens
 from astra_mpi.caches.packed import PackedCache
 from astra_mpi.caches.past import Past
 from astra_mpi.decode.compiled import CompiledStep
@@ -74,21 +75,33 @@ class Local:
         """What the ranks have shared, summed up (B, share_width) -> last rows of the sequences `computed`."""
         return self._last
 
-    def step(self, ids: np.ndarray, sequences: np.ndarray, positions: np.ndarray, step: int) -> np.ndarray:
-        """New tokens ids (n,) of `sequences` (n,) at `positions` (n,) -> rows (n, D) after the last block.
+    def announce(self, n: int) -> None:
+        """The next pass has n new tokens, on all ranks that compute them."""
+        self._counts = [4 * n * Softmax.width(self.config)] * self.layout.size
 
-        step: how many tokens these sequences got before.
+    def step(self, ids: np.ndarray, sequences: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """New tokens ids (n,) of `sequences` (n,) -> rows (n, D) after the last block.
+
+        steps (n,): how many tokens their sequence got before each. A sequence's follow one another.
         """
         n = len(ids)
-        self._counts = [4 * n * Softmax.width(self.config)] * self.layout.size
-        self.cache.plan(sequences, self._keeps(step), positions)
+        positions = self.first_places[sequences] + steps
+        new = NewTokens(sequences, positions, self._keeps(steps))
+        self.cache.plan(new)
         batch = Batch(np.ones(n, np.int64), ids, positions)
         x = self._embed(batch) if self.enter is None else self.enter(batch)
         placed = PlacedRows(Positions(self.family, batch), np.arange(n), self.blocks)
         self.laps.mark("embed")
         if self.compiled is not None and n <= MAX_ROWS:
-            return self._compiled_step(x, sequences, positions, placed, step)
+            return self._compiled_step(x, new, placed)
         return self._step(x, placed)
+
+    def drop(self, sequence: int, first: int, last: int) -> None:
+        """Of the tokens that a sequence got, those from `first` to `last` are none of it: the last ones computed."""
+        n = int(np.count_nonzero(self._keeps(np.arange(first, last))))
+        self.cache.drop(sequence, n)
+        if "_steps" in self.__dict__:
+            self._steps.drop(sequence, n)
 
     def _embed(self, batch: Batch) -> np.ndarray:
         return self.family.embed(batch, Layout(np.ones((len(batch.lengths), 1), np.int64), 0))
@@ -105,13 +118,11 @@ class Local:
         assert self.compiled is not None and isinstance(self.cache, HostCache)
         return CompiledStep(self.compiled, self.cache, None if self.past is None else self.site, self._room)
 
-    def _compiled_step(
-        self, x: np.ndarray, sequences: np.ndarray, positions: np.ndarray, placed: PlacedRows, step: int
-    ) -> np.ndarray:
+    def _compiled_step(self, x: np.ndarray, new: NewTokens, placed: PlacedRows) -> np.ndarray:
         """The blocks as compiled calls: as few as exchanges, and keys that are kept as codes, allow."""
         steps, n_blocks, done = self._steps, len(self.blocks), 0
         turns = [placed.turns(i) for i in range(n_blocks)]
-        x = steps.begin(x, sequences, positions, turns, self._keeps(step))
+        x = steps.begin(x, new, turns)
         for i in range(n_blocks) if self.merges or not steps.readable else ():
             steps.run(done, N_STEPS * i + OUTPUT)
             done = N_STEPS * i + OUTPUT
@@ -144,9 +155,9 @@ class Local:
             self.laps.mark("mlp")
         return x
 
-    def _keeps(self, step: int) -> bool:
-        """Whether this rank keeps keys and values of the tokens of this step."""
-        return True
+    def _keeps(self, steps: np.ndarray) -> np.ndarray:
+        """(n,) whether this rank keeps keys and values of the tokens of these steps (n,)."""
+        return np.ones(len(steps), bool)
 
     def _attended(self, i: int, q: np.ndarray, kv: np.ndarray) -> np.ndarray:
         """Scaled queries q (n, D) and new [K | V] (n, 2 d_kv) of block i -> what attention gives (n, H d)."""
@@ -206,8 +217,8 @@ class Merged(Local):
     def first(self, shared: np.ndarray) -> np.ndarray:
         return self.backend.put(shared)
 
-    def _keeps(self, step: int) -> bool:
-        return step % self.layout.size == self.layout.rank
+    def _keeps(self, steps: np.ndarray) -> np.ndarray:
+        return np.asarray(steps % self.layout.size == self.layout.rank)
 
     @property
     def merges(self) -> bool:

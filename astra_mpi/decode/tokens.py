@@ -18,8 +18,8 @@ _ENOUGH = 2
 class Tokens:
     """Ids (B, n) of all steps, -1 where a sequence has none; a rank fills in those that it samples.
 
-    Ranks tell each other at every step, or once in the end. When told at every step, a step's ids are waited for
-    after the next one has been computed, unless they are needed at once.
+    Ranks tell each other after every pass, or once in the end. When told after every pass, its ids are waited for after
+    the next one has been computed, unless they are needed at once.
     """
 
     def __init__(
@@ -32,19 +32,24 @@ class Tokens:
         often: bool,
         soon: bool,
     ) -> None:
-        """sampler (B,): the rank that samples a sequence; room (B,): ids it may get. often: at every step; soon: wait
-        for them at once."""
+        """sampler (B,): the rank that samples a sequence; room (B,): ids it may get. often: after every pass; soon:
+        wait for them at once."""
         self.exchange, self.sampler, self.room = exchange, sampler, room
         self.stop, self.ends = np.array(request.stop, np.int64), request.ends
         self.enough = request.enough or (lambda: False)
         self.alone, self.often, self.soon = exchange.size == 1, often, soon
         self.ids = np.full((len(sampler), int(room.max(initial=0))), -1, np.int32)
-        self.ended = np.zeros(len(sampler), bool)  # as far as this rank knows
+        self.counts = np.zeros(len(sampler), np.int64)  # ids of each sequence, as far as this rank knows
+        self.ended = np.zeros(len(sampler), bool)  # the same
+        #: (B, drafts) what is to be checked of each sequence in the next pass, -1 for nothing
+        self.drafts = np.full((len(sampler), request.most_drafts), -1, np.int32)
         self.failed = False  # some rank has
+        self._told = np.zeros_like(self.counts)  # ids that all ranks know of
         self._told_all = False  # all ranks know that all sequences have ended
+        self._n_known = 0  # steps that `known` was called with
         #: called with step and ids (B,) when all ids of a step are known here
         self.known: Callable[[int, np.ndarray], None] = lambda step, ids: None
-        self._pending: tuple[int, int, Pending] | None = None  # first and last step of what is on its way
+        self._pending: tuple[int, Pending] | None = None  # ids of a sequence in what is on its way
 
     @property
     def over(self) -> bool:
@@ -53,59 +58,76 @@ class Tokens:
             return self.failed or self._told_all
         return self.failed or bool(self.ended[self.sampler == self.exchange.rank].all())
 
-    def put(self, step: int, sequences: np.ndarray, ids: np.ndarray) -> None:
-        """The ids (n,) of `sequences` (n,) at `step`."""
-        self.ids[sequences, step] = ids
-        self.ended[sequences] |= self._last(step)[sequences]
+    def put(self, sequences: np.ndarray, ids: np.ndarray) -> None:
+        """The next ids (n,) of `sequences` (n,), which have not ended."""
+        self.ids[sequences, self.counts[sequences]] = ids
+        self.counts[sequences] += 1
+        for s in sequences:
+            self.ended[s] = self._ends(s, int(self.counts[s]))
 
-    def _last(self, step: int) -> np.ndarray:
-        """(B,) whether the id of `step` is a sequence's last, or comes after it."""
-        ids = self.ids[:, step]
-        last = np.isin(ids, self.stop) | (ids < 0) | (step + 1 >= self.room)
-        if self.ends is not None:
-            for s in np.flatnonzero(~last):
-                last[s] = self.ends(self.ids[s, : step + 1])
-        return last
+    def _ends(self, s: int, n: int) -> bool:
+        """Whether a sequence ends with its n-th id."""
+        if not n:
+            return False
+        last = self.ids[s, n - 1] in self.stop or n >= self.room[s]
+        return bool(last or (self.ends is not None and self.ends(self.ids[s, :n])))
 
-    def tell(self, step: int) -> None:
-        """This rank's ids of `step` are in place."""
+    def tell(self) -> None:
+        """This rank's ids of a pass are in place."""
         if self.alone:
-            self.known(step, self.ids[:, step])
+            self._told = self.counts.copy()
+            self._tell_known(self.ended)
             if self.enough():
                 self.ended[:] = True
         elif self.often:
             self.hear()
             if not self.over:
-                self._start(step, step + 1)
+                self._start(self._width)
             if self.soon:
                 self.hear()
+
+    def _tell_known(self, ended: np.ndarray) -> None:
+        """Steps of which all ids are known now; ended (B,), by these."""
+        n_known = int(self._told[~ended].min() if not ended.all() else self._told.max(initial=0))
+        for step in range(self._n_known, n_known):
+            self.known(step, np.where(step < self._told, self.ids[:, step], -1))
+        self._n_known = max(self._n_known, n_known)
 
     def hear(self) -> None:
         """Wait for what is on its way."""
         if self._pending is None:
             return
-        (begin, end, pending), self._pending = self._pending, None
+        (width, pending), self._pending = self._pending, None
         enough = False
         for rank, message in enumerate(pending.wait()):
             self.failed |= bool(message[0] not in (_WELL, _ENOUGH))
             enough |= bool(message[0] == _ENOUGH)
             if not self.failed:
-                self._take(begin, np.flatnonzero(self.sampler == rank), message[1:].view(np.int32), end - begin)
+                self._take(np.flatnonzero(self.sampler == rank), message[1:].view(np.int32), width)
         if self.often and not self.failed:
-            self._told_all = enough or bool(self._last(begin).all())
-            if enough:
-                self.ids[:, begin + 1 :] = -1  # of a step that this rank alone knows of
-            self.known(begin, self.ids[:, begin])
+            ended = np.array([self._ends(s, int(n)) for s, n in enumerate(self._told)], bool)
+            self._told_all = enough or bool(ended.all())
+            if enough:  # what follows is of a pass that this rank alone knows of
+                self.ids[np.arange(self.ids.shape[1]) >= self._told[:, None]] = -1
+                ended[:] = True
+            self._tell_known(ended)
 
-    def _take(self, begin: int, sequences: np.ndarray, ids: np.ndarray, n_steps: int) -> None:
-        for step, column in enumerate(ids.reshape(len(sequences), n_steps).T, begin):
-            there = column >= 0
-            self.put(step, sequences[there], column[there])
+    def _take(self, sequences: np.ndarray, message: np.ndarray, width: int) -> None:
+        """Of a rank's message: the next ids of its sequences, and what is to be checked then."""
+        for s, words in zip(sequences, message.reshape(len(sequences), width + self._n_drafts), strict=True):
+            new = words[:width][words[:width] >= 0]
+            first, self._told[s] = self._told[s], self._told[s] + len(new)
+            self.ids[s, first : self._told[s]] = new
+            if self.soon:
+                self.drafts[s] = words[width:]
+            if self._told[s] > self.counts[s]:
+                self.counts[s] = self._told[s]
+                self.ended[s] = self._ends(s, int(self.counts[s]))
 
     def close(self) -> None:
-        """After the last step."""
+        """After the last pass."""
         if not self.alone and not self.often:
-            self._start(0, self.ids.shape[1])
+            self._start(self.ids.shape[1])
         self.hear()
 
     def abandon(self) -> None:
@@ -114,16 +136,33 @@ class Tokens:
             return
         self.hear()
         if not self.over:
-            n_steps = 1 if self.often else self.ids.shape[1]
-            self.exchange.drain(self._counts(n_steps), self.exchange.n_started + 1, on_host=True)
+            counts = self._sizes(self._width if self.often else self.ids.shape[1])
+            self.exchange.drain(counts, self.exchange.n_started + 1, on_host=True)
 
-    def _counts(self, n_steps: int) -> list[int]:
+    @property
+    def _width(self) -> int:
+        """Ids that a sequence gets in one pass at most."""
+        return 1 + self.drafts.shape[1]
+
+    @property
+    def _n_drafts(self) -> int:
+        """Of a sequence that ranks tell each other of."""
+        return self.drafts.shape[1] * self.soon
+
+    def _sizes(self, width: int) -> list[int]:
+        """Bytes of each rank's message."""
         n_sampled = np.bincount(self.sampler, minlength=self.exchange.size)
-        return [1 + 4 * n_steps * int(n) for n in n_sampled]
+        return [1 + 4 * (width + self._n_drafts) * int(n) for n in n_sampled]
 
-    def _start(self, begin: int, end: int) -> None:
-        mine = np.ascontiguousarray(self.ids[self.sampler == self.exchange.rank, begin:end])
+    def _start(self, width: int) -> None:
+        mine = np.flatnonzero(self.sampler == self.exchange.rank)
+        words = np.full((len(mine), width), -1, np.int32)
+        for row, s in zip(words, mine, strict=True):
+            new = self.ids[s, self._told[s] : self.counts[s]]
+            row[: len(new)] = new
+        if self.soon:
+            words = np.concatenate([words, self.drafts[mine]], axis=1)
         word = _ENOUGH if self.often and self.enough() else _WELL
-        message = np.concatenate([np.full(1, word, np.uint8), mine.reshape(-1).view(np.uint8)])
-        self._pending = begin, end, self.exchange.start(message, self._counts(end - begin), on_host=True)
+        message = np.concatenate([np.full(1, word, np.uint8), words.reshape(-1).view(np.uint8)])
+        self._pending = width, self.exchange.start(message, self._sizes(width), on_host=True)
         self.exchange.as_class_bytes(len(message))

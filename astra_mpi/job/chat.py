@@ -11,6 +11,7 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.decode.conversation import Conversation
+from astra_mpi.decode.drafts.source import draft_of
 from astra_mpi.decode.request import Request
 from astra_mpi.errors import collective
 from astra_mpi.inputs.chat import ChatTemplate, Message
@@ -61,7 +62,7 @@ class Answer:
         """Of people's interest, as numbers."""
         made, kept = self.report["generation"], self.report["conversation"]
         told = sum(kept["told_bytes"])
-        later = made["per_token_s"]["mean"]
+        later, drafts = made["per_token_s"]["mean"], made.get("drafts")
         return {
             "first_token_s": made["first_token_s"] + kept.get("told_s", 0.0),
             "tokens_per_s": None if later is None else 1 / later,
@@ -69,6 +70,7 @@ class Answer:
             "prompt_tokens": self.report["tokens"][0],
             "kept_tokens": kept["kept_tokens"],
             "contributed_bytes": sum(self.report["contributed_bytes"]) + told,
+            "tokens_per_pass": None if drafts is None else drafts["tokens_per_pass"],
             "cache_bytes": made["cache_bytes"],
             "ended": made["ended"][0],
         }
@@ -76,10 +78,11 @@ class Answer:
 
 def in_words(figures: Mapping[str, Any]) -> str:
     """One line."""
-    speed = figures["tokens_per_s"]
+    speed, at_once = figures["tokens_per_s"], figures["tokens_per_pass"]
     parts = [
         f"first token {figures['first_token_s']:.2f} s",
         *([] if speed is None else [f"{speed:.1f} tokens/s"]),
+        *([] if at_once is None else [f"{at_once:.2f} tokens per pass"]),
         f"{figures['new_tokens']} tokens, ended by {figures['ended']}",
         f"{figures['prompt_tokens']} tokens read, {figures['kept_tokens']} kept",
         f"{figures['contributed_bytes']} bytes contributed",
@@ -129,6 +132,8 @@ class Dialogue:
             self.generator.stop_texts,
             None if interrupts is None else interrupts.__bool__,
             self.generator.task.far,
+            draft_of(self.generator.draft, self.model),
+            self.generator.draft_tokens,
         )
         new = self.conversation.say(ids, request)
         with collective(self.model.comm):

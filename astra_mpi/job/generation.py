@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import h5py
 import numpy as np
+from mpi4py import MPI
 
 from astra_mpi.config import require
 from astra_mpi.decks.deck import TaskSection
+from astra_mpi.decode.drafts import MOST_DRAFTS
+from astra_mpi.decode.drafts.source import LOOKUP, draft_of
 from astra_mpi.decode.sampling import Sampler
+from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
+from astra_mpi.files.modelfile import read_model
 from astra_mpi.inputs.sources import Source
 from astra_mpi.inputs.text import Tokenizer, tokenizer_of
 from astra_mpi.job.continuation import StopTexts, TextStream, continuation
 from astra_mpi.ranks.terminal import raise_if_lost
+from astra_mpi.stages.pipeline import Pipeline
 
 #: prompts looked at in one go when they are checked
 _BLOCK = 64
@@ -63,6 +70,8 @@ class Generator:
             raise InputError("task.max_new_tokens is missing; give a positive integer")
         Sampler(task.temperature, task.top_k, task.top_p)  # checks them before any work
         self.model, self.task, self.seed = model, task, seed
+        self.draft = open_draft(task.draft, model)
+        self.draft_tokens = task.draft_tokens or MOST_DRAFTS
         self.max_new_tokens: int = task.max_new_tokens
         self.decode = decode or task.decode
         self.stop, texts = _stops(task, model)
@@ -82,6 +91,8 @@ class Generator:
         sequence's end; collective. on_tokens: called on rank 0 with each step and its ids (B,)."""
         settings: dict[str, Any] = dict(sample=self.sampler(numbers), stop=self.stop, decode=self.decode)
         settings |= dict(far=self.task.far, on_tokens=on_tokens, ends=self.stop_texts)
+        if self.draft is not None:
+            settings |= dict(draft=self.draft, draft_tokens=self.draft_tokens)
         tokens: np.ndarray = self.model.generate(ids, mask, max_new_tokens=self.max_new_tokens, **settings)
         return tokens
 
@@ -89,6 +100,24 @@ class Generator:
         """Of prompts with these numbers (B,) in the whole input."""
         task = self.task
         return Sampler(task.temperature, task.top_k, task.top_p, self.seed, tuple(int(i) for i in numbers))
+
+
+def open_draft(draft: str | Path | None, model: Any) -> Any:
+    """What `Model.generate` takes as `draft`; the model of a file is this rank's alone, on the device of `model`.
+    InputError where it cannot be used."""
+    if draft is None or draft == LOOKUP:
+        return draft
+    require(
+        not isinstance(model, Pipeline),
+        "stages of blocks check no drafts; leave task.draft out, or use a grid with one stage",
+    )
+    small = Model(read_model(str(draft)), MPI.COMM_SELF, model.backend)
+    small.use("single")
+    try:
+        draft_of(small, model)
+    except InputError as exc:
+        raise InputError(f"{draft}: {exc}") from exc
+    return small
 
 
 def _stops(task: TaskSection, model: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -165,8 +194,25 @@ def metrics(reports: Iterable[Mapping[str, Any]], n_tokens: np.ndarray) -> dict[
         "tokens_per_s": float(n_tokens.sum() / sum(map(seconds, parts))),
         "decode": sorted({part["decode"] for part in parts}),
         "decode_bytes": np.sum([part["decode_bytes"] for part in parts], axis=0).tolist(),
+        "drafts": _drafts([part["drafts"] for part in parts if part.get("drafts")]),
         "cache_bytes": largest["cache_bytes"],
         "full_cache_bytes": largest["full_cache_bytes"],
+    }
+
+
+def _drafts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the batches' drafts gave together; None without drafts."""
+    if not parts:
+        return None
+    checks = sum(part["checks"] for part in parts)
+    drafted, accepted = (sum(part[name] for part in parts) for name in ("drafted", "accepted"))
+    return {
+        "from": parts[0]["from"],
+        "drafted": drafted,
+        "accepted": accepted,
+        "passes": sum(part["passes"] for part in parts),
+        "checks": checks,
+        "tokens_per_pass": (checks + accepted) / checks if checks else None,
     }
 
 

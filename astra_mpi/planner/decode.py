@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from astra_mpi.config import require
-from astra_mpi.costs.decode import MODES, Decode, decode_cost, head_work
+from astra_mpi.costs.decode import MODES, MOST_ROWS, Decode, decode_cost, head_work, tokens_per_pass
 from astra_mpi.costs.latency import Network, latency
 from astra_mpi.costs.setting import Setting, compute_seconds, step_seconds, wait_seconds
 from astra_mpi.costs.strategies import STRATEGIES, single
@@ -20,12 +20,17 @@ from astra_mpi.planner.plan import best_cut, fastest_rank
 _WORTH = 1.05
 
 
-def decode_plan(setting: Setting, n_new: int) -> dict[str, Any]:
-    """Every strategy in the ways it generates, as JSON types. InputError for a model that does not generate."""
+def decode_plan(setting: Setting, n_new: int, acceptance: float | None = None) -> dict[str, Any]:
+    """Every strategy in the ways it generates, as JSON types. InputError for a model that does not generate.
+
+    acceptance: also with as many drafts as pay, each of which is right with this probability where those before it are.
+    """
     generates = issubclass(FAMILIES.get(getattr(setting.config, "family", ""), object), Decoder)
     require(generates, "--new-tokens is for decoders, and this model is none; leave it away")
     require(n_new >= 1, f"--new-tokens {n_new}: at least 1")
-    rows = [_row(setting, strategy, n_new) for strategy in STRATEGIES]
+    known = acceptance is None or 0 <= acceptance < 1
+    require(known, f"--draft-acceptance {acceptance}: a probability, from 0 to below 1")
+    rows = [_row(setting, strategy, n_new, acceptance) for strategy in STRATEGIES]
     config = setting.config
     row_bytes = config.n_layers * 2 * config.d_kv * 4
     return {
@@ -35,7 +40,7 @@ def decode_plan(setting: Setting, n_new: int) -> dict[str, Any]:
     }
 
 
-def _row(setting: Setting, strategy: str, n_new: int) -> dict[str, Any]:
+def _row(setting: Setting, strategy: str, n_new: int, acceptance: float | None) -> dict[str, Any]:
     try:
         counts = best_cut(setting, strategy)
         decode_cost(setting.job(counts), setting.coding, strategy, "local", n_new)
@@ -43,6 +48,8 @@ def _row(setting: Setting, strategy: str, n_new: int) -> dict[str, Any]:
         return {"strategy": strategy, "skipped": str(exc)}
     ways = steps(setting, strategy, n_new, counts)
     modes = {mode: _mode(setting, strategy, step, n_new) for mode, step in ways.items()}
+    for mode, way in modes.items() if acceptance is not None else ():
+        way["drafts"] = _drafted(setting, strategy, mode, n_new, counts, float(acceptance or 0))
     return {
         "strategy": strategy,
         "exact": strategy in ("single", "sp", "sp:kv"),
@@ -59,6 +66,25 @@ def steps(setting: Setting, strategy: str, n_new: int, counts: Sequence[int]) ->
         with suppress(InputError):
             ways[mode] = decode_cost(job, setting.coding, strategy, mode, n_new, fastest_rank(setting))
     return ways
+
+
+def _drafted(
+    setting: Setting, strategy: str, mode: str, n_new: int, counts: Sequence[int], acceptance: float
+) -> dict[str, Any]:
+    """With the number of drafts with which a token takes least, of those that one pass checks."""
+    rest, job = (setting.coding, strategy, mode, n_new, fastest_rank(setting)), setting.job(counts)
+    choices = []
+    for drafts in range(max(MOST_ROWS // setting.batch, 1)):
+        at_once = tokens_per_pass(acceptance, drafts)
+        choices.append((step_seconds(setting, decode_cost(job, *rest, drafts)) / at_once, drafts, at_once))
+    per_token_s, drafts, at_once = min(choices)
+    return {
+        "acceptance": acceptance,
+        "draft_tokens": drafts,
+        "tokens_per_pass": at_once,
+        "per_token_s": per_token_s,
+        "tokens_per_s": setting.batch / per_token_s,
+    }
 
 
 def _mode(setting: Setting, strategy: str, step: Decode, n_new: int) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Group:
     def step(self, ids: np.ndarray, sequences: np.ndarray, step: int) -> np.ndarray:
         """Rows (n, D) after this stage's blocks; those before them are `rows`, but in the first stage."""
         assert self.mode is not None
-        return self.mode.step(ids, sequences, self.positions[sequences] + step - 1, step - 1)
+        return self.mode.step(ids, sequences, np.full(len(sequences), step - 1))
 
 
 class Generation:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.decode.request import Ends, OnTokens, Request, Sample
-from astra_mpi.decode.sampling import greedy
+from astra_mpi.config import require
+from astra_mpi.decode.drafts import MOST_DRAFTS
+from astra_mpi.decode.request import Ends, OnTokens, Request
+from astra_mpi.decode.sampling import Sample, greedy
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError, collective, raise_together, same_on_all
 from astra_mpi.files.modelfile import ModelFile
@@ -147,8 +149,11 @@ class Pipeline(Around):
         on_tokens: OnTokens | None = None,
         ends: Ends | None = None,
         enough: Callable[[], bool] | None = None,
+        draft: Any = None,
+        draft_tokens: int = MOST_DRAFTS,
     ) -> np.ndarray:
-        """As `Model.generate`. Where ranks share tokens, tokens are handed out in the end."""
+        """As `Model.generate`, but without drafts. Where ranks share tokens, tokens are handed out in the end."""
+        require(draft is None, "stages of blocks check no drafts; leave drafts out, or use a grid with one stage")
         return generate(
             self, ids, mask, Request(max_new_tokens, sample, tuple(stop), decode, on_tokens, ends, enough, far)
         )

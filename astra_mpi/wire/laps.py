@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 #: the phases of a forward pass, in order; "exchange" is time inside MPI calls, the rest is compute
-PHASES = ("embed", "encode", "project", "attention", "decode", "mlp", "exchange", "head")
+PHASES = ("embed", "encode", "project", "attention", "decode", "mlp", "exchange", "head", "draft")
 
 
 class Laps:

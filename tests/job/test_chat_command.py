@@ -111,6 +111,16 @@ def test_answers_are_those_of_whole_conversations(comm, folder, monkeypatch, str
 
 
 @pytest.mark.mpi
+def test_drafts_change_no_answer(comm, folder, monkeypatch):
+    options = ["--system", SYSTEM, "--strategy", "sp", "--max-new-tokens", "9", "--temperature", "0.5"]
+    said, _, turns = talk(comm, monkeypatch, folder, LINES, *options)
+    again, noted, drafted = talk(comm, monkeypatch, folder, LINES, *options, "--draft", "lookup", "--draft-tokens", "4")
+    assert again == said and [turn["tokens"] for turn in drafted] == [turn["tokens"] for turn in turns]
+    assert noted.count("tokens per pass") == 3 and all(turn["tokens_per_pass"] >= 1 for turn in drafted)
+    assert turns[0]["tokens_per_pass"] is None
+
+
+@pytest.mark.mpi
 def test_commands_and_bad_lines(comm, folder, monkeypatch):
     lines = ["a dog", "/new", "a dog", "", "\udcff", "long " * 300, "a fox", "/exit", "never read"]
     _, noted, turns = talk(comm, monkeypatch, folder, lines, "--max-new-tokens", "4", "--strategy", "sp")

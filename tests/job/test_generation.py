@@ -314,6 +314,24 @@ def test_command(tmp_path):
     assert "first token " in err and " ms per token " in err and "bytes contributed: prefill " in err
 
 
+def test_drafts_of_job_and_command(tmp_path):
+    """By a model, here the same one, and by look-up: the tokens are those without, and figures of drafts are told."""
+    write_files(tmp_path, gpt2_config())
+    want = recomputed(tmp_path, prompt_ids(), Sampler())
+    draft = [f"task.draft={tmp_path / 'model.h5'}", "task.draft_tokens=4"]
+    out, _ = command(2, "run", tmp_path / "deck.toml", *draft, "parallel.strategy=sp", "task.decode=merged")
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert np.array_equal(file["outputs/tokens"][()], want)
+    drafts = json.loads(out.splitlines()[-1])["metrics"]["drafts"]
+    assert drafts["from"].startswith("model ") and drafts["accepted"] == drafts["drafted"]
+    assert drafts["checks"] + drafts["accepted"] == want.size - len(want)
+    options = ["--max-new-tokens", N_NEW, "--strategy", "sp", "--draft", "lookup", "--json", tmp_path / "out.json"]
+    out, err = command(2, "generate", tmp_path / "model.h5", PROMPTS[0], *options)
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert told["tokens"] == want[0].tolist() and told["report"]["generation"]["drafts"]["passes"] < N_NEW
+    assert " per pass: " in err and " drafts right" in err
+
+
 def test_job_that_prints_as_it_goes(tmp_path):
     """The text on stderr; the last line on stdout is the summary."""
     write_files(tmp_path, llama_config())

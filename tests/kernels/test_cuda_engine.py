@@ -23,6 +23,7 @@ from astra_mpi.oracle.verify import verify
 from helpers.architectures import on_ranks
 from helpers.checkpoints import BERT, DECODERS, SIZES, VITS, check_bert, check_decoder, check_vit
 from helpers.cuda_emulation.devices import GPU, device
+from helpers.drafts import Half, check_all_guesses
 from helpers.fakes import IMAGE_PARTS, bert_config, gpt2_config, llama_config, model_file, vit_config
 
 pytestmark = pytest.mark.mpi
@@ -442,6 +443,25 @@ def test_generation_from_codes_equals_the_cpu(comm, anywhere, monkeypatch, famil
             assert_generates_the_same(gpu, cpu, inputs, mask, decode="local", stop=[3])
             n_compared += 1
     assert n_compared
+
+
+@pytest.mark.parametrize(("name", "spec", "decode"), [("llama", "astra", "local"), ("gemma2", "sp", "merged")])
+def test_drafts_equal_the_cpu(comm, anywhere, monkeypatch, name, spec, decode):
+    """Several new tokens of a sequence in one pass, some of them dropped again: codes of far tokens, windows."""
+    check_all_guesses(monkeypatch)
+    config, codec = (FAMILIES[name][0], CODECS["kv"]) if name in FAMILIES else (on_ranks()[name][0], None)
+    file = model_file(config, codec)
+    gpu, cpu = (Model(file, comm, get_backend(kind, comm)) for kind in ("cuda", "numpy"))
+    inputs, mask = random_batch(config, 3, 11, seed=1, ragged=True)
+    for model in (gpu, cpu):
+        model.use(spec)
+    options = dict(decode=decode, far="codes" if codec else "keys")
+    known = cpu.generate(inputs, mask, max_new_tokens=5, **options)
+    for model in (gpu, cpu):
+        assert np.array_equal(model.generate(inputs, mask, max_new_tokens=5, **options), known)
+    assert_generates_the_same(gpu, cpu, inputs, mask, draft=Half(known, config.vocab_size), **options)
+    drafts = gpu.report["generation"]["drafts"]
+    assert 0 < drafts["accepted"] < drafts["drafted"]
 
 
 class Scripted(Kept):

@@ -144,6 +144,25 @@ def test_verdict():
     assert way["decode_bytes"][1] == 12 * 12 * 66 * 4 + 1
 
 
+def test_drafts_share_waits():
+    """On a link with long round trips a token costs a share of them; with drafts that are never right, what it did."""
+    setting = Setting(llama_config(d_model=96), 40, (assumed_speeds(50),) * 3, Network(1e8, 0.05), 2)
+    for acceptance, least, most in ((0.0, 1.0, 1.0), (0.9, 3.0, 8.0)):
+        for row in decode_plan(setting, 20, acceptance)["strategies"]:
+            for way in row.get("modes", {}).values():
+                drafts = way["drafts"]
+                assert drafts["per_token_s"] <= way["per_token_s"] and drafts["draft_tokens"] <= 7
+                assert drafts["tokens_per_pass"] == pytest.approx(
+                    (1 - acceptance ** (1 + drafts["draft_tokens"])) / (1 - acceptance)
+                )
+                assert drafts["tokens_per_s"] == pytest.approx(2 / drafts["per_token_s"])
+            if "merged" in row.get("modes", {}):
+                way = row["modes"]["merged"]
+                assert least <= way["per_token_s"] / way["drafts"]["per_token_s"] <= most
+    with pytest.raises(InputError, match="--draft-acceptance 1: a probability"):
+        decode_plan(setting, 20, 1)
+
+
 @pytest.mark.parametrize("make", [gpt2_config, llama_config])
 def test_command(tmp_path, capsys, make):
     write_model(tmp_path / "g.h5", model_file(make()))
@@ -151,9 +170,11 @@ def test_command(tmp_path, capsys, make):
     args = _parser().parse_args([*options, "--new-tokens", "9", "--json", str(tmp_path / "p.json")])
     assert args.run(args) == 0
     out = capsys.readouterr().out
-    assert "9 new tokens: " in out and "merged" in out and "For 9 new tokens" in out
+    assert "drafts" not in out and "9 new tokens: " in out and "merged" in out and "For 9 new tokens" in out
     answer = json.loads((tmp_path / "p.json").read_text())
     assert answer["decode"]["new_tokens"] == 9 and "For 9 new tokens" in answer["verdict"][-1]
+    args = _parser().parse_args([*options, "--new-tokens", "9", "--draft-acceptance", "0.8"])
+    assert args.run(args) == 0 and " tokens per pass at acceptance 0.8" in capsys.readouterr().out
     args = _parser().parse_args([*options, "--new-tokens", "9", "--plot", str(tmp_path / "p.svg")])
     pytest.importorskip("matplotlib")
     assert args.run(args) == 0

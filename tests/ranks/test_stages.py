@@ -169,6 +169,8 @@ def test_text_over_stages_is_that_of_one_rank(comm, folder, name):
         assert told["blocks"] == model.report["blocks"]
         with pytest.raises(InputError, match="merged"):
             model.generate(ids, mask, max_new_tokens=1, decode="merged")
+        with pytest.raises(InputError, match="stages of blocks check no drafts"):
+            model.generate(ids, mask, max_new_tokens=1, draft="lookup")
 
 
 def test_a_sampler_that_fails_in_a_stage_ends_all(comm, folder):

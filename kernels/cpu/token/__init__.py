@@ -20,6 +20,6 @@ def warm_up() -> None:
     """Compile `advance` and `keep`, or load them from the cache on disk: calls with nothing to compute."""
     none = np.zeros((1, 1), np.int64)
     line = none[0]
-    shapes: list[Any] = [line, np.zeros(1, np.float32), none, line, line, none, none, line, line, line]
+    shapes: list[Any] = [line, np.zeros(1, np.float32), none, line, line, none, none, none[:0], line]
     advance(0, 0, *shapes, 0, 0, 1)
     keep(line, 0, 0, 0, 0, 1, 1, 0)

@@ -63,10 +63,10 @@ def first_in_window(segment, hidden):
 
 
 @inner()
-def attend(segment, first, q, repeat, head, n_kv_heads, d, cap, acc, row_max, row_sum, own):
-    """`repeat` scaled queries of one key head, q (repeat, d), over keys from `first` on; acc (repeat, d), row_max and
+def attend(segment, first, n, q, repeat, head, n_kv_heads, d, cap, acc, row_max, row_sum, own):
+    """`repeat` scaled queries of one key head, q (repeat, d), over keys `first` .. n; acc (repeat, d), row_max and
     row_sum (repeat,) are addresses of the running softmax."""
-    n, kind, ld = segment[COUNT], segment[KIND], 4 * TILE_KEYS
+    kind, ld = segment[KIND], 4 * TILE_KEYS
     packed, place = kind in (BFLOAT16_ROWS, INT8_ROWS), head * segment[CAPACITY]
     while first < n:
         begin = first // 64 * 64 if packed else first  # tiles of packed keys begin at whole strips
@@ -222,9 +222,9 @@ def keep(segment, first, kv, ld, n, n_kv_heads, d, room):
 
 
 @inner()
-def append(segment, kv, head, n_kv_heads, d, own):
-    """Key and value of one head of [K | V] (2 Hkv d,) float32 become the last of the segment's."""
-    put(segment, head, segment[COUNT] - 1, kv + 4 * head * d, kv + 4 * (n_kv_heads + head) * d, d, own[NARROWED])
+def append(segment, j, kv, head, n_kv_heads, d, own):
+    """Key and value of one head of [K | V] (2 Hkv d,) float32 become those of token j."""
+    put(segment, head, j, kv + 4 * head * d, kv + 4 * (n_kv_heads + head) * d, d, own[NARROWED])
 
 
 @inner()

@@ -19,11 +19,9 @@ from astra_mpi.kernels.cpu.token._vectors import copy, fill
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
-def advance(
-    first, last, model, factors, blocks, shared, own, cache, spans, active, positions, turns, team, index, count
-):
+def advance(first, last, model, factors, blocks, shared, own, cache, spans, new, turns, team, index, count):
     """Steps first .. last of the new tokens, N_STEPS of each block, as thread `index` of `count`; see `tables`."""
-    n, d_model, d_ff = len(active), model[c.D_MODEL], model[c.D_FF]
+    n, d_model, d_ff = len(new), model[c.D_MODEL], model[c.D_FF]
     d_queries = model[c.N_HEADS] * model[c.D_HEAD]
     width = d_queries + 2 * model[c.N_KV_HEADS] * model[c.D_HEAD]
     for step in range(first, last):
@@ -56,7 +54,7 @@ def advance(
             barrier(team, count)
             if model[c.ATTENDS]:
                 i = step // c.N_STEPS
-                _attend(i, model, factors, block, shared, own, cache, spans, active, positions, index, count)
+                _attend(i, model, factors, block, shared, own, cache, spans, new, team, index, count)
                 barrier(team, count)
         elif part == c.WIDEN:
             _activated(model, block, shared, n, index, count)
@@ -139,12 +137,28 @@ def _head_norm(model, factors, x, n_heads, weight, shared):
 
 
 @inner()
-def _attend(i, model, factors, block, shared, own, cache, spans, active, positions, index, count):
+def _append(i, model, shared, own, cache, spans, new, t, head):
+    """Key and value of a head of new token t, where they stay here."""
+    if new[t, c.KEPT]:
+        kv_heads, d = model[c.N_KV_HEADS], model[c.D_HEAD]
+        kv = shared[c.QKV] + 4 * d * (t * (model[c.N_HEADS] + 2 * kv_heads) + model[c.N_HEADS])
+        segment = cache[spans[i, new[t, c.SEQUENCE] + 1] - 1]
+        append(segment, segment[c.COUNT] - new[t, c.BEHIND] - 1, kv, head, kv_heads, d, own)
+
+
+@inner()
+def _attend(i, model, factors, block, shared, own, cache, spans, new, team, index, count):
     """Softmaxes (n, H (d + 2)) of the new tokens over what is kept of their sequences, head by head."""
-    heads, kv_heads, d = model[c.N_HEADS], model[c.N_KV_HEADS], model[c.D_HEAD]
+    heads, kv_heads, d, n = model[c.N_HEADS], model[c.N_KV_HEADS], model[c.D_HEAD], len(new)
     repeat = heads // kv_heads
-    for unit in range(index, len(active) * kv_heads, count):
-        t, head = unit // kv_heads, unit % kv_heads
+    if model[c.SEVERAL]:  # a token's key is read by those after it, which other threads may have
+        for unit in range(index, n * kv_heads, count):
+            _append(i, model, shared, own, cache, spans, new, unit % n, unit // n)
+        barrier(team, count)
+    for unit in range(index, n * kv_heads, count):
+        t, head = unit % n, unit // n
+        if not model[c.SEVERAL]:
+            _append(i, model, shared, own, cache, spans, new, t, head)
         row, qkv = shared[c.SOFTMAX] + 4 * t * heads * (d + 2), shared[c.QKV] + 4 * t * (heads + 2 * kv_heads) * d
         q, acc = qkv + 4 * head * repeat * d, row + 4 * head * repeat * d
         row_max = row + 4 * (heads * d + head * repeat)
@@ -152,14 +166,13 @@ def _attend(i, model, factors, block, shared, own, cache, spans, active, positio
         fill(acc, repeat * d, f32(0))
         fill(row_max, repeat, f32(-np.inf))
         fill(row_sum, repeat, f32(0))
-        end = spans[i, active[t] + 1]
-        for s in range(spans[i, active[t]], end):
+        end = spans[i, new[t, c.SEQUENCE] + 1]
+        for s in range(spans[i, new[t, c.SEQUENCE]], end):
             segment, first = cache[s], 0
-            if model[c.APPENDS] and s == end - 1:
-                append(segment, qkv + 4 * heads * d, head, kv_heads, d, own)
+            last = segment[c.COUNT] - (new[t, c.BEHIND] if s == end - 1 else 0)
             if block[c.WINDOW] and segment[c.PLACES]:
-                first = first_in_window(segment, positions[t] - block[c.WINDOW])
-            attend(segment, first, q, repeat, head, kv_heads, d, factors[c.SCORE_CAP], acc, row_max, row_sum, own)
+                first = first_in_window(segment, new[t, c.POSITION] - block[c.WINDOW])
+            attend(segment, first, last, q, repeat, head, kv_heads, d, factors[c.SCORE_CAP], acc, row_max, row_sum, own)
 
 
 @inner(fastmath=FASTMATH)

@@ -50,12 +50,16 @@ _FIRST = N_MATRICES * N_MATRIX
     QK_NORM,  # 0: none, 1: every head by one weight, 2: LayerNorm of every head, 3: all heads together
     ACTIVATION,
     SITE,  # what is noted of every block: 0 nothing, 1 its input, 2 what its attention takes, 3 its keys and values
-    APPENDS,  # whether new keys and values go to the last keys of every sequence
+    SEVERAL,  # whether a sequence may have several new tokens
     ATTENDS,  # whether attention is computed, else the caller does it
     N_LAYERS,  # the block after the last one is the head: its norm is NORM1, its matrix Q
     VOCABULARY,
     N_MODEL,
 ) = range(19)
+
+#: of a new token, in the order of their positions: its sequence, its position, how many of the sequence's last keys
+#: come after it, and whether its own key and value stay here, as the last of those that it sees
+SEQUENCE, POSITION, BEHIND, KEPT, N_NEW = range(5)
 
 #: products of a block, and what belongs to each: what it takes, and what is made of its result. Attention follows the
 #: first one
