@@ -1,0 +1,206 @@
+"""Tables, sentences and the chart of what measure.py has measured.
+
+python jobs/peers/page.py WORK [--write docs/log/peers.md] [--tokens 1024]
+Prints Markdown. --write puts it into that page, between the two lines that mark its place, and the chart beside the
+page. What was not measured is a dash. --tokens: the prompt of the chart, and of the columns that have room for one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from contestants import BY_NAME, CONTESTANTS, NODES, Contestant
+from figures import Figures, Row, read
+
+from astra_mpi.files import whole
+
+BEGIN, END = "<!-- measured: jobs/peers/page.py writes this -->", "<!-- end -->"
+GOAL = "ours-astra"  # whose perplexity is the codebooks'
+BAR = 2.5
+Table = list[list[str]]
+
+
+def markdown(heads: list[str], rows: Table) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def peer_and_title(one: Contestant) -> str:
+    return f"{one.peer}, {one.title}"
+
+
+def same(row: Row) -> str:
+    if row.same is None:
+        return "-"
+    return "all" if row.same == row.new else f"{row.same} of {row.new}"
+
+
+def at_one(figures: Figures, place: str, tokens: int) -> str:
+    """One node or one core: a row per contestant."""
+    lengths = figures.lengths()
+    rows = []
+    for one in (one for one in CONTESTANTS if one.nodes == 1):
+        found = {n: figures.get(place, one, n) for n in lengths}
+        if any(found.values()):
+            cells = [seconds(row.first_s) if row else "-" for row in found.values()]
+            shown = found.get(tokens) or next(row for row in found.values() if row)
+            rest = [f"{1e3 * shown.token_s:.1f}", f"{shown.peak_bytes / 1e6:.0f}"]
+            answers = "; ".join(same(row) if row else "-" for row in found.values())
+            rows.append([peer_and_title(one), *cells, *rest, answers])
+    heads = ["", *(f"first token, {n}: s" for n in lengths), "further token, ms", "peak MB", "same answer"]
+    return markdown(heads, rows)
+
+
+def on_four(figures: Figures, tokens: int) -> str:
+    """Four nodes at every link: a row per contestant."""
+    links, rows = figures.links(), []
+    for one in (one for one in CONTESTANTS if one.nodes == NODES):
+        found = {link: figures.get(link, one, tokens) for link in links}
+        known = [row for row in found.values() if row]
+        out = {link: figures.left_out.get((link, one.name, tokens)) for link in links}
+        if not known and not any(out.values()):
+            continue
+        cells = []
+        for link, row in found.items():
+            guess = out[link]
+            cells.append(
+                f"{seconds(row.first_s)}; {1e3 * row.token_s:.0f}" if row else f"> {guess:.0f}" if guess else "-"
+            )
+        rest = ["-"] * 4
+        if known:
+            shown = known[-1]
+            sent = f"{shown.first_bytes / 1e6:.3g} MB; {shown.token_bytes / 1e3:.3g} kB"
+            slowest = max(row.load_s for row in known)
+            rest = [sent, f"{shown.peak_bytes / 1e6:.0f}", f"{slowest:.0f}", same(shown)]
+        rows.append([peer_and_title(one), *cells, *rest])
+    heads = ["", *(f"{link} Mbit/s: s; ms" for link in links), "on the wires", "peak MB", "loading s", "same answer"]
+    return markdown(heads, rows)
+
+
+def goal(figures: Figures) -> str:
+    """This project on four nodes against the best peer on one node or four: a row per prompt and link."""
+    ours, rows = BY_NAME[GOAL], []
+    for tokens in figures.lengths():
+        for link in figures.links():
+            row = figures.get(link, ours, tokens)
+            rival = figures.best("first_s", tokens, ("node", link), ours=False)
+            writer = figures.best("token_s", tokens, ("node",), ours=False)
+            if row is None or rival is None or writer is None:
+                continue
+            ratio, slower = rival.first_s / row.first_s, row.token_s / writer.token_s
+            rows.append([
+                f"{tokens}", link, seconds(row.first_s), f"{seconds(rival.first_s)} ({where(rival)})", f"{ratio:.2f}x",
+                f"{1e3 * row.token_s:.1f}", f"{1e3 * writer.token_s:.1f} ({where(writer)})", f"{1 / slower:.2f}x",
+            ])  # fmt: skip
+    heads = ["prompt", "Mbit/s", "first token, s", "best peer's", "sooner"]
+    return markdown([*heads, "further token, ms", "best peer's, one node", "faster"], rows)
+
+
+def where(row: Row) -> str:
+    return f"{peer_and_title(row.contestant)}, {'one node' if row.contestant.nodes == 1 else f'{NODES} nodes'}"
+
+
+def winners(figures: Figures) -> str:
+    """Of each case, of all on one node and four: who is first."""
+    lines = []
+    for tokens in figures.lengths():
+        for link in figures.links():
+            for quantity, what in (("first_s", "first token"), ("token_s", "a further token")):
+                ours, theirs = (figures.best(quantity, tokens, ("node", link), ours=mine) for mine in (True, False))
+                if ours and theirs:
+                    lines.append(verdict(ours, theirs, quantity, f"{tokens} tokens, {link} Mbit/s, {what}"))
+    return "\n".join(lines)
+
+
+def verdict(ours: Row, theirs: Row, quantity: str, case: str) -> str:
+    mine, other = getattr(ours, quantity), getattr(theirs, quantity)
+    first, second, by = (ours, theirs, other / mine) if mine <= other else (theirs, ours, mine / other)
+    mark = "" if first is ours else "**a peer wins:** "
+    return f"- {case}: {mark}{where(first)}, {by:.2f}x before {where(second)}"
+
+
+def reached(figures: Figures) -> str:
+    """In a sentence, for prompts of 1024 tokens or more and links up to 100 Mbit/s."""
+    ours, ratios, tokens_s = BY_NAME[GOAL], [], []
+    for tokens in (n for n in figures.lengths() if n >= 1024):
+        for link in (link for link in figures.links() if float(link) <= 100):
+            row = figures.get(link, ours, tokens)
+            rival = figures.best("first_s", tokens, ("node", link), ours=False)
+            writer = figures.best("token_s", tokens, ("node",), ours=False)
+            if row and rival and writer:
+                ratios.append(rival.first_s / row.first_s)
+                tokens_s.append(writer.token_s / row.token_s)
+    if not ratios:
+        return "The cases of the goal are not measured."
+    first = "reached" if min(ratios) >= BAR else "not reached everywhere" if max(ratios) >= BAR else "not reached"
+    later = "reached" if min(tokens_s) >= 1 else "not reached everywhere" if max(tokens_s) >= 1 else "not reached"
+    return (
+        f"Prompts of 1024 tokens or more, links up to 100 Mbit/s: `astra` on {NODES} nodes gives the first token "
+        f"{min(ratios):.2f} to {max(ratios):.2f} times as soon as the best peer on one node or {NODES} (bar: {BAR}x; "
+        f"{first}). A further token takes {1 / max(tokens_s):.2f} to {1 / min(tokens_s):.2f} of what it takes the best "
+        f"peer on one node (goal: at most 1; {later})."
+    )
+
+
+def facts(figures: Figures) -> str:
+    cpu = figures.machine
+    repeats = sorted({row.repeats for row in figures.rows.values()})
+    lines = [
+        f"Machine: {cpu.get('cpu', '?')}, {cpu.get('cores', '?')} cores, {', '.join(cpu.get('features', []))}. "
+        + ", ".join(f"{name} {version}" for name, version in cpu.get("versions", {}).items())
+        + f". Medians of {' or '.join(map(str, repeats))} turns."
+    ]
+    if figures.perplexity:
+        known = figures.perplexity
+        over = known["coded"] / known["exact"]
+        lines.append(
+            f"Codes of `astra`: {known['bits']:.1f} bits per token and block, perplexity {over:.3f}x of the exact "
+            f"{known['exact']:.2f} on {NODES} ranks (float32)."
+        )
+    return " ".join(lines)
+
+
+def rendered(figures: Figures, tokens: int, picture: str | None) -> str:
+    parts = [reached(figures), facts(figures)]
+    if picture:
+        parts.append(f"![Time to the first token and per further token, by contestant and link]({picture})")
+    parts += ["## The goal", goal(figures), "## Who is first", winners(figures)]
+    parts += ["## One node of half a core", at_one(figures, "node", tokens)]
+    for n in figures.lengths():
+        parts += [f"## Four nodes of half a core, prompt of {n} tokens", on_four(figures, n)]
+    parts += ["## One core: CPU seconds", at_one(figures, "core", tokens)]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--write", type=Path, metavar="PAGE.md")
+    parser.add_argument("--tokens", type=int, default=1024, help="default %(default)s")
+    args = parser.parse_args()
+    figures = read(args.work)
+    if not figures.rows:
+        sys.exit(f"page: {args.work}/cells has no cells; run measure.py first")
+    if args.write is None:
+        print(rendered(figures, args.tokens, None))
+        return
+    from chart import draw
+
+    picture = args.write.with_suffix(".svg")
+    before, mark, rest = args.write.read_text("utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        sys.exit(f"page: {args.write} has no lines {BEGIN!r} and {END!r}; put them where the figures belong")
+    whole.write_bytes(picture, draw(figures, args.tokens))
+    text = rendered(figures, args.tokens, picture.name)
+    whole.write_text(args.write, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
