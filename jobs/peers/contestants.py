@@ -34,7 +34,7 @@ def _ours(name: str, title: str, model: str, compute: str, **options: Any) -> Co
 
 
 def _shared(name: str, title: str, strategy: str, compute: str, decode: str = "local", **options: Any) -> Contestant:
-    load = {"model": "smollm2.h5", "compute": compute, "strategy": strategy, **options}
+    load = {"model": "smollm2.h5", "compute": compute, "strategy": strategy} | options
     codes = strategy == "astra"
     return Contestant(name, OURS, title, load | {"codebooks": codes}, NODES, {"decode": decode}, codes)
 
@@ -62,6 +62,7 @@ CONTESTANTS = (
     _shared("ours-astra-merged", "`astra`, bfloat16, decoding merged", "astra", "bfloat16", "merged"),
     _shared("ours-astra-int8", "`astra`, int8", "astra", "int8"),
     _shared("ours-sp", "`sp:kv:int8`, bfloat16", "sp:kv:int8", "bfloat16"),
+    _shared("ours-sp-q8_0", "`sp:kv:int8`, Q8_0 weights, int8", "sp:kv:int8", "int8", model="smollm2-q8_0.h5"),
     _shared("ours-stages", "stages of blocks, bfloat16", "single", "bfloat16", grid=f"1x{NODES}x1"),
     Contestant("llama-rpc", LLAMA, "RPC, Q8_0", {"gguf": "smollm2-Q8_0.gguf", "flash": False, "rpc": True}, NODES),
     Contestant("torch-tp", TORCH, "tensor parallelism, bfloat16", {"dtype": "bfloat16", "tp": True}, NODES),

@@ -72,7 +72,7 @@ def prepare(files: Path, load: dict[str, Any]) -> Any:
             at.append((time.perf_counter(), time.process_time()))
         return chosen, at
 
-    run.keeps = quiet  # type: ignore[attr-defined]  # which the library calls
+    run.keeps = quiet  # which the library calls
     return run
 
 
