@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Gets and builds the peers that measure.py measures beside this project, from package registries alone.
 #   bash jobs/peers/get.sh                        into WORK (work/peers); what is there already is kept
-#   DLLAMA=~/distributed-llama bash jobs/peers/get.sh     distributed-llama too, from its sources
 # llama.cpp: the sources in llama-cpp-python's source distribution, by CMake for this machine's processor, with RPC.
 # ONNX Runtime: wheels. PyTorch and transformers: the extra `test`. JOBS: compilers at a time (default: cores).
 # Needs cmake, a C++ compiler and make. A first run takes 8 minutes of CPU time, most of it llama.cpp's.
@@ -43,10 +42,5 @@ if [ ! -e "$work/llama/done" ]; then
   touch "$work/llama/done"
 fi
 
-if [ -n "${DLLAMA:-}" ] && [ ! -e "$work/dllama/dllama" ]; then
-  rm -rf "$work/dllama"
-  cp -r "$DLLAMA" "$work/dllama"
-  make -C "$work/dllama" -j "$jobs" dllama >"$work/dllama-build.log"
-fi
 ls "$work"/llama/bin/{llama-bench,llama-quantize,ggml-rpc-server,libllama.so} >/dev/null
 echo "peers are in $work"

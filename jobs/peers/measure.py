@@ -5,8 +5,8 @@ python jobs/peers/measure.py WORK [--places core,node,10,100,1000] [--tokens 256
 WORK: what get.sh and prepare.py have made. Places: a core of this machine; a node (half a core) of the emulated cluster
 (jobs/cluster/cluster.sh: root, Linux), and four such nodes with links of so many Mbit/s. At every place all take turns.
 A cell (place, contestant, tokens) is a file in WORK/cells, written after each of its turns; what is there is not
-measured again. A turn that would take longer than --limit seconds, by a shorter prompt's time, is left out and the
-cell says so. page.py makes tables and the chart.
+measured again. A turn of more than half a minute is not repeated. One that would take longer than --limit seconds, by a
+shorter prompt's time, is left out, and the cell says so. page.py makes tables and the chart.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from astra_mpi.errors import AstraError
 from astra_mpi.files import whole
 
 CPU = 0.5  # of a node, in cores
+LONG_S = 30.0  # a turn that takes longer is not repeated
 WARM = 64  # tokens of the turns that are not counted
 PLACES = ("core", "node", "10", "100", "1000")
 
@@ -52,7 +53,9 @@ class Cell:
 
     def done(self, repeats: int) -> bool:
         found = self.read()
-        return "left_out" in found or len(found["turns"]) >= repeats
+        turns = found["turns"]
+        long = bool(turns) and turns[0]["first_s"] > LONG_S
+        return long or "left_out" in found or len(turns) >= repeats
 
     def write(self, **more: Any) -> None:
         whole.write_text(self.path, json.dumps(self.read() | more, indent=1) + "\n")
@@ -86,8 +89,10 @@ def measure(args: argparse.Namespace, cells: list[Cell]) -> None:
         for cell in cells:
             key = (cell.place, cell.contestant.process)
             if key not in processes:
-                print(f"loading {cell.contestant.name}", flush=True)
                 processes[key] = Process(args.work, cell.contestant, cell.place)
+        for process in processes.values():
+            process.ready()
+            print(f"{process.contestant.name} has loaded in {process.load_s:.0f} s", flush=True)
         for cell in {(cell.place, cell.contestant): cell for cell in cells}.values():
             bytes_of_token = warm(processes[cell.place, cell.contestant.process], cell, args)
             per_token |= {each: bytes_of_token for each in cells if each.contestant is cell.contestant}

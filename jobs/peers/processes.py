@@ -46,17 +46,18 @@ def on_node(node: int) -> list[str]:
 
 
 class Process:
-    """A contestant's processes, loaded; `ask` is one turn."""
+    """A contestant's processes: made, then `ready`; `ask` is one turn."""
 
     def __init__(self, work: Path, contestant: Contestant, place: str) -> None:
         """place: "core", or a node or link of the cluster that is up."""
-        self.contestant, self.turn = contestant, 0
+        self.contestant, self.place, self.turn = contestant, place, 0
         self.folder = work / "turns" / contestant.process.replace(" ", "_").replace(":", "_")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.log = self.folder / "log"
         self.servers: list[subprocess.Popen[bytes]] = []
         self.pids: list[int] = []
+        self.pipes: list[TextIO] = []
         load = dict(contestant.load)
         if load.get("rpc"):
             load["servers"] = self._rpc_servers(work, contestant.nodes - 1)
@@ -65,19 +66,17 @@ class Process:
         self.ranks = 1 if contestant.peer == LLAMA else contestant.nodes
         for rank in range(self.ranks):
             os.mkfifo(self.folder / f"requests-{rank}")
-        begin_s = time.perf_counter()
         self.workers = self._workers(place)
-        try:
-            ready = [json.loads(self._await(f"ready-{rank}.json", LOADING_S)) for rank in range(self.ranks)]
-            self.load_s = time.perf_counter() - begin_s
-            self.pids = [each["pid"] for each in ready] + [server.pid for server in self.servers]
-            if place != "core":
-                for node, pid in enumerate(self.pids):
-                    (CGROUPS / f"astra-{node}" / "cgroup.procs").write_text(str(pid))
-            self.pipes: list[TextIO] = [(self.folder / f"requests-{rank}").open("w") for rank in range(self.ranks)]
-        except BaseException:
-            self.kill()
-            raise
+
+    def ready(self) -> None:
+        """Waits until all have loaded, and moves them to their nodes."""
+        ready = [json.loads(self._await(f"ready-{rank}.json", LOADING_S)) for rank in range(self.ranks)]
+        self.load_s = max(each["load_s"] for each in ready)
+        self.pids = [each["pid"] for each in ready] + [server.pid for server in self.servers]
+        if self.place != "core":
+            for node, pid in enumerate(self.pids):
+                (CGROUPS / f"astra-{node}" / "cgroup.procs").write_text(str(pid))
+        self.pipes = [(self.folder / f"requests-{rank}").open("w") for rank in range(self.ranks)]
 
     def _rpc_servers(self, work: Path, n: int) -> list[str]:
         """On the nodes from the second on -> their addresses."""

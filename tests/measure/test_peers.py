@@ -109,3 +109,34 @@ def test_tensor_parallelism_gives_every_rank_as_many_weights():
         assert sum(n for n, _ in cut) == kv and sum(columns for _, columns in cut) == d_ff
         weights = [n * width * d_head * (2 * heads // kv + 2) + 3 * width * columns for n, columns in cut]
         assert np.ptp(weights) < 0.01 * max(weights)
+
+
+class Loaded:
+    """A contestant that needs a second per 256 tokens."""
+
+    load_s = 1.0
+
+    def ask(self, n_tokens, n_new, call, limit_s):
+        first_s = n_tokens / 256
+        told = {"first_s": first_s, "first_cpu_s": first_s, "token_s": 0.1, "token_cpu_s": 0.1}
+        return told | {"tokens": [1] * n_new, "peak_bytes": [10]}
+
+
+def test_cells_are_kept_and_long_turns_left_out(tmp_path):
+    import argparse
+
+    from contestants import BY_NAME
+    from measure import Cell, one_turn
+
+    args = argparse.Namespace(work=tmp_path, new=3, limit=10.0)
+    (tmp_path / "cells").mkdir()
+    short, long = (Cell(tmp_path, "core", BY_NAME["onnx-int8"], tokens) for tokens in (1024, 4096))
+    assert not short.done(2)
+    for _ in range(2):
+        assert one_turn(Loaded(), short, args, 0.0) == "4.00 s, then 100.0 ms"
+    assert short.done(2) and not short.done(3) and len(short.read()["turns"]) == 2
+    assert one_turn(Loaded(), long, args, 0.0) == "left out: it would take 16 s"
+    assert long.done(2) and long.read()["turns"] == [] and long.read()["left_out"] == 16.0
+    args.limit, patient = 100.0, Cell(tmp_path, "core", BY_NAME["onnx-float32"], 16384)
+    one_turn(Loaded(), patient, args, 0.0)
+    assert patient.done(2)  # 64 s: not repeated
