@@ -40,10 +40,7 @@ def prepare(files: Path, load: dict[str, Any]) -> Any:
     settings.n_gpu_layers = 0
     if servers:
         add_servers(files.parent / "llama" / "bin", servers)
-        settings.n_gpu_layers = -1
-        vocabulary = llama.llama_model_load_from_file(str(files / load["gguf"]).encode(), only_words(llama))
-        n_layers = llama.llama_model_n_layer(vocabulary) + 1  # the head counts as one
-        llama.llama_model_free(vocabulary)
+        n_layers = n_blocks(files / load["gguf"]) + 1  # the head counts as one
         settings.n_gpu_layers = round(n_layers * len(servers) / (len(servers) + 1))
     model = llama.llama_model_load_from_file(str(files / load["gguf"]).encode(), settings)
     if not model:
@@ -76,10 +73,10 @@ def prepare(files: Path, load: dict[str, Any]) -> Any:
     return run
 
 
-def only_words(llama: Any) -> Any:
-    settings = llama.llama_model_default_params()
-    settings.vocab_only = True
-    return settings
+def n_blocks(gguf: Path) -> int:
+    from gguf import GGUFReader
+
+    return int(GGUFReader(gguf).fields["llama.block_count"].contents())
 
 
 def add_servers(libraries: Path, servers: list[str]) -> None:
