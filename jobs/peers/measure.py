@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -179,6 +180,7 @@ def main() -> None:
     unknown = [name for name in args.only if name not in BY_NAME]
     if unknown:
         parser.error(f"no contestant is called {unknown[0]!r}; there are {', '.join(BY_NAME)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("measure: ended by a signal; the same command goes on"))
     args.work = args.work.resolve()
     (args.work / "cells").mkdir(exist_ok=True)
     whole.write_text(args.work / "cells" / "machine.json", json.dumps(machine(), indent=1) + "\n")

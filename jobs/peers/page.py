@@ -72,15 +72,29 @@ def on_four(figures: Figures, tokens: int) -> str:
             cells.append(
                 f"{seconds(row.first_s)}; {1e3 * row.token_s:.0f}" if row else f"> {guess:.0f}" if guess else "-"
             )
-        rest = ["-"] * 4
+        rest = ["-"] * 5
         if known:
             shown = known[-1]
             sent = f"{shown.first_bytes / 1e6:.3g} MB; {shown.token_bytes / 1e3:.3g} kB"
             slowest = max(row.load_s for row in known)
-            rest = [sent, f"{shown.peak_bytes / 1e6:.0f}", f"{slowest:.0f}", same(shown)]
+            rest = [sent, f"{shown.peak_bytes / 1e6:.0f}", f"{slowest:.0f}", same(shown), perplexity(figures, one)]
         rows.append([peer_and_title(one), *cells, *rest])
-    heads = ["", *(f"{link} Mbit/s: s; ms" for link in links), "on the wires", "peak MB", "loading s", "same answer"]
+    heads = [
+        "",
+        *(f"{link} Mbit/s: s; ms" for link in links),
+        "on the wires",
+        "peak MB",
+        "loading s",
+        "same answer",
+        "perplexity",
+    ]
     return markdown(heads, rows)
+
+
+def perplexity(figures: Figures, one: Contestant) -> str:
+    """What its codes cost."""
+    known = figures.perplexity
+    return f"{known['coded'] / known['exact']:.3f}x" if one.codes and known else "-"
 
 
 def goal(figures: Figures) -> str:

@@ -81,7 +81,7 @@ def test_the_page_says_where_a_peer_wins_and_whether_the_goal_is_reached(work):
     assert rows[2].startswith("| 1024 | 10 | 1.00 | 3.20 (PyTorch, bfloat16, one node) | 3.20x | 20.0 | 10.0")
     table = on_four(figures, 1024)
     assert "| PyTorch, tensor parallelism, bfloat16 | > 700 | - |" in table
-    assert "| 1.00; 20 | 1.00; 5 | 3 MB; 1.5 kB | 200 | 72 | 2 of 3 |" in table
+    assert "| 1.00; 20 | 1.00; 5 | 3 MB; 1.5 kB | 200 | 72 | 2 of 3 | 1.050x |" in table
 
 
 def test_the_page_is_written_between_its_marks_with_a_chart(work, monkeypatch):
