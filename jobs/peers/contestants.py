@@ -54,6 +54,7 @@ CONTESTANTS = (
     _llama("llama-q4_1", "Q4_1", "smollm2-Q4_1.gguf", False),
     _llama("llama-q4_1-flash", "Q4_1, flash attention", "smollm2-Q4_1.gguf", True),
     _llama("llama-bf16", "BF16", "smollm2-BF16.gguf", False),
+    _llama("llama-bf16-flash", "BF16, flash attention", "smollm2-BF16.gguf", True),
     Contestant("torch-float32", TORCH, "float32", {"dtype": "float32"}),
     Contestant("torch-bfloat16", TORCH, "bfloat16", {"dtype": "bfloat16"}),
     Contestant("onnx-float32", ONNX, "float32", {"onnx": "smollm2.onnx"}),
@@ -64,7 +65,7 @@ CONTESTANTS = (
     _shared("ours-sp", "`sp:kv:int8`, bfloat16", "sp:kv:int8", "bfloat16"),
     _shared("ours-sp-q8_0", "`sp:kv:int8`, Q8_0 weights, int8", "sp:kv:int8", "int8", model="smollm2-q8_0.h5"),
     _shared("ours-stages", "stages of blocks, bfloat16", "single", "bfloat16", grid=f"1x{NODES}x1"),
-    Contestant("llama-rpc", LLAMA, "RPC, Q8_0", {"gguf": "smollm2-Q8_0.gguf", "flash": False, "rpc": True}, NODES),
+    Contestant("llama-rpc", LLAMA, "RPC, Q8_0", {"gguf": "smollm2-Q8_0.gguf", "flash": True, "rpc": True}, NODES),
     Contestant("torch-tp", TORCH, "tensor parallelism, bfloat16", {"dtype": "bfloat16", "tp": True}, NODES),
 )
 BY_NAME = {one.name: one for one in CONTESTANTS}
