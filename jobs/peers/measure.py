@@ -142,7 +142,11 @@ def one_turn(process: Process, cell: Cell, args: argparse.Namespace, bytes_of_to
         cell.write(left_out=expected_s)
         return f"left out: it would take {expected_s:.0f} s"
     before = 0 if cell.place == "core" else sent_bytes()
-    answer = process.ask(cell.tokens, args.new, cell.contestant.call, 4 * args.limit)
+    try:
+        answer = process.ask(cell.tokens, args.new, cell.contestant.call, 4 * args.limit)
+    except TimeoutError:
+        cell.write(left_out=4 * args.limit)  # so that the same command goes on with the others
+        raise
     sent = 0 if cell.place == "core" else sent_bytes() - before
     names = ("first_s", "first_cpu_s", "token_s", "token_cpu_s")
     turn = {name: answer[name] for name in names}

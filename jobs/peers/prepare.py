@@ -2,9 +2,9 @@
 
 python jobs/peers/prepare.py WORK SMOLLM2.gguf [--codebooks FILE.h5] [--calibration TEXT --test TEXT]
 All come from the GGUF file's weights: as float32 for this project, PyTorch and ONNX Runtime, requantised to Q8_0 and
-BF16 by llama.cpp. Without --codebooks, codebooks of 66 bits are calibrated (7 CPU minutes). Texts: Python's
-documentation, in two parts; the prompt begins the second, and codebooks' perplexity is measured on it. What is
-there already is kept.
+BF16 by llama.cpp. Without --codebooks, `calibrate` makes some of 66 bits as jobs/accuracy/language.py does (7 CPU
+minutes). Texts: Python's documentation, in two parts; the prompt begins the second, and the codebooks' perplexity is
+measured on it. What is there already is kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from astra_mpi.inputs.text import tokenizer_of
 JOBS = Path(__file__).parents[1]
 LENGTHS = (256, 1024, 4096)
 NEW = 17  # tokens after a prompt that are compared
-CALIBRATE = "--predict linear --predict-rank 0 --metric output --bits 66 --codebook-only --samples 16384"
+MADE = "output 66"  # which of the codebooks of jobs/accuracy/language.py
 
 
 def run(*words: Any) -> None:
@@ -86,25 +86,16 @@ def onnx_files(files: Path) -> None:
 
 
 def codebooks(files: Path, given: Path | None) -> None:
-    if given is not None:
-        shutil.copyfile(given, files / "codebooks.h5")
-        return
-    run("astra-mpi", "calibrate", files / "smollm2.h5", "--data", files / "calibration.txt",
-        "-o", files / "codebooks.part.h5", "--threads", os.environ.get("CORES", "1"), *CALIBRATE.split())  # fmt: skip
-    os.replace(files / "codebooks.part.h5", files / "codebooks.h5")
-
-
-def perplexity(files: Path) -> None:
-    """Of the test text on four ranks, over the exact one's; 3 CPU minutes."""
-    row = f"codebooks={files / 'codebooks.h5'}"
+    """codebooks.h5, made unless given, and perplexity.json: of the test text on four ranks, exactly and with them."""
+    row = MADE if given is None else f"given={given.resolve()}"
+    work = files / "language"
     run(sys.executable, JOBS / "accuracy" / "language.py", files / "smollm2.h5", files / "calibration.txt",
-        files / "test.txt", "--rows", row, "--emulate", "--work", files / "language")  # fmt: skip
-    found = json.loads((files / "language" / "language.json").read_text())
-    coded = next(figures for name, figures in found.items() if name.startswith("codebooks="))
-    plain = next(figures for name, figures in found.items() if name.startswith("exact|"))
-    told = {name: one["metrics"]["perplexity"] for name, one in (("exact", plain), ("coded", coded))}
-    told["bits"] = coded["bits_per_token_per_block"]
-    whole.write_text(files / "perplexity.json", json.dumps(told))
+        files / "test.txt", "--rows", row, "--emulate", "--work", work, "--threads", os.environ.get("CORES", "1"))  # fmt: skip
+    found = json.loads((work / "language.json").read_text())
+    figures = {name: next(one for key, one in found.items() if key.startswith(f"{name}|")) for name in ("exact", row)}
+    told = {name: figures[key]["metrics"]["perplexity"] for name, key in (("exact", "exact"), ("coded", row))}
+    whole.write_text(files / "perplexity.json", json.dumps(told | {"bits": figures[row]["bits_per_token_per_block"]}))
+    shutil.copyfile(given or next(work.glob(f"{MADE.replace(' ', '-')}-*.h5")), files / "codebooks.h5")
 
 
 def main() -> None:
@@ -137,7 +128,6 @@ def main() -> None:
         "exact.json": lambda: exact(files),
         "smollm2-int8.onnx": lambda: onnx_files(files),
         "codebooks.h5": lambda: codebooks(files, args.codebooks),
-        "perplexity.json": lambda: perplexity(files),
     }
     for name, make in steps.items():
         if not (files / name).exists():
