@@ -89,12 +89,13 @@ def codebooks(files: Path, given: Path | None) -> None:
     """codebooks.h5, made unless given, and perplexity.json: of the test text on four ranks, exactly and with them."""
     row = MADE if given is None else f"given={given.resolve()}"
     work = files / "language"
-    run(sys.executable, JOBS / "accuracy" / "language.py", files / "smollm2.h5", files / "calibration.txt",
-        files / "test.txt", "--rows", row, "--emulate", "--work", work, "--threads", os.environ.get("CORES", "1"))  # fmt: skip
+    told = ["--rows", row, "--emulate", "--work", work, "--threads", os.environ.get("CORES", "1")]
+    texts = [files / "calibration.txt", files / "test.txt"]
+    run(sys.executable, JOBS / "accuracy" / "language.py", files / "smollm2.h5", *texts, *told)
     found = json.loads((work / "language.json").read_text())
     figures = {name: next(one for key, one in found.items() if key.startswith(f"{name}|")) for name in ("exact", row)}
-    told = {name: figures[key]["metrics"]["perplexity"] for name, key in (("exact", "exact"), ("coded", row))}
-    whole.write_text(files / "perplexity.json", json.dumps(told | {"bits": figures[row]["bits_per_token_per_block"]}))
+    over = {name: figures[key]["metrics"]["perplexity"] for name, key in (("exact", "exact"), ("coded", row))}
+    whole.write_text(files / "perplexity.json", json.dumps(over | {"bits": figures[row]["bits_per_token_per_block"]}))
     shutil.copyfile(given or next(work.glob(f"{MADE.replace(' ', '-')}-*.h5")), files / "codebooks.h5")
 
 
