@@ -136,7 +136,7 @@ def verdict(ours: Row, theirs: Row, quantity: str, case: str) -> str:
     mine, other = getattr(ours, quantity), getattr(theirs, quantity)
     first, second, by = (ours, theirs, other / mine) if mine <= other else (theirs, ours, mine / other)
     mark = "" if first is ours else "**a peer wins:** "
-    return f"- {case}: {mark}{where(first)}, {by:.2f}x before {where(second)}"
+    return f"- {case}: {mark}{where(first)}, {by:.2f}x as fast as {where(second)}"
 
 
 def reached(figures: Figures) -> str:
@@ -157,7 +157,7 @@ def reached(figures: Figures) -> str:
     return (
         f"Prompts of 1024 tokens or more, links up to 100 Mbit/s: `astra` on {NODES} nodes gives the first token "
         f"{min(ratios):.2f} to {max(ratios):.2f} times as soon as the best peer on one node or {NODES} (bar: {BAR}x; "
-        f"{first}). A further token takes {1 / max(tokens_s):.2f} to {1 / min(tokens_s):.2f} of what it takes the best "
+        f"{first}). A further token takes {1 / max(tokens_s):.2f} to {1 / min(tokens_s):.2f} times what it takes the best "
         f"peer on one node (goal: at most 1; {later})."
     )
 

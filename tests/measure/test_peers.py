@@ -76,7 +76,7 @@ def test_the_page_says_where_a_peer_wins_and_whether_the_goal_is_reached(work):
     )
     assert "a peer wins" not in said[3]  # ours on one node
     assert "0.50 to 3.20 times as soon" in reached(figures) and "not reached everywhere" in reached(figures)
-    assert "0.50 to 2.00 of what it takes" in reached(figures)
+    assert "0.50 to 2.00 times what it takes" in reached(figures)
     rows = goal(figures).splitlines()
     assert rows[2].startswith("| 1024 | 10 | 1.00 | 3.20 (PyTorch, bfloat16, one node) | 3.20x | 20.0 | 10.0")
     table = on_four(figures, 1024)
