@@ -157,8 +157,8 @@ def reached(figures: Figures) -> str:
     return (
         f"Prompts of 1024 tokens or more, links up to 100 Mbit/s: `astra` on {NODES} nodes gives the first token "
         f"{min(ratios):.2f} to {max(ratios):.2f} times as soon as the best peer on one node or {NODES} (bar: {BAR}x; "
-        f"{first}). A further token takes {1 / max(tokens_s):.2f} to {1 / min(tokens_s):.2f} times what it takes the best "
-        f"peer on one node (goal: at most 1; {later})."
+        f"{first}). A further token takes {1 / max(tokens_s):.2f} to {1 / min(tokens_s):.2f} times what it takes the "
+        f"best peer on one node (goal: at most 1; {later})."
     )
 
 
