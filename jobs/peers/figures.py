@@ -59,6 +59,7 @@ class Figures:
     left_out: dict[tuple[str, str, int], float]  # seconds that it would have taken
     machine: dict[str, Any]
     perplexity: dict[str, float] | None  # exact, coded and bits
+    texts: dict[str, Any] | None  # what texts.py has found
 
     def get(self, place: str, contestant: Contestant, tokens: int) -> Row | None:
         return self.rows.get((place, contestant.name, tokens))
@@ -93,4 +94,5 @@ def read(work: Path) -> Figures:
         elif "left_out" in found:
             left_out[key] = found["left_out"]
     machine = loaded(work / "cells" / "machine.json") or {}
-    return Figures(rows, left_out, machine, loaded(work / "files" / "perplexity.json"))
+    texts = loaded(work / "cells" / "texts.json")
+    return Figures(rows, left_out, machine, loaded(work / "files" / "perplexity.json"), texts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from contestants import BY_NAME, CONTESTANTS, NODES, Contestant
 from figures import Figures, Row, read
@@ -162,6 +163,16 @@ def reached(figures: Figures) -> str:
     )
 
 
+def of_texts(told: dict[str, Any]) -> str:
+    """What texts.py has measured."""
+    rows = [
+        [name, f"{one['median_ms']:.0f}", f"{one['min_ms']:.0f}", f"{one['off']:.1e}"]
+        for name, one in told["found"].items()
+    ]
+    title = f"{told['model']}, {told['items']} passages, CPU milliseconds; off by: the largest difference from `torch`."
+    return f"{title}\n\n" + markdown(["", "median", "least", "off by"], rows)
+
+
 def facts(figures: Figures) -> str:
     cpu = figures.machine
     repeats = sorted({row.repeats for row in figures.rows.values()})
@@ -189,6 +200,8 @@ def rendered(figures: Figures, tokens: int, picture: str | None) -> str:
     for n in figures.lengths():
         parts += [f"## Four nodes of half a core, prompt of {n} tokens", on_four(figures, n)]
     parts += ["## One core: CPU seconds", at_one(figures, "core", tokens)]
+    if figures.texts:
+        parts += ["## Embeddings on one core", of_texts(figures.texts)]
     return "\n\n".join(parts)
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# This project beside llama.cpp, PyTorch and ONNX Runtime with SmolLM2-135M, on one core and on an emulated cluster: gets
-# and builds the peers, makes what they load, measures, and prints the tables of docs/log/peers.md.
+# This project beside llama.cpp, PyTorch and ONNX Runtime with SmolLM2-135M, on one core and on an emulated cluster,
+# and with MiniLM on one core: gets and builds the peers, makes what they load, measures, and prints the tables of docs/log/peers.md.
 #   sudo env PATH="$PATH" bash jobs/peers/peers.sh                      all cells: about 2 hours on two idle cores
 #   sudo env PATH="$PATH" bash jobs/peers/peers.sh --places 100 --tokens 1024 --only ours-astra,torch-tp --repeats 1
 # Options are those of measure.py. It goes on where it was interrupted. WORK (work/peers): everything. CODEBOOKS: a file
@@ -12,8 +12,10 @@ source jobs/setup.sh
 setup_venv mpich,text,test,plot
 export WORK=${WORK:-work/peers} CORES
 setup_smollm2
+setup_minilm
 bash jobs/peers/get.sh
 python jobs/peers/prepare.py "$WORK" "$SMOLLM2" ${CODEBOOKS:+--codebooks "$CODEBOOKS"} \
   ${CALIBRATION:+--calibration "$CALIBRATION"} ${TEST:+--test "$TEST"}
 python jobs/peers/measure.py "$WORK" "$@"
+python jobs/peers/texts.py "$WORK" "$MINILM"
 python jobs/peers/page.py "$WORK" ${PAGE:+--write "$PAGE"}

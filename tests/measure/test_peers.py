@@ -26,6 +26,8 @@ def work(tmp_path):
     (tmp_path / "files" / "exact.json").write_text(json.dumps({"1024": [5, 6, 7]}))
     (tmp_path / "files" / "perplexity.json").write_text(json.dumps({"exact": 20.0, "coded": 21.0, "bits": 61.3}))
     (tmp_path / "cells" / "machine.json").write_text(json.dumps({"cpu": "a CPU", "cores": 2}))
+    texts = {"model": "a model", "items": 4, "found": {"onnx": {"median_ms": 7.0, "min_ms": 6.0, "off": 1e-6}}}
+    (tmp_path / "cells" / "texts.json").write_text(json.dumps(texts))
     times = {
         ("core", "ours-int8"): [(1.0, 0.004)],
         ("node", "ours-int8"): [(2.0, 0.008)],
@@ -93,7 +95,12 @@ def test_the_page_is_written_between_its_marks_with_a_chart(work, monkeypatch):
     page.main()
     text, picture = path.read_text(), path.with_suffix(".svg").read_bytes()
     assert text.startswith("# Title") and text.endswith("Prose.\n") and "old" not in text
-    assert "perplexity 1.050x" in text and "![" in text and picture.startswith(b"<?xml")
+    assert (
+        "| onnx | 7 | 6 | 1.0e-06 |" in text
+        and "perplexity 1.050x" in text
+        and "![" in text
+        and picture.startswith(b"<?xml")
+    )
     page.main()
     assert path.read_text() == text and path.with_suffix(".svg").read_bytes() == picture
     path.write_text("# No marks\n")
