@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # This project beside llama.cpp, PyTorch and ONNX Runtime with SmolLM2-135M, on one core and on an emulated cluster,
-# and with MiniLM on one core: gets and builds the peers, makes what they load, measures, and prints the tables of docs/log/peers.md.
-#   sudo env PATH="$PATH" bash jobs/peers/peers.sh                      all cells: about 2 hours on two idle cores
+# and with MiniLM on one core: gets and builds the peers, makes what they load, measures, and prints the tables of
+# docs/log/peers.md.
+#   sudo env PATH="$PATH" bash jobs/peers/peers.sh                      all cells
 #   sudo env PATH="$PATH" bash jobs/peers/peers.sh --places 100 --tokens 1024 --only ours-astra,torch-tp --repeats 1
 # Options are those of measure.py. It goes on where it was interrupted. WORK (work/peers): everything. CODEBOOKS: a file
 # for SmolLM2's float32 weights, instead of 7 CPU minutes of calibration. CALIBRATION and TEST: texts to calibrate on, and
