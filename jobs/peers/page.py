@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from figures import Figures, Row, read
 from astra_mpi.files import whole
 
 BEGIN, END = "<!-- measured: jobs/peers/page.py writes this -->", "<!-- end -->"
-GOAL = "ours-astra"  # whose perplexity is the codebooks'
+GOAL = ("ours-astra", "ours-sp", "ours-sp-q8_0")  # within 1.05x of the exact perplexity
 BAR = 2.5
 Table = list[list[str]]
 
@@ -98,22 +99,45 @@ def perplexity(figures: Figures, one: Contestant) -> str:
     return f"{known['coded'] / known['exact']:.3f}x" if one.codes and known else "-"
 
 
-def goal(figures: Figures) -> str:
-    """This project on four nodes against the best peer on one node or four: a row per prompt and link."""
-    ours, rows = BY_NAME[GOAL], []
+@dataclass(frozen=True)
+class Case:
+    """A prompt and a link: this project on four nodes, the peer that begins soonest, the one that writes fastest."""
+
+    ours: Row
+    first: Row  # on one node or four
+    writer: Row  # on one node
+
+    @property
+    def sooner(self) -> float:
+        return self.first.first_s / self.ours.first_s
+
+    @property
+    def faster(self) -> float:
+        return self.writer.token_s / self.ours.token_s
+
+
+def cases(figures: Figures) -> list[Case]:
+    found = []
     for tokens in figures.lengths():
         for link in figures.links():
-            row = figures.get(link, ours, tokens)
-            rival = figures.best("first_s", tokens, ("node", link), ours=False)
+            ours = [row for name in GOAL if (row := figures.get(link, BY_NAME[name], tokens))]
+            first = figures.best("first_s", tokens, ("node", link), ours=False)
             writer = figures.best("token_s", tokens, ("node",), ours=False)
-            if row is None or rival is None or writer is None:
-                continue
-            ratio, slower = rival.first_s / row.first_s, row.token_s / writer.token_s
-            rows.append([
-                f"{tokens}", link, seconds(row.first_s), f"{seconds(rival.first_s)} ({where(rival)})", f"{ratio:.2f}x",
-                f"{1e3 * row.token_s:.1f}", f"{1e3 * writer.token_s:.1f} ({where(writer)})", f"{1 / slower:.2f}x",
-            ])  # fmt: skip
-    heads = ["prompt", "Mbit/s", "first token, s", "best peer's", "sooner"]
+            if ours and first and writer:
+                found.append(Case(min(ours, key=lambda row: row.first_s), first, writer))
+    return found
+
+
+def goal(figures: Figures) -> str:
+    rows = []
+    for case in cases(figures):
+        row, writer = case.ours, case.writer
+        rows.append([
+            f"{row.tokens}", row.place, row.contestant.title, seconds(row.first_s),
+            f"{seconds(case.first.first_s)} ({where(case.first)})", f"{case.sooner:.2f}x",
+            f"{1e3 * row.token_s:.1f}", f"{1e3 * writer.token_s:.1f} ({where(writer)})", f"{case.faster:.2f}x",
+        ])  # fmt: skip
+    heads = ["prompt", "Mbit/s", f"ours on {NODES} nodes", "first token, s", "best peer's", "sooner"]
     return markdown([*heads, "further token, ms", "best peer's, one node", "faster"], rows)
 
 
@@ -142,25 +166,22 @@ def verdict(ours: Row, theirs: Row, quantity: str, case: str) -> str:
 
 def reached(figures: Figures) -> str:
     """In a sentence, for prompts of 1024 tokens or more and links up to 100 Mbit/s."""
-    ours, ratios, tokens_s = BY_NAME[GOAL], [], []
-    for tokens in (n for n in figures.lengths() if n >= 1024):
-        for link in (link for link in figures.links() if float(link) <= 100):
-            row = figures.get(link, ours, tokens)
-            rival = figures.best("first_s", tokens, ("node", link), ours=False)
-            writer = figures.best("token_s", tokens, ("node",), ours=False)
-            if row and rival and writer:
-                ratios.append(rival.first_s / row.first_s)
-                tokens_s.append(writer.token_s / row.token_s)
-    if not ratios:
+    of_goal = [case for case in cases(figures) if case.ours.tokens >= 1024 and float(case.ours.place) <= 100]
+    if not of_goal:
         return "The cases of the goal are not measured."
-    first = "reached" if min(ratios) >= BAR else "not reached everywhere" if max(ratios) >= BAR else "not reached"
-    later = "reached" if min(tokens_s) >= 1 else "not reached everywhere" if max(tokens_s) >= 1 else "not reached"
+    sooner, faster = sorted(case.sooner for case in of_goal), sorted(case.faster for case in of_goal)
     return (
-        f"Prompts of 1024 tokens or more, links up to 100 Mbit/s: `astra` on {NODES} nodes gives the first token "
-        f"{min(ratios):.2f} to {max(ratios):.2f} times as soon as the best peer on one node or {NODES} (bar: {BAR}x; "
-        f"{first}). A further token takes {1 / max(tokens_s):.2f} to {1 / min(tokens_s):.2f} times what it takes the "
-        f"best peer on one node (goal: at most 1; {later})."
+        f"Prompts of 1024 tokens or more, links up to 100 Mbit/s: this project on {NODES} nodes gives the first token "
+        f"{sooner[0]:.2f} to {sooner[-1]:.2f} times as soon as the best peer on one node or {NODES} "
+        f"(bar: {BAR}x; {judged(sooner, BAR)}), and writes further tokens {faster[0]:.2f} to {faster[-1]:.2f} times as "
+        f"fast as the best peer on one node (goal: 1x; {judged(faster, 1.0)})."
     )
+
+
+def judged(ascending: list[float], bar: float) -> str:
+    if ascending[0] >= bar:
+        return "reached"
+    return "reached in some cases" if ascending[-1] >= bar else "not reached"
 
 
 def of_texts(told: dict[str, Any]) -> str:
