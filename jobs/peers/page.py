@@ -94,9 +94,10 @@ def on_four(figures: Figures, tokens: int) -> str:
 
 
 def perplexity(figures: Figures, one: Contestant) -> str:
-    """What its codes cost."""
+    """What its codes cost; int8 products cost more, which is not measured here."""
     known = figures.perplexity
-    return f"{known['coded'] / known['exact']:.3f}x" if one.codes and known else "-"
+    shown = known and one.codes and one.load["compute"] != "int8"
+    return f"{known['coded'] / known['exact']:.3f}x" if known and shown else "-"
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,14 @@ def of_texts(told: dict[str, Any]) -> str:
 
 def facts(figures: Figures) -> str:
     cpu = figures.machine
-    repeats = sorted({row.repeats for row in figures.rows.values()})
+    turns = {n: [row.repeats for row in figures.rows.values() if row.tokens == n] for n in figures.lengths()}
+    counts = "; ".join(
+        f"{n} tokens: {' to '.join(map(str, sorted({min(of_n), max(of_n)})))}" for n, of_n in turns.items()
+    )
     lines = [
         f"Machine: {cpu.get('cpu', '?')}, {cpu.get('cores', '?')} cores, {', '.join(cpu.get('features', []))}. "
         + ", ".join(f"{name} {version}" for name, version in cpu.get("versions", {}).items())
-        + f". Medians of {' or '.join(map(str, repeats))} turns."
+        + f". Medians over turns ({counts})."
     ]
     if figures.perplexity:
         known = figures.perplexity

@@ -18,5 +18,5 @@ bash jobs/peers/get.sh
 python jobs/peers/prepare.py "$WORK" "$SMOLLM2" ${CODEBOOKS:+--codebooks "$CODEBOOKS"} \
   ${CALIBRATION:+--calibration "$CALIBRATION"} ${TEST:+--test "$TEST"}
 python jobs/peers/measure.py "$WORK" "$@"
-python jobs/peers/texts.py "$WORK" "$MINILM"
+[ -e "$WORK/cells/texts.json" ] || python jobs/peers/texts.py "$WORK" "$MINILM"
 python jobs/peers/page.py "$WORK" ${PAGE:+--write "$PAGE"}
