@@ -18,13 +18,13 @@ import platform
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contestants import BY_NAME, CONTESTANTS, NODES, Contestant
+from cells import Cell, predicted_s
+from contestants import BY_NAME, CONTESTANTS, NODES
 from prepare import LENGTHS
 from processes import Process, cluster, sent_bytes
 
@@ -32,34 +32,8 @@ from astra_mpi.errors import AstraError
 from astra_mpi.files import whole
 
 CPU = 0.5  # of a node, in cores
-LONG_S = 30.0  # a turn that takes longer is not repeated
 WARM = 64  # tokens of the turns that are not counted
 PLACES = ("core", "node", "10", "100", "1000")
-
-
-@dataclass(frozen=True)
-class Cell:
-    work: Path
-    place: str
-    contestant: Contestant
-    tokens: int
-
-    @property
-    def path(self) -> Path:
-        return self.work / "cells" / f"{self.place}-{self.contestant.name}-{self.tokens}.json"
-
-    def read(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"place": self.place, "contestant": self.contestant.name, "tokens": self.tokens}
-        return json.loads(self.path.read_text()) if self.path.exists() else found | {"turns": []}
-
-    def done(self, repeats: int) -> bool:
-        found = self.read()
-        turns = found["turns"]
-        long = bool(turns) and turns[0]["first_s"] > LONG_S
-        return long or "left_out" in found or len(turns) >= repeats
-
-    def write(self, **more: Any) -> None:
-        whole.write_text(self.path, json.dumps(self.read() | more, indent=1) + "\n")
 
 
 class Eta:
@@ -122,17 +96,6 @@ def warm(process: Process, cell: Cell, args: argparse.Namespace) -> float:
         process.ask(WARM, n_new, cell.contestant.call, args.limit)
         sent.append(0 if cell.place == "core" else sent_bytes() - before)
     return max(0, sent[2] - sent[1]) / 8
-
-
-def predicted_s(cell: Cell) -> float | None:
-    """At least, by the longest prompt that has been measured: per token, attention not counted."""
-    for tokens in sorted((n for n in LENGTHS if n < cell.tokens), reverse=True):
-        found = Cell(cell.work, cell.place, cell.contestant, tokens).read()
-        if found["turns"]:
-            return float(min(turn["first_s"] for turn in found["turns"])) * cell.tokens / tokens
-        if "left_out" in found:
-            return float(found["left_out"]) * cell.tokens / tokens
-    return None
 
 
 def one_turn(process: Process, cell: Cell, args: argparse.Namespace, bytes_of_token: float) -> str:

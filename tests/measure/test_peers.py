@@ -68,7 +68,8 @@ def test_rows_are_medians_and_cpu_seconds_on_a_core(work):
 
 def test_the_page_says_where_a_peer_wins_and_whether_the_goal_is_reached(work):
     from figures import read
-    from page import goal, on_four, reached, winners
+    from page import on_four
+    from verdicts import goal, reached, winners
 
     figures = read(work)
     said = winners(figures).splitlines()
@@ -134,8 +135,9 @@ class Loaded:
 def test_cells_are_kept_and_long_turns_left_out(tmp_path):
     import argparse
 
+    from cells import Cell
     from contestants import BY_NAME
-    from measure import Cell, one_turn
+    from measure import one_turn
 
     args = argparse.Namespace(work=tmp_path, new=3, limit=10.0)
     (tmp_path / "cells").mkdir()
