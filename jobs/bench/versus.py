@@ -152,8 +152,8 @@ def main() -> None:
     compare({"model": args.model, "tokens": args.tokens, "layers": args.layers}, passes, args.rounds)
 
 
-def compare(settings: dict[str, Any], passes: dict[str, Pass], rounds: int) -> None:
-    """Of a pass each, timed in so many rounds; "torch" is exact."""
+def compare(settings: dict[str, Any], passes: dict[str, Pass], rounds: int) -> dict[str, Any]:
+    """Of a pass each, timed in so many rounds; "torch" is exact. -> what is printed."""
     logits = {name: call() for name, call in passes.items()}  # which warms up
     exact = logits["torch"]
     seconds = timed(passes, rounds)
@@ -170,6 +170,7 @@ def compare(settings: dict[str, Any], passes: dict[str, Pass], rounds: int) -> N
         cells = "  ".join(f"{ratios[rival]:>{len(rival) + 5}.3f}" for rival in rivals)
         print(f"{name:{width}} {median_ms:>10} {min_ms:>8} {off:>9.1e}  {cells}")
     print(json.dumps({**settings, "found": found}))
+    return {**settings, "found": found}
 
 
 if __name__ == "__main__":
