@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 import h5py
 import numpy as np
-from mpi4py import MPI
 
 from astra_mpi.config import require
 from astra_mpi.decks.deck import TaskSection
 from astra_mpi.decode.drafts import MOST_DRAFTS
-from astra_mpi.decode.drafts.source import LOOKUP, draft_of
 from astra_mpi.decode.sampling import Sampler
-from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
-from astra_mpi.files.modelfile import read_model
 from astra_mpi.inputs.sources import Source
 from astra_mpi.inputs.text import Tokenizer, tokenizer_of
 from astra_mpi.job.continuation import StopTexts, TextStream, continuation
 from astra_mpi.ranks.terminal import raise_if_lost
-from astra_mpi.stages.pipeline import Pipeline
 
 #: prompts looked at in one go when they are checked
 _BLOCK = 64
@@ -70,6 +64,8 @@ class Generator:
             raise InputError("task.max_new_tokens is missing; give a positive integer")
         Sampler(task.temperature, task.top_k, task.top_p)  # checks them before any work
         self.model, self.task, self.seed = model, task, seed
+        from astra_mpi.job.drafts import open_draft  # which starts MPI; `merge` only reads what is written here
+
         self.draft = open_draft(task.draft, model)
         self.draft_tokens = task.draft_tokens or MOST_DRAFTS
         self.max_new_tokens: int = task.max_new_tokens
@@ -100,24 +96,6 @@ class Generator:
         """Of prompts with these numbers (B,) in the whole input."""
         task = self.task
         return Sampler(task.temperature, task.top_k, task.top_p, self.seed, tuple(int(i) for i in numbers))
-
-
-def open_draft(draft: str | Path | None, model: Any) -> Any:
-    """What `Model.generate` takes as `draft`; the model of a file is this rank's alone, on the device of `model`.
-    InputError where it cannot be used."""
-    if draft is None or draft == LOOKUP:
-        return draft
-    require(
-        not isinstance(model, Pipeline),
-        "stages of blocks check no drafts; leave task.draft out, or use a grid with one stage",
-    )
-    small = Model(read_model(str(draft)), MPI.COMM_SELF, model.backend)
-    small.use("single")
-    try:
-        draft_of(small, model)
-    except InputError as exc:
-        raise InputError(f"{draft}: {exc}") from exc
-    return small
 
 
 def _stops(task: TaskSection, model: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
