@@ -203,17 +203,18 @@ class Model:
 
         merged_heads: what `pool` makes are softmaxes of so many heads, to be merged (`Exchange.merge`).
         """
-        whole, in_halves = Part(batch, layout, slice(0, len(batch.lengths))), self._in_halves(layout)
+        whole, known = Part(batch, layout, slice(0, len(batch.lengths))), layout is self._planned
         self.exchange.reset(self.checksum)
-        with nullcontext() if layout is self._planned else collective(self.comm):  # which takes memory
-            if not in_halves or layout is not self._planned:
-                self._begin(self.strategy, whole)
-            self.taken = [Taken(part, self.strategy.twin()) for part in halves(whole)] if in_halves else []
-            for part, strategy in self.taken:
-                strategy.n_turns = len(self.taken)
-                self._begin(strategy, part)
+        self.taken = [Taken(whole, self.strategy)]
+        with nullcontext() if known else collective(self.comm):  # which takes memory
+            self._begin(self.strategy, whole)
+        if self._in_halves(layout):
+            with nullcontext() if known else collective(self.comm):
+                self.taken = [Taken(part, self.strategy.twin()) for part in halves(whole)]
+                for part, strategy in self.taken:
+                    strategy.n_turns = len(self.taken)
+                    self._begin(strategy, part)
         self._planned = layout
-        self.taken = self.taken or [Taken(whole, self.strategy)]
         with self.clock.running():
             self.laps.start()
             rows, share, failure = self._share(pool, width)

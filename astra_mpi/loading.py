@@ -187,12 +187,12 @@ def load(
             file = parts[groups.place[1]].of_file(file)
     model: Any = Model(file, groups.tokens, backend_there, speeds, conditions, time_there)
     model.chosen_compute, model.chosen_grid = chosen, str(shape) if grid == AUTO else None
-    if halves == "auto":
+    if halves == "auto" and shape.replicas == 1:
         from astra_mpi.planner.halving import WherePays  # above this module: it runs the planner
 
         model.halves = WherePays()
-    else:
-        model.halves = bool(halves)
+    else:  # replicas would decide apart, and differ in last bits
+        model.halves = halves is True
     if weights == "auto":
         model.cut_weights = _alike(rank_speeds(model), groups)
     if parts:

@@ -134,13 +134,15 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def likeness(embeddings: np.ndarray, exact: np.ndarray) -> dict[str, float]:
     """Of embeddings (n, D) to exact ones: the mean cosine, and how many of the NEAREST others of each are the same."""
 
+    n_near = min(NEAREST, len(exact) - 1)
+
     def others(rows: np.ndarray) -> np.ndarray:
         near = rows @ rows.T
         np.fill_diagonal(near, -np.inf)
-        return np.argsort(-near, axis=1, kind="stable")[:, :NEAREST]
+        return np.argsort(-near, axis=1, kind="stable")[:, :n_near]
 
-    same = [len(set(a) & set(b)) / NEAREST for a, b in zip(others(embeddings), others(exact), strict=True)]
-    return {"cosine": float(cosine(embeddings, exact).mean()), "agreement": float(np.mean(same))}
+    same = [len(set(a) & set(b)) / max(n_near, 1) for a, b in zip(others(embeddings), others(exact), strict=True)]
+    return {"cosine": float(cosine(embeddings, exact).mean()), "agreement": float(np.mean(same)) if n_near else 1.0}
 
 
 def main() -> None:

@@ -132,9 +132,12 @@ class Emulated:
 
     def inputs_before(self, x: np.ndarray, n: int) -> np.ndarray | None:
         """What enters block 0 (T, D), in the order of ranks -> (T, n D), of tokens and of those before."""
+        if n == 0:
+            return None
         first = self.layouts[0]
         found = inputs_before(x[first.sequence_order], self.lengths, n)
-        return None if found is None else found[first.everything_places]
+        assert found is not None
+        return found[first.everything_places]
 
     @property
     def n_tokens(self) -> int:

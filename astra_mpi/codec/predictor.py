@@ -46,7 +46,11 @@ class Predictor:
         bias = np.ascontiguousarray(self.bias, np.float32)
         shapes = [factor.shape for factor in factors]
         good = len(shapes) in (1, 2) and bias.ndim == 1 and all(len(shape) == 2 for shape in shapes)
-        good = good and shapes[-1][1] == len(bias) and shapes[0][0] in range(len(bias), MOST * len(bias) + 1, len(bias))
+        good = (
+            good
+            and shapes[-1][1] == len(bias) > 0
+            and shapes[0][0] in range(len(bias), MOST * len(bias) + 1, len(bias))
+        )
         good = good and all(a[1] == b[0] >= 1 for a, b in pairwise(shapes))
         require(good, f"a predictor has factors {shapes} and a bias {bias.shape}; calibrate again")
         finite = all(bool(np.isfinite(array).all()) for array in (*factors, bias, np.array(self.keep)))
@@ -102,7 +106,7 @@ def inputs_before(rows: np.ndarray, lengths: np.ndarray, n: int) -> np.ndarray |
     found = xp.zeros((len(rows), n, rows.shape[1]), np.float32)
     starts = displs(lengths)[:-1]
     for k in range(n):
-        found[k:, k] = rows[: len(rows) - k]
+        found[k:, k] = rows[: max(len(rows) - k, 0)]
         found[xp.asarray(ranges(starts, np.minimum(lengths, k))), k] = 0
     return found.reshape(len(rows), n * rows.shape[1])
 

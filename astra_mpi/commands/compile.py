@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     computes = args.compute or COMPUTES
     for compute in computes:
         require(compute in COMPUTES, f"--compute {compute} is unknown; use {', '.join(COMPUTES)}")
-    n_processes = args.processes or len(os.sched_getaffinity(0))
+    n_processes = len(os.sched_getaffinity(0)) if args.processes is None else args.processes
     require(n_processes > 0, f"--processes {n_processes} is not above zero; leave it out for one per core")
     decodes, in_blocks = _needs(args.models)
     filled = fill(parts(tuple(computes), decodes, in_blocks), args.folder, n_processes)

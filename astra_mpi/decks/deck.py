@@ -102,7 +102,7 @@ class ParallelSection:
     counted_keys: bool = True  # far tokens of equal code share one key; the answer is the same
     remote: Literal["auto", "table", "gemm"] = "auto"  # far keys from projected codebooks, or by GEMM; auto times both
     # a batch of several items as two halves in turns, of which one computes while the exchange of the other travels;
-    # auto: where that is predicted to be faster (docs/explanation/waiting.md)
+    # auto: where that is predicted to be faster, and never with several replicas (docs/explanation/waiting.md)
     halves: Literal["auto"] | bool = "auto"
     gather: Literal["x", "kv"] | None = None  # sp sends block inputs (x), or keys and values (kv). Default "x"
     wire: Literal["float32", "float16", "int8"] | None = None  # the type in which sp sends them. Default "float32"

@@ -24,7 +24,7 @@ class Staging:
         self.transfer = xp.cuda.Stream(non_blocking=True)
         self.made, self.fetched, self.arrived = (xp.cuda.Event(disable_timing=True) for _ in range(3))
         self._message: Any = None
-        self._received = xp.empty(0, np.uint8)
+        self._received: dict[int, Any] = {}  # per turn of the exchanges that may be under way, uint8
         self._sums = self.message_buffer(0)
 
     def message_buffer(self, n: int, dtype: type = np.uint8) -> Any:
@@ -50,18 +50,20 @@ class Staging:
             self.fetched.synchronize()
         self._message = None
 
-    def give(self, parts: Sequence[np.ndarray]) -> list[Any]:
-        """What came, on the device; work queued from now on sees it. Valid until the next message is taken.
+    def give(self, parts: Sequence[np.ndarray], turn: int = 0) -> list[Any]:
+        """What came, on the device; work queued from now on sees it. Valid until the next message of this turn, of the
+        exchanges that may be under way at once, is taken.
 
-        The copies come after `made` of this exchange on their stream, so whatever read the last exchange's is done.
+        The copies come after `made` of this exchange on their stream, so whatever read the last one's of its turn is
+        done.
         """
         ends = [0, *accumulate(part.size for part in parts)]
-        if self._received.size < ends[-1]:
+        if turn not in self._received or self._received[turn].size < ends[-1]:
             with (
                 self.transfer
             ):  # from memory of that stream's own: no work of the other one that is queued still uses it
-                self._received = self.xp.empty(ends[-1], np.uint8)
-        here = [self._received[a:b] for a, b in pairwise(ends)]
+                self._received[turn] = self.xp.empty(ends[-1], np.uint8)
+        here = [self._received[turn][a:b] for a, b in pairwise(ends)]
         for target, part in zip(here, parts, strict=True):
             if part.size:
                 target.set(part, stream=self.transfer)
@@ -100,7 +102,7 @@ class CudaAware(Staging):
     def taken(self) -> None:
         self.made.synchronize()
 
-    def give(self, parts: Sequence[Any]) -> list[Any]:
+    def give(self, parts: Sequence[Any], turn: int = 0) -> list[Any]:
         return list(parts)
 
     def reduced(self, share: Any, reduce: Callable[[Any], Any]) -> Any:

@@ -136,12 +136,9 @@ class Strategy:
         """Rows held here after the last block -> those that this rank answers for."""
         return x
 
-    def abandon(self) -> None:
-        """After a failure on this rank: let the other ranks finish their forward pass."""
-        to_the_end(self.abandoning(0))
-
     def abandoning(self, turn: int) -> Steps:
-        """The exchanges that this rank still owes, from that of `turn` on: a pass gives way once for each exchange."""
+        """After a failure on this rank: the exchanges that it still owes, from that of `turn` on. A pass gives way once
+        for each exchange."""
         for n in range(turn, self.n_exchanges):
             self._wait_for_all()
             if n >= len(self.begun):

@@ -53,6 +53,10 @@ class TensorParallel(AllTokens):
     def n_exchanges(self) -> int:
         return 2 * len(self.blocks) if self.exchange.size > 1 else 0
 
+    @property
+    def takes_halves(self) -> bool:
+        return self.exchange.staging is None and super().takes_halves  # what is on a device is summed at once
+
     def formula_bytes(self, layout: Layout) -> list[int]:
         return [self.n_exchanges * int(layout.lengths.sum()) * self.config.d_model * 4] * layout.size
 

@@ -68,7 +68,8 @@ class Closing:
         header = np.zeros(1, _HEADER)
         header[0] = (0.0 if link is None else link.ready(self.clock.now())), failed
         front = header.view(np.uint8)
-        sent = [np.concatenate([front, part.reshape(-1).view(np.uint8)]) for part in outgoing]
+        packed = {id(part): np.concatenate([front, part.reshape(-1).view(np.uint8)]) for part in outgoing}
+        sent = [packed[id(part)] for part in outgoing]
         came = [np.empty(front.nbytes + part.nbytes, np.uint8) for part in like]
         came[self.rank][:] = sent[self.rank]
         sources, targets = self.peers

@@ -119,8 +119,9 @@ class Exchange:
             raise ValueError(f"message of {message.nbytes} bytes, planned {counts[self.rank]}")
         may_miss = may_miss and self.loses
         staging = None if on_host else self.staging
-        plan = self._planned(counts, forward, staging, may_miss and self._leaves_early, self.n_started % at_once)
-        pending = Pending(self, plan, counts, may_miss, forward, staging)
+        turn = self.n_started % at_once
+        plan = self._planned(counts, forward, staging, may_miss and self._leaves_early, turn)
+        pending = Pending(self, plan, counts, may_miss, forward, staging, turn)
         self._pending.append(pending)
         self.n_started += 1
         self.traffic.gathered(counts, self.rank, forward)
@@ -259,8 +260,11 @@ class Pending:
         may_miss: bool,
         forward: Hears,
         staging: Staging | None,
+        turn: int,
     ) -> None:
+        """turn: of the exchanges that may be under way at once."""
         self._exchange, self.plan, self._counts, self._staging = exchange, plan, counts, staging
+        self._turn = turn
         self.may_miss, self._forward = may_miss, forward
         self._block, self._sent = exchange.n_started, False
         self._start_s = exchange.clock.now()
@@ -312,7 +316,7 @@ class Pending:
         self.over = True
         exchange.laps.in_flight(self._start_s)
         exchange.laps.mark("exchange")
-        return plan.parts if self._staging is None else self._staging.give(plan.parts)
+        return plan.parts if self._staging is None else self._staging.give(plan.parts, self._turn)
 
 
 class Summing:

@@ -4,7 +4,8 @@ python jobs/accuracy/language.py MODEL.h5 CALIBRATION.txt TEST.txt [--rows "kv M
 A row is a name below, or a name of your own and a file of codebooks. `--emulate` computes in one process what ranks
 would (`slices.py`).
 Codebooks are fitted to passages of the first text and stay in --work with all figures (language.json), so that the job
-can be interrupted and goes on. The last thing printed is a Markdown table.
+can be interrupted and goes on: a folder for each model and calibration text.
+The last thing printed is a Markdown table.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import math
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,9 @@ ROWS = {
     "output 132": f"{_OUTPUT} --bits 132",
     "output 265": f"{_OUTPUT} --bits 265",
     "output M=8": f"{_OUTPUT} --stages 8",
+    "inputs 32": f"{_OUTPUT} --predict-inputs 1 --stages 0,4x2,4x5,4x2,5,3x6,4x10,3x5,6x1",
+    "inputs 61": f"{_OUTPUT} --predict-inputs 1 --stages 0,4x3,4x9,4x4,4x11,4x20,3x10,6x2",
+    "inputs 123": f"{_OUTPUT} --predict-inputs 1 --stages 0,4x6,4x18,4x8,4x22,4x40,3x20,6x4",
     "predicted M=6": f"{_PREDICTED} 6",
     "predicted M=6 whole": f"{_PREDICTED} 6 --predict-rank 0",
     "predicted M=4 every 2": f"{_PREDICTED} 4 --every 2",
@@ -140,7 +145,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 def name_of(args: argparse.Namespace, row: str, ranks: int) -> str:
     """Of a figure."""
     how = ["emulated", *([f"new={args.new}"] * bool(args.new)), *(["late"] * args.late)] if args.emulate else args.set
-    return "|".join([row, str(ranks), str(args.window), str(args.samples), *how])
+    text = f"{zlib.crc32((args.work / 'test.txt').read_bytes()):08x}"
+    return "|".join([row, str(ranks), str(args.window), str(args.samples), text, *how])
 
 
 def table(args: argparse.Namespace, found: dict[str, Any]) -> str:
@@ -196,6 +202,8 @@ def main() -> None:
     unknown = [row for row in args.rows if row not in ROWS and not Path(row.partition("=")[2]).is_file()]
     if not args.emulate and (args.new or args.positions or args.late):
         parser.error("--new, --late and --positions are figures of --emulate; add it")
+    if args.new and args.positions:
+        parser.error("--positions is of whole windows; leave --new out")
     if not 0 <= args.new < args.window - 1:
         parser.error(f"--new {args.new}: 0 to {args.window - 2} tokens of a window of {args.window}")
     if args.emulate and args.set:

@@ -2,8 +2,8 @@
 # Build the package and install it in empty environments, from the wheel and from the sdist, for each Python given.
 #   bash jobs/checks/install.sh [PYTHON..]      default: python3
 # WORK (work/install) is where files go. Prints the result of twine's check, what each environment holds and runs (the
-# console script, the files of kernels, `verify` on two ranks, a first answer), and the seconds to that answer where
-# kernels are compiled on the way, where `astra-mpi compile` did it before, and from a folder that cannot be written.
+# console script, the files of kernels; of the wheel also `verify` on two ranks and a first answer), and the seconds to that
+# answer where kernels are compiled on the way, in the next process, and where `astra-mpi compile` did it before.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 root=$PWD work=$(realpath -m "${WORK:-work/install}")

@@ -119,10 +119,10 @@ def one_turn(process: Process, cell: Cell, args: argparse.Namespace, bytes_of_to
     return f"{turn['first_s']:.2f} s, then {1e3 * turn['token_s']:.1f} ms"
 
 
-def machine() -> dict[str, Any]:
+def machine(work: Path) -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    llama = next(Path(sys.argv[1]).glob("llama_cpp_python-*"), Path("?")).name.rpartition("-")[2]
+    llama = next(work.glob("llama_cpp_python-*"), Path("?")).name.rpartition("-")[2]
     versions = {name: metadata.version(name) for name in ("numpy", "numba", "torch", "transformers")}
     return {
         "cpu": next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?"),
@@ -150,7 +150,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("measure: ended by a signal; the same command goes on"))
     args.work = args.work.resolve()
     (args.work / "cells").mkdir(exist_ok=True)
-    whole.write_text(args.work / "cells" / "machine.json", json.dumps(machine(), indent=1) + "\n")
+    whole.write_text(args.work / "cells" / "machine.json", json.dumps(machine(args.work), indent=1) + "\n")
     if "core" in args.places and (cells := wanted(args, "core")):
         measure(args, cells)
     nodes = wanted(args, "node") if "node" in args.places else []

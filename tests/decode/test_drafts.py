@@ -18,6 +18,7 @@ from astra_mpi.errors import AstraError, InputError
 from helpers.architectures import on_ranks
 from helpers.drafts import Half, check_all_guesses
 from helpers.fakes import gpt2_config, llama_config, model_file
+from helpers.sampling import Recorder
 
 pytestmark = pytest.mark.mpi
 
@@ -36,18 +37,6 @@ def _few(comm):
 @pytest.fixture
 def checked(monkeypatch):
     check_all_guesses(monkeypatch)
-
-
-class Recorder:
-    """Draws from the logits, the same way wherever it runs, and keeps them."""
-
-    def __init__(self):
-        self.logits = {}
-
-    def __call__(self, logits, sequences, step):
-        self.logits |= {(int(s), step): row.copy() for s, row in zip(sequences, logits, strict=True)}
-        draws = [np.random.default_rng([7, int(s), step]).gumbel(size=logits.shape[1]) for s in sequences]
-        return (logits + 0.3 * np.array(draws)).argmax(axis=1)
 
 
 def make_model(comm, config, codec=None, spec="sp", backend="numpy", **options):
@@ -73,13 +62,11 @@ def both(model, ids, mask, draft, **options):
     """Tokens and logits without drafts and with them; the report of the latter."""
     found = []
     for one in (None, draft):
-        recorder = Recorder()
+        recorder = Recorder(noise=0.3)
         chosen = dict(max_new_tokens=N_NEW, sample=recorder) | options
         new = model.generate(ids, mask, draft=one(found[0][0]) if one else None, **chosen)
-        found.append((new, recorder.logits))
-        caches = model.report["generation"]["cache_bytes"]
-        assert caches == found[0][2] if len(found[0]) > 2 else True
-        found[-1] += (caches,)
+        found.append((new, recorder.logits, model.report["generation"]["cache_bytes"]))
+    assert found[0][2] == found[1][2]
     return (*found, model.report["generation"])
 
 
@@ -112,7 +99,8 @@ def test_narrow_products(comm, checked, compute):
     config = llama_config(d_model=64, n_heads=4, n_kv_heads=2, d_ff=96)
     model = make_model(comm, config, spec="sp", compute=compute)
     draft = lambda new: Half(new, config.vocab_size)  # noqa: E731
-    plain, drafted, _ = both(model, *prompts(config, 2), draft, decode="merged")
+    plain, drafted, report = both(model, *prompts(config, 2), draft, decode="merged")
+    assert 0 < report["drafts"]["accepted"] < report["drafts"]["drafted"]
     assert all(np.array_equal(row, drafted[1][key]) for key, row in plain[1].items())
 
 
@@ -143,6 +131,23 @@ def test_lookup_and_small_models(comm, checked, spec, decode, temperature):
         drafts = model.report["generation"]["drafts"]
         accepted[name] = drafts["accepted"] / drafts["drafted"]
     assert 0 < accepted["lookup"] < 1 and accepted["same"] == 1 > accepted["like"] > 0.4
+
+
+def test_a_small_model_with_fewer_positions(comm, checked):
+    """It guesses of prompts that it has positions for, until these end."""
+    config, small = llama_config(), llama_config(max_positions=6)
+    model = make_model(comm, config)
+    ids, mask = prompts(config, 3)
+    lengths = mask.sum(axis=1)
+    assert lengths.max() > 6 > lengths.min()
+    settings = dict(max_new_tokens=12, decode="merged")
+    plain = model.generate(ids, mask, **settings)
+    assert np.array_equal(model.generate(ids, mask, draft=small_model(small), **settings), plain)
+    assert model.report["generation"]["drafts"]["accepted"] > 0
+    long = ids[:, :9], np.ones((3, 9), bool)
+    plain = model.generate(*long, **settings)
+    assert np.array_equal(model.generate(*long, draft=small_model(small), **settings), plain)
+    assert model.report["generation"]["drafts"]["drafted"] == 0
 
 
 def test_ends_within_a_draft(comm, checked):

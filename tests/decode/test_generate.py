@@ -12,6 +12,7 @@ from astra_mpi.engine import Model
 from astra_mpi.oracle.reference import oracle
 from helpers.architectures import on_ranks
 from helpers.fakes import gpt2_config, llama_config, model_file
+from helpers.sampling import Recorder
 
 pytestmark = pytest.mark.mpi
 
@@ -39,25 +40,6 @@ def make_model(comm, config, codec=None, **changes):
 def prompts(config, batch=4, n_tokens=17, seed=1):
     """Lengths from n_tokens down to 1: shorter than the number of ranks, and not divisible by it."""
     return random_batch(config, batch, n_tokens, seed=seed, ragged=True)
-
-
-class Recorder:
-    """A `sample` that draws from the logits, the same way wherever it runs, and keeps them."""
-
-    def __init__(self):
-        self.logits = {}
-
-    def __call__(self, logits, sequences, step):
-        self.logits |= {(int(s), step): row.copy() for s, row in zip(sequences, logits, strict=True)}
-        draws = [np.random.default_rng([7, int(s), step]).gumbel(size=logits.shape[1]) for s in sequences]
-        return (logits + np.array(draws)).argmax(axis=1)
-
-    def gathered(self, comm):
-        """{(sequence, step): logits} of all ranks; a sequence's step is sampled by one rank only."""
-        parts = comm.allgather(self.logits)
-        every = {key: row for part in parts for key, row in part.items()}
-        assert len(every) == sum(len(part) for part in parts)
-        return every
 
 
 def assert_steps_equal_oracle(comm, model, ids, mask, decode, n_new, **changes):

@@ -98,6 +98,9 @@ def test_a_fit_takes_what_the_state_lacks_from_the_inputs():
     rows, lengths = rng.normal(1, 1, (3000, 6)).astype(np.float32), np.array([1000, 0, 1999, 1])
     inputs = inputs_before(rows, lengths, 3)
     assert inputs_before(rows, lengths, 0) is None
+    for n in (1, 2, 5, 8):  # also fewer tokens than inputs
+        short = inputs_before(rows[:n], np.array([n]), 8)
+        np.testing.assert_array_equal(short[-1], np.concatenate([rows[:n][::-1].ravel(), np.zeros((8 - n) * 6)]))
     start = 0
     for n in lengths:  # written as a loop
         for t in range(min(n, 5)):
@@ -112,5 +115,6 @@ def test_a_fit_takes_what_the_state_lacks_from_the_inputs():
     narrow = fit_predictor(state, target, 4, plain_metric(6), inputs)
     left = [((p.predict(state, inputs, cpu) - target) ** 2).mean() for p in (whole, narrow)]
     assert left[0] < left[1] < 0.3 * target.var() and narrow.factors[0].shape == (24, 4)
-    with pytest.raises(InputError, match="a predictor has factors"):
-        Predictor((np.zeros((15, 6)),), np.zeros(6))
+    for shape, width in (((15, 6), 6), ((0, 0), 0)):
+        with pytest.raises(InputError, match="a predictor has factors"):
+            Predictor((np.zeros(shape),), np.zeros(width))

@@ -1,5 +1,6 @@
 """Where compiled kernels are kept, and that nothing about that place ends a run."""
 
+import json
 import os
 import resource
 import runpy
@@ -13,12 +14,15 @@ from numba import config
 from numba.core.caching import Cache, InTreeCacheLocator, UserWideCacheLocator
 from numba.core.codegen import CPUCodegen
 
+from astra_mpi.cli import main
 from astra_mpi.device import ahead
 from astra_mpi.device.backend import COMPUTES, get_backend
 from astra_mpi.doctor.placement import kernel_cache
 from astra_mpi.errors import InputError
+from astra_mpi.files.modelfile import write_model
 from astra_mpi.kernels import _compile, cpu
 from astra_mpi.kernels.cpu.ahead import PARTS, parts
+from helpers.fakes import bert_config, llama_config, model_file
 
 KERNEL = """
 from astra_mpi.kernels._compile import compiled
@@ -206,7 +210,6 @@ def test_code_for_another_processor_is_not_run(load, monkeypatch):
 
 def test_the_command_that_compiles_ahead(tmp_path):
     """One part, into a folder: another process, which may not write there, then compiles nothing."""
-    words = [sys.executable, "-m", "astra_mpi", "compile", "--folder", str(tmp_path), "--compute", "float32"]
     part = "bfloat16"  # of a few kernels
 
     def fill():
@@ -216,10 +219,45 @@ def test_the_command_that_compiles_ahead(tmp_path):
     assert again.n_compiled == {part: 0} and first.took_s[part] > 0
     assert again.n_bytes == first.n_bytes == sum(file.stat().st_size for file in tmp_path.rglob("*.nb[ic]"))
     assert first.folder.startswith(str(tmp_path)) or first.n_compiled == {part: 0}, "a CPU without such products"
-    assert subprocess.run([*words, "--processes", "-1"], capture_output=True).returncode == 2
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file: no folder can be made there"):
         ahead.fill([part], str(tmp_path / "file"), 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "wanted"),
+    [
+        (None, [], ["token", "narrow", "float32", "int8", "bfloat16", "blocks"]),
+        (bert_config(), ["--compute", "int8"], ["narrow", "float32", "int8"]),
+        (llama_config(), ["--compute", "float32", "--processes", "3"], ["token", "float32"]),
+    ],
+)
+def test_the_command_compiles_what_models_need(tmp_path, monkeypatch, capsys, config, options, wanted):
+    asked = []
+
+    def fill(parts, folder, n_processes):
+        asked.append((parts, folder, n_processes))
+        one = dict.fromkeys(parts, 1)
+        return ahead.Filled(str(tmp_path), "a processor", one, one, 1.0, 3_000_000)
+
+    monkeypatch.setattr(ahead, "fill", fill)
+    models = [] if config is None else [str(tmp_path / "m.h5")]
+    for model in models:
+        write_model(model, model_file(config))
+    words = ["compile", *models, "--folder", str(tmp_path), "--json", str(tmp_path / "out.json"), *options]
+    assert main(words) == 0
+    ((parts, folder, n_processes),) = asked
+    assert parts == wanted and folder == str(tmp_path)
+    assert n_processes == (3 if "--processes" in options else len(os.sched_getaffinity(0)))
+    said = capsys.readouterr().out
+    assert f"kernels for a processor, 3.0 MB in {tmp_path}" in said and f"NUMBA_CACHE_DIR={tmp_path}" in said
+    assert json.loads((tmp_path / "out.json").read_text())["n_compiled"] == dict.fromkeys(wanted, 1)
+
+
+@pytest.mark.parametrize("wrong", [["--processes", "0"], ["--processes", "-1"], ["--compute", "float64"], ["no.h5"]])
+def test_the_command_refuses(wrong, capsys):
+    assert main(["compile", *wrong]) == 2
+    assert wrong[-1] in capsys.readouterr().err
 
 
 def test_parts_of_kernels():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from astra_mpi.decode.drafts import N_GRADES, Guess
 from astra_mpi.decode.sampling import Sample
 from astra_mpi.decode.steps import Local
+from astra_mpi.device.xp import module_of, take
 from astra_mpi.kernels.cpu.token.tables import MAX_ROWS
 from astra_mpi.strategies.token_parallel import TokenParallel
 
@@ -34,13 +35,14 @@ class SmallGuesses:
     def __init__(self, model: Engine, sample: Sample, prompts: dict[int, np.ndarray], room: np.ndarray, n: int) -> None:
         """n: tokens that the large model chooses from."""
         self.sample, self.n_tokens = sample, n
-        self.numbers = {s: i for i, s in enumerate(prompts)}  # in the small model's batch
-        self._read(model, list(prompts.values()))
-        rooms = np.minimum(room[list(prompts)], self._room) - 1
-        self.known = [Sequence(int(n)) for n in rooms]
+        fitting = [s for s, ids in prompts.items() if len(ids) <= model.config.max_positions]
+        self.numbers = {s: i for i, s in enumerate(fitting)}  # in the small model's batch; of others nothing is guessed
+        self.known: list[Sequence] = []
+        if fitting:
+            self._read(model, [prompts[s] for s in fitting], room[fitting])
 
-    def _read(self, model: Engine, prompts: list[np.ndarray]) -> None:
-        """The prompts, as far as the model has positions."""
+    def _read(self, model: Engine, prompts: list[np.ndarray], room: np.ndarray) -> None:
+        """Prompts, each with room (B,) for new tokens."""
         strategy = model.strategy
         assert isinstance(strategy, TokenParallel)
         lengths = np.array([len(ids) for ids in prompts])
@@ -49,8 +51,9 @@ class SmallGuesses:
         ids[mask] = np.concatenate(prompts)
         batch = model.prepare(ids, mask)
         layout = model.layout(batch.lengths, spread=True)
-        self._room = np.maximum(model.config.last_position(lengths, model.config.max_positions) - lengths, 1)
-        self.mode = Local(model, layout, self._room, lengths)
+        room = np.minimum(room, model.config.last_position(lengths, model.config.max_positions) - lengths)
+        self.known = [Sequence(int(n) - 1) for n in room]
+        self.mode = Local(model, layout, np.maximum(room, 1), lengths)
         strategy.cache, strategy.keeps_codes = self.mode.cache, False
         try:
             model.run(batch, layout, self.mode.prefilled, 0)
@@ -58,7 +61,9 @@ class SmallGuesses:
             strategy.cache = None
 
     def learn(self, sequence: int, ids: list[int]) -> list[tuple[int, bool]]:
-        number = self.numbers[sequence]
+        number = self.numbers.get(sequence)
+        if number is None:
+            return []
         known, decided, right = self.known[number], [], 0
         for token, guess, grade in zip(ids, *known.guess, strict=False):
             decided.append((grade, token == guess))
@@ -74,10 +79,11 @@ class SmallGuesses:
         return decided
 
     def guess(self, sequences: list[int], most: list[int]) -> list[Guess]:
-        numbers = [self.numbers[s] for s in sequences]
         wanted = {}
-        for s, i, n in zip(sequences, numbers, most, strict=True):
-            known = self.known[i]
+        for s, n in zip(sequences, most, strict=True):
+            if s not in self.numbers:
+                continue
+            known = self.known[self.numbers[s]]
             n = min(n, known.room - known.n_fed - len(known.waiting) + 1)
             if n > 0:
                 wanted[s] = n
@@ -91,14 +97,14 @@ class SmallGuesses:
                     del wanted[s]
                 else:
                     known.waiting.append(token)
-        return [self.known[i].guess for i in numbers]
+        return [self.known[self.numbers[s]].guess if s in self.numbers else Guess([], []) for s in sequences]
 
     def _next(self, sequences: list[int]) -> list[tuple[int, int]]:
         """The next token of each, and its grade, after all that waits was read."""
-        last: dict[int, np.ndarray] = {}
+        last: dict[int, Any] = {}
         while any(self.known[self.numbers[s]].waiting for s in sequences):
             last |= self._fed(sequences)
-        rows = np.stack([last[s] for s in sequences])
+        rows = module_of(last[sequences[0]]).concatenate([last[s] for s in sequences])
         logits = self.mode.logits(rows)[:, : self.n_tokens]
         found = []
         for s, row in zip(sequences, logits, strict=True):
@@ -108,8 +114,8 @@ class SmallGuesses:
             found.append((token, min(int(share * N_GRADES), N_GRADES - 1)))
         return found
 
-    def _fed(self, sequences: list[int]) -> dict[int, np.ndarray]:
-        """Some of what waits, as much as a call takes -> rows (D,) after the last token of those with none left."""
+    def _fed(self, sequences: list[int]) -> dict[int, Any]:
+        """Some of what waits, as much as a call takes -> rows (1, D) after the last token of those with none left."""
         ids: list[int] = []
         numbers: list[int] = []
         steps: list[int] = []
@@ -126,7 +132,7 @@ class SmallGuesses:
                 ends[s] = len(ids) - 1
         self.mode.announce(len(ids))
         rows = self.mode.step(np.array(ids, np.int64), np.array(numbers), np.array(steps))
-        return {s: np.array(rows[end]) for s, end in ends.items()}
+        return {s: take(rows, np.array([end])) for s, end in ends.items()}
 
 
 class Small:
