@@ -31,6 +31,7 @@ from astra_mpi.partition import displs
 from astra_mpi.strategies.base import Parts, is_plain, recipe_of
 from astra_mpi.strategies.carried import Carried
 from astra_mpi.strategies.far_codes import FarCodes
+from astra_mpi.strategies.graded import Graded, near_counts
 from astra_mpi.strategies.late import Late
 from astra_mpi.strategies.lookup import as_items, counted, looked_up
 from astra_mpi.strategies.reach import Reach
@@ -108,34 +109,11 @@ class Astra(FarCodes):
         return None
 
     def bytes_in(self, i: int, layout: Layout) -> list[int]:
-        codec, near = self.codec.blocks[i], self._near_counts(layout)
+        codec, near = self.codec.blocks[i], near_counts(layout, self.codec.config.near)
         return [codec.message_bytes(int(n), int(m)) for n, m in zip(layout.sent_counts, near, strict=True)]
 
-    def _near_counts(self, layout: Layout) -> np.ndarray:
-        """(P,) how many of each rank's tokens have more codes."""
-        ends = 1 if layout.causal else 2
-        return np.minimum(layout.counts - layout.sink_counts, ends * self.codec.config.near).sum(axis=0)
-
-    def _near_share(self) -> float:
-        """Of the tokens that are sent, those with more codes."""
-        if not (self.codec.config.near and self.sends):
-            return 0.0
-        senders = slice(self.planned.size - int(self.planned.forward))
-        near, sent = self._near_counts(self.planned)[senders].sum(), self.planned.sent_counts[senders].sum()
-        return float(near / max(sent, 1))
-
-    def _near(self, rank: int) -> np.ndarray | None:
-        """(n_r,) which of a rank's tokens have more codes than the ordinary ones; None: all have the same."""
-        if not self.codec.config.near:
-            return None
-        if rank not in self._near_masks:
-            planned = self.planned
-            mask = near_ends((planned.counts - planned.sink_counts)[:, rank], self.codec.config.near, planned.causal)
-            self._near_masks[rank] = mask
-        return self._near_masks[rank]
-
     def bytes_of(self, i: int, reach: Reach) -> list[int]:
-        codec, near = self.codec.blocks[i], self._near_counts(self.planned)
+        codec, near = self.codec.blocks[i], self.graded.counts
         pairs = zip(reach.token_counts, near, strict=True)
         return [codec.message_bytes(int(n), int(min(n, m))) for n, m in pairs]
 
@@ -223,7 +201,7 @@ class Astra(FarCodes):
         return FarKeys(self.carried.rows[i](self.far_exact, self.kernels), self.planned.far_offsets)
 
     def send(self, i: int, payload: np.ndarray) -> Pending | None:
-        near = self._near(self.planned.rank)
+        near = self.graded.mask(self.planned.rank)
         near = near if near is None or len(near) == len(payload) else near[:0]
         if self.states is None:
             codes = self.codec.blocks[i].encode(payload, self.kernels, near)  # (n_r, C)
@@ -303,7 +281,7 @@ class Astra(FarCodes):
             if self.missing[i, rank]:
                 parts.append(self.mean_codes[i].repeat(int(n), axis=0))
             elif rank in reach.far_ranks or (rank == planned.rank and sent_bytes[rank]):
-                parts.append(codec.unpack(message, int(n), self.kernels, self._near(rank)))
+                parts.append(codec.unpack(message, int(n), self.kernels, self.graded.mask(rank)))
             else:
                 parts.append(self.xp.zeros((int(n), codec.n_codes), self.mean_codes[i].dtype))
         codes = self.xp.concatenate(parts)
@@ -332,7 +310,7 @@ class Astra(FarCodes):
             self.late.begin()
         super().begin(layout)
         self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []
-        self._near_masks: dict[int, np.ndarray] = {}
+        self.graded = Graded(layout, self.codec.config.near)
         #: the last rank where tokens look back only
         self.unheard = layout.forward and layout.rank == self.exchange.size - 1
         self._far_turns: dict[tuple[int, bytes], np.ndarray] = {}  # of far tokens that are kept
@@ -371,7 +349,7 @@ class Astra(FarCodes):
         return {
             "codec": config.as_dict(),
             "bits_per_token_per_block": config.mean_bits(
-                len(self.blocks), self.first_coded, self._near_share(), self._n_coded
+                len(self.blocks), self.first_coded, self.graded.share if self.sends else 0.0, self._n_coded
             ),
             "choices": choices | ({"sinks": self.sinks} if self.sinks else {}),
         }
@@ -399,12 +377,3 @@ class Astra(FarCodes):
         self.exchange.comm.Allgather(self.missing, missing)
         means = [to_host(codes)[0] for codes in self.mean_codes] if self.exchange.missing.treatment == "mean" else None
         return {"missing": missing.transpose(1, 0, 2), "stand_in": means}
-
-
-def near_ends(counts: np.ndarray, near: int, causal: bool) -> np.ndarray:
-    """counts (B,) of the tokens of a slice of each sequence -> (sum,) whether a token is one of the last `near`, or of
-    the first, which tokens of other slices look at in encoders only."""
-    masks = [np.arange(n) >= n - near for n in counts]
-    if not causal:
-        masks = [mask | (np.arange(len(mask)) < near) for mask in masks]
-    return np.concatenate([np.empty(0, bool), *masks])
