@@ -21,8 +21,8 @@ def products(change):
     """Kernels whose products (n, m) pass through `change`."""
 
     def wrong(kernels):
-        def layer(x, weights, out, *rest, add=False, **options):
-            made = change(kernels.layer(x, weights, np.empty_like(out), *rest, **options))
+        def layer(x, weights, out, bias, activation, gate, gate_bias, add):
+            made = change(kernels.layer(x, weights, np.zeros_like(out), bias, activation, gate, gate_bias))
             out[...] = out + made if add else made
             return out
 
