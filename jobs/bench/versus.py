@@ -1,15 +1,15 @@
 """One rank, by compute type, against what a user would take instead on one machine: one thread each, all in turns.
 
 python jobs/bench/versus.py [--model vit|gpt2|llama|FILE.h5] [--tokens 1024] [--layers 12] [--rounds 7]
-    [--compute float32,bfloat16,int8] [--rivals torch,torch-bfloat16,torch-int8,openvino,openvino-bfloat16]
-    [--llama-bench PROGRAM --gguf FILE,FILE]
+    [--compute float32,bfloat16,int8] [--llama-bench PROGRAM --gguf FILE,FILE]
+    [--rivals torch,torch-bfloat16,torch-int8,openvino,openvino-bfloat16,openvino-int8]
 Random weights of ViT-Base, GPT-2 small, or a Llama of its size, or a Llama's or GPT-2's model file; one image of
 `tokens` patches, or one prompt of as many tokens and the logits of its last one. PyTorch with SDPA; its int8 is
-dynamic, by `quantize_dynamic`. OpenVINO, where it is installed, runs PyTorch's model. llama.cpp's own `llama-bench`
-reads GGUF files. Every round takes all in a random order. Times are CPU seconds, so that they bear other work on the
-machine, but for llama.cpp, which tells seconds on the clock. Prints medians and minima in milliseconds, the ratio of
-ours to each rival (median over rounds), and how far logits are from PyTorch's in float32, relative to the largest;
-JSON last.
+dynamic, by `quantize_dynamic`. OpenVINO, where it is installed, runs PyTorch's model; its int8 is NNCF's (package
+`nncf`), with scales of activations from eight images. llama.cpp's own `llama-bench` reads GGUF files. Every round
+takes all in a random order. Times are CPU seconds, so that they bear other work on the machine, but for llama.cpp,
+which tells seconds on the clock. Prints medians and minima in milliseconds, the ratio of ours to each rival (median
+over rounds), and how far logits are from PyTorch's in float32, relative to the largest; JSON last.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from astra_mpi.device.backend import COMPUTES
 from astra_mpi.device.threads import set_threads
 from astra_mpi.files.modelfile import ModelFile, read_model, write_model
 
-RIVALS = ("torch", "torch-bfloat16", "torch-int8", "openvino", "openvino-bfloat16")
+RIVALS = ("torch", "torch-bfloat16", "torch-int8", "openvino", "openvino-bfloat16", "openvino-int8")
 #: -> logits; a program of its own gives the seconds that it took instead
 Pass = Callable[[], np.ndarray | float]
 
@@ -74,7 +74,12 @@ def openvino_pass(model: Any, inputs: np.ndarray, kind: str) -> Pass:
             return self.model(pixels).logits
 
     converted = openvino.convert_model(Logits().eval(), example_input=torch.from_numpy(inputs))
-    hints = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[kind]}
+    if kind == "int8":
+        import nncf
+
+        images = [np.random.default_rng(seed).standard_normal(inputs.shape, np.float32) for seed in range(8)]
+        converted = nncf.quantize(converted, nncf.Dataset(images), model_type=nncf.ModelType.TRANSFORMER)
+    hints = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "bf16" if kind == "bfloat16" else "f32"}
     compiled = openvino.Core().compile_model(converted, "CPU", hints)
     return lambda: compiled([inputs])[0]
 
