@@ -45,7 +45,7 @@ git archive HEAD | tar x -C "$root/work"
 pip() { python3 -m pip "$@" --disable-pip-version-check; }
 pip wheel -q --no-deps -w "$root/wheels" "$root/work"
 pip download -q -d "$root/wheels" --only-binary=:all: --python-version "$python" --implementation cp "${platforms[@]}" \
-  --find-links "$root/wheels" 'astra-mpi[mpich,text]' 'pytest>=9' 'pytest-mpi>=0.6' 'hypothesis>=6.100'
+  --find-links "$root/wheels" 'astra-mpi[mpich,text]' 'pytest>=9' 'pytest-mpi>=0.6' 'hypothesis>=6.100' 'faiss-cpu>=1.9'
 pip download -q -d "$root/wheels" --no-deps --only-binary=:all: --python-version "$python" --implementation cp \
   "${platforms[@]}" torch==2.8.0 sympy mpmath networkx
 (cd "$root/wheels" && ls -- *aarch64*.whl)
