@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from run_dllama import TOKENIZER, make_files
 
 from astra_mpi.files import whole
 from astra_mpi.files.modelfile import read_model
@@ -130,6 +131,9 @@ def main() -> None:
         "smollm2-int8.onnx": lambda: onnx_files(files),
         "codebooks.h5": lambda: codebooks(files, args.codebooks),
     }
+    dllama = args.work / "dllama"
+    if (dllama / "version").exists():
+        steps[TOKENIZER] = lambda: make_files(dllama, files)
     for name, make in steps.items():
         if not (files / name).exists():
             print(f"making {files / name}", flush=True)
