@@ -75,3 +75,24 @@ CONTESTANTS = (
     _dllama("dllama-q40-tp", "tensor parallelism, Q40 weights", NODES, servers=True),
 )
 BY_NAME = {one.name: one for one in CONTESTANTS}
+
+
+def of_encoder(encoder: str) -> list[Contestant]:
+    """Those of encoders.py, whose files run_encoder.py makes: on one node, then on four."""
+
+    def ours(name: str, title: str, strategy: str, compute: str, nodes: int) -> Contestant:
+        return Contestant(name, OURS, title, {"encoder": encoder, "strategy": strategy, "compute": compute}, nodes)
+
+    def peer(name: str, peer: str, title: str, key: str, value: str) -> Contestant:
+        return Contestant(name, peer, title, {"encoder": encoder, key: value})
+
+    computes = ("float32", "bfloat16", "int8")
+    return [
+        *(ours(f"ours-{compute}", compute, "single", compute, 1) for compute in computes),
+        *(peer(f"torch-{dtype}", TORCH, dtype, "dtype", dtype) for dtype in computes[:2]),
+        peer("onnx-float32", ONNX, "float32", "onnx", f"{encoder}.onnx"),
+        peer("onnx-int8", ONNX, "dynamic int8", "onnx", f"{encoder}-int8.onnx"),
+        *(ours(f"ours-astra-{compute}", f"`astra`, {compute}", "astra", compute, NODES) for compute in computes),
+        ours("ours-sp", "`sp`, bfloat16", "sp", "bfloat16", NODES),
+        ours("ours-sp-int8", "`sp:int8`, bfloat16", "sp:int8", "bfloat16", NODES),
+    ]

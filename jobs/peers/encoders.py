@@ -11,74 +11,30 @@ the tables.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from contestants import NODES, ONNX, OURS, TORCH, Contestant
+from cells import EncoderCells
+from contestants import NODES, of_encoder
 from measure import CPU
 from processes import Process, cluster, sent_bytes
 from run_encoder import ENCODERS, make_files
 from texts import prepare as prepare_texts
 
 from astra_mpi.errors import AstraError
-from astra_mpi.files import whole
 
-COMPUTES = ("float32", "bfloat16", "int8")
 ALONE = ("core", "node")
 LIMIT_S = 600.0  # of a pass
 
 
-def contestants(encoder: str) -> list[Contestant]:
-    """On one node, then on four."""
-
-    def ours(name: str, title: str, strategy: str, compute: str, nodes: int = NODES) -> Contestant:
-        return Contestant(name, OURS, title, {"encoder": encoder, "strategy": strategy, "compute": compute}, nodes)
-
-    return [
-        *(ours(f"ours-{compute}", compute, "single", compute, 1) for compute in COMPUTES),
-        *(
-            Contestant(f"torch-{kind}", TORCH, kind, {"encoder": encoder, "dtype": kind})
-            for kind in ("float32", "bfloat16")
-        ),
-        Contestant("onnx-float32", ONNX, "float32", {"encoder": encoder, "onnx": f"{encoder}.onnx"}),
-        Contestant("onnx-int8", ONNX, "dynamic int8", {"encoder": encoder, "onnx": f"{encoder}-int8.onnx"}),
-        *(ours(f"ours-astra-{compute}", f"`astra`, {compute}", "astra", compute) for compute in COMPUTES),
-        ours("ours-sp", "`sp`, bfloat16", "sp", "bfloat16"),
-        ours("ours-sp-int8", "`sp:int8`, bfloat16", "sp:int8", "bfloat16"),
-    ]
-
-
-class Results:
-    """WORK/cells/encoders.json: a cell per place, encoder and contestant, with all its passes."""
-
-    def __init__(self, work: Path) -> None:
-        self.path = work / "cells" / "encoders.json"
-        self.cells: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    def passes(self, *key: str) -> int:
-        return len(self.cells.get(" ".join(key), {"pass_s": []})["pass_s"])
-
-    def add(self, *key: str, answer: dict[str, Any], sent: float, exact: np.ndarray) -> str:
-        cell = self.cells.setdefault(" ".join(key), {"pass_s": [], "pass_cpu_s": [], "sent_bytes": []})
-        cell["pass_s"].append(answer["first_s"])
-        cell["pass_cpu_s"].append(answer["first_cpu_s"])
-        cell["sent_bytes"].append(sent)
-        cell["peak_bytes"] = max(answer["peak_bytes"])
-        cell["off"] = float(np.abs(np.array(answer["tokens"]) - exact).max() / np.abs(exact).max())
-        whole.write_text(self.path, json.dumps(self.cells, indent=1) + "\n")
-        return f"{1e3 * answer['first_s']:.0f} ms, {1e3 * answer['first_cpu_s']:.0f} ms of CPU time"
-
-
-def measure(args: argparse.Namespace, encoder: str, places: list[str], results: Results) -> None:
+def measure(args: argparse.Namespace, encoder: str, places: list[str], results: EncoderCells) -> None:
     """What is not measured yet of one encoder, at places that are up together."""
     wanted = [
         (place, one)
         for place in places
-        for one in contestants(encoder)
+        for one in of_encoder(encoder)
         if (one.nodes == 1) == (place in ALONE) and results.passes(place, encoder, one.name) < args.rounds
     ]
     exact, order = np.load(args.work / "files" / f"{encoder}-exact.npy")[0], np.random.default_rng(0)
@@ -125,7 +81,7 @@ def main() -> None:
     prepare_texts(args.work / "files", args.folder)
     for encoder in args.encoders:
         make_files(args.work / "files", args.folder, encoder)
-    results = Results(args.work)
+    results = EncoderCells(args.work)
     if "core" in args.places:
         for encoder in args.encoders:
             measure(args, encoder, ["core"], results)

@@ -78,7 +78,7 @@ def exact(files: Path) -> None:
 
 def onnx_files(files: Path) -> None:
     """In float32, and with weights and activations of products in int8 as ONNX Runtime's own tool does it."""
-    from export_onnx import export
+    from run_onnx import export
 
     export(files / "hf-float32", files / "smollm2.onnx")
     from onnxruntime.quantization import QuantType, quantize_dynamic

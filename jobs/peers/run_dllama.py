@@ -64,7 +64,7 @@ def model_file(n_nodes: int) -> str:
 
 def padded(folder: Path, out: Path, n_kv_heads: int) -> None:
     """A Llama's checkpoint folder with key heads, and their query heads, of zeros at the end."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.numpy import load_file, save_file
 
     config = json.loads((folder / "config.json").read_text())
     before, d_head = config["num_key_value_heads"], config["head_dim"]
@@ -77,9 +77,7 @@ def padded(folder: Path, out: Path, n_kv_heads: int) -> None:
         part = name.split(".")[-2]
         rows = more * {"q_proj": group, "k_proj": 1, "v_proj": 1}.get(part, 0)
         columns = more * group * (part == "o_proj")
-        grown = weight.new_zeros((weight.shape[0] + rows, *(n + columns for n in weight.shape[1:])))
-        grown[tuple(map(slice, weight.shape))] = weight
-        weights[name] = grown
+        weights[name] = np.pad(weight, [(0, rows), (0, columns)][: weight.ndim])
     out.mkdir(exist_ok=True)
     (out / "config.json").write_text(json.dumps(config))
     save_file(weights, out / "model.safetensors")
