@@ -27,7 +27,6 @@ CLUSTER = HERE.parent / "cluster" / "cluster.sh"
 CGROUPS = Path("/sys/fs/cgroup/cpu") if Path("/sys/fs/cgroup/cpu").is_dir() else Path("/sys/fs/cgroup")
 SERVER_PORTS, GLOO_PORT = {LLAMA: 50052, DLLAMA: 9998}, 29500
 LOADING_S = 600.0
-REST_S = 0.3  # without CPU time: what waits has stopped asking
 
 
 def cluster(*words: Any) -> str:
@@ -44,12 +43,6 @@ def sent_bytes() -> int:
 
 def on_node(node: int) -> list[str]:
     return ["ip", "netns", "exec", f"astra-{node}"]
-
-
-def busy_ticks(servers: list[subprocess.Popen[bytes]]) -> int:
-    """CPU time of processes so far, in the kernel's ticks."""
-    stats = [Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split() for server in servers]
-    return sum(int(ticks) for stat in stats for ticks in stat[11:13])
 
 
 class Process:
@@ -90,7 +83,7 @@ class Process:
         peer = self.contestant.peer
         words = {
             LLAMA: [str(work / "llama" / "bin" / "ggml-rpc-server"), "--threads", "1"],
-            DLLAMA: [str(work / "dllama" / "dllama"), "worker", "--nthreads", "1"],
+            DLLAMA: [str(work / "dllama" / "dllama"), "worker", "--nthreads", "1", "--net-turbo", "0"],
         }[peer]
         for node in range(1, n + 1):
             address = ["--host", f"10.77.0.{node + 1}", "--port", str(SERVER_PORTS[peer])]
@@ -139,17 +132,8 @@ class Process:
             pipe.flush()
         every = [json.loads(self._await(f"answer-{self.turn}-{rank}.json", limit_s)) for rank in range(self.ranks)]
         self.turn += 1
-        if self.servers:
-            self._rest()
         servers = [peak_bytes(str(server.pid)) for server in self.servers]
         return every[0] | {"peak_bytes": [each["peak_bytes"] for each in every] + servers}
-
-    def _rest(self) -> None:
-        """Until servers wait without computing, which would take the next contestant's time."""
-        before, busy = -1, busy_ticks(self.servers)
-        while busy != before:
-            time.sleep(REST_S)
-            before, busy = busy, busy_ticks(self.servers)
 
     def close(self) -> None:
         for pipe in self.pipes:

@@ -26,9 +26,9 @@ def prepare(files: Path, load: dict[str, Any]) -> Any:
     library.dllama_load.restype = ctypes.c_bool
     words = ["--model", str(files / load["dllama"]), "--tokenizer", str(files / TOKENIZER), "--nthreads", "1"]
     words += ["--buffer-float-type", "q80", "--max-seq-len", str(LONGEST), "--temperature", "0"]
-    words += ["--net-turbo", str(int(load.get("turbo", True)))]
     if servers := load.get("servers", []):
-        words += ["--workers", *servers]
+        # sockets that wait, here and on the workers: to ask all the time takes half a core from who computes
+        words += ["--net-turbo", "0", "--workers", *servers]
     options = (ctypes.c_char_p * (1 + len(words)))(b"dllama", *(word.encode() for word in words))
     if not library.dllama_load(len(options), options):
         raise SystemExit("distributed-llama has not loaded; the lines above say why")
