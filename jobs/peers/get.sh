@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Gets and builds the peers that measure.py measures beside this project, from package registries alone.
+# Gets and builds the peers that measure.py measures beside this project: from package registries, one from a folder.
 #   bash jobs/peers/get.sh                        into WORK (work/peers); what is there already is kept
 # llama.cpp: the sources in llama-cpp-python's source distribution, by CMake for this machine's processor, with RPC.
 # ONNX Runtime: wheels. PyTorch and transformers: the extra `test`. JOBS: compilers at a time (default: cores).

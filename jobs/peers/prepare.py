@@ -4,7 +4,7 @@ python jobs/peers/prepare.py WORK SMOLLM2.gguf [--codebooks FILE.h5] [--calibrat
 All come from the GGUF file's weights: as float32 for this project, PyTorch and ONNX Runtime, requantised to Q8_0 and
 BF16 by llama.cpp. Without --codebooks, `calibrate` makes some of 66 bits as jobs/accuracy/language.py does (7 CPU
 minutes). Texts: Python's documentation, in two parts; the prompt begins the second, and the codebooks' perplexity is
-measured on it. What is there already is kept.
+measured on it. distributed-llama's files come where get.sh has built it. What is there already is kept.
 """
 
 from __future__ import annotations
