@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from contestants import Contestant
 from prepare import LENGTHS
 
@@ -49,3 +50,24 @@ def predicted_s(cell: Cell) -> float | None:
         if "left_out" in found:
             return float(found["left_out"]) * cell.tokens / tokens
     return None
+
+
+class EncoderCells:
+    """WORK/cells/encoders.json: a cell per place, encoder and contestant, with all its passes."""
+
+    def __init__(self, work: Path) -> None:
+        self.path = work / "cells" / "encoders.json"
+        self.cells: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def passes(self, *key: str) -> int:
+        return len(self.cells.get(" ".join(key), {"pass_s": []})["pass_s"])
+
+    def add(self, *key: str, answer: dict[str, Any], sent: float, exact: np.ndarray) -> str:
+        cell = self.cells.setdefault(" ".join(key), {"pass_s": [], "pass_cpu_s": [], "sent_bytes": []})
+        cell["pass_s"].append(answer["first_s"])
+        cell["pass_cpu_s"].append(answer["first_cpu_s"])
+        cell["sent_bytes"].append(sent)
+        cell["peak_bytes"] = max(answer["peak_bytes"])
+        cell["off"] = float(np.abs(np.array(answer["tokens"]) - exact).max() / np.abs(exact).max())
+        whole.write_text(self.path, json.dumps(self.cells, indent=1) + "\n")
+        return f"{1e3 * answer['first_s']:.0f} ms, {1e3 * answer['first_cpu_s']:.0f} ms of CPU time"

@@ -11,7 +11,7 @@ from figures import Figures, Row
 
 from astra_mpi.measure.plots import MARKERS, PALETTE
 
-DOTS = ((0, (1, 1)), "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (8, 3)))  # on one node
+DOTS = ((0, (1, 1)), "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (8, 3)), (0, (4, 4)))  # on one node
 
 
 def draw(figures: Figures, tokens: int) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-OURS, LLAMA, TORCH, ONNX = "this project", "llama.cpp", "PyTorch", "ONNX Runtime"
+OURS, LLAMA, TORCH, ONNX, DLLAMA = "this project", "llama.cpp", "PyTorch", "ONNX Runtime", "distributed-llama"
 NODES = 4
 
 
@@ -43,6 +43,10 @@ def _llama(name: str, title: str, gguf: str, flash: bool) -> Contestant:
     return Contestant(name, LLAMA, title, {"gguf": gguf, "flash": flash})
 
 
+def _dllama(name: str, title: str, nodes: int, **options: Any) -> Contestant:
+    return Contestant(name, DLLAMA, title, {"dllama": f"dllama_model_dllama-{nodes}_q40.m"} | options, nodes)
+
+
 CONTESTANTS = (
     _ours("ours-float32", "float32", "smollm2.h5", "float32"),
     _ours("ours-bfloat16", "bfloat16", "smollm2.h5", "bfloat16"),
@@ -59,13 +63,36 @@ CONTESTANTS = (
     Contestant("torch-bfloat16", TORCH, "bfloat16", {"dtype": "bfloat16"}),
     Contestant("onnx-float32", ONNX, "float32", {"onnx": "smollm2.onnx"}),
     Contestant("onnx-int8", ONNX, "dynamic int8", {"onnx": "smollm2-int8.onnx"}),
+    _dllama("dllama-q40", "Q40 weights", 1),
     _shared("ours-astra", "`astra`, bfloat16", "astra", "bfloat16"),
     _shared("ours-astra-merged", "`astra`, bfloat16, decoding merged", "astra", "bfloat16", "merged"),
     _shared("ours-astra-int8", "`astra`, int8", "astra", "int8"),
     _shared("ours-sp", "`sp:kv:int8`, bfloat16", "sp:kv:int8", "bfloat16"),
     _shared("ours-sp-q8_0", "`sp:kv:int8`, Q8_0 weights, int8", "sp:kv:int8", "int8", model="smollm2-q8_0.h5"),
     _shared("ours-stages", "stages of blocks, bfloat16", "single", "bfloat16", grid=f"1x{NODES}x1"),
-    Contestant("llama-rpc", LLAMA, "RPC, Q8_0", {"gguf": "smollm2-Q8_0.gguf", "flash": True, "rpc": True}, NODES),
+    Contestant("llama-rpc", LLAMA, "RPC, Q8_0", {"gguf": "smollm2-Q8_0.gguf", "flash": True, "servers": True}, NODES),
     Contestant("torch-tp", TORCH, "tensor parallelism, bfloat16", {"dtype": "bfloat16", "tp": True}, NODES),
+    _dllama("dllama-q40-tp", "tensor parallelism, Q40 weights", NODES, servers=True),
 )
 BY_NAME = {one.name: one for one in CONTESTANTS}
+
+
+def of_encoder(encoder: str) -> list[Contestant]:
+    """Those of encoders.py, whose files run_encoder.py makes: on one node, then on four."""
+
+    def ours(name: str, title: str, strategy: str, compute: str, nodes: int) -> Contestant:
+        return Contestant(name, OURS, title, {"encoder": encoder, "strategy": strategy, "compute": compute}, nodes)
+
+    def peer(name: str, peer: str, title: str, key: str, value: str) -> Contestant:
+        return Contestant(name, peer, title, {"encoder": encoder, key: value})
+
+    computes = ("float32", "bfloat16", "int8")
+    return [
+        *(ours(f"ours-{compute}", compute, "single", compute, 1) for compute in computes),
+        *(peer(f"torch-{dtype}", TORCH, dtype, "dtype", dtype) for dtype in computes[:2]),
+        peer("onnx-float32", ONNX, "float32", "onnx", f"{encoder}.onnx"),
+        peer("onnx-int8", ONNX, "dynamic int8", "onnx", f"{encoder}-int8.onnx"),
+        *(ours(f"ours-astra-{compute}", f"`astra`, {compute}", "astra", compute, NODES) for compute in computes),
+        ours("ours-sp", "`sp`, bfloat16", "sp", "bfloat16", NODES),
+        ours("ours-sp-int8", "`sp:int8`, bfloat16", "sp:int8", "bfloat16", NODES),
+    ]

@@ -60,6 +60,7 @@ class Figures:
     machine: dict[str, Any]
     perplexity: dict[str, float] | None  # exact, coded and bits
     texts: dict[str, Any] | None  # what texts.py has found
+    encoders: dict[str, Any] | None  # what encoders.py has, by "place encoder contestant"
 
     def get(self, place: str, contestant: Contestant, tokens: int) -> Row | None:
         return self.rows.get((place, contestant.name, tokens))
@@ -94,5 +95,5 @@ def read(work: Path) -> Figures:
         elif "left_out" in found:
             left_out[key] = found["left_out"]
     machine = loaded(work / "cells" / "machine.json") or {}
-    texts = loaded(work / "cells" / "texts.json")
-    return Figures(rows, left_out, machine, loaded(work / "files" / "perplexity.json"), texts)
+    texts, encoders = (loaded(work / "cells" / f"{name}.json") for name in ("texts", "encoders"))
+    return Figures(rows, left_out, machine, loaded(work / "files" / "perplexity.json"), texts, encoders)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Gets and builds the peers that measure.py measures beside this project, from package registries alone.
+# Gets and builds the peers that measure.py measures beside this project: from package registries, one from a folder.
 #   bash jobs/peers/get.sh                        into WORK (work/peers); what is there already is kept
 # llama.cpp: the sources in llama-cpp-python's source distribution, by CMake for this machine's processor, with RPC.
 # ONNX Runtime: wheels. PyTorch and transformers: the extra `test`. JOBS: compilers at a time (default: cores).
+# distributed-llama: DLLAMA=FOLDER of its sources; without them it is left out.
 # Needs cmake, a C++ compiler and make. A first run takes 8 minutes of CPU time, most of it llama.cpp's.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -40,6 +41,22 @@ if [ ! -e "$work/llama/done" ]; then
   cmake --build "$work/llama" --parallel "$jobs" --target llama llama-bench llama-quantize ggml-rpc-server \
     >"$work/llama-build.log"
   touch "$work/llama/done"
+fi
+
+if [ ! -e "$work/dllama/version" ]; then
+  if [ -z "${DLLAMA:-}" ]; then
+    echo "distributed-llama is left out; DLLAMA=FOLDER of its sources takes it in"
+  else
+    [ -e "$DLLAMA/src/app.hpp" ] || { echo "get: $DLLAMA has no src/app.hpp: set DLLAMA to distributed-llama's sources" >&2; exit 2; }
+    rm -rf "$work/dllama"
+    cp -rL "$DLLAMA" "$work/dllama"
+    make -C "$work/dllama" --jobs "$jobs" CXX="c++ -fPIC" dllama >"$work/dllama-build.log"
+    # the objects of its Makefile, without the one that has `main`, under our loop of prompts
+    c++ -shared -fPIC -std=c++11 -O3 -I "$work/dllama/src" -o "$work/dllama/dllama_steps.so" jobs/peers/dllama_steps.cpp \
+      "$work"/dllama/*.o -lpthread
+    git -C "$DLLAMA" describe --tags --always >"$work/version" 2>/dev/null || echo "?" >"$work/version"
+    mv "$work/version" "$work/dllama/version"
+  fi
 fi
 
 ls "$work"/llama/bin/{llama-bench,llama-quantize,ggml-rpc-server,libllama.so} >/dev/null

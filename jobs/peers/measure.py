@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from cells import Cell, predicted_s
-from contestants import BY_NAME, CONTESTANTS, NODES
+from contestants import BY_NAME, CONTESTANTS, DLLAMA, NODES
 from prepare import LENGTHS
 from processes import Process, cluster, sent_bytes
 
@@ -34,6 +34,7 @@ from astra_mpi.files import whole
 CPU = 0.5  # of a node, in cores
 WARM = 64  # tokens of the turns that are not counted
 PLACES = ("core", "node", "10", "100", "1000")
+DLLAMA_VERSION = "dllama/version"  # which get.sh writes when it is built
 
 
 class Eta:
@@ -119,17 +120,27 @@ def one_turn(process: Process, cell: Cell, args: argparse.Namespace, bytes_of_to
     return f"{turn['first_s']:.2f} s, then {1e3 * turn['token_s']:.1f} ms"
 
 
+def built(work: Path, names: list[str]) -> list[str]:
+    """Without distributed-llama where get.sh had no sources of it."""
+    there = (work / DLLAMA_VERSION).exists()
+    kept = [name for name in names if there or BY_NAME[name].peer != DLLAMA]
+    if kept != names:
+        print("distributed-llama is left out; get.sh builds it with DLLAMA=FOLDER of its sources", flush=True)
+    return kept
+
+
 def machine(work: Path) -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     llama = next(work.glob("llama_cpp_python-*"), Path("?")).name.rpartition("-")[2]
     versions = {name: metadata.version(name) for name in ("numpy", "numba", "torch", "transformers")}
+    given = {DLLAMA: version.read_text().strip()} if (version := work / DLLAMA_VERSION).exists() else {}
     return {
         "cpu": next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?"),
         "cores": len(os.sched_getaffinity(0)),
         "features": [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if f in flags],
         "system": platform.system(),
-        "versions": versions | {"llama-cpp-python": llama},
+        "versions": versions | {"llama-cpp-python": llama} | given,
     }
 
 
@@ -149,6 +160,7 @@ def main() -> None:
         parser.error(f"no contestant is called {unknown[0]!r}; there are {', '.join(BY_NAME)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("measure: ended by a signal; the same command goes on"))
     args.work = args.work.resolve()
+    args.only = built(args.work, args.only)
     (args.work / "cells").mkdir(exist_ok=True)
     whole.write_text(args.work / "cells" / "machine.json", json.dumps(machine(args.work), indent=1) + "\n")
     if "core" in args.places and (cells := wanted(args, "core")):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from contestants import CONTESTANTS, NODES, Contestant
+from encoder_tables import ENCODERS, of_encoders, of_texts
 from figures import Figures, Row, read
 from verdicts import goal, markdown, peer_and_title, reached, seconds, winners
 
@@ -84,16 +84,6 @@ def perplexity(figures: Figures, one: Contestant) -> str:
     return f"{known['coded'] / known['exact']:.3f}x" if known and shown else "-"
 
 
-def of_texts(told: dict[str, Any]) -> str:
-    """What texts.py has measured."""
-    rows = [
-        [name, f"{one['median_ms']:.0f}", f"{one['min_ms']:.0f}", f"{one['off']:.1e}"]
-        for name, one in told["found"].items()
-    ]
-    title = f"{told['model']}, {told['items']} passages, CPU milliseconds; off by: the largest difference from `torch`."
-    return f"{title}\n\n" + markdown(["", "median", "least", "off by"], rows)
-
-
 def facts(figures: Figures) -> str:
     cpu = figures.machine
     turns = {n: [row.repeats for row in figures.rows.values() if row.tokens == n] for n in figures.lengths()}
@@ -126,6 +116,10 @@ def rendered(figures: Figures, tokens: int, picture: str | None) -> str:
     parts += ["## One core: CPU seconds", at_one(figures, "core", tokens)]
     if figures.texts:
         parts += ["## Embeddings on one core", of_texts(figures.texts)]
+    cells = figures.encoders or {}
+    for encoder, title in ENCODERS.items():
+        if any(key.split()[1] == encoder for key in cells):
+            parts += [f"## {title}", of_encoders(cells, encoder)]
     return "\n\n".join(parts)
 
 

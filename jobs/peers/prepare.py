@@ -4,7 +4,7 @@ python jobs/peers/prepare.py WORK SMOLLM2.gguf [--codebooks FILE.h5] [--calibrat
 All come from the GGUF file's weights: as float32 for this project, PyTorch and ONNX Runtime, requantised to Q8_0 and
 BF16 by llama.cpp. Without --codebooks, `calibrate` makes some of 66 bits as jobs/accuracy/language.py does (7 CPU
 minutes). Texts: Python's documentation, in two parts; the prompt begins the second, and the codebooks' perplexity is
-measured on it. What is there already is kept.
+measured on it. distributed-llama's files come where get.sh has built it. What is there already is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from run_dllama import TOKENIZER, make_files
 
 from astra_mpi.files import whole
 from astra_mpi.files.modelfile import read_model
@@ -77,7 +78,7 @@ def exact(files: Path) -> None:
 
 def onnx_files(files: Path) -> None:
     """In float32, and with weights and activations of products in int8 as ONNX Runtime's own tool does it."""
-    from export_onnx import export
+    from run_onnx import export
 
     export(files / "hf-float32", files / "smollm2.onnx")
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -130,6 +131,9 @@ def main() -> None:
         "smollm2-int8.onnx": lambda: onnx_files(files),
         "codebooks.h5": lambda: codebooks(files, args.codebooks),
     }
+    dllama = args.work / "dllama"
+    if (dllama / "version").exists():
+        steps[TOKENIZER] = lambda: make_files(dllama, files)
     for name, make in steps.items():
         if not (files / name).exists():
             print(f"making {files / name}", flush=True)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from contestants import LLAMA, OURS, Contestant
+from contestants import DLLAMA, LLAMA, OURS, Contestant
 from worker import peak_bytes
 
 from astra_mpi.errors import AstraError
@@ -25,7 +25,7 @@ from astra_mpi.files import whole
 HERE = Path(__file__).parent
 CLUSTER = HERE.parent / "cluster" / "cluster.sh"
 CGROUPS = Path("/sys/fs/cgroup/cpu") if Path("/sys/fs/cgroup/cpu").is_dir() else Path("/sys/fs/cgroup")
-RPC_PORT, GLOO_PORT = 50052, 29500
+SERVER_PORTS, GLOO_PORT = {LLAMA: 50052, DLLAMA: 9998}, 29500
 LOADING_S = 600.0
 
 
@@ -59,11 +59,11 @@ class Process:
         self.pids: list[int] = []
         self.pipes: list[TextIO] = []
         load = dict(contestant.load)
-        if load.get("rpc"):
-            load["servers"] = self._rpc_servers(work, contestant.nodes - 1)
+        if load.get("servers"):
+            load["servers"] = self._servers(work, contestant.nodes - 1)
         told = {"peer": contestant.peer, "files": str(work / "files"), "load": load}
         whole.write_text(self.folder / "load.json", json.dumps(told))
-        self.ranks = 1 if contestant.peer == LLAMA else contestant.nodes
+        self.ranks = 1 if contestant.peer in (LLAMA, DLLAMA) else contestant.nodes
         for rank in range(self.ranks):
             os.mkfifo(self.folder / f"requests-{rank}")
         self.workers = self._workers(place)
@@ -78,13 +78,18 @@ class Process:
                 (CGROUPS / f"astra-{node}" / "cgroup.procs").write_text(str(pid))
         self.pipes = [(self.folder / f"requests-{rank}").open("w") for rank in range(self.ranks)]
 
-    def _rpc_servers(self, work: Path, n: int) -> list[str]:
+    def _servers(self, work: Path, n: int) -> list[str]:
         """On the nodes from the second on -> their addresses."""
+        peer = self.contestant.peer
+        words = {
+            LLAMA: [str(work / "llama" / "bin" / "ggml-rpc-server"), "--threads", "1"],
+            DLLAMA: [str(work / "dllama" / "dllama"), "worker", "--nthreads", "1", "--net-turbo", "0"],
+        }[peer]
         for node in range(1, n + 1):
-            address = ["--host", f"10.77.0.{node + 1}", "--port", str(RPC_PORT), "--threads", "1"]
-            self._start([*on_node(node), str(work / "llama" / "bin" / "ggml-rpc-server"), *address], self.servers)
+            address = ["--host", f"10.77.0.{node + 1}", "--port", str(SERVER_PORTS[peer])]
+            self._start([*on_node(node), *words, *address], self.servers)
         time.sleep(2)  # they listen
-        return [f"10.77.0.{node + 1}:{RPC_PORT}" for node in range(1, n + 1)]
+        return [f"10.77.0.{node + 1}:{SERVER_PORTS[peer]}" for node in range(1, n + 1)]
 
     def _workers(self, place: str) -> list[subprocess.Popen[bytes]]:
         worker = [sys.executable, str(HERE / "worker.py"), str(self.folder)]

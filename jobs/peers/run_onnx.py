@@ -1,4 +1,4 @@
-"""ONNX Runtime as a contestant: one thread, keys and values handed from step to step."""
+"""ONNX Runtime as a contestant: a decoder of transformers as an ONNX file; keys and values handed from step to step."""
 
 from __future__ import annotations
 
@@ -32,3 +32,30 @@ def prepare(files: Path, load: dict[str, Any]) -> Any:
         return chosen, at
 
     return run
+
+
+def export(folder: Path, path: Path) -> None:
+    """ids (1, t), keys and values so far in; logits of the last token, all keys and values out."""
+    import torch
+    import transformers
+
+    class Step(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor, kept: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            """After keys and values (1, H, m, d) of m tokens -> logits (1, V), keys and values of m + t."""
+            cache = transformers.DynamicCache([(kept[i], kept[i + 1]) for i in range(0, len(kept), 2)])
+            out = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            after = [part for layer in out.past_key_values.layers for part in (layer.keys, layer.values)]
+            return out.logits[:, -1], *after
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    config = model.config
+    d_head = config.hidden_size // config.num_attention_heads
+    kept = [torch.zeros(1, config.num_key_value_heads, 5, d_head) for _ in range(2 * config.num_hidden_layers)]
+    new, before = torch.export.Dim("new", min=1), torch.export.Dim("before", min=0)
+    example = (torch.ones(1, 3, dtype=torch.int64), kept)
+    shapes = {"ids": {1: new}, "kept": [{2: before}] * len(kept)}
+    torch.onnx.export(Step(model).eval(), example, path, dynamo=True, dynamic_shapes=shapes)

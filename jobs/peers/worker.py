@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contestants import LLAMA, ONNX, OURS, TORCH
+from contestants import DLLAMA, LLAMA, ONNX, OURS, TORCH
 
 from astra_mpi.files import whole
 
-LIBRARIES = {OURS: "run_ours", LLAMA: "run_llama", TORCH: "run_torch", ONNX: "run_onnx"}
+LIBRARIES = {OURS: "run_ours", LLAMA: "run_llama", TORCH: "run_torch", ONNX: "run_onnx", DLLAMA: "run_dllama"}
 
 
 def peak_bytes(pid: str = "self") -> int:
@@ -58,7 +58,8 @@ def main() -> None:
     files, rank = Path(told["files"]), int(os.environ.get("PMI_RANK", "0"))
     sys.path.append(str(files.parent / "python"))
     begin_s = time.perf_counter()
-    run = importlib.import_module(LIBRARIES[told["peer"]]).prepare(files, told["load"])
+    library = "run_encoder" if "encoder" in told["load"] else LIBRARIES[told["peer"]]
+    run = importlib.import_module(library).prepare(files, told["load"])
     ready = {"pid": os.getpid(), "load_s": time.perf_counter() - begin_s}
     whole.write_text(args.folder / f"ready-{rank}.json", json.dumps(ready))
     serve(run, np.load(files / "prompt.npy"), args.folder, rank)

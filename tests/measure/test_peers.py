@@ -18,6 +18,10 @@ def modules(monkeypatch):
         del sys.modules[name]
 
 
+def passes(pass_s, pass_cpu_s):
+    return {"pass_s": pass_s, "pass_cpu_s": pass_cpu_s, "sent_bytes": [1e6], "peak_bytes": 3e8, "off": 0.01}
+
+
 @pytest.fixture
 def work(tmp_path):
     """One node and two links: who is first changes with the link."""
@@ -26,6 +30,15 @@ def work(tmp_path):
     (tmp_path / "files" / "exact.json").write_text(json.dumps({"1024": [5, 6, 7]}))
     (tmp_path / "files" / "perplexity.json").write_text(json.dumps({"exact": 20.0, "coded": 21.0, "bits": 61.3}))
     (tmp_path / "cells" / "machine.json").write_text(json.dumps({"cpu": "a CPU", "cores": 2}))
+    encoders = {
+        "core vit-196 ours-int8": passes([0.3], [0.1]),
+        "node vit-196 ours-int8": passes([0.2], [0.1]),
+        "node vit-196 torch-bfloat16": passes([0.31, 0.3, 0.5], [0.1] * 3),
+        "node vit-196 onnx-int8": passes([0.4], [0.1]),
+        "10 vit-196 ours-astra-int8": passes([0.1], [0.05]),
+        "100 vit-196 ours-sp": passes([0.62], [0.1]),
+    }
+    (tmp_path / "cells" / "encoders.json").write_text(json.dumps(encoders))
     texts = {"model": "a model", "items": 4, "found": {"onnx": {"median_ms": 7.0, "min_ms": 6.0, "off": 1e-6}}}
     (tmp_path / "cells" / "texts.json").write_text(json.dumps(texts))
     times = {
@@ -102,6 +115,8 @@ def test_the_page_is_written_between_its_marks_with_a_chart(work, monkeypatch):
         "| onnx | 7 | 6 | 1.0e-06 |" in text
         and "perplexity 1.050x" in text
         and "![" in text
+        and "## ViT-Base, one image of 224" in text
+        and "## ViT-Base, one image of 512" not in text
         and picture.startswith(b"<?xml")
     )
     page.main()
@@ -109,6 +124,67 @@ def test_the_page_is_written_between_its_marks_with_a_chart(work, monkeypatch):
     path.write_text("# No marks\n")
     with pytest.raises(SystemExit, match="put them where the figures belong"):
         page.main()
+
+
+def test_encoders_on_four_nodes_stand_beside_the_best_peer_on_one(work):
+    from encoder_tables import of_encoders
+    from figures import read
+
+    table = of_encoders(read(work).encoders, "vit-196")
+    assert "| this project, int8, one node | 100 | 200 | - | - | - | 300 | 1.0e-02 |" in table
+    assert "| PyTorch, bfloat16, one node | - | 310 | - | - | - |" in table
+    assert "| this project, `astra`, int8, 4 nodes | - | - | 100 (3.10x) | - | 1 MB | 300 | - |" in table  # untrained
+    assert "| this project, `sp`, bfloat16, 4 nodes | - | - | - | 620 (0.50x) | 1 MB | 300 | 1.0e-02 |" in table
+
+
+def test_results_of_encoders_are_kept_and_compared(tmp_path):
+    from cells import EncoderCells
+
+    (tmp_path / "cells").mkdir()
+    answer = {"first_s": 0.2, "first_cpu_s": 0.1, "peak_bytes": [1, 5], "tokens": [1.0, 3.9]}
+    key = ("node", "vit-196", "ours-int8")
+    for _ in range(2):
+        EncoderCells(tmp_path).add(*key, answer=answer, sent=0, exact=np.array([1.0, 4.0]))
+    found = EncoderCells(tmp_path)
+    assert found.passes(*key) == 2 and found.passes("node", "vit-196", "ours-sp") == 0
+    assert (
+        found.cells["node vit-196 ours-int8"]["off"] == pytest.approx(0.025)
+        and found.cells[" ".join(key)]["peak_bytes"] == 5
+    )
+
+
+def test_heads_of_zeros_are_added_at_the_end(tmp_path):
+    from run_dllama import padded
+    from safetensors.numpy import load_file, save_file
+
+    (tmp_path / "before").mkdir()
+    config = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 2, "rope_parameters": {"rope_theta": 5.0}}
+    (tmp_path / "before" / "config.json").write_text(json.dumps(config))
+    shapes = {"q_proj": (12, 7), "k_proj": (6, 7), "v_proj": (6, 7), "o_proj": (7, 12), "input_layernorm": (7,)}
+    rng = np.random.default_rng(0)
+    weights = {f"model.layers.0.self_attn.{name}.weight": rng.normal(size=s) for name, s in shapes.items()}
+    save_file(weights, tmp_path / "before" / "model.safetensors")
+    padded(tmp_path / "before", tmp_path / "after", 4)
+    told, found = (
+        json.loads((tmp_path / "after" / "config.json").read_text()),
+        load_file(tmp_path / "after" / "model.safetensors"),
+    )
+    assert (told["num_attention_heads"], told["num_key_value_heads"], told["rope_theta"]) == (8, 4, 5.0)
+    grown = {"q_proj": (16, 7), "k_proj": (8, 7), "v_proj": (8, 7), "o_proj": (7, 16), "input_layernorm": (7,)}
+    for (name, weight), shape in zip(weights.items(), grown.values(), strict=True):
+        assert found[name].shape == shape
+        np.testing.assert_array_equal(found[name][tuple(map(slice, weight.shape))], weight)
+        assert np.count_nonzero(found[name]) == weight.size
+
+
+def test_peers_that_are_not_built_are_left_out_in_a_line(tmp_path, capsys):
+    from measure import built
+
+    names = ["dllama-q40", "ours-int8", "dllama-q40-tp"]
+    assert built(tmp_path, names) == ["ours-int8"] and "DLLAMA=FOLDER" in capsys.readouterr().out
+    (tmp_path / "dllama").mkdir()
+    (tmp_path / "dllama" / "version").write_text("v1")
+    assert built(tmp_path, names) == names and not capsys.readouterr().out
 
 
 def test_tensor_parallelism_gives_every_rank_as_many_weights():
