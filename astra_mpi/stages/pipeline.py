@@ -24,12 +24,12 @@ from astra_mpi.models.decoder import Decoder
 from astra_mpi.partition import displs, even
 from astra_mpi.ranks.grid import Groups
 from astra_mpi.stages.around import Around
-from astra_mpi.stages.generation import StageFailed, generate
+from astra_mpi.stages.generation import generate
+from astra_mpi.stages.handing import Handing
 from astra_mpi.stages.part import Part
 from astra_mpi.stages.pieces import Piece, goes_in_pieces, n_passes, pieces_of
 from astra_mpi.stages.report import Tally, report_of
 from astra_mpi.strategies import parse
-from astra_mpi.strategies.wire import pack_rows, row_bytes, unpack_rows
 from astra_mpi.wire.hop import Hop
 
 
@@ -61,16 +61,22 @@ class Pipeline(Around):
         self.config, self.codec = file.config, file.codec
         self.comm = groups.replica
         _, self.stage, self.token = groups.place
-        self.n_stages, n = groups.grid.stages, groups.grid.tokens
+        self.n_stages = groups.grid.stages
         self.head_stage = next(s for s, part in enumerate(parts) if part.has_head)
-        rank, last = self.comm.Get_rank(), self.stage == self.n_stages - 1
-        ends = (rank - n if self.stage else None), (None if last else rank + n)
-        self.hop = Hop(self.comm, *ends, model.exchange.network, model.clock)
+        last = self.stage == self.n_stages - 1
+        ends = self.ranks_of(self.stage - 1) if self.stage else [], [] if last else self.ranks_of(self.stage + 1)
+        self.hop = Hop(self.comm, *ends, self.token, model.exchange.network, model.clock)
+        self.handing = Handing(model, self.hop, self.stage, handed_on)
         model.enter, model.hands_on = (self._entered if self.stage else None), not last
         #: reads the whole model file, for those who check answers
         self.read_whole: Callable[[], ModelFile] | None = None
         self.report: dict[str, Any] = {}
         self._layouts: dict[tuple[bytes, bool, Any], Layout] = {}
+
+    def ranks_of(self, stage: int) -> list[int]:
+        """Of the replica, those of a stage by their places."""
+        n = self.groups.grid.tokens
+        return [stage * n + place for place in range(n)]
 
     @property
     def meanwhile(self) -> Any:
@@ -278,28 +284,23 @@ class Pipeline(Around):
                 tally.add(model.laps.seconds, piece.layout)
             except Exception as exc:
                 if self.stage and not self._heard:
-                    self.hop.receive()  # what the stage before this one has sent
+                    self.handing.drain(piece.layout)  # what the stage before this one has sent
                 failure = exc
                 if not self._handed:
-                    self.hop.send(np.empty(0, np.uint8), well=False)
+                    self.handing.fail(piece.layout)
         return rows, pooled, failure
 
     def _hand_on(self, rows: np.ndarray, layout: Layout) -> np.ndarray:
         """Rows (n, D) after this stage's blocks to the next stage -> nothing to sum up (B, 0)."""
-        self.hop.send(pack_rows(self.model.backend.fetch(rows), self.handed_on))
+        self.handing.send(rows, layout)
         self._handed = True
         self.model.laps.mark("exchange")
-        return np.zeros((len(layout.counts), 0), np.float32)
+        return _nothing(rows, layout)
 
     def _entered(self, _: Batch) -> np.ndarray:
         """The rows (n, D) that are held here as the stage before hands them on."""
         self._heard = True
-        received = self.hop.receive()
-        self.model.laps.mark("exchange")
-        if not received.well:
-            raise StageFailed("a stage before this one has failed")
-        rows = unpack_rows(received.data.reshape(-1, row_bytes(self.config.d_model, self.handed_on)), self.handed_on)
-        return self.model.backend.put(np.array(rows, np.float32))
+        return self.handing.receive(self.model.strategy.planned)
 
     def _shared(self, own: np.ndarray, stage: int) -> np.ndarray:
         """Collective: a float32 array (n, m) of the first rank of a stage on every rank."""

@@ -57,6 +57,9 @@ class TokenParallel(Strategy):
     cache: Cache | None = None
     #: of a pass that goes through the blocks piece by piece, all on this rank
     earlier: Earlier | None = None
+    #: a pass begins with what enters the first block of all tokens, on every rank: their inputs or, in a stage behind
+    #: another, what `begin_with` is told
+    begins_with_all: bool = False
     #: whether decoding keeps far tokens as codes, where they came as codes: less memory, more work per new token
     keeps_codes: bool = False
     #: whether codes alone say what far tokens are
@@ -129,6 +132,16 @@ class TokenParallel(Strategy):
             assert self.positions is not None and self.positions.places is not None
             made[window] = window_reach(layout, self.positions.places, window)
         return [made.get(window, whole) for window in windows]
+
+    def begin_with(self, rows: np.ndarray, inputs: np.ndarray | None) -> None:
+        """What enters the first block: rows (T, D) of all tokens, sequence by sequence in order of position. inputs
+        (T, D): what entered that of the whole model, where `first_inputs` of the stage before has it."""
+
+    @property
+    def first_inputs(self) -> np.ndarray | None:
+        """(n_r, D) of this rank's content tokens what entered the attention of the model's first block, where stages of
+        blocks behind this one ask for it."""
+        return None
 
     def send(self, i: int, payload: np.ndarray) -> Pending | None:
         """Start the exchange of block i; payload: this rank's content tokens at `site`, (n_r, width)."""
