@@ -271,6 +271,7 @@ class Model:
         for i in range(len(self.blocks)):
             x = yield from strategy.steps(i, x)
             self.meanwhile()
+        strategy.end()
         return x if self.hands_on else strategy.answered(x)
 
     def _head(self, pooled: np.ndarray, part: Part) -> np.ndarray:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from astra_mpi.replicas.replicas import Replicas
 
 _NAP_S = 2e-4
+#: of both ranks, until the answer to a question is there: MPI moves a large letter only where they look, first its
+#: announcement, then the receiver's consent, then its contents
+LOOKS = 5
 
 
 def loop(
@@ -98,6 +101,11 @@ def _batch(model: Replicas, task: Embed, stop: StopRequests, clerk: Clerk | None
     return True
 
 
+def asks_at(n_blocks: int) -> int:
+    """After so many blocks of a batch a replica asks for the next: half of them, or less if too few would follow."""
+    return min(n_blocks // 2, max(n_blocks - LOOKS, 0))
+
+
 class Clerk:
     """What the first rank of a replica asks of rank 0, and tells it."""
 
@@ -109,14 +117,14 @@ class Clerk:
         self._given: Letter | None = None
         self._asked = False
         self._heard: set[str] = set()
-        self._n_looks, self._ask_at = 0, len(model.blocks) // 2
+        self._n_looks, self._ask_at = 0, asks_at(len(model.blocks))
         model.model.meanwhile = self._between
 
     def _now_s(self) -> float:
         return self.clock.now() - self.origin_s
 
     def _between(self) -> None:
-        """Between two blocks: half-way through a batch, the next one is asked for, so that it is there in time."""
+        """Between two blocks: the next batch is asked for early enough to be there in time."""
         self._n_looks += 1
         if self._n_looks >= self._ask_at:
             self._ask()

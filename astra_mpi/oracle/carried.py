@@ -18,7 +18,7 @@ class Carried(Quantised):
     from exact rows, says.
 
     late: as the map says in all blocks; only the last `n_new` tokens see what codes made of far ones. If there are none
-    of these, the last block sends nothing.
+    of these, the last block sends nothing. begins: blocks in which far tokens are exact, as in `Predicted`.
     """
 
     def __init__(
@@ -30,17 +30,19 @@ class Carried(Quantised):
         stand_in: Sequence[Array] | None,
         late: bool = False,
         n_new: int = 0,
+        begins: Sequence[int] = (0,),
     ) -> None:
         super().__init__(owner, codec, given, missing, stand_in, first=1)
+        self.begins, self.ends = set(begins), {*(i - 1 for i in begins), len(codec.blocks) - 1}
         self.late, self.n_new = late, n_new if late else 0
         self.n_rows = len(self.owner)  # of each kind: as the map says, then as codes say
         self.owner = np.tile(self.owner, 1 + (self.n_new > 0))
         self.bias = np.zeros(len(self.owner))
-        self.source = 0  # the block with the last codes; 0: none, all is exact
+        self.source = 0  # the block with the last codes, or in which all was exact
 
     def _has_codes(self, i: int) -> bool:
-        last = self.late and not self.n_new and i == len(self.codec.blocks) - 1
-        return i > 0 and self.codec.blocks[i].bits_per_token > 0 and not last
+        last = self.late and not self.n_new and i in self.ends
+        return i not in self.begins and self.codec.blocks[i].bits_per_token > 0 and not last
 
     def visible(self, i: int, rank: Array) -> Array:
         own = i if self._has_codes(i) else self.source
@@ -56,13 +58,14 @@ class Carried(Quantised):
         away = super(Quantised, self).visible(i, rank)
         if self.missing is None:
             return away
-        gone = np.asarray(self.missing[i])[rank[:, None], self.owner[None, :]] & (i > 0)
+        gone = np.asarray(self.missing[i])[rank[:, None], self.owner[None, :]] & (i not in self.begins)
         stands_in = np.arange(len(self.owner)) % self.n_rows >= self.n_tokens
         return away & (gone == stands_in)
 
     def __call__(self, i: int, *parts: Array) -> list[Array]:
         (rows,) = parts  # (T, D)
-        if i == 0:
+        if i in self.begins:
+            self.source = i
             self.known = np.resize(rows, (self.n_rows, rows.shape[1]))
             return [np.resize(rows, (len(self.owner), rows.shape[1]))]
         mapped = self._mapped(i)

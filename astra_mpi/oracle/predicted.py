@@ -12,12 +12,13 @@ from astra_mpi.oracle.far import Array, Quantised
 
 
 class Predicted(Quantised):
-    """Far tokens as their states: exact in block 0, then predicted from the state before, and moved by their codes.
+    """Far tokens as their states: exact at first, then predicted from the state before, and moved by their codes.
 
     missing: per block (P, P), what the rank of a row did not get of the rank of a column; its states of those tokens
     remain as predicted, and every rank has states of its own. Without it one state of a token stands for all ranks'.
     late: in blocks whose codes have bits, tokens see far ones as predicted; only the last `n_new` see what codes made
-    of them. If there are none of these, the last block sends nothing.
+    of them. If there are none of these, the last block sends nothing. begins: blocks in which far tokens are exact, for
+    ranks were told all rows: the first, and that of every stage, in which codes then begin anew.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class Predicted(Quantised):
         size: int,
         late: bool = False,
         n_new: int = 0,
+        begins: Sequence[int] = (0,),
     ) -> None:
         super().__init__(owner, codec, given, missing, None, first=1)
+        self.begins, self.ends = set(begins), {*(i - 1 for i in begins), len(codec.blocks) - 1}
         self.n_views = 1 if missing is None else size
         self.late, self.n_new = late, n_new if late else 0
         self.owner = np.tile(owner, self.n_views * (1 + (self.n_new > 0)))
@@ -51,12 +54,13 @@ class Predicted(Quantised):
     def __call__(self, i: int, *parts: Array) -> list[Array]:
         (rows,) = parts  # (T, D)
         if i == 0:
-            self.sent, self.states = rows.copy(), np.tile(rows, (self.n_views, 1, 1))
             self.inputs = _with_those_before(rows, self.codec.config.inputs)
+        if i in self.begins:
+            self.sent, self.states = rows.copy(), np.tile(rows, (self.n_views, 1, 1))
             return [np.resize(self.states, (len(self.owner), rows.shape[1]))]
         expected, self.states = self._expected(i, self.sent), self._expected(i, self.states)
         as_expected, is_late = self.states, self.late and self.codec.blocks[i].bits_per_token > 0
-        if is_late and not self.n_new and i == len(self.codec.blocks) - 1:
+        if is_late and not self.n_new and i in self.ends:
             return [as_expected.reshape(-1, rows.shape[1])]
         (moved,) = self.approximated(i, [rows - expected], rows)
         self.sent = expected + moved

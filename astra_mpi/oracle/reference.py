@@ -66,6 +66,7 @@ def oracle(
     told: ArrayLike | None = None,
     sinks: int = 0,
     late: bool = False,
+    begins: Sequence[int] = (0,),
     n_new: int = 0,
     compute: str = "float32",
     draw: np.random.Generator | None = None,
@@ -89,7 +90,8 @@ def oracle(
     told: of a decoder's conversation, whose ranks hold tokens in any order, (T,) which of them others were sent.
     sinks: so many first tokens of a decoder's sequence are seen as they are by all tokens behind them, on any rank.
     late: with a codec that has maps, far tokens are seen as these say, for their codes come after. The last n_new
-    tokens were made when these had come.
+    tokens were made when these had come. begins: with such a codec, blocks in which far tokens are seen as they are,
+    the first and those with which stages of blocks begin.
     compute: "bfloat16" or "int8": the factors of products of blocks and head are rounded (`narrow.py`). draw:
     otherwise, or by_chance, which shows how much of the answer hangs on roundings.
     merged: so many tokens at the end see the exact keys of all ranks, as ranks that merge their softmaxes do.
@@ -109,9 +111,9 @@ def oracle(
         raise ValueError(f"owner must name one of {n_ranks} ranks for each of {len(embedded) - n_class} content tokens")
     far: Far | None = None
     if codec is not None and codec.config.predicts:
-        far = Predicted(owner, codec, codes, missing, size, late, n_new)
+        far = Predicted(owner, codec, codes, missing, size, late, n_new, begins)
     elif codec is not None and codec.config.has_maps:
-        far = Carried(owner, codec, codes, missing, stand_in, late, n_new)
+        far = Carried(owner, codec, codes, missing, stand_in, late, n_new, begins)
     elif codec is not None:
         far = Quantised(owner, codec, codes, missing, stand_in, first_coded)
     elif not exact:

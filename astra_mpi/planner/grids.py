@@ -124,8 +124,6 @@ class Search:
             for now, many in zip(
                 self.ways(grid.tokens, self._batch(grid)), self.ways(grid.tokens, self.setting.batch), strict=True
             ):
-                if grid.stages > 1 and many.coding.codec.predicts and many.strategy.startswith("astra"):
-                    continue
                 row = self._row(grid, now, many)
                 if isinstance(row, Short):
                     short = min(short or row, row)
@@ -159,7 +157,7 @@ class Search:
                 continue
             one = self.ways(grid.tokens, 1)[self.ways(grid.tokens, self.setting.batch).index(many)]
             seconds = self._stages_s(one, speeds, counts)
-            hop_s = hop_seconds(self._rows(one), self.config.d_model, self.handed, self.setting.network)
+            hop_s = hop_seconds(self._handed_rows(one), self.config.d_model, self.handed, self.setting.network)
             period_s = max(*seconds, hop_s)
             latencies.append(sum(seconds) + (grid.stages - 1) * hop_s + (share - 1) * period_s)
             rates.append(1 / period_s)
@@ -178,6 +176,13 @@ class Search:
 
     def _rows(self, way: Way) -> int:
         return max(way.counts) + self.shape.n_class
+
+    def _handed_rows(self, way: Way) -> int:
+        """Of a rank, to the next stage: where codes begin anew there, to all its ranks, and with them what entered the
+        first block if they predict from that."""
+        codec, n = way.coding.codec, len(way.counts)
+        to_all = codec.has_maps and way.strategy.startswith("astra") and n > 1
+        return self._rows(way) * n * (1 + (codec.inputs > 0)) if to_all else self._rows(way)
 
     def _through(self, grid: Grid, rate: float) -> float:
         """Sequences per second that rank 0's port lets out to the other replicas, at most."""

@@ -20,6 +20,7 @@ from astra_mpi.decode.steps import Local
 from astra_mpi.errors import AstraError, collective, raise_together
 from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
+from astra_mpi.stages.handing import StageFailed
 from astra_mpi.stages.report import Tally, report_of
 from astra_mpi.strategies.token_parallel import TokenParallel
 from astra_mpi.strategies.wire import pack_rows, row_bytes, unpack_rows
@@ -40,10 +41,6 @@ def generate(pipeline: Any, ids: np.ndarray, mask: np.ndarray | None, request: R
     new = generation.ids()
     pipeline.report = generation.report(new)
     return new
-
-
-class StageFailed(AstraError):
-    """Another stage has failed, and says why."""
 
 
 class Group:
@@ -92,10 +89,11 @@ class Generation:
         with collective(self.comm):  # which takes memory
             for group in self.groups:
                 group.open(pipeline)
-        n, rank, last = pipeline.groups.grid.tokens, self.comm.Get_rank(), pipeline.n_stages - 1
-        ends = (rank + last * n if pipeline.stage == 0 else None), (rank - last * n if pipeline.stage == last else None)
+        last = pipeline.n_stages - 1
+        sources = pipeline.ranks_of(last) if pipeline.stage == 0 else []
+        targets = pipeline.ranks_of(0) if pipeline.stage == last else []
         #: what comes back from the last stage to the first
-        self.back = Hop(self.comm, *ends, pipeline.hop.network, self.model.clock)
+        self.back = Hop(self.comm, sources, targets, pipeline.token, pipeline.hop.network, self.model.clock)
         self.samples = pipeline.stage == pipeline.head_stage
         self.failure: Exception | None = None
 

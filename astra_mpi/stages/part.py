@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import no_codebook
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.config import CodecConfig
-from astra_mpi.config import ModelConfig, require
+from astra_mpi.config import ModelConfig
 from astra_mpi.files.modelfile import ModelFile
 
 
@@ -51,16 +53,13 @@ class Part:
         if config.by_block:
             counts: dict[str, Any] = {rule.count: getattr(config, rule.count)[self.first : self.end]}
             config = replace(config, **counts)
-        return Codec(_plain(config), codec.blocks[self.first : self.end])
+        blocks = codec.blocks[self.first : self.end]
+        if config.has_maps:  # a stage begins with the rows of all tokens
+            blocks = (BlockCodec((no_codebook(config, blocks[0].width),)), *blocks[1:])
+        return Codec(_plain(config), blocks)
 
     def of_file(self, file: ModelFile) -> ModelFile:
-        """These blocks, numbered from 0. InputError on codes that a later stage cannot make."""
-        predicts = file.codec is not None and file.codec.config.predicts
-        require(
-            not predicts,
-            "codes of what a prediction misses follow the states of all tokens from block to block, which stages do not"
-            " hand on; use a grid of one stage, or other codebooks",
-        )
+        """These blocks, numbered from 0."""
         held = self.holds(is_tied(file.config))
         weights = {self._renamed(name): weight for name, weight in file.weights.items() if held(name)}
         return replace(file, config=self.of_config(file.config), codec=self.of_codec(file.codec), weights=weights)

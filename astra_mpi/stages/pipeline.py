@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,17 +21,31 @@ from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
+from astra_mpi.partition import displs, even
 from astra_mpi.ranks.grid import Groups
 from astra_mpi.stages.around import Around
-from astra_mpi.stages.generation import StageFailed, generate
+from astra_mpi.stages.generation import generate
+from astra_mpi.stages.handing import Handing
 from astra_mpi.stages.part import Part
+from astra_mpi.stages.pieces import Piece, goes_in_pieces, n_passes, pieces_of
 from astra_mpi.stages.report import Tally, report_of
 from astra_mpi.strategies import parse
-from astra_mpi.strategies.wire import pack_rows, row_bytes, unpack_rows
 from astra_mpi.wire.hop import Hop
 
-#: parts of a batch for each stage: the first and last parts leave stages idle
-_PARTS_PER_STAGE = 2
+
+def _nothing(rows: np.ndarray, layout: Layout) -> np.ndarray:
+    """To sum up, (B, 0)."""
+    return np.zeros((len(layout.counts), 0), np.float32)
+
+
+def _in_order(xp: Any, parts: list[np.ndarray], places: list[np.ndarray | slice]) -> np.ndarray:
+    """Rows of all pieces, where they are in the whole part."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = xp.empty((sum(len(part) for part in parts), parts[0].shape[1]), parts[0].dtype)
+    for part, place in zip(parts, places, strict=True):
+        whole[xp.asarray(place)] = part
+    return whole
 
 
 class Pipeline(Around):
@@ -45,16 +61,22 @@ class Pipeline(Around):
         self.config, self.codec = file.config, file.codec
         self.comm = groups.replica
         _, self.stage, self.token = groups.place
-        self.n_stages, n = groups.grid.stages, groups.grid.tokens
+        self.n_stages = groups.grid.stages
         self.head_stage = next(s for s, part in enumerate(parts) if part.has_head)
-        rank, last = self.comm.Get_rank(), self.stage == self.n_stages - 1
-        ends = (rank - n if self.stage else None), (None if last else rank + n)
-        self.hop = Hop(self.comm, *ends, model.exchange.network, model.clock)
+        last = self.stage == self.n_stages - 1
+        ends = self.ranks_of(self.stage - 1) if self.stage else [], [] if last else self.ranks_of(self.stage + 1)
+        self.hop = Hop(self.comm, *ends, self.token, model.exchange.network, model.clock)
+        self.handing = Handing(model, self.hop, self.stage, handed_on)
         model.enter, model.hands_on = (self._entered if self.stage else None), not last
         #: reads the whole model file, for those who check answers
         self.read_whole: Callable[[], ModelFile] | None = None
         self.report: dict[str, Any] = {}
         self._layouts: dict[tuple[bytes, bool, Any], Layout] = {}
+
+    def ranks_of(self, stage: int) -> list[int]:
+        """Of the replica, those of a stage by their places."""
+        n = self.groups.grid.tokens
+        return [stage * n + place for place in range(n)]
 
     @property
     def meanwhile(self) -> Any:
@@ -83,7 +105,7 @@ class Pipeline(Around):
     ) -> Any:
         """As `Model.__call__`; every rank gets the answers. With `gather` the batch goes through in one part."""
         family = self.model.family
-        batches = self.batches(inputs, mask, 1 if gather else _PARTS_PER_STAGE * self.n_stages)
+        batches = self.batches(inputs, mask, 1 if gather else None)
         layouts = [self.layout(batch.lengths, spread) for batch in batches]
         tally = Tally(self)
         passes = self.passes(batches, layouts, tally, family.pool, family.share_width, self.config.merged_heads)
@@ -106,7 +128,7 @@ class Pipeline(Around):
         family = self.model.family
         if not isinstance(family, Decoder):
             raise InputError(f"a {self.config.family} model predicts no tokens; give a decoder, such as Llama")
-        batches = self.batches(ids, mask, _PARTS_PER_STAGE * self.n_stages)
+        batches = self.batches(ids, mask)
         layouts = [self.layout(batch.lengths) for batch in batches]
         tally = Tally(self)
         passes = self.passes(batches, layouts, tally, lambda rows, at: np.zeros((len(at.counts), 0), np.float32), 0)
@@ -158,23 +180,26 @@ class Pipeline(Around):
             self, ids, mask, Request(max_new_tokens, sample, tuple(stop), decode, on_tokens, ends, enough, far)
         )
 
-    def batches(self, inputs: np.ndarray, mask: np.ndarray | None, n_parts: int) -> list[Batch]:
-        """Collective: the batch in parts of whole sequences, checked on every rank; all ranks were given the same."""
-        batches: list[Batch] = []
+    def batches(self, inputs: np.ndarray, mask: np.ndarray | None, n_parts: int | None = None) -> list[Batch]:
+        """Collective: the batch in parts of whole sequences, checked on every rank; all ranks were given the same.
+        n_parts: at most; None: as many as are soonest through."""
         mine = 0
         with collective(self.comm):
-            inputs = self.model.normalised(np.asarray(inputs))
-            for part in np.array_split(np.arange(len(inputs)), max(1, min(n_parts, len(inputs)))):
-                own = slice(part[0], part[-1] + 1) if len(part) else slice(0, 0)
-                batch = self.model.family.prepare(inputs[own], None if mask is None else np.asarray(mask)[own])
-                mine = zlib.crc32(batch.values.tobytes(), zlib.crc32(batch.lengths.tobytes(), mine))
-                batches.append(batch)
+            whole = self.model.family.prepare(self.model.normalised(np.asarray(inputs)), mask)
+            for array in (whole.lengths, whole.values, *(() if whole.types is None else (whole.types,))):
+                mine = zlib.crc32(array.tobytes(), mine)
         every = np.empty(self.comm.Get_size(), np.int64)
         self.comm.Allgather(np.array([mine], np.int64), every)
         if (every != every[0]).any():
             raise same_on_all(InputError("the inputs differ between ranks; give every rank the same batch"))
         self.model.checksum = int(every[0])
-        return batches
+        n_parts, n = n_parts or self._n_passes(int(whole.lengths.sum())), len(whole.lengths)
+        bounds = displs(even(n, max(1, min(n_parts, n))))
+        return [whole.part(slice(int(a), int(b)), self.config.n_class) for a, b in pairwise(bounds)]
+
+    def _n_passes(self, n_tokens: int) -> int:
+        """Passes that are soonest through all stages, if tokens can be parted so."""
+        return n_passes(n_tokens, self.n_stages, self.groups.grid.tokens)
 
     def layout(self, lengths: np.ndarray, spread: bool = False) -> Layout:
         """Collective: the first stage's cut, for all stages."""
@@ -201,49 +226,81 @@ class Pipeline(Around):
         """Collective: every part through this stage -> its rows here, and on the last stage what `pool` makes of it.
         before: called with the number of each part.
 
-        A stage that fails tells the next one for each part that it does not hand on.
+        A stage that fails tells the next one for each piece that it does not hand on.
         """
-        model, last = self.model, self.stage == self.n_stages - 1
+        model = self.model
         model.clock.meet(self.comm)
         self.hop.connect(model.exchange.network)
+        n_pieces = self._n_pieces(batches)
         results, failure = [], None
         for self.at, (batch, layout) in enumerate(zip(batches, layouts, strict=True)):
-            self._handed = self._heard = False
-            try:
-                if failure is not None:
-                    raise failure
-                before(self.at)
-                if last:
-                    results.append(model.run(batch, layout, pool, width, merged_heads))
-                else:
-                    results.append(model.run(batch, layout, self._hand_on, 0))
-                tally.add(model.laps.seconds, layout)
-            except Exception as exc:
-                if self.stage and not self._heard:
-                    self.hop.receive()  # what the stage before this one has sent
-                failure = exc
-                if not self._handed:
-                    self.hop.send(np.empty(0, np.uint8), well=False)
+            pieces = pieces_of(model, batch, layout, n_pieces)
+            told: tuple[Any, int, int] = pool, width, merged_heads
+            rows, pooled, failure = self._through(pieces, layout, told, partial(before, self.at), tally, failure)
+            results.append((rows, pooled))
         self.hop.settle()
         raise_together(self.comm, failure)
         return results
 
+    def _n_pieces(self, batches: list[Batch]) -> int:
+        """Of each part."""
+        if not goes_in_pieces(self.model):
+            return 1
+        return round(self._n_passes(sum(int(batch.lengths.sum()) for batch in batches)) / len(batches))
+
+    def _through(
+        self,
+        pieces: Iterator[Piece],
+        layout: Layout,
+        told: tuple[Any, int, int],
+        before: Callable[[], None],
+        tally: Tally,
+        failure: Exception | None,
+    ) -> tuple[np.ndarray, np.ndarray, Exception | None]:
+        """One part of `passes` through this stage -> its rows, what is made of them, and what failed, now or before.
+        told: `pool`, `width` and `merged_heads`."""
+        model, last = self.model, self.stage == self.n_stages - 1
+        rows = pooled = np.empty((0, 0), np.float32)
+        parts: list[np.ndarray] = []
+        places: list[np.ndarray | slice] = []
+
+        def joined(own: np.ndarray, _: Layout) -> Any:
+            return told[0](_in_order(model.backend.xp, [*parts, own], places), layout)
+
+        for piece in pieces:
+            self._handed = self._heard = False
+            try:
+                if failure is not None:
+                    raise failure
+                before()
+                places.append(piece.rows)
+                if not last:
+                    model.run(piece.batch, piece.layout, self._hand_on, 0)
+                elif not piece.is_last:
+                    parts.append(model.run(piece.batch, piece.layout, _nothing, 0)[0])
+                else:
+                    rows, pooled = model.run(piece.batch, piece.layout, joined, *told[1:])
+                    rows = _in_order(model.backend.xp, [*parts, rows], places)
+                tally.add(model.laps.seconds, piece.layout)
+            except Exception as exc:
+                if self.stage and not self._heard:
+                    self.handing.drain(piece.layout)  # what the stage before this one has sent
+                failure = exc
+                if not self._handed:
+                    self.handing.fail(piece.layout)
+        return rows, pooled, failure
+
     def _hand_on(self, rows: np.ndarray, layout: Layout) -> np.ndarray:
         """Rows (n, D) after this stage's blocks to the next stage -> nothing to sum up (B, 0)."""
-        self.hop.send(pack_rows(self.model.backend.fetch(rows), self.handed_on))
+        self.handing.send(rows, layout)
         self._handed = True
         self.model.laps.mark("exchange")
-        return np.zeros((len(layout.counts), 0), np.float32)
+        return _nothing(rows, layout)
 
     def _entered(self, _: Batch) -> np.ndarray:
         """The rows (n, D) that are held here as the stage before hands them on."""
         self._heard = True
-        received = self.hop.receive()
-        self.model.laps.mark("exchange")
-        if not received.well:
-            raise StageFailed("a stage before this one has failed")
-        rows = unpack_rows(received.data.reshape(-1, row_bytes(self.config.d_model, self.handed_on)), self.handed_on)
-        return self.model.backend.put(np.array(rows, np.float32))
+        return self.handing.receive(self.model.strategy.planned)
 
     def _shared(self, own: np.ndarray, stage: int) -> np.ndarray:
         """Collective: a float32 array (n, m) of the first rank of a stage on every rank."""

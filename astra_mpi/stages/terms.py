@@ -19,6 +19,10 @@ _NAP_S = 1e-4
 def terms_of_all(pipeline: Any, terms: dict[str, Any]) -> dict[str, Any]:
     """Collective: the `oracle_terms` of each stage -> those of the whole model, on the first rank."""
     post = Post(pipeline.comm)
+    maps = "codec" in terms and pipeline.codec.config.has_maps
+    if maps and pipeline.stage:  # its first block sends nothing, which is a block among others of the whole model
+        layout = pipeline.model.strategy.planned
+        terms = terms | {"codes": [np.zeros((int(layout.token_counts.sum()), 1), np.uint8), *terms["codes"]]}
     if pipeline.token == 0 and pipeline.stage:
         post.send(0, {}, _arrays(terms))
     if pipeline.comm.Get_rank() == 0:
@@ -48,4 +52,5 @@ def _joined(pipeline: Any, terms: dict[str, Any], post: Post) -> dict[str, Any]:
         for letter in sorted(letters, key=lambda letter: letter.source):
             arrays += [array for key, array in letter.arrays.items() if key.split()[0] == name]
         joined[name] = arrays
-    return joined | ({"codec": pipeline.codec} if "codec" in terms else {})
+    begins = {"begins": [part.first for part in pipeline.parts]} if "codec" in terms else {}
+    return joined | ({"codec": pipeline.codec} | begins if "codec" in terms else {})

@@ -58,6 +58,7 @@ class Astra(FarCodes):
         predicts = self.codec.config.predicts
         has_maps = self.codec.config.has_maps
         self.first_coded = int(has_maps or spec.word("first") == "inputs")  # the first block with an exchange
+        self.begins_with_all = has_maps
         self.sends_reached, self.may_keep_codes = not has_maps, not predicts  # maps need all codes of a token
         self.exchange.missing.suit(predicts)
         is_late, remote = spec.word("codes") == "late", parts.remote
@@ -131,16 +132,24 @@ class Astra(FarCodes):
         return len(self.blocks) if self.late is None else self.late.n_coded
 
     def look(self, embed: Callable[[Layout], np.ndarray]) -> None:
+        if self.first_coded and self.sends:
+            self.begin_with(embed(self.planned.everything), None)
+
+    def begin_with(self, rows: np.ndarray, inputs: np.ndarray | None) -> None:
         planned = self.planned
-        if not (self.first_coded and self.sends):
-            return
         if self.states is not None:
             own = planned.everything_places[self._own]
             own = own if self.reach.own is None else own[self.reach.own]
-            every = self.blocks[0].attention_input(embed(planned.everything)).astype(np.float32, copy=False)
-            self.states.begin(every, planned.lengths, own[:0] if self.unheard else own, planned.far_places)
+            every = self.blocks[0].attention_input(rows).astype(np.float32, copy=False)
+            self.states.begin(every, planned.lengths, own[:0] if self.unheard else own, planned.far_places, inputs)
         elif len(planned.far_places):
-            self.far_inputs = take(embed(planned.everything), planned.far_places)  # (m, D)
+            self.far_inputs = take(rows, planned.far_places)  # (m, D)
+
+    @property
+    def first_inputs(self) -> np.ndarray | None:
+        if self.states is None or self.states.first is None:
+            return None
+        return take(self.states.first, self.planned.everything_places[self._own])
 
     def _start(self, i: int, rows: np.ndarray) -> Pending | None:
         told = self.first_coded <= i < self._n_coded and (self.carried is None or self._has_bits(i))
@@ -315,12 +324,11 @@ class Astra(FarCodes):
         self.unheard = layout.forward and layout.rank == self.exchange.size - 1
         self._far_turns: dict[tuple[int, bytes], np.ndarray] = {}  # of far tokens that are kept
 
-    def answered(self, x: np.ndarray) -> np.ndarray:
+    def end(self) -> None:
         if self.late is not None:
             self.late.collect()
         for i, bad, counts in self._unchecked:
             self._check(i, to_host(bad), counts)
-        return x
 
     def _mean_codes(self, i: int) -> np.ndarray:
         books = self.codec.blocks[i].codebooks

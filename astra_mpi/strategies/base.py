@@ -132,6 +132,9 @@ class Strategy:
         """`block`, which gives way whenever it has started an exchange, before it waits for anything."""
         raise NotImplementedError
 
+    def end(self) -> None:
+        """After the last block: wait for what is still under way, and look at what could not be looked at before."""
+
     def answered(self, x: np.ndarray) -> np.ndarray:
         """Rows held here after the last block -> those that this rank answers for."""
         return x

@@ -21,15 +21,28 @@ class States:
 
     def __init__(self, codec: Codec, tables: list[Expected], kernels: ModuleType) -> None:
         self.codec, self.tables, self.kernels = codec, tables, kernels
+        #: (T, D) what entered the first block of the whole model, where it is predicted from
+        self.first: np.ndarray | None = None
 
-    def begin(self, every: np.ndarray, lengths: np.ndarray, own: np.ndarray, far: np.ndarray) -> None:
+    def begin(
+        self,
+        every: np.ndarray,
+        lengths: np.ndarray,
+        own: np.ndarray,
+        far: np.ndarray,
+        first: np.ndarray | None = None,
+    ) -> None:
         """Block 0, in which all are exact.
 
         every (T, D) float32: all content tokens, sequences of lengths (B,) one after another. own (n_r,): where own
-        tokens are, none where nobody hears of them; far (m,): where far ones are.
+        tokens are, none where nobody hears of them; far (m,): where far ones are. first (T, D): what entered the first
+        block of the whole model, if that is another.
         """
         self.own, self.far = take(every, own), take(every, far)
-        inputs = inputs_before(every, lengths, self.codec.config.inputs)
+        self.first = None
+        if self.codec.config.inputs:
+            self.first = every.copy() if first is None else first
+        inputs = None if self.first is None else inputs_before(self.first, lengths, self.codec.config.inputs)
         self._own_inputs = None if inputs is None else take(inputs, own)
         self._far_inputs = None if inputs is None else take(inputs, far)
         self._own_block = self._far_block = 0

@@ -13,6 +13,7 @@ import numpy as np
 
 from astra_mpi.attention import Attention
 from astra_mpi.caches.cache import Cache, Part
+from astra_mpi.caches.earlier import Earlier
 from astra_mpi.caches.kept import Kept
 from astra_mpi.caches.packed import Seen, SeenRows
 from astra_mpi.caches.rows import rows_of
@@ -54,6 +55,11 @@ class TokenParallel(Strategy):
     at_once: int = 1
     #: what keeps keys and values of the next forward pass, for decoding
     cache: Cache | None = None
+    #: of a pass that goes through the blocks piece by piece, all on this rank
+    earlier: Earlier | None = None
+    #: a pass begins with what enters the first block of all tokens, on every rank: their inputs or, in a stage behind
+    #: another, what `begin_with` is told
+    begins_with_all: bool = False
     #: whether decoding keeps far tokens as codes, where they came as codes: less memory, more work per new token
     keeps_codes: bool = False
     #: whether codes alone say what far tokens are
@@ -127,6 +133,16 @@ class TokenParallel(Strategy):
             made[window] = window_reach(layout, self.positions.places, window)
         return [made.get(window, whole) for window in windows]
 
+    def begin_with(self, rows: np.ndarray, inputs: np.ndarray | None) -> None:
+        """What enters the first block: rows (T, D) of all tokens, sequence by sequence in order of position. inputs
+        (T, D): what entered that of the whole model, where `first_inputs` of the stage before has it."""
+
+    @property
+    def first_inputs(self) -> np.ndarray | None:
+        """(n_r, D) of this rank's content tokens what entered the attention of the model's first block, where stages of
+        blocks behind this one ask for it."""
+        return None
+
     def send(self, i: int, payload: np.ndarray) -> Pending | None:
         """Start the exchange of block i; payload: this rank's content tokens at `site`, (n_r, width)."""
         return None
@@ -156,6 +172,8 @@ class TokenParallel(Strategy):
         self._sizes: dict[int, tuple[list[int], Hears]] = {}
         self.at, self.reach = 0, self.reaches[0] if self.reaches else whole_reach(layout)
         self.here = PlacedRows(self.positions, layout.packed_rows, self.blocks)
+        if self.earlier is not None and self.positions is not None and self.positions.places is not None:
+            self.earlier.place(self.positions.places[layout.packed_rows])
         self.gathered = PlacedRows(self.positions, layout.packed_content, self.blocks)
 
     @property
@@ -201,7 +219,9 @@ class TokenParallel(Strategy):
         heads, scores = (block.config.n_heads, block.config.n_kv_heads), near(self.config, i, self.positions, self.here)
         attention = Attention(q, self.planned, *heads, self.kernels, block.scratch, scores)
         attention.local(kv)
-        if self.cache is not None:
+        if self.earlier is not None:
+            self._attend_earlier(i, attention, kv, self.earlier)
+        elif self.cache is not None:
             self.cache.attend_past(i, attention.heads, *attention.sums)
             self.cache.keep_own(i, kv, self._kept_places(i, self.planned.packed_rows))
         self.laps.mark("attention")
@@ -225,6 +245,15 @@ class TokenParallel(Strategy):
         x = block.output(x, attended)
         self.laps.mark("mlp")
         return x
+
+    def _attend_earlier(self, i: int, attention: Attention, kv: np.ndarray, earlier: Earlier) -> None:
+        """To the keys of pieces before this one, whose own are kv; decoding keeps all of them at once."""
+        before = earlier.before(i)
+        if before is not None:
+            attention.far(before.kv, before.offsets, None, places=before.places)
+        kept = earlier.keep(i, kv)
+        if self.cache is not None and earlier.is_last:
+            self.cache.keep_own(i, kept, earlier.places if self.config.window(i) else None)
 
     def far_keys(self, i: int, pending: Pending | None) -> FarKeys | None:
         """Of block i, from the exchange that it started, if any; None: there are none."""

@@ -1,7 +1,10 @@
-"""Rows handed on from one stage of blocks to the next: a message from a rank to the one in the same place there."""
+"""Rows handed on from one stage of blocks to the next: a message from a rank to the one in the same place there, or to
+several.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,15 +30,22 @@ class Received(NamedTuple):
 
 
 class Hop:
-    """Messages from rank `source` of a communicator to this one, and from this one to `target`, in order.
+    """Messages from ranks of one stage to this one, and from this one to those of the next, in order.
 
     On an emulated network a message crosses the sender's port, one after another, and then the receiver's.
     """
 
     def __init__(
-        self, comm: MPI.Comm, source: int | None, target: int | None, network: Network, clock: WallClock
+        self,
+        comm: MPI.Comm,
+        sources: Sequence[int],
+        targets: Sequence[int],
+        place: int,
+        network: Network,
+        clock: WallClock,
     ) -> None:
-        self.comm, self.source, self.target, self.clock = comm, source, target, clock
+        """sources, targets: the ranks of the stages before and behind by their places, or none; place: this rank's."""
+        self.comm, self.sources, self.targets, self.place, self.clock = comm, sources, targets, place, clock
         self.n_bytes = 0  # sent
         self._under_way: list[tuple[MPI.Request, np.ndarray]] = []
         self.connect(network)
@@ -44,11 +54,15 @@ class Hop:
         """From now on messages go over `network`."""
         self.network, self._sent_s, self._received_s = network, -np.inf, -np.inf
 
-    def send(self, data: np.ndarray, well: bool = True) -> None:
-        """Begin to send uint8 (n,); the receiver knows n."""
-        if self.target is None:
-            return
-        while len(self._under_way) >= _UNDER_WAY:
+    def send(self, data: np.ndarray, well: bool = True, places: Iterable[int] | None = None) -> None:
+        """Begin to send uint8 (n,) to the ranks in these places, which know that it comes; None: to the one in the same
+        place."""
+        for place in (self.place,) if places is None else places:
+            if self.targets:
+                self._send(self.targets[place], data, well)
+
+    def _send(self, target: int, data: np.ndarray, well: bool) -> None:
+        while len(self._under_way) >= _UNDER_WAY * len(self.targets):
             with waiting(self.comm, "a stage behind this one"):
                 self.clock.wait(Requests([self._under_way[0][0]]))
             self._under_way.pop(0)
@@ -59,12 +73,11 @@ class Hop:
             self._sent_s = self.network.rate.finish(departure_s, data.nbytes)
         message = np.concatenate([header.view(np.uint8), data])
         self.n_bytes += data.nbytes
-        self._under_way.append((self.comm.Isend(message, self.target, _TAG), message))
+        self._under_way.append((self.comm.Isend(message, target, _TAG), message))
 
-    def receive(self) -> Received:
-        """Wait for the next message of the stage before this one."""
-        assert self.source is not None
-        coming = _Coming(self.comm, self.source)
+    def receive(self, place: int | None = None) -> Received:
+        """Wait for the next message of the rank in this place of the stage before this one; None: in the same place."""
+        coming = _Coming(self.comm, self.sources[self.place if place is None else place])
         with waiting(self.comm, "a stage before this one"):
             self.clock.wait(coming)
         message = coming.buffer

@@ -15,6 +15,7 @@ from astra_mpi.decks.deck import load_deck
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.job import runner
 from astra_mpi.job.queue import Queue
+from astra_mpi.job.shared import LOOKS, asks_at
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.ranks.post import Post
 from astra_mpi.ranks.signals import Interrupted
@@ -104,6 +105,36 @@ def test_letters_come_whole_and_in_order(comm):
         np.testing.assert_array_equal(second.arrays["big"], want)
         assert second.arrays["text"].tolist() == ["ä\0b", ""] and second.arrays["none"].shape == (0, 3)
     post.close()
+
+
+@mpi
+def test_a_busy_rank_delays_a_letter_by_few_looks(comm, tmp_path):
+    """Ranks that compute between two looks, in step by a file, so that no other call makes MPI move anything."""
+    steps = Path(broadcast_text(comm, str(tmp_path / "steps")))
+    if comm.rank == 0:
+        np.zeros(comm.size, np.int64).tofile(steps)
+    comm.Barrier()
+    counts, post = np.memmap(steps, np.int64, "r+"), Post(comm)
+    big, asked, taken = np.ones((8, 3, 224, 224), np.float32), -1, []
+    for step in range(60):
+        if comm.rank and asked < 0 and len(taken) < 3:
+            post.send(0, {"what": "ask"})
+            asked = step
+        for letter in post.letters():
+            if comm.rank == 0:
+                post.send(letter.source, {"what": "batch"}, {"inputs": big})
+            else:
+                taken.append(step - asked)
+                asked = -1
+                assert (letter.arrays["inputs"] == 1).all()
+        counts[comm.rank] += 1
+        while counts.min() <= step:
+            time.sleep(1e-3)
+    post.flush()
+    post.close()
+    if comm.rank:  # the first letters also connect the ranks
+        assert len(taken) == 3 and max(taken[1:]) <= LOOKS, taken
+    assert [asks_at(n) for n in (1, 4, 6, 10, 12, 30)] == [0, 0, 1, 5, 6, 15]
 
 
 @pytest.fixture

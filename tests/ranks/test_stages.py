@@ -12,6 +12,7 @@ from astra_mpi.errors import AstraError, InputError
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.oracle.verify import verify
 from astra_mpi.ranks.broadcast import broadcast_text
+from astra_mpi.stages import pieces
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
 
 pytestmark = pytest.mark.mpi
@@ -32,6 +33,12 @@ def folder(comm, tmp_path):
             write_model(shared / f"{name}.h5", model_file(config, CodecConfig(stages=2, codebook_size=16)))
     comm.Barrier()
     return shared
+
+
+@pytest.fixture
+def small_passes(monkeypatch):
+    """A sequence of a decoder goes through the stages in pieces of few tokens."""
+    monkeypatch.setattr(pieces, "ROWS_OF_A_PASS", 0.2)
 
 
 def grids(size):
@@ -90,7 +97,7 @@ def test_a_rank_holds_its_blocks_only(comm, folder):
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
-def test_verify_over_stages(comm, folder, name):
+def test_verify_over_stages(comm, folder, name, small_passes):
     if comm.size < 2:
         pytest.skip("two ranks or more")
     inputs, mask = random_batch(CONFIGS[name], 2, 9, ragged=True)
@@ -103,7 +110,7 @@ def test_verify_over_stages(comm, folder, name):
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_a_failure_in_a_stage_is_every_rank_s(comm, folder, stage):
+def test_a_failure_in_a_stage_is_every_rank_s(comm, folder, stage, small_passes):
     """In the second of several parts; the next pass is well."""
     if comm.size < 2:
         pytest.skip("two ranks or more")
@@ -128,7 +135,7 @@ def test_a_failure_in_a_stage_is_every_rank_s(comm, folder, stage):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_text_over_stages_is_that_of_one_rank(comm, folder, name):
+def test_text_over_stages_is_that_of_one_rank(comm, folder, name, small_passes):
     """Greedy ids and likelihoods, prompts of uneven lengths, each with its own end; the head first or last."""
     if comm.size < 2:
         pytest.skip("two ranks or more")
