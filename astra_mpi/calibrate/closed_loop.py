@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from mpi4py import MPI
 
+from astra_mpi.calibrate.awaiting import costliest, lateness
 from astra_mpi.calibrate.passes import Passes, Passing
 from astra_mpi.calibrate.sharing import SharedKernels
 from astra_mpi.codec.ahead import AHEAD, Metric, ahead_metric, keys_values_weighing, plain_metric
@@ -45,6 +46,7 @@ class ClosedLoop:
     progress: Callable[[float], None]  # blocks done
     embedded: bool = False  # stages are a codec without those after them
     output: Weighings | None = None  # what errors change in the answer, instead
+    n_awaited: int | None = 0  # blocks that are awaited where codes are late, the costliest; None: those that stand out
 
     def fit(self) -> Codec:
         """The codec of all blocks, on every rank. AstraError on all where one fails."""
@@ -56,15 +58,19 @@ class ClosedLoop:
         n_blocks, width = len(self.passes.model.blocks), self.passes.model.config.d_model
         with collective(self.comm), alone(self.comm, "weighing keys and values"):
             weighings = self._weighings() if self.in_metric else []
-        blocks = [BlockCodec((no_codebook(self.config, width),))]
+        blocks, costs = [BlockCodec((no_codebook(self.config, width),))], np.zeros(n_blocks)
         inputs = self._inputs() if self.config.inputs else None
         state, _ = self._passed(0)
         for i in range(1, n_blocks):
             metric = ahead_metric(weighings[i : i + AHEAD]) if weighings else plain_metric(width)
-            block, state = self._fitted(i, *self._passed(i), state, inputs, metric)
+            block, missed, state, left = self._fitted(i, *self._passed(i), state, inputs, metric)
             blocks.append(block)
+            if weighings and self.n_awaited != 0:
+                costs[i] = lateness(weighings[i], missed, left)
         self.progress(n_blocks)
-        return Codec(self.config, tuple(blocks))
+        awaited = costliest(costs, self.n_awaited)
+        config = replace(self.config, awaited=awaited) if awaited else self.config
+        return Codec(config, tuple(blocks))
 
     def _fitted(
         self,
@@ -74,8 +80,9 @@ class ClosedLoop:
         state: np.ndarray,
         inputs: np.ndarray | None,
         metric: Metric,
-    ) -> tuple[BlockCodec, np.ndarray]:
-        """Block i of true attention inputs (n, D), overwritten, and states before it -> its codec, and states after.
+    ) -> tuple[BlockCodec, np.ndarray, np.ndarray, np.ndarray]:
+        """Block i of true attention inputs (n, D), overwritten, and states before it -> its codec, what the prediction
+        misses, states after, and what codes leave of what is missed.
 
         weights (n,): how much each token counts in the fits; inputs: what states are predicted from, too.
         """
@@ -101,9 +108,11 @@ class ClosedLoop:
             self.embedded,
         )
         block = BlockCodec((book,), predictor)
-        expected += block.decode(block.encode(true, self.kernels), self.kernels)
+        left = block.decode(block.encode(true, self.kernels), self.kernels)
+        expected += left
+        np.subtract(true, left, out=left)
         self.progress(i + 1)
-        return block, expected
+        return block, true, expected, left
 
     def _passed(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """All sequences through block i -> on every rank the attention inputs (n, D) that enter it, and the squared

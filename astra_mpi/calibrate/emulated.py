@@ -42,7 +42,7 @@ class AsCodes:
         late: bool = False,
     ) -> None:
         """near (n,): which tokens have all codes, in the order of ranks; None: all. late: predicted codes come after
-        others have seen the token as they expected it."""
+        others have seen the token as they expected it, but in awaited blocks."""
         self.late = late
         self.blocks, self.config, self.emulated, self.near = blocks, config, emulated, near
         self.kernels = emulated.model.backend.kernels
@@ -61,7 +61,7 @@ class AsCodes:
         expected = block.predictor.predict(self.state, self.inputs, self.kernels)
         codes = block.encode(x - expected, self.kernels, self.near)
         self.state = expected + block.decode(codes, self.kernels)
-        return expected if self.late and block.bits_per_token else self.state
+        return expected if self.late and self.config.is_late(i) else self.state
 
 
 class Slices(TokenParallel):

@@ -55,6 +55,7 @@ def fit_codec(
     rank: int | None = None,
     embedded: bool = False,
     codebooks: Codec | None = None,
+    n_awaited: int | None = 0,
 ) -> Codec | None:
     """Codebooks for every block of a model, on rank 0 (None elsewhere). Collective: the same arguments on every rank.
 
@@ -70,6 +71,8 @@ def fit_codec(
     chosen.
     embedded: fit residual stages that are a codec without those after them, to allot stages by (allotting.py).
     rank: of the maps of blocks, where `config` has them; 0: whole matrices, None: as large as each block needs.
+    n_awaited: with predict "linear", how many blocks are awaited where codes are late, those in which that changes most
+    by `metric` (`awaiting.py`); 0: those that `config` names; None: those that stand out, if `metric` is "output".
     codebooks: those of the model, which stay, where `config` has maps that codes are not made with (predict "next").
     A rank's threads take batches through a block and fit codebooks, one each: k-means has too many serial passes for
     threads within one to pay.
@@ -90,6 +93,8 @@ def fit_codec(
         if weigh is None:
             raise InputError("metric 'output' needs gradients of the model's answers; use another metric here")
         output = _same_weighings(comm, weigh, config, model)
+    require(n_awaited in (None, 0) or config.predicts, "how many blocks are awaited is measured with predict 'linear'")
+    require(not n_awaited or metric != "plain", "metric 'plain' does not say which blocks to await; use another one")
     if embedded and not config.predicts:  # a subspace's entries are refitted together
         config = replace(config, encoder="exact")
     if config.predicts:
@@ -98,7 +103,17 @@ def fit_codec(
             on_tokens(passes.n_tokens)
             n, in_metric = len(model.blocks), metric != "plain"
             loop = ClosedLoop(
-                passes, config, seed, kernels, comm, in_metric, rank, lambda done: progress(done, n), embedded, output
+                passes,
+                config,
+                seed,
+                kernels,
+                comm,
+                in_metric,
+                rank,
+                lambda done: progress(done, n),
+                embedded,
+                output,
+                0 if n_awaited is None and output is None else n_awaited,
             )
             codec = loop.fit()
         return codec if comm.Get_rank() == 0 else None

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from astra_mpi.config import OPTIONAL, optional, require, stored_fields
@@ -54,6 +55,7 @@ class CodecConfig:
     sinks: int = optional(0)  # a decoder's first tokens that have no codes, for every rank computes them itself
     predict: str = optional("none")  # what is foretold of a token (PREDICTIONS, codec/predictor.py)
     inputs: int = optional(0)  # tokens whose inputs it is foretold from, too: its own, and those before it
+    awaited: tuple[int, ...] = optional(())  # blocks that wait for their own codes where those of others are late
     near: int = optional(0)  # tokens next to another slice, of every slice, that have more stages
     near_stages: int = optional(0)  # how many more
     vector_bits: Counts = field(
@@ -92,6 +94,7 @@ class CodecConfig:
         require(self.predict in PREDICTIONS, f"predict '{self.predict}' is unknown; use {' or '.join(PREDICTIONS)}")
         require(0 <= self.inputs <= MAX_INPUTS, f"inputs = {self.inputs} is outside 0..{MAX_INPUTS}")
         require(not self.inputs or self.predicts, "inputs are for predict 'linear'; leave them out")
+        self._check_awaited()
         require(
             not self.has_maps or self.site == "normed",
             f"predict '{self.predict}' is of attention inputs; use site normed, not {self.site}",
@@ -106,6 +109,13 @@ class CodecConfig:
     def has_maps(self) -> bool:
         """Whether blocks have maps to their attention inputs; block 0 is then exact from the inputs, without codes."""
         return self.predict != "none"
+
+    def _check_awaited(self) -> None:
+        blocks = tuple(self.awaited)
+        object.__setattr__(self, "awaited", blocks)
+        sane = all(type(i) is int and i > 0 for i in blocks) and all(a < b for a, b in pairwise(blocks))
+        require(sane, f"awaited = {blocks}: give blocks from 1 on, in ascending order, each once")
+        require(not blocks or self.has_maps, "awaited blocks are for predict 'linear' or 'next'; leave them out")
 
     def _checked(self, name: str, most: int) -> Counts:
         """A count as int or tuple; 0: nothing is sent, and the mean stands for all."""
@@ -149,10 +159,12 @@ class CodecConfig:
         return tuple(_with_count(self, n) for n in parts)
 
     def check_blocks(self, n_layers: int, where: str) -> None:
-        """InputError unless counts that differ by block are as many as the model's blocks."""
+        """InputError unless counts that differ by block are as many as the model's blocks, which has awaited ones."""
         if self.by_block:
             n = len(getattr(self, self.rule.count))
             require(n == n_layers, f"{where}: {self.rule.count} of {n} blocks, the model has {n_layers}")
+        beyond = [i for i in self.awaited if i >= n_layers]
+        require(not beyond, f"{where}: awaited block {beyond[:1]} of a model of {n_layers} blocks, which begin at 0")
 
     @property
     def count(self) -> int:
@@ -194,6 +206,10 @@ class CodecConfig:
     def bits_per_token(self) -> float:
         """Bits an ordinary token costs in a block that sends, the mean over these as the settings list them."""
         return _mean([self.block_bits(i) for i in range(self.n_counted)], self.n_counted)
+
+    def is_late(self, i: int) -> bool:
+        """Whether block i, where codes are late, does without its own: it has some, and is not awaited."""
+        return self.block_bits(i) > 0 and i not in self.awaited
 
     def near_bits(self, i: int) -> int:
         """How many more bits a token next to another slice costs in block i."""

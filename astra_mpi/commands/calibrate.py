@@ -58,6 +58,14 @@ def add_parser(subparsers: Any) -> None:
         "--predict-rank", type=int, metavar="R", help="of the maps that predict; 0: whole (default: as needed)"
     )
     group.add_argument(
+        "--awaited",
+        default="auto",
+        metavar="N",
+        help="blocks that wait for their own codes with astra:late: so many, those that lateness costs most; or a list"
+        " of blocks, such as 17,18,20 or 17,; auto (default): with --predict linear --metric output, those that stand"
+        " out",
+    )
+    group.add_argument(
         "--keep-codebooks",
         action="store_true",
         help="with --predict next: the codebooks of MODEL.h5 stay, and maps are fitted to them",
@@ -90,13 +98,16 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         alike = not allots or (args.predict != "next" and args.every in (None, 1))
         require(alike, "--bits allots stages to blocks, for --predict none or linear without --every; give --stages")
         config = in_blocks(config, args, model.config.n_layers) if kept is None else _as_kept(kept)
+        blocks, n_awaited = _awaited(args.awaited)
+        config = replace(config, awaited=blocks)
+        config.check_blocks(model.config.n_layers, f"--awaited {args.awaited}")
         if comm.Get_rank() == 0:
             check_target(args.output)
             source = _open(args, model)
     weigh = _Weigh(args, model, source)
     if allots:
         config = _allotted(args, comm, model, config, source, threads, weigh)
-    codec = _fit(args, comm, model, config, source, threads, weigh, kept=kept)
+    codec = _fit(args, comm, model, config, source, threads, weigh, kept=kept, n_awaited=n_awaited)
     with collective(comm), alone(comm, "writing codebooks"):
         if codec is not None:
             _write(args, model, codec)
@@ -113,6 +124,7 @@ def _fit(
     weigh: _Weigh,
     embedded: bool = False,
     kept: Codec | None = None,
+    n_awaited: int | None = 0,
 ) -> Codec | None:
     """Collective: the codebooks on rank 0, which alone has the source. embedded: those that `_allotted` measures; kept:
     those that stay."""
@@ -144,6 +156,7 @@ def _fit(
         rank=args.predict_rank,
         embedded=embedded,
         codebooks=kept,
+        n_awaited=n_awaited,
     )
     for bar in bars:
         bar.close()
@@ -242,6 +255,19 @@ def _sinks(text: str) -> int:
     return 0 if text == "auto" else int(text)
 
 
+def _awaited(text: str) -> tuple[tuple[int, ...], int | None]:
+    """--awaited: the blocks that it names, and how many are to be measured, None: those that stand out."""
+    from astra_mpi.config import require
+
+    if text == "auto":
+        return (), None
+    words = text.removesuffix(",").split(",")
+    known = all(word.isascii() and word.isdigit() and len(word) <= 6 for word in words)
+    require(known, f"--awaited {text}: give auto, a number of blocks, or blocks such as 17,18,20")
+    blocks = tuple(map(int, words))
+    return (blocks, 0) if "," in text else ((), blocks[0])
+
+
 def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
     from astra_mpi.files.codecfile import write_codebooks
     from astra_mpi.files.modelfile import write_model
@@ -259,6 +285,8 @@ def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
         bits += f", {round(config.mean_bits(n_layers, near_share=1), 2)} of near ones"
     encoder, n = config.encoder, config.sinks
     exact = f", {n} first token{'s' * (n > 1)} exact" if n else ""
+    if config.awaited:
+        exact += f", blocks awaited where codes are late: {', '.join(map(str, config.awaited))}"
     print(f"{args.output}: {bits}, encoder {encoder}{exact}, codebooks {codec.digest[:12]}")
 
 
@@ -302,10 +330,12 @@ def _command(args: argparse.Namespace) -> str:
         "predict_rank",
         "predict_inputs",
         "every",
+        "awaited",
         "keep_codebooks",
     )
     unset = (None, "none", False)
     shown = [name for name in names if args.near or not name.startswith("near")]
+    shown = [name for name in shown if args.awaited != "auto" or name != "awaited"]
     shown = [name for name in shown if args.predict_inputs or name != "predict_inputs"]
     given = [(name.replace("_", "-"), getattr(args, name)) for name in shown if getattr(args, name) not in unset]
     options = [f"--{name}" if value is True else f"--{name} {value}" for name, value in given]

@@ -10,12 +10,14 @@ def mapped_wires(shape: Shape, coding: Coding, late: bool) -> list[Wire]:
     """Of all blocks but the first."""
     wires, source, last = list[Wire](), 0, shape.config.n_layers - 1
     for i in range(1, shape.config.n_layers):
-        coded = coding.codec.block_bits(i) > 0
-        make = _predicted if coding.codec.predicts else _carried
-        wire = make(shape, coding, i, source, late)
-        if not coded or (late and i == last):
+        coded, is_late = coding.codec.block_bits(i) > 0, late and coding.codec.is_late(i)
+        if coding.codec.predicts:
+            wire = _predicted(shape, coding, i, source if late and coding.codec.is_late(source) else 0, is_late)
+        else:
+            wire = _carried(shape, coding, i, source, is_late)
+        if not coded or (is_late and i == last):
             wire = wire._replace(bits=0, near_bits=0, encode=wire.encode if not coded else Work())
-        wires.append(wire._replace(late=late and coded, whole=True))
+        wires.append(wire._replace(late=is_late, whole=True))
         source = i if coded else source
     return wires
 
@@ -26,13 +28,14 @@ def _sums(coding: Coding, i: int) -> int:
 
 
 def _predicted(shape: Shape, coding: Coding, i: int, source: int, late: bool) -> Wire:
-    """Codes of what a prediction misses. Late ones move the states in the next block, before its prediction."""
+    """Codes of what a prediction misses. Late ones, those of `source`, move the states in the next block, before its
+    prediction; 0: all have done so."""
     d, wire = shape.config.d_model, astra_wire(shape, coding, i)
     if not coding.codec.block_bits(i):
         return wire._replace(encode=Work(table=d, elements=2 * d))  # the mean of what is missed
-    if not late:
-        return wire
     moved = Work(table=_sums(coding, source) * d, elements=d) if source else Work()
+    if not late:
+        return wire._replace(expect_far=moved + wire.expect_far)
     expect = Work(encode=coding.predictor_numbers(d), elements=2 * d)
     return wire._replace(decode=moved + expect + Work(gemm=shape.project_kv), expect_far=Work())
 

@@ -25,6 +25,8 @@ _TEXTS, _NUMBERS = ("site", "kind"), ("codebook_size", "groups")
 _COUNTS = ("stages", "vector_bits")
 #: stored only where they are set
 _OPTIONAL = ("near", "near_stages", "sinks", "inputs")
+#: lists, which are stored only where they are set
+_LISTS = ("awaited",)
 #: how the arrays of a transform are called behind the name of their entries
 _TRANSFORM = ("forward", "back", "offset")
 #: datasets of a predictor: its factors, of which there may be one, and its bias
@@ -66,7 +68,7 @@ def write_codec(file: h5py.File, codec: Codec, dtype: str = "float32") -> None:
     codec = rounded(codec, dtype)
     group = file.create_group("codec")
     group.attrs.update({name: getattr(codec.config, name) for name in _TEXTS + _NUMBERS})
-    for name in _OPTIONAL:
+    for name in _OPTIONAL + _LISTS:
         if getattr(codec.config, name):
             group.attrs[name] = getattr(codec.config, name)
     for name in _COUNTS:
@@ -122,7 +124,8 @@ def read_settings(group: h5py.Group) -> CodecConfig:
         name: hdf5.integer(group, name) for name in _NUMBERS + _OPTIONAL if name in _NUMBERS or name in group.attrs
     }
     counts = {name: hdf5.integers(group, name) for name in _COUNTS if name == "stages" or name in group.attrs}
-    given: dict[str, Any] = texts | numbers | {name: _as_counts(array) for name, array in counts.items()}
+    lists = {name: tuple(hdf5.integers(group, name).ravel().tolist()) for name in _LISTS if name in group.attrs}
+    given: dict[str, Any] = texts | numbers | lists | {name: _as_counts(array) for name, array in counts.items()}
     return CodecConfig(**given)
 
 

@@ -17,8 +17,9 @@ class Carried(Quantised):
     """Far tokens as their codes in blocks that have some, and in the others as the map from the last codes before, or
     from exact rows, says.
 
-    late: as the map says in all blocks; only the last `n_new` tokens see what codes made of far ones. If there are none
-    of these, the last block sends nothing. begins: blocks in which far tokens are exact, as in `Predicted`.
+    late: as the map says in all blocks but awaited ones; only the last `n_new` tokens see what codes made of far ones.
+    If there are none of these, the last block sends nothing, unless it is awaited. begins: blocks in which far tokens
+    are exact, as in `Predicted`.
     """
 
     def __init__(
@@ -41,12 +42,15 @@ class Carried(Quantised):
         self.source = 0  # the block with the last codes, or in which all was exact
 
     def _has_codes(self, i: int) -> bool:
-        last = self.late and not self.n_new and i in self.ends
+        last = self._is_late(i) and not self.n_new and i in self.ends
         return i not in self.begins and self.codec.blocks[i].bits_per_token > 0 and not last
+
+    def _is_late(self, i: int) -> bool:
+        return self.late and i not in self.codec.config.awaited
 
     def visible(self, i: int, rank: Array) -> Array:
         own = i if self._has_codes(i) else self.source
-        away = self._of_message(self.source if self.late else own, rank)[:, : self.n_rows]
+        away = self._of_message(self.source if self._is_late(i) else own, rank)[:, : self.n_rows]
         if not self.n_new:
             return away
         new = (np.arange(len(rank)) >= len(rank) - self.n_new)[:, None]
@@ -73,7 +77,7 @@ class Carried(Quantised):
         if self._has_codes(i):
             (by_codes,) = super().__call__(i, rows)
             self.known, self.source = by_codes, i
-        seen = [mapped if self.late else by_codes, by_codes]
+        seen = [mapped if self._is_late(i) else by_codes, by_codes]
         return [np.concatenate(seen[: 1 + (self.n_new > 0)])]
 
     def _mapped(self, i: int) -> Array:

@@ -16,9 +16,10 @@ class Predicted(Quantised):
 
     missing: per block (P, P), what the rank of a row did not get of the rank of a column; its states of those tokens
     remain as predicted, and every rank has states of its own. Without it one state of a token stands for all ranks'.
-    late: in blocks whose codes have bits, tokens see far ones as predicted; only the last `n_new` see what codes made
-    of them. If there are none of these, the last block sends nothing. begins: blocks in which far tokens are exact, for
-    ranks were told all rows: the first, and that of every stage, in which codes then begin anew.
+    late: in blocks whose codes have bits and are not awaited, tokens see far ones as predicted; only the last `n_new`
+    see what codes made of them. If there are none of these, the last block sends nothing, unless it is awaited. begins:
+    blocks in which far tokens are exact, for ranks were told all rows: the first, and that of every stage, in which
+    codes then begin anew.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class Predicted(Quantised):
             self.sent, self.states = rows.copy(), np.tile(rows, (self.n_views, 1, 1))
             return [np.resize(self.states, (len(self.owner), rows.shape[1]))]
         expected, self.states = self._expected(i, self.sent), self._expected(i, self.states)
-        as_expected, is_late = self.states, self.late and self.codec.blocks[i].bits_per_token > 0
+        has_bits, awaited = self.codec.blocks[i].bits_per_token > 0, i in self.codec.config.awaited
+        as_expected, is_late = self.states, self.late and has_bits and not awaited
         if is_late and not self.n_new and i in self.ends:
             return [as_expected.reshape(-1, rows.shape[1])]
         (moved,) = self.approximated(i, [rows - expected], rows)

@@ -53,6 +53,7 @@ class Part:
         if config.by_block:
             counts: dict[str, Any] = {rule.count: getattr(config, rule.count)[self.first : self.end]}
             config = replace(config, **counts)
+        config = replace(config, awaited=tuple(i - self.first for i in config.awaited if self.first < i < self.end))
         blocks = codec.blocks[self.first : self.end]
         if config.has_maps:  # a stage begins with the rows of all tokens
             blocks = (BlockCodec((no_codebook(config, blocks[0].width),)), *blocks[1:])

@@ -3,7 +3,8 @@
 Per block: encode own content tokens, start the all-gather of the packed codes, project and attend locally, then wait,
 look the far keys and values up in the projected codebooks, and merge their attention. With `first = "inputs"` the first
 block sends nothing: what enters it follows from the inputs, which every rank has. Nor does a block whose codes have no
-bits: they are known. With `codes = "late"`, a block waits for the codes of the block before it (`late.py`).
+bits: they are known. With `codes = "late"`, a block waits for the codes of the block before it (`late.py`), unless the
+codec says that its own are awaited.
 """
 
 from __future__ import annotations
@@ -165,7 +166,9 @@ class Astra(FarCodes):
         if i < self.first_coded:
             return self._exact_keys(i)
         if self.late is not None:
-            return self._late_keys(self.late, i, pending)
+            self.late.collect()
+            if self._has_bits(i) and not self.late.awaits(i):
+                return self._late_keys(self.late, i, pending)
         if pending is None:
             return self._known(i)
         if self.states is not None:  # while codes travel
@@ -185,10 +188,7 @@ class Astra(FarCodes):
         return FarKeys(block.keys_values(far), self.planned.far_offsets)
 
     def _late_keys(self, late: Late, i: int, pending: Pending | None) -> FarKeys | None:
-        """Without the codes of block i, but with those before them."""
-        late.collect()
-        if not self._has_bits(i):
-            return self._known(i)
+        """Without the codes of block i, but with those before them, which are there."""
         if self.states is None:
             far = self._carried_keys(i)
         else:
@@ -233,7 +233,7 @@ class Astra(FarCodes):
         self.codes[i] = self._unpack(i, messages)
 
     def keeps_now(self, i: int) -> bool:
-        return self.late is None or i not in self.exchanging
+        return self.late is None or self.late.awaits(i) or i not in self.exchanging
 
     def _known(self, i: int) -> FarKeys | None:
         """Far keys of a block whose codes have no bits: each is the first and only entry's, or follows from others."""

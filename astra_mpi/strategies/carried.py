@@ -22,12 +22,12 @@ class Carried:
     """Of each block that needs one, a table: of its `source`, the block whose codes it takes, or of exact vectors."""
 
     def __init__(self, blocks: list[Block], codec: Codec, how: str, late: bool, kernels: ModuleType) -> None:
-        """how: "table" or "gemm". late: also in blocks that have codes, of which all come late."""
+        """how: "table" or "gemm". late: also in blocks whose codes come late."""
         self.source: dict[int, int] = {}
         self.tables: dict[int, FarTable] = {}
         self.rows: dict[int, CarriedRows] = {}  # of blocks that no codes come before
         for i, block in enumerate(blocks):
-            if i and (late or not codec.blocks[i].bits_per_token):
+            if i and ((late and codec.config.is_late(i)) or not codec.blocks[i].bits_per_token):
                 self._add(i, block, codec, how, kernels)
 
     def _add(self, i: int, block: Block, codec: Codec, how: str, kernels: ModuleType) -> None:

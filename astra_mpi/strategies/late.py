@@ -1,7 +1,7 @@
 """Codes that come late: a block computes with what is known of far tokens while its codes travel.
 
 They have a whole block's time. They must be there where the next block needs its far keys, which it makes from them, or
-from the states that they move (docs/explanation/waiting.md).
+from the states that they move (docs/explanation/waiting.md). Blocks that the codec says are awaited wait for their own.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from astra_mpi.caches.cache import Cache
+from astra_mpi.codec.codec import Codec
 from astra_mpi.models.block import Block
 from astra_mpi.wire.exchange import Pending
 from astra_mpi.wire.laps import Laps
@@ -18,6 +19,7 @@ class Coded(Protocol):
     """A strategy with codes."""
 
     blocks: list[Block]
+    codec: Codec
     cache: Cache | None
     laps: Laps
 
@@ -51,7 +53,12 @@ class Late:
     @property
     def n_coded(self) -> int:
         """The blocks before this one may send codes."""
-        return len(self.coded.blocks) - (not self.keeps)
+        last = len(self.coded.blocks) - 1
+        return last + (self.keeps or self.awaits(last))
+
+    def awaits(self, i: int) -> bool:
+        """Whether block i waits for its own codes, as if they were not late."""
+        return i in self.coded.codec.config.awaited
 
     def collect(self) -> None:
         """Wait for the codes under way, if any."""

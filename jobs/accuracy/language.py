@@ -95,7 +95,7 @@ def perplexity(args: argparse.Namespace, row: str, ranks: int) -> dict[str, Any]
         return on_ranks(args, row, ranks)
     from slices import Slices
 
-    text = Slices(args.model, args.work / "test.txt", args.window, args.new, args.late)
+    text = Slices(args.model, args.work / "test.txt", args.window, args.new, args.late, args.awaited)
     return text.summary(None if row == "exact" else codebooks(args, row), ranks)
 
 
@@ -144,7 +144,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 def name_of(args: argparse.Namespace, row: str, ranks: int) -> str:
     """Of a figure."""
-    how = ["emulated", *([f"new={args.new}"] * bool(args.new)), *(["late"] * args.late)] if args.emulate else args.set
+    late = "late" if args.awaited is None else f"late but {args.awaited}"
+    how = ["emulated", *([f"new={args.new}"] * bool(args.new)), *([late] * args.late)] if args.emulate else args.set
     text = f"{zlib.crc32((args.work / 'test.txt').read_bytes()):08x}"
     return "|".join([row, str(ranks), str(args.window), str(args.samples), text, *how])
 
@@ -180,6 +181,10 @@ def positions(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def blocks_of(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(",") if word)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -196,12 +201,17 @@ def main() -> None:
     parser.add_argument("--emulate", action="store_true", help="in one process, without --set")
     parser.add_argument("--new", type=int, default=0, help="with --emulate: last tokens of a window, decoded after it")
     parser.add_argument("--late", action="store_true", help="with --emulate: predicted codes as astra:late has them")
+    parser.add_argument(
+        "--awaited", type=blocks_of, help="with --late: blocks that wait for their own codes, 17,18,20 or ''"
+    )
     parser.add_argument("--positions", action="store_true", help="with --emulate: a table by position, too")
     parser.add_argument("--work", type=Path, default=Path("work/language"), help="default %(default)s")
     args = parser.parse_args()
     unknown = [row for row in args.rows if row not in ROWS and not Path(row.partition("=")[2]).is_file()]
     if not args.emulate and (args.new or args.positions or args.late):
         parser.error("--new, --late and --positions are figures of --emulate; add it")
+    if args.awaited is not None and not args.late:
+        parser.error("--awaited is of late codes; add --late")
     if args.new and args.positions:
         parser.error("--positions is of whole windows; leave --new out")
     if not 0 <= args.new < args.window - 1:

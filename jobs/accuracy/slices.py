@@ -7,6 +7,7 @@ waiting for each other on few cores.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from mpi4py import MPI
 
 from astra_mpi.calibrate.emulated import LOGIT_ROWS, AsCodes, Emulated
+from astra_mpi.codec.codec import Codec
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.files.codecfile import read_codebooks
@@ -26,10 +28,19 @@ from astra_mpi.strategies.graded import near_ends
 class Slices:
     """A text in windows, passed through a decoder in slices."""
 
-    def __init__(self, model: Path, text: Path, window: int, n_new: int = 0, late: bool = False) -> None:
+    def __init__(
+        self,
+        model: Path,
+        text: Path,
+        window: int,
+        n_new: int = 0,
+        late: bool = False,
+        awaited: tuple[int, ...] | None = None,
+    ) -> None:
         """n_new: last tokens of each window that are decoded after it, and alone are counted; 0: all are. late: as
-        `astra:late`, with predicted codes."""
-        self.n_new, self.late = n_new, late
+        `astra:late`, with predicted codes; awaited: blocks that wait for their own, None: those that the codebooks
+        name."""
+        self.n_new, self.late, self.awaited = n_new, late, awaited
         self.file = read_model(model)
         self.model = Model(self.file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
         tokenizer = tokenizer_of(self.file.tokenizer, self.file.config.vocab_size)
@@ -39,11 +50,18 @@ class Slices:
     def summary(self, codebooks: Path | None, ranks: int) -> dict[str, Any]:
         """Of so many ranks with these codebooks, or None: exact. As a summary of `run` has it."""
         codec = None if codebooks is None else read_codebooks(codebooks, self.file.digest)
+        if codec is not None and self.awaited is not None:
+            codec = Codec(replace(codec.config, awaited=self.awaited), codec.blocks)
         losses = [self._losses(ids, codec, ranks) for ids in self.windows]
         n_layers = len(self.model.blocks)
-        bits = 0.0 if codec is None else codec.config.mean_bits(n_layers)
+        bits = 0.0 if codec is None else codec.config.mean_bits(n_layers, end=self._end(codec))
         metrics = {"perplexity": math.exp(np.concatenate(losses).mean()), "loss_at": by_position(losses)}
         return {"metrics": metrics, "bits_per_token_per_block": bits}
+
+    def _end(self, codec: Codec) -> int:
+        """The blocks before this one may send codes; the last one, if it is late, to nobody's use."""
+        n_layers = len(codec.blocks)
+        return n_layers - (self.late and codec.config.is_late(n_layers - 1))
 
     def _losses(self, ids: np.ndarray, codec: Any, ranks: int) -> np.ndarray:
         """-log p of the tokens of a window (1, T): (T - 1,), all after the first, or (n_new,)."""

@@ -22,6 +22,11 @@ FAMILIES = {
         13,
         CodecConfig(site="normed", stages=2, codebook_size=9, predict="linear", sinks=2, inputs=2),
     ),
+    "awaited": (
+        llama_config(n_layers=4),
+        13,
+        CodecConfig(site="normed", stages=2, codebook_size=9, predict="linear", awaited=(2,)),
+    ),
     "llama": (
         llama_config(n_layers=3),
         19,
@@ -31,7 +36,7 @@ FAMILIES = {
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(("family", "late"), [*((family, False) for family in FAMILIES), ("gpt2", True)])
+@pytest.mark.parametrize(("family", "late"), [*((family, family == "awaited") for family in FAMILIES), ("gpt2", True)])
 def test_slices_of_one_process_are_what_ranks_compute(comm, family, late):
     config, n_tokens, codes = FAMILIES[family]
     file = model_file(config, codes)

@@ -9,6 +9,7 @@ import pytest
 from mpi4py import MPI
 
 from astra_mpi.calibrate import activations, closed_loop, fit_codec, fitting, sharing
+from astra_mpi.calibrate.awaiting import costliest, lateness
 from astra_mpi.calibrate.passes import Recorder
 from astra_mpi.calibrate.work import shares
 from astra_mpi.codec.block import BlockCodec
@@ -241,6 +242,30 @@ def test_predicted_codes_are_fitted_to_the_states_that_ranks_will_have():
             if encoder == "exact":
                 assert energy(rows - state) < energy(left)
                 assert block.codebooks[0].basis is None or block.codebooks[0].basis.shape == (width, width)
+
+
+def test_blocks_that_lateness_costs_most_are_awaited():
+    rng = np.random.default_rng(0)
+    missed, left, root = (rng.normal(size=shape).astype(np.float32) for shape in ((50, 6), (50, 6), (6, 6)))
+    weighing = root @ root.T
+    costs = [np.mean([row @ weighing @ row for row in rows]) for rows in (missed, left)]
+    assert lateness(weighing, missed, left) == pytest.approx(costs[0] - costs[1], rel=1e-3)
+    costs = np.array([9.0, 0.1, 5.0, 0.2, 6.0, 0.1, 0.3, -0.4, 0.1, 0.1, 0.1])
+    assert costliest(costs, None) == (2, 4) and costliest(costs, 1) == (4,) and costliest(costs, 3) == (2, 4, 6)
+    assert costliest(np.ones(30), None) == costliest(costs, 0) == costliest(np.zeros(1), None) == ()
+    config = llama_config(n_layers=4)
+    coding = CodecConfig("normed", codebook_size=16, stages=2, predict="linear")
+    scales = [1.0, 1.0, 100.0, 1.0]
+
+    def weigh(_):
+        return [[scale * np.eye(config.d_model)] for scale in scales]
+
+    given = dict(n_samples=300, metric="output", weigh=weigh)
+    codec = fit_codec(model_file(config), batches(config, 3), coding, n_awaited=1, **given)
+    assert codec.config.awaited == (2,)
+    scales[2] = 0.01
+    codec = fit_codec(model_file(config), batches(config, 3), coding, n_awaited=2, **given)
+    assert codec.config.awaited == (1, 3)
 
 
 def test_bits_go_where_they_lower_the_error_most():

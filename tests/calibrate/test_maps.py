@@ -89,9 +89,10 @@ def test_command_keeps_codebooks_or_puts_them_into_every_second_block(tmp_path, 
         code = cli.main(words)
         return code, capsys.readouterr()
 
-    code, told = calibrated("--predict", "next", "--keep-codebooks")
-    assert code == 0, told.err
+    code, told = calibrated("--predict", "next", "--keep-codebooks", "--awaited", "3,4")
+    assert code == 0 and "awaited where codes are late: 3, 4" in told.out, told.err
     kept = read_codebooks(tmp_path / "c.h5", digest)
+    assert kept.config.awaited == (3, 4)
     for block, own in zip(kept.blocks[1:], file.codec.blocks[1:], strict=True):
         np.testing.assert_array_equal(block.codebooks[0].entries, own.codebooks[0].entries)
         assert block.predictor is not None
@@ -108,6 +109,9 @@ def test_command_keeps_codebooks_or_puts_them_into_every_second_block(tmp_path, 
         (["--stages", "4x1+2,0"], "with site kv"),
         (["--stages", "0,4x3", "--predict", "linear", "--every", "2"], "alike in all blocks"),
         (["--keep-codebooks"], "add it"),
+        (["--predict", "linear", "--awaited", "5,"], "awaited block [5] of a model of 5 blocks"),
+        (["--predict", "linear", "--awaited", "2;3"], "give auto, a number of blocks"),
+        (["--predict", "next", "--stages", "1", "--awaited", "2"], "is measured with predict 'linear'"),
         (["--every", "2"], "blocks without codes need maps"),
         (["--predict", "next", "--bits", "32"], "give --stages"),
         (["--predict", "next", "--site", "kv"], "use site normed"),

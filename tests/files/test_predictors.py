@@ -16,7 +16,9 @@ from astra_mpi.kernels import cpu
 from helpers.fakes import llama_config, random_codec
 
 CONFIG = llama_config(n_layers=4)
-CODING = CodecConfig(site="normed", stages=2, codebook_size=16, encoder="subspace", predict="linear", inputs=1)
+CODING = CodecConfig(
+    site="normed", stages=2, codebook_size=16, encoder="subspace", predict="linear", inputs=1, awaited=(1, 3)
+)
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def test_read_back_as_written(tmp_path, codec, dtype):
     write_codebooks(path, codec, "base", {}, dtype)
     found = read_codebooks(path, "base")
     check_codec(found, CONFIG, path)
-    assert found.digest == rounded(codec, dtype).digest
+    assert found.digest == rounded(codec, dtype).digest and found.config.awaited == (1, 3)
     assert (found.digest == codec.digest) == (dtype == "float32")
     assert [block.predictor and (block.predictor.rank, block.predictor.keep) for block in found.blocks] == [
         block.predictor and (block.predictor.rank, block.predictor.keep) for block in codec.blocks
@@ -41,13 +43,15 @@ def test_one_number_of_a_predictor_makes_other_codebooks(codec):
     for change in ({"keep": 0.5}, {"bias": codec.blocks[1].predictor.bias * 1.01}):
         blocks = (*codec.blocks[:1], replace(codec.blocks[1], predictor=replace(codec.blocks[1].predictor, **change)))
         assert Codec(codec.config, (*blocks, *codec.blocks[2:])).digest != codec.digest
-    assert "predict" not in random_codec(CONFIG, replace(CODING, predict="none", inputs=0)).config.as_dict()
+    assert "predict" not in random_codec(CONFIG, replace(CODING, predict="none", inputs=0, awaited=())).config.as_dict()
 
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
         (lambda group: group.attrs.__delitem__("predict"), "inputs are for predict .linear."),
+        (lambda group: group.attrs.__setitem__("awaited", [3, 1]), "ascending order"),
+        (lambda group: group.attrs.__setitem__("awaited", [4]), "awaited block .4. of a model of 4 blocks"),
         (lambda group: group["2/predictor_bias"].__setitem__(0, 7), "damaged or edited"),
         (lambda group: group["1/predictor"].attrs.__setitem__("keep", 0.3), "damaged or edited"),
         (lambda group: group["1/predictor"].__setitem__((0, 0), np.inf), "NaN or infinite"),
@@ -68,13 +72,15 @@ def test_what_does_not_fit_is_refused(tmp_path, codec, break_it, message):
 
 def test_blocks_have_predictors_where_the_config_says_so(codec):
     with pytest.raises(InputError, match=r"codec block 0 has a predictor; .* needs none there"):
-        Codec(codec.config, codec.blocks[1:])
+        Codec(replace(codec.config, awaited=()), codec.blocks[1:])
     with pytest.raises(InputError, match=r"codec block 1 has no predictor; .* needs one there"):
         Codec(codec.config, (codec.blocks[0], replace(codec.blocks[1], predictor=None)))
     with pytest.raises(InputError, match="codec block 1 predicts from 1 inputs; its config says 2"):
         Codec(replace(codec.config, inputs=2), codec.blocks)
     with pytest.raises(InputError, match="inputs are for predict 'linear'"):
         replace(CODING, predict="next")
+    with pytest.raises(InputError, match="awaited blocks are for predict"):
+        replace(CODING, predict="none", inputs=0)
     with pytest.raises(InputError, match="differ in width"):
         replace(codec.blocks[1], predictor=Predictor((np.eye(3),), np.zeros(3)))
 

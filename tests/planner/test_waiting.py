@@ -36,7 +36,8 @@ def setting(codec=CODEC, rtt_s=0.05, config=None, mbps=10, **changes):
 @pytest.mark.parametrize("config", [bert_config(n_layers=5), llama_config(n_layers=5)], ids=["bert", "llama"])
 def test_bytes_are_those_of_the_engine(comm, config, predict):
     for stages in (3, (0, 2, 0, 4, 1)):
-        codec = CodecConfig(site="normed", stages=stages, codebook_size=16, predict=predict)
+        awaited = () if stages == 3 else (3, 4)
+        codec = CodecConfig(site="normed", stages=stages, codebook_size=16, predict=predict, awaited=awaited)
         model = Model(model_file(config, codec), comm, get_backend("numpy", comm))
         inputs, mask = random_batch(config, 1, 23)
         for strategy in ("astra", "astra:late"):
@@ -65,6 +66,18 @@ def test_a_whole_block_hides_an_exchange(predict):
     if predict == "next":
         assert alike[0.05]["astra"] > 0.05
     assert 0.5 < alike[0.5]["astra:late"] < 0.6 * alike[0.5]["astra"]  # ten exchanges of 0.25 s, two at once
+
+
+@pytest.mark.parametrize("predict", ["linear", "next"])
+def test_each_awaited_block_waits(predict):
+    """At most a round trip each, in place of all blocks' waits."""
+    at, waits = setting(replace(CODEC, predict=predict), rtt_s=0.2), []
+    for awaited in ((), (4,), (4, 8), tuple(range(1, 12))):
+        cost = STRATEGIES["astra:late"](at.job(at.even), Coding(replace(at.coding.codec, awaited=awaited)))
+        waits.append(latency(replace(cost, closing_bytes=0), at.speeds, at.network).wait)
+    assert waits == sorted(waits) and waits[2] - waits[0] < 2 * 0.2
+    fresh = STRATEGIES["astra"](at.job(at.even), at.coding)
+    assert waits[3] == pytest.approx(latency(replace(fresh, closing_bytes=0), at.speeds, at.network).wait, rel=1e-2)
 
 
 def test_every_second_block_waits_half_as_often():

@@ -32,10 +32,10 @@ CODECS = {
 }
 
 
-def make_model(comm, family, codec="next", codes_of=None, compute="float32", **conditions):
-    """codes_of: stages per block, of which some may be 0."""
+def make_model(comm, family, codec="next", codes_of=None, compute="float32", awaited=(), **conditions):
+    """codes_of: stages per block, of which some may be 0. awaited: blocks that wait for their own codes."""
     config, _ = FAMILIES[family]
-    settings = CODECS[codec] | ({} if codes_of is None else {"stages": codes_of})
+    settings = CODECS[codec] | {"awaited": awaited} | ({} if codes_of is None else {"stages": codes_of})
     file = model_file(config, CodecConfig(site="normed", **settings))
     uneven = [1.0 + 2 * (r % 3) for r in range(comm.size)]
     conditions = parse_conditions(comm.size, **conditions)
@@ -82,10 +82,23 @@ def test_blocks_without_codes_follow_from_those_before(comm, codec, family, stag
     assert model.strategy.n_exchanges == (0 if comm.size == 1 else sum(n > 0 for n in stages[1:]))
 
 
+@pytest.mark.parametrize("awaited", [(1, 2), (3, 4)])
+@pytest.mark.parametrize("codec", ["linear", "next"])
+def test_awaited_blocks_see_their_own_codes(comm, codec, awaited):
+    """Also the last block, which then sends; a block without codes has nothing to wait for."""
+    model = make_model(comm, "llama", codec, (1, 2, 2, 0, 2), awaited=awaited)
+    assert_verified(comm, model, "llama", ("astra:codes", "astra:late"))
+    last_too = 4 in awaited
+    assert model.strategy.n_exchanges == (0 if comm.size == 1 else 2 + last_too)
+    assert model.report["bits_per_token_per_block"] == pytest.approx(4 * (4 + 2 * last_too) / 5)
+
+
 @pytest.mark.parametrize(("codec", "missing"), [("linear", "predict"), ("next", "drop"), ("next", "mean")])
 def test_late_codes_may_be_lost(comm, codec, missing):
-    for family, stages in (("bert-cls", None), ("llama", (1, 2, 0, 2, 2))):
-        model = make_model(comm, family, codec, stages, network="real,loss=40%", seed=3, missing=missing)
+    for family, stages, awaited in (("bert-cls", None, ()), ("llama", (1, 2, 0, 2, 2), (3,))):
+        model = make_model(
+            comm, family, codec, stages, awaited=awaited, network="real,loss=40%", seed=3, missing=missing
+        )
         assert_verified(comm, model, family)
         if comm.size > 1:
             assert model.report["missing"]["lost"] > 0
