@@ -15,6 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from astra_mpi.calibrate.emulated import LOGIT_ROWS, AsCodes, Emulated
+from astra_mpi.config import require
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.files.codecfile import read_codebooks
@@ -26,10 +27,13 @@ from astra_mpi.strategies.graded import near_ends
 class Slices:
     """A text in windows, passed through a decoder in slices."""
 
-    def __init__(self, model: Path, text: Path, window: int, n_new: int = 0, late: bool = False) -> None:
+    def __init__(
+        self, model: Path, text: Path, window: int, n_new: int = 0, late: bool = False, loss: float = 0, seed: int = 0
+    ) -> None:
         """n_new: last tokens of each window that are decoded after it, and alone are counted; 0: all are. late: as
-        `astra:late`, with predicted codes."""
-        self.n_new, self.late = n_new, late
+        `astra:late`, with predicted codes. loss: share of the messages of predicted codes that is lost, drawn by
+        seed as ranks draw it."""
+        self.n_new, self.late, self.loss, self.seed = n_new, late, loss, seed
         self.file = read_model(model)
         self.model = Model(self.file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
         tokenizer = tokenizer_of(self.file.tokenizer, self.file.config.vocab_size)
@@ -66,7 +70,9 @@ class Slices:
     def _codes(self, emulated: Emulated, codec: Any) -> AsCodes:
         counts = emulated.layouts[0].counts[0]
         near = near_ends(counts, codec.config.near, True) if codec.config.near else None
-        return AsCodes(codec.blocks, codec.config, emulated, near, self.late)
+        require(codec.config.predicts or not self.loss, "--loss is of predicted codes; run others on ranks")
+        lost = emulated.lost(self.loss, self.seed) if self.loss else None
+        return AsCodes(codec.blocks, codec.config, emulated, near, self.late, lost)
 
 
 def by_position(losses: list[np.ndarray]) -> dict[str, float]:
