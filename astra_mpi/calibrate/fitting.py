@@ -97,8 +97,18 @@ def fit_codec(
             passes = Passes(model, batches, config.site, n_samples, threads, config.sinks)
             on_tokens(passes.n_tokens)
             n, in_metric = len(model.blocks), metric != "plain"
+            told = comm.Get_rank() == 0
             loop = ClosedLoop(
-                passes, config, seed, kernels, comm, in_metric, rank, lambda done: progress(done, n), embedded, output
+                passes,
+                config,
+                seed,
+                kernels,
+                comm,
+                in_metric,
+                rank,
+                lambda done: progress(done, n) if told else None,
+                embedded,
+                output,
             )
             codec = loop.fit()
         return codec if comm.Get_rank() == 0 else None
