@@ -17,6 +17,7 @@ from astra_mpi.device.xp import take
 from astra_mpi.engine import Model
 from astra_mpi.layout import Layout
 from astra_mpi.models.decoder import Decoder
+from astra_mpi.network.missing import Missing
 from astra_mpi.partition import displs, even
 from astra_mpi.strategies import Parts, Spec
 from astra_mpi.strategies.positions import PlacedRows, Positions
@@ -26,8 +27,12 @@ from astra_mpi.wire.exchange import Pending
 #: rows whose logits are computed at a time
 LOGIT_ROWS = 256
 
-#: tokens (n, width) at a block's site -> what other slices see of them; the block's index comes first
+#: tokens (n, width) at a block's site -> what other slices see of them, all the same or each its own (P, n, width); the
+#: block's index comes first
 See = Callable[[int, np.ndarray], np.ndarray]
+
+#: an exchange's number -> (P, P) bool, which receivers do not hear which senders in it
+Lost = Callable[[int], np.ndarray]
 
 
 class AsCodes:
@@ -40,10 +45,12 @@ class AsCodes:
         emulated: Emulated,
         near: np.ndarray | None = None,
         late: bool = False,
+        lost: Lost | None = None,
     ) -> None:
         """near (n,): which tokens have all codes, in the order of ranks; None: all. late: predicted codes come after
-        others have seen the token as they expected it, but in awaited blocks."""
-        self.late = late
+        others have seen the token as they expected it, but in awaited blocks. lost: messages of predicted codes that do
+        not come."""
+        self.late, self.lost, self.n_exchanges = late, lost, 0
         self.blocks, self.config, self.emulated, self.near = blocks, config, emulated, near
         self.kernels = emulated.model.backend.kernels
         self.state: np.ndarray | None = None
@@ -56,12 +63,30 @@ class AsCodes:
         if i == 0:
             self.state = np.array(x, np.float32)
             self.inputs = self.emulated.inputs_before(self.state, self.config.inputs)
+            if self.lost is not None:
+                self.held = np.repeat(self.state[None], len(self.emulated.layouts), axis=0)
             return x
         assert block.predictor is not None and self.state is not None
         expected = block.predictor.predict(self.state, self.inputs, self.kernels)
         codes = block.encode(x - expected, self.kernels, self.near)
-        self.state = expected + block.decode(codes, self.kernels)
-        return expected if self.late and self.config.is_late(i) else self.state
+        added, is_late = block.decode(codes, self.kernels), self.late and self.config.is_late(i)
+        self.state = expected + added
+        if self.lost is not None:
+            return self._held_apart(i, added, is_late)
+        return expected if is_late else self.state
+
+    def _held_apart(self, i: int, added: np.ndarray, is_late: bool) -> np.ndarray:
+        """(P, n, D) what each slice holds of all tokens in block i, to which codes add (n, D) where they came."""
+        assert self.lost is not None
+        block = self.blocks[i]
+        assert block.predictor is not None
+        expected = np.stack([block.predictor.predict(held, self.inputs, self.kernels) for held in self.held])
+        if block.bits_per_token:
+            lost = self.lost(self.n_exchanges)
+            self.n_exchanges += 1
+            added = added * ~np.repeat(lost, self.emulated.layouts[0].counts.sum(axis=0), axis=1)[:, :, None]
+        self.held = expected + added
+        return expected if is_late else self.held
 
 
 class Slices(TokenParallel):
@@ -84,6 +109,8 @@ class Slices(TokenParallel):
         self.here = PlacedRows(self.positions, rows, self.blocks)
         self.gathered = PlacedRows(self.positions, first.packed_content, self.blocks)
         self.tokens = np.concatenate([layout.far_index for layout in layouts])
+        n_tokens = len(first.packed_content)
+        self.apart = np.concatenate([layout.far_index + r * n_tokens for r, layout in enumerate(layouts)])
         self.offsets = displs(np.concatenate([np.diff(layout.far_offsets) for layout in layouts]))
 
     def _start(self, i: int, rows: np.ndarray) -> Pending | None:
@@ -91,14 +118,15 @@ class Slices(TokenParallel):
         self.seen = self.see(i, content.copy())  # rows are turned in place
         if len(self.exact):
             self.seen = self.seen.copy()  # which may be a state that `see` goes on from
-            self.seen[self.exact] = content[self.exact]
+            self.seen[..., self.exact, :] = content[self.exact]
         return None
 
     def far_keys(self, i: int, pending: Pending | None) -> FarKeys | None:
-        block, seen = self.blocks[i], self.seen
+        block, seen = self.blocks[i], self.seen.reshape(-1, self.seen.shape[-1])
         if self.site != "kv":
             seen = block.keys_values(block.attention_input(seen) if self.site == "hidden" else seen)
-        return FarKeys(take(seen, self.tokens), self.offsets, tokens=self.tokens)
+        rows = self.tokens if self.seen.ndim == 2 else self.apart
+        return FarKeys(take(seen, rows), self.offsets, tokens=self.tokens)
 
 
 class Emulated:
@@ -129,6 +157,14 @@ class Emulated:
         if sinks:
             self.slices.exact = np.flatnonzero(replace(self.layouts[0], sinks=sinks).gathered_sinks)
         self.rows = np.concatenate([model.family.embed(batch, layout) for layout in self.layouts])
+
+    def lost(self, share: float, seed: int) -> Lost:
+        """On a network that loses this share of its messages: those that ranks lose of this batch with this seed."""
+        size = len(self.layouts)
+        receivers = [Missing(seed=seed) for _ in range(size)]
+        for rank, missing in enumerate(receivers):
+            missing.reset(self.model.checksum, share, rank, size)
+        return lambda i: np.stack([missing.lost(i) for missing in receivers])
 
     def inputs_before(self, x: np.ndarray, n: int) -> np.ndarray | None:
         """What enters block 0 (T, D), in the order of ranks -> (T, n D), of tokens and of those before."""

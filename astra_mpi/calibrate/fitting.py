@@ -102,6 +102,7 @@ def fit_codec(
             passes = Passes(model, batches, config.site, n_samples, threads, config.sinks)
             on_tokens(passes.n_tokens)
             n, in_metric = len(model.blocks), metric != "plain"
+            told = comm.Get_rank() == 0
             loop = ClosedLoop(
                 passes,
                 config,
@@ -110,7 +111,7 @@ def fit_codec(
                 comm,
                 in_metric,
                 rank,
-                lambda done: progress(done, n),
+                lambda done: progress(done, n) if told else None,
                 embedded,
                 output,
                 0 if n_awaited is None and output is None else n_awaited,

@@ -61,6 +61,7 @@ class Astra(FarCodes):
         self.first_coded = int(has_maps or spec.word("first") == "inputs")  # the first block with an exchange
         self.begins_with_all = has_maps
         self.sends_reached, self.may_keep_codes = not has_maps, not predicts  # maps need all codes of a token
+        self.near_share = 0.0  # of the tokens sent in the last pass, those that have more codes
         self.exchange.missing.suit(predicts)
         is_late, remote = spec.word("codes") == "late", parts.remote
         if predicts and is_late and remote == "auto" and not FAMILIES[self.config.family].causal:
@@ -320,6 +321,7 @@ class Astra(FarCodes):
         super().begin(layout)
         self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []
         self.graded = Graded(layout, self.codec.config.near)
+        self.near_share = self.graded.share if self.codec.config.near and self.sends else 0.0
         #: the last rank where tokens look back only
         self.unheard = layout.forward and layout.rank == self.exchange.size - 1
         self._far_turns: dict[tuple[int, bytes], np.ndarray] = {}  # of far tokens that are kept
@@ -357,7 +359,7 @@ class Astra(FarCodes):
         return {
             "codec": config.as_dict(),
             "bits_per_token_per_block": config.mean_bits(
-                len(self.blocks), self.first_coded, self.graded.share if self.sends else 0.0, self._n_coded
+                len(self.blocks), self.first_coded, self.near_share, self._n_coded
             ),
             "choices": choices | ({"sinks": self.sinks} if self.sinks else {}),
         }

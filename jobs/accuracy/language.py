@@ -47,9 +47,13 @@ ROWS = {
     "output 132": f"{_OUTPUT} --bits 132",
     "output 265": f"{_OUTPUT} --bits 265",
     "output M=8": f"{_OUTPUT} --stages 8",
+    "inputs 10": f"{_OUTPUT} --predict-inputs 1 --stages 0,0,1,0,1,1,2,1,2,1,0,1,1,4x2,4x3,3x2,6x0",
     "inputs 32": f"{_OUTPUT} --predict-inputs 1 --stages 0,4x2,4x5,4x2,5,3x6,4x10,3x5,6x1",
     "inputs 61": f"{_OUTPUT} --predict-inputs 1 --stages 0,4x3,4x9,4x4,4x11,4x20,3x10,6x2",
     "inputs 123": f"{_OUTPUT} --predict-inputs 1 --stages 0,4x6,4x18,4x8,4x22,4x40,3x20,6x4",
+    "inputs scalar 256": f"{_OUTPUT} --predict-inputs 1 --kind scalar --bits 256",
+    "inputs scalar 512": f"{_OUTPUT} --predict-inputs 1 --kind scalar --bits 512",
+    "inputs scalar 1024": f"{_OUTPUT} --predict-inputs 1 --kind scalar --bits 1024",
     "predicted M=6": f"{_PREDICTED} 6",
     "predicted M=6 whole": f"{_PREDICTED} 6 --predict-rank 0",
     "predicted M=4 every 2": f"{_PREDICTED} 4 --every 2",
@@ -95,7 +99,8 @@ def perplexity(args: argparse.Namespace, row: str, ranks: int) -> dict[str, Any]
         return on_ranks(args, row, ranks)
     from slices import Slices
 
-    text = Slices(args.model, args.work / "test.txt", args.window, args.new, args.late, args.awaited)
+    drawn = args.late, args.awaited, args.loss, args.seed
+    text = Slices(args.model, args.work / "test.txt", args.window, args.new, *drawn)
     return text.summary(None if row == "exact" else codebooks(args, row), ranks)
 
 
@@ -144,8 +149,11 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 def name_of(args: argparse.Namespace, row: str, ranks: int) -> str:
     """Of a figure."""
-    late = "late" if args.awaited is None else f"late but {args.awaited}"
-    how = ["emulated", *([f"new={args.new}"] * bool(args.new)), *([late] * args.late)] if args.emulate else args.set
+    how = args.set
+    if args.emulate:
+        late = "late" if args.awaited is None else f"late but {args.awaited}"
+        how = ["emulated", *([f"new={args.new}"] * bool(args.new)), *([late] * args.late)]
+        how += [f"loss={args.loss:g}", f"seed={args.seed}"] * (args.loss > 0 and row != "exact")
     text = f"{zlib.crc32((args.work / 'test.txt').read_bytes()):08x}"
     return "|".join([row, str(ranks), str(args.window), str(args.samples), text, *how])
 
@@ -204,14 +212,18 @@ def main() -> None:
     parser.add_argument(
         "--awaited", type=blocks_of, help="with --late: blocks that wait for their own codes, 17,18,20 or ''"
     )
+    parser.add_argument("--loss", type=float, default=0, help="with --emulate: share of predicted codes' messages lost")
+    parser.add_argument("--seed", type=int, default=0, help="of what --loss loses (default %(default)s)")
     parser.add_argument("--positions", action="store_true", help="with --emulate: a table by position, too")
     parser.add_argument("--work", type=Path, default=Path("work/language"), help="default %(default)s")
     args = parser.parse_args()
     unknown = [row for row in args.rows if row not in ROWS and not Path(row.partition("=")[2]).is_file()]
-    if not args.emulate and (args.new or args.positions or args.late):
-        parser.error("--new, --late and --positions are figures of --emulate; add it")
+    if not args.emulate and (args.new or args.positions or args.late or args.loss):
+        parser.error("--new, --late, --loss and --positions are figures of --emulate; add it")
     if args.awaited is not None and not args.late:
         parser.error("--awaited is of late codes; add --late")
+    if not 0 <= args.loss <= 1 or args.seed < 0:
+        parser.error(f"--loss {args.loss:g} --seed {args.seed}: a share such as 0.05, and a seed of at least 0")
     if args.new and args.positions:
         parser.error("--positions is of whole windows; leave --new out")
     if not 0 <= args.new < args.window - 1:

@@ -17,6 +17,7 @@ from mpi4py import MPI
 
 from astra_mpi.calibrate.emulated import LOGIT_ROWS, AsCodes, Emulated
 from astra_mpi.codec.codec import Codec
+from astra_mpi.config import require
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.files.codecfile import read_codebooks
@@ -36,11 +37,14 @@ class Slices:
         n_new: int = 0,
         late: bool = False,
         awaited: tuple[int, ...] | None = None,
+        loss: float = 0,
+        seed: int = 0,
     ) -> None:
         """n_new: last tokens of each window that are decoded after it, and alone are counted; 0: all are. late: as
         `astra:late`, with predicted codes; awaited: blocks that wait for their own, None: those that the codebooks
-        name."""
+        name. loss: share of the messages of predicted codes that is lost, drawn by seed as ranks draw it."""
         self.n_new, self.late, self.awaited = n_new, late, awaited
+        self.loss, self.seed = loss, seed
         self.file = read_model(model)
         self.model = Model(self.file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
         tokenizer = tokenizer_of(self.file.tokenizer, self.file.config.vocab_size)
@@ -84,7 +88,9 @@ class Slices:
     def _codes(self, emulated: Emulated, codec: Any) -> AsCodes:
         counts = emulated.layouts[0].counts[0]
         near = near_ends(counts, codec.config.near, True) if codec.config.near else None
-        return AsCodes(codec.blocks, codec.config, emulated, near, self.late)
+        require(codec.config.predicts or not self.loss, "--loss is of predicted codes; run others on ranks")
+        lost = emulated.lost(self.loss, self.seed) if self.loss else None
+        return AsCodes(codec.blocks, codec.config, emulated, near, self.late, lost)
 
 
 def by_position(losses: list[np.ndarray]) -> dict[str, float]:

@@ -2,7 +2,10 @@
 
 mpirun -n 4 python jobs/accuracy/stsb.py MODEL.h5 TEST.tsv [--strategy astra] [--codebooks FILE.h5]
     [--network real,loss=5%]
-The TSV has a header with columns score, s1, s2 (STS-B's layout). Prints one JSON line on rank 0.
+python jobs/accuracy/stsb.py MODEL.h5 TEST.tsv --emulate 4 --strategy astra --codebooks FILE.h5
+    in one process what ranks would compute (calibrate/emulated.py, which tests hold against ranks)
+The TSV has a header with columns score, s1, s2 (STS-B's layout). Prints one JSON line on rank 0. With --exact, also the
+mean cosine of embeddings to those of another run, which --embeddings wrote.
 """
 
 from __future__ import annotations
@@ -16,7 +19,11 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi.calibrate import emulated as emulating
 from astra_mpi.commands.model_options import add_condition_options, condition_arguments
+from astra_mpi.device.backend import get_backend
+from astra_mpi.engine import Model
+from astra_mpi.files import codecfile, modelfile
 from astra_mpi.files.utf8 import read_text
 from astra_mpi.inputs.text import Tokenizer, tokenizer_of
 
@@ -26,6 +33,24 @@ BATCH = 64
 def read_pairs(path: str) -> tuple[list[float], list[str], list[str]]:
     rows = list(csv.DictReader(read_text(path).splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
     return [float(r["score"]) for r in rows], [r["s1"] for r in rows], [r["s2"] for r in rows]
+
+
+class Emulated:
+    """A model as `size` ranks would compute it with `astra` or `astra:late`, in one process."""
+
+    def __init__(self, path: str, codebooks: str, size: int, late: bool) -> None:
+        file = modelfile.read_model(path)
+        self.codec, self.size, self.late = codecfile.read_codebooks(codebooks, file.digest), size, late
+        self.model = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
+        self.config, self.tokenizer, self.preprocess = file.config, file.tokenizer, file.preprocess
+        bits = self.codec.config.mean_bits(file.config.n_layers)
+        described = {"codec": self.codec.config.as_dict(), "bits_per_token_per_block": bits}
+        self.report = {**described, "network": f"{size} emulated", "missing": None}
+
+    def __call__(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        emulated = emulating.Emulated(self.model, ids, mask, self.codec.config.site, self.size)
+        see = emulating.AsCodes(self.codec.blocks, self.codec.config, emulated, late=self.late)
+        return emulated.answer(emulated.passed(see, emulated.rows))
 
 
 def embed_all(model, tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> tuple[np.ndarray, dict[str, int]]:
@@ -55,17 +80,25 @@ def main(comm: MPI.Comm) -> None:
     parser.add_argument("--encoder", default="auto", help="exact: without the codebooks' subspace")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0, help="of what is lost")
+    parser.add_argument("--emulate", type=int, metavar="P", help="so many ranks in one process: astra or astra:late")
+    parser.add_argument("--embeddings", metavar="FILE.npy", help="write all embeddings")
+    parser.add_argument("--exact", metavar="FILE.npy", help="embeddings to compare with")
     add_condition_options(parser)
     args = parser.parse_args()
-    model = astra_mpi.load(
-        args.model,
-        comm=comm,
-        strategy=args.strategy,
-        codebooks=args.codebooks,
-        encoder=args.encoder,
-        seed=args.seed,
-        **condition_arguments(args),
-    )
+    if args.emulate:
+        if args.strategy not in ("astra", "astra:late") or not args.codebooks or comm.Get_size() > 1:
+            parser.error("--emulate takes --strategy astra or astra:late, --codebooks, and one process")
+        model = Emulated(args.model, args.codebooks, args.emulate, args.strategy == "astra:late")
+    else:
+        model = astra_mpi.load(
+            args.model,
+            comm=comm,
+            strategy=args.strategy,
+            codebooks=args.codebooks,
+            encoder=args.encoder,
+            seed=args.seed,
+            **condition_arguments(args),
+        )
     tokenizer = tokenizer_of(model.tokenizer, model.config.vocab_size, preprocess=model.preprocess, prompt=None)
     scores, first, second = read_pairs(args.tsv)
     start = time.perf_counter()
@@ -74,12 +107,16 @@ def main(comm: MPI.Comm) -> None:
     if comm.Get_rank() == 0:
         from scipy.stats import spearmanr
 
-        a, b = np.split(both / np.linalg.norm(both, axis=1, keepdims=True), 2)
+        unit = both / np.linalg.norm(both, axis=1, keepdims=True)
+        a, b = np.split(unit, 2)
+        if args.embeddings:
+            np.save(args.embeddings, unit)
         result = {
             "spearman": round(float(spearmanr((a * b).sum(axis=1), scores).statistic), 4),
+            "cosine": round(float((unit * np.load(args.exact)).sum(axis=1).mean()), 4) if args.exact else None,
             "pairs": len(scores),
             "strategy": args.strategy,
-            "ranks": comm.Get_size(),
+            "ranks": args.emulate or comm.Get_size(),
             "codec": model.report["codec"],
             "bits_per_token_per_block": model.report["bits_per_token_per_block"],
             "network": model.report["network"],

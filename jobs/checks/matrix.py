@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from matrix_commands import COMMANDS, Bench, Outcome
-from matrix_models import CODECS, CONFIGS, PLAIN, Variant, variants, write_models
+from matrix_models import CODECS, CONFIGS, MAPS, PLAIN, Variant, variants, write_models
 from matrix_page import kept, page
 from mpi4py import MPI
 
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="every cell")
     parser.add_argument("--commands", default=",".join(COMMANDS), help="default all: %(default)s")
     parser.add_argument("--families", default=",".join(CONFIGS), help="default all: %(default)s")
-    parser.add_argument("--codecs", default=",".join([PLAIN, *CODECS]), help="default all: %(default)s")
+    parser.add_argument("--codecs", default=",".join([PLAIN, *CODECS, *MAPS]), help="default all: %(default)s")
     args = parser.parse_args()
     commands, families, codecs = args.commands.split(","), args.families.split(","), args.codecs.split(",")
     comm = watched(MPI.COMM_WORLD, 60)

@@ -17,7 +17,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from matrix_models import CODECS, CONFIGS, DECODERS, N_ITEMS, SITES, Variant
+from matrix_models import CODECS, CONFIGS, DECODERS, MAPS, N_ITEMS, SITES, Variant
 from mpi4py import MPI
 
 from astra_mpi import cli
@@ -26,7 +26,7 @@ from astra_mpi.errors import AstraError
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.strategies import AUTO, STRATEGIES, forms
 
-SPECS = tuple(spec for name in STRATEGIES for spec in forms(name))
+SPECS = (*(spec for name in STRATEGIES for spec in forms(name)), "astra:late")
 TASKS = ("embed", "classify", "rerank", "perplexity", "generate")
 YES = "yes"
 _LAUNCHERS = ("PMI", "OMPI", "PRTE", "SLURM", "HYD", "MPI", "MPICH")
@@ -96,7 +96,7 @@ def outcome(bench: Bench, table: str, row: str, variant: Variant, words: list[st
 def plain(reason: str, bench: Bench) -> str:
     """A reason without what depends on the folder: names of files."""
     reason = reason.strip().replace(f"{bench.folder}{os.sep}", "")
-    for variant in (Variant(family, codec) for family in CONFIGS for codec in ("none", *CODECS)):
+    for variant in (Variant(family, codec) for family in CONFIGS for codec in ("none", *CODECS, *MAPS)):
         reason = reason.replace(variant.file, "MODEL.h5")
     return reason
 
@@ -305,6 +305,13 @@ def calibrate(bench: Bench, variant: Variant) -> Iterator[Outcome]:
                 return "" if found == (site, kind) else f"{found}"
 
             yield outcome(bench, "commands", f"`calibrate`, {kind} {site}", variant, words, judge)
+    for predict in ("linear", "next"):
+        words = ["calibrate", bench.path(variant.file), "--data", bench.path(data), "-o", bench.path("made.h5")]
+        words += ["--predict", predict, "--every", "2", "--stages", "2", "--codebook-size", "4"]
+        row = f"`calibrate`, predict {predict}, every 2"
+        yield _verified(
+            bench, outcome(bench, "commands", row, variant, words, lambda: ""), bench.path("made.h5"), "astra:late"
+        )
 
 
 def convert(bench: Bench, variant: Variant) -> Iterator[Outcome]:

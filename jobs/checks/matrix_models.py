@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.codec.config import CodecConfig
+from astra_mpi.codec.every import in_every
 from astra_mpi.convert.presets import random_model
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.models.bert_config import BertConfig
@@ -21,8 +22,10 @@ from astra_mpi.models.vision.vit import ViTConfig
 
 LETTERS = "abcdefghijklmnop .\n"
 N_ITEMS = 4
+#: so many that late codes have an exchange, and that codes in every second block leave one out
+_LAYERS = 3
 #: heads and widths that 1, 2 and 4 ranks can share
-_SHAPE: dict[str, Any] = dict(d_model=32, n_heads=4, n_kv_heads=4, n_layers=2, d_ff=48, norm_eps=1e-5)
+_SHAPE: dict[str, Any] = dict(d_model=32, n_heads=4, n_kv_heads=4, n_layers=_LAYERS, d_ff=48, norm_eps=1e-5)
 _TEXT: dict[str, Any] = dict(vocab_size=len(LETTERS) + 2, max_positions=40)
 _IMAGES: dict[str, Any] = dict(image_size=(16, 16), patch_size=4, channels=1)
 #: columns of the page: families, and image encoders with registers, and without a class token
@@ -49,6 +52,12 @@ CODECS: dict[str, CodecConfig] = {
     for kind, count in (("residual", {"stages": 2}), ("grouped", {"groups": 2}))
     for site in SITES
 }
+#: codes with maps: of what a prediction misses, the same in every second block, and of the tokens with maps beside them
+MAPS: dict[str, CodecConfig] = {
+    "predicted": CodecConfig(site="normed", predict="linear", stages=2, codebook_size=16, inputs=1),
+    "predicted every 2": in_every(CodecConfig(site="normed", predict="linear", codebook_size=16), 2, _LAYERS),
+    "next": CodecConfig(site="normed", predict="next", stages=2, codebook_size=16),
+}
 PLAIN = "none"
 #: parts of image encoders that codes do not meet: one codec shows as much as all
 ONE_CODEC = {"vit-registers": "residual normed", "vit-probe": "residual normed"}
@@ -59,7 +68,7 @@ class Variant:
     """A model of the matrix."""
 
     family: str
-    codec: str = PLAIN  # a name of CODECS
+    codec: str = PLAIN  # a name of CODECS or MAPS
 
     @property
     def coded(self) -> bool:
@@ -79,7 +88,7 @@ class Variant:
     @property
     def column(self) -> str:
         """Of the tables."""
-        return f"{self.family} + codes" if self.coded else self.family
+        return f"{self.family} + maps" if self.codec in MAPS else f"{self.family} + codes" * self.coded or self.family
 
     @property
     def file(self) -> str:
@@ -88,7 +97,7 @@ class Variant:
 
 def variants() -> Iterator[Variant]:
     for family in CONFIGS:
-        for codec in (PLAIN, *([ONE_CODEC[family]] if family in ONE_CODEC else CODECS)):
+        for codec in (PLAIN, *([ONE_CODEC[family]] if family in ONE_CODEC else [*CODECS, *MAPS])):
             yield Variant(family, codec)
 
 
@@ -103,7 +112,7 @@ def write_models(folder: Path, wanted: list[Variant]) -> None:
     """A model file for each, and the inputs: texts, images with labels, token ids."""
     for variant in wanted:
         config = CONFIGS[variant.family]
-        model = random_model(config, CODECS.get(variant.codec), seed=0)
+        model = random_model(config, (CODECS | MAPS).get(variant.codec), seed=0)
         if variant.images:
             model = replace(model, preprocess=Preprocess(config.image_size, [0.5], [0.5]).as_dict())
         else:

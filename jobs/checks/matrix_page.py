@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from matrix_commands import YES, Outcome
-from matrix_models import CODECS, CONFIGS, ONE_CODEC, PLAIN, Variant
+from matrix_models import CODECS, CONFIGS, MAPS, ONE_CODEC, PLAIN, Variant
 
-COLUMNS = tuple(f"{family}{coded}" for family in CONFIGS for coded in ("", " + codes"))
+COLUMNS = tuple(f"{family}{coded}" for family in CONFIGS for coded in ("", " + codes", " + maps"))
 _TITLES = {
     "commands": "Commands",
     "verify": "Strategies under `verify`",
@@ -31,7 +31,7 @@ random models.
 - `-`: not run.
 
 "+ codes" means that the model has codebooks. These were tried one after another: {names}. Of {single} only
-residual normed was tried.
+residual normed was tried. "+ maps": codebooks with [maps](../explanation/waiting.md), {maps}.
 
 What was checked:
 
@@ -51,7 +51,7 @@ def page(outcomes: Iterable[Outcome]) -> str:
         row.setdefault(one.variant.column, set()).add(one.text)
     reasons: list[str] = []
     names = ", ".join(CODECS)
-    lines = [_HEAD.format(names=names, single=" and ".join(ONE_CODEC))]
+    lines = [_HEAD.format(names=names, single=" and ".join(ONE_CODEC), maps=", ".join(MAPS))]
     for table in sorted(cells, key=list(_TITLES).index):
         lines += [f"## {_TITLES[table]}", "", *_table(table, cells[table], reasons), ""]
     lines += ["## Reasons", "", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]
@@ -108,6 +108,7 @@ def kept(text: str, families: Iterable[str]) -> list[Outcome]:
     for (table, row, column), texts in read_page(text).items():
         family, _, coded = column.partition(" + ")
         if family not in families:
-            variant = Variant(family, next(iter(CODECS)) if coded else PLAIN)
+            codec = {"codes": next(iter(CODECS)), "maps": next(iter(MAPS))}.get(coded, PLAIN)
+            variant = Variant(family, codec)
             outcomes += [Outcome(table, row, variant, said) for said in sorted(texts)]
     return outcomes

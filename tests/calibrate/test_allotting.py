@@ -12,6 +12,7 @@ from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
+from astra_mpi.network.conditions import Conditions, parse_conditions
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
 
 FAMILIES = {
@@ -36,12 +37,17 @@ FAMILIES = {
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(("family", "late"), [*((family, family == "awaited") for family in FAMILIES), ("gpt2", True)])
-def test_slices_of_one_process_are_what_ranks_compute(comm, family, late):
+@pytest.mark.parametrize(
+    ("family", "late", "loss"),
+    [(family, family == "awaited", 0.0) for family in FAMILIES]
+    + [("gpt2", True, 0.0), ("gpt2", False, 0.4), ("gpt2", True, 0.4), ("awaited", True, 0.4)],
+)
+def test_slices_of_one_process_are_what_ranks_compute(comm, family, late, loss):
     config, n_tokens, codes = FAMILIES[family]
     file = model_file(config, codes)
     inputs, mask = random_batch(config, 3, n_tokens, seed=1, ragged=True)
-    model = Model(file, comm, get_backend("numpy", comm))
+    conditions = parse_conditions(comm.size, network=f"real,loss={loss:.0%}", seed=4) if loss else Conditions()
+    model = Model(file, comm, get_backend("numpy", comm), conditions=conditions)
     model.use("astra:late" if late else "astra")
     answer = model(inputs, mask)
     if comm.rank:
@@ -50,7 +56,8 @@ def test_slices_of_one_process_are_what_ranks_compute(comm, family, late):
 
     alone = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
     emulated = Emulated(alone, inputs, mask, codes.site, comm.size, codes.sinks)
-    rows = emulated.passed(AsCodes(file.codec.blocks, codes, emulated, late=late), emulated.rows)
+    lost = emulated.lost(loss, 4) if loss else None
+    rows = emulated.passed(AsCodes(file.codec.blocks, codes, emulated, late=late, lost=lost), emulated.rows)
     shares = np.split(rows, np.cumsum([layout.row_offsets[-1] for layout in emulated.layouts])[:-1])
     pooled = np.sum([alone.family.pool(*pair) for pair in zip(shares, emulated.layouts, strict=True)], axis=0)
     mine = alone.family.head(pooled, emulated.lengths)

@@ -60,6 +60,16 @@ def test_stop_tokens_and_last_positions(comm, decode):
 
 
 @pytest.mark.mpi
+def test_the_way_of_decoding_is_chosen_before_any_pass(comm):
+    codec = CodecConfig(site="normed", stages=2, codebook_size=9, near=2, near_stages=1)
+    conditions = parse_conditions(comm.size, network="100Mbps,rtt=1ms", clock="virtual")
+    model = make_model(comm, gpt2_config(), codec, conditions=conditions)
+    assert model.generate(np.ones((1, 9), int), max_new_tokens=2).shape == (1, 2)
+    if comm.size > 1:
+        assert model.report["bits_per_token_per_block"] > 8  # near tokens of the prompt
+
+
+@pytest.mark.mpi
 @MODES
 def test_holes_keep_positions(comm, decode):
     """A masked token is not there, and a new one comes after the last position of the prompt."""
