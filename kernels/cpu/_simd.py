@@ -87,7 +87,7 @@ def dot_tile_code(kind: str, n_rows: int, n_strips: int, prefetch: bool = False)
         if prefetch:
             further = at(line, builder.mul(ldb, const(n_strips)))
             for strip in strips:
-                _prefetch(builder, at(strip, further))
+                prefetch(builder, at(strip, further))
         new = []
         for i in range(n_rows):
             scalar = load(at(rows[i], word), I32)
@@ -110,7 +110,7 @@ def dot_tile_code(kind: str, n_rows: int, n_strips: int, prefetch: bool = False)
     return generate
 
 
-def _prefetch(builder, address):
+def prefetch(builder, address):
     """Ask for a cache line, to be read soon, in the second-level cache."""
     bytes_at, kind = (
         ir.IntType(8).as_pointer(),
