@@ -137,7 +137,7 @@ def activated(
     """out (k, n) = act(x (k, m) @ weight (m, n) + bias); with a gate (x @ weight + bias) * act(x @ gate + its bias)."""
     if isinstance(weight, Packed) and (gate is None or isinstance(gate, Packed)):
         return weight.layer(x, out, bias, activation, gate, gate_bias)
-    if gate is None and not isinstance(weight, Narrow | SideBySide):
+    if gate is None and not isinstance(weight, Narrow | Packed | SideBySide):
         return _dense(x, weight, out, kernels, bias, activation)
     if gate is None:
         product(x, weight, out, kernels, scratch)

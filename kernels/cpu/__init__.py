@@ -23,7 +23,6 @@ from astra_mpi.kernels.cpu._codes import (
     unpack,
     unpack_columns,
 )
-from astra_mpi.kernels.cpu._encode import encode_grouped, encode_residual
 from astra_mpi.kernels.cpu._levels import encode_levels
 from astra_mpi.kernels.cpu._ordered import ordered_product
 from astra_mpi.kernels.cpu._rows import (
@@ -39,6 +38,7 @@ from astra_mpi.kernels.cpu._rows import (
 from astra_mpi.kernels.cpu._weights import matvec, vecmat, widen
 from astra_mpi.kernels.cpu.dense.attention import attend, finish, warm_up_attention
 from astra_mpi.kernels.cpu.dense.calls import dense, warm_up_dense
+from astra_mpi.kernels.cpu.dense.encode import encode_grouped, encode_residual
 from astra_mpi.kernels.near import Near
 from astra_mpi.kernels.reference import count_codes, segment_sum
 
@@ -102,6 +102,7 @@ def warm_up() -> None:
     entries = np.ones((2, 2, 2), np.float32)  # (C, K, W)
     codes = encode_grouped(x, entries, np.ones((2, 2), np.float32))
     encode_residual(x[:, :2], entries, np.ones((2, 2), np.float32))
+    encode_residual(np.ones((8, 8), np.float32), np.ones((1, 2, 8), np.float32), np.ones((1, 2), np.float32))
     decode_grouped(codes, entries)
     decode_residual(codes, entries)
     gram_sum(codes, np.ones((2, 2, 2, 2), np.float32))

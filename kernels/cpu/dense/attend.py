@@ -1,4 +1,4 @@
-"""Online softmax attention in float32, a tile of queries by a tile of keys at a time, all of it in one compiled call."""
+"""Online softmax attention in float32, a tile of queries by a tile of keys at a time, in one compiled call."""
 
 import numpy as np
 from numba import njit
@@ -23,14 +23,14 @@ def tile_of(n, most, i):
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
-def attend_units(
-    q, k, v, acc, row_max, row_sum, bias, n_queries, n_keys, d, repeat, reach, first, last, turned, scores
-):
-    """Tiles of queries first .. last, counted over the key heads. q, k, v: ADDRESS, HEAD, ROW each, as acc (H, a, d).
+def attend_units(q, k, v, acc, row_max, row_sum, bias, sizes, first, last, turned, scores):
+    """Tiles of queries first .. last, counted over the key heads. q, k, v: ADDRESS, HEAD, ROW each.
 
-    row_max, row_sum: addresses (H, a). bias: address (m,), 0 for none. Query i sees key j when j <= i + reach.
-    turned (KEYS d,), scores (QUERIES, KEYS): room.
+    acc (H, a, d), row_max, row_sum (H, a): addresses. bias: address (m,), 0 for none. sizes: queries, keys, d, query
+    heads to a key head, and `reach`: query i sees key j when j <= i + reach. turned (KEYS d,), scores (QUERIES, KEYS):
+    room.
     """
+    n_queries, n_keys, d, repeat, reach = sizes
     n_tiles = (n_queries + QUERIES - 1) // QUERIES
     room = scores.ctypes.data
     for g in range(first // n_tiles, (last - 1) // n_tiles + 1):
@@ -50,12 +50,10 @@ def attend_units(
                 n = behind - query
                 for head in range(g * repeat, (g + 1) * repeat):
                     place = head * n_queries + query
-                    sums = acc + 4 * d * place
+                    sums, biases = acc + 4 * d * place, bias + 4 * key if bias else 0
                     _scores(q[ADDRESS] + head * q[HEAD] + query * q[ROW], q[ROW], n, turned, d, n_seen, room)
-                    biases = bias + 4 * key if bias else 0
-                    _weigh(
-                        room, n, n_seen, biases, query + reach - key, sums, d, row_max + 4 * place, row_sum + 4 * place
-                    )
+                    state = sums, d, row_max + 4 * place, row_sum + 4 * place
+                    _weigh(room, n, n_seen, biases, query + reach - key, *state)
                     _gather(room, n, n_seen, values, v[ROW], sums, d)
 
 

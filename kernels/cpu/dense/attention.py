@@ -1,12 +1,11 @@
 """What Python calls: attention in float32, shared by the threads of the process's team."""
 
-import threading
-
 import numpy as np
 
-from astra_mpi.kernels.aligned import address, aligned
+from astra_mpi.kernels.aligned import address
 from astra_mpi.kernels.cpu import _attention, _team
 from astra_mpi.kernels.cpu.dense.attend import KEYS, QUERIES, attend_units, finish_heads
+from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.dense.strip import NARROW
 from astra_mpi.kernels.cpu.dense.tile import HAS_TILES
 from astra_mpi.kernels.near import Near
@@ -17,21 +16,6 @@ Array = np.ndarray
 _FEWEST = 8
 #: scores below which a second thread costs more than it saves
 _THREAD_SCORES = 1 << 17
-
-
-class _Rooms(threading.local):
-    """Of a thread: a tile's scores, and its keys as they are multiplied."""
-
-    def __init__(self) -> None:
-        self.scores, self._turned = aligned((QUERIES, KEYS)), aligned((0,))
-
-    def turned(self, d: int) -> Array:
-        if len(self._turned) < KEYS * d:
-            self._turned = aligned((KEYS * d,))
-        return self._turned
-
-
-_rooms = _Rooms()
 
 
 def attend(
@@ -54,13 +38,13 @@ def attend(
     bias = None if key_bias is None else np.ascontiguousarray(key_bias)
     reach = n_keys if causal is None else causal
     state = address(acc), address(row_max), address(row_sum), address(bias)
-    given = *map(_told, (q, k, v)), *state, n_queries, n_keys, d, n_heads // n_kv_heads, reach
+    given = *map(_told, (q, k, v)), *state, (n_queries, n_keys, d, n_heads // n_kv_heads, reach)
     units = n_kv_heads * -(-n_queries // QUERIES)
 
     def share(index: int, count: int) -> None:
         first, last = units * index // count, units * (index + 1) // count
         if first < last:
-            attend_units(*given, first, last, _rooms.turned(d), _rooms.scores)
+            attend_units(*given, first, last, room("keys", KEYS * d), room("scores", QUERIES, KEYS))
 
     if _team.size() == 1 or n_heads * n_queries * n_keys < _THREAD_SCORES:
         share(0, 1)

@@ -6,6 +6,7 @@ import numpy as np
 
 from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS, activate
+from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.dense.strip import NARROW, WIDE
 from astra_mpi.kernels.cpu.dense.sweep import sweep
 from astra_mpi.kernels.cpu.dense.tile import HAS_TILES
@@ -29,13 +30,12 @@ def dense(
     constant = 0 if bias is None and not activation else _at(_none(n) if bias is None else bias)
     kind = ACTIVATIONS[activation] if activation else -1
     given = _at(x), x.strides[0], m, k, _at(weight), weight.strides[0]
-    room = m if add or n % WIDE else 1
+    n_held = m if add or n % WIDE else 0
 
     def share(index: int, count: int) -> None:
         units = -(-n // WIDE)
         first, last = units * index // count * WIDE, min(n, units * (index + 1) // count * WIDE)
-        rest = np.empty((k if last % NARROW else 1, NARROW), np.float32)
-        sums = np.empty((room, WIDE), np.float32)
+        rest, sums = room("last columns", k if last % NARROW else 0, NARROW), room("strip sums", n_held, WIDE)
         sweep(*given, first, last, constant, kind, add, _at(out), out.strides[0], rest, sums)
 
     if _team.size() == 1 or m * k * n < _LEAST_WORK:
