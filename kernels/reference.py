@@ -159,6 +159,22 @@ def count_codes(codes: Array, K: int) -> Array:
     return np.bincount(codes.ravel(), minlength=K).astype(np.int64)
 
 
+def dense(
+    x: Array, weight: Array, out: Array, bias: Array | None = None, activation: str = "", add: bool = False
+) -> Array:
+    """out (m, n) = act(x (m, k) @ weight (k, n) + bias (n,)), added to what is there if `add`, and returned.
+
+    out may be row-strided; activation: "", or one of `activate`.
+    """
+    made = x @ weight
+    if activation:
+        activate(made, bias, activation)
+    elif bias is not None:
+        made += bias
+    out[...] = out + made if add else made
+    return out
+
+
 def ordered_product(x: Array, weight: Array, out: Array) -> Array:
     """out (n, m) float32 = x (n, k) @ weight (k, m), the terms added in order of k, each step rounded once.
 

@@ -52,7 +52,30 @@ def product(x: np.ndarray, weight: Matrix, out: np.ndarray, kernels: ModuleType,
     """out (k, n) = x (k, m) @ weight (m, n); out may be row-strided."""
     if isinstance(weight, Narrow | Packed | SideBySide):
         return weight.product(x, out, kernels, scratch)
-    return module_of(x).matmul(x, weight, out=out)
+    return _dense(x, weight, out, kernels)
+
+
+def _dense(
+    x: np.ndarray,
+    weight: np.ndarray,
+    out: np.ndarray,
+    kernels: ModuleType,
+    bias: np.ndarray | None = None,
+    activation: str = "",
+    add: bool = False,
+) -> np.ndarray:
+    """`kernels.dense`, also where kernels leave products to a device's library."""
+    if hasattr(kernels, "dense"):
+        done: np.ndarray = kernels.dense(x, weight, out, bias, activation, add)
+        return done
+    made = module_of(x).matmul(x, weight, out=None if add else out)
+    if activation:
+        kernels.activate(made, bias, activation)
+    elif add:
+        return kernels.add_residual(out, made, bias)
+    elif bias is not None:
+        made += bias
+    return made
 
 
 def products(
@@ -85,10 +108,19 @@ def linear(
     """out (k, n) = x (k, m) @ weight (m, n) + bias (n,); out may be row-strided."""
     if isinstance(weight, Packed):
         return weight.layer(x, out, bias)
+    if not isinstance(weight, Narrow | SideBySide):
+        return _dense(x, weight, out, kernels, bias)
     product(x, weight, out, kernels, scratch)
     if bias is not None:
         out += bias
     return out
+
+
+def add_linear(
+    x: np.ndarray, weight: np.ndarray, total: np.ndarray, kernels: ModuleType, bias: np.ndarray | None
+) -> np.ndarray:
+    """total (k, n) += x (k, m) @ weight (m, n) + bias (n,), which is returned; weight is an array."""
+    return _dense(x, weight, total, kernels, bias, add=True)
 
 
 def activated(
@@ -105,6 +137,8 @@ def activated(
     """out (k, n) = act(x (k, m) @ weight (m, n) + bias); with a gate (x @ weight + bias) * act(x @ gate + its bias)."""
     if isinstance(weight, Packed) and (gate is None or isinstance(gate, Packed)):
         return weight.layer(x, out, bias, activation, gate, gate_bias)
+    if gate is None and not isinstance(weight, Narrow | Packed | SideBySide):
+        return _dense(x, weight, out, kernels, bias, activation)
     if gate is None:
         product(x, weight, out, kernels, scratch)
         return kernels.activate(out, bias, activation)

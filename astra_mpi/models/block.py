@@ -11,7 +11,7 @@ import numpy as np
 from astra_mpi.config import ModelConfig
 from astra_mpi.device.packed import Packed, is_narrow
 from astra_mpi.device.scratch import Scratch
-from astra_mpi.device.weights import Matrix, Narrow, SideBySide, Weights, activated, forget, linear, product
+from astra_mpi.device.weights import Matrix, Narrow, SideBySide, Weights, activated, add_linear, forget, linear, product
 from astra_mpi.models.layers import Layers
 from astra_mpi.models.norms import HeadNorm
 from astra_mpi.models.recipe import Recipe
@@ -175,6 +175,9 @@ class Block:
             done = self._packed_mlp(h, x, self.w.get("fc2.bias"), add=True)
             if done is not None:
                 return done
+            weight = self.layers["fc2"]
+            if isinstance(weight, np.ndarray):
+                return add_linear(self.inner(h), weight, x, self.kernels, self.w.get("fc2.bias"))
         return self.add_mlp(x, self.mlp(h))
 
     def mlp(self, h: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ array's kernel anew.
 import numpy as np
 
 from astra_mpi.kernels import _compile
-from astra_mpi.kernels.cpu._attention import attend, attend_codes, attend_rows
+from astra_mpi.kernels.cpu._attention import attend_codes, attend_rows
 from astra_mpi.kernels.cpu._block_floats import times_blocks
 from astra_mpi.kernels.cpu._blocks import multiply_blocks, quantise_rows, widen_blocks
 from astra_mpi.kernels.cpu._codes import (
@@ -23,7 +23,6 @@ from astra_mpi.kernels.cpu._codes import (
     unpack,
     unpack_columns,
 )
-from astra_mpi.kernels.cpu._encode import encode_grouped, encode_residual
 from astra_mpi.kernels.cpu._levels import encode_levels
 from astra_mpi.kernels.cpu._ordered import ordered_product
 from astra_mpi.kernels.cpu._rows import (
@@ -37,8 +36,11 @@ from astra_mpi.kernels.cpu._rows import (
     rotate,
 )
 from astra_mpi.kernels.cpu._weights import matvec, vecmat, widen
+from astra_mpi.kernels.cpu.dense.attention import attend, finish, warm_up_attention
+from astra_mpi.kernels.cpu.dense.calls import dense, warm_up_dense
+from astra_mpi.kernels.cpu.dense.encode import encode_grouped, encode_residual
 from astra_mpi.kernels.near import Near
-from astra_mpi.kernels.reference import count_codes, finish, segment_sum
+from astra_mpi.kernels.reference import count_codes, segment_sum
 
 #: how products are computed; `bfloat16` and `int8` are modules with the same functions
 compute = "float32"
@@ -59,6 +61,7 @@ __all__ = [
     "count_codes",
     "decode_grouped",
     "decode_residual",
+    "dense",
     "encode_grouped",
     "encode_levels",
     "encode_residual",
@@ -94,9 +97,12 @@ def warm_up() -> None:
     """Compile every kernel, or load it from Numba's cache on disk: one rank does it first, then the others load."""
     n, width = 2, 4
     x, line = np.ones((n, width), np.float32), np.ones(width, np.float32)
+    warm_up_dense()
+    warm_up_attention()
     entries = np.ones((2, 2, 2), np.float32)  # (C, K, W)
     codes = encode_grouped(x, entries, np.ones((2, 2), np.float32))
     encode_residual(x[:, :2], entries, np.ones((2, 2), np.float32))
+    encode_residual(np.ones((8, 8), np.float32), np.ones((1, 2, 8), np.float32), np.ones((1, 2), np.float32))
     decode_grouped(codes, entries)
     decode_residual(codes, entries)
     gram_sum(codes, np.ones((2, 2, 2, 2), np.float32))

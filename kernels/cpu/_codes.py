@@ -12,11 +12,16 @@ Array = np.ndarray
 
 def pack(codes: Array, bits: int) -> Array:
     """Message uint8 (ceil(n*C*bits/8),) of codes (n, C); see reference.pack."""
+    if bits == 8:
+        return codes.astype(np.uint8).reshape(-1)
     return pack_columns(codes.reshape(-1, 1), np.array([bits]))
 
 
 def unpack(message: Array, n: int, C: int, bits: int) -> Array:
     """Codes (n, C) from pack's message; see reference.unpack."""
+    if bits == 8:
+        check_message(message, n * C, 8)
+        return message.reshape(n, C).copy()
     return unpack_columns(message, n * C, np.array([bits])).reshape(n, C)
 
 

@@ -65,19 +65,19 @@ def _pick(scores, half_norms, x, first_row, first_column, entries, codes, column
         for k in range(n_codes):
             lowest = i32(min(lowest, ordered_bits(half_norms[k] - s[k])))
         best = from_ordered_bits(lowest)
-        limit = best + _rounding(vector, best)
+        limit = best + rounding(vector, best)
         first, n_close = i32(n_codes), i32(0)
         for k in range(n_codes):
             close = half_norms[k] - s[k] <= limit
             first = i32(min(first, i32(k) if close else i32(n_codes)))
             n_close = i32(n_close + i32(close))
         if n_close > 1:
-            first = _nearest_of_close(vector, entries, half_norms, s, limit)
+            first = nearest_of_close(vector, entries, half_norms, s, limit)
         codes[first_row + i, column] = first if first < n_codes else 0  # no score is finite: NaN in, code 0 out
 
 
 @njit(fastmath=FASTMATH)
-def _rounding(vector, best):
+def rounding(vector, best):
     """A bound for the error of two scores near the best one.
 
     The float32 error of half_norm - x . e is at most about W u (|x| |e| + |e|^2 / 2), with u = 2^-24 and, near the
@@ -91,7 +91,7 @@ def _rounding(vector, best):
 
 
 @compiled(error_model="numpy")
-def _nearest_of_close(vector, entries, half_norms, scores, limit):
+def nearest_of_close(vector, entries, half_norms, scores, limit):
     """The lowest index of least float64 distance among the entries whose score is within the limit."""
     least, chosen = np.inf, 0
     for k in range(entries.shape[0]):

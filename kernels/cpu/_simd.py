@@ -33,10 +33,10 @@ def dot_tile(kind: str, n_rows: int, n_strips: int = 2):
     return tile
 
 
-def dot_tile_code(kind: str, n_rows: int, n_strips: int, prefetch: bool = False):
+def dot_tile_code(kind: str, n_rows: int, n_strips: int, asks: bool = False):
     """What `dot_tile` becomes: (context, builder, signature, its eight arguments) -> code.
 
-    prefetch: ask for the same words of the strips that follow these, n_strips further.
+    asks: for the same words of the strips that follow these, n_strips further, in the second-level cache.
     """
     asm, element = _DOT[kind]
     sums, words = ir.VectorType(element, LANES), ir.VectorType(I32, LANES)
@@ -84,10 +84,10 @@ def dot_tile_code(kind: str, n_rows: int, n_strips: int, prefetch: bool = False)
         word = builder.shl(q, const(2))
         line = builder.shl(q, const(6))
         vectors = [load(at(strip, line), words, 64) for strip in strips]
-        if prefetch:
+        if asks:
             further = at(line, builder.mul(ldb, const(n_strips)))
             for strip in strips:
-                _prefetch(builder, at(strip, further))
+                prefetch(builder, at(strip, further))
         new = []
         for i in range(n_rows):
             scalar = load(at(rows[i], word), I32)
@@ -110,7 +110,7 @@ def dot_tile_code(kind: str, n_rows: int, n_strips: int, prefetch: bool = False)
     return generate
 
 
-def _prefetch(builder, address):
+def prefetch(builder, address):
     """Ask for a cache line, to be read soon, in the second-level cache."""
     bytes_at, kind = (
         ir.IntType(8).as_pointer(),

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from astra_mpi.kernels.cpu import _attention, _team
+from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._features import features, path
 from astra_mpi.kernels.cpu._math import f32
+from astra_mpi.kernels.cpu.dense import attention
 from astra_mpi.kernels.cpu.flash.tiles import NONE, Scores, Sizes, attend_units, workspace_words
 from astra_mpi.kernels.cpu.products import amx
 from astra_mpi.kernels.near import Near
@@ -50,7 +51,7 @@ def attend(
         few = repeat * n_queries < _FEW_ROWS or repeat * n_queries * n_keys < _FEW_SCORES
         by = "widened" if few else used_path()
     if by == "widened":
-        _attention.attend(q, k, v, key_bias, causal, acc, row_max, row_sum, near)
+        attention.attend(q, k, v, key_bias, causal, acc, row_max, row_sum, near)
         return
     block = BLOCK[by]
     tile_rows = min(TILE_ROWS, _up(repeat * n_queries, block))

@@ -1,0 +1,80 @@
+"""What Python calls: a linear layer in float32, shared by the threads of the process's team."""
+
+from typing import Any
+
+import numpy as np
+
+from astra_mpi.kernels.cpu import _team
+from astra_mpi.kernels.cpu._rows import ACTIVATIONS, activate
+from astra_mpi.kernels.cpu.dense.room import room
+from astra_mpi.kernels.cpu.dense.strip import NARROW, WIDE
+from astra_mpi.kernels.cpu.dense.sweep import sweep
+from astra_mpi.kernels.cpu.dense.tile import HAS_TILES
+
+Array = np.ndarray
+
+#: rows of products that tiles compute faster than BLAS, which copies the weights first
+FEWEST, MOST = 4, 512
+#: multiply-adds, some 20 us, for which waking other threads takes too long
+_LEAST_WORK = 1 << 20
+_zeros = np.zeros(1, np.float32)
+
+
+def dense(
+    x: Array, weight: Array, out: Array, bias: Array | None = None, activation: str = "", add: bool = False
+) -> Array:
+    """out (m, n) = act(x (m, k) @ weight (k, n) + bias), added to what is there if `add`; see reference.dense."""
+    m, k, n = len(x), *weight.shape
+    if not (HAS_TILES and FEWEST <= m <= MOST and k and _by_rows(x, weight, out)):
+        return _by_blas(x, weight, out, bias, activation, add)
+    constant = 0 if bias is None and not activation else _at(_none(n) if bias is None else bias)
+    kind = ACTIVATIONS[activation] if activation else -1
+    given = _at(x), x.strides[0], m, k, _at(weight), weight.strides[0]
+    n_held = m if add or n % WIDE else 0
+
+    def share(index: int, count: int) -> None:
+        units = -(-n // WIDE)
+        first, last = units * index // count * WIDE, min(n, units * (index + 1) // count * WIDE)
+        rest, sums = room("last columns", k if last % NARROW else 0, NARROW), room("strip sums", n_held, WIDE)
+        sweep(*given, first, last, constant, kind, add, _at(out), out.strides[0], rest, sums)
+
+    if _team.size() == 1 or m * k * n < _LEAST_WORK:
+        share(0, 1)
+    else:
+        _team.run(share)
+    return out
+
+
+def _by_blas(x: Array, weight: Array, out: Array, bias: Array | None, activation: str, add: bool) -> Array:
+    made = np.matmul(x, weight, out=None if add else out)
+    if activation:
+        activate(made, bias, activation)
+    elif bias is not None:
+        made += bias
+    if add:
+        out += made
+    return out
+
+
+def _by_rows(*arrays: Array) -> bool:
+    """Whether they are float32 with rows of contiguous numbers."""
+    return all(a.dtype == np.float32 and a.strides[1] == 4 for a in arrays)
+
+
+def _none(n: int) -> Array:
+    """Zeros (n,) that stay in memory."""
+    global _zeros
+    if len(_zeros) < n:
+        _zeros = np.zeros(n, np.float32)
+    return _zeros
+
+
+def _at(array: Array) -> int:
+    first: int = array.__array_interface__["data"][0]
+    return first
+
+
+def warm_up_dense() -> None:
+    """Compile it, or load it from the cache on disk."""
+    x: Any = np.ones((FEWEST, 1), np.float32)
+    dense(x, x[:1], x.copy())

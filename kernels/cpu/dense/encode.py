@@ -1,0 +1,52 @@
+"""What Python calls: codes of rows in float32, shared by the threads of the process's team."""
+
+import numpy as np
+
+from astra_mpi.kernels.cpu import _encode, _team
+from astra_mpi.kernels.cpu.dense.room import room
+from astra_mpi.kernels.cpu.dense.search import ROWS, search
+from astra_mpi.kernels.cpu.dense.tile import HAS_TILES
+from astra_mpi.kernels.reference import code_dtype
+
+Array = np.ndarray
+
+#: rows and terms for which tiles pay, and entries whose scores they keep
+_FEWEST, _NARROWEST, _MOST_ENTRIES = 8, 8, 1024
+#: multiply-adds for which waking other threads takes too long
+_LEAST_WORK = 1 << 20
+
+
+def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
+    """Codes (n, G) of x (n, G*W); see reference.encode_grouped."""
+    if not _tiled(x, entries):
+        return _encode.encode_grouped(x, entries, half_norms)
+    return _searched(np.ascontiguousarray(x), entries.shape[2], entries, half_norms)
+
+
+def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
+    """Codes (n, M) of x (n, W); see reference.encode_residual."""
+    if not _tiled(x, entries):
+        return _encode.encode_residual(x, entries, half_norms)
+    return _searched(np.array(x, order="C"), 0, entries, half_norms)
+
+
+def _tiled(x: Array, entries: Array) -> bool:
+    _, size, width = entries.shape
+    return HAS_TILES and len(x) >= _FEWEST and width >= _NARROWEST and size <= _MOST_ENTRIES
+
+
+def _searched(x: Array, step: int, entries: Array, half_norms: Array) -> Array:
+    n_codes, size, width = entries.shape
+    codes = np.empty((len(x), n_codes), np.uint16)
+
+    def share(index: int, count: int) -> None:
+        first, last = len(x) * index // count, len(x) * (index + 1) // count
+        if first < last:
+            held = room("turned rows", width, ROWS), room("entry scores", size, ROWS)
+            search(x, step, entries, half_norms, codes, first, last, *held)
+
+    if _team.size() == 1 or len(x) * n_codes * size * width < _LEAST_WORK:
+        share(0, 1)
+    else:
+        _team.run(share)
+    return codes.astype(code_dtype(size), copy=False)

@@ -1,0 +1,25 @@
+"""Buffers of a thread that outlive a call: memory anew for every call would cost more than what is computed in it."""
+
+import threading
+from math import prod
+
+import numpy as np
+
+from astra_mpi.kernels.aligned import aligned
+
+
+class _Buffers(threading.local):
+    def __init__(self) -> None:
+        self.of: dict[str, np.ndarray] = {}
+
+
+_buffers = _Buffers()
+
+
+def room(name: str, *shape: int) -> np.ndarray:
+    """float32 of this shape, with whatever a call before has left under this name."""
+    size = prod(shape)
+    held = _buffers.of.get(name)
+    if held is None or held.size < size:
+        held = _buffers.of[name] = aligned((size,))
+    return held[:size].reshape(shape)
