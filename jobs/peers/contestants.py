@@ -44,6 +44,7 @@ def _llama(name: str, title: str, gguf: str, flash: bool) -> Contestant:
 
 
 def _dllama(name: str, title: str, nodes: int, **options: Any) -> Contestant:
+    """Its converter names the file so, which run_dllama.py lets it make."""
     return Contestant(name, DLLAMA, title, {"dllama": f"dllama_model_dllama-{nodes}_q40.m"} | options, nodes)
 
 

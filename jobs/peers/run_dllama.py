@@ -6,6 +6,7 @@ import ctypes
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import import_module
 from pathlib import Path
@@ -50,16 +51,12 @@ def make_files(sources: Path, files: Path) -> None:
 
     Its programs need as many key heads as nodes. Heads of zeros change no answer, and add a third to the attention.
     """
-    for n_kv_heads, name in ((3, "dllama-1"), (4, "dllama-4")):
-        padded(files / "hf-float32", files / name, n_kv_heads)
-        convert = [sys.executable, str(sources / "converter" / "convert-hf.py"), name, "q40", name]
-        subprocess.run(convert, cwd=files, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    for n_kv_heads, n_nodes in ((3, 1), (4, 4)):
+        with tempfile.TemporaryDirectory(dir=files) as folder:
+            padded(files / "hf-float32", Path(folder), n_kv_heads)
+            convert = [sys.executable, str(sources / "converter" / "convert-hf.py"), folder, "q40", f"dllama-{n_nodes}"]
+            subprocess.run(convert, cwd=files, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     tokenizer(sources, files)
-
-
-def model_file(n_nodes: int) -> str:
-    """As its converter names what make_files has made."""
-    return f"dllama_model_dllama-{n_nodes}_q40.m"
 
 
 def padded(folder: Path, out: Path, n_kv_heads: int) -> None:
@@ -78,7 +75,6 @@ def padded(folder: Path, out: Path, n_kv_heads: int) -> None:
         rows = more * {"q_proj": group, "k_proj": 1, "v_proj": 1}.get(part, 0)
         columns = more * group * (part == "o_proj")
         weights[name] = np.pad(weight, [(0, rows), (0, columns)][: weight.ndim])
-    out.mkdir(exist_ok=True)
     (out / "config.json").write_text(json.dumps(config))
     save_file(weights, out / "model.safetensors")
 

@@ -164,6 +164,7 @@ def test_heads_of_zeros_are_added_at_the_end(tmp_path):
     rng = np.random.default_rng(0)
     weights = {f"model.layers.0.self_attn.{name}.weight": rng.normal(size=s) for name, s in shapes.items()}
     save_file(weights, tmp_path / "before" / "model.safetensors")
+    (tmp_path / "after").mkdir()
     padded(tmp_path / "before", tmp_path / "after", 4)
     told, found = (
         json.loads((tmp_path / "after" / "config.json").read_text()),
