@@ -74,7 +74,7 @@ class BlockCodec:
         near (n,), bool on the host: which tokens have all codes, where others have fewer; None: all.
         """
         xp = module_of(x)
-        parts = xp.split(x, len(self.codebooks), axis=1)
+        parts = [x] if len(self.codebooks) == 1 else xp.split(x, len(self.codebooks), axis=1)
         codes = [
             book.encode(part, kernels) if near is None else book.graded(part, near, kernels)
             for book, part in zip(self.codebooks, parts, strict=True)

@@ -160,7 +160,7 @@ class Codebook:
         ordinary ones."""
         if self.ordinary is None:
             return self.encode(x, kernels)
-        sought = x if self.basis is None else x @ beside(x, self.basis)
+        sought = x if self.basis is None else in_space(x, beside(x, self.basis), kernels)
         some = self.rule.encode(sought, *self._ordinary_book, kernels)
         codes = module_of(x).full((len(x), self.n_codes), self.size - 1, some.dtype)
         codes[:, : self.ordinary] = some
@@ -178,7 +178,7 @@ class Codebook:
         if self.transform is not None:
             x = (x - beside(x, self.transform.offset)) @ beside(x, self.transform.forward)  # (n, D) -> (n, C)
         if self.basis is not None:
-            x = x @ beside(x, self.basis)  # (n, D) (D, d) -> (n, d)
+            x = in_space(x, beside(x, self.basis), kernels)
         return self.rule.encode(x, self.searched, self.half_norms, kernels)
 
     def decode(self, codes: np.ndarray, kernels: Any) -> np.ndarray:
@@ -192,6 +192,14 @@ class Codebook:
         x = kernels.ordered_product(z, back, module_of(z).empty((len(z), self.width), z.dtype))
         x += offset
         return x if self.head is None else self.head.decode(codes[:, :first], kernels) + x
+
+
+def in_space(x: np.ndarray, basis: np.ndarray, kernels: Any) -> np.ndarray:
+    """x (n, D) in the space where entries are searched, (n, d), a new array."""
+    if not hasattr(kernels, "dense"):
+        return x @ basis
+    searched: np.ndarray = kernels.dense(x, basis, np.empty((len(x), basis.shape[1]), x.dtype))
+    return searched
 
 
 def no_codebook(config: CodecConfig, width: int) -> Codebook:

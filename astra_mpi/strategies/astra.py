@@ -286,11 +286,11 @@ class Astra(FarCodes):
         codec, planned, reach = self.codec.blocks[i], self.planned, self.reaches[i]
         counts = self._sent_counts(reach)
         sent_bytes, _ = self._exchanged(i)
-        parts = []
+        parts, heard = [], set(reach.far_ranks.tolist())
         for rank, (message, n) in enumerate(zip(messages, counts, strict=True)):
             if self.missing[i, rank]:
                 parts.append(self.mean_codes[i].repeat(int(n), axis=0))
-            elif rank in reach.far_ranks or (rank == planned.rank and sent_bytes[rank]):
+            elif rank in heard or (rank == planned.rank and sent_bytes[rank]):
                 parts.append(codec.unpack(message, int(n), self.kernels, self.graded.mask(rank)))
             else:
                 parts.append(self.xp.zeros((int(n), codec.n_codes), self.mean_codes[i].dtype))

@@ -166,10 +166,11 @@ class TokenParallel(Strategy):
         return self.exchange.size > 1 and self.site is not None and not self.quiet
 
     def begin(self, layout: Layout) -> None:
+        again = layout is getattr(self, "planned", None) and not self._windowed
         super().begin(layout)
         self.quiet = layout.quiet
         self.reaches = self._reaches(layout)
-        self._sizes: dict[int, tuple[list[int], Hears]] = {}
+        self._sizes: dict[int, tuple[list[int], Hears]] = self._sizes if again else {}
         self.at, self.reach = 0, self.reaches[0] if self.reaches else whole_reach(layout)
         self.here = PlacedRows(self.positions, layout.packed_rows, self.blocks)
         if self.earlier is not None and self.positions is not None and self.positions.places is not None:
@@ -189,7 +190,7 @@ class TokenParallel(Strategy):
         return pending
 
     def _exchanged(self, i: int) -> tuple[list[int], Hears]:
-        """Bytes (P,) of the messages of block i, and who hears whom; counted once in a pass."""
+        """Bytes (P,) of the messages of block i, and who hears whom; counted once for a layout."""
         if i not in self._sizes:
             reach = self.reaches[i]
             whole = reach.sent is None

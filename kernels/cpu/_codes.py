@@ -4,6 +4,7 @@ import numpy as np
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import FASTMATH
+from astra_mpi.kernels.cpu._memory import ask
 from astra_mpi.kernels.cpu._weights import number
 from astra_mpi.kernels.reference import check_message, code_dtype
 
@@ -154,6 +155,10 @@ def _table_sum(codes, tables, plain, scale, bias, out):
     width = out.shape[1]
     single = n_tables % 4
     for i in range(n):
+        if i + 1 < n:
+            for c in range(n_tables):
+                following = tables[c, codes[i + 1, c]]
+                ask(following.ctypes.data, following.nbytes)
         row, first, factor = out[i], tables[0, codes[i, 0]], scale[i]
         for e in range(width):
             row[e] = number(first[e]) if single > 0 else np.float32(0)

@@ -10,7 +10,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from astra_mpi.kernels.cpu._inner import inner
-from astra_mpi.kernels.cpu._simd import F32, I8, I16, I32
+from astra_mpi.kernels.cpu._simd import F32, I8, I16, I32, prefetch
 
 
 def _at(element: types.Type, stored: ir.Type) -> Any:
@@ -29,6 +29,24 @@ def _at(element: types.Type, stored: ir.Type) -> Any:
 _floats_at, _shorts_at = _at(types.float32, F32), _at(types.uint16, I16)
 _unsigned_at = _at(types.uint8, I8)
 _bytes_at, _integers_at, _bits_at = _at(types.int8, I8), _at(types.int32, I32), _at(types.uint32, I32)
+
+
+@intrinsic
+def ask_line(typingctx, address):
+    """Ask for the cache line at an address, to be read soon."""
+
+    def generate(context, builder, signature, arguments):
+        prefetch(builder, arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@inner()
+def ask(address, n_bytes):
+    """The same of so many bytes."""
+    for line in range(0, n_bytes, 64):
+        ask_line(address + line)
 
 
 @inner()

@@ -14,6 +14,7 @@ from numba.core.dispatcher import Dispatcher
 from astra_mpi.kernels import cpu, reference
 from astra_mpi.kernels.cpu import _attention, _codes, _encode, _rows, _weights
 from astra_mpi.kernels.cpu._math import erf, exp
+from astra_mpi.kernels.cpu.dense import tile as dense_tiles
 from astra_mpi.kernels.near import Near
 
 BACKENDS = pytest.mark.parametrize("kernels", [reference, cpu], ids=["reference", "cpu"])
@@ -61,6 +62,25 @@ def test_ordered_product(kernels, n, k, m):
         rows = np.ascontiguousarray(x[max(first, 0) : last])
         alone = kernels.ordered_product(rows, weight, np.empty((len(rows), m), np.float32))
         assert np.array_equal(alone, found[max(first, 0) : last])
+
+
+@BACKENDS
+@pytest.mark.parametrize(("m", "k", "n"), [(0, 5, 3), (1, 17, 70), (33, 0, 9), (9, 40, 64), (57, 1030, 45), (23, 7, 1)])
+def test_dense(kernels, m, k, n):
+    """Right with all that may follow, between other columns; in tiles a row has the same bits in any company."""
+    x, weight, bias = normal(m, k), normal(k, n + 5, seed=1)[:, 3 : n + 3], normal(n, seed=2)
+    exact, room = x.astype(np.float64) @ weight, np.full((m, n + 40), 7, np.float32)
+    out, gelu = room[:, 8 : n + 8], np.vectorize(lambda y: 0.5 * y * (1 + math.erf(y / math.sqrt(2))), otypes=[float])
+    close(kernels.dense(x, weight, out, bias), exact + bias, k + 1)
+    close(kernels.dense(x, weight, out, bias, "gelu"), gelu(exact + bias), k + 1)
+    close(kernels.dense(x, weight, out, None, "relu", add=True), gelu(exact + bias) + np.maximum(exact, 0), k + 1)
+    before = out.copy()
+    close(kernels.dense(x, weight, out, bias, add=True), before + exact + bias, k + 1)
+    whole = kernels.dense(x, weight, out)
+    assert (np.delete(room, np.s_[8 : n + 8], axis=1) == 7).all()
+    for rows in (slice(0, 4), slice(3, 21)) if kernels is cpu and dense_tiles.HAS_TILES and m > 21 else ():
+        alone = kernels.dense(x[rows], weight, np.empty((rows.stop - rows.start, n), np.float32))
+        assert np.array_equal(alone, whole[rows])
 
 
 # ---- codes
@@ -424,10 +444,10 @@ def test_attention(kernels, n_queries, n_keys, n_kv_heads, causal):
 
 
 @BACKENDS
-@pytest.mark.parametrize("causal", [None, 130])
-def test_attention_over_many_tiles(kernels, causal):
+@pytest.mark.parametrize(("causal", "d_head"), [(None, 8), (130, 8), (None, 48), (130, 48)])
+def test_attention_over_many_tiles(kernels, causal, d_head):
     """More queries, keys and heads than one tile holds, read from packed projections through strides."""
-    n_queries, n_keys, d_head = 270, 1100, 8
+    n_queries, n_keys = 270, 1100
     packed = normal(n_keys, 2 * 3 * d_head)  # keys of three heads, then their values
     k, v = packed.reshape(n_keys, 2, 3, d_head).transpose(1, 2, 0, 3)
     q = normal(n_queries, 6 * d_head, seed=1).reshape(n_queries, 6, d_head).transpose(1, 0, 2)
@@ -455,10 +475,11 @@ def test_any_split_in_any_order_is_the_whole(kernels, data):
     bounds = list(zip([0, *cuts], [*cuts, n_keys], strict=True))
     order = data.draw(st.permutations(bounds))
     spread = data.draw(st.sampled_from([1, 30]))  # 30: the parts' maxima are far apart
-    q, k, v, bias = spread * normal(2, 5, 8), normal(2, n_keys, 8, seed=1), normal(2, n_keys, 8, seed=2), normal(n_keys)
+    d = data.draw(st.sampled_from([8, 16]))  # the latter in tiles
+    q, k, v, bias = spread * normal(2, 9, d), normal(2, n_keys, d, seed=1), normal(2, n_keys, d, seed=2), normal(n_keys)
     bias[data.draw(st.lists(st.booleans(), min_size=n_keys, max_size=n_keys))] = -np.inf
     parts = [(k[:, a:b], v[:, a:b], bias[a:b]) for a, b in order]
-    close(attention(kernels, q, parts), truth(q, k, v, bias), 8 * spread**2)
+    close(attention(kernels, q, parts), truth(q, k, v, bias), d * spread**2)
 
 
 @BACKENDS

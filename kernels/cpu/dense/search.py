@@ -11,6 +11,7 @@ from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._encode import nearest_of_close, rounding
 from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, i32
+from astra_mpi.kernels.cpu._memory import ask
 from astra_mpi.kernels.cpu._simd import LANES
 from astra_mpi.kernels.cpu.dense.strip import WIDE, WIDEST, narrow_strip, wide_strip, widest_strip
 
@@ -18,6 +19,8 @@ from astra_mpi.kernels.cpu.dense.strip import WIDE, WIDEST, narrow_strip, wide_s
 ROWS, _FEW_LANES = 64, 2
 #: terms of scores that are added up at a time, so that turned rows stay in the first-level cache
 _TERMS = 128
+#: entries that are multiplied while the next ones are read
+_ENTRIES = 40
 #: numbers of a row that are turned at a time: lines so far apart share few places in that cache
 _LINES = 64
 
@@ -33,24 +36,24 @@ def search(x, step, entries, half_norms, codes, first, last, turned, scores):
         end = min(last, begin + ROWS)
         n = end - begin
         for c in range(entries.shape[0]):
-            rows = x[begin:end, c * step : c * step + width]
-            _turn(rows, turned)
+            rows = x[begin:end]
+            _turn(rows, c * step, width, turned)
             _multiply(entries[c], turned, scores, n)
-            _pick(rows, entries[c], half_norms[c], scores, codes[begin:end, c])
+            _pick(rows, c * step, entries[c], half_norms[c], scores, codes[begin:end], c)
             if step == 0:
-                _subtract(rows, entries[c], codes[begin:end, c])
+                _subtract(rows, entries[c], codes[begin:end], c)
 
 
 @inner()
-def _turn(rows, turned):
-    """Rows (n, W) -> (W, ROWS), zeros up to a whole vector."""
-    n, width = rows.shape
+def _turn(rows, column, width, turned):
+    """Columns of rows (n, ..) -> (W, ROWS), zeros up to a whole vector."""
+    n = len(rows)
     for first in range(0, width, _LINES):
         last = min(width, first + _LINES)
         for t in range(n):
             row = rows[t]
             for w in range(first, last):
-                turned[w, t] = row[w]
+                turned[w, t] = row[column + w]
         for t in range(n, (n + LANES - 1) // LANES * LANES):
             turned[first:last, t] = 0
 
@@ -69,16 +72,21 @@ def _multiply(entries, turned, scores, n):
 @inner()
 def _add_products(entries, w, n_terms, turned, scores, n):
     """The scores of n rows, or what they gain by the terms from w on."""
-    k, a, lda, begin = entries.shape[0], entries.ctypes.data + 4 * w, 4 * entries.shape[1], 1 if w == 0 else 0
-    b, c = turned[w:].ctypes.data, scores.ctypes.data
-    if WIDE < n <= WIDEST:
-        widest_strip(a, lda, k, b, 4 * ROWS, c, 4 * ROWS, n_terms, begin)
-        return
-    for t in range(0, n, WIDE):
-        if n - t > LANES:
-            wide_strip(a, lda, k, b + 4 * t, 4 * ROWS, c + 4 * t, 4 * ROWS, n_terms, begin, 0)
-        else:
-            narrow_strip(a, lda, k, b + 4 * t, 4 * ROWS, c + 4 * t, 4 * ROWS, n_terms, begin)
+    lda, begin = 4 * entries.shape[1], 1 if w == 0 else 0
+    b = turned[w:].ctypes.data
+    for first in range(0, entries.shape[0], _ENTRIES):
+        k = min(_ENTRIES, entries.shape[0] - first)
+        a, c = entries.ctypes.data + first * lda + 4 * w, scores.ctypes.data + 4 * ROWS * first
+        if begin == 1:
+            ask(a + _ENTRIES * lda, _ENTRIES * lda)
+        if WIDE < n <= WIDEST:
+            widest_strip(a, lda, k, b, 4 * ROWS, c, 4 * ROWS, n_terms, begin)
+            continue
+        for t in range(0, n, WIDE):
+            if n - t > LANES:
+                wide_strip(a, lda, k, b + 4 * t, 4 * ROWS, c + 4 * t, 4 * ROWS, n_terms, begin, 0)
+            else:
+                narrow_strip(a, lda, k, b + 4 * t, 4 * ROWS, c + 4 * t, 4 * ROWS, n_terms, begin)
 
 
 @inner(fastmath=FASTMATH)
@@ -93,17 +101,18 @@ def _dots(entries, turned, scores, t):
 
 
 @compiled(error_model="numpy")
-def _pick(rows, entries, half_norms, scores, codes):
-    n, k = rows.shape[0], entries.shape[0]
+def _pick(rows, column, entries, half_norms, scores, codes, c):
+    (n, _), (k, width) = rows.shape, entries.shape
     best, second, index = np.full(ROWS, np.inf, np.float32), np.full(ROWS, np.inf, np.float32), np.zeros(ROWS, np.int32)
     lanes = (n + LANES - 1) // LANES * LANES
     for entry in range(k):
         _compare(half_norms[entry], scores[entry], i32(entry), lanes, best, second, index)
     for t in range(n):
-        limit = best[t] + rounding(rows[t], best[t])
-        codes[t] = index[t]
+        vector = rows[t, column : column + width]
+        limit = best[t] + rounding(vector, best[t])
+        codes[t, c] = index[t]
         if second[t] <= limit:
-            codes[t] = nearest_of_close(rows[t], entries, half_norms, scores[:, t], limit)
+            codes[t, c] = nearest_of_close(vector, entries, half_norms, scores[:, t].copy(), limit)
 
 
 @njit
@@ -119,9 +128,9 @@ def _compare(half_norm, row, entry, lanes, best, second, index):
 
 
 @inner(fastmath=FASTMATH)
-def _subtract(rows, entries, codes):
-    """rows[t] -= entries[codes[t]]."""
+def _subtract(rows, entries, codes, c):
+    """rows[t] -= entries[codes[t, c]]."""
     for t in range(rows.shape[0]):
-        row, entry = rows[t], entries[codes[t]]
+        row, entry = rows[t], entries[codes[t, c]]
         for w in range(row.size):
             row[w] -= entry[w]

@@ -137,23 +137,16 @@ def _dots(kind, available):
             raise NotImplementedError("this processor has no such product")
 
         return none
-    two4, three4, four4 = (dot_tile(kind, r, STRIPS) for r in (2, 3, 4))
-    one1, line, line2, line3, line4 = dot_tile(kind, 1, 1), *(strip_tile(kind, 4, r) for r in (1, 2, 3, 4))
-    rounds = kind == "bfloat16"  # sums depend on their order, which shall be the same for any number of rows
+    one4, two4, three4, four4 = (dot_tile(kind, r, STRIPS) for r in (1, 2, 3, 4))
+    one1, line = dot_tile(kind, 1, 1), strip_tile(kind, 4)
+    exact = kind == "int8"  # other sums depend on their order, which shall be the same for any number of rows
 
     @inner()
     def dots(a, lda, n_rows, b, ldb, n_strips, n_words, c):
-        if (n_rows == 1 or rounds) and n_words % 4 == 0:  # as they lie in memory: faster than several strips at a time
+        if exact and n_rows == 1 and n_words % 4 == 0:  # as they lie in memory
             for s in range(n_strips):
-                if n_rows == 1:
-                    line(a, lda, b + s * ldb, c + 64 * s, 256, n_words)
-                elif n_rows == 2:
-                    line2(a, lda, b + s * ldb, c + 64 * s, 256, n_words)
-                elif n_rows == 3:
-                    line3(a, lda, b + s * ldb, c + 64 * s, 256, n_words)
-                else:
-                    line4(a, lda, b + s * ldb, c + 64 * s, 256, n_words)
-        elif n_strips < STRIPS or n_rows == 1:
+                line(a, b + s * ldb, c + 64 * s, n_words)
+        elif n_strips < STRIPS:
             for r in range(n_rows):
                 for s in range(n_strips):
                     one1(a + r * lda, lda, b + s * ldb, ldb, c + 256 * r + 64 * s, 256, n_words, 1)
@@ -161,8 +154,10 @@ def _dots(kind, available):
             four4(a, lda, b, ldb, c, 256, n_words, 1)
         elif n_rows == 3:
             three4(a, lda, b, ldb, c, 256, n_words, 1)
-        else:
+        elif n_rows == 2:
             two4(a, lda, b, ldb, c, 256, n_words, 1)
+        else:
+            one4(a, lda, b, ldb, c, 256, n_words, 1)
 
     return dots
 

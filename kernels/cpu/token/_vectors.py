@@ -117,17 +117,16 @@ def dots_tile(n_parts: int, n_tokens: int) -> Any:
     return tile
 
 
-def strip_tile(kind: str, n_parts: int, n_rows: int) -> Any:
-    """An intrinsic f(a, lda, b, c, ldc, n_words) on addresses and strides in bytes:
+def strip_tile(kind: str, n_parts: int) -> Any:
+    """An intrinsic f(a, b, c, n_words) on addresses: c (16,) 32-bit sums = a (n_words,) @ one strip b (n_words, 16).
 
-    c (n_rows, 16) 32-bit sums = a (n_rows, n_words) @ one strip b (n_words, 16). Words are those of `dot_tile`. n_words
-    is a multiple of n_parts, the sums under way of each row.
+    Words are those of `dot_tile`. n_words is a multiple of n_parts, the sums under way.
     """
     asm, element = DOT[kind]
     sums = ir.VectorType(element, LANES)
 
     def generate(context, builder, signature, arguments):
-        a, lda, b, c, ldc, n_words = arguments
+        a, b, c, n_words = arguments
         dot = ir.InlineAsm(ir.FunctionType(sums, [sums, WORDS, WORDS]), asm, "=v,0,v,v")
         entry = builder.block
         loop, done = builder.append_basic_block("words"), builder.append_basic_block("done")
@@ -135,33 +134,31 @@ def strip_tile(kind: str, n_parts: int, n_rows: int) -> Any:
         builder.position_at_end(loop)
         q = builder.phi(I64)
         q.add_incoming(ir.Constant(I64, 0), entry)
-        totals = [[builder.phi(sums) for _ in range(n_rows)] for _ in range(n_parts)]
+        totals = [builder.phi(sums) for _ in range(n_parts)]
         word, line = builder.shl(q, ir.Constant(I64, 2)), builder.shl(q, ir.Constant(I64, 6))
-        rows, new = _strided(builder, a, lda, n_rows), []
-        for part, of_part in enumerate(totals):
+        new = []
+        for part, total in enumerate(totals):
+            place = builder.add(builder.add(a, word), ir.Constant(I64, 4 * part))
             stored = builder.add(builder.add(b, line), ir.Constant(I64, 64 * part))
-            weights, new_of_part = builder.load(_pointer(builder, stored, WORDS), align=64), []
-            for row, total in zip(rows, of_part, strict=True):
-                place = builder.add(builder.add(row, word), ir.Constant(I64, 4 * part))
-                factor = _spread_word(builder, builder.load(_pointer(builder, place, I32), align=4))
-                new_of_part.append(builder.call(dot, [total, factor, weights]))
-                total.add_incoming(ir.Constant(sums, [0] * LANES), entry)
-                total.add_incoming(new_of_part[-1], loop)
-            new.append(new_of_part)
+            factor = _spread_word(builder, builder.load(_pointer(builder, place, I32), align=4))
+            weights = builder.load(_pointer(builder, stored, WORDS), align=64)
+            new.append(builder.call(dot, [total, factor, weights]))
+            total.add_incoming(ir.Constant(sums, [0] * LANES), entry)
         following = builder.add(q, ir.Constant(I64, n_parts))
         q.add_incoming(following, loop)
+        for total, new_total in zip(totals, new, strict=True):
+            total.add_incoming(new_total, loop)
         builder.cbranch(builder.icmp_signed("<", following, n_words), loop, done)
         builder.position_at_end(done)
-        for out, parts in zip(_strided(builder, c, ldc, n_rows), zip(*new, strict=True), strict=True):
-            result = parts[0]
-            for other in parts[1:]:
-                result = builder.add(result, other) if element == I32 else builder.fadd(result, other)
-            builder.store(result, _pointer(builder, out, sums), align=4)
+        result = new[0]
+        for other in new[1:]:
+            result = builder.add(result, other) if element == I32 else builder.fadd(result, other)
+        builder.store(result, _pointer(builder, c, sums), align=4)
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typingctx, a, lda, b, c, ldc, n_words):
-        return types.void(*[types.int64] * 6), generate
+    def tile(typingctx, a, b, c, n_words):
+        return types.void(*[types.int64] * 4), generate
 
     return tile
 
