@@ -74,7 +74,7 @@ def test_blocks_have_predictors_where_the_config_says_so(codec):
     with pytest.raises(InputError, match=r"codec block 0 has a predictor; .* needs none there"):
         Codec(replace(codec.config, awaited=()), codec.blocks[1:])
     with pytest.raises(InputError, match=r"codec block 1 has no predictor; .* needs one there"):
-        Codec(codec.config, (codec.blocks[0], replace(codec.blocks[1], predictor=None)))
+        Codec(codec.config, (codec.blocks[0], replace(codec.blocks[1], predictor=None), *codec.blocks[2:]))
     with pytest.raises(InputError, match="codec block 1 predicts from 1 inputs; its config says 2"):
         Codec(replace(codec.config, inputs=2), codec.blocks)
     with pytest.raises(InputError, match="inputs are for predict 'linear'"):
