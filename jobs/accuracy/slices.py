@@ -45,7 +45,8 @@ class Slices:
         codec = None if codebooks is None else read_codebooks(codebooks, self.file.digest)
         losses = [self._losses(ids, codec, ranks) for ids in self.windows]
         n_layers = len(self.model.blocks)
-        bits = 0.0 if codec is None else codec.config.mean_bits(n_layers)
+        unsent = int(self.late and not self.n_new)  # late codes of the last block, which serve new tokens alone
+        bits = 0.0 if codec is None else codec.config.mean_bits(n_layers, end=n_layers - unsent)
         metrics = {"perplexity": math.exp(np.concatenate(losses).mean()), "loss_at": by_position(losses)}
         return {"metrics": metrics, "bits_per_token_per_block": bits}
 
