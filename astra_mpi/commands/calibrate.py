@@ -272,6 +272,7 @@ def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
     from astra_mpi.files.codecfile import write_codebooks
     from astra_mpi.files.modelfile import write_model
     from astra_mpi.files.provenance import provenance
+    from astra_mpi.planner.measured import USUAL_RANKS, measured
 
     made = provenance(_command(args), source=args.data.name)
     if args.codebook_only:
@@ -288,6 +289,10 @@ def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
     if config.awaited:
         exact += f", blocks awaited where codes are late: {', '.join(map(str, config.awaited))}"
     print(f"{args.output}: {bits}, encoder {encoder}{exact}, codebooks {codec.digest[:12]}")
+    about = measured(model.config.family, n_layers)
+    known = about.told(about.like(config, n_layers), USUAL_RANKS)
+    if known:
+        print(f"such codes, measured on {about.on}: {known}; `plan` has others")
 
 
 def _warn(text: str) -> None:

@@ -89,12 +89,13 @@ def run(args: argparse.Namespace) -> int:
         "distinct_keys": setting.coding.distinct,
         **plan(setting),
         "codecs": compare_codecs(setting, args.budget),
+        "measured_on": measured(setting.config.family, setting.config.n_layers).on,
         "fewer_waits": fewer_waits(setting),
     }
     answer["verdict"] = [
         *advice(answer),
         *waiting_advice(answer["fewer_waits"], answer["strategies"]),
-        codec_advice(answer["codecs"], args.budget, measured(setting.config.family).on),
+        codec_advice(answer["codecs"], args.budget, answer["measured_on"]),
     ]
     if args.new_tokens is not None:
         answer["decode"] = decode_plan(setting, args.new_tokens, args.draft_acceptance)
@@ -163,7 +164,8 @@ def _table(answer: dict[str, Any]) -> str:
         f"{'contributed':>12}{'port':>9}{'paper':>9}{'sent kB':>10}{'MiB a rank':>11}",
     ]
     lines += [_row(row) for row in answer["strategies"]]
-    lines += ["", f"{'codecs of astra, most accurate first':<39}{'bits':>6}{'port ms':>9}"]
+    on = f"  on {answer['measured_on']}"
+    lines += ["", f"{'codecs of astra, most accurate first':<39}{'bits':>6}{'port ms':>9}{on}"]
     lines += [_codec(row) for row in answer["codecs"]]
     if "decode" in answer:
         lines += ["", *_decode(answer["decode"])]
@@ -215,7 +217,9 @@ def _mbps(row: dict[str, Any], bandwidth_bps: float | None) -> str:
 def _codec(row: dict[str, Any]) -> str:
     from astra_mpi.planner.advice import codec_name
 
-    marks = [name for name in ("used", "best") if row[name]] + (["beyond the budget"] if not row["fits"] else [])
+    told = [] if row["measured"] is None else ["about " * (row["accuracy_rank"] is None) + row["measured"]]
+    marks = [*told, *(name for name in ("used", "best") if row[name])]
+    marks += ["beyond the budget"] if not row["fits"] else []
     bits, total_ms = round(row["bits_per_token_per_block"], 1), 1e3 * row["latency_s"]
     return f"{codec_name(row['codec']):<39}{bits:>6}{total_ms:>9.1f}  {', '.join(marks)}".rstrip()
 

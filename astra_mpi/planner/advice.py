@@ -104,9 +104,11 @@ def codec_advice(codecs: list[dict[str, Any]], budget_bits: float | None, on: st
     count = KINDS[codec["kind"]].count
     option = f"--{count} {codec[count]} " if count else ""
     if count == "vector_bits" or isinstance(codec.get(count), list):
-        option = f"--bits {bits:g} "
+        option = f"--bits {best['bits_per_token']:.0f} "
     how = f"calibrate --site {codec['site']} --kind {codec['kind']} {option}--codebook-size {codec['codebook_size']}"
+    if "predict" in codec:
+        how += f" --predict {codec['predict']} --predict-inputs {codec.get('inputs', 0)} {best['fit']}".rstrip()
     return (
-        f"{where}, {codec_name(codec)} ({bits} bits per token and block) is the most accurate on {on}"
-        f" ({1e3 * best['latency_s']:.1f} ms): {how}."
+        f"{where}, {codec_name(codec)} ({bits:.4g} bits per token and block) is the most accurate on {on}"
+        f" ({best['measured']}; {1e3 * best['latency_s']:.1f} ms): {how}."
     )

@@ -82,7 +82,11 @@ class Search:
     @cached_property
     def codings(self) -> list[Coding]:
         """The setting's own codec, and the others of which something was measured."""
-        others = [Coding(codec) for codec in measured(self.config.family).codecs if self._is_other(codec)]
+        others = [
+            Coding(codec)
+            for codec in measured(self.config.family, self.config.n_layers).codecs
+            if self._is_other(codec)
+        ]
         return [self.setting.coding, *(cheaper_remote(self.setting, coding) for coding in others)]
 
     def _is_other(self, codec: CodecConfig) -> bool:

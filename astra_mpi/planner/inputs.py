@@ -198,7 +198,7 @@ def make_setting(
         bandwidth_bps(bandwidth) if bandwidth else link.bandwidth_bps if link else 1e9,
         duration_s(rtt) if rtt else link.rtt_s if link else DEFAULT_RTT_S,
     )
-    coding = _within(budget_bits, own, config.family)
+    coding = _within(budget_bits, own, config)
     require(
         distinct is None or (coding.codec.codes_per_token == 1 and coding.codec.site != "kv"),
         "--distinct-keys is for codecs with one code per token (G = 1 or M = 1) at hidden or normed",
@@ -208,10 +208,10 @@ def make_setting(
     return replace(setting, coding=cheaper_remote(setting, setting.coding)), source
 
 
-def _within(budget_bits: float | None, own: Coding | None, family: str) -> Coding:
+def _within(budget_bits: float | None, own: Coding | None, config: Any) -> Coding:
     if budget_bits is None:
-        return own or Coding(CodecConfig(site=FAMILIES[family].default_site))
-    known = measured(family).codecs
+        return own or Coding(CodecConfig(site=FAMILIES[config.family].default_site))
+    known = measured(config.family, config.n_layers).codecs
     best = best_codec(budget_bits, known)
     least = min(codec.bits_per_token for codec in known)
     if best is None:

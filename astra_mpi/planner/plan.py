@@ -145,7 +145,8 @@ def compare_codecs(setting: Setting, budget_bits: float | None) -> list[dict[str
     "best" marks the most accurate within the budget. Codecs that are not the setting's are searched exactly.
     """
     own = setting.coding
-    known = measured(setting.config.family).codecs
+    about = measured(setting.config.family, setting.config.n_layers)
+    known = about.codecs
     best = best_codec(float("inf") if budget_bits is None else budget_bits, known)
     others = [Coding(codec) for codec in known if not same_codes(codec, own.codec)]
     rows = []
@@ -155,11 +156,15 @@ def compare_codecs(setting: Setting, budget_bits: float | None) -> list[dict[str
         with_codec = replace(setting, coding=coding)
         total_s = _total(with_codec, "astra", best_cut(with_codec, "astra"))
         rank = next((i for i, other in enumerate(known) if same_codes(other, codec)), None)
+        figure = about.like(codec, setting.config.n_layers)
         rows.append(
             {
                 "codec": codec.as_dict(),
                 "bits_per_token_per_block": bits,
+                "bits_per_token": bits * setting.config.n_layers / max(setting.config.n_layers - codec.has_maps, 1),
                 "accuracy_rank": rank,
+                "measured": about.told(figure, setting.size),
+                "fit": figure.fit if figure and rank is not None else "",
                 "fits": budget_bits is None or bits <= budget_bits,
                 "best": best is not None and same_codes(codec, best),
                 "used": coding is own,

@@ -43,7 +43,8 @@ class Emulated:
         self.codec, self.size, self.late = codecfile.read_codebooks(codebooks, file.digest), size, late
         self.model = Model(file, MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
         self.config, self.tokenizer, self.preprocess = file.config, file.tokenizer, file.preprocess
-        bits = self.codec.config.mean_bits(file.config.n_layers)
+        n_layers = file.config.n_layers
+        bits = self.codec.config.mean_bits(n_layers, end=n_layers - late)  # late codes of the last block serve nothing
         described = {"codec": self.codec.config.as_dict(), "bits_per_token_per_block": bits}
         self.report = {**described, "network": f"{size} emulated", "missing": None}
 

@@ -26,10 +26,16 @@ from astra_mpi.errors import AstraError
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.strategies import AUTO, STRATEGIES, forms
 
-SPECS = (*(spec for name in STRATEGIES for spec in forms(name)), "astra:late")
+SPECS = tuple(spec for name in STRATEGIES for spec in forms(name))
+LATE = "astra:late"
 TASKS = ("embed", "classify", "rerank", "perplexity", "generate")
 YES = "yes"
 _LAUNCHERS = ("PMI", "OMPI", "PRTE", "SLURM", "HYD", "MPI", "MPICH")
+
+
+def specs_of(variant: Variant) -> tuple[str, ...]:
+    """What is tried on a model: late codes where it has maps."""
+    return (*SPECS, LATE) if variant.has_maps else SPECS
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def rows(
     wrong."""
     code, said = bench.run(*words)
     if code:
-        for spec in SPECS:
+        for spec in specs_of(variant):
             refused = code == 2 and len(said.strip().splitlines()) == 1
             yield Outcome(table, spec, variant, plain(said, bench) if refused else f"exit {code}: {said}", not refused)
         return
@@ -138,6 +144,8 @@ def verify(bench: Bench, variant: Variant) -> Iterator[Outcome]:
 
     words = ["verify", bench.path(variant.file), "--batch", "2", "--json", bench.path("verify.json")]
     yield from rows(bench, "verify", variant, words, found)
+    if variant.has_maps:
+        yield from rows(bench, "verify", variant, [*words, "--strategies", LATE], found)
     for compute in ("bfloat16", "int8"):  # of each way to multiply: all rows, a part of the columns, what codes become
         few = ["--strategies", "sp:x:float32,tp,astra:codes", "--compute", compute]
 
@@ -151,7 +159,7 @@ def bench_(bench: Bench, variant: Variant) -> Iterator[Outcome]:
     """What applies in one run, as without --strategies; the others must be refused with a reason."""
     words = ["bench", bench.path(variant.file), "--repeats", "1", "--warmup", "0", "--json", bench.path("bench.json")]
     done = {}
-    for spec in SPECS:
+    for spec in specs_of(variant):
         code, said = bench.run(*words, "--strategies", spec)
         runs = read(bench, "bench.json")["runs"] if code == 0 else []
         fine = code == 0 and runs[0]["strategy"] == spec and runs[0]["latency_s"]["total"] > 0
@@ -206,7 +214,7 @@ def generate(bench: Bench, variant: Variant) -> Iterator[Outcome]:
         made = read(bench, "generate.json")
         return "" if len(made["tokens"]) == 3 and made["text"] else f"{made['tokens']}"
 
-    for spec in (AUTO, *SPECS):
+    for spec in (AUTO, *specs_of(variant)):
         words = ["generate", bench.path(variant.file), "a cab", "--max-new-tokens", "3", "--strategy", spec]
         words += ["--network", "1Mbps,rtt=0.1ms"] if spec == AUTO else []
         words += ["--json", bench.path("generate.json")]
@@ -255,7 +263,7 @@ def _whole(bench: Bench, path: Path, task: str) -> str:
     return "" if outputs else "no outputs"
 
 
-def run(bench: Bench, variant: Variant, specs: tuple[str, ...] = (AUTO, *SPECS)) -> Iterator[Outcome]:
+def run(bench: Bench, variant: Variant, specs: tuple[str, ...] | None = None) -> Iterator[Outcome]:
     """Every task with the default strategy; the one that fits with every strategy."""
     fits = variant.task
     out = bench.folder / "out.h5"
@@ -263,7 +271,7 @@ def run(bench: Bench, variant: Variant, specs: tuple[str, ...] = (AUTO, *SPECS))
         words = [*deck(bench, variant, task), "parallel.network=1Mbps,rtt=0.1ms"]
         yield outcome(bench, "commands", f"`run`, {task}", variant, words, lambda task=task: _whole(bench, out, task))
     for task in (fits,) if fits else ("perplexity", "generate"):
-        for spec in specs:
+        for spec in specs or (AUTO, *specs_of(variant)):
             words = [*deck(bench, variant, task), f"parallel.strategy={spec}"]
             words += ["parallel.network=1Mbps,rtt=0.1ms"] if spec == AUTO else []
             one = outcome(bench, f"run, {task}", spec, variant, words, lambda task=task: _whole(bench, out, task))
@@ -305,7 +313,7 @@ def calibrate(bench: Bench, variant: Variant) -> Iterator[Outcome]:
                 return "" if found == (site, kind) else f"{found}"
 
             yield outcome(bench, "commands", f"`calibrate`, {kind} {site}", variant, words, judge)
-    for predict in ("linear", "next"):
+    for predict in ("linear", "next") if variant.has_maps else ():
         words = ["calibrate", bench.path(variant.file), "--data", bench.path(data), "-o", bench.path("made.h5")]
         words += ["--predict", predict, "--every", "2", "--stages", "2", "--codebook-size", "4"]
         row = f"`calibrate`, predict {predict}, every 2"

@@ -52,13 +52,13 @@ CODECS: dict[str, CodecConfig] = {
     for kind, count in (("residual", {"stages": 2}), ("grouped", {"groups": 2}))
     for site in SITES
 }
-#: codes with maps: of what a prediction misses, the same in every second block, and of the tokens with maps beside them
+#: codes with maps: of what a prediction misses, in every second block
 MAPS: dict[str, CodecConfig] = {
-    "predicted": CodecConfig(site="normed", predict="linear", stages=2, codebook_size=16, inputs=1),
     "predicted every 2": in_every(CodecConfig(site="normed", predict="linear", codebook_size=16), 2, _LAYERS),
-    "next": CodecConfig(site="normed", predict="next", stages=2, codebook_size=16),
 }
 PLAIN = "none"
+#: families whose maps are tried
+WITH_MAPS = ("gpt2",)
 #: parts of image encoders that codes do not meet: one codec shows as much as all
 ONE_CODEC = {"vit-registers": "residual normed", "vit-probe": "residual normed"}
 
@@ -75,6 +75,10 @@ class Variant:
         return self.codec != PLAIN
 
     @property
+    def has_maps(self) -> bool:
+        return self.codec in MAPS
+
+    @property
     def images(self) -> bool:
         return hasattr(CONFIGS[self.family], "image_size")
 
@@ -88,7 +92,7 @@ class Variant:
     @property
     def column(self) -> str:
         """Of the tables."""
-        return f"{self.family} + maps" if self.codec in MAPS else f"{self.family} + codes" * self.coded or self.family
+        return f"{self.family} + maps" if self.has_maps else f"{self.family} + codes" * self.coded or self.family
 
     @property
     def file(self) -> str:
@@ -97,7 +101,8 @@ class Variant:
 
 def variants() -> Iterator[Variant]:
     for family in CONFIGS:
-        for codec in (PLAIN, *([ONE_CODEC[family]] if family in ONE_CODEC else [*CODECS, *MAPS])):
+        codecs = [ONE_CODEC[family]] if family in ONE_CODEC else [*CODECS, *(MAPS if family in WITH_MAPS else ())]
+        for codec in (PLAIN, *codecs):
             yield Variant(family, codec)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from matrix_commands import YES, Outcome
-from matrix_models import CODECS, CONFIGS, MAPS, ONE_CODEC, PLAIN, Variant
+from matrix_models import CODECS, MAPS, ONE_CODEC, PLAIN, Variant, variants
 
-COLUMNS = tuple(f"{family}{coded}" for family in CONFIGS for coded in ("", " + codes", " + maps"))
+COLUMNS = tuple(dict.fromkeys(variant.column for variant in variants()))
 _TITLES = {
     "commands": "Commands",
     "verify": "Strategies under `verify`",
@@ -102,12 +102,12 @@ def read_page(text: str) -> dict[tuple[str, str, str], set[str]]:
     return found
 
 
-def kept(text: str, families: Iterable[str]) -> list[Outcome]:
-    """What a page says of other families than these."""
+def kept(text: str, columns: Iterable[str]) -> list[Outcome]:
+    """What a page says in other columns than these."""
     outcomes = []
     for (table, row, column), texts in read_page(text).items():
         family, _, coded = column.partition(" + ")
-        if family not in families:
+        if column not in columns:
             codec = {"codes": next(iter(CODECS)), "maps": next(iter(MAPS))}.get(coded, PLAIN)
             variant = Variant(family, codec)
             outcomes += [Outcome(table, row, variant, said) for said in sorted(texts)]

@@ -10,7 +10,7 @@ import matrix_commands
 import pytest
 from matrix_commands import COMMANDS, YES, Bench, Outcome, outcome, run
 from matrix_models import CODECS, CONFIGS, PLAIN, Variant, write_models
-from matrix_page import kept, page, read_page
+from matrix_page import COLUMNS, kept, page, read_page
 from mpi4py import MPI
 
 from astra_mpi.ranks.broadcast import broadcast_text
@@ -77,10 +77,11 @@ def test_commands_on_these_ranks(comm, tmp_path, known, family):
     assert checked(known, run(bench, variant, (AUTO, "tp")))
 
 
-def test_columns_of_other_families_are_kept():
+def test_other_columns_are_kept():
     text = PAGE.read_text()
     assert read_page(page(kept(text, ()))) == read_page(text)
-    assert {column.split(" + ")[0] for _, _, column in read_page(page(kept(text, ["vit"])))} == {*CONFIGS} - {"vit"}
+    others = {column for _, _, column in read_page(page(kept(text, ["vit", "gpt2 + maps"])))}
+    assert others == {*COLUMNS} - {"vit", "gpt2 + maps"}
 
 
 def test_what_fails_is_seen(tmp_path, monkeypatch):
@@ -121,13 +122,13 @@ def test_page_read_back():
 
 def test_all_that_is_promised_is_on_the_page(known):
     """Every command, family, strategy and kind of codec; every strategy of every table ran on every family."""
-    columns = {f"{family}{coded}" for family in CONFIGS for coded in ("", " + codes")}
-    assert {column for _, _, column in known} == columns and len(CODECS) == 6
+    columns = {*COLUMNS}
+    assert {column for _, _, column in known} == columns and len(CODECS) == 6 and len(columns) == 13
     rows = " ".join(row for table, row, _ in known if table == "commands")
     words = [name.rstrip("_") for name in COMMANDS if name not in ("plan", "verify", "generate")]
     assert all(word in rows for word in words) and "plan --plot" in rows
     for table in ("verify", "bench", "plan", "plan --new-tokens", "generate"):
         found = {(row, column) for name, row, column in known if name == table}
         assert {column for _, column in found} == columns
-        # late codes are of codebooks with maps, which no model here has: `plan` alone names them
-        assert {row for row, _ in found} - {AUTO, "astra:late"} == set(matrix_commands.SPECS)
+        assert {row for row, _ in found} - {AUTO} == {*matrix_commands.SPECS, matrix_commands.LATE}
+        assert (matrix_commands.LATE, "gpt2 + maps") in found

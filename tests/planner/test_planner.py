@@ -217,9 +217,14 @@ def test_bytes_are_those_of_real_strategies(comm, config, codec, spec, weights):
     assert cost.contributed_bytes() == model.report["formula_bytes"] == model.report["contributed_bytes"]
 
 
-@pytest.mark.parametrize(("family", "site"), [("bert", "hidden"), ("vit", "normed"), ("gpt2", "normed")])
-def test_best_codec_is_the_most_accurate_within_the_budget(family, site):
-    known = measured(family).codecs
+@pytest.mark.parametrize(
+    ("family", "site", "kept"), [("bert", "hidden", 2), ("vit", "normed", 0), ("gpt2", "normed", 0)]
+)
+def test_best_codec_is_the_most_accurate_within_the_budget(family, site, kept):
+    """Of codes of the tokens themselves, and of sentences' predicted ones before them."""
+    known = measured(family, 6).codecs
+    assert [codec.mean_bits(6) for codec in known[:kept]] == [32, 16][:kept] and best_codec(1e9, known) == known[0]
+    known = known[kept:]
     for budget, codec in (
         (1e9, CodecConfig(stages=8)),
         (64, CodecConfig(stages=8)),
@@ -234,12 +239,38 @@ def test_best_codec_is_the_most_accurate_within_the_budget(family, site):
 
 def test_codecs_compared():
     rows = compare_codecs(vit_base(), 32)
-    known = measured("").codecs
+    known = measured("", 12).codecs
     assert [row["accuracy_rank"] for row in rows] == list(range(len(known)))
-    assert [row["fits"] for row in rows] == [False, True, True, True, True]
-    assert [row["bits_per_token_per_block"] for row in rows if row["best"]] == [32]
+    assert [row["fits"] for row in rows] == [False, True, False, True, True, True, True]
+    assert [row["bits_per_token_per_block"] for row in rows if row["best"]] == [pytest.approx(8 * 26 / 12)]
+    assert [row["measured"] is None for row in rows] == [*[False] * 6, True]
     own = compare_codecs(vit_base(coding=Coding(CodecConfig(stages=3))), None)
     assert own[-1]["used"] and own[-1]["accuracy_rank"] is None and len(own) == len(known) + 1
+
+
+@pytest.mark.parametrize("n_layers", [2, 12, 30, 61])
+def test_codes_of_a_language_model_are_those_of_smollm2_at_any_depth(n_layers):
+    about = measured("mistral", n_layers)  # a decoder that nobody has measured
+    bits = [codec.mean_bits(n_layers) for codec in about.codecs if codec.predicts]
+    assert about.on == "SmolLM2-135M" and bits == sorted(bits, reverse=True)
+    for codec, share in zip(about.codecs, (122.7, 61.3, 32, 9.9), strict=False):
+        codec.check_blocks(n_layers, "codec")
+        if n_layers >= 12:
+            assert codec.mean_bits(n_layers) == pytest.approx(share, rel=0.1)
+    at_4 = [figure.by_ranks[4] for figure in about.figures]
+    assert at_4 == sorted(at_4)  # most accurate first
+    for figure in about.figures:
+        assert [figure.by_ranks[n] for n in sorted(figure.by_ranks)] == sorted(figure.by_ranks.values())
+        assert about.like(replace(figure.codec, encoder="exact", sinks=2), n_layers) is figure
+
+
+def test_figures_are_told_of_codes_like_these():
+    about = measured("llama", 30)
+    alike = CodecConfig(site="normed", stages=7, predict="linear", sinks=2)
+    assert about.told(about.like(alike, 30), 16) == about.told(about.figures[1], 8)
+    assert about.like(replace(alike, stages=18), 30) is about.figures[0]
+    assert about.like(replace(alike, stages=60), 30) is None
+    assert about.like(CodecConfig(site="hidden"), 30) is None and about.told(None, 4) is None
 
 
 def test_single_is_on_the_fastest_rank():
