@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
+from math import prod, sqrt
 from typing import NamedTuple
 
 from astra_mpi.config import ModelConfig
@@ -15,6 +15,12 @@ from astra_mpi.models.recipe import block_shapes
 
 #: bytes of a number that is handed on
 HANDED = {"float32": 4.0, "float16": 2.0, "int8": 1.0}
+
+
+#: rows that take as long as what a pass takes beside its rows: reading weights, calls
+ROWS_OF_A_PASS = 20.0
+#: passes of a batch for each stage, where ranks that share tokens exchange something in every block of every pass
+_PASSES_PER_STAGE = 2
 
 
 class Ends(NamedTuple):
@@ -56,6 +62,16 @@ def stage_seconds(
     parts = [tuple(speeds[s * n_ranks : (s + 1) * n_ranks]) for s in range(len(counts))]
     whole = {part: latency(blocks, part, network, accounting).total for part in dict.fromkeys(parts)}
     return [whole[part] * n / n_layers for part, n in zip(parts, counts, strict=True)]
+
+
+def n_passes(n_rows: int, n_stages: int, n_sharing: int) -> int:
+    """Of n_rows rows through n_stages stages, each of n_sharing ranks.
+
+    n equal passes take (n + n_stages - 1) turns of a stage, each of n_rows / n + ROWS_OF_A_PASS.
+    """
+    if n_sharing > 1:
+        return _PASSES_PER_STAGE * n_stages
+    return max(1, round(sqrt((n_stages - 1) * n_rows / ROWS_OF_A_PASS)))
 
 
 def hop_seconds(rows: int, width: int, handed: str, network: Network) -> float:

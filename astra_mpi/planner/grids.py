@@ -14,16 +14,19 @@ from astra_mpi.config import require
 from astra_mpi.costs.latency import Speeds, latency
 from astra_mpi.costs.setting import Setting
 from astra_mpi.costs.stages import (
+    ROWS_OF_A_PASS,
     Ends,
     block_weights,
     ends_of,
     hop_seconds,
+    n_passes,
     outside_weights,
     stage_seconds,
 )
 from astra_mpi.costs.strategies import STRATEGIES, Coding
 from astra_mpi.costs.work import Cost, Job
 from astra_mpi.errors import InputError
+from astra_mpi.models import FAMILIES
 from astra_mpi.planner.measured import measured, same_codes
 from astra_mpi.planner.plan import BY_TOKENS, cheaper_remote
 from astra_mpi.ranks.grid import Grid
@@ -162,9 +165,8 @@ class Search:
             one = self.ways(grid.tokens, 1)[self.ways(grid.tokens, self.setting.batch).index(many)]
             seconds = self._stages_s(one, speeds, counts)
             hop_s = hop_seconds(self._handed_rows(one), self.config.d_model, self.handed, self.setting.network)
-            period_s = max(*seconds, hop_s)
-            latencies.append(sum(seconds) + (grid.stages - 1) * hop_s + (share - 1) * period_s)
-            rates.append(1 / period_s)
+            latencies.append(self._through_stages_s(seconds, hop_s, share, grid))
+            rates.append(1 / max(*seconds, hop_s))
         codec = many.coding.codec if many.strategy.startswith("astra") else None
         return {
             "grid": str(grid),
@@ -177,6 +179,17 @@ class Search:
             "blocks": blocks[0] if grid.stages > 1 else None,
             "memory_bytes": [int(n) for n in memory],
         }
+
+    def _through_stages_s(self, seconds: Sequence[float], hop_s: float, n_sequences: int, grid: Grid) -> float:
+        """Of sequences, one after another or in pieces: seconds of each stage and of a hop for a whole one."""
+        n, more = n_sequences, 0.0
+        if grid.tokens == 1 and FAMILIES[self.config.family].causal:
+            n_rows = n_sequences * self.setting.tokens
+            n = max(n, min(n_passes(n_rows, grid.stages, 1), n_rows))
+            more = ROWS_OF_A_PASS * n / n_rows
+        turns = [s * n_sequences / n * (1 + more) for s in seconds]
+        hop_s *= n_sequences / n
+        return sum(turns) + (grid.stages - 1) * hop_s + (n - 1) * max(*turns, hop_s)
 
     def _rows(self, way: Way) -> int:
         return max(way.counts) + self.shape.n_class

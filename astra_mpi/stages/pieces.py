@@ -6,7 +6,6 @@ short. But each pass has work that does not depend on its rows, so that they can
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,11 +18,6 @@ from astra_mpi.models.batch import Batch
 from astra_mpi.partition import displs, ranges
 from astra_mpi.strategies.token_parallel import TokenParallel
 
-#: rows that take as long as what a pass takes beside its rows: reading weights, calls
-ROWS_OF_A_PASS = 20.0
-#: parts of a batch for each stage, where ranks that share tokens exchange something in every block of every part
-_PARTS_PER_STAGE = 2
-
 
 class Piece(NamedTuple):
     """Some rows of a part that go through the blocks at once."""
@@ -32,16 +26,6 @@ class Piece(NamedTuple):
     layout: Layout
     rows: np.ndarray | slice  # which rows of the part they are
     is_last: bool
-
-
-def n_passes(n_rows: int, n_stages: int, n_sharing: int) -> int:
-    """Of n_rows rows through n_stages stages, each of n_sharing ranks.
-
-    n equal passes take (n + n_stages - 1) turns of a stage, each of n_rows / n + ROWS_OF_A_PASS.
-    """
-    if n_sharing > 1:
-        return _PARTS_PER_STAGE * n_stages
-    return max(1, round(math.sqrt((n_stages - 1) * n_rows / ROWS_OF_A_PASS)))
 
 
 def goes_in_pieces(model: Model) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.config import require
+from astra_mpi.costs.stages import n_passes
 from astra_mpi.decode.drafts import MOST_DRAFTS
 from astra_mpi.decode.request import Ends, OnTokens, Request
 from astra_mpi.decode.sampling import Sample, greedy
@@ -27,7 +28,7 @@ from astra_mpi.stages.around import Around
 from astra_mpi.stages.generation import generate
 from astra_mpi.stages.handing import Handing
 from astra_mpi.stages.part import Part
-from astra_mpi.stages.pieces import Piece, goes_in_pieces, n_passes, pieces_of
+from astra_mpi.stages.pieces import Piece, goes_in_pieces, pieces_of
 from astra_mpi.stages.report import Tally, report_of
 from astra_mpi.strategies import parse
 from astra_mpi.wire.hop import Hop

@@ -8,11 +8,11 @@ import pytest
 import astra_mpi
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.convert.synthetic import random_batch
+from astra_mpi.costs import stages as costs
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.oracle.verify import verify
 from astra_mpi.ranks.broadcast import broadcast_text
-from astra_mpi.stages import pieces
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
 
 pytestmark = pytest.mark.mpi
@@ -38,7 +38,7 @@ def folder(comm, tmp_path):
 @pytest.fixture
 def small_passes(monkeypatch):
     """A sequence of a decoder goes through the stages in pieces of few tokens."""
-    monkeypatch.setattr(pieces, "ROWS_OF_A_PASS", 0.2)
+    monkeypatch.setattr(costs, "ROWS_OF_A_PASS", 0.2)
 
 
 def grids(size):
