@@ -63,9 +63,9 @@ class Slices:
         return {"metrics": metrics, "bits_per_token_per_block": bits}
 
     def _end(self, codec: Codec) -> int:
-        """The blocks before this one may send codes; the last one, if it is late, to nobody's use."""
+        """The blocks before this one may send codes; the last one, if it is late, for new tokens alone."""
         n_layers = len(codec.blocks)
-        return n_layers - (self.late and codec.config.is_late(n_layers - 1))
+        return n_layers - (self.late and not self.n_new and codec.config.is_late(n_layers - 1))
 
     def _losses(self, ids: np.ndarray, codec: Any, ranks: int) -> np.ndarray:
         """-log p of the tokens of a window (1, T): (T - 1,), all after the first, or (n_new,)."""
