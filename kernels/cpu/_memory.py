@@ -46,7 +46,7 @@ def ask_line(typingctx, address):
 def ask(address, n_bytes):
     """The same of so many bytes."""
     for line in range(0, n_bytes, 64):
-        ask_line(address + line)
+        ask_line(address + line)  # type: ignore[call-arg]
 
 
 @inner()

@@ -8,13 +8,13 @@ from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS, activate
 from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.dense.strip import NARROW, WIDE
-from astra_mpi.kernels.cpu.dense.sweep import sweep
+from astra_mpi.kernels.cpu.dense.sweep import TERMS, sweep
 from astra_mpi.kernels.cpu.dense.tile import HAS_TILES
 
 Array = np.ndarray
 
-#: rows of products that tiles compute faster than BLAS, which copies the weights first
-FEWEST, MOST = 4, 512
+#: rows of products that tiles compute faster than BLAS, which copies the weights first; and with more terms than TERMS
+FEWEST, MOST, _MOST_DEEP = 8, 512, 64
 #: multiply-adds, some 20 us, for which waking other threads takes too long
 _LEAST_WORK = 1 << 20
 _zeros = np.zeros(1, np.float32)
@@ -25,7 +25,8 @@ def dense(
 ) -> Array:
     """out (m, n) = act(x (m, k) @ weight (k, n) + bias), added to what is there if `add`; see reference.dense."""
     m, k, n = len(x), *weight.shape
-    if not (HAS_TILES and FEWEST <= m <= MOST and k and _by_rows(x, weight, out)):
+    most = MOST if k <= TERMS else _MOST_DEEP
+    if not (HAS_TILES and FEWEST <= m <= most and k and _by_rows(x, weight, out)):
         return _by_blas(x, weight, out, bias, activation, add)
     constant = 0 if bias is None and not activation else _at(_none(n) if bias is None else bias)
     kind = ACTIVATIONS[activation] if activation else -1
