@@ -1,6 +1,6 @@
 """Which blocks wait for their own codes where those of others are late: the few in which predictions alone cost most.
 
-On SmolLM2 three of 30 blocks make up three quarters of what late codes change (docs/explanation/waiting.md).
+On SmolLM2 three of 30 blocks make up 71% of what late codes change (docs/explanation/waiting.md).
 """
 
 from __future__ import annotations

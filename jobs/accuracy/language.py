@@ -27,6 +27,7 @@ from astra_mpi.inputs.text import tokenizer_of
 DECK = Path(__file__).with_name("perplexity.toml")
 _PREDICTED, _NEXT = "--predict linear --stages", "--predict next --stages"
 _OUTPUT = "--predict linear --predict-rank 0 --metric output"
+_INPUTS = f"{_OUTPUT} --predict-inputs 1"
 #: a row's name, and the options of calibrate that make its codebooks
 ROWS = {
     "normed G=1 K=1024": "--site normed --kind grouped --groups 1 --codebook-size 1024",
@@ -47,14 +48,16 @@ ROWS = {
     "output 132": f"{_OUTPUT} --bits 132",
     "output 265": f"{_OUTPUT} --bits 265",
     "output M=8": f"{_OUTPUT} --stages 8",
-    "inputs 10": f"{_OUTPUT} --predict-inputs 1 --stages 0,0,1,0,1,1,2,1,2,1,0,1,1,4x2,4x3,3x2,6x0",
-    "inputs 32": f"{_OUTPUT} --predict-inputs 1 --stages 0,4x2,4x5,4x2,5,3x6,4x10,3x5,6x1",
-    "inputs 61": f"{_OUTPUT} --predict-inputs 1 --stages 0,4x3,4x9,4x4,4x11,4x20,3x10,6x2",
-    "inputs 123": f"{_OUTPUT} --predict-inputs 1 --stages 0,4x6,4x18,4x8,4x22,4x40,3x20,6x4",
-    "inputs scalar 256": f"{_OUTPUT} --predict-inputs 1 --kind scalar --bits 256",
-    "inputs scalar 512": f"{_OUTPUT} --predict-inputs 1 --kind scalar --bits 512",
-    "inputs scalar 1024": f"{_OUTPUT} --predict-inputs 1 --kind scalar --bits 1024",
+    "inputs 10": f"{_INPUTS} --stages 0,0,1,0,1,1,2,1,2,1,0,1,1,4x2,4x3,3x2,6x0",
+    "inputs 32": f"{_INPUTS} --stages 0,4x2,4x5,4x2,5,3x6,4x10,3x5,6x1",
+    "inputs 61": f"{_INPUTS} --stages 0,4x3,4x9,4x4,4x11,4x20,3x10,6x2",
+    "inputs 123": f"{_INPUTS} --stages 0,4x6,4x18,4x8,4x22,4x40,3x20,6x4",
+    "inputs scalar 256": f"{_INPUTS} --kind scalar --bits 256",
+    "inputs scalar 512": f"{_INPUTS} --kind scalar --bits 512",
+    "inputs scalar 1024": f"{_INPUTS} --kind scalar --bits 1024",
     "late 6": f"{_OUTPUT} --predict-inputs 8 --stages 6",
+    "half 32": f"{_INPUTS} --stages 0,4,0,4,0,10,0,10,0,4,0,4,0,11,0,12,0,15,15,0,18,0,0,8,0,2,0,2,0,1",
+    "half 61": f"{_INPUTS} --stages 0,6,0,6,0,18,0,18,0,8,0,8,0,22,0,22,0,30,30,0,36,0,0,16,0,4,0,4,0,2",
     "late 4": f"{_OUTPUT} --predict-inputs 8 --stages 4",
     "every 2": f"{_OUTPUT} --predict-inputs 8 --stages 4 --every 2",
     "predicted M=6": f"{_PREDICTED} 6",
