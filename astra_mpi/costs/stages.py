@@ -19,6 +19,8 @@ HANDED = {"float32": 4.0, "float16": 2.0, "int8": 1.0}
 
 #: rows that take as long as what a pass takes beside its rows: reading weights, calls
 ROWS_OF_A_PASS = 20.0
+#: the same where narrow weights are made float32 in every pass
+_ROWS_OF_WIDENING = 400.0
 #: passes of a batch for each stage, where ranks that share tokens exchange something in every block of every pass
 _PASSES_PER_STAGE = 2
 
@@ -64,14 +66,14 @@ def stage_seconds(
     return [whole[part] * n / n_layers for part, n in zip(parts, counts, strict=True)]
 
 
-def n_passes(n_rows: int, n_stages: int, n_sharing: int) -> int:
-    """Of n_rows rows through n_stages stages, each of n_sharing ranks.
+def n_passes(n_rows: int, n_stages: int, n_sharing: int, widens: bool = False) -> int:
+    """Of n_rows rows through n_stages stages, each of n_sharing ranks. widens: weights are made float32 in every pass.
 
     n equal passes take (n + n_stages - 1) turns of a stage, each of n_rows / n + ROWS_OF_A_PASS.
     """
     if n_sharing > 1:
         return _PASSES_PER_STAGE * n_stages
-    return max(1, round(sqrt((n_stages - 1) * n_rows / ROWS_OF_A_PASS)))
+    return max(1, round(sqrt((n_stages - 1) * n_rows / (_ROWS_OF_WIDENING if widens else ROWS_OF_A_PASS))))
 
 
 def hop_seconds(rows: int, width: int, handed: str, network: Network) -> float:

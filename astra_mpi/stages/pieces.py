@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from astra_mpi.caches.earlier import Earlier
+from astra_mpi.device.formats.narrow import Narrow
+from astra_mpi.device.packed import is_narrow
 from astra_mpi.engine import Model
 from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
@@ -33,6 +35,12 @@ def goes_in_pieces(model: Model) -> bool:
     are turned must be known at once."""
     alone = model.exchange.size == 1 and isinstance(model.strategy, TokenParallel)
     return alone and model.family.causal and getattr(model.config, "rope_type", "") != "longrope"
+
+
+def widens(model: Model) -> bool:
+    """Whether its products make narrow weights float32 in every pass."""
+    stored = (weight for block in model.blocks for weight in block.w.values())
+    return not is_narrow(model.backend.kernels) and any(isinstance(weight, Narrow) for weight in stored)
 
 
 def pieces_of(model: Model, batch: Batch, layout: Layout, n: int) -> Iterator[Piece]:

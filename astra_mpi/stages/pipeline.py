@@ -28,7 +28,7 @@ from astra_mpi.stages.around import Around
 from astra_mpi.stages.generation import generate
 from astra_mpi.stages.handing import Handing
 from astra_mpi.stages.part import Part
-from astra_mpi.stages.pieces import Piece, goes_in_pieces, pieces_of
+from astra_mpi.stages.pieces import Piece, goes_in_pieces, pieces_of, widens
 from astra_mpi.stages.report import Tally, report_of
 from astra_mpi.strategies import parse
 from astra_mpi.wire.hop import Hop
@@ -200,7 +200,7 @@ class Pipeline(Around):
 
     def _n_passes(self, n_tokens: int) -> int:
         """Passes that are soonest through all stages, if tokens can be parted so."""
-        return n_passes(n_tokens, self.n_stages, self.groups.grid.tokens)
+        return n_passes(n_tokens, self.n_stages, self.groups.grid.tokens, widens(self.model))
 
     def layout(self, lengths: np.ndarray, spread: bool = False) -> Layout:
         """Collective: the first stage's cut, for all stages."""
