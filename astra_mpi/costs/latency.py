@@ -35,8 +35,9 @@ class Speeds:
     weights: float | None = None  # weights as they are kept; None: as `stream`
 
     def seconds(self, work: Work) -> float:
-        others = work.weights / (self.weights or self.stream) + work.blocks * self.block_s
-        return sum(getattr(work, kind) / getattr(self, kind) for kind in _KINDS) + others
+        products = work.gemm / self.gemm + work.attention / self.attention + work.encode / self.encode
+        numbers = work.table / self.table + work.elements / self.elements + work.stream / self.stream
+        return products + numbers + work.weights / (self.weights or self.stream) + work.blocks * self.block_s
 
     def times(self, factor: float) -> Speeds:
         """The speeds of a rank `factor` times as fast."""

@@ -7,9 +7,9 @@ The model: docs/explanation/planner.md.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from astra_mpi.config import require
 from astra_mpi.costs.mapped import mapped_wires
@@ -47,8 +47,7 @@ def stages_of(job: Job, wires: Sequence[Wire], windows: Sequence[int]) -> tuple[
     if any(wire.late for wire in wires):
         kinds = [(pair, len(list(alike))) for pair, alike in groupby(pairs)]
     return tuple(
-        Stage(n, tuple(_token_rank(job, wire, r, window) for r in range(job.size)), _transfer(job, wire, window))
-        for (wire, window), n in kinds
+        Stage(n, tuple(_token_ranks(job, wire, window)), _transfer(job, wire, window)) for (wire, window), n in kinds
     )
 
 
@@ -69,14 +68,21 @@ def _transfer(job: Job, wire: Wire, window: int) -> Transfer | None:
     return Transfer("gather", sent, paper_bits, job.shape.causal, late=wire.late)
 
 
-def _token_rank(job: Job, wire: Wire, rank: int, window: int = 0) -> RankWork:
+def _token_ranks(job: Job, wire: Wire, window: int) -> Iterator[RankWork]:
+    """Of all ranks."""
+    keys = [wire.keys(n - job.own_sinks(wire.sinks, rank)) for rank, n in enumerate(job.counts)]
+    before, every = [0, *accumulate(keys)], sum(keys)
+    for rank, own in enumerate(keys):
+        yield _token_rank(job, wire, rank, window, before[rank] if job.shape.causal else every - own)
+
+
+def _token_rank(job: Job, wire: Wire, rank: int, window: int, n_held: int) -> RankWork:
+    """n_held: far keys that it makes, or would without a window."""
     shape, config, n = job.shape, job.shape.config, job.counts[rank]
     replicas = job.replicas(wire.sinks, rank)
     d, rows = config.d_model, n + shape.n_class + replicas
     seen = own_seen(n, window, shape.causal)  # own tokens that a query sees on average
-    far_ranks = range(rank) if shape.causal else (s for s in range(job.size) if s != rank)
-    n_held = n_far = sum(wire.keys(job.counts[s] - job.own_sinks(wire.sinks, s)) for s in far_ranks)
-    n_sent, far_share = n - job.own_sinks(wire.sinks, rank), 1.0
+    n_far, n_sent, far_share = n_held, n - job.own_sinks(wire.sinks, rank), 1.0
     if window:
         reach = seen_through(job.counts, window, shape.causal, wire.sinks)
         n_far, n_sent = reach.seen[rank], reach.sent[rank] if wire.site and not wire.whole else n_sent

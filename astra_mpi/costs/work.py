@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from operator import add
+from typing import Any, NamedTuple
 
 from astra_mpi.config import ModelConfig
 from astra_mpi.models import FAMILIES
@@ -81,8 +82,7 @@ class Job:
         return min(sinks, sum(self.counts[:rank])) if self.counts[rank] else 0
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """Operations by kind of kernel, for they run at different speeds."""
 
     gemm: float = 0  # multiply-adds of linear layers
@@ -94,11 +94,11 @@ class Work:
     weights: float = 0  # weights that one token alone meets, as they are kept
     blocks: float = 0  # blocks run: each costs some time whatever its size
 
-    def __add__(self, other: Work) -> Work:
-        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+    def __add__(self, other: Work) -> Work:  # type: ignore[override]
+        return Work._make(map(add, self, other))
 
-    def __mul__(self, factor: float) -> Work:
-        return Work(*(getattr(self, f.name) * factor for f in fields(self)))
+    def __mul__(self, factor: float) -> Work:  # type: ignore[override]
+        return Work._make([count * factor for count in self])
 
     @property
     def multiply_adds(self) -> float:
@@ -106,8 +106,7 @@ class Work:
         return self.gemm + self.attention + self.encode
 
 
-@dataclass(frozen=True)
-class RankWork:
+class RankWork(NamedTuple):
     """One rank's share of a stage, in the order in which it runs."""
 
     before: Work = Work()  # before its message can leave

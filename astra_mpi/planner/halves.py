@@ -33,7 +33,7 @@ def _halves(setting: Setting, strategy: str, counts: Sequence[int]) -> list[Cost
     weights = block_weights(setting.shape) * second.block_share * setting.config.n_layers / n_laps
     again = Work(weights=weights * setting.weight_bytes / 4)
     stages = tuple(
-        replace(stage, ranks=tuple(replace(rank, after=rank.after + again) for rank in stage.ranks))
+        replace(stage, ranks=tuple(rank._replace(after=rank.after + again) for rank in stage.ranks))
         for stage in second.stages
     )
     return [first, replace(second, stages=stages)]

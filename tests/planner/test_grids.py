@@ -1,5 +1,6 @@
 """Plans of grids: what is best for one input and for a job, under memory, and the command."""
 
+import gc
 import json
 import time
 
@@ -82,10 +83,13 @@ def test_weights_outside_the_blocks():
 
 def test_under_a_second_for_64_ranks():
     many = setting(LLAMA_8B, [1 + 0.01 * i for i in range(64)], tokens=128, bps=1e8, weight_bytes=2.0)
+    gc.freeze()  # what other tests have left is not searched
     begin_s = time.process_time()
     plan = grid_plan(many, "throughput", [5.5e9], "float16")
     assert len(plan["grids"]) > 100
-    assert time.process_time() - begin_s < 1.0
+    spent_s = time.process_time() - begin_s
+    gc.unfreeze()
+    assert spent_s < 1.0
 
 
 def test_the_command(tmp_path, capsys):
