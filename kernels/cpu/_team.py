@@ -133,6 +133,7 @@ class Team:
 
 class _State:
     team = Team(1)
+    taken = threading.Lock()
 
 
 def set_size(n_threads: int) -> None:
@@ -148,5 +149,14 @@ def size() -> int:
 
 
 def run(task: Task) -> None:
-    """task(index, count) on every thread of the process's team."""
-    _State.team.run(task)
+    """task(index, count) on every thread of the process's team.
+
+    While another thread of the program has the team, the caller does all of it alone, as task(0, 1).
+    """
+    if not _State.taken.acquire(blocking=False):
+        task(0, 1)
+        return
+    try:
+        _State.team.run(task)
+    finally:
+        _State.taken.release()

@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -144,6 +146,24 @@ def test_bfloat16_is_as_near_as_pytorch():
     exact = x.astype(np.float64) @ weight
     error, other = (np.linalg.norm(y - exact) / np.linalg.norm(exact) for y in (got, theirs))
     assert error <= other and error < 2.0**-8
+
+
+def test_all_shares_are_done_whoever_else_wants_the_team(team):
+    """Threads of a program, such as those of `calibrate`, run kernels at once."""
+    team(2)
+
+    def is_done(_):
+        done = []
+
+        def share(index, count):
+            time.sleep(0.002 * index)
+            done.append((index, count))
+
+        _team.run(share)
+        return sorted(done) in ([(0, 1)], [(0, 2), (1, 2)])
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(is_done, range(30)))
 
 
 def test_a_team_runs_all_shares_and_says_what_failed(team):
