@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.kernels.aligned import address
 from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS, activate
 from astra_mpi.kernels.cpu.dense.room import room
@@ -17,7 +18,6 @@ Array = np.ndarray
 FEWEST, MOST, _MOST_DEEP = 8, 512, 64
 #: multiply-adds, some 20 us, for which waking other threads takes too long
 _LEAST_WORK = 1 << 20
-_zeros = np.zeros(1, np.float32)
 
 
 def dense(
@@ -28,16 +28,18 @@ def dense(
     most = MOST if k <= TERMS else _MOST_DEEP
     if not (HAS_TILES and FEWEST <= m <= most and k and _by_rows(x, weight, out)):
         return _by_blas(x, weight, out, bias, activation, add)
-    constant = 0 if bias is None and not activation else _at(_none(n) if bias is None else bias)
+    if bias is None and activation:
+        bias = np.zeros(n, np.float32)  # held here until all threads have read it
+    constant = address(bias)
     kind = ACTIVATIONS[activation] if activation else -1
-    given = _at(x), x.strides[0], m, k, _at(weight), weight.strides[0]
+    given = address(x), x.strides[0], m, k, address(weight), weight.strides[0]
     n_held = m if add or n % WIDE else 0
 
     def share(index: int, count: int) -> None:
         units = -(-n // WIDE)
         first, last = units * index // count * WIDE, min(n, units * (index + 1) // count * WIDE)
         rest, sums = room("last columns", k if last % NARROW else 0, NARROW), room("strip sums", n_held, WIDE)
-        sweep(*given, first, last, constant, kind, add, _at(out), out.strides[0], rest, sums)
+        sweep(*given, first, last, constant, kind, add, address(out), out.strides[0], rest, sums)
 
     if _team.size() == 1 or m * k * n < _LEAST_WORK:
         share(0, 1)
@@ -60,19 +62,6 @@ def _by_blas(x: Array, weight: Array, out: Array, bias: Array | None, activation
 def _by_rows(*arrays: Array) -> bool:
     """Whether they are float32 with rows of contiguous numbers."""
     return all(a.dtype == np.float32 and a.strides[1] == 4 for a in arrays)
-
-
-def _none(n: int) -> Array:
-    """Zeros (n,) that stay in memory."""
-    global _zeros
-    if len(_zeros) < n:
-        _zeros = np.zeros(n, np.float32)
-    return _zeros
-
-
-def _at(array: Array) -> int:
-    first: int = array.__array_interface__["data"][0]
-    return first
 
 
 def warm_up_dense() -> None:
