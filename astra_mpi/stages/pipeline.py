@@ -132,7 +132,7 @@ class Pipeline(Around):
         batches = self.batches(ids, mask)
         layouts = [self.layout(batch.lengths) for batch in batches]
         tally = Tally(self)
-        passes = self.passes(batches, layouts, tally, lambda rows, at: np.zeros((len(at.counts), 0), np.float32), 0)
+        passes = self.passes(batches, layouts, tally, _nothing, 0)
         first, sums = 0, []
         for batch, layout, (rows, _) in zip(batches, layouts, passes, strict=True):
             own = n_context[first : first + len(batch.lengths)]
@@ -225,7 +225,7 @@ class Pipeline(Around):
         before: Callable[[int], None] = lambda part: None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Collective: every part through this stage -> its rows here, and on the last stage what `pool` makes of it.
-        before: called with the number of each part.
+        before: called with the number of the part, before each of its pieces.
 
         A stage that fails tells the next one for each piece that it does not hand on.
         """
