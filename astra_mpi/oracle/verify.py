@@ -49,6 +49,7 @@ def verify(
     specs = [spec for text in strategies for spec in forms(text)]
     if model.codec is not None and model.codec.config.has_maps and "astra" in strategies:
         specs.append("astra:late")
+    specs = list(dict.fromkeys(specs))
     checks = [_check(model, inputs, mask, spec, counted_keys, spread, passes) for spec in specs]
     return [check for check in (_check_products(model), *checks) if check is not None]
 

@@ -58,7 +58,7 @@ class Pipeline(Around):
     def __init__(self, model: Model, file: ModelFile, groups: Groups, parts: list[Part], handed_on: str) -> None:
         """model: of this stage's blocks, on the ranks that share them. file: the whole model's, whose config and codec
         count; of its weights this rank may have read its own only."""
-        self.model, self.groups, self.parts, self.handed_on = model, groups, parts, handed_on
+        self.model, self.groups, self.parts = model, groups, parts
         self.config, self.codec = file.config, file.codec
         self.comm = groups.replica
         _, self.stage, self.token = groups.place
@@ -73,6 +73,15 @@ class Pipeline(Around):
         self.read_whole: Callable[[], ModelFile] | None = None
         self.report: dict[str, Any] = {}
         self._layouts: dict[tuple[bytes, bool, Any], Layout] = {}
+
+    @property
+    def handed_on(self) -> str:
+        """As what rows go to the next stage."""
+        return self.handing.kind
+
+    @handed_on.setter
+    def handed_on(self, kind: str) -> None:
+        self.handing.kind = kind
 
     def ranks_of(self, stage: int) -> list[int]:
         """Of the replica, those of a stage by their places."""

@@ -102,9 +102,7 @@ def test_verify_over_stages(comm, folder, name, small_passes):
         pytest.skip("two ranks or more")
     inputs, mask = random_batch(CONFIGS[name], 2, 9, ragged=True)
     for grid in grids(comm.size):
-        model = astra_mpi.load(
-            str(folder / f"{name}.h5"), comm=comm, strategy="single", grid=grid, stages="even", handed_on="float32"
-        )
+        model = astra_mpi.load(str(folder / f"{name}.h5"), comm=comm, strategy="single", grid=grid, stages="even")
         checks = verify(model, inputs, mask, ["single", "sp", "tp", "astra", "bp"])
         if comm.rank == 0:
             assert all(check.passed for check in checks), checks
