@@ -48,7 +48,7 @@ def least_ms(calls: dict[str, Callable[[], Any]], laps: int) -> dict[str, float]
 def peak_gflops(laps: int) -> float:
     """Of products of one row, again and again, with two strips of 128 words: all factors stay in the cache."""
     n_rows, words = 4800, 128
-    a, b = aligned(32 * words * 4), aligned(2 * words * 64)
+    a, b = aligned((32 * words * 4,)), aligned((2 * words * 64,))
     sums, tiles = np.zeros((n_rows, 32), np.float32), tiles_of(used_path())
     arguments = a.ctypes.data, 0, n_rows, b.ctypes.data, 64 * words, 2, sums, words, 1
     return 2e-6 * n_rows * 32 * 2 * words / least_ms({"": lambda: multiply(tiles, *arguments)}, laps)[""]

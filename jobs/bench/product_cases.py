@@ -14,7 +14,7 @@ import numpy as np
 
 from astra_mpi.device.packed import Packed, pack
 from astra_mpi.kernels.cpu import _features, bfloat16, int8
-from astra_mpi.kernels.cpu.products.layer import multiply
+from astra_mpi.kernels.cpu.products.by_vectors import multiply
 from astra_mpi.kernels.cpu.products.layout import empty
 
 D, D_FF = 768, 3072
@@ -129,6 +129,6 @@ def peak_gflops(kind: str, rows: int = 96, k: int = 256, n: int = 256) -> float:
     best_s = float("inf")
     for _ in range(300):
         begin = time.process_time()
-        multiply(None, panel, rows, strips.words.ctypes.data, strips.n_words, strips.n_strips, totals)
+        multiply(panel, None, rows, strips.words.ctypes.data, strips.n_words, strips.n_strips, totals)
         best_s = min(best_s, time.process_time() - begin)
     return 2e-9 * rows * k * n / best_s

@@ -51,3 +51,17 @@ class Tiles:
             "configure": lambda address: setattr(self, "configured", self.configured + 1),
             "release": lambda: setattr(self, "configured", self.configured - 1),
         }
+
+
+def numbers_at(address, count, dtype):
+    """Numbers in memory."""
+    kind = np.ctypeslib.as_ctypes_type(np.dtype(dtype))
+    return np.ctypeslib.as_array((kind * count).from_address(int(address)))
+
+
+def scale_line(out, counts, factor, offset):
+    numbers_at(out, 32, np.float32)[:] = (numbers_at(counts, 32, np.int32) - offset) * factor
+
+
+def add_scaled_line(out, counts, factor, offset):
+    numbers_at(out, 32, np.float32)[:] += (numbers_at(counts, 32, np.int32) - offset) * factor

@@ -201,7 +201,8 @@ def with_emulated_tiles(emulated):
     def python(kernel, **names):
         return types.FunctionType(kernel.py_func.__code__, kernel.py_func.__globals__ | names)
 
-    sweep = types.SimpleNamespace(sweep=python(amx.sweep, **emulated.names()))
+    block = python(amx.block, **emulated.names())
+    sweep = types.SimpleNamespace(sweep=python(amx.sweep, block=block, **emulated.names()))
     multiply = python(tiles.multiply, amx=sweep)
     whole = python(
         tiles._tile, _score=python(tiles._score, multiply=multiply), _gather=python(tiles._gather, multiply=multiply)

@@ -8,6 +8,7 @@ import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numba
 import numpy as np
@@ -15,14 +16,18 @@ import pytest
 
 from astra_mpi.kernels import reference_products as reference
 from astra_mpi.kernels._compile import compiled as compiled_function
+from astra_mpi.kernels.aligned import aligned
 from astra_mpi.kernels.cpu import _features, _team, bfloat16, int8
-from astra_mpi.kernels.cpu.products import amx, calls, layout, speeds
-from astra_mpi.kernels.cpu.products import layer as compiled
+from astra_mpi.kernels.cpu.products import amx, by_tiles, calls, layout, speeds
+from astra_mpi.kernels.cpu.products.rows import narrow_rows
+from helpers import amx_tiles
 from helpers.amx_tiles import Tiles
 
 KERNELS = {"bfloat16": bfloat16, "int8": int8}
 #: types whose products this CPU has instructions for
 HERE = [kind for kind in KERNELS if any(_features.has(kind, way) for way in _features.PATHS[kind][:-1])]
+#: types and paths that it has
+WAYS = [(kind, way) for kind in KERNELS for way in _features.PATHS[kind][:-1] if _features.has(kind, way)]
 SHAPES = [(0, 5, 3), (1, 1, 1), (1, 300, 130), (3, 64, 32), (5, 31, 33), (13, 100, 300), (37, 65, 64), (131, 1700, 40)]
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
 
@@ -50,12 +55,12 @@ def bound(x, weight, steepness=1.0):
     return 4 * np.finfo(np.float32).eps * (1 + weight.shape[0] * size) * steepness
 
 
-@pytest.mark.parametrize("kind", HERE)
+@pytest.mark.parametrize(("kind", "way"), WAYS)
 @pytest.mark.parametrize(("m", "k", "n"), SHAPES)
-def test_layers_equal_the_specification(kind, m, k, n):
+def test_layers_equal_the_specification(kind, way, m, k, n):
     """Rows of wider arrays, odd sizes, no rows; with bias, added, activated and gated."""
     x, weight, bias = numbers(m, k + 3)[:, 1:-2], numbers(k, n, seed=1), numbers(n, seed=2)
-    layer, strips, near = KERNELS[kind].layer, packed(kind, weight), bound(x, weight)
+    layer, strips, near = partial(KERNELS[kind].layer, by=way), packed(kind, weight), bound(x, weight)
     words = reference.packed_words(weight, kind)
     assert (strips.words.view(words.dtype) == words.ravel()).all()
     out = np.full((m, n + 5), 7, np.float32)
@@ -196,45 +201,82 @@ def turned(x, y, at, index, count):
         _team.barrier(at, count)
 
 
+@pytest.mark.skipif("avx512f" not in _features.features(), reason="lines are vectors of AVX-512")
+@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize(("m", "k"), [(1, 20), (17, 64), (33, 1601)])
+def test_rows_lie_in_tiles(kind, m, k):
+    """Of every sixteen rows the first 64 bytes of each, then the next 64; zeros follow to the end of a row."""
+    panel, x, factors, offsets = narrowed(kind, numbers(m, k + 2)[:, 1:-1])
+    lines = panel.reshape(len(panel) // 16, -1, 16, 64 // panel.itemsize)
+    rows = lines.transpose(0, 2, 1, 3).reshape(panel.shape)
+    if kind == "bfloat16":
+        want = (reference.round_bfloat16(x).view(np.uint32) >> 16).astype(np.uint16)
+    else:
+        want, factor = reference.quantise_rows(x)
+        groups = [want[:, g : g + layout.GROUP].sum(axis=1) for g in range(0, k, layout.GROUP)]
+        assert (offsets[:, :m] == layout.ZERO * np.array(groups)).all()
+        np.testing.assert_allclose(np.repeat(factors[:, :m], layout.GROUP, axis=0)[:k].T, factor, 1e-6)
+    assert (rows[:m, :k] == want).all() and (rows[:m, k:] == 0).all()
+
+
+def narrowed(kind, x):
+    """-> panel in tiles, x, factors, offsets."""
+    m, k = x.shape
+    n_words, groups = layout.n_words(kind, k), -(-k // layout.GROUP)
+    width, dtype = (2, np.uint16) if kind == "bfloat16" else (4, np.int8)
+    panel = aligned((-(-m // 32) * 32, n_words * width), dtype)
+    panel[:] = 99
+    factors, offsets = np.zeros((groups, len(panel)), np.float32), np.zeros((groups, len(panel)), np.int32)
+    narrow(amx.configuration(), x.ctypes.data, x.strides[0], m, k, panel, factors, offsets)
+    return panel, x, factors, offsets
+
+
+@compiled_function()
+def narrow(tiles, at, stride, n_rows, k, panel, factors, offsets):
+    narrow_rows(tiles, at, stride, n_rows, k, panel, factors, offsets)
+
+
+@pytest.mark.skipif("avx512f" not in _features.features(), reason="rows are narrowed by AVX-512")
 @pytest.mark.parametrize("kind", KERNELS)
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 20, 70), (17, 64, 32), (33, 1600, 40), (64, 200, 300)])
 def test_the_kernel_for_tiles_with_emulated_instructions(kind, m, k, n):
     """What the instructions are given, in which order, and where their results go; no AMX core is needed."""
-    tiles, x, weight = Tiles(), numbers(m, k), numbers(k, n, seed=1)
-    sweep = types.FunctionType(amx.sweep.py_func.__code__, amx.sweep.py_func.__globals__ | tiles.names())
-    emulated = types.SimpleNamespace(sweep=sweep)
-    plain = compiled.sweep_words.py_func
-    multiply = types.FunctionType(plain.__code__, plain.__globals__ | {"amx": emulated})
-    strips = packed(kind, weight)
-    panel = np.full((m + amx.SPARE_ROWS, 4 * strips.n_words), 255, np.uint8)
-    narrow = panel.view(np.uint16 if kind == "bfloat16" else np.int8)
-    narrow[:m] = 0
-    if kind == "bfloat16":
-        narrow[:m, :k] = reference.round_bfloat16(x).view(np.uint32) >> 16
-    else:
-        narrow[:m, :k] = reference.quantise_rows(x)[0]
-    sums = np.full((len(panel), 16 * strips.n_strips), 3, np.float32 if kind == "bfloat16" else np.int32)
-    for word in range(0, strips.n_words, 32):
-        part = word, min(32, strips.n_words - word), sums, int(word == 0)
-        multiply(amx.configuration(), narrow, m, strips.words.ctypes.data, strips.n_words, strips.n_strips, *part)
-    assert tiles.configured == 0
-    if kind == "bfloat16":
-        np.testing.assert_allclose(sums[:m, :n], reference.multiply(x, weight, kind), 0, bound(x, weight))
-    else:
-        rows, columns = reference.quantise_rows(x)[0], reference.quantise_columns(weight)[0]
-        assert (sums[:m, :n] == rows.astype(np.int64) @ (columns + 128).astype(np.int64)).all()
+    tiles, weight = Tiles(), numbers(k, n, seed=1)
+    instructions = tiles.names()
+    block = python(amx.block, **instructions)
+    emulated = types.SimpleNamespace(block=block, from_word=amx.from_word.py_func)
+    strips, (panel, x, factors, offsets) = packed(kind, weight), narrowed(kind, numbers(m, k))
+    room = types.SimpleNamespace(counts=aligned((32, 32), np.int32), factors=factors, offsets=offsets)
+    sums = np.full((len(panel), 16 * strips.n_strips), 3, np.float32)
+    lie = panel.ctypes.data, 64, 1024, 16 * panel.strides[0]
+    lines = {"scale_line": amx_tiles.scale_line, "add_scaled_line": amx_tiles.add_scaled_line}
+    add = by_tiles._floats if kind == "bfloat16" else by_tiles._integers
+    add = python(add, amx=emulated, _scale=python(by_tiles._scale, **lines))
+    step = by_tiles._WORDS if kind == "bfloat16" else by_tiles._GROUPS_WORDS
+    for begin in range(0, strips.n_words, step):
+        end = min(strips.n_words, begin + step)
+        add(room, lie, 0, m, strips.words.ctypes.data, 64 * strips.n_words, begin, end, sums.shape[1], sums)
+    got = sums[:m, :n] * strips.scale[:n]
+    np.testing.assert_allclose(got, reference.layer(x, weight, kind), 0, bound(x, weight))
+
+
+def python(kernel, **names):
+    """A compiled function as Python, some of its names replaced."""
+    return types.FunctionType(kernel.py_func.__code__, kernel.py_func.__globals__ | names)
 
 
 _COMPILED_FOR_AMX = """
 import re
 from numba import types
-from astra_mpi.kernels.cpu.products import layer
-for number, narrow in ((types.float32, types.uint16), (types.int32, types.int8)):
-    i, tiles = types.int64, types.Array(types.uint8, 1, "C")
-    panel, sums = types.Array(narrow, 2, "C"), types.Array(number, 2, "C")
-    layer.sweep_words.compile((tiles, panel, i, i, i, i, i, i, sums, i))
-for asm in layer.sweep_words.inspect_asm().values():
-    print(*sorted(set(re.findall(r"\\b(?:tdp\\w+|tile\\w+|ldtilecfg|vdp\\w+|vpdp\\w+)\\b", asm))))
+from astra_mpi.kernels.cpu.products import by_tiles
+i, number, narrow = types.int64, types.float32, types.Array(types.uint16, 2, "C")
+sums, counts, lie = types.Array(number, 2, "C"), types.Array(types.int32, 2, "C"), types.UniTuple(i, 4)
+from astra_mpi.kernels.cpu.products.parts import Room
+room = types.NamedTuple((narrow, sums, sums, counts, sums, counts, *[types.Array(number, 1, "C")] * 3), Room)
+for kernel in by_tiles._floats, by_tiles._integers:
+    kernel.compile((room, lie, i, i, i, i, i, i, i, sums))
+    for asm in kernel.inspect_asm().values():
+        print(*sorted(set(re.findall(r"\\b(?:tdp\\w+|tile\\w+|ldtilecfg|vdp\\w+|vpdp\\w+)\\b", asm))))
 """
 
 
@@ -247,8 +289,7 @@ def test_the_kernel_for_tiles_compiles_to_their_instructions(tmp_path):
         [sys.executable, "-c", _COMPILED_FOR_AMX], env=os.environ | settings, capture_output=True, text=True, timeout=90
     )
     assert done.returncode == 0, done.stderr
-    common = "tileloadd tilerelease tilestored tilezero"
-    assert done.stdout.splitlines() == [f"ldtilecfg {dot} {common}" for dot in ("tdpbf16ps", "tdpbsud")]
+    assert done.stdout.splitlines() == [f"{dot} tileloadd tilestored tilezero" for dot in ("tdpbf16ps", "tdpbsud")]
 
 
 def test_a_path_is_told_and_can_be_forced(monkeypatch):

@@ -206,7 +206,7 @@ def multiply(tiles, a, lda, n, b, ldb, n_strips, sums, n_words, begin):
     if tiles is None:
         avx512.sweep(a, lda, n, b, ldb, n_strips, sums, 0, n_words, begin)
     else:
-        amx.sweep(tiles, a, lda, n, b, ldb, n_strips, sums, 0, n_words, begin)
+        amx.sweep(tiles, (a, lda, 64, 16 * lda), n, b, ldb, n_strips, sums, 0, n_words, begin)
 
 
 @compiled()

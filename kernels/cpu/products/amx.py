@@ -1,6 +1,7 @@
 """Products of a panel of rows with strips, by AMX: 32 rows by two strips at a time, in eight tiles.
 
 Tiles 0 .. 3 are sums, 4 and 5 sixteen rows each, 6 and 7 sixteen words of two strips. The names are those of LLVM.
+Rows may lie as rows do, or in tiles: sixteen rows of sixteen words, one after another, as a processor reads best.
 """
 
 import numpy as np
@@ -10,6 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels.cpu._inner import inner
 
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
 _ADDRESS = ir.PointerType(_I8)
@@ -104,39 +106,56 @@ dot_2 = _dots(((0, 4, 6), (1, 4, 7)))
 
 
 @compiled()
-def sweep(tiles, a, lda, n_rows, b, ldb, n_strips, sums, column, n_words, begin):
+def sweep(tiles, rows, n_rows, b, ldb, n_strips, sums, column, n_words, begin):
     """`avx512.sweep` with tiles (`configuration`), in which n_words is a multiple of 16; it may compute
     SPARE_ROWS rows beyond n_rows.
+
+    rows: where they begin, and bytes from row to row of a tile, from tile to tile, and from sixteen rows to the next.
     """
     ldc = 4 * sums.shape[1]
     configure(tiles.ctypes.data)  # type: ignore[call-arg]
     for s in range(0, n_strips, 2):
         for i in range(0, n_rows, 32):
-            at, strip = a + i * lda, b + s * ldb
             c = sums.ctypes.data + i * ldc + 4 * column + 64 * s
-            below, both = c + 16 * ldc, n_rows - i > 16
-            if begin:
-                clear()
-            else:
-                load_0(c, ldc)
-                load_1(c + 64, ldc)
-                if both:
-                    load_2(below, ldc)
-                    load_3(below + 64, ldc)
-            for _ in range(n_words // _WORDS):
-                load_4(at, lda)
-                load_6(strip, 64)
-                load_7(strip + ldb, 64)
-                if both:
-                    load_5(at + 16 * lda, lda)
-                    dot_4(sums)
-                else:
-                    dot_2(sums)
-                at += 64
-                strip += 1024
-            store_0(c, ldc)
-            store_1(c + 64, ldc)
-            if both:
-                store_2(below, ldc)
-                store_3(below + 64, ldc)
+            block(sums, rows, i, n_rows - i > 16, b + s * ldb, ldb, n_words, begin, c, ldc)
     release()
+
+
+@inner()
+def from_word(rows, w):
+    """Where the same rows lie from word w on, a multiple of 16."""
+    return rows[0] + w // _WORDS * rows[2], rows[1], rows[2], rows[3]
+
+
+@inner()
+def block(sums, rows, i, both, strip, ldb, n_words, begin, c, ldc):
+    """32 rows from row i on, or sixteen, and two strips: c = (begin ? 0 : c) + their products.
+
+    c: address of sums of the type that `sums` has, ldc bytes from row to row.
+    """
+    a, lda, tile, sixteen = rows
+    at = a + i // 16 * sixteen
+    if begin:
+        clear()  # type: ignore[call-arg]
+    else:
+        load_0(c, ldc)
+        load_1(c + 64, ldc)
+        if both:
+            load_2(c + 16 * ldc, ldc)
+            load_3(c + 16 * ldc + 64, ldc)
+    for _ in range(n_words // _WORDS):
+        load_4(at, lda)
+        load_6(strip, 64)
+        load_7(strip + ldb, 64)
+        if both:
+            load_5(at + sixteen, lda)
+            dot_4(sums)
+        else:
+            dot_2(sums)
+        at += tile
+        strip += 1024
+    store_0(c, ldc)
+    store_1(c + 64, ldc)
+    if both:
+        store_2(c + 16 * ldc, ldc)
+        store_3(c + 16 * ldc + 64, ldc)

@@ -2,7 +2,7 @@
 
 import threading
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,17 +11,23 @@ from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._features import path
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS
 from astra_mpi.kernels.cpu.products import amx
-from astra_mpi.kernels.cpu.products.layer import ADD, SET, SPARE_ROWS, Layer, Room, Rows, linear, linear_twice
+from astra_mpi.kernels.cpu.products.layer import SPARE_ROWS, linear, linear_twice
 from astra_mpi.kernels.cpu.products.layout import GROUP_WORDS, WORDS, Strips, empty, pack
+from astra_mpi.kernels.cpu.products.parts import ADD, SET, Layer, Room, Rows
 
 Array = np.ndarray
 
-#: of a panel of rows: a part of the second-level cache, beside the strips that pass through it
-_PANEL_BYTES = 192 << 10
-#: columns multiplied before their sums are finished: fewer would write the result in pieces that memory is slow at
-_COLUMNS = 1024
-#: rows of a panel, at least if there are as many, and of the largest block that is multiplied at a time
-_VECTOR_ROWS, _TILE_ROWS = (96, 12), (128, 32)
+
+class _Way(NamedTuple):
+    """How much a path takes at a time."""
+
+    panel_bytes: int  # of a panel of rows: a part of the second-level cache, beside the strips that pass through it
+    columns: int  # multiplied before their sums are finished: few would write the result in pieces slow for memory
+    rows: int  # of a panel, at least if there are as many
+    block: int  # rows of the largest block that is multiplied at a time
+
+
+_VECTORS, _TILED = _Way(192 << 10, 1024, 96, 12), _Way(1536 << 10, 512, 256, 32)
 #: rows up to which threads divide the outputs among them, not the rows
 _FEW_ROWS = 32
 #: multiply-adds, some 20 us, for which waking other threads takes too long
@@ -35,7 +41,7 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self.buffers: dict[str, Array] = {}
-        self.rooms: dict[tuple[str, int, int, str], Room] = {}
+        self.rooms: dict[tuple[str, int, int, bool, str], Room] = {}
 
     def buffer(self, name: str, dtype: Any, *shape: int) -> Array:
         n_bytes = prod(shape) * np.dtype(dtype).itemsize
@@ -44,35 +50,36 @@ class _Local(threading.local):
             self.rooms.clear()
         return self.buffers[name][:n_bytes].view(dtype).reshape(shape)
 
-    def room(self, weights: Strips, step: int, name: str = "") -> Room:
+    def room(self, weights: Strips, step: int, tiles: Array | None, name: str = "") -> Room:
         """For panels of `step` rows; two rooms of one thread are in use at once if their names differ."""
-        key = weights.kind, weights.n_words, step, name
+        key = weights.kind, weights.n_words, step, tiles is None, name
         if key not in self.rooms:
             if len(self.rooms) >= _MOST_ROOMS:
                 self.rooms.clear()
-            made = self._made(weights.kind, weights.n_words, step + SPARE_ROWS, name)
+            made = self._made(weights.kind, weights.n_words, step + SPARE_ROWS, tiles, name)
             self.rooms[key] = made
         return self.rooms[key]
 
-    def _made(self, kind: str, n_words: int, r: int, name: str) -> Room:
-        int8 = kind == "int8"
+    def _made(self, kind: str, n_words: int, r: int, tiles: Array | None, name: str) -> Room:
+        int8, columns = kind == "int8", _way(tiles).columns
+        counts = (r if int8 else 0, columns) if tiles is None else (32, 32)
         groups = -(-n_words // GROUP_WORDS) if int8 else 0
         return Room(
             self.buffer(f"{name}panel", np.int8 if int8 else np.uint16, r, n_words * WORDS[kind][0]),
-            self.buffer("sums", np.float32, r, _COLUMNS),
-            self.buffer("gate sums", np.float32, r, _COLUMNS),
-            self.buffer("counts", np.int32, r if int8 else 0, _COLUMNS),
+            self.buffer("sums", np.float32, r, columns),
+            self.buffer("gate sums", np.float32, r, columns),
+            self.buffer("counts", np.int32, *counts),
             self.buffer(f"{name}factors", np.float32, groups, r),
             self.buffer(f"{name}offsets", np.int32, groups, r),
-            self.buffer("line", np.float32, _COLUMNS),
-            self.buffer("gate line", np.float32, _COLUMNS),
+            self.buffer("line", np.float32, columns),
+            self.buffer("gate line", np.float32, columns),
             _ZEROS,
         )
 
 
 _local = _Local()
 _TILES = amx.configuration()
-_ZEROS = np.zeros(_COLUMNS, np.float32)
+_ZEROS = np.zeros(max(_VECTORS.columns, _TILED.columns), np.float32)
 _zeros: dict[int, Array] = {}
 
 
@@ -101,7 +108,7 @@ def layer(
     def share(index: int, count: int) -> None:
         rows, columns = _shares(m, weights, index, count)
         if rows.stop > rows.start and columns.stop > columns.start:
-            room = _local.room(weights, _panel_rows(weights, rows.stop - rows.start, tiles))
+            room = _local.room(weights, _panel_rows(weights, rows.stop - rows.start, tiles), tiles)
             part = Rows(_at(x, rows.start), x.strides[0], rows.stop - rows.start)
             at = _at(out, rows.start)
             linear(tiles, given, part, room, columns.start, columns.stop, at, out.strides[0], mode)
@@ -139,7 +146,7 @@ def two_layers(
         n_rows = rows.stop - rows.start
         if n_rows:
             step = _panel_rows(outer, n_rows, tiles)
-            room, room_2 = _local.room(inner, step), _local.room(outer, step, "outer ")
+            room, room_2 = _local.room(inner, step, tiles), _local.room(outer, step, tiles, "outer ")
             kept = _local.buffer("between", np.float32, *((step, inner.n) if inner.kind == "int8" else (1, 1)))
             given = Rows(_at(x, rows.start), x.strides[0], n_rows)
             linear_twice(tiles, first, second, given, room, room_2, kept, _at(out, rows.start), out.strides[0], mode)
@@ -200,6 +207,10 @@ def _rows_of(x: Array) -> Array:
     return x if x.shape[1] < 2 or x.strides[1] == x.itemsize else np.ascontiguousarray(x)
 
 
+def _way(tiles: Array | None) -> _Way:
+    return _VECTORS if tiles is None else _TILED
+
+
 def _tiles(by: str) -> Array | None:
     return _TILES if by == "amx" else None
 
@@ -220,7 +231,7 @@ def _cut(n: int, index: int, count: int, multiple: int) -> slice:
 
 def _panel_rows(weights: Strips, m: int, tiles: Array | None) -> int:
     """Rows that are multiplied at a time: as many in each panel as go, and no more than the cache has room for."""
-    least, block = _VECTOR_ROWS if tiles is None else _TILE_ROWS
-    most = max(1, _PANEL_BYTES // (4 * weights.n_words * least)) * least
+    way = _way(tiles)
+    most = max(1, way.panel_bytes // (4 * weights.n_words * way.rows)) * way.rows
     even = -(-m // -(-m // most))
-    return min(most, -(-even // block) * block)
+    return min(most, -(-even // way.block) * way.block)

@@ -1,0 +1,103 @@
+"""Outputs of a panel of rows by AMX: blocks of 32 rows by 32 columns.
+
+Some words of all rows are multiplied by some strips before the next words, and sums wait in the second-level cache.
+With the last words, 32 rows at a time are finished while they are in the first-level one.
+"""
+
+from numba import types
+from numba.extending import overload
+
+from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels.cpu.products import amx
+from astra_mpi.kernels.cpu.products.finish import finish
+from astra_mpi.kernels.cpu.products.layout import GROUP_WORDS, STRIP
+from astra_mpi.kernels.cpu.products.lines import add_scaled_line, scale_line
+from astra_mpi.kernels.cpu.products.rows import rows_of
+
+#: words of two strips, or of 32 rows, that stay in the first-level cache; of int8 some groups
+_WORDS, _GROUPS_WORDS = 192, 4 * GROUP_WORDS
+#: of a block
+_ROWS, _COLUMNS = 32, 32
+
+
+@compiled()
+def columns(tiles, layer, room, n_rows, first, last, out, stride, mode):
+    """See `layer.columns`."""
+    amx.configure(tiles.ctypes.data)
+    rows = rows_of(tiles, room.panel.ctypes.data, room.panel.strides[0])
+    n_words, width, step = layer.n_words, room.sums.shape[1], _step(room.panel)
+    before = (n_words - 1) // step * step
+    for j in range(first, last, width):
+        n, skipped = min(width, last - j), j // STRIP * 4 * STRIP * n_words
+        strips, gate = layer.strips + skipped, layer.gate + skipped
+        if layer.gate != 0:
+            _add(room.panel, room, rows, 0, n_rows, gate, n_words, 0, n_words, n, room.gate_sums)
+        _add(room.panel, room, rows, 0, n_rows, strips, n_words, 0, before, n, room.sums)
+        for i in range(0, n_rows, _ROWS):
+            end = min(n_rows, i + _ROWS)
+            _add(room.panel, room, rows, i, end, strips, n_words, before, n_words, n, room.sums)
+            finish(tiles, layer, room, i, end, j, n, out, stride, mode)
+    amx.release()
+
+
+def _step(panel):
+    """Words multiplied before the next strips."""
+    raise NotImplementedError
+
+
+@overload(_step)
+def _step_of(panel):
+    if panel.dtype == types.uint16:
+        return lambda panel: _WORDS
+    return lambda panel: _GROUPS_WORDS
+
+
+def _add(panel, room, rows, first, last, strips, n_words, begin, end, n, sums):
+    """Rows first .. last and n columns of sums += products of words begin .. end; sums begin with word 0."""
+    raise NotImplementedError
+
+
+@overload(_add)
+def _add_of(panel, room, rows, first, last, strips, n_words, begin, end, n, sums):
+    by = _floats if panel.dtype == types.uint16 else _integers
+    return lambda panel, room, rows, first, last, strips, n_words, begin, end, n, sums: by(
+        room, rows, first, last, strips, 4 * STRIP * n_words, begin, end, n, sums
+    )
+
+
+@compiled()
+def _floats(room, rows, first, last, strips, strip_bytes, begin, end, n, sums):
+    ldc = sums.strides[0]
+    for w in range(begin, end, _WORDS):
+        part, words = amx.from_word(rows, w), min(_WORDS, end - w)
+        for c in range(0, n, _COLUMNS):
+            for i in range(first, last, _ROWS):
+                strip, at = strips + 4 * STRIP * w + c // STRIP * strip_bytes, sums.ctypes.data + i * ldc + 4 * c
+                amx.block(sums, part, i, last - i > 16, strip, strip_bytes, words, w == 0, at, ldc)
+
+
+@compiled()
+def _integers(room, rows, first, last, strips, strip_bytes, begin, end, n, sums):
+    """Of each group the exact sums, less a row's offset, times its factor."""
+    counts = room.counts.ctypes.data
+    for start in range(begin, end, _GROUPS_WORDS):
+        stop = min(end, start + _GROUPS_WORDS)
+        for c in range(0, n, _COLUMNS):
+            for i in range(first, last, _ROWS):
+                strip = strips + c // STRIP * strip_bytes
+                for w in range(start, stop, GROUP_WORDS):
+                    part, words, at = amx.from_word(rows, w), min(GROUP_WORDS, stop - w), strip + 4 * STRIP * w
+                    amx.block(room.counts, part, i, last - i > 16, at, strip_bytes, words, True, counts, 4 * _COLUMNS)
+                    _scale(room, i, min(_ROWS, last - i), w, sums[i:, c:])
+
+
+@compiled()
+def _scale(room, i, n, w, sums):
+    """n rows of sums += the counts of a block, of rows from i on and the group of word w; sums begin with word 0."""
+    factors, offsets = room.factors[w // GROUP_WORDS], room.offsets[w // GROUP_WORDS]
+    counts, at, ldc = room.counts.ctypes.data, sums.ctypes.data, sums.strides[0]
+    for r in range(n):
+        if w == 0:
+            scale_line(at + r * ldc, counts + 4 * _COLUMNS * r, factors[i + r], offsets[i + r])
+        else:
+            add_scaled_line(at + r * ldc, counts + 4 * _COLUMNS * r, factors[i + r], offsets[i + r])
