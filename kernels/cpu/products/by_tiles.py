@@ -8,6 +8,8 @@ from numba import types
 from numba.extending import overload
 
 from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels.cpu._inner import inner
+from astra_mpi.kernels.cpu._memory import floats, integers
 from astra_mpi.kernels.cpu.products import amx
 from astra_mpi.kernels.cpu.products.finish import finish
 from astra_mpi.kernels.cpu.products.layout import GROUP_WORDS, STRIP
@@ -36,7 +38,7 @@ def columns(tiles, layer, room, n_rows, first, last, out, stride, mode):
         for i in range(0, n_rows, _ROWS):
             end = min(n_rows, i + _ROWS)
             _add(room.panel, room, rows, i, end, strips, n_words, before, n_words, n, room.sums)
-            finish(tiles, layer, room, i, end, j, n, out, stride, mode)
+            finish(tiles, layer, room, i, end, j, 0, n, out, stride, mode)
     amx.release()
 
 
@@ -79,25 +81,26 @@ def _floats(room, rows, first, last, strips, strip_bytes, begin, end, n, sums):
 @compiled()
 def _integers(room, rows, first, last, strips, strip_bytes, begin, end, n, sums):
     """Of each group the exact sums, less a row's offset, times its factor."""
-    counts = room.counts.ctypes.data
+    counts, ldc = room.counts.ctypes.data, sums.strides[0]
+    factors, offsets, group_bytes = room.factors.ctypes.data, room.offsets.ctypes.data, room.factors.strides[0]
     for start in range(begin, end, _GROUPS_WORDS):
         stop = min(end, start + _GROUPS_WORDS)
         for c in range(0, n, _COLUMNS):
             for i in range(first, last, _ROWS):
-                strip = strips + c // STRIP * strip_bytes
+                strip, out = strips + c // STRIP * strip_bytes, sums.ctypes.data + i * ldc + 4 * c
                 for w in range(start, stop, GROUP_WORDS):
                     part, words, at = amx.from_word(rows, w), min(GROUP_WORDS, stop - w), strip + 4 * STRIP * w
                     amx.block(room.counts, part, i, last - i > 16, at, strip_bytes, words, True, counts, 4 * _COLUMNS)
-                    _scale(room, i, min(_ROWS, last - i), w, sums[i:, c:])
+                    of_rows = w // GROUP_WORDS * group_bytes + 4 * i
+                    _scale(out, ldc, counts, factors + of_rows, offsets + of_rows, min(_ROWS, last - i), w == 0)
 
 
-@compiled()
-def _scale(room, i, n, w, sums):
-    """n rows of sums += the counts of a block, of rows from i on and the group of word w; sums begin with word 0."""
-    factors, offsets = room.factors[w // GROUP_WORDS], room.offsets[w // GROUP_WORDS]
-    counts, at, ldc = room.counts.ctypes.data, sums.ctypes.data, sums.strides[0]
+@inner()
+def _scale(out, ldc, counts, factors, offsets, n, begin):
+    """n rows of sums at `out` (+)= counts of a block, less the rows' offsets, times their factors."""
+    factor, offset = floats(factors, n), integers(offsets, n)
     for r in range(n):
-        if w == 0:
-            scale_line(at + r * ldc, counts + 4 * _COLUMNS * r, factors[i + r], offsets[i + r])
+        if begin:
+            scale_line(out + r * ldc, counts + 4 * _COLUMNS * r, factor[r], offset[r])
         else:
-            add_scaled_line(at + r * ldc, counts + 4 * _COLUMNS * r, factors[i + r], offsets[i + r])
+            add_scaled_line(out + r * ldc, counts + 4 * _COLUMNS * r, factor[r], offset[r])

@@ -27,7 +27,7 @@ def columns(tiles, layer, room, n_rows, first, last, out, stride, mode):
         multiply(room.panel, room, n_rows, layer.strips + strips, layer.n_words, n_strips, room.sums)
         if layer.gate != 0:
             multiply(room.panel, room, n_rows, layer.gate + strips, layer.n_words, n_strips, room.gate_sums)
-        finish(tiles, layer, room, 0, n_rows, j, n, out, stride, mode)
+        finish(tiles, layer, room, 0, n_rows, j, 0, n, out, stride, mode)
 
 
 def multiply(panel, room, n_rows, strips, n_words, n_strips, sums):

@@ -82,6 +82,28 @@ def add_scaled_line(typingctx, out, counts, factor, offset):
 
 
 @intrinsic
+def affine_line(typingctx, out, sums, scale, bias):
+    """out = sums * scale + bias."""
+
+    def write(builder, arguments, half):
+        out, *factors = arguments
+        _store(builder, _fma(builder, *(_load(builder, at, half) for at in factors)), out, half)
+
+    return _intrinsic([types.int64] * 4, write)
+
+
+@intrinsic
+def add_line(typingctx, out, line):
+    """out += line."""
+
+    def write(builder, arguments, half):
+        out, line = arguments
+        _store(builder, builder.fadd(_load(builder, out, half), _load(builder, line, half)), out, half)
+
+    return _intrinsic([types.int64] * 2, write)
+
+
+@intrinsic
 def round_line(typingctx, out, line):
     """out = line as bfloat16; see `to_bfloat16`."""
 
