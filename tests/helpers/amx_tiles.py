@@ -53,15 +53,23 @@ class Tiles:
         }
 
 
-def numbers_at(address, count, dtype):
+def _at(address, n, dtype):
     """Numbers in memory."""
     kind = np.ctypeslib.as_ctypes_type(np.dtype(dtype))
-    return np.ctypeslib.as_array((kind * count).from_address(int(address)))
+    return np.ctypeslib.as_array((kind * n).from_address(int(address)))
+
+
+def floats(address, n):
+    return _at(address, n, np.float32)
+
+
+def integers(address, n):
+    return _at(address, n, np.int32)
 
 
 def scale_line(out, counts, factor, offset):
-    numbers_at(out, 32, np.float32)[:] = (numbers_at(counts, 32, np.int32) - offset) * factor
+    floats(out, 32)[:] = (integers(counts, 32) - offset) * factor
 
 
 def add_scaled_line(out, counts, factor, offset):
-    numbers_at(out, 32, np.float32)[:] += (numbers_at(counts, 32, np.int32) - offset) * factor
+    floats(out, 32)[:] += (integers(counts, 32) - offset) * factor

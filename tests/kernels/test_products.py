@@ -249,7 +249,7 @@ def test_the_kernel_for_tiles_with_emulated_instructions(kind, m, k, n):
     room = types.SimpleNamespace(counts=aligned((32, 32), np.int32), factors=factors, offsets=offsets)
     sums = np.full((len(panel), 16 * strips.n_strips), 3, np.float32)
     lie = panel.ctypes.data, 64, 1024, 16 * panel.strides[0]
-    lines = {"scale_line": amx_tiles.scale_line, "add_scaled_line": amx_tiles.add_scaled_line}
+    lines = {name: getattr(amx_tiles, name) for name in ("floats", "integers", "scale_line", "add_scaled_line")}
     add = by_tiles._floats if kind == "bfloat16" else by_tiles._integers
     add = python(add, amx=emulated, _scale=python(by_tiles._scale, **lines))
     step = by_tiles._WORDS if kind == "bfloat16" else by_tiles._GROUPS_WORDS

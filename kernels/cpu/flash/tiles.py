@@ -258,18 +258,23 @@ def _hide(block, n_rows, n_pairs, first_row, repeat, reach):
 
 @compiled(fastmath=FASTMATH)
 def _weigh(room, bias, biased, b, n, n_pairs):
-    """Scores of n rows -> weights; maxima, sums of weights and sums, from row b on, follow the new maxima."""
-    stride = 4 * _STRIDE
-    for r in range(0, n, _ROWS):
-        for i in range(b + r, b + r + _ROWS):
-            room.state[1, i] = room.state[0, i]
-        row, maxima = room.scores.ctypes.data + r * stride, room.state[0].ctypes.data + 4 * (b + r)
-        _rows_max(row, stride, bias.ctypes.data, biased, n_pairs, maxima)
-        for i in range(b + r, b + r + _ROWS):
-            if room.state[0, i] > room.state[1, i]:
-                by = room.state[1, i] - room.state[0, i]
-                decay, line = exp(by) if by > f32(-87) else f32(0), room.sums[i]
-                room.state[2, i] *= decay
-                for e in range(line.size):
+    """Scores of n rows -> weights; maxima, sums of weights and sums, from row b on, follow the new maxima.
+
+    On addresses: arrays cut out of others would be counted, four rows at a time.
+    """
+    state, width, n_sums = room.state.ctypes.data + 4 * b, room.state.strides[0], room.sums.shape[1]
+    n_all = (n + _ROWS - 1) // _ROWS * _ROWS
+    highest, before, totals = floats(state, n_all), floats(state + width, n_all), floats(state + 2 * width, n_all)
+    scores, sums, stride, biases = room.scores.ctypes.data, room.sums[b].ctypes.data, 4 * _STRIDE, bias.ctypes.data
+    for r in range(0, n_all, _ROWS):
+        for i in range(r, r + _ROWS):
+            before[i] = highest[i]
+        _rows_max(scores + r * stride, stride, biases, biased, n_pairs, state + 4 * r)
+        for i in range(r, r + _ROWS):
+            if highest[i] > before[i]:
+                by = before[i] - highest[i]
+                decay, line = exp(by) if by > f32(-87) else f32(0), floats(sums + 4 * n_sums * i, n_sums)
+                totals[i] *= decay
+                for e in range(n_sums):
                     line[e] *= decay
-        _rows_weights(row, stride, n_pairs, maxima, room.state[2].ctypes.data + 4 * (b + r))
+        _rows_weights(scores + r * stride, stride, n_pairs, state + 4 * r, state + 2 * width + 4 * r)
