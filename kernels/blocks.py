@@ -4,6 +4,8 @@ Weights (k, n) are strips of 16 outputs: records (n_pad / 16, k / 32), or their 
 multiple of 32. Products are made of int8 blocks of rows: `quantise_rows`.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 Array = np.ndarray
@@ -24,6 +26,15 @@ RECORDS = {
 #: a weight is factor * (number - ADDED) + least
 ADDED = {"q8_0": 128, "q4_0": 8, "q4_1": 0}
 BLOCK_KINDS = tuple(RECORDS)
+
+
+class Layer(NamedTuple):
+    """A layer of weights in blocks of `kind`, n outputs, and what is added to what they give."""
+
+    kind: str
+    weights: Array
+    n: int
+    bias: Array | None
 
 
 def unpacked(kind: str, records: Array) -> Array:

@@ -19,6 +19,7 @@ from astra_mpi.device.formats.narrow import Narrow
 from astra_mpi.device.packed import Packed
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.xp import module_of
+from astra_mpi.kernels.blocks import Layer
 
 
 class SideBySide:
@@ -145,6 +146,29 @@ def activated(
     gates = scratch("gate", len(x), gate.shape[1])
     products(x, (weight, gate), (out, gates), kernels, scratch)
     return kernels.activate_gated(out, bias, gates, gate_bias, activation)
+
+
+def mlp_in_blocks(
+    x: np.ndarray,
+    layers: tuple[Matrix, Matrix | None, Matrix],
+    biases: tuple[np.ndarray | None, np.ndarray | None],
+    activation: str,
+    out: np.ndarray,
+    kernels: ModuleType,
+) -> np.ndarray | None:
+    """out (k, n) = `activated` of the first layer and its gate @ the last one. None unless all are in blocks, and the
+    kernels make int8 blocks of the inner activations as they come."""
+    inner, gate, outer = layers
+    if not (isinstance(inner, Blocks) and isinstance(outer, Blocks) and isinstance(gate, Blocks | None)):
+        return None
+    if inner.by_rows or outer.by_rows or getattr(kernels, "compute", "") not in Blocks.as_stored:
+        return None
+    first, second = (
+        None if one is None else Layer(one.dtype, one.values, one.n_outputs, bias)
+        for one, bias in zip((inner, gate), biases, strict=True)
+    )
+    made = first and kernels.activated_blocks(kernels.quantise_rows(x), first, second, activation)
+    return None if made is None else kernels.multiply_blocks(outer.dtype, made, outer.values, out)
 
 
 def product_transposed(x: np.ndarray, weight: np.ndarray | Narrow, kernels: ModuleType, scratch: Scratch) -> np.ndarray:

@@ -11,7 +11,18 @@ import numpy as np
 from astra_mpi.config import ModelConfig
 from astra_mpi.device.packed import Packed, is_narrow
 from astra_mpi.device.scratch import Scratch
-from astra_mpi.device.weights import Matrix, Narrow, SideBySide, Weights, activated, add_linear, forget, linear, product
+from astra_mpi.device.weights import (
+    Matrix,
+    Narrow,
+    SideBySide,
+    Weights,
+    activated,
+    add_linear,
+    forget,
+    linear,
+    mlp_in_blocks,
+    product,
+)
 from astra_mpi.models.layers import Layers
 from astra_mpi.models.norms import HeadNorm
 from astra_mpi.models.recipe import Recipe
@@ -184,6 +195,10 @@ class Block:
         """h (n, D) -> what the MLP gives, without the bias of its last layer (n, D)."""
         out = self.scratch("product", len(h), self.layers["fc2"].shape[1])
         done = self._packed_mlp(h, out, None, add=False)
+        if done is None:
+            layers = self.layers["fc1"], self._gate, self.layers["fc2"]
+            biases = self.w.get("fc1.bias"), self.w.get("gate.bias")
+            done = mlp_in_blocks(h, layers, biases, self.config.activation, out, self.kernels)
         return self.product(self.inner(h), "fc2", "product") if done is None else done
 
     def _packed_mlp(self, h: np.ndarray, out: np.ndarray, bias: np.ndarray | None, add: bool) -> np.ndarray | None:

@@ -10,7 +10,7 @@ import numpy as np
 from astra_mpi.kernels import _compile
 from astra_mpi.kernels.cpu._attention import attend_codes, attend_rows
 from astra_mpi.kernels.cpu._block_floats import times_blocks
-from astra_mpi.kernels.cpu._blocks import multiply_blocks, quantise_rows, widen_blocks
+from astra_mpi.kernels.cpu._blocks import activated_blocks, multiply_blocks, quantise_rows, widen_blocks
 from astra_mpi.kernels.cpu._codes import (
     add_entries,
     code_sums,
@@ -48,6 +48,7 @@ compute = "float32"
 __all__ = [
     "activate",
     "activate_gated",
+    "activated_blocks",
     "add_entries",
     "add_layer_norm",
     "add_residual",

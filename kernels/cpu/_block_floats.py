@@ -42,7 +42,7 @@ def _float_tile(kind, n_rows):
         dots = [[zero] * 4 for _ in range(n_rows)]  # two sums for each strip, so that additions wait less
         words = [code.words(kind, code.at(one, before)) for one in strips]
         for (word, first), (_, second) in zip(*words, strict=True):
-            signed = [_signed(builder, numbers, shift) for numbers in (first, second)]
+            signed = [code.signed(numbers, shift) for numbers in (first, second)]
             for t in range(4):
                 wide = [_byte(builder, numbers, t) for numbers in signed]
                 for i, row in enumerate(inputs):
@@ -72,15 +72,6 @@ def _float_tile(kind, n_rows):
         return types.void(*[types.int64] * 8), generate
 
     return tile
-
-
-def _signed(builder, numbers, shift):
-    """Bytes of words, what was added to them taken off: each of them stays a byte."""
-    if shift is None:
-        return numbers
-    if shift < 7:
-        numbers = builder.add(numbers, ir.Constant(_WORDS, [(128 - 2**shift) * 0x01010101] * LANES))
-    return builder.xor(numbers, ir.Constant(_WORDS, [0x80808080] * LANES))
 
 
 def _byte(builder, numbers, t):

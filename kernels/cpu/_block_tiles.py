@@ -71,6 +71,15 @@ class Code:
                 yield i, builder.and_(read, low)
                 yield i + _WORDS // 2, builder.and_(builder.lshr(read, ir.Constant(_SUMS, [4] * LANES)), low)
 
+    def signed(self, numbers, shift):
+        """Bytes of words, less what was added to them: 2^shift, or nothing. Each stays a byte."""
+        builder = self.builder
+        if shift is None:
+            return numbers
+        if shift < 7:
+            numbers = builder.add(numbers, ir.Constant(_SUMS, [(128 - 2**shift) * 0x01010101] * LANES))
+        return builder.xor(numbers, ir.Constant(_SUMS, [0x80808080] * LANES))
+
 
 class Loop:
     """A loop over blocks, at least one, with values that go round; `close` says what they become."""
@@ -90,7 +99,7 @@ class Loop:
         builder = self.builder
         following = builder.add(self.count, ir.Constant(I64, 1))
         for phi, value in zip([self.count, *self.values], [following, *values], strict=True):
-            phi.add_incoming(value, self.body)
+            phi.add_incoming(value, builder.block)
         done = builder.append_basic_block("done")
         builder.cbranch(builder.icmp_signed("<", following, self.n_blocks), self.body, done)
         builder.position_at_end(done)
@@ -187,8 +196,11 @@ def panel_bytes(has_least):
     return 1152 + 128 * has_least
 
 
-def unpack_strips(kind):
-    """An intrinsic f(weights, strip, panel, n_blocks): two strips, `strip` bytes apart, as `panel_tile` reads them."""
+def unpack_strips(kind, signed=False):
+    """An intrinsic f(weights, strip, panel, n_blocks): two strips, `strip` bytes apart, as `panel_tile` reads them.
+
+    signed: what was added to stored numbers is taken off.
+    """
     n_bytes, before, shift = LAYOUTS[kind]
     has_least = shift is None
 
@@ -202,6 +214,7 @@ def unpack_strips(kind):
             if has_least:
                 code.store(code.factors(code.at(one, 32)), code.at(here, 128 + 64 * s), 64)
             for word, numbers in code.words(kind, code.at(one, before)):
+                numbers = code.signed(numbers, shift) if signed else numbers
                 code.store(numbers, code.at(here, (256 if has_least else 128) + 64 * (2 * word + s)), 64)
         loop.close([*(code.at(one, n_bytes) for one in strips), code.at(here, panel_bytes(has_least))])
         return context.get_dummy_value()

@@ -1,20 +1,33 @@
 """Products with weights in blocks of 32 inputs (kernels/blocks.py has the layout): rows become int8 blocks too.
 
 With AVX-512 and VNNI, a few rows read the weights as they are stored, which the speed of memory limits; many rows share
-strips that are unpacked once. A row's result is the same to the bit either way, and however the work is divided.
+strips that are unpacked once, and are multiplied by AMX where the process takes it for int8. A row's result is the same
+to the bit in any of these ways, and however the work is divided.
 Elsewhere a few rows are multiplied in integers, and many as float32.
 """
 
 import numpy as np
 
-from astra_mpi.kernels.blocks import BLOCK_KINDS, Rows
+from astra_mpi.kernels.blocks import BLOCK, BLOCK_KINDS, Layer, Rows
 from astra_mpi.kernels.cpu import _team
+from astra_mpi.kernels.cpu._block_amx import configuration
+from astra_mpi.kernels.cpu._block_amx_strips import amx_activated, amx_strips
 from astra_mpi.kernels.cpu._block_portable import portable_strips, widen_strips
 from astra_mpi.kernels.cpu._block_rows import quantise_into, quantise_rows
 from astra_mpi.kernels.cpu._block_strips import tiled_strips
 from astra_mpi.kernels.cpu._block_tiles import has_tiles
+from astra_mpi.kernels.cpu._features import path
+from astra_mpi.kernels.cpu._rows import ACTIVATIONS
 
-__all__ = ["HAS_TILES", "multiply_blocks", "multiply_strips", "quantise_into", "quantise_rows", "widen_blocks"]
+__all__ = [
+    "HAS_TILES",
+    "activated_blocks",
+    "multiply_blocks",
+    "multiply_strips",
+    "quantise_into",
+    "quantise_rows",
+    "widen_blocks",
+]
 
 Array = np.ndarray
 
@@ -25,6 +38,9 @@ HAS_TILES = has_tiles()
 #: of out (m, n) = rows (m, k), as `quantise_into` gives them, @ weights (k, n). Shares are of 32 columns.
 #: All arrays are addresses, out with rows `stride` bytes apart; kind: place in BLOCK_KINDS
 multiply_strips = tiled_strips if HAS_TILES else portable_strips
+#: rows from which on AMX gains more than it costs to unpack the weights for it
+_AMX_ROWS = 33
+_AMX = configuration()
 #: without tiles: up to so many rows are multiplied in integers
 _INTEGER_ROWS = 4
 #: bytes of weights times rows from which on threads share the work
@@ -38,11 +54,52 @@ def multiply_blocks(kind: str, rows: Rows, weights: Array, out: Array) -> Array:
         return _multiply_wide(kind, rows, weights, out)
     addresses = q.ctypes.data, scales.ctypes.data, sums.ctypes.data, weights.ctypes.data
     place = BLOCK_KINDS.index(kind), *q.shape, *addresses, out.shape[1], out.ctypes.data, out.strides[0]
+    by_amx = _by_amx(len(q))
+
+    def share(index: int, count: int) -> None:
+        if by_amx:
+            amx_strips(_AMX.ctypes.data, *place, index, count)
+        else:
+            multiply_strips(*place, index, count)
+
     if _team.size() == 1 or len(q) * weights.size < _LEAST_SHARED:
-        multiply_strips(*place, 0, 1)
+        share(0, 1)
     else:
-        _team.run(lambda index, count: multiply_strips(*place, index, count))
+        _team.run(share)
     return out
+
+
+def activated_blocks(rows: Rows, layer: Layer, gate: Layer | None, activation: str) -> Rows | None:
+    """Rows (m, k) -> int8 blocks (m, n) of act(rows @ layer), or of (rows @ layer) * act(rows @ gate), in one go.
+
+    To the bit what `multiply_blocks`, `activate` and `quantise_rows` give one after another. None where these do it.
+    """
+    m, k = rows[0].shape
+    n = layer.n
+    if n % BLOCK or not _by_amx(m):
+        return None
+    made = np.empty((m, n), np.int8), np.empty((m, n // BLOCK), np.float32), np.empty((m, n // BLOCK), np.int32)
+    places = [tuple(part.ctypes.data for part in blocks) for blocks in (rows, made)]
+    biases = [np.zeros(n, np.float32) if one is None or one.bias is None else one.bias for one in (layer, gate)]
+    layers = [
+        (
+            0 if one is None else BLOCK_KINDS.index(one.kind),
+            0 if one is None else one.weights.ctypes.data,
+            at.ctypes.data,
+        )
+        for one, at in zip((layer, gate), biases, strict=True)
+    ]
+
+    def share(index: int, count: int) -> None:
+        given = _AMX.ctypes.data, m, k, places[0], *layers, ACTIVATIONS[activation], n, places[1]
+        amx_activated(*given, index, count)
+
+    _team.run(share)
+    return made
+
+
+def _by_amx(n_rows: int) -> bool:
+    return HAS_TILES and n_rows >= _AMX_ROWS and path("int8").name == "amx"
 
 
 def widen_blocks(kind: str, weights: Array, first: int, out: Array) -> Array:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from astra_mpi.kernels import _compile, cpu
-from astra_mpi.kernels.blocks import BLOCK, BLOCK_KINDS, RECORDS
+from astra_mpi.kernels.blocks import BLOCK, BLOCK_KINDS, RECORDS, Layer
 from astra_mpi.kernels.cpu import _encode_narrow, token
 from astra_mpi.kernels.cpu.flash import calls as flash
 from astra_mpi.kernels.cpu.products.calls import warm_up_products
@@ -25,6 +25,9 @@ def blocks() -> None:
         out = np.empty((1, 2 * 16), np.float32)
         x = np.zeros((1, BLOCK), np.float32)
         cpu.multiply_blocks(kind, cpu.quantise_rows(x), weights, out)
+        many, layer = cpu.quantise_rows(np.zeros((64, BLOCK), np.float32)), Layer(kind, weights, 2 * 16, None)
+        cpu.multiply_blocks(kind, many, weights, np.empty((64, 2 * 16), np.float32))
+        cpu.activated_blocks(many, layer, layer, "silu")
         cpu.times_blocks(kind, x, weights, out)
         cpu.widen_blocks(kind, weights, 0, np.empty((BLOCK, out.shape[1]), np.float32))
 

@@ -4,17 +4,34 @@ import numpy as np
 import pytest
 
 from astra_mpi.kernels import blocks as specified
-from astra_mpi.kernels.blocks import BLOCK_KINDS, RECORDS
+from astra_mpi.kernels.blocks import BLOCK_KINDS, RECORDS, Layer
 from astra_mpi.kernels.cpu import _blocks as cpu
-from astra_mpi.kernels.cpu import _team
+from astra_mpi.kernels.cpu import _rows, _team
+from astra_mpi.kernels.cpu._block_amx import configuration
+from astra_mpi.kernels.cpu._block_amx_strips import amx_strips
 from astra_mpi.kernels.cpu._block_floats import times_blocks
 from astra_mpi.kernels.cpu._block_portable import portable_strips
 from astra_mpi.kernels.cpu._block_strips import tiled_strips
+from astra_mpi.kernels.cpu._features import has
 
 KINDS = pytest.mark.parametrize("kind", BLOCK_KINDS)
 #: of 32-bit floats: what sums of as many blocks may be off, of the sum of magnitudes
 EPS = np.finfo(np.float32).eps
 PATHS = {"portable": portable_strips} | ({"tiles": tiled_strips} if cpu.HAS_TILES else {})
+HAS_AMX = cpu.HAS_TILES and has("int8", "amx")
+TILES = configuration()
+
+
+def amx_or_tiled(kind, m, *rest):
+    """As `multiply_blocks` chooses, but for where AMX begins to gain."""
+    if m < 32:
+        tiled_strips(kind, m, *rest)
+    else:
+        amx_strips(TILES.ctypes.data, kind, m, *rest)
+
+
+if HAS_AMX:
+    PATHS["amx"] = amx_or_tiled
 
 
 def weights(kind, n, n_blocks, seed=0):
@@ -128,3 +145,30 @@ def test_the_choice_of_a_path(kind, m, monkeypatch):
         monkeypatch.setattr(cpu, "multiply_strips", tiled_strips if has_tiles else portable_strips)
         found = cpu.multiply_blocks(kind, rows, stored, np.empty((m, 45), np.float32))
         assert np.abs(found - want).max() <= 64 * EPS * np.abs(want).max()
+
+
+@pytest.mark.skipif(not HAS_AMX, reason="needs AMX")
+@pytest.mark.parametrize(
+    "kinds", [("q8_0", "q4_1"), ("q4_1", "q8_0"), ("q4_0", "q4_0"), ("q8_0", None), ("q4_1", None)]
+)
+@pytest.mark.parametrize(("m", "k", "n"), [(33, 32, 64), (48, 224, 96), (1500, 96, 32)])
+def test_inner_activations_become_blocks_as_they_come(kinds, m, k, n):
+    kind, gate_kind = kinds
+    stored, bias = weights(kind, n, k // 32), rows_of(1, n)[0]
+    rows, made = cpu.quantise_rows(rows_of(m, k)), np.empty((m, n), np.float32)
+    inner = cpu.multiply_blocks(kind, rows, stored, made)
+    layer, gate = Layer(kind, stored, n, bias), None
+    if gate_kind is None:
+        _rows.activate(inner, bias, "gelu")
+    else:
+        gate = Layer(gate_kind, weights(gate_kind, n, k // 32, 2), n, None)
+        gates = cpu.multiply_blocks(gate_kind, rows, gate.weights, np.empty((m, n), np.float32))
+        _rows.activate_gated(inner, bias, gates, None, "gelu")
+    for n_threads in (1, 3):
+        _team.set_size(n_threads)
+        try:
+            found = cpu.activated_blocks(rows, layer, gate, "gelu")
+        finally:
+            _team.set_size(1)
+        for ours, theirs in zip(found, cpu.quantise_rows(inner), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
