@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from math import prod
 from typing import Any
 
@@ -9,6 +10,10 @@ import numpy as np
 
 #: bytes of a line, and of the widest vector
 LINE = 64
+
+#: bytes of a large page of memory, and of what is taken from the system for many arrays at once: nothing of it is used
+#: before arrays are in it
+_PAGE, _REGION = 2 << 20, 64 << 20
 
 
 def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
@@ -22,3 +27,30 @@ def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
 def address(array: np.ndarray | None) -> int:
     """Where its first number lies; 0 for None."""
     return 0 if array is None else int(array.__array_interface__["data"][0])
+
+
+class _Regions:
+    """Memory that arrays fill one after another. It lives as long as one of them does. NumPy asks for large pages."""
+
+    memory: weakref.ref[np.ndarray] | None = None
+    used = 0
+
+    @classmethod
+    def take(cls, n_bytes: int) -> np.ndarray:
+        memory = None if cls.memory is None else cls.memory()
+        if memory is None or cls.used + n_bytes > len(memory):
+            memory = np.empty(max(_REGION, n_bytes) + _PAGE, np.uint8)
+            cls.memory, cls.used = weakref.ref(memory), -address(memory) % _PAGE
+        taken = memory[cls.used : cls.used + n_bytes]
+        cls.used += -(-n_bytes // LINE) * LINE
+        return taken
+
+
+def lasting(array: np.ndarray) -> np.ndarray:
+    """A copy in large pages of memory, among others that are kept for as long: the CPU reads it with fewer look-ups of
+    pages, and asks for more of it ahead."""
+    if not array.nbytes:
+        return array
+    kept = _Regions.take(array.nbytes).view(array.dtype).reshape(array.shape)
+    kept[...] = array
+    return kept

@@ -11,6 +11,7 @@ import numpy as np
 from astra_mpi.device.formats import FORMATS
 from astra_mpi.device.formats.narrow import Narrow
 from astra_mpi.device.scratch import Scratch
+from astra_mpi.kernels.aligned import lasting
 
 #: columns packed at a time, a multiple of a pair of strips: their float32 numbers are in memory meanwhile
 _STEP = 512
@@ -123,7 +124,7 @@ def pack(
     for width, scale in zip(widths, scales or [1.0] * len(widths), strict=True):
         strips.scale[at : at + width] *= np.float32(scale)
         at += width
-    return Packed(strips, kernels)
+    return Packed(strips._replace(words=lasting(strips.words)), kernels)
 
 
 def _columns(matrices: Sequence[Any], widths: list[int], transposed: bool, first: int, last: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.device.formats.floats import BFloat16, Float16
 from astra_mpi.device.formats.int8 import Int8
 from astra_mpi.device.packed import Packed
-from astra_mpi.device.weights import SideBySide
+from astra_mpi.device.weights import SideBySide, mapped_file
 from astra_mpi.kernels.aligned import LINE, address
 from astra_mpi.kernels.cpu.token import HAS_BLOCKS
 from astra_mpi.kernels.cpu.token import tables as t
@@ -103,6 +103,8 @@ def matrix_fields(
         return [_PACKED[matrix.dtype], address(words), m, n, LINE * matrix.strips.n_words, address(scale), column]
     in_int8 = HAS_BLOCKS and getattr(kernels, "compute", "float32") == "int8"
     if isinstance(matrix, Blocks) and in_int8 and matrix.by_rows == transposed:
+        if mapped_file(matrix) is not None:
+            matrix.move()
         kept.append(matrix.values)
         return [_BLOCKS[matrix.dtype], address(matrix.values), m, n, matrix.values.strides[0], 0, column]
     if type(matrix) in _NARROW and not transposed:

@@ -15,6 +15,7 @@ import numpy as np
 from astra_mpi.device.formats.ggml import QUANTISED, Numbers
 from astra_mpi.device.formats.narrow import STEP, Narrow, is_layer
 from astra_mpi.device.scratch import Scratch
+from astra_mpi.kernels.aligned import lasting
 from astra_mpi.kernels.blocks import ADDED, BLOCK, RECORDS, STRIP, widened
 
 #: up to so many float32 rows read the blocks; more of them pay for widening
@@ -172,6 +173,10 @@ class Blocks(Narrow):
         taken = self.empty(len(strip), last - first, self.by_rows)
         taken.fill(0, self._numbers(strip, lane, slice(first // BLOCK, last // BLOCK)))
         return taken
+
+    def move(self) -> None:
+        """From the file that the numbers are mapped from to large pages of memory, whose bytes are read faster."""
+        object.__setattr__(self, "values", lasting(self.values))
 
     def product(self, x: np.ndarray, out: np.ndarray, kernels: ModuleType, scratch: Scratch) -> np.ndarray:
         return super().product(x, out, kernels, scratch) if self.by_rows else self._times(x, out, kernels, scratch)

@@ -7,9 +7,12 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from astra_mpi.kernels.cpu._block_tiles import LAYOUTS, Code, Loop, _starts
-from astra_mpi.kernels.cpu._simd import F32, I32, I64, LANES
+from astra_mpi.kernels.cpu._simd import F32, I32, I64, LANES, prefetch
 
 _ZERO = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
+
+#: bytes ahead that are asked for: the CPU itself asks for none beyond a page of memory
+_AHEAD = 2048
 
 
 def block_strip(kind: str) -> Any:
@@ -25,6 +28,8 @@ def block_strip(kind: str) -> Any:
         zero = ir.Constant(ir.VectorType(F32, LANES), [0.0] * LANES)
         loop = Loop(builder, n_blocks, [weights, zero])
         strip, total = loop.values
+        for line_ahead in range(_AHEAD, _AHEAD + n_bytes, 64):
+            prefetch(builder, code.at(strip, line_ahead))
         place, line = builder.shl(loop.count, ir.Constant(I64, 5)), builder.shl(loop.count, ir.Constant(I64, 2))
         row_sum, scale = code.load(builder.add(sums, line), I32), code.load(builder.add(scales, line), F32)
         parts = [_starts(code, [row_sum], shift)[0], _ZERO]  # two sums under way: neither waits for the other
