@@ -7,6 +7,7 @@ from numba.extending import intrinsic
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.blocks import LEAST, Rows
+from astra_mpi.kernels.cpu._rows import by_rows
 from astra_mpi.kernels.cpu._simd import F32, I8, I32, I64, LANES
 
 Array = np.ndarray
@@ -99,5 +100,6 @@ def quantise_rows(x: Array) -> Rows:
     """x (m, k) float32 -> int8 blocks (m, k), float32 scales (m, k / 32) and int32 sums; see reference."""
     m, k = x.shape
     rows = np.empty((m, k), np.int8), np.empty((m, k // 32), np.float32), np.empty((m, k // 32), np.int32)
-    quantise_into(np.ascontiguousarray(x, np.float32), *rows)
+    x = np.ascontiguousarray(x, np.float32)
+    by_rows(lambda some: quantise_into(x[some], *(part[some] for part in rows)), x)
     return rows

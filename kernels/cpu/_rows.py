@@ -1,32 +1,51 @@
-"""Normalisation, rotation and activation: one pass over rows that stay in the first-level cache."""
+"""Normalisation, rotation and activation: one pass over rows that stay in the first-level cache. Threads share the rows
+where there are many numbers."""
+
+from collections.abc import Callable
 
 import numpy as np
 
 from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._math import FASTMATH, erf, exp, f32
 
 Array = np.ndarray
 
+#: numbers from which on a second thread gains more than it costs to wake it
+LEAST_SHARED = 1 << 16
+
 ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3, "quick_gelu": 4}
+
+
+def by_rows(do: Callable[[slice], object], x: Array) -> None:
+    """do(rows) for all rows of x (n, ..), each thread of the team on its part."""
+    n = len(x)
+    if _team.size() == 1 or x.size < LEAST_SHARED:
+        do(slice(0, n))
+    else:
+        _team.run(lambda index, count: do(slice(n * index // count, n * (index + 1) // count)))
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float, out: Array | None = None) -> Array:
     """(n, D): x (n, D) normalised; see reference.layer_norm."""
     out = np.empty(x.shape, np.float32) if out is None else out
-    _layer_norm(np.ascontiguousarray(x), weight, bias, f32(eps), out)
+    x = np.ascontiguousarray(x)
+    by_rows(lambda rows: _layer_norm(x[rows], weight, bias, f32(eps), out[rows]), x)
     return out
 
 
 def rms_norm(x: Array, weight: Array, eps: float, out: Array | None = None) -> Array:
     """(n, D): x (n, D) over its root mean square; see reference.rms_norm."""
     out = np.empty(x.shape, np.float32) if out is None else out
-    _rms_norm(np.ascontiguousarray(x), weight, f32(eps), out)
+    x = np.ascontiguousarray(x)
+    by_rows(lambda rows: _rms_norm(x[rows], weight, f32(eps), out[rows]), x)
     return out
 
 
 def add_residual(x: Array, y: Array, bias: Array | None) -> Array:
     """x (n, D) += y + bias, in place; see reference.add_residual."""
-    _add_residual(x, y, _bias(bias, x))
+    constant = _bias(bias, x)
+    by_rows(lambda rows: _add_residual(x[rows], y[rows], constant), x)
     return x
 
 
@@ -34,26 +53,29 @@ def add_layer_norm(
     x: Array, y: Array, bias: Array | None, weight: Array, norm_bias: Array, eps: float, out: Array
 ) -> Array:
     """x (n, D) += y + bias, in place; out = layer_norm(x), may be y; see reference.add_layer_norm."""
-    _add_layer_norm(x, y, _bias(bias, x), weight, norm_bias, f32(eps), out)
+    constant = _bias(bias, x)
+    by_rows(lambda rows: _add_layer_norm(x[rows], y[rows], constant, weight, norm_bias, f32(eps), out[rows]), x)
     return out
 
 
 def add_rms_norm(x: Array, y: Array, bias: Array | None, weight: Array, eps: float, out: Array) -> Array:
     """x (n, D) += y + bias, in place; out = rms_norm(x), may be y; see reference.add_rms_norm."""
-    _add_rms_norm(x, y, _bias(bias, x), weight, f32(eps), out)
+    constant = _bias(bias, x)
+    by_rows(lambda rows: _add_rms_norm(x[rows], y[rows], constant, weight, f32(eps), out[rows]), x)
     return out
 
 
 def rotate(x: Array, turns: Array, n_heads: int) -> Array:
     """Turn the first heads of x (n, W) by turns (n, d), in place; see reference.rotate."""
-    _rotate(x, turns, n_heads)
+    by_rows(lambda rows: _rotate(x[rows], turns[rows], n_heads), x)
     return x
 
 
 def activate_gated(x: Array, bias: Array | None, gate: Array, gate_bias: Array | None, name: str) -> Array:
     """x = (x + bias) * act(gate + gate_bias), in place; `gate` is overwritten; see reference.activate_gated."""
     activate(gate, gate_bias, name)
-    _multiply(x, _bias(bias, x), gate)
+    constant = _bias(bias, x)
+    by_rows(lambda rows: _multiply(x[rows], constant, gate[rows]), x)
     return x
 
 
@@ -65,7 +87,8 @@ def activate(x: Array, bias: Array | None, name: str) -> Array:
     """x = act(x + bias) in place; see reference.activate."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}")
-    _activate(x, _bias(bias, x), ACTIVATIONS[name])
+    constant = _bias(bias, x)
+    by_rows(lambda rows: _activate(x[rows], constant, ACTIVATIONS[name]), x)
     return x
 
 
