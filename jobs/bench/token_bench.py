@@ -1,14 +1,15 @@
 """Time of a further token, against what a user would take instead on one machine: one thread each, all in turns.
 
-python jobs/bench/token_bench.py --ours FILE.h5:float32,FILE.h5:int8,.. [--gguf FILE,FILE] [--torch FILE.h5]
-    [--contexts 32,1024] [--tokens 24] [--rounds 7]
+python jobs/bench/token_bench.py --ours FILE.h5:float32,FILE.h5:int8,.. [--gguf FILE,FILE [--llama FOLDER]]
+    [--torch FILE.h5] [--contexts 32,1024] [--tokens 24] [--rounds 7]
 mpirun -n 4 python jobs/bench/token_bench.py --astra FILE.h5:float32 [--contexts 1024] [--tokens 24] [--rounds 7]
 
 Random prompts of so many tokens and `tokens` after them, the most likely ones; a round takes all in turns, and the
-median of its tokens counts. llama.cpp runs in this process, through `xllamacpp`, with both settings of its attention;
-PyTorch runs transformers' model in float32 and bfloat16. Beside our times: the bytes that a token reads (weights that
-it multiplies by, keys and values) and what they would take at the speed of a plain read. Times are CPU milliseconds of
-the process, so that they bear other work on the machine.
+median of its tokens counts. llama.cpp runs with both settings of its attention: in this process, through
+`xllamacpp`, or in one of its own, as jobs/peers/get.sh has built it in a folder for this machine's processor. PyTorch
+runs transformers' model in float32 and bfloat16. Beside our times: the bytes that a token reads (weights that it
+multiplies by, keys and values) and what they would take at the speed of a plain read. Times are CPU milliseconds of the
+process, so that they bear other work on the machine.
 
 --astra: decoding on the rank with the last token, after a prompt cut over the ranks with random codebooks (site `kv`, 8
 groups of 256 entries), with far tokens kept as keys and as codes, over `single` on the same rank. JSON last.
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from built_llama import BuiltLlama
 from mpi4py import MPI
 
 import astra_mpi
@@ -92,6 +94,12 @@ def llama_cpp(gguf: str, flash: bool) -> Run:
     return run
 
 
+def built_llama_cpp(work: str, gguf: str, flash: bool) -> Run:
+    """In a process of its own: it counts on the AMX tiles that it has described once."""
+    ask = BuiltLlama(work, gguf, flash).ask
+    return lambda ids, n: [float(one) for one in np.diff(ask(ids, n)[1:])]
+
+
 def torch_run(path: str, kind: str) -> Run:
     import torch
     from versus_torch import torch_twin
@@ -145,7 +153,8 @@ def against_rivals(args: argparse.Namespace) -> None:
         models[name], runs[name] = model, ours(model)
     for gguf in args.gguf:
         for flash in (False, True):
-            runs[f"llama.cpp {Path(gguf).stem}{' flash' * flash}"] = llama_cpp(gguf, flash)
+            name = f"llama.cpp {Path(gguf).stem}{' flash' * flash}"
+            runs[name] = built_llama_cpp(args.llama, gguf, flash) if args.llama else llama_cpp(gguf, flash)
     for kind in ("float32", "bfloat16") if args.torch else ():
         runs[f"PyTorch {kind}"] = torch_run(args.torch, kind)
     config: Any = next(iter(models.values())).config
@@ -223,6 +232,7 @@ def main() -> None:
     several: dict[str, Any] = {"type": lambda text: text.split(",")}
     parser.add_argument("--ours", **several, default=[], help="model files with the type of their products")
     parser.add_argument("--gguf", **several, default=[], help="files for llama.cpp")
+    parser.add_argument("--llama", default="", help="the folder of jobs/peers/get.sh, instead of xllamacpp")
     parser.add_argument("--torch", default="", help="a model file for PyTorch")
     parser.add_argument("--astra", default="", help="a model file with the type of its products")
     parser.add_argument("--contexts", type=lambda text: [int(n) for n in text.split(",")], default=[32, 1024])

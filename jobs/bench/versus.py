@@ -1,15 +1,16 @@
 """One rank, by compute type, against what a user would take instead on one machine: one thread each, all in turns.
 
 python jobs/bench/versus.py [--model vit|gpt2|llama|FILE.h5] [--tokens 1024] [--layers 12] [--rounds 7]
-    [--compute float32,bfloat16,int8] [--llama-bench PROGRAM --gguf FILE,FILE]
+    [--compute float32,bfloat16,int8] [--gguf FILE,FILE --llama FOLDER|--llama-bench PROGRAM]
     [--rivals torch,torch-bfloat16,torch-int8,openvino,openvino-bfloat16,openvino-int8]
 Random weights of ViT-Base, GPT-2 small, or a Llama of its size, or a Llama's or GPT-2's model file; one image of
 `tokens` patches, or one prompt of as many tokens and the logits of its last one. PyTorch with SDPA; its int8 is
 dynamic, by `quantize_dynamic`. OpenVINO, where it is installed, runs PyTorch's model; its int8 is NNCF's (package
-`nncf`), with scales of activations from eight images. llama.cpp's own `llama-bench` reads GGUF files. Every round
-takes all in a random order. Times are CPU seconds, so that they bear other work on the machine, but for llama.cpp,
-which tells seconds on the clock. Prints medians and minima in milliseconds, the ratio of ours to each rival (median
-over rounds), and how far logits are from PyTorch's in float32, relative to the largest; JSON last.
+`nncf`), with scales of activations from eight images. GGUF files are read by llama.cpp as jobs/peers/get.sh has built
+it in a folder (`--llama`), or by its own `llama-bench`. Every round takes all in a random order. Times are CPU seconds,
+so that they bear other work on the machine, but for `llama-bench`, which tells seconds on the clock. Prints medians and
+minima in milliseconds, the ratio of ours to each rival (median over rounds), and how far logits are from PyTorch's in
+float32, relative to the largest; JSON last.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from built_llama import BuiltLlama
 from mpi4py import MPI
 from versus_torch import config_of, torch_twin
 
@@ -95,6 +97,12 @@ def llama_pass(program: str, gguf: str, n_tokens: int) -> Pass:
     return run
 
 
+def built_llama_pass(work: str, gguf: str, flash: bool, ids: np.ndarray) -> Pass:
+    """The same in a process that tells CPU seconds."""
+    ask = BuiltLlama(work, gguf, flash).ask
+    return lambda: ask(ids, 1)[1] / 1e3
+
+
 def contestants(args: argparse.Namespace, path: Path, file: ModelFile, inputs: np.ndarray) -> dict[str, Pass]:
     decoder = file.config.family != "vit"
     passes: dict[str, Pass] = {}
@@ -103,7 +111,12 @@ def contestants(args: argparse.Namespace, path: Path, file: ModelFile, inputs: n
         model = astra_mpi.load(str(path), **load)
         passes[f"ours {compute}"] = lambda model=model: model(inputs)
     for gguf in args.gguf:
-        passes[f"llama.cpp {Path(gguf).stem}"] = llama_pass(args.llama_bench, gguf, args.tokens)
+        name = f"llama.cpp {Path(gguf).stem}"
+        if args.llama:
+            for flash in (False, True):
+                passes[f"{name}{' flash' * flash}"] = built_llama_pass(args.llama, gguf, flash, inputs[0])
+        else:
+            passes[name] = llama_pass(args.llama_bench, gguf, args.tokens)
     twin = torch_twin(file.config, {name: np.asarray(weight, np.float32) for name, weight in file.weights.items()})
     for name in args.rivals:
         library, _, kind = name.partition("-")
@@ -136,6 +149,7 @@ def main() -> None:
     parser.add_argument("--compute", **names, default=list(COMPUTES), help=",".join(COMPUTES))
     parser.add_argument("--rivals", **names, default=list(RIVALS[:3]), help=",".join(RIVALS))
     parser.add_argument("--llama-bench", default="llama-bench", help="llama.cpp's program")
+    parser.add_argument("--llama", default="", help="the folder of jobs/peers/get.sh, instead")
     parser.add_argument("--gguf", **names, default=[], help="files for it")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
