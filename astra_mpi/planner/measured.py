@@ -90,8 +90,8 @@ _STAGES_32 = (*(2,) * 4, *(5,) * 4, *(2,) * 4, 5, 6, 6, 6, *(10,) * 4, *(5,) * 3
 def _smollm2(n_layers: int) -> tuple[Figure, ...]:
     found = (
         (_spread(6, 18, 8, 22, 40, 20, 4), {4: 1.031}),
-        (_spread(3, 9, 4, 11, 20, 10, 2), {4: 1.057}),
-        (_STAGES_32, {4: 1.079}),
+        (_spread(3, 9, 4, 11, 20, 10, 2), {2: 1.030, 4: 1.057, 8: 1.086}),
+        (_STAGES_32, {2: 1.049, 4: 1.079, 8: 1.126}),
         (_STAGES_10, {4: 1.146}),
     )
     coded = [_predicted(stages, n_layers, by_ranks, inputs=1) for stages, by_ranks in found]

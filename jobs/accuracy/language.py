@@ -181,6 +181,20 @@ def table(args: argparse.Namespace, found: dict[str, Any]) -> str:
     return "\n".join(lines + positions(args, found))
 
 
+def plotted(args: argparse.Namespace, found: dict[str, Any]) -> None:
+    """The table as a picture."""
+    from language_plot import Point, draw
+
+    exact = found[name_of(args, "exact", 1)]["metrics"]["perplexity"]
+    lines: dict[int, list[Point]] = {ranks: [] for ranks in args.ranks}
+    for ranks, points in lines.items():
+        for row in args.rows:
+            figure = found[name_of(args, row, ranks)]
+            name = row if row in ROWS else row.partition("=")[0]
+            points.append(Point(figure["bits_per_token_per_block"], figure["metrics"]["perplexity"] / exact, name))
+    draw(lines, args.plot)
+
+
 def positions(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
     """A table of the same by where a token is in its window, if that is known."""
     exact = found[name_of(args, "exact", 1)]["metrics"].get("loss_at")
@@ -221,6 +235,7 @@ def main() -> None:
     parser.add_argument("--loss", type=float, default=0, help="with --emulate: share of predicted codes' messages lost")
     parser.add_argument("--seed", type=int, default=0, help="of what --loss loses (default %(default)s)")
     parser.add_argument("--positions", action="store_true", help="with --emulate: a table by position, too")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="the table as a picture, too")
     parser.add_argument("--work", type=Path, default=Path("work/language"), help="default %(default)s")
     args = parser.parse_args()
     unknown = [row for row in args.rows if row not in ROWS and not Path(row.partition("=")[2]).is_file()]
@@ -243,7 +258,10 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     text = args.test.read_bytes()[: args.bytes].decode("utf-8", errors="ignore")
     whole.write_text(args.work / "test.txt", text)
-    print(table(args, measured(args)))
+    found = measured(args)
+    print(table(args, found))
+    if args.plot:
+        plotted(args, found)
 
 
 if __name__ == "__main__":

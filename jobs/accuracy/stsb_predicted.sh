@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # STS-B of all-MiniLM-L6-v2 on 4 ranks with predicted codes that are not trained: fresh, fewer, in every second block, late
-# (25 minutes of CPU time):
+# (30 minutes of CPU time):
 #   bash jobs/accuracy/stsb_predicted.sh TRAIN.tsv TEST.tsv
 # Rows: codes; columns: bits, Spearman correlation with each of SEEDS (0 1 2), its mean, and the mean cosine of embeddings
 # to the exact ones. One process computes what RANKS (4) would. WORK (work/stsb) keeps model, codebooks and results, and
@@ -46,6 +46,7 @@ print(f"{sys.argv[1]:<28}{bits:>7.4g}{each:>28}{mean['spearman']:>8.4f}{mean['co
 PYTHON
 done <<'CODES'
 predicted-32 astra --stages 0,4,4x5
+predicted-32-samples-131072 astra --stages 0,4,4x5 --samples 131072
 predicted-32-inputs-1 astra --stages 0,4,4x5 --predict-inputs 1
 predicted-16 astra --stages 0,2,2,2,3,3
 predicted-32-every-2 astra --stages 0,8,0,8,0,8
