@@ -1,6 +1,7 @@
 """A decoder by stages of blocks over emulated nodes, beside one node and ASTRA: a pass, a token, and several prompts.
 
 mpirun -n 4 python jobs/cluster/stages.py MODEL.h5 [--network 100Mbps,rtt=1ms] [--speed 2] [--tokens 256] [--prompts 8]
+    [--compute float32|bfloat16|int8]
 MODEL.h5: a decoder with codebooks (astra-mpi init gpt2 ..). By the virtual clock: a CPU second counts as --speed ones,
 2 for half a core. A pass and a token are of one prompt; the last columns of --prompts together, over one node's.
 """
@@ -15,6 +16,7 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi.device.backend import COMPUTES
 from astra_mpi.device.threads import set_threads
 
 
@@ -55,13 +57,21 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8, help="default %(default)s")
     parser.add_argument("--new", type=int, default=16, help="new tokens (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
+    parser.add_argument("--compute", choices=COMPUTES, default="float32", help="default %(default)s")
     parser.add_argument("--stages", default="auto", help="auto or even (default %(default)s)")
     args = parser.parse_args()
     comm = MPI.COMM_WORLD
     set_threads(1)
     rows = []
     for grid, strategy in ways(comm.size):
-        options = dict(network=args.network, clock="virtual", speed=args.speed, stages=args.stages, weights="causal")
+        options: Any = dict(
+            compute=args.compute,
+            network=args.network,
+            clock="virtual",
+            speed=args.speed,
+            stages=args.stages,
+            weights="causal",
+        )
         model = astra_mpi.load(args.model, comm=comm, grid=grid, strategy=strategy, **options)
         ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (args.prompts, args.tokens))
         rows.append({"grid": grid, "strategy": strategy, **measured(model, ids, args.prompts, args.new, args.rounds)})
@@ -71,7 +81,7 @@ def main() -> None:
 
 def show(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     one, n = rows[0], args.prompts
-    print(f"{args.tokens} tokens, ports of {args.network}; nodes of 1/{args.speed:g} core; {n} prompts together")
+    print(f"{args.tokens} tokens, ports of {args.network}; nodes of 1/{args.speed:g} core, {args.compute}; {n} prompts")
     many = "".join(f"{f'{n} {what}':>11}" for what in ("passes", "tokens"))
     print(f"{'grid':<9}{'strategy':<10}{'pass ms':>9}{'token ms':>10}", f"{'MB':>7}  blocks", sep=many)
     for row in rows:
