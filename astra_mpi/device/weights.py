@@ -167,7 +167,7 @@ def mlp_in_blocks(
         None if one is None else Layer(one.dtype, one.values, one.n_outputs, bias)
         for one, bias in zip((inner, gate), biases, strict=True)
     )
-    made = first and kernels.activated_blocks(kernels.quantise_rows(x), first, second, activation)
+    made = first and kernels.activated_blocks(x, first, second, activation)
     return None if made is None else kernels.multiply_blocks(outer.dtype, made, outer.values, out)
 
 

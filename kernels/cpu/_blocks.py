@@ -69,15 +69,15 @@ def multiply_blocks(kind: str, rows: Rows, weights: Array, out: Array) -> Array:
     return out
 
 
-def activated_blocks(rows: Rows, layer: Layer, gate: Layer | None, activation: str) -> Rows | None:
-    """Rows (m, k) -> int8 blocks (m, n) of act(rows @ layer), or of (rows @ layer) * act(rows @ gate), in one go.
+def activated_blocks(x: Array, layer: Layer, gate: Layer | None, activation: str) -> Rows | None:
+    """x (m, k) in int8 blocks -> int8 blocks (m, n) of act(x @ layer), or of (x @ layer) * act(x @ gate), in one go.
 
     To the bit what `multiply_blocks`, `activate` and `quantise_rows` give one after another. None where these do it.
     """
-    m, k = rows[0].shape
-    n = layer.n
+    (m, k), n = x.shape, layer.n
     if n % BLOCK or not _by_amx(m):
         return None
+    rows = quantise_rows(x)
     made = np.empty((m, n), np.int8), np.empty((m, n // BLOCK), np.float32), np.empty((m, n // BLOCK), np.int32)
     places = [tuple(part.ctypes.data for part in blocks) for blocks in (rows, made)]
     biases = [np.zeros(n, np.float32) if one is None or one.bias is None else one.bias for one in (layer, gate)]

@@ -155,7 +155,8 @@ def test_the_choice_of_a_path(kind, m, monkeypatch):
 def test_inner_activations_become_blocks_as_they_come(kinds, m, k, n):
     kind, gate_kind = kinds
     stored, bias = weights(kind, n, k // 32), rows_of(1, n)[0]
-    rows, made = cpu.quantise_rows(rows_of(m, k)), np.empty((m, n), np.float32)
+    x, made = rows_of(m, k), np.empty((m, n), np.float32)
+    rows = cpu.quantise_rows(x)
     inner = cpu.multiply_blocks(kind, rows, stored, made)
     layer, gate = Layer(kind, stored, n, bias), None
     if gate_kind is None:
@@ -167,7 +168,7 @@ def test_inner_activations_become_blocks_as_they_come(kinds, m, k, n):
     for n_threads in (1, 3):
         _team.set_size(n_threads)
         try:
-            found = cpu.activated_blocks(rows, layer, gate, "gelu")
+            found = cpu.activated_blocks(x, layer, gate, "gelu")
         finally:
             _team.set_size(1)
         for ours, theirs in zip(found, cpu.quantise_rows(inner), strict=True):
