@@ -20,6 +20,10 @@ class BuiltLlama:
     """One thread on a GGUF file."""
 
     def __init__(self, work: str, gguf: str, flash: bool) -> None:
+        if not (Path(work) / "llama" / "done").exists():
+            raise SystemExit(f"{work} has no llama.cpp: WORK={work} bash jobs/peers/get.sh builds it there")
+        if not Path(gguf).exists():
+            raise SystemExit(f"{gguf} does not exist; --gguf takes GGUF files")
         told = json.dumps({"gguf": str(Path(gguf).absolute()), "flash": flash})
         command = [sys.executable, __file__, str(Path(work).absolute()), told]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

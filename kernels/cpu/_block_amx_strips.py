@@ -3,11 +3,10 @@
 import numpy as np
 
 from astra_mpi.kernels._compile import compiled
-from astra_mpi.kernels.blocks import BLOCK_KINDS
 from astra_mpi.kernels.cpu._block_amx import SUMS_BYTES, TILE_ROWS, block_sums, scale_sums
 from astra_mpi.kernels.cpu._block_rows import _quantise
-from astra_mpi.kernels.cpu._block_strips import _BYTES, _PAIR, _Q4_0, _Q4_1, _Q8_0, _copy
-from astra_mpi.kernels.cpu._block_tiles import panel_bytes, unpack_strips
+from astra_mpi.kernels.cpu._block_strips import _BYTES, _PAIR, _Q4_1, _copy, unpacker
+from astra_mpi.kernels.cpu._block_tiles import panel_bytes
 from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._math import f32
 from astra_mpi.kernels.cpu._memory import floats, integers
@@ -25,7 +24,7 @@ _WAITING = 6
 _ROOM_BYTES = (_WAITING + 1) * SUMS_BYTES
 _PANEL, _PANEL_LEAST = panel_bytes(False), panel_bytes(True)
 
-_unpack_8, _unpack_4, _unpack_41 = (unpack_strips(kind, signed=True) for kind in BLOCK_KINDS)
+_unpack = unpacker(signed=True)
 (_sums, _sums_least), (_sums_of_16, _sums_of_16_least) = (
     (block_sums(False, n_tiles), block_sums(True, n_tiles)) for n_tiles in (2, 1)
 )
@@ -36,6 +35,7 @@ _scale, _scale_least = scale_sums(False), scale_sums(True)
 def amx_strips(tiles, kind, m, k, q, scales, sums, weights, n, out, stride, index, count):
     """`_blocks.multiply_strips` of 32 rows or more. tiles: address of the `configuration`."""
     n_blocks, n_pairs, least = k // 32, -(-n // _PAIR), kind == _Q4_1
+    strip = n_blocks * _BYTES[kind]
     first, last = n_pairs * index // count, n_pairs * (index + 1) // count
     of_blocks, shares = _by_blocks(scales, sums, m, n_blocks, least)
     edge = np.empty((_ROWS, _PAIR), np.float32)
@@ -46,7 +46,7 @@ def amx_strips(tiles, kind, m, k, q, scales, sums, weights, n, out, stride, inde
     for part in range(0, m, sharing):
         end = min(m, part + sharing)
         for pair in range(first, last):
-            _unpack(kind, weights, pair, panel, n_blocks)
+            _unpack(kind, weights + 2 * pair * strip, strip, panel, n_blocks)
             width = min(_PAIR, n - _PAIR * pair)
             for begin in range(part, end, _ROWS):
                 n_tiles = 1 if end - begin <= TILE_ROWS else 2
@@ -81,9 +81,11 @@ def amx_activated(tiles, m, k, rows, layer, gate, activation, n, made, index, co
     for part in range(0, m, sharing):
         end = min(m, part + sharing)
         for pair in range(first, last):
-            _unpack(layer[0], layer[1], pair, panel, n_blocks)
+            strip = n_blocks * _BYTES[layer[0]]
+            _unpack(layer[0], layer[1] + 2 * pair * strip, strip, panel, n_blocks)
             if gated:
-                _unpack(gate[0], gate[1], pair, panel_2, n_blocks)
+                strip = n_blocks * _BYTES[gate[0]]
+                _unpack(gate[0], gate[1] + 2 * pair * strip, strip, panel_2, n_blocks)
             for begin in range(part, end, _ROWS):
                 n_tiles = 1 if end - begin <= TILE_ROWS else 2
                 i = min(begin, m - n_tiles * TILE_ROWS)
@@ -126,18 +128,6 @@ def _quantised(n_rows, rows, made, first, pair, n_pairs):
 def _sharing(k):
     """Rows that share what is unpacked: their blocks stay in the second-level cache."""
     return max(_ROWS, _SHARED_BYTES // k // _ROWS * _ROWS)
-
-
-@inner(error_model="numpy")
-def _unpack(kind, weights, pair, panel, n_blocks):
-    strip = n_blocks * _BYTES[kind]
-    place = weights + 2 * pair * strip
-    if kind == _Q8_0:
-        _unpack_8(place, strip, panel, n_blocks)
-    elif kind == _Q4_0:
-        _unpack_4(place, strip, panel, n_blocks)
-    else:
-        _unpack_41(place, strip, panel, n_blocks)
 
 
 @inner(error_model="numpy")

@@ -5,6 +5,7 @@ import numpy as np
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.blocks import BLOCK_KINDS
 from astra_mpi.kernels.cpu._block_tiles import block_tile, panel_bytes, panel_tile, unpack_strips
+from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._memory import floats, integers
 
 _Q8_0, _Q4_0, _Q4_1 = range(3)
@@ -20,9 +21,27 @@ _TILE, _SHARING = 4, 240
 (_one_8, _few_8), (_one_4, _few_4), (_one_41, _few_41) = (
     (block_tile(kind, 1), block_tile(kind, _FEW)) for kind in BLOCK_KINDS
 )
-_unpack_8, _unpack_4, _unpack_41 = (unpack_strips(kind) for kind in BLOCK_KINDS)
 _many, _many_least = panel_tile(False, _TILE), panel_tile(True, _TILE)
 _PANEL = panel_bytes(True)
+
+
+def unpacker(signed=False):
+    """A compiled f(kind, weights, strip, panel, n_blocks): `unpack_strips` of any kind."""
+    unpack_8, unpack_4, unpack_41 = (unpack_strips(kind, signed) for kind in BLOCK_KINDS)
+
+    @inner(error_model="numpy")
+    def unpack(kind, weights, strip, panel, n_blocks):
+        if kind == _Q8_0:
+            unpack_8(weights, strip, panel, n_blocks)
+        elif kind == _Q4_0:
+            unpack_4(weights, strip, panel, n_blocks)
+        else:
+            unpack_41(weights, strip, panel, n_blocks)
+
+    return unpack
+
+
+_unpack = unpacker()
 
 
 @compiled(error_model="numpy")
@@ -75,12 +94,7 @@ def _many_rows(kind, m, n_blocks, q, scales, sums, weights, n, out, stride, firs
     for part in range(0, m, _SHARING):
         for pair in range(first, last):
             place, width = weights + 2 * pair * strip, min(_PAIR, n - _PAIR * pair)
-            if kind == _Q8_0:
-                _unpack_8(place, strip, panel, n_blocks)
-            elif kind == _Q4_0:
-                _unpack_4(place, strip, panel, n_blocks)
-            else:
-                _unpack_41(place, strip, panel, n_blocks)
+            _unpack(kind, place, strip, panel, n_blocks)
             for begin in range(part, min(m, part + _SHARING), _TILE):
                 i = min(begin, m - _TILE)  # the last rows may be made twice
                 row = q + 32 * n_blocks * i
