@@ -60,7 +60,7 @@ class Attention:
     ) -> None:
         """Attend to far keys kv (m, 2 d_kv), those of sequence s at offsets[s]:offsets[s + 1]; key_bias (m,).
 
-        rows, ends: see `FarKeys`, for packed attention. places (m,): the keys' positions, where they matter. Replicas
+        rows, ends: see `FarKeys`. places (m,): the keys' positions, where they matter. Replicas
         of sinks see none of them.
         """
         near = self.near if self.near is None else self.near._replace(key_places=places)
@@ -106,11 +106,14 @@ class Attention:
         keys, values = _split(kv[:, :width], self.n_kv_heads), _split(kv[:, width:], self.n_kv_heads)
         for s, rows, acc, row_max, row_sum in self._sequences():
             far = slice(offsets[s], offsets[s + 1])
+            chosen = {} if key_rows is None else {"key_rows": key_rows[far]}
+            own_keys = far if key_rows is None else slice(None)
             bias = None if key_bias is None else key_bias[far]
             state, own = (acc, row_max, row_sum), near
             if near is not None and near.placed:
                 own = near._replace(query_places=near.query_places[rows], key_places=near.key_places[far])
-            self.kernels.attend(self.heads[:, rows], keys[:, far], values[:, far], bias, causal, *state, own)
+            own_kv = keys[:, own_keys], values[:, own_keys]
+            self.kernels.attend(self.heads[:, rows], *own_kv, bias, causal, *state, own, **chosen)
 
     def _replica_states(self) -> Iterator[tuple[np.ndarray, Any]]:
         """Parts of the running state, and where in them that of the replicas of sinks is."""

@@ -30,7 +30,8 @@ def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
     """Codes (n, G) of x (n, G*W): code[i, g] = argmin_k ||entries[g, k] - x[i, g*W:(g+1)*W]||^2, lowest on a tie.
 
     entries (G, K, W) float32; half_norms (G, K) = ||entry||^2 / 2, from which the fast backends start and which the
-    definition does not need. Codes are uint8 when K <= 256, else uint16.
+    definition does not need. Codes are uint8 when K <= 256, else uint16. Entries do not change while their array lives:
+    backends keep what they make of them.
     """
     n_groups, n_codes, width = entries.shape
     codes = np.empty((len(x), n_groups), code_dtype(n_codes))

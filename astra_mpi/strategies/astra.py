@@ -79,6 +79,8 @@ class Astra(FarCodes):
         self.packed = hasattr(self.kernels, "attend_packed")
         self.plain = is_plain(self.config, recipe_of(self.config))
         self.counted_keys = parts.counted_keys and rows and self.plain
+        reads = self.packed or getattr(self.kernels, "reads_rows", lambda: False)()
+        self.reads_rows = reads and self.plain  # of tables, where they are
         self._forget_codes()
         self._spaces: dict[int, CodeSpace] = {}
         self.mean_codes = [self._mean_codes(i) for i in range(len(self.blocks))]  # (1, C) each
@@ -268,8 +270,8 @@ class Astra(FarCodes):
     def _looked_up(self, table: FarTable, far: np.ndarray, offsets: np.ndarray, tokens: np.ndarray) -> FarKeys:
         """Of far codes (m, C), by a table."""
         if self.counted_keys:
-            return counted(table, far, offsets, self.packed, self.kernels)
-        return looked_up(table, far, offsets, tokens, self.packed and self.plain, self.kernels)
+            return counted(table, far, offsets, self.packed, self.reads_rows, self.kernels)
+        return looked_up(table, far, offsets, tokens, self.reads_rows, self.kernels)
 
     def _came(self, i: int, index: np.ndarray) -> np.ndarray | None:
         """(m,) float32: 0 where the codes of the gathered tokens `index` (m,) are missing; None: nothing is."""

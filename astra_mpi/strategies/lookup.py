@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 
 from astra_mpi.codec.tables import FarTable, distinct
-from astra_mpi.device.xp import beside
+from astra_mpi.device.xp import beside, on_host
 from astra_mpi.partition import displs
 from astra_mpi.strategies.token_parallel import FarKeys
 
@@ -23,11 +23,13 @@ def looked_up(
 ) -> FarKeys:
     """Codes (m, C) -> a key per token. reads_rows: attention reads finished rows where they are, in the table."""
     if reads_rows and table.rows is not None:
-        return FarKeys(beside(codes, table.rows), offsets, tokens=tokens, rows=codes[:, 0].astype(np.int32))
+        return FarKeys(beside(codes, table.rows), offsets, tokens=tokens, rows=_as_rows(codes[:, 0]))
     return FarKeys(table.far_kv(codes, kernels), offsets, tokens=tokens)
 
 
-def counted(table: FarTable, codes: np.ndarray, offsets: np.ndarray, packed: bool, kernels: ModuleType) -> FarKeys:
+def counted(
+    table: FarTable, codes: np.ndarray, offsets: np.ndarray, packed: bool, reads_rows: bool, kernels: ModuleType
+) -> FarKeys:
     """Codes (m, 1) -> one key per distinct code and sequence, log(count) added to its score."""
     assert table.rows is not None
     size = len(table.rows)
@@ -39,7 +41,12 @@ def counted(table: FarTable, codes: np.ndarray, offsets: np.ndarray, packed: boo
     values = np.concatenate([np.empty(0, np.int64), *(value for value, _ in pairs)])
     bias = np.concatenate([np.empty(0, np.float32), *(bias for _, bias in pairs)])
     offsets = displs(np.array([len(value) for value, _ in pairs], dtype=np.int64))
-    return FarKeys(table.rows[values], offsets, bias)
+    return FarKeys(table.rows, offsets, bias, rows=values) if reads_rows else FarKeys(table.rows[values], offsets, bias)
+
+
+def _as_rows(codes: np.ndarray) -> np.ndarray:
+    """Codes (m,) as attention takes rows of a table, in the host's memory or a device's."""
+    return codes.astype(np.int64 if on_host(codes) else np.int32)
 
 
 def as_items(codes: np.ndarray) -> np.ndarray:

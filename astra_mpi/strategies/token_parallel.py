@@ -37,8 +37,9 @@ class FarKeys(NamedTuple):
     offsets: np.ndarray  # (B + 1,) where each sequence's begin
     bias: np.ndarray | None = None  # (m,) added to the scores
     tokens: np.ndarray | None = None  # (m,) where they lie among the gathered tokens; None: as the layout's `far_index`
+    #: (m,) which row of `kv` each key is, for attention that reads rows of tables; None: its own
+    rows: np.ndarray | None = None
     # with packed attention only:
-    rows: np.ndarray | None = None  # (m,) which row of `kv` each key is; None: its own
     ends: np.ndarray | None = None  # (B,) where each sequence's end; None: where the next one's begin
 
 
@@ -296,7 +297,8 @@ class TokenParallel(Strategy):
 
     def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
         """Of block i's far keys those of `part`, as decoding is to keep them; a sequence's begin at `offsets` of it."""
-        kv, bias = take(far.kv, part), None if far.bias is None else take(far.bias, part)
+        rows = part if far.rows is None else far.rows[part]
+        kv, bias = take(far.kv, rows), None if far.bias is None else take(far.bias, part)
         if on_host(kv):
             return rows_of(self.config, kv, bias, self.kernels)
         return SeenRows(kv.astype(self.dtype, copy=False), bias, offsets)

@@ -7,6 +7,9 @@ The error follows the size of the factors. So both are taken relative to the mea
 distances: activations often share a large mean.
 """
 
+import weakref
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -15,7 +18,7 @@ from astra_mpi.kernels.aligned import aligned
 from astra_mpi.kernels.cpu import _encode, _team
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
 from astra_mpi.kernels.cpu.flash.calls import tiles_of, used_path
-from astra_mpi.kernels.cpu.flash.pack import narrow_row, pack_keys
+from astra_mpi.kernels.cpu.flash.pack import addresses, narrow_row, pack_keys
 from astra_mpi.kernels.cpu.flash.tiles import multiply
 from astra_mpi.kernels.reference import code_dtype
 
@@ -27,6 +30,19 @@ PANEL, FEW = 48, 32
 _THREAD_DISTANCES = 1 << 16
 
 
+class _Packed(NamedTuple):
+    """The K entries of one code, as products take them."""
+
+    strips: Array  # (K' / 16, words, 16) uint32: entries less their mean, in bfloat16
+    mean: Array  # (W,) float32
+    half_norms: Array  # (K',) float32: half the squared norms of what is packed, inf beyond the last
+    longest: float  # the largest norm
+
+
+#: id of entries -> what forgets them with their array, and what they are packed as
+_kept: dict[int, tuple[weakref.ref, list[_Packed]]] = {}
+
+
 def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
     """Codes (n, G) of x (n, G*W); see reference.encode_grouped."""
     n_groups, n_codes, width = entries.shape
@@ -34,8 +50,8 @@ def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
         return _encode.encode_grouped(x, entries, half_norms)
     x = np.ascontiguousarray(x)
     codes = np.empty((len(x), n_groups), np.uint16)
-    for g in range(n_groups):
-        _search(x, g * width, entries[g], codes, g)
+    for g, packed in enumerate(_packed(entries)):
+        _search(x, g * width, entries[g], packed, codes, g)
     return codes.astype(code_dtype(n_codes), copy=False)
 
 
@@ -46,8 +62,8 @@ def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
         return _encode.encode_residual(x, entries, half_norms)
     residual = np.array(x, order="C")
     codes = np.empty((len(x), n_stages), np.uint16)
-    for m in range(n_stages):
-        _search(residual, 0, entries[m], codes, m)
+    for m, packed in enumerate(_packed(entries)):
+        _search(residual, 0, entries[m], packed, codes, m)
         _encode._subtract(residual, entries[m], codes, m)
     return codes.astype(code_dtype(n_codes), copy=False)
 
@@ -58,22 +74,37 @@ def warm_up() -> None:
     encode_residual(x, x[None], np.zeros((1, FEW), np.float32))
 
 
-def _search(x: Array, column: int, entries: Array, codes: Array, code: int) -> None:
-    """codes[:, code] = the nearest entry (K, W) to each row of x[:, column : column + W]."""
+def _packed(entries: Array) -> list[_Packed]:
+    """Of entries (C, K, W), which do not change while their array lives: they are packed once."""
+    key = id(entries)
+    if key not in _kept:
+        made = [_pack(of_code) for of_code in entries]
+        _kept[key] = weakref.ref(entries, lambda _: _kept.pop(key, None)), made
+    return _kept[key][1]
+
+
+def _pack(entries: Array) -> _Packed:
     n_codes, width = entries.shape
     words, padded = (width + 31) // 32 * 16, (n_codes + 31) // 32 * 32
     strips = aligned((padded // 16, words, 16), np.uint32)
     mean, half_norms = np.empty(width, np.float32), np.empty(padded, np.float32)
-    longest = _pack(entries, mean, np.empty((16, width), np.float32), np.empty(words, np.uint32), strips, half_norms)
+    work = np.empty((16, width), np.float32), np.empty(words, np.uint32)
+    return _Packed(strips, mean, half_norms, _pack_entries(entries, mean, *work, strips, half_norms))
+
+
+def _search(x: Array, column: int, entries: Array, packed: _Packed, codes: Array, code: int) -> None:
+    """codes[:, code] = the nearest entry (K, W) to each row of x[:, column : column + W]."""
+    strips, mean, half_norms, longest = packed
+    n_strips, words, _ = strips.shape
     tiles = tiles_of(used_path())
 
     def share(index: int, count: int) -> None:
-        rows, scores = np.empty((PANEL, words), np.uint32), np.empty((PANEL, padded), np.float32)
+        rows, scores = np.empty((PANEL, words), np.uint32), np.empty((PANEL, 16 * n_strips), np.float32)
         first, last = len(x) * index // count, len(x) * (index + 1) // count
         work = rows, scores, mean.copy()
         _search_rows(tiles, x, first, last, column, entries, strips, mean, half_norms, longest, work, codes, code)
 
-    if len(x) * n_codes < _THREAD_DISTANCES:
+    if len(x) * len(entries) < _THREAD_DISTANCES:
         share(0, 1)
     else:
         _team.run(share)
@@ -98,7 +129,7 @@ def _search_rows(tiles, x, first, last, column, entries, strips, mean, half_norm
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
-def _pack(entries, mean, lines, line, strips, half_norms):
+def _pack_entries(entries, mean, lines, line, strips, half_norms):
     """Entries without their mean -> strips, and half their squared norms, inf beyond the last; the largest norm.
 
     lines (16, W) float32 and line (words,) uint32 are scratch.
@@ -111,7 +142,8 @@ def _pack(entries, mean, lines, line, strips, half_norms):
     for w in range(width):
         mean[w] /= f32(n_codes)
     half_norms[n_codes:] = f32(np.inf)
-    most = f32(0)
+    most, at = f32(0), np.empty(16, np.int64)
+    addresses(np.int64(lines.ctypes.data), 4 * width, at[:0], at)
     for s in range(strips.shape[0]):
         n = max(0, min(16, n_codes - 16 * s))
         for j in range(n):
@@ -121,7 +153,7 @@ def _pack(entries, mean, lines, line, strips, half_norms):
                 square += centred[w] * centred[w]
             half_norms[16 * s + j] = f32(0.5) * square
             most = max(most, square)
-        pack_keys(np.int64(lines.ctypes.data), 4 * width, n, width, line, strips[s : s + 1])
+        pack_keys(at[:n], width, line, strips[s : s + 1])
     return np.sqrt(most)
 
 

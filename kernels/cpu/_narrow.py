@@ -6,7 +6,7 @@ from astra_mpi.kernels import cpu
 from astra_mpi.kernels.cpu import _encode_narrow
 from astra_mpi.kernels.cpu._encode_narrow import encode_grouped, encode_residual
 from astra_mpi.kernels.cpu.flash import calls as _flash
-from astra_mpi.kernels.cpu.flash.calls import attend
+from astra_mpi.kernels.cpu.flash.calls import attend, reads_rows
 from astra_mpi.kernels.cpu.products.calls import layer, two_layers, warm_up_products
 from astra_mpi.kernels.cpu.products.layout import columns_from
 from astra_mpi.kernels.cpu.products.layout import empty as empty_weights
@@ -21,6 +21,7 @@ __all__ = [
     "encode_residual",
     "layer",
     "pack_weights",
+    "reads_rows",
     "two_layers",
     "unpack_weights",
 ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from astra_mpi.kernels import cpu, reference
-from astra_mpi.kernels.cpu import _team, bfloat16, int8
+from astra_mpi.kernels.cpu import _encode_narrow, _team, bfloat16, int8
 from astra_mpi.kernels.cpu.flash import calls
 
 pytestmark = pytest.mark.skipif(calls.used_path() == "widened", reason="the CPU has no AVX512-BF16")
@@ -64,6 +64,17 @@ def test_equal_entries_give_the_lowest_index_and_nan_a_valid_code():
     assert not encode(bfloat16, "grouped", x, entries).any()
     x[3, 5] = np.nan
     assert encode(bfloat16, "grouped", x, entries).max() < 100
+
+
+def test_entries_are_packed_once_and_forgotten_with_their_array(monkeypatch):
+    x, entries = near_entries("residual", 40, (2, 100, 64))
+    packed, pack = [], _encode_narrow._pack
+    monkeypatch.setattr(_encode_narrow, "_pack", lambda of_code: packed.append(1) or pack(of_code))
+    before = len(_encode_narrow._kept)
+    codes = [encode(bfloat16, "residual", x, entries) for _ in range(3)]
+    assert len(packed) == 2 and np.array_equal(codes[0], codes[2])
+    del entries
+    assert len(_encode_narrow._kept) == before
 
 
 @pytest.mark.parametrize("kind", ["grouped", "residual"])

@@ -181,6 +181,17 @@ def test_float32_where_bfloat16_does_not_pay_or_is_missing(kernels, monkeypatch)
     assert same(40, 40)
 
 
+@pytest.mark.parametrize("n_queries, n_keys, d", [(40, 90, 64), (7, 700, 24), (33, 0, 32), (2, 40, 8)])
+def test_rows_of_tables_are_those_of_their_copies(n_queries, n_keys, d):
+    """Also where there are too few scores for bfloat16."""
+    q, k, v = normal(4, n_queries, d), normal(2, 50, d, seed=1), normal(2, 50, d, seed=2)
+    rows, bias = np.random.default_rng(0).integers(0, 50, n_keys), normal(n_keys)
+    read, copied = start(*q.shape), start(*q.shape)
+    bfloat16.attend(q, k, v, bias, None, *read, key_rows=rows)
+    bfloat16.attend(q, k[:, rows], v[:, rows], bias, None, *copied)
+    assert all(map(np.array_equal, read, copied))
+
+
 @pytest.mark.parametrize("n_kv_heads, causal", [(1, 0), (3, None), (3, 50)])
 def test_threads_change_no_bit(n_kv_heads, causal):
     q, k, v = normal(3, 300, 16), normal(n_kv_heads, 400, 16, seed=1), normal(n_kv_heads, 400, 16, seed=2)
@@ -209,7 +220,7 @@ def with_emulated_tiles(emulated):
     )
     units = python(tiles.attend_units, _tile=whole)
     made = types.FunctionType(calls.attend.__code__, calls.attend.__globals__ | {"attend_units": units})
-    return lambda *arguments: made(*arguments, "amx")
+    return lambda *arguments: made(*arguments, "amx", None)
 
 
 @pytest.mark.parametrize("n_queries, n_keys, d, causal", [(5, 70, 24, None), (40, 90, 32, 3), (33, 33, 64, 0)])

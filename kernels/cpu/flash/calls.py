@@ -23,6 +23,8 @@ _THREAD_SCORES = 1 << 17
 #: beside those of the products: what narrows numbers and exponentiates
 _NEEDS = {"avx512bf16", "avx512bw", "avx512dq"}
 _TILES = amx.configuration()
+#: keys are the first rows of k and v
+_FIRST = np.empty(0, np.int64)
 
 
 def attend(
@@ -36,14 +38,16 @@ def attend(
     row_sum: Array,
     near: Near | None = None,
     by: str = "",
+    key_rows: Array | None = None,
 ) -> None:
     """One step of online softmax over keys k, v (Hkv, m, d), in place; see reference.attend.
 
     q, k, v and weights are rounded to bfloat16 for the products. With few scores, and on CPUs without the instructions,
-    this is float32's. by: a path of bfloat16 that this CPU has, taken in any case.
+    this is float32's. by: a path of bfloat16 that this CPU has, taken in any case. key_rows (m,) int64: k and v are
+    tables, whose rows these are the keys; nothing checks that there are such rows.
     """
     n_heads, n_queries, d_head = q.shape
-    n_groups, n_keys, _ = k.shape
+    n_groups, n_keys, _ = k.shape if key_rows is None else (len(k), len(key_rows), d_head)
     if q.size == 0 or n_keys == 0:
         return
     repeat = n_heads // n_groups
@@ -51,6 +55,7 @@ def attend(
         few = repeat * n_queries < _FEW_ROWS or repeat * n_queries * n_keys < _FEW_SCORES
         by = "widened" if few else used_path()
     if by == "widened":
+        k, v = (k, v) if key_rows is None else (k[:, key_rows], v[:, key_rows])
         attention.attend(q, k, v, key_bias, causal, acc, row_max, row_sum, near)
         return
     block = BLOCK[by]
@@ -60,6 +65,7 @@ def attend(
         n_groups, repeat, n_queries, n_keys, d_head, _up(d_head, 32 if by == "amx" else 2) // 2, block, tile_rows
     )
     scores = _scores(key_bias, n_keys, reach, near)
+    rows = _FIRST if key_rows is None else key_rows
     places = tuple(_place(array) for array in (q, k, v, acc, row_max, row_sum))
     tiles = tiles_of(by)
 
@@ -67,7 +73,7 @@ def attend(
         first, last = _units(sizes, reach, index, count)
         if first < last:
             work = np.empty(workspace_words(sizes), np.uint32)
-            attend_units(tiles, places, tuple(sizes), tuple(scores), first, last, work)
+            attend_units(tiles, places, rows, tuple(sizes), tuple(scores), first, last, work)
 
     if n_heads * n_queries * n_keys < _THREAD_SCORES:
         share(0, 1)
@@ -78,6 +84,11 @@ def attend(
 def used_path() -> str:
     """How attention in bfloat16 is computed here: `widened` is float32's."""
     return path("bfloat16").name if features() >= _NEEDS else "widened"
+
+
+def reads_rows() -> bool:
+    """Whether attention reads rows of tables where they are, faster than they are copied."""
+    return used_path() != "widened"
 
 
 def tiles_of(by: str) -> Array | None:

@@ -2,7 +2,7 @@
 
 A word is two bfloat16; 16 words are a line. Rows of queries are words of d numbers, then zeros. Keys lie in strips
 of 16, (words, 16): line w has word w of 16 keys. Values lie in strips of 16 numbers, (pairs of keys, 16): line p has
-those of keys 2 p and 2 p + 1.
+those of keys 2 p and 2 p + 1. Where keys or values lie is said row by row: they may be rows of a table.
 """
 
 import numpy as np
@@ -50,16 +50,17 @@ def _transposed(builder, rows):
 
 
 @intrinsic
-def _pack_16_keys(typingctx, address, stride, out):
-    """32 numbers of 16 rows, `stride` bytes apart -> 16 lines at `out`."""
+def _pack_16_keys(typingctx, at, skipped, out):
+    """32 numbers of 16 rows, whose addresses lie at `at`, after `skipped` bytes of each -> 16 lines at `out`."""
 
     def generate(context, builder, signature, arguments):
-        row, _, line = arguments
+        places, after, line = arguments
+        addresses = builder.inttoptr(places, I64.as_pointer())
         rows = []
-        for _ in range(LANES):
+        for i in range(LANES):
+            row = builder.add(builder.load(builder.gep(addresses, [ir.Constant(I64, i)])), after)
             high = _load(builder, builder.add(row, ir.Constant(I64, 4 * LANES)))
             rows.append(_narrowed(builder, _load(builder, row), high))
-            row = builder.add(row, arguments[1])
         for i, column in enumerate(_transposed(builder, rows)):
             _store(builder, column, builder.add(line, ir.Constant(I64, 64 * i)))
         return context.get_dummy_value()
@@ -115,16 +116,25 @@ def narrow_row(address, d, out):
 
 
 @njit(fastmath=FASTMATH)
-def pack_keys(address, stride, n_keys, d, line, out):
-    """Keys (m, d) -> strips out (m' / 16, w, 16) of words; line (w,) is scratch."""
+def addresses(first, stride, rows, at):
+    """at (m,) int64 = where rows (m,) of an array lie, whose rows are `stride` bytes apart; where `rows` is empty, its
+    first m ones."""
+    for j in range(at.size):
+        at[j] = first + (rows[j] if rows.size else j) * stride
+
+
+@njit(fastmath=FASTMATH)
+def pack_keys(at, d, line, out):
+    """Keys (m, d), whose addresses are at (m,) int64 -> strips out (m' / 16, w, 16) of words; line (w,) is scratch."""
+    places, first = at.ctypes.data, out.ctypes.data
     for s in range(out.shape[0]):
-        whole = d // 32 if 16 * (s + 1) <= n_keys else 0
+        whole = d // 32 if 16 * (s + 1) <= at.size else 0
         for i in range(whole):
-            _pack_16_keys(address + 16 * s * stride + 128 * i, stride, out[s, 16 * i].ctypes.data)  # type: ignore[call-arg]
+            _pack_16_keys(places + 128 * s, 128 * i, first + 64 * (s * line.size + 16 * i))  # type: ignore[call-arg]
         if whole * 16 < line.size:
             for j in range(16):
-                if 16 * s + j < n_keys:
-                    narrow_row(address + (16 * s + j) * stride, d, line)
+                if 16 * s + j < at.size:
+                    narrow_row(at[16 * s + j], d, line)
                 else:
                     line[:] = u32(0)
                 for w in range(16 * whole, line.size):
@@ -132,18 +142,18 @@ def pack_keys(address, stride, n_keys, d, line, out):
 
 
 @njit(fastmath=FASTMATH)
-def pack_values(address, stride, n_keys, d, out):
-    """Values (m, d) -> strips out (d' / 16, m' / 2, 16) of words."""
-    strip_bytes = 64 * out.shape[1]
-    whole, at = d // 16, out.ctypes.data
+def pack_values(at, d, out):
+    """Values (m, d), whose addresses are at (m,) int64 -> strips out (d' / 16, m' / 2, 16) of words."""
+    strip_bytes, n_keys = 64 * out.shape[1], at.size
+    whole, line = d // 16, out.ctypes.data
     for p in range(n_keys // 2):
-        first, second = address + 2 * p * stride, address + (2 * p + 1) * stride
+        first, second = at[2 * p], at[2 * p + 1]
         for s in range(whole):
-            _pack_pair(first + 64 * s, second + 64 * s, at + 64 * p + strip_bytes * s)  # type: ignore[call-arg]
+            _pack_pair(first + 64 * s, second + 64 * s, line + 64 * p + strip_bytes * s)  # type: ignore[call-arg]
         if 16 * whole < d:
             _pack_rest(floats(first, d), floats(second, d), whole, out[:, p])
     for p in range(n_keys // 2, out.shape[1]):
-        last = floats(address + (n_keys - 1) * stride, d if 2 * p < n_keys else 0)
+        last = floats(at[n_keys - 1], d if 2 * p < n_keys else 0)
         _pack_rest(last, last[:0], np.int64(0), out[:, p])
 
 

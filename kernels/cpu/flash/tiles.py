@@ -14,7 +14,7 @@ from numba import njit
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import FASTMATH, exp, f32
 from astra_mpi.kernels.cpu._memory import floats
-from astra_mpi.kernels.cpu.flash.pack import narrow_row, pack_keys, pack_values
+from astra_mpi.kernels.cpu.flash.pack import addresses, narrow_row, pack_keys, pack_values
 from astra_mpi.kernels.cpu.flash.rows import rows_max, rows_weights
 from astra_mpi.kernels.cpu.products import amx, avx512
 
@@ -80,24 +80,27 @@ _padded_inside = njit(_padded)
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
-def attend_units(tiles, places, sizes, scores, first, last, work):
+def attend_units(tiles, places, key_rows, sizes, scores, first, last, work):
     """`attend` for units first .. last of work: tiles of rows, key head after key head. Row r of a key head is query
     r // repeat of its query head r % repeat.
 
     tiles: of AMX, or None. places: Heads of q, k, v, acc, row_max and row_sum; sizes: Sizes; scores: Scores, all as
-    plain tuples, which are passed faster. work: (workspace_words,) uint32.
+    plain tuples, which are passed faster. key_rows (m,) int64: which rows of k and v the keys are; empty: their first.
+    work: (workspace_words,) uint32.
     """
     q, k, v = Heads(*places[0]), Heads(*places[1]), Heads(*places[2])
     acc, row_max, row_sum = Heads(*places[3]), Heads(*places[4]), Heads(*places[5])
     sizes, scores = Sizes(*sizes), Scores(*scores)
     n_tiles = (sizes.repeat * sizes.n_queries + sizes.tile_rows - 1) // sizes.tile_rows
     room = _room(sizes, work)
-    packed = -1
+    packed, at = -1, np.empty(sizes.n_keys, i64)
     for unit in range(first, last):
         group, row = unit // n_tiles, unit % n_tiles * sizes.tile_rows
         if group != packed:
-            pack_keys(k.at + group * k.head, k.row, sizes.n_keys, sizes.d, room.queries[0], room.keys)
-            pack_values(v.at + group * v.head, v.row, sizes.n_keys, sizes.d, room.values)
+            addresses(k.at + group * k.head, k.row, key_rows, at)
+            pack_keys(at, sizes.d, room.queries[0], room.keys)
+            addresses(v.at + group * v.head, v.row, key_rows, at)
+            pack_values(at, sizes.d, room.values)
             packed = group
         n_rows = min(sizes.tile_rows, sizes.repeat * sizes.n_queries - row)
         _begin(q, acc, row_max, row_sum, sizes, group, row, n_rows, room)
