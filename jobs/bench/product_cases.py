@@ -57,13 +57,16 @@ def cases() -> Iterator[Products]:
 
 
 def _ours(packed: list[list[Packed]], inputs: list[np.ndarray], kernels: ModuleType) -> Callable[[], Any]:
-    """One block after another: layers with their biases, which is what the rival computes."""
+    """One block after another: layers with their biases, which is what the rival computes. The layers of the MLP are one
+    call, as a block calls them."""
     outs = [np.empty((len(x), n), np.float32) for x, (_, n) in zip(inputs, LAYERS, strict=True)]
     biases, blocks = [np.zeros(n, np.float32) for _, n in LAYERS], cycle(packed)
 
     def call() -> Any:
-        for x, weight, bias, out in zip(inputs, next(blocks), biases, outs, strict=True):
-            weight.layer(x, out, bias)
+        qkv, output, inner, outer = next(blocks)
+        qkv.layer(inputs[0], outs[0], biases[0])
+        output.layer(inputs[1], outs[1], biases[1])
+        inner.layer_twice(inputs[2], outs[3], biases[2], "", None, None, outer, biases[3], False)
         return outs[-1]
 
     return call
@@ -81,8 +84,10 @@ def _pytorch_bfloat16(weights: list[list[np.ndarray]]) -> Callable[[list[np.ndar
 
         def call() -> Any:
             with torch.inference_mode():
-                for x, weight, bias in zip(rows, next(blocks), biases, strict=True):
-                    y = torch.nn.functional.linear(x, weight, bias)
+                *layers, outer = zip(next(blocks), biases, strict=True)
+                for x, layer in zip(rows, layers, strict=False):
+                    y = torch.nn.functional.linear(x, *layer)
+                y = torch.nn.functional.linear(y, *outer)
             return y.float().numpy()
 
         return call
@@ -112,8 +117,10 @@ def _pytorch_int8(weights: list[list[np.ndarray]]) -> Callable[[list[np.ndarray]
 
         def call() -> Any:
             with torch.inference_mode():
-                for x, layer in zip(rows, next(blocks), strict=True):
+                *layers, outer = next(blocks)
+                for x, layer in zip(rows, layers, strict=False):
                     y = layer(x)
+                y = outer(y)
             return y.numpy()
 
         return call
