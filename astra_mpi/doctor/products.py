@@ -15,6 +15,8 @@ from astra_mpi.kernels import cpu
 from astra_mpi.kernels.cpu._features import features, path, tiles_refused
 from astra_mpi.kernels.cpu.products.speeds import gflops
 
+#: outputs of a layer whose weights do not stay in a second-level cache, as in a pass through many blocks
+_OUTPUTS = 4 * INNER
 #: weights that one row meets: 128 MiB of them. Of 32 MiB, a cache of that size keeps enough to be a third faster
 _MET = {"bfloat16": 4 * STREAMED, "int8": 8 * STREAMED}
 #: what a CPU may have, in LLVM's words, and as people say it
@@ -36,7 +38,7 @@ def speeds_by_type(plain: Speeds, now: Callable[[], float] = time.perf_counter) 
     told = {}
     for compute in COMPUTES:
         way, speeds = path(compute), plain
-        many = gflops(compute, ROWS, WIDTH, INNER, now=now)
+        many = gflops(compute, ROWS, WIDTH, _OUTPUTS, now=now)
         if compute != "float32":
             one = gflops(compute, 1, WIDTH, _MET[compute] // WIDTH, laps=3, now=now)
             kernels = import_module(f"{cpu.__name__}.{compute}")

@@ -42,7 +42,7 @@ def gflops(
 ) -> float:
     """10^9 operations per second of x (m, k) @ weights (k, n), two to a multiply-add, in products of type `compute`.
 
-    by: a path that this CPU has; "": that of this process. The best of some laps of at least so many seconds, each with
+    by: a path that this CPU has; "": that of this process. The median of laps of at least so many seconds, each with
     rounding of x and all else that a product takes, of this thread and its team. now: the clock, in seconds.
     """
     call = _product(compute, m, k, n, by or path(compute).name)
@@ -50,7 +50,7 @@ def gflops(
     begin = now()
     call()
     count = max(1, round(least_s / max(1e-7, now() - begin)))
-    return 2e-9 * m * k * n / min(_lap_s(call, count, now) for _ in range(laps))
+    return 2e-9 * m * k * n / float(np.median([_lap_s(call, count, now) for _ in range(laps)]))
 
 
 def _lap_s(call: Callable[[], object], count: int, now: Callable[[], float]) -> float:
