@@ -1,14 +1,18 @@
 """Peak memory of a rank beyond its weights, against the sum of the buffers it needs.
 
 mpirun -n 4 python jobs/bench/memory.py MODEL.h5 [--codebooks FILE] [--strategy astra]
+python jobs/bench/memory.py MODEL.h5 --decodes [--compute int8]
 What the first forward pass adds to the resident memory at its peak (Linux, /proc), the scratch buffers that the model
 keeps by name, and what the strategy makes when it is chosen, such as astra's projected tables. Largest rank.
+--decodes: instead, what a decoder holds that has been loaded and has generated some tokens, over the bytes of its file:
+by how much the process has grown, after the same with another copy has compiled everything.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import mmap
 import resource
 from pathlib import Path
@@ -42,12 +46,31 @@ def touch(model: Model) -> None:
         numbers.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max()
 
 
+def decoding_bytes(path: str, compute: str) -> int:
+    """By how much this process grows with a decoder that is loaded and generates tokens."""
+    for _ in range(2):  # the first one compiles
+        gc.collect()
+        reset_peak()
+        before = resident_bytes("VmRSS")
+        model = astra_mpi.load(path, comm=MPI.COMM_SELF, strategy="single", threads=1, compute=compute)
+        model.generate(np.zeros((1, 8), np.int64), max_new_tokens=8)
+        grown = resident_bytes("VmRSS") - before
+        del model
+    return grown
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="model file")
     parser.add_argument("--codebooks", help="codebook file, instead of the codebooks in the model")
     parser.add_argument("--strategy", default="single", help="default %(default)s")
+    parser.add_argument("--decodes", action="store_true", help="a loaded decoder over its file")
+    parser.add_argument("--compute", default="int8", help="with --decodes, default %(default)s")
     args = parser.parse_args()
+    if args.decodes:
+        held, stored = decoding_bytes(args.model, args.compute) / MIB, Path(args.model).stat().st_size / MIB
+        print(f"{args.model} in {args.compute}: holds {held:.1f} MiB, its file has {stored:.1f}: {held / stored:.2f}")
+        return
     comm = MPI.COMM_WORLD
     model = astra_mpi.load(args.model, comm=comm, strategy="single", codebooks=args.codebooks)
     inputs, mask = random_batch(model.config, 1)
