@@ -57,8 +57,8 @@ def cases() -> Iterator[Products]:
 
 
 def _ours(packed: list[list[Packed]], inputs: list[np.ndarray], kernels: ModuleType) -> Callable[[], Any]:
-    """One block after another: layers with their biases, which is what the rival computes. The MLP's two are one call, as
-    a block calls them."""
+    """One block after another: layers with their biases, which is what the rival computes. The MLP's two are one call,
+    as blocks call them."""
     outs = [np.empty((len(x), n), np.float32) for x, (_, n) in zip(inputs, LAYERS, strict=True)]
     biases, blocks = [np.zeros(n, np.float32) for _, n in LAYERS], cycle(packed)
 
