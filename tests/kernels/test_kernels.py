@@ -12,7 +12,7 @@ from numba.core.caching import FunctionCache
 from numba.core.dispatcher import Dispatcher
 
 from astra_mpi.kernels import cpu, reference
-from astra_mpi.kernels.cpu import _attention, _codes, _encode, _rows, _weights
+from astra_mpi.kernels.cpu import _attention, _codes, _encode, _rows, _team, _weights
 from astra_mpi.kernels.cpu._math import erf, exp
 from astra_mpi.kernels.cpu.dense import tile as dense_tiles
 from astra_mpi.kernels.near import Near
@@ -565,6 +565,18 @@ def test_finish_fills_a_strided_view(kernels):
     expected[3, 4:] = 0
     assert np.array_equal(wide[:, 1:9], expected)
     assert (wide[:, [0, 9, 10]] == 7).all()
+
+
+def test_threads_finish_as_one_does():
+    acc, row_sum, outs = normal(3, 400, 64), normal(3, 400) ** 2, []
+    try:
+        for n_threads in (1, 2, 3, 5):
+            _team.set_size(n_threads)
+            outs.append(np.zeros((400, 192), np.float32))
+            cpu.finish(acc, row_sum, outs[-1])
+    finally:
+        _team.set_size(1)
+    assert all(np.array_equal(outs[0], out) for out in outs[1:])
 
 
 # ---- narrow weights

@@ -4,6 +4,7 @@ import numpy as np
 
 from astra_mpi.kernels.aligned import address
 from astra_mpi.kernels.cpu import _attention, _team
+from astra_mpi.kernels.cpu._rows import LEAST_SHARED
 from astra_mpi.kernels.cpu.dense.attend import KEYS, QUERIES, attend_units, finish_heads
 from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.dense.strip import NARROW
@@ -54,7 +55,16 @@ def attend(
 
 def finish(acc: Array, row_sum: Array, out: Array) -> None:
     """out (a, H*d) = acc (H, a, d) / row_sum (H, a), heads side by side; see reference.finish."""
-    finish_heads(acc, row_sum, address(out), out.strides[0])
+    n_heads, _, d = acc.shape
+
+    def share(index: int, count: int) -> None:
+        heads = slice(n_heads * index // count, n_heads * (index + 1) // count)
+        finish_heads(acc[heads], row_sum[heads], address(out) + 4 * d * heads.start, out.strides[0])
+
+    if _team.size() == 1 or acc.size < LEAST_SHARED:
+        share(0, 1)
+    else:
+        _team.run(share)
 
 
 def _plain(*arrays: Array) -> bool:
