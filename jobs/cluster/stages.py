@@ -1,7 +1,7 @@
 """A decoder by stages of blocks over emulated nodes, beside one node and ASTRA: a pass, a token, and several prompts.
 
 mpirun -n 4 python jobs/cluster/stages.py MODEL.h5 [--network 100Mbps,rtt=1ms] [--speed 2] [--tokens 256] [--prompts 8]
-    [--compute float32|bfloat16|int8]
+    [--compute float32|bfloat16|int8] [--handed float32|float16|int8] [--only GRID,..]
 MODEL.h5: a decoder with codebooks (astra-mpi init gpt2 ..). By the virtual clock: a CPU second counts as --speed ones,
 2 for half a core. A pass and a token are of one prompt; the last columns of --prompts together, over one node's.
 """
@@ -16,6 +16,7 @@ import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi.costs.stages import HANDED
 from astra_mpi.device.backend import COMPUTES
 from astra_mpi.device.threads import set_threads
 
@@ -58,18 +59,22 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=16, help="new tokens (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     parser.add_argument("--compute", choices=COMPUTES, default="float32", help="default %(default)s")
+    parser.add_argument("--handed", choices=tuple(HANDED), default="float16", help="default %(default)s")
     parser.add_argument("--stages", default="auto", help="auto or even (default %(default)s)")
+    parser.add_argument("--only", help="these grids beside one node, by commas")
     args = parser.parse_args()
     comm = MPI.COMM_WORLD
     set_threads(1)
     rows = []
-    for grid, strategy in ways(comm.size):
+    chosen, *others = ways(comm.size)
+    for grid, strategy in (chosen, *(way for way in others if args.only is None or way[0] in args.only.split(","))):
         options: Any = dict(
             compute=args.compute,
             network=args.network,
             clock="virtual",
             speed=args.speed,
             stages=args.stages,
+            handed_on=args.handed,
             weights="causal",
         )
         model = astra_mpi.load(args.model, comm=comm, grid=grid, strategy=strategy, **options)
