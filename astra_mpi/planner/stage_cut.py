@@ -23,8 +23,8 @@ from astra_mpi.stages.part import Part, is_tied, parts_of
 
 Stages = Sequence[int] | str | None
 _PROBED_TOKENS = 128
-#: measurements in turns, of which the best of each rank counts, and how much sooner an uneven cut must be: those who share
-#: a machine with others make a single one wrong by a third
+#: measurements in turns, of which the best of each rank counts, and how much sooner an uneven cut must be: who shares a
+#: machine makes a single one wrong by a third
 _PROBES, _SOONER = 8, 1.15
 
 
