@@ -37,7 +37,7 @@ mpi_tests=$(with_mpi ${FILES:-tests})
 # 2 ranks take all; what more of them show
 odd=$(with_mpi ${FILES:-tests/strategies tests/wire tests/decode tests/network tests/codec tests/models tests/ranks tests/oracle \
   tests/train tests/job tests/test_*.py})
-core=$(with_mpi ${FILES:-tests/strategies tests/wire tests/decode tests/codec})
+core=$(with_mpi ${FILES:-tests/strategies tests/wire tests/decode tests/codec tests/ranks})
 passes=$(with_mpi ${FILES:-tests/strategies tests/wire tests/network tests/test_*.py})
 for ranks in ${RANKS:-2 3 4 8}; do
   echo "== mpirun -n $ranks"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod, sqrt
+from math import ceil, floor, prod
 from typing import NamedTuple
 
 from astra_mpi.config import ModelConfig
@@ -18,9 +18,11 @@ HANDED = {"float32": 4.0, "float16": 2.0, "int8": 1.0}
 
 
 #: rows that take as long as what a pass takes beside its rows: reading weights, calls
-ROWS_OF_A_PASS = 20.0
+ROWS_OF_A_PASS = 60.0
 #: the same where narrow weights are made float32 in every pass
 _ROWS_OF_WIDENING = 400.0
+#: whole sequences go on unless pieces are sooner by more: a piece gathers the keys of all sequences before it
+_NEAR = 1.03
 #: passes of a batch for each stage, where ranks that share tokens exchange something in every block of every pass
 _PASSES_PER_STAGE = 2
 
@@ -66,14 +68,46 @@ def stage_seconds(
     return [whole[part] * n / n_layers for part, n in zip(parts, counts, strict=True)]
 
 
-def n_passes(n_rows: int, n_stages: int, n_sharing: int, widens: bool = False) -> int:
-    """Of n_rows rows through n_stages stages, each of n_sharing ranks. widens: weights are made float32 in every pass.
+class Parting(NamedTuple):
+    """How a batch goes through stages: in parts of whole sequences, each in pieces of these."""
 
-    n equal passes take (n + n_stages - 1) turns of a stage, each of n_rows / n + ROWS_OF_A_PASS.
+    parts: int
+    pieces: int  # of each part
+
+    @property
+    def passes(self) -> int:
+        return self.parts * self.pieces
+
+
+def parting(
+    n_sequences: int,
+    n_rows: int,
+    n_stages: int,
+    n_sharing: int = 1,
+    *,
+    in_pieces: bool = True,
+    widens: bool = False,
+    n_parts: int | None = None,
+) -> Parting:
+    """Of a batch of n_rows rows through n_stages stages, each of n_sharing ranks, what is soonest through.
+
+    in_pieces: sequences can be cut. widens: weights are made float32 in every pass. n_parts: so many parts.
     """
     if n_sharing > 1:
-        return _PASSES_PER_STAGE * n_stages
-    return max(1, round(sqrt((n_stages - 1) * n_rows / (_ROWS_OF_WIDENING if widens else ROWS_OF_A_PASS))))
+        return Parting(n_parts or min(n_sequences, _PASSES_PER_STAGE * n_stages) or 1, 1)
+    beside = _ROWS_OF_WIDENING if widens else ROWS_OF_A_PASS
+
+    def turns(way: Parting) -> float:
+        """(passes + n_stages - 1) turns of a stage, each of the rows of the largest part's pieces and `beside`."""
+        largest = n_rows * -(-n_sequences // way.parts) / max(n_sequences, 1)
+        return (way.passes + n_stages - 1) * (largest / way.pieces + beside)
+
+    ways = []
+    for parts in range(1, max(1, n_sequences) + 1) if n_parts is None else (n_parts,):
+        root = ((n_stages - 1) * n_rows / beside) ** 0.5 / parts if in_pieces else 1
+        ways += [Parting(parts, max(1, pieces)) for pieces in (floor(root), ceil(root))]
+    least = min(map(turns, ways))
+    return max(way for way in ways if turns(way) <= _NEAR * least)
 
 
 def hop_seconds(rows: int, width: int, handed: str, network: Network) -> float:

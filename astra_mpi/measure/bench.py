@@ -72,9 +72,9 @@ def trace(model: Model, inputs: np.ndarray, mask: np.ndarray | None) -> str | No
     model.comm.Barrier()
     model(inputs, mask)
     events, model.laps.events = model.laps.events, None
-    first_s = events[0][1]
+    first_s = events[0][1] if events else 0.0  # a replica may have no sequence
     rows = np.array([(_TRACE_NAMES.index(name), a - first_s, b - first_s, turn) for name, a, b, turn in events])
-    every = _gather(model.comm, rows)
+    every = _gather(model.comm, rows.reshape(-1, 4))
     if every is None:
         return None
     spans = [

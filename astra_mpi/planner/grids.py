@@ -19,8 +19,8 @@ from astra_mpi.costs.stages import (
     block_weights,
     ends_of,
     hop_seconds,
-    n_passes,
     outside_weights,
+    parting,
     stage_seconds,
 )
 from astra_mpi.costs.strategies import STRATEGIES, Coding
@@ -185,7 +185,7 @@ class Search:
         n, more = n_sequences, 0.0
         if grid.tokens == 1 and FAMILIES[self.config.family].causal:
             n_rows = n_sequences * self.setting.tokens
-            n = max(n, min(n_passes(n_rows, grid.stages, 1), n_rows))
+            n = min(parting(n_sequences, n_rows, grid.stages).passes, n_rows)
             more = ROWS_OF_A_PASS * n / n_rows
         turns = [s * n_sequences / n * (1 + more) for s in seconds]
         hop_s *= n_sequences / n

@@ -77,7 +77,7 @@ class Handing:
         own = by_place[layout.rank]
         if self._to_all:
             self._tell(by_place, layout)
-        return self.model.backend.put(np.array(own[: int(layout.row_offsets[-1])], np.float32))
+        return self.model.backend.put(np.array(own[: int(self.model.strategy.held.row_offsets[-1])], np.float32))
 
     def _unpacked(self, data: np.ndarray) -> np.ndarray:
         """(n, D) float32."""

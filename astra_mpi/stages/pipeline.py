@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.config import require
-from astra_mpi.costs.stages import n_passes
+from astra_mpi.costs.stages import Parting, parting
 from astra_mpi.decode.drafts import MOST_DRAFTS
 from astra_mpi.decode.request import Ends, OnTokens, Request
 from astra_mpi.decode.sampling import Sample, greedy
@@ -203,13 +203,15 @@ class Pipeline(Around):
         if (every != every[0]).any():
             raise same_on_all(InputError("the inputs differ between ranks; give every rank the same batch"))
         self.model.checksum = int(every[0])
-        n_parts, n = n_parts or self._n_passes(int(whole.lengths.sum())), len(whole.lengths)
-        bounds = displs(even(n, max(1, min(n_parts, n))))
+        n = len(whole.lengths)
+        bounds = displs(even(n, max(1, min(n_parts or self._parting(whole.lengths).parts, n))))
         return [whole.part(slice(int(a), int(b)), self.config.n_class) for a, b in pairwise(bounds)]
 
-    def _n_passes(self, n_tokens: int) -> int:
-        """Passes that are soonest through all stages, if tokens can be parted so."""
-        return n_passes(n_tokens, self.n_stages, self.groups.grid.tokens, widens(self.model))
+    def _parting(self, lengths: np.ndarray, n_parts: int | None = None) -> Parting:
+        """What is soonest through all stages of sequences of these lengths (B,)."""
+        size, stages = (len(lengths), int(lengths.sum())), (self.n_stages, self.groups.grid.tokens)
+        how = {"in_pieces": goes_in_pieces(self.model), "widens": widens(self.model)}
+        return parting(*size, *stages, **how, n_parts=n_parts)
 
     def layout(self, lengths: np.ndarray, spread: bool = False) -> Layout:
         """Collective: the first stage's cut, for all stages."""
@@ -241,7 +243,7 @@ class Pipeline(Around):
         model = self.model
         model.clock.meet(self.comm)
         self.hop.connect(model.exchange.network)
-        n_pieces = self._n_pieces(batches)
+        n_pieces = self._parting(np.concatenate([batch.lengths for batch in batches]), len(batches)).pieces
         results, failure = [], None
         for self.at, (batch, layout) in enumerate(zip(batches, layouts, strict=True)):
             pieces = pieces_of(model, batch, layout, n_pieces)
@@ -251,12 +253,6 @@ class Pipeline(Around):
         self.hop.settle()
         raise_together(self.comm, failure)
         return results
-
-    def _n_pieces(self, batches: list[Batch]) -> int:
-        """Of each part."""
-        if not goes_in_pieces(self.model):
-            return 1
-        return round(self._n_passes(sum(int(batch.lengths.sum()) for batch in batches)) / len(batches))
 
     def _through(
         self,

@@ -1,21 +1,24 @@
 """A decoder by stages of blocks over emulated nodes, beside one node and ASTRA: a pass, a token, and several prompts.
 
 mpirun -n 4 python jobs/cluster/stages.py MODEL.h5 [--network 100Mbps,rtt=1ms] [--speed 2] [--tokens 256] [--prompts 8]
-    [--compute float32|bfloat16|int8]
+    [--compute float32|bfloat16|int8] [--handed float32|float16|int8] [--only GRID,..]
 MODEL.h5: a decoder with codebooks (astra-mpi init gpt2 ..). By the virtual clock: a CPU second counts as --speed ones,
-2 for half a core. A pass and a token are of one prompt; the last columns of --prompts together, over one node's.
+2 for half a core. A pass and a token are of one prompt; the last columns of --prompts together, over one node's. All
+take turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi.costs.stages import HANDED
 from astra_mpi.device.backend import COMPUTES
 from astra_mpi.device.threads import set_threads
 
@@ -27,25 +30,28 @@ def ways(size: int) -> list[tuple[str, str]]:
     return [(shared, "single"), (shared, "astra"), (f"1x{size}x1", "single"), *both]
 
 
-def measured(model: Any, ids: np.ndarray, n_prompts: int, n_new: int, rounds: int) -> dict[str, Any]:
-    """Medians over rounds, after one to warm up."""
-    rows: dict[str, list[float]] = {"pass_s": [], "token_s": [], "passes_s": [], "tokens_s": []}
-    for r in range(-1, rounds):
-        model(ids[:1])
-        passed = model.report
-        model.generate(ids[:1], max_new_tokens=n_new, decode="local")
-        one = model.report["generation"]
-        model(ids)
-        many = model.report
-        model.generate(ids, max_new_tokens=n_new, decode="local")
-        made = model.report["generation"]
-        if r >= 0:
-            rows["pass_s"].append(passed["latency_s"]["total"])
-            rows["token_s"].append(one["per_token_s"]["median"])
-            rows["passes_s"].append(many["latency_s"]["total"])
-            rows["tokens_s"].append(made["per_token_s"]["median"])
-    told = {name: float(np.median(values)) for name, values in rows.items()}
-    return told | {"weight_mb": max(passed["weight_bytes"]) / 1e6, "blocks": passed.get("blocks")}
+def one_round(model: Any, ids: np.ndarray, n_new: int) -> dict[str, float]:
+    """Seconds of a pass and of a token, of one prompt and of all."""
+    found = {}
+    for what, some in (("", ids[:1]), ("s", ids)):
+        model(some)
+        found[f"pass{'es' if what else ''}_s"] = model.report["latency_s"]["total"]
+        model.generate(some, max_new_tokens=n_new, decode="local")
+        found[f"token{what}_s"] = model.report["generation"]["per_token_s"]["median"]
+    return found
+
+
+def in_turns(models: Sequence[Any], ids: np.ndarray, n_new: int, rounds: int) -> list[dict[str, Any]]:
+    """Medians over rounds, after one to warm up, in which models take turns; and over those of the first model."""
+    every = [[one_round(model, ids, n_new) for model in models] for _ in range(rounds + 1)][1:]
+    rows = []
+    for i, model in enumerate(models):
+        told = {name: float(np.median([row[i][name] for row in every])) for name in every[0][i]}
+        over = {f"{name}_over": float(np.median([row[0][name] / row[i][name] for row in every])) for name in told}
+        rows.append(
+            told | over | {"weight_mb": max(model.report["weight_bytes"]) / 1e6, "blocks": model.report.get("blocks")}
+        )
+    return rows
 
 
 def main() -> None:
@@ -58,23 +64,29 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=16, help="new tokens (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     parser.add_argument("--compute", choices=COMPUTES, default="float32", help="default %(default)s")
+    parser.add_argument("--handed", choices=tuple(HANDED), default="float16", help="default %(default)s")
     parser.add_argument("--stages", default="auto", help="auto or even (default %(default)s)")
+    parser.add_argument("--only", help="these grids beside one node, by commas")
     args = parser.parse_args()
     comm = MPI.COMM_WORLD
     set_threads(1)
-    rows = []
-    for grid, strategy in ways(comm.size):
-        options: Any = dict(
-            compute=args.compute,
-            network=args.network,
-            clock="virtual",
-            speed=args.speed,
-            stages=args.stages,
-            weights="causal",
-        )
-        model = astra_mpi.load(args.model, comm=comm, grid=grid, strategy=strategy, **options)
-        ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (args.prompts, args.tokens))
-        rows.append({"grid": grid, "strategy": strategy, **measured(model, ids, args.prompts, args.new, args.rounds)})
+    one, *others = ways(comm.size)
+    taken = [one, *(way for way in others if args.only is None or way[0] in args.only.split(","))]
+    options: Any = dict(
+        compute=args.compute,
+        network=args.network,
+        clock="virtual",
+        speed=args.speed,
+        stages=args.stages,
+        handed_on=args.handed,
+        weights="causal",
+    )
+    models = [
+        astra_mpi.load(args.model, comm=comm, grid=grid, strategy=strategy, **options) for grid, strategy in taken
+    ]
+    ids = np.random.default_rng(0).integers(0, models[0].config.vocab_size, (args.prompts, args.tokens))
+    measured = in_turns(models, ids, args.new, args.rounds)
+    rows = [{"grid": grid, "strategy": strategy, **row} for (grid, strategy), row in zip(taken, measured, strict=True)]
     if comm.rank == 0:
         show(args, rows)
 
@@ -86,10 +98,10 @@ def show(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     print(f"{'grid':<9}{'strategy':<10}{'pass ms':>9}{'token ms':>10}", f"{'MB':>7}  blocks", sep=many)
     for row in rows:
         name = "one node" if row is one else row["grid"]
-        passes, tokens = one["passes_s"] / row["passes_s"], one["tokens_s"] / row["tokens_s"]
         print(
-            f"{name:<9}{row['strategy']:<10}{1e3 * row['pass_s']:>9.1f}{1e3 * row['token_s']:>10.2f}{passes:>10.2f}x"
-            f"{tokens:>10.2f}x{row['weight_mb']:>7.0f}  {'/'.join(map(str, row['blocks'] or ['all']))}"
+            f"{name:<9}{row['strategy']:<10}{1e3 * row['pass_s']:>9.1f}{1e3 * row['token_s']:>10.2f}"
+            f"{row['passes_s_over']:>10.2f}x{row['tokens_s_over']:>10.2f}x"
+            f"{row['weight_mb']:>7.0f}  {'/'.join(map(str, row['blocks'] or ['all']))}"
         )
     print(json.dumps(rows))
 

@@ -9,7 +9,7 @@ import pytest
 from astra_mpi.cli import _parse
 from astra_mpi.costs.latency import Network, assumed_speeds
 from astra_mpi.costs.setting import Setting
-from astra_mpi.costs.stages import ends_of, outside_weights
+from astra_mpi.costs.stages import ROWS_OF_A_PASS, ends_of, outside_weights, parting
 from astra_mpi.errors import InputError
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.models.gpt2 import GPT2Config
@@ -17,6 +17,7 @@ from astra_mpi.models.llama import LlamaConfig
 from astra_mpi.network.units import memory_bytes
 from astra_mpi.partition import split_blocks
 from astra_mpi.planner.grids import grid_advice, grid_plan
+from astra_mpi.planner.stage_cut import levelled
 from helpers.fakes import bert_config, model_file
 
 LLAMA_8B = LlamaConfig(4096, 32, 8, 32, 14336, "silu", 1e-5, vocab_size=128256, max_positions=8192, tied=False)
@@ -33,6 +34,13 @@ def test_blocks_of_stages():
     assert split_blocks(5, [1, 1], [1, 9]) == [1, 4]
     assert split_blocks(5, [1, 1], [1, 3]) is None
     assert split_blocks(2, [1, 1, 1]) == [1, 1, 0]
+
+
+def test_speeds_that_differ_by_little_are_equal():
+    """What a short measurement tells is wrong by some percent, and a block more costs a stage a third."""
+    assert levelled(12, [1.2, 1.0, 1.1, 0.95]) == [1.0] * 4
+    assert levelled(12, [0.7, 0.6, 0.4, 0.3]) == [0.7, 0.6, 0.4, 0.3]
+    assert levelled(2, [3.0, 1.0, 1.0]) == [3.0, 1.0, 1.0]
 
 
 def test_a_job_of_many_is_best_served_by_replicas():
@@ -105,3 +113,23 @@ def test_the_command(tmp_path, capsys):
     for wrong in ("8", "0GB", "8apples"):
         with pytest.raises(InputError, match="memory"):
             memory_bytes(wrong)
+
+
+@pytest.mark.parametrize(("n_sequences", "tokens"), [(0, 0), (1, 1), (1, 1000), (3, 7), (7, 129), (8, 512)])
+def test_how_a_batch_is_parted(n_sequences, tokens):
+    """Nearly as soon through as the best of all ways, whole sequences before pieces; pieces only where they can be."""
+    n_rows = n_sequences * tokens
+
+    def turns(parts, pieces):
+        largest = n_rows * -(-n_sequences // parts) / max(n_sequences, 1)
+        return (parts * pieces + 3) * (largest / pieces + ROWS_OF_A_PASS)
+
+    way = parting(n_sequences, n_rows, 4)
+    least = min(turns(p, q) for p in range(1, max(1, n_sequences) + 1) for q in range(1, 80))
+    assert (
+        turns(*way) <= 1.03 * least and 1 <= way.parts <= max(1, n_sequences) and way.passes == way.parts * way.pieces
+    )
+    assert not any(turns(p, q) <= 1.03 * least for p in range(way.parts + 1, n_sequences + 1) for q in range(1, 80))
+    assert parting(n_sequences, n_rows, 4, in_pieces=False).pieces == parting(n_sequences, n_rows, 4, 2).pieces == 1
+    assert parting(n_sequences, n_rows, 4, widens=True).passes <= way.passes
+    assert parting(n_sequences, n_rows, 4, n_parts=2).parts == 2

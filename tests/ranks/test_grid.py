@@ -1,5 +1,6 @@
 """The ranks as a grid: replicas that share a batch's sequences out, called as one model."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from astra_mpi.commands.model_options import load_model
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.files.modelfile import write_model
+from astra_mpi.measure.bench import trace
 from astra_mpi.oracle.verify import verify
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.ranks.grid import Grid, make_groups, parse_grid
@@ -102,6 +104,16 @@ def test_replicas_answer_as_one_rank_does_to_the_bit(comm, folder, n_sequences):
 
 
 @mpi
+@mpi
+def test_a_trace_where_some_replicas_have_no_sequence(comm, folder):
+    grid = f"{comm.size}x1x1"
+    model = astra_mpi.load(str(folder / "bert.h5"), comm=comm, strategy="single", grid=grid)
+    text = trace(model, *random_batch(model.config, 1, 8))
+    if comm.rank == 0:
+        spans = [event for event in json.loads(text)["traceEvents"] if event["ph"] == "X"]
+        assert {span["pid"] for span in spans} == {0}
+
+
 def test_strategies_work_inside_their_group(comm, folder):
     """Two replicas whose ranks share tokens: as much is sent, and the same comes out, as on half the ranks."""
     if comm.size % 2:

@@ -6,6 +6,7 @@ import numpy as np
 
 from astra_mpi.kernels.aligned import address
 from astra_mpi.kernels.cpu import _team
+from astra_mpi.kernels.cpu._features import features
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS, activate
 from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.dense.strip import NARROW, WIDE
@@ -14,8 +15,12 @@ from astra_mpi.kernels.cpu.dense.tile import HAS_TILES
 
 Array = np.ndarray
 
+#: whether columns that are a whole number of pages apart push each other out of the second-level cache, so that tiles
+#: which read them where they lie take twice as long as BLAS; measured on processors with AMX
+_CROWDED = "amx-tile" in features()
+_PAGE = 4096
 #: rows of products that tiles compute faster than BLAS, which copies the weights first; and with more terms than TERMS
-FEWEST, MOST, _MOST_DEEP = 8, 512, 64
+FEWEST, MOST, _MOST_DEEP = 8, 128 if _CROWDED else 512, 64
 #: multiply-adds, some 20 us, for which waking other threads takes too long
 _LEAST_WORK = 1 << 20
 
@@ -25,8 +30,7 @@ def dense(
 ) -> Array:
     """out (m, n) = act(x (m, k) @ weight (k, n) + bias), added to what is there if `add`; see reference.dense."""
     m, k, n = len(x), *weight.shape
-    most = MOST if k <= TERMS else _MOST_DEEP
-    if not (HAS_TILES and FEWEST <= m <= most and k and _by_rows(x, weight, out)):
+    if not (k and FEWEST <= m <= _most(weight) and _by_rows(x, weight, out)):
         return _by_blas(x, weight, out, bias, activation, add)
     if bias is None and activation:
         bias = np.zeros(n, np.float32)  # held here until all threads have read it
@@ -46,6 +50,13 @@ def dense(
     else:
         _team.run(share)
     return out
+
+
+def _most(weight: Array) -> int:
+    """Rows up to which tiles multiply by it."""
+    if not HAS_TILES or (_CROWDED and weight.strides[0] % _PAGE == 0):
+        return 0
+    return MOST if len(weight) <= TERMS else _MOST_DEEP
 
 
 def _by_blas(x: Array, weight: Array, out: Array, bias: Array | None, activation: str, add: bool) -> Array:
