@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from astra_mpi.codec.config import MAX_SINKS, METRICS
-from astra_mpi.commands.options import add_codec_options, as_text, codec_config, in_blocks, require_torch
+from astra_mpi.codec.counts import as_text
+from astra_mpi.commands.options import add_codec_options, codec_config, in_blocks, require_torch
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from astra_mpi.config import require
     from astra_mpi.planner.advice import advice, codec_advice
     from astra_mpi.planner.decode import decode_advice, decode_plan
+    from astra_mpi.planner.hiding import hiding_advice, wires
     from astra_mpi.planner.measured import measured
     from astra_mpi.planner.plan import compare_codecs, plan
     from astra_mpi.planner.waiting import fewer_waits, waiting_advice
@@ -90,11 +91,13 @@ def run(args: argparse.Namespace) -> int:
         **plan(setting),
         "codecs": compare_codecs(setting, args.budget),
         "measured_on": measured(setting.config.family, setting.config.n_layers).on,
+        "wires": wires(setting),
         "fewer_waits": fewer_waits(setting),
     }
     answer["verdict"] = [
         *advice(answer),
         *waiting_advice(answer["fewer_waits"], answer["strategies"]),
+        *hiding_advice(answer["wires"], setting.network.bandwidth_bps),
         codec_advice(answer["codecs"], args.budget, answer["measured_on"]),
     ]
     if args.new_tokens is not None:
@@ -167,6 +170,9 @@ def _table(answer: dict[str, Any]) -> str:
     on = f"  on {answer['measured_on']}"
     lines += ["", f"{'codecs of astra, most accurate first':<39}{'bits':>6}{'port ms':>9}{on}"]
     lines += [_codec(row) for row in answer["codecs"]]
+    if answer["wires"]:
+        lines += ["", f"{'wires, most accurate first':<39}{'bits':>6}{'port ms':>9}{'hides above Mbps':>18}"]
+        lines += [_wire(row) for row in answer["wires"]]
     if "decode" in answer:
         lines += ["", *_decode(answer["decode"])]
     if "grids" in answer:
@@ -222,6 +228,16 @@ def _codec(row: dict[str, Any]) -> str:
     marks += ["beyond the budget"] if not row["fits"] else []
     bits, total_ms = round(row["bits_per_token_per_block"], 1), 1e3 * row["latency_s"]
     return f"{codec_name(row['codec']):<39}{bits:>6}{total_ms:>9.1f}  {', '.join(marks)}".rstrip()
+
+
+def _wire(row: dict[str, Any]) -> str:
+    from astra_mpi.planner.hiding import wire_name
+
+    needed = row["hides_above_bps"]
+    above = "never" if needed is None else f"{needed / 1e6:.3g}"
+    bits, total_ms = round(row["bits_per_token_per_block"], 1), 1e3 * row["latency_s"]
+    marks = ", ".join([row["measured"], *["named"] * row["named"]])
+    return f"{wire_name(row):<39}{bits:>6}{total_ms:>9.1f}{above:>18}  {marks}"
 
 
 def _decode(plan: dict[str, Any]) -> list[str]:

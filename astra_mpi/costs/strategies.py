@@ -20,6 +20,7 @@ from astra_mpi.costs.work import (
     Cost,
     Job,
     RankWork,
+    Shape,
     Stage,
     Transfer,
     Work,
@@ -101,6 +102,13 @@ def _token_rank(job: Job, wire: Wire, rank: int, window: int, n_held: int) -> Ra
     during += wire.expect_own * n + wire.expect_far * n_held
     after = (far + output_work(shape, rows)) * job.batch + Work(blocks=1)
     return RankWork(before * job.batch, during * job.batch, after)
+
+
+def sp_bits(shape: Shape, strategy: str) -> int:
+    """Bits per token and block of `sp` with options."""
+    options = strategy.split(":")[1:]
+    numbers = [option for option in options if option != "kv"] or ["float32"]
+    return sp_wire(shape, "kv" if "kv" in options else "x", numbers[0]).bits
 
 
 def single(job: Job, rank: int = 0) -> Cost:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from astra_mpi.codec.config import KINDS
+from astra_mpi.codec.config import KINDS, CodecConfig
+from astra_mpi.codec.counts import as_text
 
 #: a gain smaller than this is not worth a second machine
 WORTH = 1.05
@@ -101,14 +102,21 @@ def codec_advice(codecs: list[dict[str, Any]], budget_bits: float | None, on: st
     best = next(row for row in codecs if row["best"])
     codec, bits = best["codec"], best["bits_per_token_per_block"]
     where = "Of the codecs measured" if budget_bits is None else f"Within {budget_bits:g} bits"
-    count = KINDS[codec["kind"]].count
-    option = f"--{count} {codec[count]} " if count else ""
-    if count == "vector_bits" or isinstance(codec.get(count), list):
-        option = f"--bits {best['bits_per_token']:.0f} "
-    how = f"calibrate --site {codec['site']} --kind {codec['kind']} {option}--codebook-size {codec['codebook_size']}"
-    if "predict" in codec:
-        how += f" --predict {codec['predict']} --predict-inputs {codec.get('inputs', 0)} {best['fit']}".rstrip()
     return (
         f"{where}, {codec_name(codec)} ({bits:.4g} bits per token and block) is the most accurate on {on}"
-        f" ({best['measured']}; {1e3 * best['latency_s']:.1f} ms): {how}."
+        f" ({best['measured']}; {1e3 * best['latency_s']:.1f} ms): calibrate {best['calibrate']}."
     )
+
+
+def calibrate_options(codec: CodecConfig, fit: str = "") -> str:
+    """Options that make such codes; fit: those that the codec does not say."""
+    count = codec.rule.count
+    told = {"site": codec.site, "kind": codec.kind}
+    if count == "vector_bits":
+        told["bits"] = f"{codec.bits_per_token:.0f}"
+    elif count:
+        told[count] = as_text(getattr(codec, count))
+    told["codebook-size"] = f"{codec.codebook_size}"
+    if codec.predicts:
+        told |= {"predict": codec.predict, "predict-inputs": f"{codec.inputs}"}
+    return " ".join([*(f"--{name} {value}" for name, value in told.items()), fit]).rstrip()

@@ -86,9 +86,9 @@ class Search:
     def codings(self) -> list[Coding]:
         """The setting's own codec, and the others of which something was measured."""
         others = [
-            Coding(codec)
-            for codec in measured(self.config.family, self.config.n_layers).codecs
-            if self._is_other(codec)
+            figure.coding(self.config.d_model)
+            for figure in measured(self.config.family, self.config.n_layers).figures
+            if self._is_other(figure.codec)
         ]
         return [self.setting.coding, *(cheaper_remote(self.setting, coding) for coding in others)]
 

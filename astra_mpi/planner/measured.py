@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from astra_mpi.codec.config import CodecConfig
+from astra_mpi.costs.wires import Coding
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.decoder import Decoder
 
@@ -20,14 +21,27 @@ class Figure(NamedTuple):
     codec: CodecConfig
     by_ranks: Mapping[int, float]  # number of ranks -> the figure, in the unit of `Measured`
     fit: str = ""  # options of `calibrate` that the codec does not say
+    searched: float = 1.0  # share of a vector's directions in which entries are searched
+
+    def coding(self, d_model: int) -> Coding:
+        """As such codebooks are used in a model of this width."""
+        return Coding(self.codec, (None if self.searched == 1 else max(1, round(self.searched * d_model)),))
+
+
+class Rounded(NamedTuple):
+    """What activations, or keys and values, cost as shorter numbers."""
+
+    strategy: str
+    by_ranks: Mapping[int, float]
 
 
 class Measured(NamedTuple):
-    """What was measured, and the codecs, most accurate first."""
+    """What was measured: codecs, and strategies that round, each most accurate first."""
 
     on: str
     unit: str  # with {} for a figure
     figures: tuple[Figure, ...]
+    rounded: tuple[Rounded, ...] = ()
 
     @property
     def codecs(self) -> tuple[CodecConfig, ...]:
@@ -45,7 +59,7 @@ class Measured(NamedTuple):
         best = same or min(alike, key=away, default=None)
         return best if same or (best and away(best) <= bits / 4) else None
 
-    def told(self, figure: Figure | None, ranks: int) -> str | None:
+    def told(self, figure: Figure | Rounded | None, ranks: int) -> str | None:
         """A figure in words, at the measured number of ranks that is nearest to `ranks`; None: there is none."""
         if figure is None or not figure.by_ranks:
             return None
@@ -63,9 +77,9 @@ def _by_stages(site: str, *figures: Sequence[float]) -> tuple[Figure, ...]:
     )
 
 
-def _predicted(stages: Sequence[int], n_layers: int, by_ranks: Mapping[int, float], inputs: int = 0) -> Figure:
+def _predicted(stages: Sequence[int], n_layers: int, by_ranks: Mapping[int, float]) -> Figure:
     """With stages where the blocks of the measured model have them."""
-    codec = CodecConfig(site="normed", predict="linear", inputs=inputs, stages=_stretched(stages, n_layers))
+    codec = CodecConfig(site="normed", predict="linear", stages=_stretched(stages, n_layers))
     return Figure(codec, by_ranks, "--predict-rank 0")
 
 
@@ -88,15 +102,22 @@ _STAGES_32 = (*(2,) * 4, *(5,) * 4, *(2,) * 4, 5, 6, 6, 6, *(10,) * 4, *(5,) * 3
 
 
 def _smollm2(n_layers: int) -> tuple[Figure, ...]:
-    found = (
-        (_spread(6, 18, 8, 22, 40, 20, 4), {4: 1.031}),
-        (_spread(3, 9, 4, 11, 20, 10, 2), {2: 1.030, 4: 1.057, 8: 1.086}),
-        (_STAGES_32, {2: 1.049, 4: 1.079, 8: 1.126}),
-        (_STAGES_10, {4: 1.146}),
+    scalar = CodecConfig(kind="scalar", site="normed", predict="linear", vector_bits=256)
+    by_size = (
+        Figure(CodecConfig(kind="scalar", site="kv", vector_bits=512), {4: 1.008}),
+        Figure(scalar, {4: 1.020}, "--predict-rank 0"),
+        _predicted(_spread(6, 18, 8, 22, 40, 20, 4), n_layers, {4: 1.031})._replace(searched=0.31),
+        Figure(CodecConfig(kind="scalar", site="kv", vector_bits=256), {4: 1.032}),
+        _predicted(_spread(3, 9, 4, 11, 20, 10, 2), n_layers, {2: 1.030, 4: 1.057, 8: 1.086})._replace(searched=0.18),
+        _predicted(_STAGES_32, n_layers, {2: 1.049, 4: 1.079, 8: 1.126})._replace(searched=0.11),
+        _predicted(_STAGES_10, n_layers, {4: 1.146})._replace(searched=0.07),
+        Figure(CodecConfig(site="kv", stages=4), {4: 1.158}),
     )
-    coded = [_predicted(stages, n_layers, by_ranks, inputs=1) for stages, by_ranks in found]
-    fitted = [figure._replace(fit="--predict-rank 0 --metric output") for figure in coded]
-    return (*fitted, Figure(CodecConfig(site="kv", stages=4), {4: 1.158}))
+    return tuple(_from_inputs(figure) if figure.codec.predicts else figure for figure in by_size)
+
+
+def _from_inputs(figure: Figure) -> Figure:
+    return figure._replace(codec=replace(figure.codec, inputs=1), fit="--predict-rank 0 --metric output")
 
 
 def _sentences(n_layers: int) -> tuple[Figure, ...]:
@@ -104,6 +125,7 @@ def _sentences(n_layers: int) -> tuple[Figure, ...]:
     return (*(_predicted(stages, n_layers, by_ranks) for stages, by_ranks in found), *_STSB)
 
 
+_ROUNDED_KV = (Rounded("sp:kv:float16", {4: 1.000}), Rounded("sp:kv:int8", {4: 1.000}))
 _RATIO = "{:.3f}x perplexity"
 _BOOKS = _by_stages(
     "normed",
@@ -131,10 +153,11 @@ def measured(family: str, n_layers: int) -> Measured:
     if family == "vit":
         return Measured("CIFAR-100", "{:.1f}% right of 40.3%", _CIFAR)
     if family == "gpt2":
-        return Measured("books", _RATIO, _BOOKS)
+        return Measured("books", _RATIO, _BOOKS, (Rounded("sp:int8", {2: 1.000, 4: 1.000, 8: 1.000}),))
     if issubclass(FAMILIES.get(family, object), Decoder):
-        return Measured("SmolLM2-135M", _RATIO, _smollm2(n_layers))
-    return Measured("STS-B", "correlation {:.4f} of 0.8203", _sentences(n_layers))
+        return Measured("SmolLM2-135M", _RATIO, _smollm2(n_layers), _ROUNDED_KV)
+    rounded = (Rounded("sp:int8", {2: 0.8207, 4: 0.8203, 8: 0.8203}),)
+    return Measured("STS-B", "correlation {:.4f} of 0.8203", _sentences(n_layers), rounded)
 
 
 def best_codec(budget_bits: float, codecs: Sequence[CodecConfig]) -> CodecConfig | None:

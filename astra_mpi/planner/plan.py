@@ -14,6 +14,7 @@ from astra_mpi.costs.strategies import STRATEGIES, single
 from astra_mpi.costs.wires import Coding
 from astra_mpi.costs.work import Cost
 from astra_mpi.errors import InputError
+from astra_mpi.planner.advice import calibrate_options
 from astra_mpi.planner.halves import quickest
 from astra_mpi.planner.measured import best_codec, measured, same_codes
 
@@ -142,13 +143,15 @@ def _way(setting: Setting, cost: Cost, counts: Sequence[int], accounting: str) -
 def compare_codecs(setting: Setting, budget_bits: float | None) -> list[dict[str, Any]]:
     """`astra` with each codec measured for such models, most accurate first, and the setting's own if it is another.
 
-    "best" marks the most accurate within the budget. Codecs that are not the setting's are searched exactly.
+    "best" marks the most accurate within the budget. Entries of codecs that are not the setting's are searched as where
+    they were measured.
     """
     own = setting.coding
     about = measured(setting.config.family, setting.config.n_layers)
     known = about.codecs
     best = best_codec(float("inf") if budget_bits is None else budget_bits, known)
-    others = [Coding(codec) for codec in known if not same_codes(codec, own.codec)]
+    d_model = setting.config.d_model
+    others = [figure.coding(d_model) for figure in about.figures if not same_codes(figure.codec, own.codec)]
     rows = []
     for coding in [own, *(cheaper_remote(setting, other) for other in others)]:
         codec = coding.codec
@@ -161,10 +164,9 @@ def compare_codecs(setting: Setting, budget_bits: float | None) -> list[dict[str
             {
                 "codec": codec.as_dict(),
                 "bits_per_token_per_block": bits,
-                "bits_per_token": bits * setting.config.n_layers / max(setting.config.n_layers - codec.has_maps, 1),
                 "accuracy_rank": rank,
                 "measured": about.told(figure, setting.size),
-                "fit": figure.fit if figure and rank is not None else "",
+                "calibrate": calibrate_options(codec, figure.fit if figure and rank is not None else ""),
                 "fits": budget_bits is None or bits <= budget_bits,
                 "best": best is not None and same_codes(codec, best),
                 "used": coding is own,

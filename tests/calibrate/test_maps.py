@@ -11,8 +11,8 @@ from mpi4py import MPI
 from astra_mpi import cli
 from astra_mpi.calibrate import activations, fit_codec
 from astra_mpi.codec.config import CodecConfig
+from astra_mpi.codec.counts import as_text, stages_of
 from astra_mpi.codec.fit import energy
-from astra_mpi.commands.options import as_text, stages_of
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
