@@ -102,14 +102,15 @@ _STAGES_32 = (*(2,) * 4, *(5,) * 4, *(2,) * 4, 5, 6, 6, 6, *(10,) * 4, *(5,) * 3
 
 
 def _smollm2(n_layers: int) -> tuple[Figure, ...]:
-    scalar = CodecConfig(kind="scalar", site="normed", predict="linear", vector_bits=256)
+    scalar = CodecConfig(kind="scalar", site="normed", predict="linear", vector_bits=512)
     by_size = (
         Figure(CodecConfig(kind="scalar", site="kv", vector_bits=512), {4: 1.008}),
-        Figure(scalar, {4: 1.020}, "--predict-rank 0"),
-        _predicted(_spread(6, 18, 8, 22, 40, 20, 4), n_layers, {4: 1.031})._replace(searched=0.31),
+        Figure(scalar, {4: 1.010}, "--predict-rank 0"),
+        Figure(replace(scalar, vector_bits=256), {4: 1.020}, "--predict-rank 0"),
         Figure(CodecConfig(kind="scalar", site="kv", vector_bits=256), {4: 1.032}),
+        _predicted(_spread(6, 18, 8, 22, 40, 20, 4), n_layers, {2: 1.018, 4: 1.034, 8: 1.053})._replace(searched=0.31),
         _predicted(_spread(3, 9, 4, 11, 20, 10, 2), n_layers, {2: 1.030, 4: 1.057, 8: 1.086})._replace(searched=0.18),
-        _predicted(_STAGES_32, n_layers, {2: 1.049, 4: 1.079, 8: 1.126})._replace(searched=0.11),
+        _predicted(_STAGES_32, n_layers, {2: 1.049, 4: 1.085, 8: 1.126})._replace(searched=0.11),
         _predicted(_STAGES_10, n_layers, {4: 1.146})._replace(searched=0.07),
         Figure(CodecConfig(site="kv", stages=4), {4: 1.158}),
     )
