@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from language_plot import Point, draw
 
 from astra_mpi.files import whole
 from astra_mpi.files.modelfile import read_model
@@ -146,7 +147,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     for row in ["exact", *args.rows]:
         for ranks in [1] if row == "exact" else args.ranks:
             key = name_of(args, row, ranks)
-            if key not in found:
+            if key not in found and not args.known:
                 found[key] = perplexity(args, row, ranks)
                 whole.write_text(path, json.dumps(found, indent=1) + "\n")
                 print(key, json.dumps(found[key]["metrics"]), flush=True)
@@ -165,33 +166,30 @@ def name_of(args: argparse.Namespace, row: str, ranks: int) -> str:
 
 
 def table(args: argparse.Namespace, found: dict[str, Any]) -> str:
-    """Perplexity over the exact one, a row per codebooks."""
-
-    def figure(row: str, ranks: int) -> dict[str, Any]:
-        return found[name_of(args, row, ranks)]
-
-    exact = figure("exact", 1)["metrics"]["perplexity"]
+    """Perplexity over the exact one, a row per codebooks; nothing where it is not known."""
+    exact = found[name_of(args, "exact", 1)]["metrics"]["perplexity"]
     lines = [f"| codes (exact: {exact:.2f}) | bits | {' | '.join(f'P = {n}' for n in args.ranks)} |"]
     lines.append(f"|{'---|' * (2 + len(args.ranks))}")
     for row in args.rows:
-        over = [figure(row, n)["metrics"]["perplexity"] / exact for n in args.ranks]
-        bits = figure(row, args.ranks[0])["bits_per_token_per_block"]
-        name = row if row in ROWS else row.partition("=")[0]
-        lines.append(f"| {name} | {bits:.4g} | {' | '.join(f'{x:.3f}x' for x in over)} |")
+        points = {n: point for n in args.ranks for point in points_of(args, found, row, n)}
+        bits = next((f"{point.bits:.4g}" for point in points.values()), "")
+        over = [f"{points[n].over:.3f}x" if n in points else "" for n in args.ranks]
+        lines.append(f"| {row if row in ROWS else row.partition('=')[0]} | {bits} | {' | '.join(over)} |")
     return "\n".join(lines + positions(args, found))
+
+
+def points_of(args: argparse.Namespace, found: dict[str, Any], row: str, ranks: int) -> list[Point]:
+    """One, if the figure is known."""
+    exact, figure = (found.get(name_of(args, *of)) for of in (("exact", 1), (row, ranks)))
+    if exact is None or figure is None:
+        return []
+    over = figure["metrics"]["perplexity"] / exact["metrics"]["perplexity"]
+    return [Point(figure["bits_per_token_per_block"], over, row if row in ROWS else row.partition("=")[0])]
 
 
 def plotted(args: argparse.Namespace, found: dict[str, Any]) -> None:
     """The table as a picture."""
-    from language_plot import Point, draw
-
-    exact = found[name_of(args, "exact", 1)]["metrics"]["perplexity"]
-    lines: dict[int, list[Point]] = {ranks: [] for ranks in args.ranks}
-    for ranks, points in lines.items():
-        for row in args.rows:
-            figure = found[name_of(args, row, ranks)]
-            name = row if row in ROWS else row.partition("=")[0]
-            points.append(Point(figure["bits_per_token_per_block"], figure["metrics"]["perplexity"] / exact, name))
+    lines = {n: [point for row in args.rows for point in points_of(args, found, row, n)] for n in args.ranks}
     draw(lines, args.plot)
 
 
@@ -203,6 +201,8 @@ def positions(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
     lines = ["", f"| tokens from | {' | '.join(exact)} |", f"|{'---|' * (1 + len(exact))}"]
     for row in args.rows:
         for ranks in args.ranks:
+            if name_of(args, row, ranks) not in found:
+                continue
             loss = found[name_of(args, row, ranks)]["metrics"]["loss_at"]
             over = [f"{math.exp(loss[at] - exact[at]):.3f}x" for at in exact]
             lines.append(f"| {row.partition('=')[0] if row not in ROWS else row}, P = {ranks} | {' | '.join(over)} |")
@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of what --loss loses (default %(default)s)")
     parser.add_argument("--positions", action="store_true", help="with --emulate: a table by position, too")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="the table as a picture, too")
+    parser.add_argument("--known", action="store_true", help="only figures that --work has; nothing is measured")
     parser.add_argument("--work", type=Path, default=Path("work/language"), help="default %(default)s")
     args = parser.parse_args()
     unknown = [row for row in args.rows if row not in ROWS and not Path(row.partition("=")[2]).is_file()]
