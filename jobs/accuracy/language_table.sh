@@ -10,9 +10,10 @@ model=$(realpath -e "$1") valid=$(realpath -e "$2") test=$(realpath -e "$3")
 cd "$(dirname "$0")/../.."
 source jobs/setup.sh
 setup_venv mpich,text,train,plot
-rows="inputs 10;inputs 32;inputs 61;inputs 123;inputs scalar 256;inputs scalar 512;kv scalar 512;kv scalar 1024"
+rows="inputs 10;inputs 32;inputs 61;inputs 123;inputs scalar 256;inputs scalar 512;kv scalar 1024"
 told=("$model" "$valid" "$test" --emulate --threads "$CORES" --work "${WORK:-work/language}")
 python jobs/accuracy/language.py "${told[@]}" --rows "$rows" --ranks 4,2,8 --plot "${WORK:-work/language}/language.svg"
+python jobs/accuracy/language.py "${told[@]}" --rows "kv scalar 512"
 for seed in 0 1 2; do
   python jobs/accuracy/language.py "${told[@]}" --rows "inputs 32;inputs 61" --loss 0.05 --seed "$seed"
 done

@@ -82,7 +82,7 @@ def test_where_nothing_hides_the_nearest_is_named():
 
 def test_codebooks_at_hand_count_as_they_are():
     """Entries that are searched in few directions hide less."""
-    codec = measured("llama", 30).figures[2].codec
+    codec = next(codec for codec in measured("llama", 30).codecs if codec.kind == "residual")
     setting = Setting(SMOLLM2, 64, (assumed_speeds(50),) * 4, Network(1e8, 1e-3))
     narrow, wide = (
         next(row for row in wires(replace(setting, coding=coding)) if row["codec"] == codec.as_dict())
