@@ -105,7 +105,7 @@ def _smollm2(n_layers: int) -> tuple[Figure, ...]:
     scalar = CodecConfig(kind="scalar", site="normed", predict="linear", vector_bits=512)
     by_size = (
         Figure(CodecConfig(kind="scalar", site="kv", vector_bits=512), {4: 1.008}),
-        Figure(scalar, {4: 1.010}, "--predict-rank 0"),
+        Figure(scalar, {2: 1.005, 4: 1.010, 8: 1.015}, "--predict-rank 0"),
         Figure(replace(scalar, vector_bits=256), {2: 1.011, 4: 1.020, 8: 1.032}, "--predict-rank 0"),
         Figure(CodecConfig(kind="scalar", site="kv", vector_bits=256), {4: 1.032}),
         _predicted(_spread(6, 18, 8, 22, 40, 20, 4), n_layers, {2: 1.018, 4: 1.034, 8: 1.053})._replace(searched=0.31),
