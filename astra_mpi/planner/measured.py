@@ -111,7 +111,7 @@ def _smollm2(n_layers: int) -> tuple[Figure, ...]:
         _predicted(_spread(6, 18, 8, 22, 40, 20, 4), n_layers, {2: 1.018, 4: 1.034, 8: 1.053})._replace(searched=0.31),
         _predicted(_spread(3, 9, 4, 11, 20, 10, 2), n_layers, {2: 1.030, 4: 1.057, 8: 1.086})._replace(searched=0.18),
         _predicted(_STAGES_32, n_layers, {2: 1.049, 4: 1.085, 8: 1.126})._replace(searched=0.11),
-        _predicted(_STAGES_10, n_layers, {4: 1.146})._replace(searched=0.07),
+        _predicted(_STAGES_10, n_layers, {2: 1.083, 4: 1.146, 8: 1.219})._replace(searched=0.07),
         Figure(CodecConfig(site="kv", stages=4), {4: 1.158}),
     )
     return tuple(_from_inputs(figure) if figure.codec.predicts else figure for figure in by_size)
