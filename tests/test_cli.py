@@ -153,12 +153,13 @@ def test_exit_code_of_a_command_is_that_of_mpirun():
 def test_threads_in_force(monkeypatch):
     code = (
         "from astra_mpi.device.threads import set_threads\nimport json, numba, numpy, threadpoolctl\n"
-        "n = set_threads()\nblas = [p['num_threads'] for p in threadpoolctl.threadpool_info()]\n"
-        "print(json.dumps([n, numba.get_num_threads(), max(blas)]))"
+        "n = set_threads()\nblas = [p['num_threads'] for p in threadpoolctl.threadpool_info() if p['user_api'] == 'blas']\n"
+        "from astra_mpi.kernels.cpu import _team\n"
+        "print(json.dumps([n, _team.size(), numba.get_num_threads(), max(blas)]))"
     )
     for environment, n in (({}, 1), ({"SLURM_CPUS_PER_TASK": "2"}, 2), ({"SLURM_CPUS_PER_TASK": "64"}, 64)):
         limits = {"NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
-        assert json.loads(start(sys.executable, "-c", code, **limits, **environment).stdout) == [n, min(n, 2), n]
+        assert json.loads(start(sys.executable, "-c", code, **limits, **environment).stdout) == [n, n, min(n, 2), 1]
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "two")
     with pytest.raises(InputError, match="SLURM_CPUS_PER_TASK = 'two'"):
         threads.set_threads()

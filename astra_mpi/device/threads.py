@@ -11,10 +11,11 @@ from astra_mpi.ranks.launch import launched_rank
 
 
 def set_threads(n_threads: int | None = None) -> int:
-    """Limit BLAS, Numba and the kernels' team to `n_threads` threads of this process; return the number in force.
+    """Limit OpenMP, Numba and the kernels' team to `n_threads` threads of this process; return the number in force.
 
-    None: SLURM_CPUS_PER_TASK, else 1. Numba cannot exceed what it started with (the cores, or NUMBA_NUM_THREADS) and
-    keeps to that; no kernel depends on it. InputError if the number is not positive.
+    None: SLURM_CPUS_PER_TASK, else 1. BLAS gets one: the team shares its products (`kernels/cpu/_matmul.py`). Numba
+    cannot exceed what it started with (the cores, or NUMBA_NUM_THREADS) and keeps to that; no kernel depends on it.
+    InputError if the number is not positive.
     """
     import numba
     from threadpoolctl import threadpool_limits
@@ -27,7 +28,7 @@ def set_threads(n_threads: int | None = None) -> int:
     if wanted > cores and launched_rank() == 0:
         print(f"astra-mpi: {wanted} threads per rank on {cores} cores: they wait for each other", file=sys.stderr)
     numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    threadpool_limits(wanted)
+    threadpool_limits({"blas": 1, "openmp": wanted})
     _team.set_size(wanted)
     return wanted
 

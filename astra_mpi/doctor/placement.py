@@ -58,12 +58,14 @@ def kernel_cache() -> tuple[bool, str, str]:
 
 
 def threads_in_force() -> int:
-    """Threads that BLAS or Numba may use in this process, whichever are more."""
+    """Threads that kernels, BLAS or Numba may use in this process, whichever are most."""
     import numba
     from threadpoolctl import threadpool_info
 
+    from astra_mpi.kernels.cpu import _team
+
     pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-    return max([numba.get_num_threads(), *pools])
+    return max([_team.size(), numba.get_num_threads(), *pools])
 
 
 def cpu_quota(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float | None:

@@ -49,6 +49,7 @@ def main() -> None:
     for _ in range(1 + args.rounds):  # the first one warms up
         for n in args.threads:
             set_threads(n)
+            model(inputs)  # new threads make their buffers
             laps[n].append(timed(model, inputs, args.new_tokens))
     first = np.array(laps[args.threads[0]][1:])
     for n in args.threads:

@@ -17,6 +17,7 @@ from astra_mpi.kernels.cpu._block_rows import quantise_into, quantise_rows
 from astra_mpi.kernels.cpu._block_strips import tiled_strips
 from astra_mpi.kernels.cpu._block_tiles import has_tiles
 from astra_mpi.kernels.cpu._features import path
+from astra_mpi.kernels.cpu._matmul import matmul
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS
 
 __all__ = [
@@ -117,5 +118,5 @@ def _multiply_wide(kind: str, rows: Rows, weights: Array, out: Array) -> Array:
     width = max(32, (1 << 20) // q.shape[1] // 32 * 32)
     for first in range(0, out.shape[1], width):
         tile = np.empty((q.shape[1], min(width, out.shape[1] - first)), np.float32)
-        np.matmul(x, widen_blocks(kind, weights, first, tile), out=out[:, first : first + width])
+        matmul(x, widen_blocks(kind, weights, first, tile), out[:, first : first + width])
     return out

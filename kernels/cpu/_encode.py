@@ -10,6 +10,7 @@ from numba import njit
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
+from astra_mpi.kernels.cpu._matmul import matmul
 from astra_mpi.kernels.reference import code_dtype
 
 Array = np.ndarray
@@ -26,7 +27,7 @@ def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
     for rows, scores in _tiles(len(x), n_codes):
         for g in range(n_groups):
             column = g * width
-            np.matmul(x[rows, column : column + width], entries[g].T, out=scores)  # (rows, W) (W, K) -> (rows, K)
+            matmul(x[rows, column : column + width], entries[g].T, scores)  # (rows, W) (W, K) -> (rows, K)
             _pick(scores, half_norms[g], x, rows.start, column, entries[g], codes, g)
     return codes.astype(code_dtype(n_codes), copy=False)
 
@@ -38,7 +39,7 @@ def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
     codes = np.empty((len(x), n_stages), np.uint16)
     for rows, scores in _tiles(len(x), n_codes):
         for m in range(n_stages):
-            np.matmul(residual[rows], entries[m].T, out=scores)  # (rows, W) (W, K) -> (rows, K)
+            matmul(residual[rows], entries[m].T, scores)  # (rows, W) (W, K) -> (rows, K)
             _pick(scores, half_norms[m], residual, rows.start, 0, entries[m], codes, m)
             _subtract(residual[rows], entries[m], codes[rows], m)
     return codes.astype(code_dtype(n_codes), copy=False)

@@ -17,6 +17,7 @@ from astra_mpi.device.formats.narrow import STEP, Narrow, is_layer
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.kernels.aligned import lasting
 from astra_mpi.kernels.blocks import ADDED, BLOCK, RECORDS, STRIP, widened
+from astra_mpi.kernels.cpu._matmul import matmul
 
 #: up to so many float32 rows read the blocks; more of them pay for widening
 _FEW_ROWS = 64
@@ -195,7 +196,8 @@ class Blocks(Narrow):
         k, n = self.n_inputs, self.n_outputs
         for columns in self.tiles(n, k, STRIP):
             tile = scratch("tile", k, columns.stop - columns.start)
-            np.matmul(x, kernels.widen_blocks(self.dtype, self.values, columns.start, tile), out=out[:, columns])
+            wide = kernels.widen_blocks(self.dtype, self.values, columns.start, tile)
+            matmul(x, wide, out[:, columns])
         return out
 
     def widen(self, columns: slice, kernels: ModuleType, tile: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from astra_mpi.device.scratch import Scratch
+from astra_mpi.kernels.cpu._matmul import matmul
 
 #: numbers of a tile: 16 MiB of float32
 _TILE = 1 << 22
@@ -151,14 +152,14 @@ class Narrow:
         m, n = self.shape
         for columns in self.tiles(n, m, 16):
             tile = self.widen(columns, kernels, scratch("tile", m, columns.stop - columns.start))
-            np.matmul(x, tile, out=out[:, columns])
+            matmul(x, tile, out[:, columns])
         return out
 
     def product_transposed(self, x: np.ndarray, out: np.ndarray, kernels: ModuleType, scratch: Scratch) -> np.ndarray:
         """out (k, m) = x (k, n) @ this transposed."""
         m, n = self.shape
         for rows in self.tiles(m, n, 1):
-            np.matmul(x, self[rows].T, out=out[:, rows])
+            matmul(x, self[rows].T, out[:, rows])
         return out
 
     def widen(self, columns: slice, kernels: ModuleType, tile: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 from astra_mpi.kernels.aligned import address
 from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._features import features
+from astra_mpi.kernels.cpu._matmul import matmul
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS, activate
 from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.dense.strip import NARROW, WIDE
@@ -60,7 +61,7 @@ def _most(weight: Array) -> int:
 
 
 def _by_blas(x: Array, weight: Array, out: Array, bias: Array | None, activation: str, add: bool) -> Array:
-    made = np.matmul(x, weight, out=None if add else out)
+    made = matmul(x, weight, None if add else out)
     if activation:
         activate(made, bias, activation)
     elif bias is not None:
