@@ -153,7 +153,8 @@ def test_exit_code_of_a_command_is_that_of_mpirun():
 def test_threads_in_force(monkeypatch):
     code = (
         "from astra_mpi.device.threads import set_threads\nimport json, numba, numpy, threadpoolctl\n"
-        "n = set_threads()\nblas = [p['num_threads'] for p in threadpoolctl.threadpool_info() if p['user_api'] == 'blas']\n"
+        "n, pools = set_threads(), threadpoolctl.threadpool_info()\n"
+        "blas = [pool['num_threads'] for pool in pools if pool['user_api'] == 'blas']\n"
         "from astra_mpi.kernels.cpu import _team\n"
         "print(json.dumps([n, _team.size(), numba.get_num_threads(), max(blas)]))"
     )

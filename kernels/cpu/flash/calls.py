@@ -6,6 +6,7 @@ from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._features import features, path
 from astra_mpi.kernels.cpu._math import f32
 from astra_mpi.kernels.cpu.dense import attention
+from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.flash.tiles import NONE, Scores, Sizes, attend_units, workspace_words
 from astra_mpi.kernels.cpu.products import amx
 from astra_mpi.kernels.near import Near
@@ -69,13 +70,16 @@ def attend(
     places = tuple(_place(array) for array in (q, k, v, acc, row_max, row_sum))
     tiles = tiles_of(by)
 
-    def share(index: int, count: int) -> None:
-        first, last = _units(sizes, reach, index, count)
-        if first < last:
-            work = np.empty(workspace_words(sizes), np.uint32)
-            attend_units(tiles, places, rows, tuple(sizes), tuple(scores), first, last, work)
+    alone = _team.size() == 1 or n_heads * n_queries * n_keys < _THREAD_SCORES
+    cuts, n_words = _cuts(sizes, reach, 1 if alone else _team.size()), workspace_words(sizes)
+    given = tiles, places, rows, tuple(sizes), tuple(scores)
 
-    if n_heads * n_queries * n_keys < _THREAD_SCORES:
+    def share(index: int, count: int) -> None:
+        first, last = (cuts[index], cuts[index + 1]) if count == len(cuts) - 1 else (0, cuts[-1])
+        if first < last:
+            attend_units(*given, first, last, room("attention", n_words).view(np.uint32))
+
+    if alone:
         share(0, 1)
     else:
         _team.run(share)
@@ -102,16 +106,17 @@ def warm_up() -> None:
     attend(heads, heads, heads, None, None, heads.copy(), state[0], state[1], by=used_path())
 
 
-def _units(sizes: Sizes, reach: int, index: int, count: int) -> tuple[int, int]:
-    """The units of work of thread `index` of `count`: tiles of rows, key head after key head, by the keys they see."""
+def _cuts(sizes: Sizes, reach: int, count: int) -> list[int]:
+    """Where the units of work of each of `count` threads begin, and end: tiles of rows, key head after key head, by the
+    keys that they see."""
     n_tiles = -(-sizes.repeat * sizes.n_queries // sizes.tile_rows)
     if count == 1:
-        return 0, sizes.n_groups * n_tiles
+        return [0, sizes.n_groups * n_tiles]
     last_query = np.minimum((np.arange(n_tiles) + 1) * sizes.tile_rows // sizes.repeat, sizes.n_queries)
     seen = np.clip(last_query + reach, 1, sizes.n_keys)
     done = np.cumsum(np.tile(seen, sizes.n_groups))
-    first, last = np.searchsorted(done, [done[-1] * index / count, done[-1] * (index + 1) / count])
-    return int(first), int(last) if index + 1 < count else len(done)
+    inner = np.searchsorted(done, done[-1] * np.arange(1, count) / count)
+    return [0, *inner.tolist(), len(done)]
 
 
 def _up(n: int, unit: int) -> int:
