@@ -34,6 +34,8 @@ _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _APART = 128
 #: looks at the counter before the core is offered to others
 _PATIENCE = 2000
+#: offers of the core, some 0.1 ms, before a thread sleeps: to be woken takes as long
+_OFFERS = 200
 
 Task = Callable[[int, int], object]
 
@@ -92,6 +94,22 @@ def barrier(at, count):
                     give_way()
 
 
+@compiled()
+def look_for(at, count, number):
+    """Wait a little for `count` int64 at an address to be `number`, each written by a thread of its own; and then as
+    long as such a thread takes to give back the interpreter's lock."""
+    for look in range(_PATIENCE + _OFFERS):
+        if look > _PATIENCE:
+            give_way()
+        there = 0
+        for i in range(count):
+            there += fetch(at + 8 * i) == number  # type: ignore[call-arg]
+        if there == count:
+            break
+    for _ in range(_PATIENCE):
+        fetch(at)  # type: ignore[call-arg]
+
+
 class Team:
     """`size` threads, of which the caller's is one. The others wait for tasks without using their cores."""
 
@@ -99,36 +117,46 @@ class Team:
         self.size = size
         self._tasks: list[SimpleQueue[tuple[Task, int] | None]] = [SimpleQueue() for _ in range(size - 1)]
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
-        for tasks in self._tasks:
-            threading.Thread(target=self._work, args=(tasks,), daemon=True).start()
+        self._n_runs, self._ended = 0, np.zeros(size - 1, np.int64)  # the last run that each of the others has ended
+        for index, tasks in enumerate(self._tasks, start=1):
+            threading.Thread(target=self._work, args=(tasks, index), daemon=True).start()
+        self._look()  # which compiles it
 
     def run(self, task: Task) -> None:
         """task(index, size) on every thread. What one of them raised is raised here, after all have ended."""
-        for index, tasks in enumerate(self._tasks, start=1):
-            tasks.put((task, index))
+        self._n_runs += 1
+        for tasks in self._tasks:
+            tasks.put((task, self._n_runs))
         failures: list[BaseException | None] = []
         try:
             task(0, self.size)
         except BaseException as exc:
             failures.append(exc)
+        self._look()
         failures += [self._done.get() for _ in self._tasks]
         for failure in failures:
             if failure is not None:
                 raise failure
+
+    def _look(self) -> None:
+        """Wait a little for the others."""
+        if self._tasks:
+            look_for(self._ended.ctypes.data, len(self._ended), self._n_runs)
 
     def close(self) -> None:
         """End the threads."""
         for tasks in self._tasks:
             tasks.put(None)
 
-    def _work(self, tasks: "SimpleQueue[tuple[Task, int] | None]") -> None:
-        for task, index in iter(tasks.get, None):
+    def _work(self, tasks: "SimpleQueue[tuple[Task, int] | None]", index: int) -> None:
+        for task, number in iter(tasks.get, None):
             failure: BaseException | None = None
             try:
                 task(index, self.size)
             except BaseException as exc:
                 failure = exc
             self._done.put(failure)
+            self._ended[index - 1] = number
 
 
 class _State:
