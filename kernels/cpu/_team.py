@@ -100,7 +100,7 @@ def look_for(at, count, number):
     long as such a thread takes to give back the interpreter's lock."""
     for look in range(_PATIENCE + _OFFERS):
         if look > _PATIENCE:
-            give_way()
+            give_way()  # type: ignore[call-arg]
         there = 0
         for i in range(count):
             there += fetch(at + 8 * i) == number  # type: ignore[call-arg]
