@@ -27,6 +27,7 @@ class _Wire(NamedTuple):
     strategy: str
     bits: float  # per token and block
     told: str  # how accurate it is, in words
+    loss: float  # on so many ranks, or as many as were measured; least where nothing is lost
     coding: Coding | None = None  # of codes
     fit: str = ""  # options of `calibrate` that the codec does not say
 
@@ -34,27 +35,32 @@ class _Wire(NamedTuple):
 def wires(setting: Setting) -> list[dict[str, Any]]:
     """Exact and measured wires, most accurate first and each of fewer bits than those before it, as JSON types; one is
     `named`. None for one rank."""
-    rows: list[dict[str, Any]] = []
-    for wire in _by_accuracy(setting) if setting.size > 1 else ():
-        if not rows or wire.bits < rows[-1]["bits_per_token_per_block"]:
-            rows.append(_row(setting, wire))
+    known = list(_known(setting)) if setting.size > 1 else []
+    best = [one for one in known if not any(_beats(other, one) for other in known)]
+    rows = [_row(setting, wire) for wire in sorted(best, key=lambda wire: -wire.bits)]
     for row in rows:
         row["named"] = row is _named(rows)
     return rows
 
 
-def _by_accuracy(setting: Setting) -> Iterator[_Wire]:
+def _beats(one: _Wire, other: _Wire) -> bool:
+    """Whether it is at least as small and accurate, and either is better."""
+    return one.bits <= other.bits and one.loss <= other.loss and (one.bits < other.bits or one.loss < other.loss)
+
+
+def _known(setting: Setting) -> Iterator[_Wire]:
     about, config = measured(setting.config.family, setting.config.n_layers), setting.config
-    exact = [_Wire(name, sp_bits(setting.shape, name), "exact") for name in _EXACT]
-    yield from sorted(exact, key=lambda wire: wire.bits)
+    for name in _EXACT:
+        yield _Wire(name, sp_bits(setting.shape, name), "exact", -float("inf"))
     for figure in about.rounded:
-        told = about.told(figure, setting.size) or ""
-        yield _Wire(figure.strategy, sp_bits(setting.shape, figure.strategy), told)
+        told, loss = about.told(figure, setting.size) or "", about.loss(figure, setting.size)
+        yield _Wire(figure.strategy, sp_bits(setting.shape, figure.strategy), told, loss)
     for of in about.figures:
         own = same_codes(of.codec, setting.coding.codec)
         coding = setting.coding if own else cheaper_remote(setting, of.coding(config.d_model))
         bits = of.codec.mean_bits(config.n_layers)
-        yield _Wire("astra", bits, about.told(of, setting.size) or "", coding, of.fit)
+        told, loss = about.told(of, setting.size) or "", about.loss(of, setting.size)
+        yield _Wire("astra", bits, told, loss, coding, of.fit)
 
 
 def _row(setting: Setting, wire: _Wire) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class Measured(NamedTuple):
     rounded: tuple[Rounded, ...] = ()
 
     @property
+    def falls(self) -> bool:
+        """Whether less is better."""
+        return self.unit == _RATIO
+
+    @property
     def codecs(self) -> tuple[CodecConfig, ...]:
         return tuple(figure.codec for figure in self.figures)
 
@@ -59,12 +64,24 @@ class Measured(NamedTuple):
         best = same or min(alike, key=away, default=None)
         return best if same or (best and away(best) <= bits / 4) else None
 
+    def loss(self, figure: Figure | Rounded, ranks: int) -> float:
+        """The figure at the measured number of ranks that is nearest to `ranks`, or minus it: the less the better. The
+        most that is known where there is none."""
+        sign = 1 if self.falls else -1
+        if not figure.by_ranks:
+            return max(self.loss(other, ranks) for other in self.figures if other.by_ranks)
+        return sign * figure.by_ranks[_nearest(figure.by_ranks, ranks)]
+
     def told(self, figure: Figure | Rounded | None, ranks: int) -> str | None:
         """A figure in words, at the measured number of ranks that is nearest to `ranks`; None: there is none."""
         if figure is None or not figure.by_ranks:
             return None
-        at = min(figure.by_ranks, key=lambda n: (abs(n - ranks), n))
+        at = _nearest(figure.by_ranks, ranks)
         return f"{self.unit.format(figure.by_ranks[at])} at P = {at}"
+
+
+def _nearest(by_ranks: Mapping[int, float], ranks: int) -> int:
+    return min(by_ranks, key=lambda n: (abs(n - ranks), n))
 
 
 def _by_stages(site: str, *figures: Sequence[float]) -> tuple[Figure, ...]:
