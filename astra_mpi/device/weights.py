@@ -18,9 +18,8 @@ from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.device.formats.narrow import Narrow
 from astra_mpi.device.packed import Packed
 from astra_mpi.device.scratch import Scratch
-from astra_mpi.device.xp import module_of, on_host
+from astra_mpi.device.xp import module_of
 from astra_mpi.kernels.blocks import Layer
-from astra_mpi.kernels.cpu._matmul import matmul
 
 
 class SideBySide:
@@ -176,7 +175,7 @@ def product_transposed(x: np.ndarray, weight: np.ndarray | Narrow, kernels: Modu
     """x (k, n) @ weight (m, n) transposed -> (k, m), a new array."""
     if isinstance(weight, Narrow):
         return weight.product_transposed(x, np.empty((len(x), len(weight)), np.float32), kernels, scratch)
-    return matmul(x, weight.T) if on_host(x) else x @ weight.T
+    return kernels.matmul(x, weight.T) if hasattr(kernels, "matmul") else x @ weight.T
 
 
 def part(weight: np.ndarray | Narrow, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray | Narrow:

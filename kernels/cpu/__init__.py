@@ -24,6 +24,7 @@ from astra_mpi.kernels.cpu._codes import (
     unpack_columns,
 )
 from astra_mpi.kernels.cpu._levels import encode_levels
+from astra_mpi.kernels.cpu._matmul import matmul
 from astra_mpi.kernels.cpu._ordered import ordered_product
 from astra_mpi.kernels.cpu._rows import (
     activate,
@@ -69,6 +70,7 @@ __all__ = [
     "finish",
     "gram_sum",
     "layer_norm",
+    "matmul",
     "matvec",
     "multiply_blocks",
     "ordered_product",

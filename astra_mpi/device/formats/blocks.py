@@ -13,11 +13,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from astra_mpi.device.formats.ggml import QUANTISED, Numbers
-from astra_mpi.device.formats.narrow import STEP, Narrow, is_layer
+from astra_mpi.device.formats.narrow import STEP, Narrow, is_layer, matmul
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.kernels.aligned import lasting
 from astra_mpi.kernels.blocks import ADDED, BLOCK, RECORDS, STRIP, widened
-from astra_mpi.kernels.cpu._matmul import matmul
 
 #: up to so many float32 rows read the blocks; more of them pay for widening
 _FEW_ROWS = 64
@@ -197,7 +196,7 @@ class Blocks(Narrow):
         for columns in self.tiles(n, k, STRIP):
             tile = scratch("tile", k, columns.stop - columns.start)
             wide = kernels.widen_blocks(self.dtype, self.values, columns.start, tile)
-            matmul(x, wide, out[:, columns])
+            matmul(x, wide, out[:, columns], kernels)
         return out
 
     def widen(self, columns: slice, kernels: ModuleType, tile: np.ndarray) -> np.ndarray:

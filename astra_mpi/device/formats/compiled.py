@@ -6,9 +6,8 @@ from types import ModuleType
 
 import numpy as np
 
-from astra_mpi.device.formats.narrow import Narrow
+from astra_mpi.device.formats.narrow import Narrow, matmul
 from astra_mpi.device.scratch import Scratch
-from astra_mpi.kernels.cpu._matmul import matmul
 
 #: up to so many rows, each reads the narrow matrix by itself
 _FEW_ROWS = 8
@@ -34,7 +33,7 @@ class Compiled(Narrow):
             return out
         for rows in self.tiles(m, n, 1):
             tile = kernels.widen(self.values[rows], None, 0, scratch("tile", rows.stop - rows.start, n))
-            matmul(x, tile.T, out[:, rows])
+            matmul(x, tile.T, out[:, rows], kernels)
         if scale is not None:
             out *= scale
         return out

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from astra_mpi.device.scratch import Scratch
-from astra_mpi.kernels.cpu._matmul import matmul
 
 #: numbers of a tile: 16 MiB of float32
 _TILE = 1 << 22
@@ -152,14 +151,14 @@ class Narrow:
         m, n = self.shape
         for columns in self.tiles(n, m, 16):
             tile = self.widen(columns, kernels, scratch("tile", m, columns.stop - columns.start))
-            matmul(x, tile, out[:, columns])
+            matmul(x, tile, out[:, columns], kernels)
         return out
 
     def product_transposed(self, x: np.ndarray, out: np.ndarray, kernels: ModuleType, scratch: Scratch) -> np.ndarray:
         """out (k, m) = x (k, n) @ this transposed."""
         m, n = self.shape
         for rows in self.tiles(m, n, 1):
-            matmul(x, self[rows].T, out[:, rows])
+            matmul(x, self[rows].T, out[:, rows], kernels)
         return out
 
     def widen(self, columns: slice, kernels: ModuleType, tile: np.ndarray) -> np.ndarray:
@@ -172,6 +171,14 @@ class Narrow:
         """Slices of n columns, or rows, of `others` numbers each; their number a multiple of this."""
         width = min(n, max(16, _TILE // max(1, others) // multiple * multiple))
         return (slice(first, min(n, first + width)) for first in range(0, n, max(1, width)))
+
+
+def matmul(x: np.ndarray, weight: np.ndarray, out: np.ndarray, kernels: ModuleType) -> None:
+    """out (m, n) = x (m, k) @ weight (k, n), shared by threads where kernels have some."""
+    if hasattr(kernels, "matmul"):
+        kernels.matmul(x, weight, out)
+    else:
+        np.matmul(x, weight, out=out)
 
 
 def is_layer(name: str, shape: tuple[int, ...]) -> bool:
