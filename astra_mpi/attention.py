@@ -60,8 +60,8 @@ class Attention:
     ) -> None:
         """Attend to far keys kv (m, 2 d_kv), those of sequence s at offsets[s]:offsets[s + 1]; key_bias (m,).
 
-        rows, ends: see `FarKeys`. places (m,): the keys' positions, where they matter. Replicas
-        of sinks see none of them.
+        rows, ends: see `FarKeys`. places (m,): the keys' positions, where they matter. Replicas of sinks see none of
+        them.
         """
         near = self.near if self.near is None else self.near._replace(key_places=places)
         replicas = [(state, index, state[index].copy()) for state, index in self._replica_states()]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from astra_mpi.codec.config import MAX_SINKS, METRICS
-from astra_mpi.codec.counts import as_text
 from astra_mpi.commands.options import add_codec_options, codec_config, in_blocks, require_torch
 
 if TYPE_CHECKING:
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
 
     from astra_mpi.codec.codec import Codec
     from astra_mpi.codec.config import CodecConfig
-    from astra_mpi.codec.metric import Weighings
     from astra_mpi.files.modelfile import ModelFile
     from astra_mpi.inputs.sources import Source
 
@@ -75,6 +72,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
+    from astra_mpi.commands.fits import Fits
     from astra_mpi.config import require
     from astra_mpi.device.threads import set_threads
     from astra_mpi.errors import collective
@@ -105,103 +103,14 @@ def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
         if comm.Get_rank() == 0:
             check_target(args.output)
             source = _open(args, model)
-    weigh = _Weigh(args, model, source)
+    fits = Fits(args, comm, model, source, threads)
     if allots:
-        config = _allotted(args, comm, model, config, source, threads, weigh)
-    codec = _fit(args, comm, model, config, source, threads, weigh, kept=kept, n_awaited=n_awaited)
+        config = fits.allotted(config)
+    codec = fits.codec(config, kept=kept, n_awaited=n_awaited)
     with collective(comm), alone(comm, "writing codebooks"):
         if codec is not None:
             _write(args, model, codec)
     return 0
-
-
-def _fit(
-    args: argparse.Namespace,
-    comm: MPI.Comm,
-    model: ModelFile,
-    config: CodecConfig,
-    source: Source | None,
-    threads: int,
-    weigh: _Weigh,
-    embedded: bool = False,
-    kept: Codec | None = None,
-    n_awaited: int | None = 0,
-) -> Codec | None:
-    """Collective: the codebooks on rank 0, which alone has the source. embedded: those that `_allotted` measures; kept:
-    those that stay."""
-    from astra_mpi.calibrate import fit_codec, shared, shuffled_batches, too_few
-    from astra_mpi.calibrate.allotting import SHARE
-    from astra_mpi.job.progress import Progress
-
-    bars: list[Progress] = []  # rank 0's, which begins when all is read
-
-    def begin(n_tokens: int) -> None:
-        if comm.Get_rank() == 0:
-            if not embedded:
-                _warn(too_few(n_tokens, args.samples, config.codebook_size, str(args.data), "--samples"))
-            bars.append(Progress(model.config.n_layers, unit="block"))
-
-    codec = fit_codec(
-        model,
-        shared(comm, None if source is None else shuffled_batches(source, args.seed)),
-        config,
-        comm=comm,
-        seed=args.seed,
-        n_samples=-(-args.samples // SHARE) if embedded else args.samples,
-        threads=threads,
-        metric=args.metric,
-        weigh=weigh,
-        find_sinks=args.sinks == "auto" and kept is None,
-        progress=lambda done, total: bars[0].reach(done),
-        on_tokens=begin,
-        rank=args.predict_rank,
-        embedded=embedded,
-        codebooks=kept,
-        n_awaited=n_awaited,
-    )
-    for bar in bars:
-        bar.close()
-    return codec
-
-
-def _allotted(
-    args: argparse.Namespace,
-    comm: MPI.Comm,
-    model: ModelFile,
-    config: CodecConfig,
-    source: Source | None,
-    threads: int,
-    weigh: _Weigh,
-) -> CodecConfig:
-    """Collective: the config with stages for every block, --bits on average. Rank 0 measures what they change."""
-    import numpy as np
-
-    from astra_mpi.calibrate import shuffled_batches
-    from astra_mpi.calibrate.allotting import allotted, as_counts, as_rows, mean_stages
-    from astra_mpi.errors import collective
-    from astra_mpi.job.progress import Progress
-    from astra_mpi.ranks.broadcast import broadcast_integers
-    from astra_mpi.ranks.watched import alone
-
-    many = replace(config, stages=mean_stages(config, args.bits, model.config.n_layers), near=0, near_stages=0)
-    codec = _fit(args, comm, model, many, source, threads, weigh, embedded=True)
-    rows: np.ndarray | None = None
-    with collective(comm), alone(comm, "measuring what stages change"):
-        if codec is not None and source is not None:
-            bar = Progress(1, unit="measurement")
-            batches = shuffled_batches(source, args.seed + 1)
-            rows = as_rows(
-                allotted(model, codec, batches, args.bits, lambda done, total: bar.reach(done / total)), many
-            )
-            bar.close()
-            print(f"stages of blocks: {as_text(as_counts(rows))}", flush=True)
-    shape = model.config.n_layers, config.n_books
-    return replace(
-        config,
-        stages=as_counts(
-            broadcast_integers(comm, None if rows is None else rows.ravel(), shape[0] * shape[1]).reshape(shape)
-        ),
-    )
 
 
 def _kept(args: argparse.Namespace, model: ModelFile) -> Codec | None:
@@ -220,31 +129,6 @@ def _kept(args: argparse.Namespace, model: ModelFile) -> Codec | None:
 def _as_kept(codec: Codec) -> CodecConfig:
     """Its config with maps; there are no codes in block 0."""
     return replace(codec.config, predict="next")
-
-
-class _Weigh:
-    """What errors change in the model's answer, measured once, by the rank that has the source."""
-
-    def __init__(self, args: argparse.Namespace, model: ModelFile, source: Source | None) -> None:
-        self.args, self.model, self.source = args, model, source
-        self.found: Weighings | None = None
-
-    def __call__(self, config: CodecConfig) -> Weighings:
-        if self.found is None:
-            self.found = self._measured(config)
-        return self.found
-
-    def _measured(self, config: CodecConfig) -> Weighings:
-        from astra_mpi.calibrate import shuffled_batches
-        from astra_mpi.job.progress import Progress
-        from astra_mpi.train.sensitivity import weighings
-
-        assert self.source is not None
-        seed, bar = self.args.seed, Progress(1, unit="measurement")
-        batches = shuffled_batches(self.source, seed + 2)
-        found = weighings(self.model, batches, config.site, config.sinks, seed, lambda done, n: bar.reach(done / n))
-        bar.close()
-        return found
 
 
 def _sinks(text: str) -> int:
@@ -294,11 +178,6 @@ def _write(args: argparse.Namespace, model: ModelFile, codec: Codec) -> None:
     known = about.told(about.like(config, n_layers), USUAL_RANKS)
     if known:
         print(f"such codes, measured on {about.on}: {known}; `plan` has others")
-
-
-def _warn(text: str) -> None:
-    if text:
-        print(f"astra-mpi: warning: {text}", file=sys.stderr, flush=True)
 
 
 def _open(args: argparse.Namespace, model: ModelFile) -> Source:

@@ -38,8 +38,9 @@ def wires(setting: Setting) -> list[dict[str, Any]]:
     known = list(_known(setting)) if setting.size > 1 else []
     best = [one for one in known if not any(_beats(other, one) for other in known)]
     rows = [_row(setting, wire) for wire in sorted(best, key=lambda wire: -wire.bits)]
+    named = _named(rows) if rows else None
     for row in rows:
-        row["named"] = row is _named(rows)
+        row["named"] = row is named
     return rows
 
 
