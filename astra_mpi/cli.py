@@ -2,6 +2,7 @@
 
 A command is a module of `astra_mpi.commands` with `add_parser(subparsers)`, which sets the default `run`: fn(args) ->
 exit code, or with `spmd=True` fn(args, comm) on every rank. `uses_mpi=True`: one process, which computes as one rank.
+A module whose name starts with an underscore is a part of a command, which imports it once it runs.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     parser.set_defaults(spmd=False, uses_mpi=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in pkgutil.iter_modules(commands.__path__):
-        add_parser = getattr(import_module(f"astra_mpi.commands.{module.name}"), "add_parser", None)
+    names = (module.name for module in pkgutil.iter_modules(commands.__path__))
+    for name in (name for name in names if not name.startswith("_")):
+        add_parser = getattr(import_module(f"astra_mpi.commands.{name}"), "add_parser", None)
         if add_parser is not None:
             add_parser(subparsers)
     for command in subparsers.choices.values():

@@ -72,7 +72,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace, comm: MPI.Comm) -> int:
-    from astra_mpi.commands.fits import Fits
+    from astra_mpi.commands._fits import Fits
     from astra_mpi.config import require
     from astra_mpi.device.threads import set_threads
     from astra_mpi.errors import collective

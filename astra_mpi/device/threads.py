@@ -28,8 +28,8 @@ def set_threads(n_threads: int | None = None) -> int:
     if wanted > cores and launched_rank() == 0:
         print(f"astra-mpi: {wanted} threads per rank on {cores} cores: they wait for each other", file=sys.stderr)
     numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    _team.set_size(wanted)  # compiles, which may load one more BLAS
     threadpool_limits({"blas": 1, "openmp": wanted})
-    _team.set_size(wanted)
     return wanted
 
 
