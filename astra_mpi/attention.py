@@ -42,12 +42,14 @@ class Attention:
         n, d = queries.shape[0], queries.shape[1] // n_heads
         self.acc = scratch("attention sums", n_heads * n * d, dtype=np.float32)
         self.row_max, self.row_sum = scratch("attention maxima", 2, n_heads * n, dtype=np.float32)
-        self.acc[:], self.row_max[:], self.row_sum[:] = 0, -np.inf, 0
+        self._begun, self._done, self._out = False, False, scratch("attended", n, n_heads * d)
+        if self.packed:
+            self.acc[:], self.row_max[:], self.row_sum[:] = 0, -np.inf, 0
 
-    def local(self, kv: np.ndarray) -> None:
-        """Attend to this rank's own rows, kv (n, 2 d_kv) in full precision."""
+    def local(self, kv: np.ndarray, last: bool = False) -> None:
+        """Attend to this rank's own rows, kv (n, 2 d_kv) in full precision; last: to nothing else after them."""
         near = self.near if self.near is None else self.near._replace(key_places=self.near.query_places)
-        self._attend(kv, self.layout.row_offsets, None, 0 if self.layout.causal else None, near=near)
+        self._attend(kv, self.layout.row_offsets, None, 0 if self.layout.causal else None, near=near, last=last)
 
     def far(
         self,
@@ -57,15 +59,16 @@ class Attention:
         rows: np.ndarray | None = None,
         ends: np.ndarray | None = None,
         places: np.ndarray | None = None,
+        last: bool = False,
     ) -> None:
         """Attend to far keys kv (m, 2 d_kv), those of sequence s at offsets[s]:offsets[s + 1]; key_bias (m,).
 
         rows, ends: see `FarKeys`. places (m,): the keys' positions, where they matter. Replicas of sinks see none of
-        them.
+        them. last: nothing is attended to after them.
         """
         near = self.near if self.near is None else self.near._replace(key_places=places)
         replicas = [(state, index, state[index].copy()) for state, index in self._replica_states()]
-        self._attend(kv, offsets, key_bias, None, rows, ends, near)
+        self._attend(kv, offsets, key_bias, None, rows, ends, near, last and not replicas)
         for state, index, before in replicas:
             state[index] = before
 
@@ -78,14 +81,14 @@ class Attention:
 
     def result(self) -> np.ndarray:
         """(n, H d)."""
-        heads, n, d = self.heads.shape
-        out = self.scratch("attended", n, heads * d)
+        if self._done:
+            return self._out
         if self.packed:
-            self.kernels.finish_packed(self.acc, self.row_sum, out, heads)
-            return out
+            self.kernels.finish_packed(self.acc, self.row_sum, self._out, self.n_heads)
+            return self._out
         for _, rows, acc, _, row_sum in self._sequences():
-            self.kernels.finish(acc, row_sum, out[rows])
-        return out
+            self.kernels.finish(acc, row_sum, self._out[rows])
+        return self._out
 
     def _attend(
         self,
@@ -96,6 +99,7 @@ class Attention:
         key_rows: np.ndarray | None = None,
         ends: np.ndarray | None = None,
         near: Near | None = None,
+        last: bool = False,
     ) -> None:
         if self.packed:
             heads, spans = (self.n_heads, self.n_kv_heads), (self.layout.row_offsets, offsets, ends)
@@ -106,7 +110,8 @@ class Attention:
         keys, values = _split(kv[:, :width], self.n_kv_heads), _split(kv[:, width:], self.n_kv_heads)
         for s, rows, acc, row_max, row_sum in self._sequences():
             far = slice(offsets[s], offsets[s + 1])
-            chosen = {} if key_rows is None else {"key_rows": key_rows[far]}
+            chosen: dict[str, Any] = {} if key_rows is None else {"key_rows": key_rows[far]}
+            chosen |= {"begins": not self._begun, "out": self._out[rows] if last else None}
             own_keys = far if key_rows is None else slice(None)
             bias = None if key_bias is None else key_bias[far]
             state, own = (acc, row_max, row_sum), near
@@ -114,6 +119,7 @@ class Attention:
                 own = near._replace(query_places=near.query_places[rows], key_places=near.key_places[far])
             own_kv = keys[:, own_keys], values[:, own_keys]
             self.kernels.attend(self.heads[:, rows], *own_kv, bias, causal, *state, own, **chosen)
+        self._begun, self._done = True, last
 
     def _replica_states(self) -> Iterator[tuple[np.ndarray, Any]]:
         """Parts of the running state, and where in them that of the replicas of sinks is."""

@@ -331,6 +331,9 @@ def attend(
     row_max: Array,
     row_sum: Array,
     near: Near | None = None,
+    *,
+    begins: bool = False,
+    out: Array | None = None,
 ) -> None:
     """One step of online softmax over the keys k, v (Hkv, m, d), in place.
 
@@ -343,11 +346,31 @@ def attend(
     q (H, a, d) is already scaled by 1 / sqrt(d); query head h reads key head h // (H // Hkv). key_bias (m,) or None;
     -inf hides a key. With `causal`, query i sees key j when j <= i + causal. acc (H, a, d), row_max and row_sum (H, a)
     start as 0, -inf and 0; rows that see no key are left as they are. near: see `Near`.
+
+    begins: this is the first step, whatever acc, row_max and row_sum hold. out (a, H*d): this is the last step, and
+    what `finish` gives goes there; what acc, row_max and row_sum hold then is not said.
     """
+    if begins:
+        acc[...], row_max[...], row_sum[...] = 0, -np.inf, 0
+    if k.shape[1]:
+        _attend(q, k, v, key_bias, causal, acc, row_max, row_sum, near)
+    if out is not None:
+        finish(acc, row_sum, out)
+
+
+def _attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    key_bias: Array | None,
+    causal: int | None,
+    acc: Array,
+    row_max: Array,
+    row_sum: Array,
+    near: Near | None,
+) -> None:
     n_heads, n_queries, _ = q.shape
     n_keys = k.shape[1]
-    if n_keys == 0:
-        return
     repeat = n_heads // k.shape[0]
     scores = q @ np.repeat(k, repeat, axis=0).swapaxes(1, 2)  # (H, a, m)
     if near is not None:

@@ -49,5 +49,5 @@ class AllTokens(Strategy):
     ) -> np.ndarray:
         """Scaled queries (n, n_heads d) and [K | V] of all rows -> what attention gives (n, n_heads d)."""
         attention = Attention(qkv[0], self.held, n_heads, n_kv_heads, self.kernels, block.scratch, scores)
-        attention.local(qkv[1])
+        attention.local(qkv[1], last=True)
         return attention.result()

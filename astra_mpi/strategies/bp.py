@@ -137,7 +137,7 @@ class BlockParallel(AllTokens):
         self.laps.mark("attention")
         far = block.keys_values(block.attention_input(take(x, self.far_rows)))
         self.laps.mark("project")
-        attention.far(far, own.far_offsets, None)
+        attention.far(far, own.far_offsets, None, last=True)
         attended = attention.result()
         self.laps.mark("attention")
         mine = block.output(mine, attended)

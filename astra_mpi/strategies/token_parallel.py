@@ -220,7 +220,7 @@ class TokenParallel(Strategy):
             block.turn(turns)
         heads, scores = (block.config.n_heads, block.config.n_kv_heads), near(self.config, i, self.positions, self.here)
         attention = Attention(q, self.planned, *heads, self.kernels, block.scratch, scores)
-        attention.local(kv)
+        attention.local(kv, last=not self.sends and self.earlier is None and self.cache is None)
         if self.earlier is not None:
             self._attend_earlier(i, attention, kv, self.earlier)
         elif self.cache is not None:
@@ -241,7 +241,7 @@ class TokenParallel(Strategy):
                 assert self.gathered.places is not None
                 places = take(self.gathered.places, tokens)
             kv = far.kv.astype(self.dtype, copy=False)
-            attention.far(kv, far.offsets, far.bias, far.rows, far.ends, places)
+            attention.far(kv, far.offsets, far.bias, far.rows, far.ends, places, last=True)
         attended = attention.result()
         self.laps.mark("attention")
         x = block.output(x, attended)

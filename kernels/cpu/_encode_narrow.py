@@ -120,7 +120,7 @@ def _search_rows(tiles, x, first, last, column, entries, strips, mean, half_norm
         for i in range(n):
             for w in range(mean.size):
                 line[w] = x[begin + i, column + w] - mean[w]
-            narrow_row(np.int64(line.ctypes.data), line.size, rows[i])
+            narrow_row(np.int64(line.ctypes.data), line.size, np.int64(rows[i].ctypes.data), rows.shape[1])
         a, b = np.int64(rows.ctypes.data), np.int64(strips.ctypes.data)
         multiply(tiles, a, 4 * words, n, b, 64 * words, n_strips, scores, words, np.int64(1))
         for i in range(n):

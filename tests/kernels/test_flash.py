@@ -220,7 +220,7 @@ def with_emulated_tiles(emulated):
     )
     units = python(tiles.attend_units, _tile=whole)
     made = types.FunctionType(calls.attend.__code__, calls.attend.__globals__ | {"attend_units": units})
-    return lambda *arguments: made(*arguments, "amx", None)
+    return lambda *arguments: made(*arguments, "amx", None, begins=False, out=None)
 
 
 @pytest.mark.parametrize("n_queries, n_keys, d, causal", [(5, 70, 24, None), (40, 90, 32, 3), (33, 33, 64, 0)])

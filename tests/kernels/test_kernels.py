@@ -12,7 +12,7 @@ from numba.core.caching import FunctionCache
 from numba.core.dispatcher import Dispatcher
 
 from astra_mpi.kernels import cpu, reference
-from astra_mpi.kernels.cpu import _attention, _codes, _encode, _rows, _team, _weights
+from astra_mpi.kernels.cpu import _attention, _codes, _encode, _rows, _team, _weights, bfloat16
 from astra_mpi.kernels.cpu._math import erf, exp
 from astra_mpi.kernels.cpu.dense import tile as dense_tiles
 from astra_mpi.kernels.near import Near
@@ -418,6 +418,29 @@ def test_capped_scores_biases_by_distance_and_windows(window, most):
         out = np.empty((a, 24), np.float32)
         kernels.finish(state[0], state[2], out)
         np.testing.assert_allclose(out, expected.swapaxes(0, 1).reshape(a, 24), rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("causal", [None, 0, 5])
+@pytest.mark.parametrize("n_queries, n_keys, d", [(1, 5, 6), (70, 70, 16), (150, 600, 64), (9, 0, 16)])
+@pytest.mark.parametrize("kernels", [reference, cpu, bfloat16], ids=["reference", "float32", "bfloat16"])
+def test_first_and_last_step(kernels, n_queries, n_keys, d, causal, n_threads):
+    """A first step reads no state, and a last one finishes: to the bit what zeros and `finish` give. out is strided."""
+    q, k, v = normal(4, n_queries, d), normal(2, n_keys, d, seed=1), normal(2, n_keys, d, seed=2)
+    part = slice(0, n_keys // 2), slice(n_keys // 2, n_keys)
+    if causal is not None:
+        part = part[:1]
+    _team.set_size(n_threads)
+    try:
+        expected = attention(kernels, q, [(k[:, p], v[:, p], None) for p in part], causal)
+        dirty = tuple(np.full_like(state, np.nan) for state in start(*q.shape))
+        out = np.full((n_queries, 4 * d + 3), np.nan, np.float32)
+        for i, p in enumerate(part):
+            steps = dict(begins=i == 0, out=out[:, : 4 * d] if i == len(part) - 1 else None)
+            kernels.attend(q, k[:, p], v[:, p], None, causal, *dirty, **steps)
+    finally:
+        _team.set_size(1)
+    assert np.array_equal(out[:, : 4 * d], expected) and np.isnan(out[:, 4 * d :]).all()
 
 
 def truth(q, k, v, key_bias=None, causal=None):

@@ -23,19 +23,25 @@ def tile_of(n, most, i):
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
-def attend_units(q, k, v, acc, row_max, row_sum, bias, sizes, first, last, turned, scores):
+def attend_units(q, k, v, acc, row_max, row_sum, bias, sizes, begins, done, first, last, turned, scores):
     """Tiles of queries first .. last, counted over the key heads. q, k, v: ADDRESS, HEAD, ROW each.
 
     acc (H, a, d), row_max, row_sum (H, a): addresses. bias: address (m,), 0 for none. sizes: queries, keys, d, query
-    heads to a key head, and `reach`: query i sees key j when j <= i + reach. turned (KEYS d,), scores (QUERIES, KEYS):
-    room.
+    heads to a key head, and `reach`: query i sees key j when j <= i + reach. begins: the first step. done: address of
+    the result (a, H d), 0 for none, and bytes between its rows. turned (KEYS d,), scores (QUERIES, KEYS): room.
     """
     n_queries, n_keys, d, repeat, reach = sizes
     n_tiles = (n_queries + QUERIES - 1) // QUERIES
     room = scores.ctypes.data
     for g in range(first // n_tiles, (last - 1) // n_tiles + 1):
         begin, end = max(first - g * n_tiles, 0), min(last - g * n_tiles, n_tiles)
-        _, seen = tile_of(n_queries, QUERIES, end - 1)
+        start, seen = tile_of(n_queries, QUERIES, begin)[0], tile_of(n_queries, QUERIES, end - 1)[1]
+        if begins:
+            for head in range(g * repeat, (g + 1) * repeat):
+                place, n = head * n_queries + start, seen - start
+                floats(acc + 4 * d * place, n * d)[:] = 0
+                floats(row_max + 4 * place, n)[:] = -np.inf
+                floats(row_sum + 4 * place, n)[:] = 0
         for tile in range((n_keys + KEYS - 1) // KEYS):
             key, stop = tile_of(n_keys, KEYS, tile)
             if key >= seen + reach:
@@ -55,6 +61,13 @@ def attend_units(q, k, v, acc, row_max, row_sum, bias, sizes, first, last, turne
                     state = sums, d, row_max + 4 * place, row_sum + 4 * place
                     _weigh(room, n, n_seen, biases, query + reach - key, *state)
                     _gather(room, n, n_seen, values, v[ROW], sums, d)
+        if done[0]:
+            for head in range(g * repeat, (g + 1) * repeat):
+                place, n = head * n_queries + start, seen - start
+                sums, totals = float_rows(acc + 4 * d * place, n, d), floats(row_sum + 4 * place, n)
+                target = done[0] + start * done[1] + 4 * d * head
+                for i in range(n):
+                    finish_row(sums[i], totals[i], target + i * done[1])
 
 
 @inner()
@@ -136,7 +149,12 @@ def finish_heads(acc, row_sum, out, stride):
     n_heads, n, d = acc.shape
     for i in range(n):
         for h in range(n_heads):
-            row, total, target = acc[h, i], row_sum[h, i], floats(out + i * stride + 4 * d * h, d)
-            inverse = f32(0) if total == f32(0) else f32(1) / total
-            for e in range(d):
-                target[e] = row[e] * inverse
+            finish_row(acc[h, i], row_sum[h, i], out + i * stride + 4 * d * h)
+
+
+@compiled(fastmath=FASTMATH, error_model="numpy")
+def finish_row(sums, total, out):
+    """(d,) numbers at an address = sums (d,) / total, 0 where that is 0."""
+    target, inverse = floats(out, sums.size), f32(0) if total == f32(0) else f32(1) / total
+    for e in range(sums.size):
+        target[e] = sums[e] * inverse

@@ -29,17 +29,25 @@ def attend(
     row_max: Array,
     row_sum: Array,
     near: Near | None = None,
+    *,
+    begins: bool = False,
+    out: Array | None = None,
 ) -> None:
     """One step of online softmax over keys k, v (Hkv, m, d), in place; see reference.attend."""
     (n_heads, n_queries, d), (n_kv_heads, n_keys, _) = q.shape, k.shape
     tiled = HAS_TILES and near is None and n_queries >= _FEWEST and d % NARROW == 0 and n_keys > 0
     if not (tiled and _plain(q, k, v) and acc.flags.c_contiguous):
+        if begins:
+            acc[...], row_max[...], row_sum[...] = 0, -np.inf, 0
         _attention.attend(q, k, v, key_bias, causal, acc, row_max, row_sum, near)
+        if out is not None:
+            finish(acc, row_sum, out)
         return
     bias = None if key_bias is None else np.ascontiguousarray(key_bias)
     reach = n_keys if causal is None else causal
     state = address(acc), address(row_max), address(row_sum), address(bias)
-    given = *map(_told, (q, k, v)), *state, (n_queries, n_keys, d, n_heads // n_kv_heads, reach)
+    done = (0, 0) if out is None else (address(out), out.strides[0])
+    given = *map(_told, (q, k, v)), *state, (n_queries, n_keys, d, n_heads // n_kv_heads, reach), begins, done
     units = n_kv_heads * -(-n_queries // QUERIES)
 
     def share(index: int, count: int) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from astra_mpi.kernels.aligned import address
 from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._features import features, path
 from astra_mpi.kernels.cpu._math import f32
@@ -21,6 +22,8 @@ BLOCK = {"avx512_bf16": 12, "amx": 32}
 _FEW_ROWS, _FEW_SCORES = 2, 1024
 #: scores below which a second thread costs more than it saves
 _THREAD_SCORES = 1 << 17
+#: keys that take as long as what a tile takes beside its keys
+_TILE_COST = 160
 #: beside those of the products: what narrows numbers and exponentiates
 _NEEDS = {"avx512bf16", "avx512bw", "avx512dq"}
 _TILES = amx.configuration()
@@ -40,6 +43,9 @@ def attend(
     near: Near | None = None,
     by: str = "",
     key_rows: Array | None = None,
+    *,
+    begins: bool = False,
+    out: Array | None = None,
 ) -> None:
     """One step of online softmax over keys k, v (Hkv, m, d), in place; see reference.attend.
 
@@ -49,15 +55,15 @@ def attend(
     """
     n_heads, n_queries, d_head = q.shape
     n_groups, n_keys, _ = k.shape if key_rows is None else (len(k), len(key_rows), d_head)
-    if q.size == 0 or n_keys == 0:
+    if q.size == 0:
         return
     repeat = n_heads // n_groups
     if not by:
-        few = repeat * n_queries < _FEW_ROWS or repeat * n_queries * n_keys < _FEW_SCORES
+        few = repeat * n_queries < _FEW_ROWS or repeat * n_queries * n_keys < _FEW_SCORES  # or none
         by = "widened" if few else used_path()
     if by == "widened":
         k, v = (k, v) if key_rows is None else (k[:, key_rows], v[:, key_rows])
-        attention.attend(q, k, v, key_bias, causal, acc, row_max, row_sum, near)
+        attention.attend(q, k, v, key_bias, causal, acc, row_max, row_sum, near, begins=begins, out=out)
         return
     block = BLOCK[by]
     tile_rows = min(TILE_ROWS, _up(repeat * n_queries, block))
@@ -67,12 +73,13 @@ def attend(
     )
     scores = _scores(key_bias, n_keys, reach, near)
     rows = _FIRST if key_rows is None else key_rows
-    places = tuple(_place(array) for array in (q, k, v, acc, row_max, row_sum))
+    done = (0, 0, 0) if out is None else (address(out), 4 * d_head, out.strides[0])
+    places = *(_place(array) for array in (q, k, v, acc, row_max, row_sum)), done
     tiles = tiles_of(by)
 
     alone = _team.size() == 1 or n_heads * n_queries * n_keys < _THREAD_SCORES
     cuts, n_words = _cuts(sizes, reach, 1 if alone else _team.size()), workspace_words(sizes)
-    given = tiles, places, rows, tuple(sizes), tuple(scores)
+    given = tiles, places, rows, tuple(sizes), tuple(scores), begins
 
     def share(index: int, count: int) -> None:
         first, last = (cuts[index], cuts[index + 1]) if count == len(cuts) - 1 else (0, cuts[-1])
@@ -114,7 +121,7 @@ def _cuts(sizes: Sizes, reach: int, count: int) -> list[int]:
         return [0, sizes.n_groups * n_tiles]
     last_query = np.minimum((np.arange(n_tiles) + 1) * sizes.tile_rows // sizes.repeat, sizes.n_queries)
     seen = np.clip(last_query + reach, 1, sizes.n_keys)
-    done = np.cumsum(np.tile(seen, sizes.n_groups))
+    done = np.cumsum(np.tile(seen + _TILE_COST, sizes.n_groups))
     inner = np.searchsorted(done, done[-1] * np.arange(1, count) / count)
     return [0, *inner.tolist(), len(done)]
 
@@ -126,7 +133,7 @@ def _up(n: int, unit: int) -> int:
 
 def _place(array: Array) -> tuple[int, int, int]:
     """What `Heads` says."""
-    return array.__array_interface__["data"][0], array.strides[0], array.strides[1]
+    return address(array), array.strides[0], array.strides[1]
 
 
 def _scores(key_bias: Array | None, n_keys: int, reach: int, near: Near | None) -> Scores:

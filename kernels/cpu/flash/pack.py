@@ -11,7 +11,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from astra_mpi.kernels.cpu._math import FASTMATH, f32
-from astra_mpi.kernels.cpu._memory import floats
+from astra_mpi.kernels.cpu._memory import bits, floats
 from astra_mpi.kernels.cpu._simd import F32, I32, I64, LANES
 
 u32 = np.uint32
@@ -97,20 +97,19 @@ def _narrow_32(typingctx, address, out):
 @njit(fastmath=FASTMATH)
 def _narrow(number):
     """float32 -> the bits of the nearest bfloat16 in the lower half of a word, ties to even; NaN stays NaN."""
-    bits = f32(number).view(u32)
-    rounded = u32(bits + u32(u32(0x7FFF) + u32(u32(bits >> u32(16)) & u32(1))))
-    return u32(u32(rounded if u32(bits & u32(0x7FFFFFFF)) <= u32(0x7F800000) else u32(0x7FC00000)) >> u32(16))
+    word = f32(number).view(u32)
+    rounded = u32(word + u32(u32(0x7FFF) + u32(u32(word >> u32(16)) & u32(1))))
+    return u32(u32(rounded if u32(word & u32(0x7FFFFFFF)) <= u32(0x7F800000) else u32(0x7FC00000)) >> u32(16))
 
 
 @njit(fastmath=FASTMATH)
-def narrow_row(address, d, out):
-    """out (w,) words of d numbers, zero beyond."""
-    at = out.ctypes.data
+def narrow_row(address, d, at, n_words):
+    """d numbers at an address -> n_words words at another, zero beyond."""
     whole = d // 32
     for i in range(whole):
         _narrow_32(address + 128 * i, at + 64 * i)  # type: ignore[call-arg]
-    row = floats(address, d)
-    for w in range(16 * whole, out.size):
+    row, out = floats(address, d), bits(at, n_words)
+    for w in range(16 * whole, n_words):
         low = _narrow(row[2 * w]) if 2 * w < d else u32(0)
         out[w] = low | u32((_narrow(row[2 * w + 1]) if 2 * w + 1 < d else u32(0)) << u32(16))
 
@@ -134,7 +133,7 @@ def pack_keys(at, d, line, out):
         if whole * 16 < line.size:
             for j in range(16):
                 if 16 * s + j < at.size:
-                    narrow_row(at[16 * s + j], d, line)
+                    narrow_row(at[16 * s + j], d, line.ctypes.data, line.size)
                 else:
                     line[:] = u32(0)
                 for w in range(16 * whole, line.size):

@@ -12,8 +12,10 @@ import numpy as np
 from numba import njit
 
 from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._math import FASTMATH, exp, f32
 from astra_mpi.kernels.cpu._memory import floats
+from astra_mpi.kernels.cpu.dense.attend import finish_row
 from astra_mpi.kernels.cpu.flash.pack import addresses, narrow_row, pack_keys, pack_values
 from astra_mpi.kernels.cpu.flash.rows import rows_max, rows_weights
 from astra_mpi.kernels.cpu.products import amx, avx512
@@ -80,16 +82,16 @@ _padded_inside = njit(_padded)
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
-def attend_units(tiles, places, key_rows, sizes, scores, first, last, work):
+def attend_units(tiles, places, key_rows, sizes, scores, begins, first, last, work):
     """`attend` for units first .. last of work: tiles of rows, key head after key head. Row r of a key head is query
     r // repeat of its query head r % repeat.
 
-    tiles: of AMX, or None. places: Heads of q, k, v, acc, row_max and row_sum; sizes: Sizes; scores: Scores, all as
-    plain tuples, which are passed faster. key_rows (m,) int64: which rows of k and v the keys are; empty: their first.
-    work: (workspace_words,) uint32.
+    tiles: of AMX, or None. places: Heads of q, k, v, acc, row_max, row_sum and, in the last step, of the result;
+    sizes: Sizes; scores: Scores, all as plain tuples, which are passed faster. key_rows (m,) int64: which rows of k and
+    v the keys are; empty: their first. begins: the first step. work: (workspace_words,) uint32.
     """
     q, k, v = Heads(*places[0]), Heads(*places[1]), Heads(*places[2])
-    acc, row_max, row_sum = Heads(*places[3]), Heads(*places[4]), Heads(*places[5])
+    acc, row_max, row_sum, out = Heads(*places[3]), Heads(*places[4]), Heads(*places[5]), Heads(*places[6])
     sizes, scores = Sizes(*sizes), Scores(*scores)
     n_tiles = (sizes.repeat * sizes.n_queries + sizes.tile_rows - 1) // sizes.tile_rows
     room = _room(sizes, work)
@@ -103,9 +105,9 @@ def attend_units(tiles, places, key_rows, sizes, scores, first, last, work):
             pack_values(at, sizes.d, room.values)
             packed = group
         n_rows = min(sizes.tile_rows, sizes.repeat * sizes.n_queries - row)
-        _begin(q, acc, row_max, row_sum, sizes, group, row, n_rows, room)
+        _begin(q, acc, row_max, row_sum, begins, sizes, group, row, n_rows, room)
         _tile(tiles, sizes, scores, group, row, n_rows, room)
-        _end(acc, row_max, row_sum, sizes, group, row, n_rows, room)
+        _end(acc, row_max, row_sum, out, sizes, group, row, n_rows, room)
 
 
 class _Room(NamedTuple):
@@ -138,33 +140,61 @@ def _room(sizes, work):
 
 
 @compiled(fastmath=FASTMATH)
-def _begin(q, acc, row_max, row_sum, sizes, group, row, n_rows, room):
-    """Queries and running state of a tile's rows; zeros beyond the last row."""
+def _begin(q, acc, row_max, row_sum, begins, sizes, group, row, n_rows, room):
+    """Queries and running state of a tile's rows; zeros beyond the last row. As `_end`, on addresses: see `_weigh`."""
+    words, columns = room.queries.shape[1], room.sums.shape[1]
+    queries, sums = room.queries.ctypes.data, room.sums.ctypes.data
+    highest, totals = room.state[0], room.state[2]
+    head, i = _first_of(sizes, group, row)
     for r in range(n_rows):
-        head, i = group * sizes.repeat + (row + r) % sizes.repeat, (row + r) // sizes.repeat
-        narrow_row(q.at + head * q.head + i * q.row, sizes.d, room.queries[r])
-        running, line = floats(acc.at + head * acc.head + i * acc.row, sizes.d), room.sums[r]
-        for e in range(sizes.d):
-            line[e] = running[e]
-        for e in range(sizes.d, line.size):
-            line[e] = f32(0)
-        room.state[0, r] = floats(row_max.at + head * row_max.head + i * row_max.row, i64(1))[0]
-        room.state[2, r] = floats(row_sum.at + head * row_sum.head + i * row_sum.row, i64(1))[0]
-    for r in range(n_rows, sizes.tile_rows):
-        room.queries[r] = u32(0)
-        room.sums[r] = f32(0)
-        room.state[:, r] = f32(0)
+        narrow_row(q.at + head * q.head + i * q.row, sizes.d, queries + 4 * words * r, words)
+        line = floats(sums + 4 * columns * r, columns)
+        if begins:
+            for e in range(columns):
+                line[e] = f32(0)
+            highest[r], totals[r] = -np.inf, f32(0)
+        else:
+            running = floats(acc.at + head * acc.head + i * acc.row, sizes.d)
+            for e in range(sizes.d):
+                line[e] = running[e]
+            for e in range(sizes.d, columns):
+                line[e] = f32(0)
+            highest[r] = floats(row_max.at + head * row_max.head + i * row_max.row, i64(1))[0]
+            totals[r] = floats(row_sum.at + head * row_sum.head + i * row_sum.row, i64(1))[0]
+        head, i = _next_of(sizes, group, head, i)
+    room.queries[n_rows:] = u32(0)
+    room.sums[n_rows:] = f32(0)
+    room.state[:, n_rows:] = f32(0)
 
 
-@compiled(fastmath=FASTMATH)
-def _end(acc, row_max, row_sum, sizes, group, row, n_rows, room):
+@compiled(fastmath=FASTMATH, error_model="numpy")
+def _end(acc, row_max, row_sum, out, sizes, group, row, n_rows, room):
+    """The running state of a tile's rows, or in the last step their result."""
+    columns, sums, highest, totals = room.sums.shape[1], room.sums.ctypes.data, room.state[0], room.state[2]
+    head, i = _first_of(sizes, group, row)
     for r in range(n_rows):
-        head, i = group * sizes.repeat + (row + r) % sizes.repeat, (row + r) // sizes.repeat
-        running, line = floats(acc.at + head * acc.head + i * acc.row, sizes.d), room.sums[r]
-        for e in range(sizes.d):
-            running[e] = line[e]
-        floats(row_max.at + head * row_max.head + i * row_max.row, i64(1))[0] = room.state[0, r]
-        floats(row_sum.at + head * row_sum.head + i * row_sum.row, i64(1))[0] = room.state[2, r]
+        line = floats(sums + 4 * columns * r, sizes.d)
+        if out.at:
+            finish_row(line, totals[r], out.at + head * out.head + i * out.row)
+        else:
+            running = floats(acc.at + head * acc.head + i * acc.row, sizes.d)
+            for e in range(sizes.d):
+                running[e] = line[e]
+            floats(row_max.at + head * row_max.head + i * row_max.row, i64(1))[0] = highest[r]
+            floats(row_sum.at + head * row_sum.head + i * row_sum.row, i64(1))[0] = totals[r]
+        head, i = _next_of(sizes, group, head, i)
+
+
+@inner()
+def _first_of(sizes, group, row):
+    """Query head and query of a row of a key head."""
+    return group * sizes.repeat + row % sizes.repeat, row // sizes.repeat
+
+
+@inner()
+def _next_of(sizes, group, head, i):
+    """Those of the next row."""
+    return (head + 1, i) if head + 1 < (group + 1) * sizes.repeat else (group * sizes.repeat, i + 1)
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
