@@ -18,6 +18,7 @@ from astra_mpi.errors import InputError
 
 #: what does not change a run's result, so that a checkpoint may be continued under another value
 _FREE = {("train", "threads"), ("train", "resume"), ("train", "checkpoint_every"), ("train", "log_every")}
+_LATE = 'codec.codes = "late" begins with predicted codes'
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,18 @@ class CodecSection:
     # "model": begin with the codebooks of [model]; the keys above are not read
     init: Literal["kmeans", "model"] = "kmeans"
     samples: Positive = 32768  # init = "kmeans": tokens that k-means sees
-    # how entries learn. Default "adam" if only codebooks learn, else "ema"
+    # how entries learn. Default "adam" if only codebooks learn or codes are late, else "ema"
     update: Literal["ema", "adam"] | None = None
     decay: float = 0.99  # of the moving averages of codebooks and noise
     # an entry that is used less often than this share of the mean is replaced by a vector of the batch, but not in the
     # last quarter of the steps; 0: never. Default 0.02, with update = "adam" 0
     revive: float | None = None
-    noise: float | None = None  # lambda, strength of the noise. Default 1, and 0 if only codebooks learn
+    noise: float | None = None  # strength (lambda). Default 1, and 0 if only codebooks learn or codes are late
     beta: float = 2e-4  # weight of the quantisation error in the loss
     # how the first block sees far tokens: by their codes, or exactly (`parallel.first` of a run)
     first: Literal["codes", "inputs"] = "codes"
+    # "late": blocks see far tokens as predicted from codes up to the block before (`parallel.codes` of a run)
+    codes: Literal["fresh", "late"] = "fresh"
     # a copy on every rank, or one on rank 0 (for comparisons only)
     class_token: Literal["distributed", "single"] = "distributed"
 
@@ -191,6 +194,7 @@ def _check(deck: TrainDeck) -> None:
     )
     require(deck.model.codebooks is None or codec.init == "model", 'model.codebooks is for codec.init = "model"')
     require(codec.init == "kmeans" or deck.model.path is not None, 'codec.init = "model" needs model.path')
+    require(codec.codes == "fresh" or codec.init == "model", f'{_LATE}: codec.init = "model"')
     if not codec.is_exact:
         codec.config("hidden")
     require(not codec.is_exact or train.learn == "all", f"train.learn = '{train.learn}' needs codebooks (codec.kind)")
@@ -226,21 +230,18 @@ def _check(deck: TrainDeck) -> None:
 def check_start(deck: TrainDeck, config: CodecConfig) -> None:
     """InputError on codebooks to begin with that the (resolved) deck cannot train."""
     codec, what = deck.codec, f"codebooks of kind '{config.kind}'"
+    require(codec.codes == "fresh" or config.predicts, f"{_LATE}: calibrate --predict linear makes them")
     what = "predicted codes" if config.predicts else "codes with more stages near slices" if config.near else what
     if not (config.predicts or config.near or config.rule.transforms):
         return
     require(codec.update == "adam", f'{what} learn by their gradients: codec.update = "adam", not "{codec.update}"')
     require(not codec.revive, f"{what} have no entries that begin anew: codec.revive = 0, not {codec.revive:g}")
     require(not codec.noise, f"{what} are trained without noise: codec.noise = 0, not {codec.noise:g}")
-    frozen = deck.train.learn == "codebooks"
-    require(
-        frozen or not config.predicts, f'{what} are of the model as it is: train.learn = "codebooks", not other weights'
-    )
 
 
 def resolved(deck: TrainDeck, family: str) -> TrainDeck:
     """The deck with the defaults that depend on others filled in."""
-    only = deck.train.learn != "all"
+    only = deck.train.learn != "all" or deck.codec.codes == "late"
     update = deck.codec.update or ("adam" if only else "ema")
     codec = replace(
         deck.codec,

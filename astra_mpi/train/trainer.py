@@ -44,7 +44,9 @@ class Trainer:
         if self.frozen and halves:
             self.twin.halve()
         learns = deck.codec.update == "adam"
-        self.codebooks = None if codec is None else Codebooks(codec, learns, device, deck.codec.first)
+        self.codebooks = None
+        if codec is not None:
+            self.codebooks = Codebooks(codec, learns, device, deck.codec.first, deck.codec.codes == "late")
         self.teacher = None
         if deck.train.loss == "distill":
             self.teacher = self.twin if self.frozen else copy.deepcopy(self.twin)

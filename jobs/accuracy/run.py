@@ -52,7 +52,8 @@ def evaluated(model: ModelFile, deck: TrainDeck, task: dict, at: dict, instead: 
     twin = Twin(model.config, model.weights)
     codebooks = None
     if model.codec is not None and at["ranks"]:
-        codebooks = Codebooks(model.codec, False, first=at.get("first", deck.codec.first))
+        late = deck.codec.codes == "late"
+        codebooks = Codebooks(model.codec, False, first=at.get("first", deck.codec.first), late=late)
     items = open_items(deck.data, Path(task["tests"][at.get("test", "")]), model, task["metric"] == "accuracy")
     order = np.argsort(items.lengths, kind="stable")[: task.get("items")]
     rng = np.random.default_rng(0)

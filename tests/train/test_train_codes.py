@@ -106,10 +106,30 @@ def test_trained_on_ranks_equals_the_oracle(comm, mpi_tmp_path, family):
     comm.Barrier()
 
 
+@pytest.mark.mpi
+def test_a_model_learns_with_late_codes(comm, mpi_tmp_path):
+    """All weights change; what ranks answer with late codes comes closer to what it was to be, and is the oracle's."""
+    path = mpi_tmp_path / "deck.toml"
+    late = dict(codec_codes="late", train_learn="all", output_codebooks_only=False)
+    if comm.Get_rank() == 0:
+        deck_for(mpi_tmp_path, "bert", "deck", train_steps=12, **late)
+    comm.Barrier()
+    deck = load_train_deck(path)
+    Run(deck, comm, 1, "deck.toml")()
+    log = [record["cosine"] for record in read_log(deck.beside(".jsonl")) if "cosine" in record]
+    assert log[-1] > log[0], log
+    before, after = read_model(deck.model.path), read_model(deck.output.path)
+    assert not any(np.array_equal(before.weights[name], after.weights[name]) for name in ("blocks.1.k.weight",))
+    model = Model(after, comm, get_backend("numpy", comm))
+    checks = verify(model, *random_batch(after.config, 3, 13, seed=1, ragged=True), ["astra:late"])
+    assert all(check.passed and "skipped" not in check.reason for check in checks), checks
+    comm.Barrier()
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "words"),
     [
-        ("bert", {"train_learn": "norms", "output_codebooks_only": False}, ("predicted codes", "train.learn")),
+        ("scalar", {"codec_codes": "late"}, ("codec.codes", "predict linear")),
         ("gpt2", {"codec_update": "ema"}, ("predicted codes", "codec.update")),
         ("scalar", {"codec_revive": 0.02}, ("kind 'scalar'", "codec.revive")),
         ("scalar", {"codec_noise": 1.0}, ("kind 'scalar'", "codec.noise")),

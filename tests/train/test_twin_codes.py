@@ -29,6 +29,7 @@ NEAR = dict(near=2, near_stages=2)
 CODECS = {
     "predicted": CodecConfig(site="normed", stages=(0, 3, 0, 2), codebook_size=16, predict="linear", inputs=2, **NEAR),
     "predicted-subspace": CodecConfig(site="normed", stages=3, codebook_size=9, predict="linear", encoder="subspace"),
+    "late": CodecConfig(site="normed", stages=(0, 2, 3, 2), codebook_size=16, predict="linear", awaited=(2,)),
     "predicted-scalar": CodecConfig(site="normed", kind="scalar", vector_bits=21, codebook_size=16, predict="linear"),
     "scalar": CodecConfig(site="kv", kind="scalar", vector_bits=30, codebook_size=16),
     "graded": CodecConfig(site="kv", stages=((1, 3), 0, (2, 0), 2), codebook_size=9, **NEAR),
@@ -36,10 +37,10 @@ CODECS = {
 TOLERANCE = 1e-4  # of the largest magnitude: float32 against float64
 
 
-def twin_pass(file, tokens, counts, view_changes=None, given=None, learns=False, recompute=False):
+def twin_pass(file, tokens, counts, view_changes=None, given=None, learns=False, recompute=False, late=False):
     """-> (answer of one sequence, its sender, what far ranks saw of each block's parts)."""
     config, codec = file.config, file.codec
-    twin, books = Twin(config, file.weights), Codebooks(codec, learns)
+    twin, books = Twin(config, file.weights), Codebooks(codec, learns, late=late)
     twin.recomputes = recompute
     keep, sinks = np.ones((1, len(tokens)), bool), twin.sinks(codec.config)
     options = dict(causal=twin.causal, sends=True, counts=counts[None], sinks=sinks)
@@ -76,19 +77,19 @@ def test_equals_the_oracle(family, codec, seed, monkeypatch):
     size, counts = cut_at_random(n_tokens - config.n_class, seed)
     owner = np.repeat(np.arange(size), counts)
     wanted_seen = []
-    kind = Predicted if file.codec.config.predicts else Quantised
+    kind, late = Predicted if file.codec.config.predicts else Quantised, codec == "late"
 
     def watched(self, i, *parts, call=kind.__call__):
         wanted_seen.append(call(self, i, *parts))
         return wanted_seen[-1]
 
     monkeypatch.setattr(kind, "__call__", watched)
-    want = oracle(config, file.weights, tokens, owner, size, codec=file.codec, sinks=sinks)
+    want = oracle(config, file.weights, tokens, owner, size, codec=file.codec, sinks=sinks, late=late)
     coded = np.arange(len(owner)) >= sinks
     given = [torch.from_numpy(codes[coded]) for codes in want.codes]
     with torch.no_grad():
-        answer, sender, seen, _ = twin_pass(file, tokens, counts, given=given)
-        plain, _, _, twin = twin_pass(file, tokens, counts, {"slices": ()}, given)
+        answer, sender, seen, _ = twin_pass(file, tokens, counts, given=given, late=late)
+        plain, _, _, twin = twin_pass(file, tokens, counts, {"slices": ()}, given, late=late)
     found = answer.numpy()
     target = want.hidden if family == "decoder" else want.output
     assert np.abs(found - target).max() <= TOLERANCE * np.abs(target).max()

@@ -27,11 +27,19 @@ class Learned(NamedTuple):
 
 
 class Codebooks:
-    """What blocks before `first_coded` have is not used and does not learn."""
+    """What blocks before `first_coded` have is not used and does not learn. late: codes come one block late."""
 
-    def __init__(self, codec: Codec, learns: bool, device: torch.device | str = "cpu", first: str = "codes") -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        learns: bool,
+        device: torch.device | str = "cpu",
+        first: str = "codes",
+        late: bool = False,
+    ) -> None:
         self.config = codec.config
         self.predicts = codec.config.predicts
+        self.late = late
         self.first_coded = int(first == "inputs" or self.predicts)
         quantiser = Scalars if codec.config.rule.transforms else Quantiser
         self.blocks: list[list[Quantiser | Scalars]] = [

@@ -5,7 +5,7 @@ Without predictions, far rows are x + stopgrad(x^ + lambda xi - x): gradients pa
 mean of what they stand for.
 
 With predictions they are states P + x^, where codes are taken as they were found: gradients reach the entries and the
-predictor, and through P the blocks before. Straight through, P would cancel out.
+predictor, and through P the blocks before. Straight through, P would cancel out. Where codes are late, far ranks see P.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Sender:
             codes = self._coded(i, 0, book, (rows - expected).detach())
             self.state = expected + book.decode(codes)
             self.commitment = self.commitment + (rows - self.state).square().sum()
-        return self._placed(self.state, part)
+        late = self.codebooks.late and self.codebooks.config.is_late(i)
+        return self._placed(expected if late else self.state, part)
 
     def _seen(self, i: int, p: int, book: Quantiser | Scalars, part: Tensor) -> Tensor:
         """(B, S, W) as others see it."""
