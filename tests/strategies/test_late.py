@@ -119,8 +119,8 @@ def test_narrow_products(comm, compute, codec):
 
 
 def test_two_exchanges_are_under_way_and_none_is_waited_for(comm, monkeypatch):
-    """By a clock on which every step takes as long, a round trip that is shorter than a block's own work is waited for at
-    the end alone."""
+    """By a clock on which every step takes as long, a round trip that is shorter than a block's own work is waited for
+    at the end alone."""
     steps, rtt_s, waits = count(), 36e-3, {}
     monkeypatch.setattr("time.thread_time", lambda: 1e-3 * next(steps))
     for strategy in ("astra", "astra:late"):
