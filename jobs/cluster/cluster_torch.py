@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--codebooks")
-    names = {"type": lambda text: text.split(",")}
+    names = {"type": lambda text: [name for name in text.split(",") if name]}
     parser.add_argument("--compute", **names, default=list(COMPUTES))
     parser.add_argument("--rivals", **names, default=["torch", "torch-bfloat16"])
     parser.add_argument("--network", default="10Mbps")
