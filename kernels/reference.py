@@ -352,23 +352,6 @@ def attend(
     """
     if begins:
         acc[...], row_max[...], row_sum[...] = 0, -np.inf, 0
-    if k.shape[1]:
-        _attend(q, k, v, key_bias, causal, acc, row_max, row_sum, near)
-    if out is not None:
-        finish(acc, row_sum, out)
-
-
-def _attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    key_bias: Array | None,
-    causal: int | None,
-    acc: Array,
-    row_max: Array,
-    row_sum: Array,
-    near: Near | None,
-) -> None:
     n_heads, n_queries, _ = q.shape
     n_keys = k.shape[1]
     repeat = n_heads // k.shape[0]
@@ -380,7 +363,7 @@ def _attend(
     if causal is not None:
         visible = np.arange(n_keys) <= np.arange(n_queries)[:, None] + causal
         scores = np.where(visible, scores, np.float32(-np.inf))
-    new_max = np.maximum(row_max, scores.max(axis=2))
+    new_max = np.maximum(row_max, scores.max(axis=2, initial=-np.inf))
     finite_max = np.where(np.isneginf(new_max), np.float32(0), new_max)  # -inf - -inf would be NaN
     decay = np.exp(row_max - finite_max)
     weights = np.exp(scores - finite_max[:, :, None])
@@ -389,6 +372,8 @@ def _attend(
     row_sum *= decay
     row_sum += weights.sum(axis=2)
     row_max[...] = new_max
+    if out is not None:
+        finish(acc, row_sum, out)
 
 
 def _near(scores: Array, near: Near) -> Array:
