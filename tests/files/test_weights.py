@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from astra_mpi.device.backend import get_backend
-from astra_mpi.device.formats import DTYPES, FORMATS
+from astra_mpi.device.formats import DTYPES, FORMATS, format_of
 from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import Made, Narrow, SideBySide, narrowed, part, product, product_transposed
@@ -42,6 +42,18 @@ def test_int8_is_off_by_half_a_step_of_its_output(name, axis):
     assert narrow.scale.shape == step.shape
     assert (np.abs(np.asarray(narrow) - array) <= step * 0.5001).all()
     assert np.abs(narrow.values).max() == 127
+
+
+def test_int8_rounding_explains_weights_half_way_between_two_steps():
+    """Sums of three float32 roundings: the factor, the quotient and the product."""
+    rng = np.random.default_rng(0)
+    array = normal(400, 300)
+    largest = np.abs(array).max(axis=0)
+    half_way = ((largest / np.float32(127)) * (rng.integers(-127, 127, array.shape) + 0.5)).astype(np.float32)
+    array = np.where(np.abs(array) == largest, array, np.nextafter(half_way, rng.choice([-9, 9], array.shape)))
+    off = np.abs(np.asarray(narrowed("x.weight", array, "int8")) - array)
+    allowed = format_of("x.weight", array.shape, "int8").rounding("x.weight", array)
+    assert (off <= allowed).all() and (off > 0.999 * allowed).any()
 
 
 def test_what_stays_float32():

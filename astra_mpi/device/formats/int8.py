@@ -30,7 +30,9 @@ class Int8(Scaled, Compiled):
     @classmethod
     def rounding(cls, name: str, before: np.ndarray) -> np.ndarray:
         axis = 0 if is_layer(name, before.shape) else 1
-        return np.abs(before).max(axis=axis, keepdims=True) / cls.largest / 2 * (1 + 1e-5)
+        # half a step, and the factor, the quotient and the product are float32 each
+        share = 0.5 / cls.largest + 2 * np.finfo(np.float32).eps
+        return np.abs(before).max(axis=axis, keepdims=True) * np.float32(share)
 
     @classmethod
     def rounded_tensor(cls, weight: Any, inputs: tuple[int, ...]) -> Any:
