@@ -14,11 +14,11 @@ import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from numba import config, njit
+from numba import config, njit, types
 from numba.core.caching import (
     CompileResultCacheImpl,
     FunctionCache,
@@ -27,6 +27,7 @@ from numba.core.caching import (
     UserProvidedCacheLocator,
     UserWideCacheLocator,
 )
+from numba.core.ccallback import CFunc
 from numba.core.serialize import dumps
 
 #: of functions that say nothing else
@@ -163,6 +164,25 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
         return kernel
 
     return decorate
+
+
+class Native:
+    """A C function (address, number, number) of int64 numbers that returns nothing, for `_team.run_native`.
+
+    It is compiled when its address is asked for, so that what other processors have may stand beside it.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    @cached_property
+    def address(self) -> int:
+        arguments = (types.int64,) * 3
+        native = CFunc(self._function, (arguments, types.void), {}, dict(EXACT))
+        native._cache = _Cache(self._function)
+        native.compile()
+        self._native = native  # which holds the code
+        return int(native.address)
 
 
 def _no_folder(function: Callable[..., Any]) -> str:

@@ -11,7 +11,7 @@ from astra_mpi.caches.new import NewTokens
 from astra_mpi.device.backend import Backend
 from astra_mpi.kernels.aligned import address, aligned
 from astra_mpi.kernels.cpu import _team, token
-from astra_mpi.kernels.cpu._team import barrier_words
+from astra_mpi.kernels.cpu._barrier import barrier_words
 from astra_mpi.kernels.cpu.token import tables as t
 from astra_mpi.models.block import Block
 from astra_mpi.models.decoder import Decoder

@@ -5,9 +5,12 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels._compile import Native, compiled
+from astra_mpi.kernels.aligned import address
 from astra_mpi.kernels.blocks import LEAST, Rows
-from astra_mpi.kernels.cpu._rows import by_rows
+from astra_mpi.kernels.cpu import _team
+from astra_mpi.kernels.cpu._memory import longs
+from astra_mpi.kernels.cpu._rows import LEAST_SHARED
 from astra_mpi.kernels.cpu._simd import F32, I8, I32, I64, LANES
 
 Array = np.ndarray
@@ -101,5 +104,18 @@ def quantise_rows(x: Array) -> Rows:
     m, k = x.shape
     rows = np.empty((m, k), np.int8), np.empty((m, k // 32), np.float32), np.empty((m, k // 32), np.int32)
     x = np.ascontiguousarray(x, np.float32)
-    by_rows(lambda some: quantise_into(x[some], *(part[some] for part in rows)), x)
+    places = [(address(array), array.strides[0]) for array in (x, *rows)]
+
+    def share(index: int, count: int) -> tuple[int, ...]:
+        first, last = m * index // count, m * (index + 1) // count
+        return *(at + first * step for at, step in places), (last - first) * (k // 32)
+
+    _team.run_native(_share, share, alone=x.size < LEAST_SHARED)
     return rows
+
+
+@Native
+def _share(at, index, count):
+    words = longs(at, 5)
+    if words[4] > 0:
+        _quantise(words[0], words[1], words[2], words[3], words[4])  # type: ignore[call-arg]

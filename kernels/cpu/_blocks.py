@@ -8,6 +8,8 @@ Elsewhere a few rows are multiplied in integers, and many as float32.
 
 import numpy as np
 
+from astra_mpi.kernels._compile import Native
+from astra_mpi.kernels.aligned import address
 from astra_mpi.kernels.blocks import BLOCK, BLOCK_KINDS, Layer, Rows
 from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._block_amx import configuration
@@ -18,6 +20,7 @@ from astra_mpi.kernels.cpu._block_strips import tiled_strips
 from astra_mpi.kernels.cpu._block_tiles import has_tiles
 from astra_mpi.kernels.cpu._features import path
 from astra_mpi.kernels.cpu._matmul import matmul
+from astra_mpi.kernels.cpu._memory import longs
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS
 
 __all__ = [
@@ -44,6 +47,8 @@ _AMX_ROWS = 33
 _AMX = configuration()
 #: without tiles: up to so many rows are multiplied in integers
 _INTEGER_ROWS = 4
+#: numbers of what a product of strips takes
+_PLACES = 11
 #: bytes of weights times rows from which on threads share the work
 _LEAST_SHARED = 1 << 18
 
@@ -53,21 +58,23 @@ def multiply_blocks(kind: str, rows: Rows, weights: Array, out: Array) -> Array:
     q, scales, sums = rows
     if not HAS_TILES and len(q) > _INTEGER_ROWS:
         return _multiply_wide(kind, rows, weights, out)
-    addresses = q.ctypes.data, scales.ctypes.data, sums.ctypes.data, weights.ctypes.data
-    place = BLOCK_KINDS.index(kind), *q.shape, *addresses, out.shape[1], out.ctypes.data, out.strides[0]
-    by_amx = _by_amx(len(q))
-
-    def share(index: int, count: int) -> None:
-        if by_amx:
-            amx_strips(_AMX.ctypes.data, *place, index, count)
-        else:
-            multiply_strips(*place, index, count)
-
-    if _team.size() == 1 or len(q) * weights.size < _LEAST_SHARED:
-        share(0, 1)
-    else:
-        _team.run(share)
+    places = *map(address, (q, scales, sums, weights)), out.shape[1], address(out), out.strides[0]
+    given = address(_AMX), BLOCK_KINDS.index(kind), *q.shape, *places
+    task = _amx_strips if _by_amx(len(q)) else _strips
+    _team.run_native(task, lambda index, count: given, alone=len(q) * weights.size < _LEAST_SHARED)
     return out
+
+
+@Native
+def _strips(at, index, count):
+    w = longs(at, _PLACES)
+    multiply_strips(w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], index, count)
+
+
+@Native
+def _amx_strips(at, index, count):
+    w = longs(at, _PLACES)
+    amx_strips(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], index, count)
 
 
 def activated_blocks(x: Array, layer: Layer, gate: Layer | None, activation: str) -> Rows | None:
@@ -80,23 +87,22 @@ def activated_blocks(x: Array, layer: Layer, gate: Layer | None, activation: str
         return None
     rows = quantise_rows(x)
     made = np.empty((m, n), np.int8), np.empty((m, n // BLOCK), np.float32), np.empty((m, n // BLOCK), np.int32)
-    places = [tuple(part.ctypes.data for part in blocks) for blocks in (rows, made)]
+    places = [tuple(map(address, blocks)) for blocks in (rows, made)]
     biases = [np.zeros(n, np.float32) if one is None or one.bias is None else one.bias for one in (layer, gate)]
     layers = [
-        (
-            0 if one is None else BLOCK_KINDS.index(one.kind),
-            0 if one is None else one.weights.ctypes.data,
-            at.ctypes.data,
-        )
-        for one, at in zip((layer, gate), biases, strict=True)
+        (0 if one is None else BLOCK_KINDS.index(one.kind), address(one and one.weights), address(bias))
+        for one, bias in zip((layer, gate), biases, strict=True)
     ]
-
-    def share(index: int, count: int) -> None:
-        given = _AMX.ctypes.data, m, k, places[0], *layers, ACTIVATIONS[activation], n, places[1]
-        amx_activated(*given, index, count)
-
-    _team.run(share)
+    given = address(_AMX), m, k, n, ACTIVATIONS[activation], *(one for of in (*places, *layers) for one in of)
+    _team.run_native(_amx_activated, lambda index, count: given)
     return made
+
+
+@Native
+def _amx_activated(at, index, count):
+    w = longs(at, 5 + 4 * 3)
+    rows, made, layer, gate = (w[5], w[6], w[7]), (w[8], w[9], w[10]), (w[11], w[12], w[13]), (w[14], w[15], w[16])
+    amx_activated(w[0], w[1], w[2], rows, layer, gate, w[4], w[3], made, index, count)
 
 
 def _by_amx(n_rows: int) -> bool:

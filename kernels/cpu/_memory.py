@@ -10,7 +10,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from astra_mpi.kernels.cpu._inner import inner
-from astra_mpi.kernels.cpu._simd import F32, I8, I16, I32, prefetch
+from astra_mpi.kernels.cpu._simd import F32, I8, I16, I32, I64, prefetch
 
 
 def _at(element: types.Type, stored: ir.Type) -> Any:
@@ -29,6 +29,7 @@ def _at(element: types.Type, stored: ir.Type) -> Any:
 _floats_at, _shorts_at = _at(types.float32, F32), _at(types.uint16, I16)
 _unsigned_at = _at(types.uint8, I8)
 _bytes_at, _integers_at, _bits_at = _at(types.int8, I8), _at(types.int32, I32), _at(types.uint32, I32)
+_longs_at = _at(types.int64, I64)
 
 
 @intrinsic
@@ -71,6 +72,18 @@ def byte_rows(address, n, width):
 def integer_rows(address, n, width):
     """(n, width) int32 in memory."""
     return carray(_integers_at(address), (n, width))
+
+
+@inner()
+def short_rows(address, n, width):
+    """(n, width) uint16 in memory."""
+    return carray(_shorts_at(address), (n, width))
+
+
+@inner()
+def longs(address, n):
+    """(n,) int64 in memory."""
+    return carray(_longs_at(address), (n,))
 
 
 @inner()

@@ -1,13 +1,13 @@
 """Normalisation, rotation and activation: one pass over rows that stay in the first-level cache. Threads share the rows
 where there are many numbers."""
 
-from collections.abc import Callable
-
 import numpy as np
 
-from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels._compile import Native, compiled
+from astra_mpi.kernels.aligned import address
 from astra_mpi.kernels.cpu import _team
-from astra_mpi.kernels.cpu._math import FASTMATH, erf, exp, f32
+from astra_mpi.kernels.cpu._math import FASTMATH, erf, exp, f32, i32
+from astra_mpi.kernels.cpu._memory import float_rows, floats, longs
 
 Array = np.ndarray
 
@@ -17,35 +17,27 @@ LEAST_SHARED = 1 << 16
 ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3, "quick_gelu": 4}
 
 
-def by_rows(do: Callable[[slice], object], x: Array) -> None:
-    """do(rows) for all rows of x (n, ..), each thread of the team on its part."""
-    n = len(x)
-    if _team.size() == 1 or x.size < LEAST_SHARED:
-        do(slice(0, n))
-    else:
-        _team.run(lambda index, count: do(slice(n * index // count, n * (index + 1) // count)))
+#: what `_by_rows` is for
+_LAYER_NORM, _RMS_NORM, _ADD, _ADD_LAYER_NORM, _ADD_RMS_NORM, _ROTATE, _MULTIPLY, _ACTIVATE = range(8)
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float, out: Array | None = None) -> Array:
     """(n, D): x (n, D) normalised; see reference.layer_norm."""
     out = np.empty(x.shape, np.float32) if out is None else out
-    x = np.ascontiguousarray(x)
-    by_rows(lambda rows: _layer_norm(x[rows], weight, bias, f32(eps), out[rows]), x)
+    _by_rows(_LAYER_NORM, (np.ascontiguousarray(x), out), (weight, bias), eps=eps)
     return out
 
 
 def rms_norm(x: Array, weight: Array, eps: float, out: Array | None = None) -> Array:
     """(n, D): x (n, D) over its root mean square; see reference.rms_norm."""
     out = np.empty(x.shape, np.float32) if out is None else out
-    x = np.ascontiguousarray(x)
-    by_rows(lambda rows: _rms_norm(x[rows], weight, f32(eps), out[rows]), x)
+    _by_rows(_RMS_NORM, (np.ascontiguousarray(x), out), (weight,), eps=eps)
     return out
 
 
 def add_residual(x: Array, y: Array, bias: Array | None) -> Array:
     """x (n, D) += y + bias, in place; see reference.add_residual."""
-    constant = _bias(bias, x)
-    by_rows(lambda rows: _add_residual(x[rows], y[rows], constant), x)
+    _by_rows(_ADD, (x, y), (_bias(bias, x),))
     return x
 
 
@@ -53,29 +45,34 @@ def add_layer_norm(
     x: Array, y: Array, bias: Array | None, weight: Array, norm_bias: Array, eps: float, out: Array
 ) -> Array:
     """x (n, D) += y + bias, in place; out = layer_norm(x), may be y; see reference.add_layer_norm."""
-    constant = _bias(bias, x)
-    by_rows(lambda rows: _add_layer_norm(x[rows], y[rows], constant, weight, norm_bias, f32(eps), out[rows]), x)
+    _by_rows(_ADD_LAYER_NORM, (x, y, out), (_bias(bias, x), weight, norm_bias), eps=eps)
     return out
 
 
 def add_rms_norm(x: Array, y: Array, bias: Array | None, weight: Array, eps: float, out: Array) -> Array:
     """x (n, D) += y + bias, in place; out = rms_norm(x), may be y; see reference.add_rms_norm."""
-    constant = _bias(bias, x)
-    by_rows(lambda rows: _add_rms_norm(x[rows], y[rows], constant, weight, f32(eps), out[rows]), x)
+    _by_rows(_ADD_RMS_NORM, (x, y, out), (_bias(bias, x), weight), eps=eps)
     return out
 
 
 def rotate(x: Array, turns: Array, n_heads: int) -> Array:
     """Turn the first heads of x (n, W) by turns (n, d), in place; see reference.rotate."""
-    by_rows(lambda rows: _rotate(x[rows], turns[rows], n_heads), x)
+    _by_rows(_ROTATE, (x, turns), (), n_heads)
     return x
 
 
 def activate_gated(x: Array, bias: Array | None, gate: Array, gate_bias: Array | None, name: str) -> Array:
     """x = (x + bias) * act(gate + gate_bias), in place; `gate` is overwritten; see reference.activate_gated."""
     activate(gate, gate_bias, name)
-    constant = _bias(bias, x)
-    by_rows(lambda rows: _multiply(x[rows], constant, gate[rows]), x)
+    _by_rows(_MULTIPLY, (x, gate), (_bias(bias, x),))
+    return x
+
+
+def activate(x: Array, bias: Array | None, name: str) -> Array:
+    """x = act(x + bias) in place; see reference.activate."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}")
+    _by_rows(_ACTIVATE, (x,), (_bias(bias, x),), ACTIVATIONS[name])
     return x
 
 
@@ -83,13 +80,56 @@ def _bias(bias, x):
     return np.zeros(x.shape[1], np.float32) if bias is None else bias
 
 
-def activate(x: Array, bias: Array | None, name: str) -> Array:
-    """x = act(x + bias) in place; see reference.activate."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}")
-    constant = _bias(bias, x)
-    by_rows(lambda rows: _activate(x[rows], constant, ACTIVATIONS[name]), x)
-    return x
+def _by_rows(
+    kind: int, arrays: tuple[Array, ...], lines: tuple[Array, ...], number: int = 0, *, eps: float = 0.0
+) -> None:
+    """What `_share` does with all rows of arrays (n, ..), the first of them those of x, and lines of one row."""
+    for array in (*arrays, *lines):
+        if array.dtype != np.float32 or (array.size and array.strides[-1] != array.itemsize):
+            raise TypeError(f"{array.dtype} {array.shape}, {array.strides} bytes apart: rows of float32 are needed")
+    (n, width), d = arrays[0].shape, arrays[-1].shape[1]
+    places = [(address(array), array.strides[0]) for array in arrays] + [(0, 0)] * (_ARRAYS - len(arrays))
+    given = *map(address, lines), *[0] * (_LINES - len(lines)), int(np.float32(eps).view(np.int32)), number
+    whole = all(array.flags.c_contiguous for array in arrays)
+
+    def share(index: int, count: int) -> tuple[int, ...]:
+        first, last = n * index // count, n * (index + 1) // count
+        rows = (number for at, stride in places for number in (at + first * stride, stride))
+        return kind, last - first, last - first if whole else 1, width, d, *rows, *given
+
+    _team.run_native(_share, share, alone=arrays[0].size < LEAST_SHARED)
+
+
+_ARRAYS, _LINES = 3, 3
+
+
+@Native
+def _share(at, index, count):
+    """A kernel of those below on n rows, `step` of which are contiguous."""
+    words = longs(at, 5 + 2 * _ARRAYS + _LINES + 2)
+    kind, n, step, width, d = words[0], words[1], words[2], words[3], words[4]
+    first, second, third = floats(words[11], width), floats(words[12], width), floats(words[13], width)
+    eps, number = i32(words[14]).view(f32), words[15]
+    for i in range(0, n, max(1, step)):
+        a = float_rows(words[5] + i * words[6], step, width)
+        b = float_rows(words[7] + i * words[8], step, d)
+        c = float_rows(words[9] + i * words[10], step, width)
+        if kind == _LAYER_NORM:
+            _layer_norm(a, first, second, eps, b)
+        elif kind == _RMS_NORM:
+            _rms_norm(a, first, eps, b)
+        elif kind == _ADD:
+            _add_residual(a, b, first)
+        elif kind == _ADD_LAYER_NORM:
+            _add_layer_norm(a, b, first, second, third, eps, c)
+        elif kind == _ADD_RMS_NORM:
+            _add_rms_norm(a, b, first, second, eps, c)
+        elif kind == _ROTATE:
+            _rotate(a, b, number)
+        elif kind == _MULTIPLY:
+            _multiply(a, first, b)
+        else:
+            _activate(a, first, number)
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")

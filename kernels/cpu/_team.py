@@ -1,9 +1,11 @@
-"""A team of threads that works on one thing: Python threads that enter a compiled function together, and a barrier
-for use inside it.
+"""A team of threads that works on one thing.
 
-A task is a function f(index, count) that does share `index` of `count`; `run(f)` calls it on every thread of the team,
-the caller's included, and returns when all are done. Compiled kernels release the interpreter's lock, so the shares
-run at once. Where shares depend on each other, the compiled function calls `barrier(at, count)` between its stages,
+A task has as many shares as there are threads; the caller's thread does one of them, and returns when all are done.
+`run(f)` calls f(index, count) on every thread, the interpreter's lock in its hands: good for compiled functions, which
+release it, and nothing that takes less than 0.1 ms. `run_native` has no use for the interpreter: it writes what each
+share needs into memory, and threads that wait in a compiled function call a C function with it (`_post.py`).
+
+Where shares depend on each other, a compiled function calls `barrier(at, count)` (`_barrier.py`) between its stages,
 with the address of `barrier_words()`, which all threads get: no thread passes before all have arrived.
 
     words = barrier_words()                       # kept alive by the caller, reused from call to call
@@ -18,150 +20,103 @@ with the address of `barrier_words()`, which all threads get: no thread passes b
 A kernel with barriers must not raise between them. With one thread, nothing is started and the barrier is free.
 """
 
+import struct
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
 
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
-from astra_mpi.kernels._compile import compiled
-
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
-#: bytes between the counter of arrivals and the counter of rounds: they share no cache line
-_APART = 128
-#: looks at the counter before the core is offered to others
-_PATIENCE = 2000
-#: offers of the core, some 0.1 ms, before a thread sleeps: to be woken takes as long
-_OFFERS = 200
+from astra_mpi.kernels._compile import Native
+from astra_mpi.kernels.aligned import address, aligned
+from astra_mpi.kernels.cpu import _post
 
 Task = Callable[[int, int], object]
-
-
-def barrier_words() -> np.ndarray:
-    """What a barrier counts in: its address is that of the array."""
-    return np.zeros(2 * _APART // 8, np.int64)
-
-
-@intrinsic
-def fetch_add(typingctx, address, value):
-    """The int64 at an address, to which a value is added at once, for all threads to see."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], _I64.as_pointer())
-        return builder.atomic_rmw("add", pointer, arguments[1], "acq_rel")
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def fetch(typingctx, address):
-    """The int64 at an address, as the other threads left it."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.load_atomic(builder.inttoptr(arguments[0], _I64.as_pointer()), "acquire", 8)
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def give_way(typingctx):
-    """Let another thread have this core, if one waits for it."""
-
-    def generate(context, builder, signature, arguments):
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_I32, []), "sched_yield")
-        builder.call(function, [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-@compiled()
-def barrier(at, count):
-    """Wait until all `count` threads are here; `at`: address of `barrier_words()`."""
-    if count > 1:
-        turn = fetch(at + _APART)  # type: ignore[call-arg, var-annotated]
-        if fetch_add(at, 1) == count - 1:
-            fetch_add(at, -count)
-            fetch_add(at + _APART, 1)
-        else:
-            looks = 0
-            while fetch(at + _APART) == turn:
-                looks += 1
-                if looks > _PATIENCE:  # more threads than cores
-                    give_way()
-
-
-@compiled()
-def look_for(at, count, number):
-    """Wait a little for `count` int64 at an address to be `number`, each written by a thread of its own; and then as
-    long as such a thread takes to give back the interpreter's lock."""
-    for look in range(_PATIENCE + _OFFERS):
-        if look > _PATIENCE:
-            give_way()  # type: ignore[call-arg]
-        there = 0
-        for i in range(count):
-            there += fetch(at + 8 * i) == number  # type: ignore[call-arg]
-        if there == count:
-            break
-    for _ in range(_PATIENCE):
-        fetch(at)  # type: ignore[call-arg]
+#: what a native task's share needs, as numbers of 64 bits
+Share = Callable[[int, int], tuple[int, ...]]
+#: of them, at most
+_MOST = 96
 
 
 class Team:
-    """`size` threads, of which the caller's is one. The others wait for tasks without using their cores."""
+    """`size` threads, of which the caller's is one. The others wait for tasks without using their cores for long."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._tasks: list[SimpleQueue[tuple[Task, int] | None]] = [SimpleQueue() for _ in range(size - 1)]
-        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
-        self._n_runs, self._ended = 0, np.zeros(size - 1, np.int64)  # the last run that each of the others has ended
-        for index, tasks in enumerate(self._tasks, start=1):
-            threading.Thread(target=self._work, args=(tasks, index), daemon=True).start()
-        self._look()  # which compiles it
+        self._task: Task | None = None
+        self._failures: list[BaseException] = []
+        self._arguments = _Arguments(size)
+        self._board = _post.board(size)
+        self._at = address(self._board)
+        for index in range(1, size):
+            threading.Thread(target=self._work, args=(index,), daemon=True).start()
+        if size > 1:
+            self.run(lambda index, count: None)  # which compiles what they wait in
 
     def run(self, task: Task) -> None:
         """task(index, size) on every thread. What one of them raised is raised here, after all have ended."""
-        self._n_runs += 1
-        for tasks in self._tasks:
-            tasks.put((task, self._n_runs))
-        failures: list[BaseException | None] = []
+        self._task = task
+        number = self._posted()
         try:
             task(0, self.size)
         except BaseException as exc:
-            failures.append(exc)
-        self._look()
-        failures += [self._done.get() for _ in self._tasks]
-        for failure in failures:
-            if failure is not None:
-                raise failure
+            self._failures.append(exc)
+        if self.size > 1:
+            _post.meet(self._at, number, self.size)
+        self._task = None
+        failures, self._failures = self._failures, []
+        if failures:
+            raise failures[0]
 
-    def _look(self) -> None:
-        """Wait a little for the others."""
-        if self._tasks:
-            look_for(self._ended.ctypes.data, len(self._ended), self._n_runs)
+    def run_native(self, task: Native, share: Share) -> None:
+        """The C function on every thread, with what share(index, size) says."""
+        for index in range(self.size):
+            self._arguments.write(index, share(index, self.size))
+        _post.lead(self._at, task.address, self._arguments.at, self._arguments.step, self.size)
 
     def close(self) -> None:
         """End the threads."""
-        for tasks in self._tasks:
-            tasks.put(None)
+        self._posted()
 
-    def _work(self, tasks: "SimpleQueue[tuple[Task, int] | None]", index: int) -> None:
-        for task, number in iter(tasks.get, None):
-            failure: BaseException | None = None
+    def _posted(self) -> int:
+        """The number of a task that the interpreter has."""
+        number: int = _post.post(self._at, 0, 0, 0, self.size) if self.size > 1 else 0
+        return number
+
+    def _work(self, index: int) -> None:
+        number = 0
+        while True:
+            number = _post.serve(self._at, index, number)
+            if self._task is None:
+                return
             try:
-                task(index, self.size)
+                self._task(index, self.size)
             except BaseException as exc:
-                failure = exc
-            self._done.put(failure)
-            self._ended[index - 1] = number
+                self._failures.append(exc)
+
+
+class _Arguments:
+    """Of the shares of a native task."""
+
+    def __init__(self, count: int) -> None:
+        self._words = aligned((count, _MOST), np.int64)
+        self._bytes = memoryview(self._words).cast("B")
+        self.at, self.step = address(self._words), self._words.strides[0]
+
+    def write(self, index: int, words: tuple[int, ...]) -> None:
+        struct.pack_into(f"{len(words)}q", self._bytes, index * self.step, *words)
+
+
+class _Alone(threading.local):
+    """What a thread writes that does a native task by itself."""
+
+    def __init__(self) -> None:
+        self.arguments = _Arguments(1)
 
 
 class _State:
     team = Team(1)
     taken = threading.Lock()
+    alone = _Alone()
 
 
 def set_size(n_threads: int) -> None:
@@ -186,5 +141,21 @@ def run(task: Task) -> None:
         return
     try:
         _State.team.run(task)
+    finally:
+        _State.taken.release()
+
+
+def run_native(task: Native, share: Share, alone: bool = False) -> None:
+    """The C function, once for each share(index, count), on every thread of the process's team.
+
+    While another thread of the program has the team, and if `alone`, the caller does all of it, as share(0, 1). What
+    the numbers are addresses of must live until this returns; memory that a share works in is its caller's, by index.
+    """
+    if alone or _State.team.size == 1 or not _State.taken.acquire(blocking=False):
+        _State.alone.arguments.write(0, share(0, 1))
+        _post.alone(task.address, _State.alone.arguments.at)
+        return
+    try:
+        _State.team.run_native(task, share)
     finally:
         _State.taken.release()

@@ -219,7 +219,11 @@ def with_emulated_tiles(emulated):
         tiles._tile, _score=python(tiles._score, multiply=multiply), _gather=python(tiles._gather, multiply=multiply)
     )
     units = python(tiles.attend_units, _tile=whole)
-    made = types.FunctionType(calls.attend.__code__, calls.attend.__globals__ | {"attend_units": units})
+
+    def on_team(config, given, cuts):
+        units(config, *given, 0, cuts[-1], np.empty(tiles.workspace_words(given[2]), np.uint32))
+
+    made = types.FunctionType(calls.attend.__code__, calls.attend.__globals__ | {"_on_team": on_team})
     return lambda *arguments: made(*arguments, "amx", None, begins=False, out=None)
 
 

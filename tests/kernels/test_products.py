@@ -17,7 +17,7 @@ import pytest
 from astra_mpi.kernels import reference_products as reference
 from astra_mpi.kernels._compile import compiled as compiled_function
 from astra_mpi.kernels.aligned import aligned
-from astra_mpi.kernels.cpu import _features, _team, bfloat16, int8
+from astra_mpi.kernels.cpu import _barrier, _features, _team, bfloat16, int8
 from astra_mpi.kernels.cpu.products import amx, by_tiles, calls, layout, speeds
 from astra_mpi.kernels.cpu.products.rows import narrow_rows
 from helpers import amx_tiles
@@ -184,7 +184,7 @@ def test_a_team_runs_all_shares_and_says_what_failed(team):
 
     with pytest.raises(ValueError, match="the second share"):
         _team.run(fails)
-    words, x, y = _team.barrier_words(), np.arange(64.0), np.zeros(64)
+    words, x, y = _barrier.barrier_words(), np.arange(64.0), np.zeros(64)
     _team.run(lambda index, count: turned(x, y, words.ctypes.data, index, count))
     assert (x == (np.arange(64) + 2 * 500) % 64 + 1000).all()
 
@@ -195,10 +195,10 @@ def turned(x, y, at, index, count):
     for _ in range(500):
         for i in range(index, x.size, count):
             y[i] = x[(i + 1) % x.size] + 1
-        _team.barrier(at, count)
+        _barrier.barrier(at, count)
         for i in range(index, x.size, count):
             x[i] = y[(i + 1) % x.size] + 1
-        _team.barrier(at, count)
+        _barrier.barrier(at, count)
 
 
 @pytest.mark.skipif("avx512f" not in _features.features(), reason="lines are vectors of AVX-512")

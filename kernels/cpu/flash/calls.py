@@ -1,5 +1,7 @@
 """What Python calls: attention in bfloat16 for all heads of a sequence, shared by the threads of the process's team."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from astra_mpi.kernels.aligned import address
@@ -8,7 +10,8 @@ from astra_mpi.kernels.cpu._features import features, path
 from astra_mpi.kernels.cpu._math import f32
 from astra_mpi.kernels.cpu.dense import attention
 from astra_mpi.kernels.cpu.dense.room import room
-from astra_mpi.kernels.cpu.flash.tiles import NONE, Scores, Sizes, attend_units, workspace_words
+from astra_mpi.kernels.cpu.flash.tasks import ATTEND, Given, in_words
+from astra_mpi.kernels.cpu.flash.tiles import NONE, Heads, Scores, Sizes, workspace_words
 from astra_mpi.kernels.cpu.products import amx
 from astra_mpi.kernels.near import Near
 
@@ -73,23 +76,22 @@ def attend(
     )
     scores = _scores(key_bias, n_keys, reach, near)
     rows = _FIRST if key_rows is None else key_rows
-    done = (0, 0, 0) if out is None else (address(out), 4 * d_head, out.strides[0])
+    done = Heads(0, 0, 0) if out is None else Heads(address(out), 4 * d_head, out.strides[0])
     places = *(_place(array) for array in (q, k, v, acc, row_max, row_sum)), done
-    tiles = tiles_of(by)
+    alone = n_heads * n_queries * n_keys < _THREAD_SCORES
+    cuts = _cuts(sizes, reach, 1 if alone else _team.size())
+    _on_team(tiles_of(by), (places, rows, sizes, scores, begins), cuts)
 
-    alone = _team.size() == 1 or n_heads * n_queries * n_keys < _THREAD_SCORES
-    cuts, n_words = _cuts(sizes, reach, 1 if alone else _team.size()), workspace_words(sizes)
-    given = tiles, places, rows, tuple(sizes), tuple(scores), begins
 
-    def share(index: int, count: int) -> None:
+def _on_team(tiles: Array | None, given: Given, cuts: list[int]) -> None:
+    """`attend_units` of the units between cuts, each by a thread."""
+    words, n_words = (address(tiles), *in_words(*given)), workspace_words(given[2])
+
+    def share(index: int, count: int) -> tuple[int, ...]:
         first, last = (cuts[index], cuts[index + 1]) if count == len(cuts) - 1 else (0, cuts[-1])
-        if first < last:
-            attend_units(*given, first, last, room("attention", n_words).view(np.uint32))
+        return *words, first, last, address(room("attention", n_words, index=index)), n_words
 
-    if alone:
-        share(0, 1)
-    else:
-        _team.run(share)
+    _team.run_native(ATTEND[tiles is not None], share, alone=len(cuts) == 2)
 
 
 def used_path() -> str:
@@ -113,6 +115,7 @@ def warm_up() -> None:
     attend(heads, heads, heads, None, None, heads.copy(), state[0], state[1], by=used_path())
 
 
+@lru_cache
 def _cuts(sizes: Sizes, reach: int, count: int) -> list[int]:
     """Where the units of work of each of `count` threads begin, and end: tiles of rows, key head after key head, by the
     keys that they see."""
@@ -121,8 +124,9 @@ def _cuts(sizes: Sizes, reach: int, count: int) -> list[int]:
         return [0, sizes.n_groups * n_tiles]
     last_query = np.minimum((np.arange(n_tiles) + 1) * sizes.tile_rows // sizes.repeat, sizes.n_queries)
     seen = np.clip(last_query + reach, 1, sizes.n_keys)
-    done = np.cumsum(np.tile(seen + _TILE_COST, sizes.n_groups))
-    inner = np.searchsorted(done, done[-1] * np.arange(1, count) / count)
+    costs = np.tile(seen + _TILE_COST, sizes.n_groups)
+    done = np.cumsum(costs)
+    inner = np.searchsorted(done - costs / 2, done[-1] * np.arange(1, count) / count)  # the nearest end of a unit
     return [0, *inner.tolist(), len(done)]
 
 
@@ -131,9 +135,8 @@ def _up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def _place(array: Array) -> tuple[int, int, int]:
-    """What `Heads` says."""
-    return address(array), array.strides[0], array.strides[1]
+def _place(array: Array) -> Heads:
+    return Heads(address(array), array.strides[0], array.strides[1])
 
 
 def _scores(key_bias: Array | None, n_keys: int, reach: int, near: Near | None) -> Scores:

@@ -86,13 +86,11 @@ def attend_units(tiles, places, key_rows, sizes, scores, begins, first, last, wo
     """`attend` for units first .. last of work: tiles of rows, key head after key head. Row r of a key head is query
     r // repeat of its query head r % repeat.
 
-    tiles: of AMX, or None. places: Heads of q, k, v, acc, row_max, row_sum and, in the last step, of the result;
-    sizes: Sizes; scores: Scores, all as plain tuples, which are passed faster. key_rows (m,) int64: which rows of k and
-    v the keys are; empty: their first. begins: the first step. work: (workspace_words,) uint32.
+    tiles: of AMX, or None. places: Heads of q, k, v, acc, row_max, row_sum and, in the last step, of the result, else
+    zeros. key_rows (m,) int64: which rows of k and v the keys are; empty: their first. begins: the first step. work:
+    (workspace_words,) uint32.
     """
-    q, k, v = Heads(*places[0]), Heads(*places[1]), Heads(*places[2])
-    acc, row_max, row_sum, out = Heads(*places[3]), Heads(*places[4]), Heads(*places[5]), Heads(*places[6])
-    sizes, scores = Sizes(*sizes), Scores(*scores)
+    q, k, v, acc, row_max, row_sum, out = places
     n_tiles = (sizes.repeat * sizes.n_queries + sizes.tile_rows - 1) // sizes.tile_rows
     room = _room(sizes, work)
     packed, at = -1, np.empty(sizes.n_keys, i64)

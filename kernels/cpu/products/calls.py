@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from astra_mpi.kernels.aligned import aligned
+from astra_mpi.kernels._compile import Native
+from astra_mpi.kernels.aligned import address, aligned
 from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._features import path
 from astra_mpi.kernels.cpu._rows import ACTIVATIONS
 from astra_mpi.kernels.cpu.products import amx
-from astra_mpi.kernels.cpu.products.layer import SPARE_ROWS, linear, linear_twice
+from astra_mpi.kernels.cpu.products.layer import SPARE_ROWS
 from astra_mpi.kernels.cpu.products.layout import GROUP_WORDS, WORDS, Strips, empty, pack
-from astra_mpi.kernels.cpu.products.parts import ADD, SET, Layer, Room, Rows
+from astra_mpi.kernels.cpu.products.parts import ADD, SET, Layer
+from astra_mpi.kernels.cpu.products.tasks import LAYERS
 
 Array = np.ndarray
 
@@ -32,16 +34,16 @@ _VECTORS, _TILED = _Way(192 << 10, 1024, 96, 12), _Way(1536 << 10, 512, 256, 32)
 _FEW_ROWS = 32
 #: multiply-adds, some 20 us, for which waking other threads takes too long
 _LEAST_WORK = 1 << 20
-#: rooms that a thread keeps; they share their buffers
+#: rooms that a share keeps; they have their buffers in common
 _MOST_ROOMS = 64
 
 
-class _Local(threading.local):
-    """Buffers of a thread, as large as they have been needed, and the rooms in them that were asked for last."""
+class _Buffers:
+    """What one share works in: as large as it has been needed, and the rooms in it that were asked for last."""
 
     def __init__(self) -> None:
         self.buffers: dict[str, Array] = {}
-        self.rooms: dict[tuple[str, int, int, bool, str], Room] = {}
+        self.rooms: dict[tuple[str, int, int, bool, str], tuple[int, ...]] = {}
 
     def buffer(self, name: str, dtype: Any, *shape: int) -> Array:
         n_bytes = prod(shape) * np.dtype(dtype).itemsize
@@ -50,8 +52,8 @@ class _Local(threading.local):
             self.rooms.clear()
         return self.buffers[name][:n_bytes].view(dtype).reshape(shape)
 
-    def room(self, weights: Strips, step: int, tiles: Array | None, name: str = "") -> Room:
-        """For panels of `step` rows; two rooms of one thread are in use at once if their names differ."""
+    def room(self, weights: Strips, step: int, tiles: Array | None, name: str = "") -> tuple[int, ...]:
+        """A `Room` in numbers, for panels of `step` rows; two rooms are in use at once if their names differ."""
         key = weights.kind, weights.n_words, step, tiles is None, name
         if key not in self.rooms:
             if len(self.rooms) >= _MOST_ROOMS:
@@ -60,12 +62,12 @@ class _Local(threading.local):
             self.rooms[key] = made
         return self.rooms[key]
 
-    def _made(self, kind: str, n_words: int, r: int, tiles: Array | None, name: str) -> Room:
-        int8, columns = kind == "int8", _way(tiles).columns
+    def _made(self, kind: str, n_words: int, r: int, tiles: Array | None, name: str) -> tuple[int, ...]:
+        int8, columns, width = kind == "int8", _way(tiles).columns, n_words * WORDS[kind][0]
         counts = (r if int8 else 0, columns) if tiles is None else (32, 32)
         groups = -(-n_words // GROUP_WORDS) if int8 else 0
-        return Room(
-            self.buffer(f"{name}panel", np.int8 if int8 else np.uint16, r, n_words * WORDS[kind][0]),
+        parts = (
+            self.buffer(f"{name}panel", np.int8 if int8 else np.uint16, r, width),
             self.buffer("sums", np.float32, r, columns),
             self.buffer("gate sums", np.float32, r, columns),
             self.buffer("counts", np.int32, *counts),
@@ -75,6 +77,20 @@ class _Local(threading.local):
             self.buffer("gate line", np.float32, columns),
             _ZEROS,
         )
+        panel, sums, gate_sums, of_group, *rest = map(address, parts)
+        return panel, r, width, groups, columns, sums, gate_sums, of_group, *counts, *rest
+
+
+class _Local(threading.local):
+    """Buffers of each share of what a thread asks the team for."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, _Buffers] = {}
+
+    def __getitem__(self, index: int) -> _Buffers:
+        if index not in self.of:
+            self.of[index] = _Buffers()
+        return self.of[index]
 
 
 _local = _Local()
@@ -105,15 +121,15 @@ def layer(
         return out
     x, tiles = _rows_of(x), _tiles(by or path(weights.kind).name)
 
-    def share(index: int, count: int) -> None:
+    def share(index: int, count: int) -> tuple[int, ...]:
         rows, columns = _shares(m, weights, index, count)
-        if rows.stop > rows.start and columns.stop > columns.start:
-            room = _local.room(weights, _panel_rows(weights, rows.stop - rows.start, tiles), tiles)
-            part = Rows(_at(x, rows.start), x.strides[0], rows.stop - rows.start)
-            at = _at(out, rows.start)
-            linear(tiles, given, part, room, columns.start, columns.stop, at, out.strides[0], mode)
+        n_rows = rows.stop - rows.start
+        room = _local[index].room(weights, _panel_rows(weights, n_rows, tiles), tiles)
+        part = _at(x, rows.start), x.strides[0], n_rows
+        to = columns.start, columns.stop, _at(out, rows.start), out.strides[0], mode
+        return address(tiles), *given, *part, *room, *to
 
-    _run(share, m * weights.k * weights.n)
+    _run(LAYERS[weights.kind, tiles is not None][0], share, m * weights.k * weights.n)
     return out
 
 
@@ -141,26 +157,24 @@ def two_layers(
     second = _layer(outer, outer_bias, "", None, None)
     x, tiles, mode = _rows_of(x), _tiles(path(inner.kind).name), ADD if add else SET
 
-    def share(index: int, count: int) -> None:
-        rows = _cut(m, index, count, 1)
+    def share(index: int, count: int) -> tuple[int, ...]:
+        rows, buffers = _cut(m, index, count, 1), _local[index]
         n_rows = rows.stop - rows.start
-        if n_rows:
-            step = _panel_rows(outer, n_rows, tiles)
-            room, room_2 = _local.room(inner, step, tiles), _local.room(outer, step, tiles, "outer ")
-            kept = _local.buffer("between", np.float32, *((step, inner.n) if inner.kind == "int8" else (1, 1)))
-            given = Rows(_at(x, rows.start), x.strides[0], n_rows)
-            linear_twice(tiles, first, second, given, room, room_2, kept, _at(out, rows.start), out.strides[0], mode)
+        step = _panel_rows(outer, n_rows, tiles)
+        room, room_2 = buffers.room(inner, step, tiles), buffers.room(outer, step, tiles, "outer ")
+        shape = (step, inner.n) if inner.kind == "int8" else (1, 1)
+        between = address(buffers.buffer("between", np.float32, *shape)), *shape
+        given = _at(x, rows.start), x.strides[0], n_rows
+        to = _at(out, rows.start), out.strides[0], mode
+        return address(tiles), *first, *second, *given, *room, *room_2, *between, *to
 
-    _run(share, m * inner.k * (inner.n + outer.n))
+    _run(LAYERS[inner.kind, tiles is not None][1], share, m * inner.k * (inner.n + outer.n))
     return out
 
 
-def _run(share: _team.Task, n_multiply_adds: int) -> None:
+def _run(task: Native, share: _team.Share, n_multiply_adds: int) -> None:
     """On all threads, if there is enough to do."""
-    if n_multiply_adds < _LEAST_WORK:
-        share(0, 1)
-    else:
-        _team.run(share)
+    _team.run_native(task, share, alone=n_multiply_adds < _LEAST_WORK)
 
 
 def warm_up_products(kind: str) -> None:
@@ -233,5 +247,5 @@ def _panel_rows(weights: Strips, m: int, tiles: Array | None) -> int:
     """Rows that are multiplied at a time: as many in each panel as go, and no more than the cache has room for."""
     way = _way(tiles)
     most = max(1, way.panel_bytes // (4 * weights.n_words * way.rows)) * way.rows
-    even = -(-m // -(-8 * m // (9 * most)))  # an eighth more than most is better than one panel more
-    return -(-even // way.block) * way.block
+    even = -(-m // max(1, -(-8 * m // (9 * most))))  # an eighth more than most is better than one panel more
+    return max(1, -(-even // way.block)) * way.block

@@ -11,7 +11,7 @@ from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._math import FASTMATH, f32
 from astra_mpi.kernels.cpu._memory import float_rows, floats
 from astra_mpi.kernels.cpu._rows import _activate, _layer_norm, _rms_norm, _rotate
-from astra_mpi.kernels.cpu._team import barrier
+from astra_mpi.kernels.cpu._barrier import barrier
 from astra_mpi.kernels.cpu.token import tables as c
 from astra_mpi.kernels.cpu.token._attention import append, attend, first_in_window
 from astra_mpi.kernels.cpu.token._products import product, share
