@@ -178,7 +178,7 @@ class Native:
     @cached_property
     def address(self) -> int:
         arguments = (types.int64,) * 3
-        native = CFunc(self._function, (arguments, types.void), {}, dict(EXACT))
+        native: Any = CFunc(self._function, (arguments, types.void), {}, dict(EXACT))
         native._cache = _Cache(self._function)
         native.compile()
         self._native = native  # which holds the code

@@ -264,6 +264,12 @@ def add_residual(x: Array, y: Array, bias: Array | None) -> Array:
     return x
 
 
+def scale_add(x: Array, scale: Array, bias: Array) -> Array:
+    """x (n, D) = x * scale (D,) + bias (D,), in place and returned."""
+    x[...] = x.astype(np.float64) * scale + bias
+    return x
+
+
 def add_layer_norm(
     x: Array, y: Array, bias: Array | None, weight: Array, norm_bias: Array, eps: float, out: Array
 ) -> Array:

@@ -111,6 +111,13 @@ class Block:
         return xp.concatenate([q if isinstance(self.w_qkv, SideBySide) else q * self.query_scale, k, v])
 
     @cached_property
+    def _scale_and_bias(self) -> tuple[np.ndarray, np.ndarray]:
+        """(H d + 2 d_kv,) each: what becomes of products with weights that are not joined."""
+        scale = self.scratch.xp.ones_like(self.b_qkv)
+        scale[: self.d_queries] = self.query_scale
+        return scale, self.b_qkv * scale
+
+    @cached_property
     def w_kv(self) -> Matrix:
         """(D, 2 d_kv): the projection to keys and values."""
         w_qkv = self.w_qkv
@@ -141,11 +148,13 @@ class Block:
 
     def queries_keys_values(self, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """h (n, D) -> scaled queries (n, H d) and [K | V] (n, 2 d_kv), two views of one array."""
-        out = self.scratch("qkv", len(h), self.w_qkv.shape[1])
-        qkv = linear(h, self.w_qkv, out, self.kernels, self.scratch, self.b_qkv)
-        queries, kv = qkv[:, : self.d_queries], qkv[:, self.d_queries :]
+        qkv = self.scratch("qkv", len(h), self.w_qkv.shape[1])
         if isinstance(self.w_qkv, SideBySide):
-            queries *= self.query_scale
+            product(h, self.w_qkv, qkv, self.kernels, self.scratch)
+            self.kernels.scale_add(qkv, *self._scale_and_bias)
+        else:
+            linear(h, self.w_qkv, qkv, self.kernels, self.scratch, self.b_qkv)
+        queries, kv = qkv[:, : self.d_queries], qkv[:, self.d_queries :]
         if self.query_norm is not None and self.key_norm is not None:
             self.query_norm(queries, self.kernels)
             self.key_norm(kv[:, : kv.shape[1] // 2], self.kernels)

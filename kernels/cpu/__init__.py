@@ -35,6 +35,7 @@ from astra_mpi.kernels.cpu._rows import (
     layer_norm,
     rms_norm,
     rotate,
+    scale_add,
 )
 from astra_mpi.kernels.cpu._weights import matvec, vecmat, widen
 from astra_mpi.kernels.cpu.dense.attention import attend, finish, warm_up_attention
@@ -79,6 +80,7 @@ __all__ = [
     "quantise_rows",
     "rms_norm",
     "rotate",
+    "scale_add",
     "segment_sum",
     "table_sum",
     "times_blocks",
@@ -118,6 +120,7 @@ def warm_up() -> None:
     rms_norm(x, line, 1e-5)
     activate(x, line, "gelu")
     add_residual(x, x.copy(), line)
+    scale_add(x, line, line)
     add_layer_norm(x, x.copy(), line, line, line, 1e-5, x.copy())
     add_rms_norm(x, x.copy(), line, line, 1e-5, x.copy())
     rotate(x, x.copy(), 1)

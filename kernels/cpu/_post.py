@@ -19,10 +19,10 @@ from astra_mpi.kernels.cpu._memory import longs
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _POINTER = ir.IntType(8).as_pointer()
-#: offers of the core before a thread sleeps, some 0.1 ms of a caller and 0.5 ms of the others: to be woken takes as long
+#: offers of the core before a caller sleeps, some 0.1 ms, and before the others do: to be woken takes as long
 _CALLERS_OFFERS, _OFFERS = 200, 1000
-#: bytes from the beginning: the number of the task and what it is (_TASK words), threads that sleep, callers that sleep,
-#: the lock, the conditions, and the number of the last task that each thread has ended
+#: where they lie, in bytes: the number of the task and what it is (_TASK words), how many threads sleep, and callers,
+#: the lock, the two conditions, and the number of the last task that each thread has ended
 _NUMBER, _ASLEEP, _CALLER_ASLEEP, _LOCK, _POSTED, _MET, _ENDED = (APART * i for i in range(7))
 #: number of the task, address of its function (0: the interpreter has it), of the arguments of the first share, bytes
 #: from there to those of the next one, number of shares
@@ -76,7 +76,7 @@ def call(typingctx, function, arguments, index, count):
 @compiled()
 def alone(function, arguments):
     """A native task that is one share."""
-    call(function, arguments, 0, 1)
+    call(function, arguments, 0, 1)  # type: ignore[call-arg]
 
 
 @compiled()
@@ -96,7 +96,7 @@ def post(at, function, arguments, step, count):
 def lead(at, function, arguments, step, count):
     """A native task on all threads, of which the caller's is the first; returns when all have ended."""
     number = post(at, function, arguments, step, count)
-    call(function, arguments, 0, count)
+    call(function, arguments, 0, count)  # type: ignore[call-arg]
     meet(at, number, count)
 
 
@@ -118,10 +118,10 @@ def meet(at, number, count):
 
 @inner()
 def _ended(at, number, count):
+    there = 1
     for index in range(1, count):
-        if fetch(at + _ENDED + APART * index) != number:
-            return False
-    return True
+        there += fetch(at + _ENDED + APART * index) == number
+    return there == count
 
 
 @compiled()
@@ -134,7 +134,7 @@ def serve(at, index, seen):
         task = longs(at, _TASK)
         if task[1] == 0:
             return seen
-        call(task[1], task[2] + index * task[3], index, task[4])
+        call(task[1], task[2] + index * task[3], index, task[4])  # type: ignore[call-arg]
 
 
 @inner()

@@ -6,6 +6,7 @@ import numpy as np
 from astra_mpi.kernels._compile import Native, compiled
 from astra_mpi.kernels.aligned import address
 from astra_mpi.kernels.cpu import _team
+from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._math import FASTMATH, erf, exp, f32, i32
 from astra_mpi.kernels.cpu._memory import float_rows, floats, longs
 
@@ -18,7 +19,7 @@ ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3, "quick_gelu": 4}
 
 
 #: what `_by_rows` is for
-_LAYER_NORM, _RMS_NORM, _ADD, _ADD_LAYER_NORM, _ADD_RMS_NORM, _ROTATE, _MULTIPLY, _ACTIVATE = range(8)
+_LAYER_NORM, _RMS_NORM, _ADD, _SCALE_ADD, _ADD_LAYER_NORM, _ADD_RMS_NORM, _ROTATE, _MULTIPLY, _ACTIVATE = range(9)
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float, out: Array | None = None) -> Array:
@@ -38,6 +39,12 @@ def rms_norm(x: Array, weight: Array, eps: float, out: Array | None = None) -> A
 def add_residual(x: Array, y: Array, bias: Array | None) -> Array:
     """x (n, D) += y + bias, in place; see reference.add_residual."""
     _by_rows(_ADD, (x, y), (_bias(bias, x),))
+    return x
+
+
+def scale_add(x: Array, scale: Array, bias: Array) -> Array:
+    """x (n, D) = x * scale + bias, in place; see reference.scale_add."""
+    _by_rows(_SCALE_ADD, (x,), (scale, bias))
     return x
 
 
@@ -120,6 +127,8 @@ def _share(at, index, count):
             _rms_norm(a, first, eps, b)
         elif kind == _ADD:
             _add_residual(a, b, first)
+        elif kind == _SCALE_ADD:
+            _scale_add(a, first, second)
         elif kind == _ADD_LAYER_NORM:
             _add_layer_norm(a, b, first, second, third, eps, c)
         elif kind == _ADD_RMS_NORM:
@@ -156,6 +165,15 @@ def _add_residual(x, y, bias):
         row, other = x[i], y[i]
         for j in range(width):
             row[j] += other[j] + bias[j]
+
+
+@inner(fastmath=FASTMATH)
+def _scale_add(x, scale, bias):
+    n, width = x.shape
+    for i in range(n):
+        row = x[i]
+        for j in range(width):
+            row[j] = row[j] * scale[j] + bias[j]
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")

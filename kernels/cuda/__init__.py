@@ -30,6 +30,7 @@ from astra_mpi.kernels.cuda._rows import (
     layer_norm,
     rms_norm,
     rotate,
+    scale_add,
     segment_sum,
 )
 
@@ -60,6 +61,7 @@ __all__ = [
     "pack_columns",
     "rms_norm",
     "rotate",
+    "scale_add",
     "segment_sum",
     "table_sum",
     "unpack",

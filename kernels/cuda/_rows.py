@@ -62,6 +62,13 @@ def add_residual(x: Array, y: Array, bias: Array | None) -> Array:
     return _activate(x, y, bias, None, None, -1)
 
 
+def scale_add(x: Array, scale: Array, bias: Array) -> Array:
+    """x (n, D) = x * scale + bias, in place; see reference.scale_add."""
+    x *= scale
+    x += bias
+    return x
+
+
 def activate(x: Array, bias: Array | None, name: str) -> Array:
     """x = act(x + bias) in place; see reference.activate."""
     return _activate(x, None, bias, None, None, _kind(name))

@@ -239,6 +239,7 @@ def test_norms(gpu, n, dtype, width):
         out = gpu.add_rms_norm(device_x, device_y, there(extra), there(weight), 1e-5, xp().empty(x.shape, dtype))
         close(out, reference.rms_norm(stored, weight32, 1e-5), 16)
         close(gpu.add_residual(*there(x, y), there(extra)), total)
+    close(gpu.scale_add(*there(x, weight, bias)), x32 * weight32 + bias32)
 
 
 @DTYPES

@@ -291,6 +291,23 @@ def test_residual_sums(kernels, n, biased, in_y):
 
 @BACKENDS
 @SIZES
+def test_scaled_columns(kernels, n):
+    """Also rows that lie apart."""
+    wide, scale, bias = normal(n, 70), normal(65, seed=1), normal(65, seed=2)
+    x, expected = wide[:, 2:67], wide[:, 2:67].astype(np.float64) * scale + bias
+    outside = wide[:, [0, 1, 67, 68, 69]]
+    assert kernels.scale_add(x, scale, bias) is x
+    close(x, expected)
+    assert (wide[:, [0, 1, 67, 68, 69]] == outside).all()
+
+
+def test_rows_of_other_types_are_refused():
+    with pytest.raises(TypeError, match="rows of float32 are needed"):
+        cpu.scale_add(np.ones((2, 3)), np.ones(3, np.float32), np.ones(3, np.float32))
+
+
+@BACKENDS
+@SIZES
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("in_y", [True, False])
 def test_residual_sum_and_rms_norm(kernels, n, biased, in_y):

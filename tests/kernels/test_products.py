@@ -4,10 +4,7 @@ import os
 import re
 import subprocess
 import sys
-import threading
-import time
 import types
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numba
@@ -17,7 +14,7 @@ import pytest
 from astra_mpi.kernels import reference_products as reference
 from astra_mpi.kernels._compile import compiled as compiled_function
 from astra_mpi.kernels.aligned import aligned
-from astra_mpi.kernels.cpu import _barrier, _features, _team, bfloat16, int8
+from astra_mpi.kernels.cpu import _features, _team, bfloat16, int8
 from astra_mpi.kernels.cpu.products import amx, by_tiles, calls, layout, speeds
 from astra_mpi.kernels.cpu.products.rows import narrow_rows
 from helpers import amx_tiles
@@ -151,54 +148,6 @@ def test_bfloat16_is_as_near_as_pytorch():
     exact = x.astype(np.float64) @ weight
     error, other = (np.linalg.norm(y - exact) / np.linalg.norm(exact) for y in (got, theirs))
     assert error <= other and error < 2.0**-8
-
-
-def test_all_shares_are_done_whoever_else_wants_the_team(team):
-    """Threads of a program, such as those of `calibrate`, run kernels at once."""
-    team(2)
-
-    def is_done(_):
-        done = []
-
-        def share(index, count):
-            time.sleep(0.002 * index)
-            done.append((index, count))
-
-        _team.run(share)
-        return sorted(done) in ([(0, 1)], [(0, 2), (1, 2)])
-
-    with ThreadPoolExecutor(3) as pool:
-        assert all(pool.map(is_done, range(30)))
-
-
-def test_a_team_runs_all_shares_and_says_what_failed(team):
-    team(3)
-    seen = {}
-    _team.run(lambda index, count: seen.update({index: (count, threading.get_ident())}))
-    assert {index: count for index, (count, _) in seen.items()} == {0: 3, 1: 3, 2: 3}
-    assert len({thread for _, thread in seen.values()}) == 3
-
-    def fails(index, count):
-        if index == 1:
-            raise ValueError("the second share")
-
-    with pytest.raises(ValueError, match="the second share"):
-        _team.run(fails)
-    words, x, y = _barrier.barrier_words(), np.arange(64.0), np.zeros(64)
-    _team.run(lambda index, count: turned(x, y, words.ctypes.data, index, count))
-    assert (x == (np.arange(64) + 2 * 500) % 64 + 1000).all()
-
-
-@compiled_function()
-def turned(x, y, at, index, count):
-    """500 times: every number moves two places on and grows by 2; each half of it reads what all have written."""
-    for _ in range(500):
-        for i in range(index, x.size, count):
-            y[i] = x[(i + 1) % x.size] + 1
-        _barrier.barrier(at, count)
-        for i in range(index, x.size, count):
-            x[i] = y[(i + 1) % x.size] + 1
-        _barrier.barrier(at, count)
 
 
 @pytest.mark.skipif("avx512f" not in _features.features(), reason="lines are vectors of AVX-512")

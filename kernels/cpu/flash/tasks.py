@@ -1,4 +1,4 @@
-"""Attention in bfloat16 as native tasks of the team: `calls.py` writes where everything lies, a thread reads it here."""
+"""Attention in bfloat16 as native tasks of the team: `calls.py` writes where everything lies, threads read it here."""
 
 import numpy as np
 

@@ -80,9 +80,7 @@ def _two(tiles, panel, outer_panel, words):
     room, outer_room, rest = _room(panel, words, i), _room(outer_panel, words, j), words[j + _ROOM :]
     between = float_rows(rest[0], rest[1], rest[2])
     first, second = _layer(words, 1), _layer(words, 1 + _LAYER)
-    linear_twice(
-        tiles, first, second, _rows(words, i - _ROWS), room, outer_room, between, rest[3], rest[4], rest[5]
-    )
+    linear_twice(tiles, first, second, _rows(words, i - _ROWS), room, outer_room, between, rest[3], rest[4], rest[5])
 
 
 @Native

@@ -7,11 +7,11 @@ things that all need, all compute, in buffers of their own.
 import numpy as np
 
 from astra_mpi.kernels._compile import compiled
+from astra_mpi.kernels.cpu._barrier import barrier
 from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._math import FASTMATH, f32
 from astra_mpi.kernels.cpu._memory import float_rows, floats
 from astra_mpi.kernels.cpu._rows import _activate, _layer_norm, _rms_norm, _rotate
-from astra_mpi.kernels.cpu._barrier import barrier
 from astra_mpi.kernels.cpu.token import tables as c
 from astra_mpi.kernels.cpu.token._attention import append, attend, first_in_window
 from astra_mpi.kernels.cpu.token._products import product, share
