@@ -40,7 +40,7 @@ from astra_mpi.kernels.cpu._rows import (
 from astra_mpi.kernels.cpu._weights import matvec, vecmat, widen
 from astra_mpi.kernels.cpu.dense.attention import attend, finish, warm_up_attention
 from astra_mpi.kernels.cpu.dense.calls import dense, warm_up_dense
-from astra_mpi.kernels.cpu.dense.encode import encode_grouped, encode_residual
+from astra_mpi.kernels.cpu.dense.encode import encode_grouped, encode_residual, warm_up_search
 from astra_mpi.kernels.near import Near
 from astra_mpi.kernels.reference import count_codes, segment_sum
 
@@ -114,6 +114,7 @@ def warm_up() -> None:
     add_entries(x, code_sums(x, codes[:, 0], 2), codes[:, 0])
     unpack(pack(codes, 1), n, 2, 1)
     unpack_columns(pack_columns(codes, (1, 2)), n, (1, 2))
+    warm_up_search()
     encode_levels(x[:, :2], np.ones((2, 2), np.float32))
     ordered_product(x, x[:, :2].repeat(2, axis=0).copy(), np.ones((n, 2), np.float32))
     layer_norm(x, line, line, 1e-5)

@@ -15,117 +15,116 @@ from numba import njit
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.aligned import aligned
-from astra_mpi.kernels.cpu import _encode, _team
+from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
+from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.flash.calls import tiles_of, used_path
 from astra_mpi.kernels.cpu.flash.pack import addresses, narrow_row, pack_keys
 from astra_mpi.kernels.cpu.flash.tiles import multiply
-from astra_mpi.kernels.reference import code_dtype
 
 Array = np.ndarray
 
-#: rows whose scores are computed together; with fewer rows, entries or numbers than FEW, packing entries costs too much
-PANEL, FEW = 48, 32
+#: rows whose scores are computed together
+PANEL = 48
+#: rows and entries, and numbers of an entry, below which float32 is as fast
+FEW, _NARROWEST = 32, 64
 #: distances below which a second thread costs more than it saves
 _THREAD_DISTANCES = 1 << 16
 
 
 class _Packed(NamedTuple):
-    """The K entries of one code, as products take them."""
+    """The entries of C codes, K of each, as products take them."""
 
-    strips: Array  # (K' / 16, words, 16) uint32: entries less their mean, in bfloat16
-    mean: Array  # (W,) float32
-    half_norms: Array  # (K',) float32: half the squared norms of what is packed, inf beyond the last
-    longest: float  # the largest norm
+    strips: Array  # (C, K' / 16, words, 16) uint32: entries less their code's mean, in bfloat16
+    means: Array  # (C, W) float32
+    half_norms: Array  # (C, K') float32: half the squared norms of what is packed, inf beyond the last
+    longest: Array  # (C,) float32: the largest norms
 
 
 #: id of entries -> what forgets them with their array, and what they are packed as
-_kept: dict[int, tuple[weakref.ref, list[_Packed]]] = {}
+_kept: dict[int, tuple[weakref.ref, _Packed]] = {}
 
 
-def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
-    """Codes (n, G) of x (n, G*W); see reference.encode_grouped."""
-    n_groups, n_codes, width = entries.shape
-    if min(len(x), n_codes, width) < FEW or used_path() == "widened":
-        return _encode.encode_grouped(x, entries, half_norms)
-    x = np.ascontiguousarray(x)
-    codes = np.empty((len(x), n_groups), np.uint16)
-    for g, packed in enumerate(_packed(entries)):
-        _search(x, g * width, entries[g], packed, codes, g)
-    return codes.astype(code_dtype(n_codes), copy=False)
+def pays(x: Array, entries: Array) -> bool:
+    """Whether this CPU finds codes of rows x among entries (C, K, W) faster so."""
+    _, size, width = entries.shape
+    return min(len(x), size) >= FEW and width >= _NARROWEST and used_path() != "widened"
 
 
-def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
-    """Codes (n, M) of x (n, W); see reference.encode_residual."""
-    n_stages, n_codes, width = entries.shape
-    if min(len(x), n_codes, width) < FEW or used_path() == "widened":
-        return _encode.encode_residual(x, entries, half_norms)
-    residual = np.array(x, order="C")
-    codes = np.empty((len(x), n_stages), np.uint16)
-    for m, packed in enumerate(_packed(entries)):
-        _search(residual, 0, entries[m], packed, codes, m)
-        _encode._subtract(residual, entries[m], codes, m)
-    return codes.astype(code_dtype(n_codes), copy=False)
+def search(x: Array, step: int, entries: Array) -> Array:
+    """Codes (n, C) uint16 of rows x, C-contiguous, among entries (C, K, W).
+
+    Entries do not change while their array lives: they are packed once. step: from a code's part of a row to the next one's; 0: each code is of what those before it left, in x.
+    """
+    n_codes, size, width = entries.shape
+    packed, tiles = _packed(entries), tiles_of(used_path())
+    words, padded = packed.strips.shape[2], packed.half_norms.shape[1]
+    codes = np.empty((len(x), n_codes), np.uint16)
+
+    def share(index: int, count: int) -> None:
+        first, last = len(x) * index // count, len(x) * (index + 1) // count
+        work = room("narrow rows", PANEL, words), room("scores of entries", PANEL, padded), room("centred row", width)
+        _search_rows(tiles, x, first, last, step, entries, *packed, *work, codes)
+
+    if _team.size() == 1 or len(x) * n_codes * size < _THREAD_DISTANCES:
+        share(0, 1)
+    else:
+        _team.run(share)
+    return codes
 
 
 def warm_up() -> None:
     """Compile what searches, or load it from the cache on disk."""
     x = np.zeros((FEW, FEW), np.float32)
-    encode_residual(x, x[None], np.zeros((1, FEW), np.float32))
+    search(x, 0, x[None])
 
 
-def _packed(entries: Array) -> list[_Packed]:
-    """Of entries (C, K, W), which do not change while their array lives: they are packed once."""
+def _packed(entries: Array) -> _Packed:
+    """Of entries (C, K, W), which are packed once."""
     key = id(entries)
     if key not in _kept:
-        made = [_pack(of_code) for of_code in entries]
-        _kept[key] = weakref.ref(entries, lambda _: _kept.pop(key, None)), made
+        _kept[key] = weakref.ref(entries, lambda _: _kept.pop(key, None)), _pack(entries)
     return _kept[key][1]
 
 
 def _pack(entries: Array) -> _Packed:
-    n_codes, width = entries.shape
-    words, padded = (width + 31) // 32 * 16, (n_codes + 31) // 32 * 32
-    strips = aligned((padded // 16, words, 16), np.uint32)
-    mean, half_norms = np.empty(width, np.float32), np.empty(padded, np.float32)
+    n_codes, size, width = entries.shape
+    words, padded = (width + 31) // 32 * 16, (size + 31) // 32 * 32
+    packed = _Packed(
+        aligned((n_codes, padded // 16, words, 16), np.uint32),
+        np.empty((n_codes, width), np.float32),
+        np.empty((n_codes, padded), np.float32),
+        np.empty(n_codes, np.float32),
+    )
     work = np.empty((16, width), np.float32), np.empty(words, np.uint32)
-    return _Packed(strips, mean, half_norms, _pack_entries(entries, mean, *work, strips, half_norms))
-
-
-def _search(x: Array, column: int, entries: Array, packed: _Packed, codes: Array, code: int) -> None:
-    """codes[:, code] = the nearest entry (K, W) to each row of x[:, column : column + W]."""
-    strips, mean, half_norms, longest = packed
-    n_strips, words, _ = strips.shape
-    tiles = tiles_of(used_path())
-
-    def share(index: int, count: int) -> None:
-        rows, scores = np.empty((PANEL, words), np.uint32), np.empty((PANEL, 16 * n_strips), np.float32)
-        first, last = len(x) * index // count, len(x) * (index + 1) // count
-        work = rows, scores, mean.copy()
-        _search_rows(tiles, x, first, last, column, entries, strips, mean, half_norms, longest, work, codes, code)
-
-    if len(x) * len(entries) < _THREAD_DISTANCES:
-        share(0, 1)
-    else:
-        _team.run(share)
+    for c in range(n_codes):
+        packed.longest[c] = _pack_entries(entries[c], packed.means[c], *work, packed.strips[c], packed.half_norms[c])
+    return packed
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
-def _search_rows(tiles, x, first, last, column, entries, strips, mean, half_norms, longest, work, codes, code):
-    """`_search` for rows first .. last - 1. work: (PANEL, words) uint32, (PANEL, K') and (W,) float32."""
-    rows, scores, line = work
-    n_strips, words, _ = strips.shape
+def _search_rows(tiles, x, first, last, step, entries, strips, means, half_norms, longest, narrow, scores, line, codes):
+    """`search` for rows first .. last - 1. Scratch, float32: narrow (PANEL, words), scores (PANEL, K'), line (W,)."""
+    rows, width = narrow.view(np.uint32), line.size
+    n_codes, n_strips, words, _ = strips.shape
     for begin in range(first, last, PANEL):
         n = min(PANEL, last - begin)
-        for i in range(n):
-            for w in range(mean.size):
-                line[w] = x[begin + i, column + w] - mean[w]
-            narrow_row(np.int64(line.ctypes.data), line.size, np.int64(rows[i].ctypes.data), rows.shape[1])
-        a, b = np.int64(rows.ctypes.data), np.int64(strips.ctypes.data)
-        multiply(tiles, a, 4 * words, n, b, 64 * words, n_strips, scores, words, np.int64(1))
-        for i in range(n):
-            vector = x[begin + i, column : column + mean.size]
-            codes[begin + i, code] = _nearest(scores[i], half_norms, vector, mean, longest, entries)
+        for c in range(n_codes):
+            column, mean = c * step, means[c]
+            for i in range(n):
+                for w in range(width):
+                    line[w] = x[begin + i, column + w] - mean[w]
+                narrow_row(np.int64(line.ctypes.data), width, np.int64(rows[i].ctypes.data), words)
+            a, b = np.int64(rows.ctypes.data), np.int64(strips[c].ctypes.data)
+            multiply(tiles, a, 4 * words, n, b, 64 * words, n_strips, scores, words, np.int64(1))
+            for i in range(n):
+                vector = x[begin + i, column : column + width]
+                code = _nearest(scores[i], half_norms[c], vector, mean, longest[c], entries[c])
+                codes[begin + i, c] = code
+                if step == 0:
+                    entry = entries[c, code]
+                    for w in range(width):
+                        vector[w] -= entry[w]
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")

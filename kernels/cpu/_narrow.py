@@ -3,8 +3,6 @@
 import numpy as np
 
 from astra_mpi.kernels import cpu
-from astra_mpi.kernels.cpu import _encode_narrow
-from astra_mpi.kernels.cpu._encode_narrow import encode_grouped, encode_residual
 from astra_mpi.kernels.cpu.flash import calls as _flash
 from astra_mpi.kernels.cpu.flash.calls import attend, reads_rows
 from astra_mpi.kernels.cpu.products.calls import layer, two_layers, warm_up_products
@@ -17,8 +15,6 @@ __all__ = [
     "attend",
     "columns_from",
     "empty_weights",
-    "encode_grouped",
-    "encode_residual",
     "layer",
     "pack_weights",
     "reads_rows",
@@ -32,5 +28,4 @@ def warm_up(kind: str) -> None:
     cpu.warm_up()
     warm_up_products(kind)
     _flash.warm_up()
-    _encode_narrow.warm_up()
     cpu.table_sum(np.zeros((1, 1), np.uint8), np.zeros((1, 1, 1), np.uint16), None, None)

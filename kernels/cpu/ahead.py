@@ -13,7 +13,7 @@ import numpy as np
 
 from astra_mpi.kernels import _compile, cpu
 from astra_mpi.kernels.blocks import BLOCK, BLOCK_KINDS, RECORDS, Layer
-from astra_mpi.kernels.cpu import _encode_narrow, token
+from astra_mpi.kernels.cpu import token
 from astra_mpi.kernels.cpu.flash import calls as flash
 from astra_mpi.kernels.cpu.products.calls import warm_up_products
 
@@ -35,7 +35,6 @@ def blocks() -> None:
 def _narrow() -> None:
     """What bfloat16 and int8 share."""
     flash.warm_up()
-    _encode_narrow.warm_up()
     cpu.table_sum(np.zeros((1, 1), np.uint8), np.zeros((1, 1, 1), np.uint16), None, None)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from astra_mpi.kernels import cpu, reference
-from astra_mpi.kernels.cpu import _encode_narrow, _team, bfloat16, int8
+from astra_mpi.kernels.cpu import _encode, _encode_narrow, _team
 from astra_mpi.kernels.cpu.flash import calls
 
 pytestmark = pytest.mark.skipif(calls.used_path() == "widened", reason="the CPU has no AVX512-BF16")
@@ -27,6 +27,11 @@ def encode(kernels, kind, x, entries):
     return getattr(kernels, f"encode_{kind}")(x, entries, half_norms(entries))
 
 
+def narrow(kind, x, entries):
+    """The codes that products in bfloat16 find."""
+    return _encode_narrow.search(np.array(x), entries.shape[2] if kind == "grouped" else 0, entries)
+
+
 @pytest.mark.parametrize("kind", ["grouped", "residual"])
 @pytest.mark.parametrize("n", [0, 31, 32, 49, 130])
 @pytest.mark.parametrize("shape", [(1, 300, 768), (3, 32, 33), (2, 77, 48), (4, 1024, 32)])
@@ -37,9 +42,20 @@ def test_codes_are_those_of_float32(kind, n, shape):
         shifted[0] += offset
         y = x + np.float32(offset) if kind == "residual" else x + np.repeat(np.eye(1, shape[0])[0], shape[2]) * offset
         y = y.astype(np.float32)
-        codes = encode(bfloat16, kind, y, shifted)
-        assert codes.dtype == encode(cpu, kind, y, shifted).dtype
-        assert np.array_equal(codes, encode(cpu, kind, y, shifted))
+        assert np.array_equal(narrow(kind, y, shifted), encode(_encode, kind, y, shifted))
+
+
+@pytest.mark.parametrize("kind", ["grouped", "residual"])
+def test_it_is_taken_where_it_pays(kind, monkeypatch):
+    """Of 32 rows and entries of 64 numbers, or more, with codes of the same type as elsewhere, and x left alone."""
+    taken, search = [], _encode_narrow.search
+    monkeypatch.setattr(_encode_narrow, "search", lambda *given: taken.append(given) or search(*given))
+    for n, shape in ((31, (2, 40, 64)), (32, (2, 31, 64)), (32, (2, 32, 63)), (32, (2, 32, 64)), (50, (1, 300, 70))):
+        x, entries = near_entries(kind, n, shape)
+        before = x.copy()
+        codes, others = encode(cpu, kind, x, entries), encode(_encode, kind, x, entries)
+        assert np.array_equal(codes, others) and codes.dtype == others.dtype and np.array_equal(x, before)
+    assert len(taken) == 2
 
 
 def test_near_ties_are_decided_by_the_exact_distance():
@@ -47,7 +63,7 @@ def test_near_ties_are_decided_by_the_exact_distance():
     x, entries = near_entries("grouped", 64, (1, 256, 64))
     rng = np.random.default_rng(1)
     entries[0, 128:] = entries[0, :128] * (1 + rng.integers(-8, 9, (128, 64)) * np.float32(2.0**-23))
-    codes = encode(int8, "grouped", x, entries)
+    codes = narrow("grouped", x, entries)
     assert np.array_equal(codes, encode(reference, "grouped", x, entries))
     assert len(np.unique(codes // 128)) == 2
 
@@ -55,24 +71,24 @@ def test_near_ties_are_decided_by_the_exact_distance():
 @pytest.mark.parametrize("scale", [1e-22, 1e-12, 1e12])
 def test_any_magnitude(scale):
     x, entries = (np.float32(scale) * z for z in near_entries("grouped", 40, (1, 100, 64)))
-    assert np.array_equal(encode(bfloat16, "grouped", x, entries), encode(cpu, "grouped", x, entries))
+    assert np.array_equal(narrow("grouped", x, entries), encode(_encode, "grouped", x, entries))
 
 
 def test_equal_entries_give_the_lowest_index_and_nan_a_valid_code():
     x, entries = near_entries("grouped", 40, (1, 100, 64))
     entries[:] = entries[:, :1]
-    assert not encode(bfloat16, "grouped", x, entries).any()
+    assert not narrow("grouped", x, entries).any()
     x[3, 5] = np.nan
-    assert encode(bfloat16, "grouped", x, entries).max() < 100
+    assert narrow("grouped", x, entries).max() < 100
 
 
 def test_entries_are_packed_once_and_forgotten_with_their_array(monkeypatch):
     x, entries = near_entries("residual", 40, (2, 100, 64))
     packed, pack = [], _encode_narrow._pack
-    monkeypatch.setattr(_encode_narrow, "_pack", lambda of_code: packed.append(1) or pack(of_code))
+    monkeypatch.setattr(_encode_narrow, "_pack", lambda of_codes: packed.append(1) or pack(of_codes))
     before = len(_encode_narrow._kept)
-    codes = [encode(bfloat16, "residual", x, entries) for _ in range(3)]
-    assert len(packed) == 2 and np.array_equal(codes[0], codes[2])
+    codes = [encode(cpu, "residual", x, entries) for _ in range(3)]
+    assert len(packed) == 1 and np.array_equal(codes[0], codes[2])
     del entries
     assert len(_encode_narrow._kept) == before
 
@@ -82,7 +98,7 @@ def test_threads_change_no_code(kind):
     x, entries = near_entries(kind, 300, (2, 256, 64))
     try:
         _team.set_size(3)
-        codes = encode(bfloat16, kind, x, entries)
+        codes = narrow(kind, x, entries)
     finally:
         _team.set_size(1)
-    assert np.array_equal(codes, encode(bfloat16, kind, x, entries))
+    assert np.array_equal(codes, narrow(kind, x, entries))

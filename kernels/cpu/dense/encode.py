@@ -1,8 +1,9 @@
-"""What Python calls: codes of rows in float32, shared by the threads of the process's team."""
+"""What Python calls: codes of rows, shared by the threads of the process's team. They are those of float32 on every
+path: bfloat16 only leaves the entries that can be nearest."""
 
 import numpy as np
 
-from astra_mpi.kernels.cpu import _encode, _team
+from astra_mpi.kernels.cpu import _encode, _encode_narrow, _team
 from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.dense.search import ROWS, search
 from astra_mpi.kernels.cpu.dense.tile import HAS_TILES
@@ -18,13 +19,19 @@ _LEAST_WORK = 1 << 20
 
 def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
     """Codes (n, G) of x (n, G*W); see reference.encode_grouped."""
+    x, step = np.ascontiguousarray(x), entries.shape[2]
+    if _encode_narrow.pays(x, entries):
+        return _encode_narrow.search(x, step, entries).astype(code_dtype(entries.shape[1]), copy=False)
     if not _tiled(x, entries):
         return _encode.encode_grouped(x, entries, half_norms)
-    return _searched(np.ascontiguousarray(x), entries.shape[2], entries, half_norms)
+    return _searched(x, step, entries, half_norms)
 
 
 def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
     """Codes (n, M) of x (n, W); see reference.encode_residual."""
+    if _encode_narrow.pays(x, entries):
+        codes = _encode_narrow.search(np.array(x, order="C"), 0, entries)
+        return codes.astype(code_dtype(entries.shape[1]), copy=False)
     if not _tiled(x, entries):
         return _encode.encode_residual(x, entries, half_norms)
     return _searched(np.array(x, order="C"), 0, entries, half_norms)
@@ -50,3 +57,11 @@ def _searched(x: Array, step: int, entries: Array, half_norms: Array) -> Array:
     else:
         _team.run(share)
     return codes.astype(code_dtype(size), copy=False)
+
+
+def warm_up_search() -> None:
+    """Compile what searches here, or load it from the cache on disk."""
+    x = np.ones((_FEWEST, _NARROWEST), np.float32)
+    encode_residual(x, np.ones((1, 2, _NARROWEST), np.float32), np.ones((1, 2), np.float32))
+    if _encode_narrow.used_path() != "widened":
+        _encode_narrow.warm_up()
