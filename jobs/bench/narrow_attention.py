@@ -23,6 +23,7 @@ from astra_mpi.files import whole
 from astra_mpi.kernels import cpu
 from astra_mpi.kernels.aligned import aligned
 from astra_mpi.kernels.cpu import bfloat16
+from astra_mpi.kernels.cpu.dense import encode
 from astra_mpi.kernels.cpu.flash.calls import tiles_of, used_path
 from astra_mpi.kernels.cpu.flash.tiles import multiply
 
@@ -79,9 +80,14 @@ def attention(heads: int, queries: int, keys: int, d: int) -> dict[str, Callable
 
 def search(kind: str, n_codes: int, size: int) -> dict[str, Callable[[], Any]]:
     x, book = normal(256, D), Codebook(kind, normal(n_codes, size, D if kind == "residual" else D // n_codes), D)
-    if not np.array_equal(book.encode(x, cpu), book.encode(x, bfloat16)):
+    step = 0 if kind == "residual" else D // n_codes
+
+    def in_float32() -> np.ndarray:
+        return encode.search_tiles(np.array(x), step, book.searched, book.half_norms)
+
+    if not np.array_equal(book.encode(x, cpu), in_float32()):
         raise SystemExit("codes differ")
-    return {"bfloat16": lambda: book.encode(x, bfloat16), "float32": lambda: book.encode(x, cpu)}
+    return {"bfloat16": lambda: book.encode(x, cpu), "float32": in_float32}
 
 
 def far(n_codes: int, size: int) -> dict[str, Callable[[], Any]]:

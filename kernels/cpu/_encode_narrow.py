@@ -54,7 +54,8 @@ def pays(x: Array, entries: Array) -> bool:
 def search(x: Array, step: int, entries: Array) -> Array:
     """Codes (n, C) uint16 of rows x, C-contiguous, among entries (C, K, W).
 
-    Entries do not change while their array lives: they are packed once. step: from a code's part of a row to the next one's; 0: each code is of what those before it left, in x.
+    Entries do not change while their array lives: they are packed once. step: from a code's part of a row to the next
+    one's; 0: each code is of what those before it left, in x.
     """
     n_codes, size, width = entries.shape
     packed, tiles = _packed(entries), tiles_of(used_path())

@@ -24,7 +24,7 @@ def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
         return _encode_narrow.search(x, step, entries).astype(code_dtype(entries.shape[1]), copy=False)
     if not _tiled(x, entries):
         return _encode.encode_grouped(x, entries, half_norms)
-    return _searched(x, step, entries, half_norms)
+    return search_tiles(x, step, entries, half_norms)
 
 
 def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
@@ -34,7 +34,7 @@ def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
         return codes.astype(code_dtype(entries.shape[1]), copy=False)
     if not _tiled(x, entries):
         return _encode.encode_residual(x, entries, half_norms)
-    return _searched(np.array(x, order="C"), 0, entries, half_norms)
+    return search_tiles(np.array(x, order="C"), 0, entries, half_norms)
 
 
 def _tiled(x: Array, entries: Array) -> bool:
@@ -42,7 +42,8 @@ def _tiled(x: Array, entries: Array) -> bool:
     return HAS_TILES and len(x) >= _FEWEST and width >= _NARROWEST and size <= _MOST_ENTRIES
 
 
-def _searched(x: Array, step: int, entries: Array, half_norms: Array) -> Array:
+def search_tiles(x: Array, step: int, entries: Array, half_norms: Array) -> Array:
+    """Codes (n, C) of rows x among entries (C, K, W), by products in float32; step as in `_encode_narrow.search`."""
     n_codes, size, width = entries.shape
     codes = np.empty((len(x), n_codes), np.uint16)
 
