@@ -51,6 +51,12 @@ class Attention:
         near = self.near if self.near is None else self.near._replace(key_places=self.near.query_places)
         self._attend(kv, self.layout.row_offsets, None, 0 if self.layout.causal else None, near=near, last=last)
 
+    def so_far(self, kv: np.ndarray, offsets: np.ndarray, places: np.ndarray | None) -> None:
+        """Attend to all keys of the one sequence up to each of its rows, kv (m, 2 d_kv), whose last rows are this
+        rank's own, and to nothing else. places (m,): the keys' positions, where they matter."""
+        near = self.near if self.near is None else self.near._replace(key_places=places)
+        self._attend(kv, offsets, None, len(kv) - len(self.queries), near=near, last=True)
+
     def far(
         self,
         kv: np.ndarray,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from astra_mpi.config import ModelConfig
+from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.xp import beside, module_of, take
 from astra_mpi.partition import displs, ranges
 
@@ -22,9 +23,9 @@ class Before(NamedTuple):
 class Earlier:
     """Of sequences whose rows are all on this rank. Their pieces come in order of position."""
 
-    def __init__(self, config: ModelConfig, n_blocks: int, lengths: np.ndarray) -> None:
-        """lengths (B,): tokens of each sequence."""
-        self._width, self._firsts = 2 * config.d_kv, displs(lengths)
+    def __init__(self, config: ModelConfig, n_blocks: int, lengths: np.ndarray, scratch: Scratch | None = None) -> None:
+        """lengths (B,): tokens of each sequence. scratch: where keys lie that nobody needs after the pass."""
+        self._width, self._firsts, self._scratch = 2 * config.d_kv, displs(lengths), scratch
         self._kv: list[Any] = [None] * n_blocks  # (sum of lengths, 2 d_kv) each, sequence after sequence
         #: (sum of lengths,) positions of the rows so far, where windows or biases look at them
         self.places: np.ndarray | None = None
@@ -34,6 +35,7 @@ class Earlier:
         firsts = self._firsts[:-1]
         self._rows, self._before = ranges(firsts + starts, ends - starts), ranges(firsts, starts)
         self._offsets = displs(starts)
+        self._only = slice(int(starts[0]), int(ends[0])) if len(starts) == 1 else None  # of the only sequence
         self.is_last = bool((firsts + ends == self._firsts[1:]).all())
 
     def place(self, places: np.ndarray | None) -> None:
@@ -48,13 +50,22 @@ class Earlier:
         if not len(self._before):
             return None
         kept = self._kv[i]
-        one = len(self._offsets) == 2
         places = None if self.places is None else beside(kept, self.places[self._before])
-        return Before(kept[: len(self._before)] if one else take(kept, self._before), self._offsets, places)
+        return Before(take(kept, self._before), self._offsets, places)
+
+    def so_far(self, i: int) -> Before | None:
+        """Of block i what `before` gives, and after it the piece itself, which is kept; None: of several sequences."""
+        if self._only is None:
+            return None
+        end = self._only.stop
+        places = None if self.places is None else beside(self._kv[i], self.places[:end])
+        return Before(self._kv[i][:end], np.array([0, end]), places)
 
     def keep(self, i: int, kv: np.ndarray) -> np.ndarray:
         """The piece's rows kv (n, 2 d_kv) of block i -> (sum of lengths, 2 d_kv) of all so far."""
         if self._kv[i] is None:
-            self._kv[i] = module_of(kv).empty((int(self._firsts[-1]), self._width), kv.dtype)
-        self._kv[i][beside(kv, self._rows)] = kv
+            shape = int(self._firsts[-1]), self._width
+            where = self._scratch
+            self._kv[i] = module_of(kv).empty(shape, kv.dtype) if where is None else where(f"earlier {i}", *shape)
+        self._kv[i][beside(kv, self._rows) if self._only is None else self._only] = kv
         return self._kv[i]

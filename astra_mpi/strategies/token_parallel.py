@@ -220,10 +220,11 @@ class TokenParallel(Strategy):
             block.turn(turns)
         heads, scores = (block.config.n_heads, block.config.n_kv_heads), near(self.config, i, self.positions, self.here)
         attention = Attention(q, self.planned, *heads, self.kernels, block.scratch, scores)
-        attention.local(kv, last=not self.sends and self.earlier is None and self.cache is None)
         if self.earlier is not None:
             self._attend_earlier(i, attention, kv, self.earlier)
-        elif self.cache is not None:
+        else:
+            attention.local(kv, last=not self.sends and self.cache is None)
+        if self.earlier is None and self.cache is not None:
             self.cache.attend_past(i, attention.heads, *attention.sums)
             self.cache.keep_own(i, kv, self._kept_places(i, self.planned.packed_rows))
         self.laps.mark("attention")
@@ -249,11 +250,16 @@ class TokenParallel(Strategy):
         return x
 
     def _attend_earlier(self, i: int, attention: Attention, kv: np.ndarray, earlier: Earlier) -> None:
-        """To the keys of pieces before this one, whose own are kv; decoding keeps all of them at once."""
-        before = earlier.before(i)
-        if before is not None:
-            attention.far(before.kv, before.offsets, None, places=before.places)
+        """To a piece's own keys kv and those of pieces before it; decoding keeps all of them at once."""
         kept = earlier.keep(i, kv)
+        so_far = earlier.so_far(i)
+        if so_far is not None:
+            attention.so_far(*so_far)
+        else:
+            before = earlier.before(i)
+            attention.local(kv, last=before is None)
+            if before is not None:
+                attention.far(before.kv, before.offsets, None, places=before.places, last=True)
         if self.cache is not None and earlier.is_last:
             self.cache.keep_own(i, kept, earlier.places if self.config.window(i) else None)
 
