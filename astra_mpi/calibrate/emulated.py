@@ -22,7 +22,7 @@ from astra_mpi.partition import displs, even
 from astra_mpi.strategies import Parts, Spec
 from astra_mpi.strategies.positions import PlacedRows, Positions
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
-from astra_mpi.wire.exchange import Pending
+from astra_mpi.wire.pending import Pending
 
 #: rows whose logits are computed at a time
 LOGIT_ROWS = 256

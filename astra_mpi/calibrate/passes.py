@@ -21,7 +21,7 @@ from astra_mpi.layout import Layout
 from astra_mpi.strategies import Parts, Spec
 from astra_mpi.strategies.positions import Positions
 from astra_mpi.strategies.token_parallel import TokenParallel
-from astra_mpi.wire.exchange import Pending
+from astra_mpi.wire.pending import Pending
 
 
 class Recorder(TokenParallel):

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from astra_mpi.decode.request import Request
-from astra_mpi.wire.exchange import Exchange, Pending
+from astra_mpi.wire.exchange import Exchange
+from astra_mpi.wire.pending import Pending
 
 #: the first byte of a message: what a rank that failed, and drains its exchanges, does not send
 _WELL = 1

@@ -40,7 +40,7 @@ from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.states import States
 from astra_mpi.strategies.token_parallel import FarKeys
-from astra_mpi.wire.exchange import Pending
+from astra_mpi.wire.pending import Pending
 
 
 class Astra(FarCodes):

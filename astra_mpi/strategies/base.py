@@ -19,7 +19,8 @@ from astra_mpi.models.recipe import Recipe
 from astra_mpi.partition import Cut, cut
 from astra_mpi.strategies.positions import Positions
 from astra_mpi.strategies.spec import Option, Spec
-from astra_mpi.wire.exchange import Exchange, Pending, Summing
+from astra_mpi.wire.exchange import Exchange
+from astra_mpi.wire.pending import Pending, Summing
 
 #: work that gives way after each exchange that it has started, and ends with rows (n, D)
 Steps = Generator[None, None, np.ndarray]

@@ -22,7 +22,7 @@ from astra_mpi.partition import cut, even, ranges
 from astra_mpi.strategies.all_tokens import AllTokens
 from astra_mpi.strategies.base import Parts, Steps, is_plain, recipe_of
 from astra_mpi.strategies.spec import Option, Spec
-from astra_mpi.wire.exchange import Pending
+from astra_mpi.wire.pending import Pending
 
 
 class BlockParallel(AllTokens):

@@ -11,8 +11,8 @@ from typing import Protocol
 from astra_mpi.caches.cache import Cache
 from astra_mpi.codec.codec import Codec
 from astra_mpi.models.block import Block
-from astra_mpi.wire.exchange import Pending
 from astra_mpi.wire.laps import Laps
+from astra_mpi.wire.pending import Pending
 
 
 class Coded(Protocol):

@@ -21,7 +21,7 @@ from astra_mpi.partition import displs
 from astra_mpi.strategies.base import Parts, recipe_of
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
-from astra_mpi.wire.exchange import Pending
+from astra_mpi.wire.pending import Pending
 
 
 class SegmentMeans(TokenParallel):

@@ -18,7 +18,7 @@ from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.spec import Option, Spec
 from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
 from astra_mpi.strategies.wire import WIRES, pack_rows, row_bytes, unpack_rows
-from astra_mpi.wire.exchange import Pending
+from astra_mpi.wire.pending import Pending
 
 
 class SequenceParallel(TokenParallel):

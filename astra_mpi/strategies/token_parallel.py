@@ -27,7 +27,7 @@ from astra_mpi.strategies.base import Parts, Steps, Strategy
 from astra_mpi.strategies.positions import PlacedRows, near
 from astra_mpi.strategies.reach import Reach, whole_reach, window_reach
 from astra_mpi.strategies.spec import Spec
-from astra_mpi.wire.exchange import Pending
+from astra_mpi.wire.pending import Pending
 
 
 class FarKeys(NamedTuple):

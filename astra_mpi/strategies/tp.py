@@ -20,7 +20,7 @@ from astra_mpi.strategies.all_tokens import AllTokens
 from astra_mpi.strategies.base import Parts, Steps, recipe_of
 from astra_mpi.strategies.positions import near
 from astra_mpi.strategies.spec import Spec
-from astra_mpi.wire.exchange import Summing
+from astra_mpi.wire.pending import Summing
 
 
 class TensorParallel(AllTokens):

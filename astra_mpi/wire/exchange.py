@@ -1,4 +1,5 @@
-"""All that a forward pass exchanges. With its messages (`messages.py`, `mailbox.py`) alone in talking MPI there.
+"""All that a forward pass exchanges. With its messages (`messages.py`, `mailbox.py`, `pending.py`) alone in
+talking MPI there.
 
 Messages are uint8. Counts and buffers are planned once per shape; bytes and seconds are counted at the call. An
 exchange starts early and is waited for late, so that compute runs in between.
@@ -13,7 +14,6 @@ import numpy as np
 from mpi4py import MPI
 
 from astra_mpi.device.staging import Staging
-from astra_mpi.device.xp import module_of
 from astra_mpi.errors import AstraError
 from astra_mpi.network.link import Link, make_link
 from astra_mpi.network.missing import Missing
@@ -23,7 +23,8 @@ from astra_mpi.ranks.watched import also_watched, waiting
 from astra_mpi.wire.closing import Closing, Combine, merged, summed
 from astra_mpi.wire.laps import Laps
 from astra_mpi.wire.mailbox import Mailbox
-from astra_mpi.wire.messages import Plan, Requests
+from astra_mpi.wire.messages import Plan
+from astra_mpi.wire.pending import Pending, Summing
 from astra_mpi.wire.traffic import Traffic, traffic_report
 
 #: plans of several shapes are kept while their buffers are smaller than this, and they are fewer
@@ -165,6 +166,10 @@ class Exchange:
                 plan.free()
         self._plans = kept
 
+    def ended(self, pending: Pending) -> None:
+        """It has been waited for."""
+        self._pending.remove(pending)
+
     @property
     def loses(self) -> bool:
         """Whether messages can be missed at all."""
@@ -247,119 +252,6 @@ class Exchange:
         """Rows (n_r, D) float32 of every rank, rank after rank, into rank 0's `every`. Not timed."""
         width = rows.shape[1]
         self.comm.Gatherv(rows, [every, counts * width, displs(counts * width)[:-1], MPI.FLOAT])
-
-
-class Pending:
-    """An all-gather under way."""
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        plan: Plan | Mailbox,
-        counts: tuple[int, ...],
-        may_miss: bool,
-        forward: Hears,
-        staging: Staging | None,
-        turn: int,
-    ) -> None:
-        """turn: of the exchanges that may be under way at once."""
-        self._exchange, self.plan, self._counts, self._staging = exchange, plan, counts, staging
-        self._turn = turn
-        self.may_miss, self._forward = may_miss, forward
-        self._block, self._sent = exchange.n_started, False
-        self._start_s = exchange.clock.now()
-        #: (P,) ranks whose messages did not come, or not in time; known after `wait`
-        self.missing = np.zeros(exchange.size, dtype=bool)
-        self.over = False
-
-    def send(self) -> None:
-        """Let the message go, unless it has gone. One in device memory goes when what the rank computes meanwhile has
-        been queued there, so that neither waits for the other."""
-        exchange, plan = self._exchange, self.plan
-        if self._sent:
-            return
-        self._sent = True
-        if self._staging is not None:
-            self._staging.taken()
-            exchange.laps.mark("encode")
-        if exchange.link is not None:
-            now_s = exchange.clock.now()
-            with exchange.clock.aside():
-                plan.stamps[exchange.rank] = exchange.link.depart(now_s, self._counts, self._forward)
-        plan.start()
-        exchange.laps.mark("exchange")
-
-    def wait(self) -> list[np.ndarray]:
-        """The messages of all ranks, uint8 views into the receive buffer; undefined where `missing` or not heard.
-
-        Where messages are made on a device, they are there again.
-        """
-        self.send()
-        exchange, plan, clock = self._exchange, self.plan, self._exchange.clock
-        if exchange.staging is not None and clock.name == "virtual":
-            exchange.staging.settle()  # what is queued is this rank's work, not part of its wait
-            exchange.laps.mark("attention")
-        limit_s = exchange.missing.limit(clock.now()) if self.may_miss else np.inf
-        if isinstance(plan, Mailbox):
-            plan.limit_s, plan.now = limit_s, clock.now
-        with waiting(exchange.comm, f"exchange {self._block}"):
-            clock.wait(plan)
-        link, forward = exchange.link, self._forward
-        with clock.aside():
-            arrivals_s = plan.stamps if link is None else link.arrivals(plan.stamps, self._counts, forward)
-            if self.may_miss:
-                self.missing, ready_s = exchange.missing.judge(self._block, arrivals_s, limit_s, forward)
-            else:
-                ready_s = float(arrivals_s.max())
-        clock.wait_until(ready_s)
-        exchange._pending.remove(self)
-        self.over = True
-        exchange.laps.in_flight(self._start_s)
-        exchange.laps.mark("exchange")
-        return plan.parts if self._staging is None else self._staging.give(plan.parts, self._turn)
-
-
-class Summing:
-    """A sum over ranks under way. Several may be, and are waited for in the order in which they start."""
-
-    def __init__(self, exchange: Exchange, share: np.ndarray) -> None:
-        self._exchange, self._share = exchange, share
-        self._total: np.ndarray | None = None
-        self.over = exchange.size == 1
-        if self.over:
-            self._total = share
-        elif exchange.staging is not None:
-            self._total = exchange.staging.reduced(share, lambda part: self._start(part)._wait())
-        else:
-            self._start(share)
-
-    def _start(self, part: np.ndarray) -> Summing:
-        exchange = self._exchange
-        self._sum = module_of(part).empty_like(part)
-        self._start_s, self._last_s = exchange.clock.now(), np.empty(1)
-        requests = [exchange.comm.Iallreduce(part, self._sum)]
-        if exchange.link is not None:
-            self._begin_s = np.array([exchange.link.ready(self._start_s)])
-            requests.append(exchange.comm.Iallreduce(self._begin_s, self._last_s, op=MPI.MAX))
-        self._requests = Requests(requests)
-        return self
-
-    def _wait(self) -> np.ndarray:
-        exchange, link = self._exchange, self._exchange.link
-        with waiting(exchange.comm, "a sum"):
-            exchange.clock.wait(self._requests)
-        if link is not None:
-            exchange.clock.wait_until(link.reduced(link.ready(float(self._last_s[0])), self._sum.nbytes))
-        exchange.laps.in_flight(self._start_s)
-        exchange.laps.mark("exchange")
-        return self._sum
-
-    def wait(self) -> np.ndarray:
-        """The sum, on every rank."""
-        if self._total is None:
-            self._total = self._wait()
-        self.over = True
-        return self._total
 
 
 def _private(comm: MPI.Comm) -> MPI.Comm:

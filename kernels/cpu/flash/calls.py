@@ -10,8 +10,9 @@ from astra_mpi.kernels.cpu._features import features, path
 from astra_mpi.kernels.cpu._math import f32
 from astra_mpi.kernels.cpu.dense import attention
 from astra_mpi.kernels.cpu.dense.room import room
+from astra_mpi.kernels.cpu.flash.scores import NONE, Scores
 from astra_mpi.kernels.cpu.flash.tasks import ATTEND, Given, in_words
-from astra_mpi.kernels.cpu.flash.tiles import NONE, Heads, Scores, Sizes, workspace_words
+from astra_mpi.kernels.cpu.flash.tiles import Heads, Sizes, workspace_words
 from astra_mpi.kernels.cpu.products import amx
 from astra_mpi.kernels.near import Near
 

@@ -7,7 +7,8 @@ from astra_mpi.kernels.aligned import address
 from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._math import f32, i32
 from astra_mpi.kernels.cpu._memory import bits, float_rows, floats, integers, longs, unsigned_bytes
-from astra_mpi.kernels.cpu.flash.tiles import Heads, Scores, Sizes, attend_units
+from astra_mpi.kernels.cpu.flash.scores import Scores
+from astra_mpi.kernels.cpu.flash.tiles import Heads, Sizes, attend_units
 
 #: numbers of heads, of sizes, and of what is done with scores
 _HEADS, _SIZES, _SCORES = len(Heads._fields), len(Sizes._fields), 13

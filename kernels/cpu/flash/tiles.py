@@ -18,6 +18,7 @@ from astra_mpi.kernels.cpu._memory import floats
 from astra_mpi.kernels.cpu.dense.attend import finish_row
 from astra_mpi.kernels.cpu.flash.pack import addresses, narrow_row, pack_keys, pack_values
 from astra_mpi.kernels.cpu.flash.rows import rows_max, rows_weights
+from astra_mpi.kernels.cpu.flash.scores import adjust, hide, span
 from astra_mpi.kernels.cpu.products import amx, avx512
 
 u32, i64 = np.uint32, np.int64  # addresses and sizes of one type, or functions are compiled for both
@@ -25,9 +26,6 @@ u32, i64 = np.uint32, np.int64  # addresses and sizes of one type, or functions 
 #: keys of a tile, and float32 between its rows: a multiple of 4 KiB would put all rows in the same lines of the cache
 TILE_KEYS = 512
 _STRIDE = TILE_KEYS + 16
-#: no biases by distance, and no places
-NONE = np.zeros((1, 1), np.float32), np.zeros(1, np.int32)
-
 #: rows whose weights are made together
 _ROWS = 4
 _rows_max = rows_max(_ROWS)
@@ -51,19 +49,6 @@ class Sizes(NamedTuple):
     n_words: int  # of a query or key, padded
     block: int  # rows whose scores are computed at once, a multiple of _ROWS
     tile_rows: int  # rows whose sums are kept at once, a multiple of block
-
-
-class Scores(NamedTuple):
-    """What is done with scores."""
-
-    bias: np.ndarray  # (m',) float32, of keys; -inf beyond the last
-    biased: bool  # whether any key has one
-    reach: int  # query i sees key j when j <= i + reach
-    cap: float
-    window: int  # see Near, as for the rest
-    relative: np.ndarray
-    query_places: np.ndarray
-    key_places: np.ndarray
 
 
 def _padded(sizes):
@@ -202,33 +187,18 @@ def _tile(tiles, sizes, scores, group, row, n_rows, room):
     for first_key in range(0, end_of_all, TILE_KEYS):
         for b in range(0, n_rows, sizes.block):
             n = min(sizes.block, n_rows - b)
-            begin, end = _span(row + b, n, sizes, scores)
+            begin, end = span(row + b, n, sizes, scores)
             begin, end = max(begin, first_key), min(end, first_key + TILE_KEYS)
             if begin < end:
                 n_pairs = (end - begin + 31) // 32
                 _score(tiles, room, b, n, begin, n_pairs)
                 if scores.cap > 0 or scores.window > 0 or scores.relative.shape[1] > 1:
                     n_keys = min(32 * n_pairs, sizes.n_keys - begin)
-                    _adjust(room.scores, scores, sizes, group, row + b, n, begin, n_keys)
-                _hide(room.scores, n, n_pairs, row + b, sizes.repeat, scores.reach - begin)
+                    adjust(room.scores, scores, sizes, group, row + b, n, begin, n_keys)
+                hide(room.scores, n, n_pairs, row + b, sizes.repeat, scores.reach - begin)
                 biased = scores.biased or begin + 32 * n_pairs > sizes.n_keys
                 _weigh(room, scores.bias[begin:], biased, b, n, n_pairs)
                 _gather(tiles, room, b, n, begin, n_pairs)
-
-
-@compiled()
-def _span(row, n, sizes, scores):
-    """From the first to the last key that rows row .. row + n - 1 see; the first is made a multiple of 32."""
-    first, last = row // sizes.repeat, (row + n - 1) // sizes.repeat
-    end = min(sizes.n_keys, last + scores.reach + 1)
-    if scores.window == 0 or end <= 0:
-        return 0, end
-    low, high = scores.query_places[first], scores.query_places[first]
-    for i in range(first, last + 1):
-        low, high = min(low, scores.query_places[i]), max(high, scores.query_places[i])
-    places = scores.key_places[:end]
-    begin = np.searchsorted(places, low - scores.window, "right") // 32 * 32
-    return begin, np.searchsorted(places, high + scores.window, "left")
 
 
 @compiled()
@@ -254,37 +224,6 @@ def _gather(tiles, room, b, n, begin, n_pairs):
     strip, strip_bytes = i64(room.values[0, begin // 2].ctypes.data), room.values.strides[0]
     a, n_strips = i64(room.scores.ctypes.data), room.values.shape[0]
     multiply(tiles, a, 4 * _STRIDE, n, strip, strip_bytes, n_strips, room.sums[b:], 16 * n_pairs, i64(0))
-
-
-@compiled(fastmath=FASTMATH)
-def _adjust(block, scores, sizes, group, first_row, n_rows, first_key, n_keys):
-    """Scores of n_rows and n_keys of a key head capped, biased by distance, and -inf beyond the window."""
-    repeat = sizes.repeat
-    cap, window = f32(scores.cap), scores.window
-    scale = f32(2) / cap if cap > 0 else f32(0)
-    most = scores.relative.shape[1] // 2
-    for r in range(n_rows):
-        row, head, i = block[r], group * repeat + (first_row + r) % repeat, (first_row + r) // repeat
-        if cap > 0:  # cap tanh(s / cap), with tanh u = 1 - 2 / (exp(2 u) + 1)
-            for j in range(n_keys):
-                row[j] = cap - f32(2) * cap / (exp(min(row[j] * scale, f32(80))) + f32(1))
-        if window > 0 or most > 0:
-            places, place = scores.key_places[first_key : first_key + n_keys], scores.query_places[i]
-            biases = scores.relative[head if most > 0 else 0]
-            for j in range(n_keys):
-                distance = places[j] - place
-                if window > 0 and abs(distance) >= window:
-                    row[j] = f32(-np.inf)
-                elif most > 0:
-                    row[j] += biases[min(max(distance, -most), most) + most]
-
-
-@compiled()
-def _hide(block, n_rows, n_pairs, first_row, repeat, reach):
-    """-inf where a row's query does not see a key."""
-    for r in range(n_rows):
-        for j in range(max(0, (first_row + r) // repeat + reach + 1), 32 * n_pairs):
-            block[r, j] = f32(-np.inf)
 
 
 @compiled(fastmath=FASTMATH)
