@@ -167,7 +167,7 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 class Native:
-    """A C function (address, number, number) of int64 numbers that returns nothing, for `_team.run_native`.
+    """A C function of three int64 numbers, for `_team.run_native`. It returns 1; 0 if something was raised in it.
 
     It is compiled when its address is asked for, so that what other processors have may stand beside it.
     """
@@ -178,7 +178,7 @@ class Native:
     @cached_property
     def address(self) -> int:
         arguments = (types.int64,) * 3
-        native: Any = CFunc(self._function, (arguments, types.void), {}, dict(EXACT))
+        native: Any = CFunc(self._function, (arguments, types.int64), {}, dict(EXACT))
         native._cache = _Cache(self._function)
         native.compile()
         self._native = native  # which holds the code

@@ -23,7 +23,7 @@ class Before(NamedTuple):
 class Earlier:
     """Of sequences whose rows are all on this rank. Their pieces come in order of position."""
 
-    def __init__(self, config: ModelConfig, n_blocks: int, lengths: np.ndarray, scratch: Scratch | None = None) -> None:
+    def __init__(self, config: ModelConfig, n_blocks: int, lengths: np.ndarray, scratch: Scratch) -> None:
         """lengths (B,): tokens of each sequence. scratch: where keys lie that nobody needs after the pass."""
         self._width, self._firsts, self._scratch = 2 * config.d_kv, displs(lengths), scratch
         self._kv: list[Any] = [None] * n_blocks  # (sum of lengths, 2 d_kv) each, sequence after sequence
@@ -61,11 +61,12 @@ class Earlier:
         places = None if self.places is None else beside(self._kv[i], self.places[:end])
         return Before(self._kv[i][:end], np.array([0, end]), places)
 
-    def keep(self, i: int, kv: np.ndarray) -> np.ndarray:
-        """The piece's rows kv (n, 2 d_kv) of block i -> (sum of lengths, 2 d_kv) of all so far."""
+    def keep(self, i: int, kv: np.ndarray, lasting: bool = False) -> np.ndarray:
+        """The piece's rows kv (n, 2 d_kv) of block i -> (sum of lengths, 2 d_kv) of all so far, in a buffer that the
+        next pass overwrites. lasting: in memory of their own, for decoding copies them and they go."""
         if self._kv[i] is None:
             shape = int(self._firsts[-1]), self._width
-            where = self._scratch
-            self._kv[i] = module_of(kv).empty(shape, kv.dtype) if where is None else where(f"earlier {i}", *shape)
+            anew = lasting or kv.dtype != self._scratch.dtype
+            self._kv[i] = module_of(kv).empty(shape, kv.dtype) if anew else self._scratch(f"earlier {i}", *shape)
         self._kv[i][beside(kv, self._rows) if self._only is None else self._only] = kv
         return self._kv[i]

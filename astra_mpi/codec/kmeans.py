@@ -58,6 +58,7 @@ def _lloyd(x: np.ndarray, entries: np.ndarray, kernels: Any, max_iterations: int
 def assign(x: np.ndarray, entries: np.ndarray, kernels: Any) -> np.ndarray:
     """Code (n,) of the entry (K, W) nearest to each row of x (n, W)."""
     half_norms = np.einsum("kw,kw->k", entries, entries) / 2
+    # a new array each time, which kernels may keep packed: `repair` changes entries in place
     return kernels.encode_grouped(x, entries[None], half_norms[None])[:, 0]
 
 

@@ -52,8 +52,7 @@ def pieces_of(model: Model, batch: Batch, layout: Layout, n: int) -> Iterator[Pi
         return
     assert isinstance(strategy, TokenParallel)
     firsts = displs(batch.lengths)[:-1]
-    scratch = model.blocks[0].scratch if model.blocks and strategy.cache is None else None
-    strategy.earlier = earlier = Earlier(model.config, len(model.blocks), batch.lengths, scratch)
+    strategy.earlier = earlier = Earlier(model.config, len(model.blocks), batch.lengths, model.scratch)
     try:
         for k in range(n):
             starts, ends = batch.lengths * k // n, batch.lengths * (k + 1) // n

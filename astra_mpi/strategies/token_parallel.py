@@ -224,9 +224,9 @@ class TokenParallel(Strategy):
             self._attend_earlier(i, attention, kv, self.earlier)
         else:
             attention.local(kv, last=not self.sends and self.cache is None)
-        if self.earlier is None and self.cache is not None:
-            self.cache.attend_past(i, attention.heads, *attention.sums)
-            self.cache.keep_own(i, kv, self._kept_places(i, self.planned.packed_rows))
+            if self.cache is not None:
+                self.cache.attend_past(i, attention.heads, *attention.sums)
+                self.cache.keep_own(i, kv, self._kept_places(i, self.planned.packed_rows))
         self.laps.mark("attention")
         if pending is not None:
             pending.send()
@@ -251,7 +251,7 @@ class TokenParallel(Strategy):
 
     def _attend_earlier(self, i: int, attention: Attention, kv: np.ndarray, earlier: Earlier) -> None:
         """To a piece's own keys kv and those of pieces before it; decoding keeps all of them at once."""
-        kept = earlier.keep(i, kv)
+        kept = earlier.keep(i, kv, lasting=self.cache is not None)
         so_far = earlier.so_far(i)
         if so_far is not None:
             attention.so_far(*so_far)

@@ -19,7 +19,7 @@ from astra_mpi.wire.mailbox import Mailbox
 from astra_mpi.wire.messages import Plan, Requests
 
 
-class Way(Protocol):
+class Begins(Protocol):
     """Of the `Exchange` that began them, what exchanges under way need."""
 
     comm: MPI.Comm
@@ -40,7 +40,7 @@ class Pending:
 
     def __init__(
         self,
-        exchange: Way,
+        exchange: Begins,
         plan: Plan | Mailbox,
         counts: tuple[int, ...],
         may_miss: bool,
@@ -108,7 +108,7 @@ class Pending:
 class Summing:
     """A sum over ranks under way. Several may be, and are waited for in the order in which they start."""
 
-    def __init__(self, exchange: Way, share: np.ndarray) -> None:
+    def __init__(self, exchange: Begins, share: np.ndarray) -> None:
         self._exchange, self._share = exchange, share
         self._total: np.ndarray | None = None
         self.over = exchange.size == 1

@@ -119,3 +119,4 @@ def _share(at, index, count):
     words = longs(at, 5)
     if words[4] > 0:
         _quantise(words[0], words[1], words[2], words[3], words[4])  # type: ignore[call-arg]
+    return 1

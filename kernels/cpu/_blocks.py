@@ -69,12 +69,14 @@ def multiply_blocks(kind: str, rows: Rows, weights: Array, out: Array) -> Array:
 def _strips(at, index, count):
     w = longs(at, _PLACES)
     multiply_strips(w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], index, count)
+    return 1
 
 
 @Native
 def _amx_strips(at, index, count):
     w = longs(at, _PLACES)
     amx_strips(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], index, count)
+    return 1
 
 
 def activated_blocks(x: Array, layer: Layer, gate: Layer | None, activation: str) -> Rows | None:
@@ -103,6 +105,7 @@ def _amx_activated(at, index, count):
     w = longs(at, 5 + 4 * 3)
     rows, made, layer, gate = (w[5], w[6], w[7]), (w[8], w[9], w[10]), (w[11], w[12], w[13]), (w[14], w[15], w[16])
     amx_activated(w[0], w[1], w[2], rows, layer, gate, w[4], w[3], made, index, count)
+    return 1
 
 
 def _by_amx(n_rows: int) -> bool:

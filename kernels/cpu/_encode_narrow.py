@@ -16,6 +16,7 @@ from numba import njit
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.aligned import aligned
 from astra_mpi.kernels.cpu import _team
+from astra_mpi.kernels.cpu._encode import exact_distance
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
 from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.flash.calls import tiles_of, used_path
@@ -27,7 +28,7 @@ Array = np.ndarray
 #: rows whose scores are computed together
 PANEL = 48
 #: rows and entries, and numbers of an entry, below which float32 is as fast
-FEW, _NARROWEST = 32, 64
+FEW, _NARROW = 32, 96
 #: distances below which a second thread costs more than it saves
 _THREAD_DISTANCES = 1 << 16
 
@@ -48,7 +49,7 @@ _kept: dict[int, tuple[weakref.ref, _Packed]] = {}
 def pays(x: Array, entries: Array) -> bool:
     """Whether this CPU finds codes of rows x among entries (C, K, W) faster so."""
     _, size, width = entries.shape
-    return min(len(x), size) >= FEW and width >= _NARROWEST and used_path() != "widened"
+    return min(len(x), size) >= FEW and width >= _NARROW and used_path() != "widened"
 
 
 def search(x: Array, step: int, entries: Array) -> Array:
@@ -178,16 +179,13 @@ def _nearest(scores, half_norms, vector, mean, longest, entries):
     return first if n_close == 1 else i32(_of_close(scores, limit, first, vector, entries))
 
 
-@njit(fastmath={"reassoc", "contract"})
+@njit
 def _of_close(scores, limit, first, vector, entries):
     """`_nearest` among the entries, from `first` on, whose scores are within the limit."""
     least, chosen = np.inf, first
     for k in range(first, entries.shape[0]):
         if scores[k] <= limit:
-            distance = 0.0
-            for w in range(vector.size):
-                difference = np.float64(vector[w]) - np.float64(entries[k, w])
-                distance += difference * difference
+            distance = exact_distance(vector, entries[k])
             if distance < least:
                 least, chosen = distance, k
     return chosen

@@ -1,7 +1,8 @@
 """How a team's threads are told of a task, and tell its end, without the interpreter: numbers in memory that both look
 at for a while, and a lock and two conditions of the system's threads for those that have looked long enough.
 
-A native task is a C function f(arguments, index, count) on an address and two numbers, share `index` of `count`.
+A native task is a C function f(arguments, index, count) on an address and two numbers, share `index` of `count`. It
+returns 1, or 0 if it raised something, such as that there is no memory, which is printed.
 """
 
 import ctypes
@@ -19,11 +20,12 @@ from astra_mpi.kernels.cpu._memory import longs
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _POINTER = ir.IntType(8).as_pointer()
-#: offers of the core before a caller sleeps, some 0.1 ms, and before the others do: to be woken takes as long
+#: offers of the core before a caller sleeps, some 0.1 ms, for to be woken takes as long; and before the others do,
+#: some 0.5 ms, which is longer than what lies between two tasks of a pass
 _CALLERS_OFFERS, _OFFERS = 200, 1000
 #: where they lie, in bytes: the number of the task and what it is (_TASK words), how many threads sleep, and callers,
-#: the lock, the two conditions, and the number of the last task that each thread has ended
-_NUMBER, _ASLEEP, _CALLER_ASLEEP, _LOCK, _POSTED, _MET, _ENDED = (APART * i for i in range(7))
+#: shares that failed, the lock, the two conditions, and the number of the last task that each thread has ended
+_NUMBER, _ASLEEP, _CALLER_ASLEEP, _FAILED, _LOCK, _POSTED, _MET, _ENDED = (APART * i for i in range(8))
 #: number of the task, address of its function (0: the interpreter has it), of the arguments of the first share, bytes
 #: from there to those of the next one, number of shares
 _TASK = 5
@@ -66,43 +68,45 @@ def call(typingctx, function, arguments, index, count):
     """The native task at an address."""
 
     def generate(context, builder, signature, arguments):
-        kind = ir.FunctionType(ir.VoidType(), [_I64] * 3)
-        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
-        return context.get_dummy_value()
+        kind = ir.FunctionType(_I64, [_I64] * 3)
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
 
-    return types.void(*[types.int64] * 4), generate
+    return types.int64(*[types.int64] * 4), generate
 
 
 @compiled()
 def alone(function, arguments):
-    """A native task that is one share."""
-    call(function, arguments, 0, 1)  # type: ignore[call-arg]
+    """A native task that is one share -> what it returns."""
+    return call(function, arguments, 0, 1)  # type: ignore[call-arg]
 
 
 @compiled()
 def post(at, function, arguments, step, count):
-    """Tell all threads of a task -> its number."""
+    """Tell all threads of a task."""
     task = longs(at, _TASK)
     task[1], task[2], task[3], task[4] = function, arguments, step, count
-    number = fetch_add(at + _NUMBER, 1) + 1
+    fetch_add(at + _NUMBER, 1)
     if fetch(at + _ASLEEP) > 0:
         _lock(at + _LOCK)
         _wake(at + _POSTED)
         _unlock(at + _LOCK)
-    return number
 
 
 @compiled()
 def lead(at, function, arguments, step, count):
-    """A native task on all threads, of which the caller's is the first; returns when all have ended."""
-    number = post(at, function, arguments, step, count)
-    call(function, arguments, 0, count)  # type: ignore[call-arg]
-    meet(at, number, count)
+    """A native task on all threads, the caller's the first -> how many shares failed, when all have ended."""
+    post(at, function, arguments, step, count)
+    failed = 1 - call(function, arguments, 0, count)  # type: ignore[call-arg]
+    meet(at, count)
+    others = fetch(at + _FAILED)
+    fetch_add(at + _FAILED, -others)
+    return failed + others
 
 
 @compiled()
-def meet(at, number, count):
-    """Wait until all other threads have ended a task."""
+def meet(at, count):
+    """Wait until all other threads have ended the last task."""
+    number = fetch(at + _NUMBER)
     for look in range(PATIENCE + _CALLERS_OFFERS):
         if _ended(at, number, count):
             return
@@ -134,7 +138,8 @@ def serve(at, index, seen):
         task = longs(at, _TASK)
         if task[1] == 0:
             return seen
-        call(task[1], task[2] + index * task[3], index, task[4])  # type: ignore[call-arg]
+        if call(task[1], task[2] + index * task[3], index, task[4]) != 1:  # type: ignore[call-arg]
+            fetch_add(at + _FAILED, 1)
 
 
 @inner()

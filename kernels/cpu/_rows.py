@@ -22,6 +22,12 @@ ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3, "quick_gelu": 4}
 _LAYER_NORM, _RMS_NORM, _ADD, _SCALE_ADD, _ADD_LAYER_NORM, _ADD_RMS_NORM, _ROTATE, _MULTIPLY, _ACTIVATE = range(9)
 
 
+#: which of the arrays each of them writes, if not the first one
+_WRITTEN = {_LAYER_NORM: (1,), _RMS_NORM: (1,), _ADD_LAYER_NORM: (0, 2), _ADD_RMS_NORM: (0, 2)}
+#: arrays and lines of any of them, at most
+_ARRAYS, _LINES = 3, 3
+
+
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float, out: Array | None = None) -> Array:
     """(n, D): x (n, D) normalised; see reference.layer_norm."""
     out = np.empty(x.shape, np.float32) if out is None else out
@@ -92,8 +98,11 @@ def _by_rows(
 ) -> None:
     """What `_share` does with all rows of arrays (n, ..), the first of them those of x, and lines of one row."""
     for array in (*arrays, *lines):
-        if array.dtype != np.float32 or (array.size and array.strides[-1] != array.itemsize):
+        apart = array.size and array.shape[-1] > 1 and array.strides[-1] != array.itemsize
+        if array.dtype != np.float32 or apart:
             raise TypeError(f"{array.dtype} {array.shape}, {array.strides} bytes apart: rows of float32 are needed")
+    if not all(arrays[k].flags.writeable for k in _WRITTEN.get(kind, (0,))):
+        raise ValueError("what is computed in place, or `out`, is read-only")
     (n, width), d = arrays[0].shape, arrays[-1].shape[1]
     places = [(address(array), array.strides[0]) for array in arrays] + [(0, 0)] * (_ARRAYS - len(arrays))
     given = *map(address, lines), *[0] * (_LINES - len(lines)), int(np.float32(eps).view(np.int32)), number
@@ -105,9 +114,6 @@ def _by_rows(
         return kind, last - first, last - first if whole else 1, width, d, *rows, *given
 
     _team.run_native(_share, share, alone=arrays[0].size < LEAST_SHARED)
-
-
-_ARRAYS, _LINES = 3, 3
 
 
 @Native
@@ -139,6 +145,7 @@ def _share(at, index, count):
             _multiply(a, first, b)
         else:
             _activate(a, first, number)
+    return 1
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")

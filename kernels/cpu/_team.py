@@ -44,6 +44,7 @@ class Team:
         self.size = size
         self._task: Task | None = None
         self._failures: list[BaseException] = []
+        self._closed = False
         self._arguments = _Arguments(size)
         self._board = _post.board(size)
         self._at = address(self._board)
@@ -54,16 +55,16 @@ class Team:
 
     def run(self, task: Task) -> None:
         """task(index, size) on every thread. What one of them raised is raised here, after all have ended."""
-        self._task = task
-        number = self._posted()
+        failures: list[BaseException] = []
+        self._task, self._failures = task, failures
         try:
+            self._tell()
             task(0, self.size)
         except BaseException as exc:
-            self._failures.append(exc)
-        if self.size > 1:
-            _post.meet(self._at, number, self.size)
+            failures.append(exc)
+        finally:
+            _post.meet(self._at, self.size)  # also after an interrupt: the others work on the caller's arrays
         self._task = None
-        failures, self._failures = self._failures, []
         if failures:
             raise failures[0]
 
@@ -71,27 +72,34 @@ class Team:
         """The C function on every thread, with what share(index, size) says."""
         for index in range(self.size):
             self._arguments.write(index, share(index, self.size))
-        _post.lead(self._at, task.address, self._arguments.at, self._arguments.step, self.size)
+        _check(_post.lead(self._at, task.address, self._arguments.at, self._arguments.step, self.size) == 0)
 
     def close(self) -> None:
         """End the threads."""
-        self._posted()
+        self._closed = True
+        self._tell()
 
-    def _posted(self) -> int:
-        """The number of a task that the interpreter has."""
-        number: int = _post.post(self._at, 0, 0, 0, self.size) if self.size > 1 else 0
-        return number
+    def _tell(self) -> None:
+        """That there is a task which the interpreter has."""
+        if self.size > 1:
+            _post.post(self._at, 0, 0, 0, self.size)
 
     def _work(self, index: int) -> None:
         number = 0
         while True:
             number = _post.serve(self._at, index, number)
-            if self._task is None:
+            if self._closed:
                 return
             try:
-                self._task(index, self.size)
+                if self._task is not None:
+                    self._task(index, self.size)
             except BaseException as exc:
                 self._failures.append(exc)
+
+
+def _check(done: bool) -> None:
+    if not done:
+        raise RuntimeError("a compiled kernel failed on a thread; its error is printed above")
 
 
 class _Arguments:
@@ -103,6 +111,7 @@ class _Arguments:
         self.at, self.step = address(self._words), self._words.strides[0]
 
     def write(self, index: int, words: tuple[int, ...]) -> None:
+        assert len(words) <= _MOST
         struct.pack_into(f"{len(words)}q", self._bytes, index * self.step, *words)
 
 
@@ -121,9 +130,10 @@ class _State:
 
 def set_size(n_threads: int) -> None:
     """How many threads `run` uses from now on."""
-    if n_threads != _State.team.size:
-        _State.team.close()
-        _State.team = Team(n_threads)
+    with _State.taken:
+        if n_threads != _State.team.size:
+            _State.team.close()
+            _State.team = Team(n_threads)
 
 
 def size() -> int:
@@ -153,7 +163,7 @@ def run_native(task: Native, share: Share, alone: bool = False) -> None:
     """
     if alone or _State.team.size == 1 or not _State.taken.acquire(blocking=False):
         _State.alone.arguments.write(0, share(0, 1))
-        _post.alone(task.address, _State.alone.arguments.at)
+        _check(_post.alone(task.address, _State.alone.arguments.at) == 1)
         return
     try:
         _State.team.run_native(task, share)

@@ -47,10 +47,10 @@ def test_codes_are_those_of_float32(kind, n, shape):
 
 @pytest.mark.parametrize("kind", ["grouped", "residual"])
 def test_it_is_taken_where_it_pays(kind, monkeypatch):
-    """Of 32 rows and entries of 64 numbers, or more, with codes of the same type as elsewhere, and x left alone."""
+    """Of 32 rows and entries of 96 numbers, or more, with codes of the same type as elsewhere, and x left alone."""
     taken, search = [], _encode_narrow.search
     monkeypatch.setattr(_encode_narrow, "search", lambda *given: taken.append(given) or search(*given))
-    for n, shape in ((31, (2, 40, 64)), (32, (2, 31, 64)), (32, (2, 32, 63)), (32, (2, 32, 64)), (50, (1, 300, 70))):
+    for n, shape in ((31, (2, 40, 96)), (32, (2, 31, 96)), (32, (2, 32, 95)), (32, (2, 32, 96)), (50, (1, 300, 100))):
         x, entries = near_entries(kind, n, shape)
         before = x.copy()
         codes, others = encode(cpu, kind, x, entries), encode(_encode, kind, x, entries)
@@ -68,6 +68,17 @@ def test_near_ties_are_decided_by_the_exact_distance():
     assert len(np.unique(codes // 128)) == 2
 
 
+def test_a_tie_is_decided_as_in_float32():
+    """Entries as far from x, in exact numbers, whose float64 sums differ with their order."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        entries = 10 * rng.standard_normal((1, 32, 96), dtype=np.float32)
+        entries[0, 0] /= 10
+        entries[0, 1] = rng.permutation(entries[0, 0])
+        x = np.zeros((32, 96), np.float32)
+        assert np.array_equal(narrow("grouped", x, entries)[:31], encode(cpu, "grouped", x[:31], entries))
+
+
 @pytest.mark.parametrize("scale", [1e-22, 1e-12, 1e12])
 def test_any_magnitude(scale):
     x, entries = (np.float32(scale) * z for z in near_entries("grouped", 40, (1, 100, 64)))
@@ -83,7 +94,7 @@ def test_equal_entries_give_the_lowest_index_and_nan_a_valid_code():
 
 
 def test_entries_are_packed_once_and_forgotten_with_their_array(monkeypatch):
-    x, entries = near_entries("residual", 40, (2, 100, 64))
+    x, entries = near_entries("residual", 40, (2, 100, 96))
     packed, pack = [], _encode_narrow._pack
     monkeypatch.setattr(_encode_narrow, "_pack", lambda of_codes: packed.append(1) or pack(of_codes))
     before = len(_encode_narrow._kept)

@@ -306,6 +306,16 @@ def test_rows_of_other_types_are_refused():
         cpu.scale_add(np.ones((2, 3)), np.ones(3, np.float32), np.ones(3, np.float32))
 
 
+def test_what_is_read_only_is_not_written():
+    x = normal(40, 96)
+    x.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        cpu.add_residual(x, x.copy(), None)
+    assert cpu.rms_norm(x, x[0], 1e-5).shape == x.shape
+    for encode in (cpu.encode_grouped, cpu.encode_residual):
+        assert encode(x, normal(1, 40, 96), np.zeros((1, 40), np.float32)).shape == (40, 1)
+
+
 @BACKENDS
 @SIZES
 @pytest.mark.parametrize("biased", [True, False])

@@ -59,6 +59,7 @@ def test_a_team_runs_all_shares_and_says_what_failed(team):
 def noted(at, index, count):
     words = longs(at, 2)
     longs(words[0], 64)[words[1]] += 1 + 10 * index + 100 * count
+    return 1
 
 
 def test_native_shares_are_done_awake_and_asleep(team):
@@ -71,6 +72,58 @@ def test_native_shares_are_done_awake_and_asleep(team):
         _team.run(lambda index, count, pause_s=pause_s: time.sleep(pause_s * index))  # a caller that sleeps is woken
     assert seen[:3].tolist() == [4 * 301, 4 * 311, 4 * 321]
     assert seen[7:].tolist() == [4 * 101, *[0] * 56]
+
+
+@Native
+def fails_in_the_second_share(at, index, count):
+    if index == 1 or count == 1:
+        raise ValueError("the second share")
+    return 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # that it is printed
+def test_a_native_share_that_fails_is_told(team):
+    for size in (1, 2, 3):
+        team(size)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="a compiled kernel failed on a thread"):
+                _team.run_native(fails_in_the_second_share, lambda index, count: ())
+
+
+def test_an_interrupted_caller_waits_for_the_others(team):
+    team(2)
+    done = []
+
+    def task(index, count):
+        if index == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+        done.append(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        _team.run(task)
+    assert done == [1]
+    _team.run(lambda index, count: done.append(index))
+    assert sorted(done) == [0, 1, 1]
+
+
+def test_the_team_is_changed_between_tasks(team):
+    """While other threads of the program use it."""
+    team(2)
+    seen, stop = np.zeros(64, np.int64), threading.Event()
+
+    def work():
+        while not stop.is_set():
+            _team.run_native(noted, lambda index, count: (seen.ctypes.data, index))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(20):
+        team(3)
+        team(2)
+    stop.set()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
 
 
 def test_native_shares_are_done_whoever_else_wants_the_team(team):

@@ -7,6 +7,7 @@ from astra_mpi.kernels.cpu import _encode, _encode_narrow, _team
 from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.dense.search import ROWS, search
 from astra_mpi.kernels.cpu.dense.tile import HAS_TILES
+from astra_mpi.kernels.cpu.flash.calls import used_path
 from astra_mpi.kernels.reference import code_dtype
 
 Array = np.ndarray
@@ -20,6 +21,7 @@ _LEAST_WORK = 1 << 20
 def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
     """Codes (n, G) of x (n, G*W); see reference.encode_grouped."""
     x, step = np.ascontiguousarray(x), entries.shape[2]
+    x = x if x.flags.writeable else x.copy()  # compiled for arrays that are
     if _encode_narrow.pays(x, entries):
         return _encode_narrow.search(x, step, entries).astype(code_dtype(entries.shape[1]), copy=False)
     if not _tiled(x, entries):
@@ -64,5 +66,5 @@ def warm_up_search() -> None:
     """Compile what searches here, or load it from the cache on disk."""
     x = np.ones((_FEWEST, _NARROWEST), np.float32)
     encode_residual(x, np.ones((1, 2, _NARROWEST), np.float32), np.ones((1, 2), np.float32))
-    if _encode_narrow.used_path() != "widened":
+    if used_path() != "widened":
         _encode_narrow.warm_up()

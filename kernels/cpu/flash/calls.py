@@ -76,7 +76,7 @@ def attend(
         n_groups, repeat, n_queries, n_keys, d_head, _up(d_head, 32 if by == "amx" else 2) // 2, block, tile_rows
     )
     scores = _scores(key_bias, n_keys, reach, near)
-    rows = _FIRST if key_rows is None else key_rows
+    rows = _FIRST if key_rows is None else np.ascontiguousarray(key_rows, np.int64)
     done = Heads(0, 0, 0) if out is None else Heads(address(out), 4 * d_head, out.strides[0])
     places = *(_place(array) for array in (q, k, v, acc, row_max, row_sum)), done
     alone = n_heads * n_queries * n_keys < _THREAD_SCORES
@@ -149,5 +149,5 @@ def _scores(key_bias: Array | None, n_keys: int, reach: int, near: Near | None) 
         query_places = np.ascontiguousarray(near.query_places, np.int32)
         key_places = np.ascontiguousarray(near.key_places, np.int32)
     if near.relative is not None:
-        relative = np.ascontiguousarray(near.relative)
+        relative = np.ascontiguousarray(near.relative, np.float32)
     return Scores(bias, key_bias is not None, reach, f32(near.cap), near.window, relative, query_places, key_places)

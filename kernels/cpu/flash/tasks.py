@@ -70,12 +70,14 @@ def _attend(tiles, words):
 @Native
 def _by_vectors(at, index, count):
     _attend(None, longs(at, _ALL))
+    return 1
 
 
 @Native
 def _by_tiles(at, index, count):
     words = longs(at, _ALL)
     _attend(unsigned_bytes(words[0], 64), words)
+    return 1
 
 
 #: by whether tiles of AMX are used

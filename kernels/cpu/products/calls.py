@@ -123,7 +123,7 @@ def layer(
 
     def share(index: int, count: int) -> tuple[int, ...]:
         rows, columns = _shares(m, weights, index, count)
-        n_rows = rows.stop - rows.start
+        n_rows = rows.stop - rows.start if columns.stop > columns.start else 0
         room = _local[index].room(weights, _panel_rows(weights, n_rows, tiles), tiles)
         part = _at(x, rows.start), x.strides[0], n_rows
         to = columns.start, columns.stop, _at(out, rows.start), out.strides[0], mode
@@ -206,9 +206,7 @@ def _bias(bias: Array | None, n: int) -> Array:
     """The bias, or zeros that stay in memory."""
     if bias is not None:
         return bias
-    if n not in _zeros:
-        _zeros[n] = np.zeros(n, np.float32)
-    return _zeros[n]
+    return _zeros.setdefault(n, np.zeros(n, np.float32)) if n not in _zeros else _zeros[n]
 
 
 def _at(array: Array, row: int = 0) -> int:

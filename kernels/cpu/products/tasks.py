@@ -87,48 +87,56 @@ def _two(tiles, panel, outer_panel, words):
 def _one_short(at, index, count):
     words = longs(at, _ONE)
     _one(None, _shorts(words, _LAYER_ROWS), words)
+    return 1
 
 
 @Native
 def _one_short_tiled(at, index, count):
     words = longs(at, _ONE)
     _one(_tiles(words), _shorts(words, _LAYER_ROWS), words)
+    return 1
 
 
 @Native
 def _one_byte(at, index, count):
     words = longs(at, _ONE)
     _one(None, _bytes(words, _LAYER_ROWS), words)
+    return 1
 
 
 @Native
 def _one_byte_tiled(at, index, count):
     words = longs(at, _ONE)
     _one(_tiles(words), _bytes(words, _LAYER_ROWS), words)
+    return 1
 
 
 @Native
 def _two_short(at, index, count):
     words = longs(at, _TWO)
     _two(None, _shorts(words, _LAYERS_ROWS), _shorts(words, _LAYERS_ROWS + _ROOM), words)
+    return 1
 
 
 @Native
 def _two_short_tiled(at, index, count):
     words = longs(at, _TWO)
     _two(_tiles(words), _shorts(words, _LAYERS_ROWS), _shorts(words, _LAYERS_ROWS + _ROOM), words)
+    return 1
 
 
 @Native
 def _two_byte(at, index, count):
     words = longs(at, _TWO)
     _two(None, _bytes(words, _LAYERS_ROWS), _bytes(words, _LAYERS_ROWS + _ROOM), words)
+    return 1
 
 
 @Native
 def _two_byte_tiled(at, index, count):
     words = longs(at, _TWO)
     _two(_tiles(words), _bytes(words, _LAYERS_ROWS), _bytes(words, _LAYERS_ROWS + _ROOM), words)
+    return 1
 
 
 #: type of products, and whether by tiles -> a layer, and two in a row
