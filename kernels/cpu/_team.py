@@ -63,7 +63,8 @@ class Team:
         except BaseException as exc:
             failures.append(exc)
         finally:
-            _post.meet(self._at, self.size)  # also after an interrupt: the others work on the caller's arrays
+            if self.size > 1:
+                _post.meet(self._at, self.size)  # also after an interrupt: the others work on the caller's arrays
         self._task = None
         if failures:
             raise failures[0]

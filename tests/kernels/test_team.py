@@ -90,19 +90,24 @@ def test_a_native_share_that_fails_is_told(team):
                 _team.run_native(fails_in_the_second_share, lambda index, count: ())
 
 
-def test_an_interrupted_caller_waits_for_the_others(team):
+def test_an_interrupted_caller_waits_for_the_others(team, monkeypatch):
+    """Also one that is interrupted when it has told them of the task, and does none of it."""
     team(2)
-    done = []
+    done, tell = [], _team.Team._tell
+
+    def interrupted(self):
+        tell(self)
+        raise KeyboardInterrupt
 
     def task(index, count):
-        if index == 0:
-            raise KeyboardInterrupt
         time.sleep(0.05)
         done.append(index)
 
-    with pytest.raises(KeyboardInterrupt):
-        _team.run(task)
-    assert done == [1]
+    with monkeypatch.context() as patch:
+        patch.setattr(_team.Team, "_tell", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _team.run(task)
+        assert done == [1]
     _team.run(lambda index, count: done.append(index))
     assert sorted(done) == [0, 1, 1]
 

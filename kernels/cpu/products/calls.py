@@ -206,7 +206,9 @@ def _bias(bias: Array | None, n: int) -> Array:
     """The bias, or zeros that stay in memory."""
     if bias is not None:
         return bias
-    return _zeros.setdefault(n, np.zeros(n, np.float32)) if n not in _zeros else _zeros[n]
+    if n not in _zeros:
+        _zeros.setdefault(n, np.zeros(n, np.float32))  # another thread's, if it was sooner
+    return _zeros[n]
 
 
 def _at(array: Array, row: int = 0) -> int:
