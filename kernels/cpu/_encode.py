@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from astra_mpi.kernels._compile import compiled
-from astra_mpi.kernels.cpu._inner import inner
+from astra_mpi.kernels.cpu._distance import exact_distance
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
 from astra_mpi.kernels.cpu._matmul import matmul
 from astra_mpi.kernels.reference import code_dtype
@@ -102,21 +102,6 @@ def nearest_of_close(vector, entries, half_norms, scores, limit):
             if distance < least:
                 least, chosen = distance, k
     return chosen
-
-
-@inner()
-def exact_distance(vector, entry):
-    """Squared distance in float64, by four sums in an order of its own: the same wherever it is compiled."""
-    a, b, c, d = 0.0, 0.0, 0.0, 0.0
-    whole = vector.size // 4 * 4
-    for w in range(0, whole, 4):
-        one, two = np.float64(vector[w]) - entry[w], np.float64(vector[w + 1]) - entry[w + 1]
-        three, four = np.float64(vector[w + 2]) - entry[w + 2], np.float64(vector[w + 3]) - entry[w + 3]
-        a, b, c, d = a + one * one, b + two * two, c + three * three, d + four * four
-    for w in range(whole, vector.size):
-        rest = np.float64(vector[w]) - entry[w]
-        a += rest * rest
-    return (a + b) + (c + d)
 
 
 @compiled(error_model="numpy")

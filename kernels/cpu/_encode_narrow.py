@@ -16,7 +16,7 @@ from numba import njit
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.aligned import aligned
 from astra_mpi.kernels.cpu import _team
-from astra_mpi.kernels.cpu._encode import exact_distance
+from astra_mpi.kernels.cpu._distance import exact_distance
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
 from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.flash.calls import tiles_of, used_path
@@ -28,7 +28,7 @@ Array = np.ndarray
 #: rows whose scores are computed together
 PANEL = 48
 #: rows and entries, and numbers of an entry, below which float32 is as fast
-FEW, _NARROW = 32, 96
+FEW, _NARROW = 32, 64
 #: distances below which a second thread costs more than it saves
 _THREAD_DISTANCES = 1 << 16
 
@@ -39,7 +39,8 @@ class _Packed(NamedTuple):
     strips: Array  # (C, K' / 16, words, 16) uint32: entries less their code's mean, in bfloat16
     means: Array  # (C, W) float32
     half_norms: Array  # (C, K') float32: half the squared norms of what is packed, inf beyond the last
-    longest: Array  # (C,) float32: the largest norms
+    norms: Array  # (C, K') float32: of what is packed
+    losses: Array  # (C, K') float32: norms of what rounding takes from it
 
 
 #: id of entries -> what forgets them with their array, and what they are packed as
@@ -95,19 +96,21 @@ def _pack(entries: Array) -> _Packed:
     packed = _Packed(
         aligned((n_codes, padded // 16, words, 16), np.uint32),
         np.empty((n_codes, width), np.float32),
-        np.empty((n_codes, padded), np.float32),
-        np.empty(n_codes, np.float32),
+        *(np.empty((n_codes, padded), np.float32) for _ in range(3)),
     )
     work = np.empty((16, width), np.float32), np.empty(words, np.uint32)
     for c in range(n_codes):
-        packed.longest[c] = _pack_entries(entries[c], packed.means[c], *work, packed.strips[c], packed.half_norms[c])
+        sizes = packed.half_norms[c], packed.norms[c], packed.losses[c]
+        _pack_entries(entries[c], packed.means[c], *work, packed.strips[c], *sizes)
     return packed
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
-def _search_rows(tiles, x, first, last, step, entries, strips, means, half_norms, longest, narrow, scores, line, codes):
+def _search_rows(
+    tiles, x, first, last, step, entries, strips, means, half_norms, norms, losses, narrow, scores, line, codes
+):
     """`search` for rows first .. last - 1. Scratch, float32: narrow (PANEL, words), scores (PANEL, K'), line (W,)."""
-    rows, width = narrow.view(np.uint32), line.size
+    rows, width, sizes = narrow.view(np.uint32), line.size, np.empty((PANEL, 2), f32)
     n_codes, n_strips, words, _ = strips.shape
     for begin in range(first, last, PANEL):
         n = min(PANEL, last - begin)
@@ -117,11 +120,12 @@ def _search_rows(tiles, x, first, last, step, entries, strips, means, half_norms
                 for w in range(width):
                     line[w] = x[begin + i, column + w] - mean[w]
                 narrow_row(np.int64(line.ctypes.data), width, np.int64(rows[i].ctypes.data), words)
+                sizes[i, 0], sizes[i, 1] = _sizes(line, rows[i].view(np.uint16))
             a, b = np.int64(rows.ctypes.data), np.int64(strips[c].ctypes.data)
             multiply(tiles, a, 4 * words, n, b, 64 * words, n_strips, scores, words, np.int64(1))
             for i in range(n):
                 vector = x[begin + i, column : column + width]
-                code = _nearest(scores[i], half_norms[c], vector, mean, longest[c], entries[c])
+                code = _nearest(scores[i], half_norms[c], norms[c], losses[c], sizes[i], vector, entries[c])
                 codes[begin + i, c] = code
                 if step == 0:
                     entry = entries[c, code]
@@ -130,8 +134,9 @@ def _search_rows(tiles, x, first, last, step, entries, strips, means, half_norms
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
-def _pack_entries(entries, mean, lines, line, strips, half_norms):
-    """Entries without their mean -> strips, and half their squared norms, inf beyond the last; the largest norm.
+def _pack_entries(entries, mean, lines, line, strips, half_norms, norms, losses):
+    """Entries without their mean -> strips, and half their squared norms, inf beyond the last, their norms, and those
+    of what rounding takes from them.
 
     lines (16, W) float32 and line (words,) uint32 are scratch.
     """
@@ -142,8 +147,8 @@ def _pack_entries(entries, mean, lines, line, strips, half_norms):
             mean[w] += entries[k, w]
     for w in range(width):
         mean[w] /= f32(n_codes)
-    half_norms[n_codes:] = f32(np.inf)
-    most, at = f32(0), np.empty(16, np.int64)
+    half_norms[n_codes:], norms[n_codes:], losses[n_codes:] = f32(np.inf), f32(0), f32(0)
+    at, words = np.empty(16, np.int64), line.size
     addresses(np.int64(lines.ctypes.data), 4 * width, at[:0], at)
     for s in range(strips.shape[0]):
         n = max(0, min(16, n_codes - 16 * s))
@@ -153,22 +158,40 @@ def _pack_entries(entries, mean, lines, line, strips, half_norms):
                 centred[w] = entries[16 * s + j, w] - mean[w]
                 square += centred[w] * centred[w]
             half_norms[16 * s + j] = f32(0.5) * square
-            most = max(most, square)
+            narrow_row(np.int64(centred.ctypes.data), width, np.int64(line.ctypes.data), words)
+            norms[16 * s + j], losses[16 * s + j] = _sizes(centred, line.view(np.uint16))
         pack_keys(at[:n], width, line, strips[s : s + 1])
-    return np.sqrt(most)
 
 
 @njit(fastmath=FASTMATH)
-def _nearest(scores, half_norms, vector, mean, longest, entries):
-    """The lowest index of least float64 distance among the entries that bfloat16 cannot tell from the nearest."""
-    square = f32(0)
-    for w in range(vector.size):
-        square += (vector[w] - mean[w]) * (vector[w] - mean[w])
+def _sizes(line, rounded):
+    """The norm of a line, and of its difference to what it is rounded to, bfloat16."""
+    square, loss = f32(0), f32(0)
+    for w in range(line.size):
+        lost = line[w] - i32(i32(rounded[w]) << i32(16)).view(f32)
+        square += line[w] * line[w]
+        loss += lost * lost
+    return np.sqrt(square), np.sqrt(loss)
+
+
+@njit(fastmath=FASTMATH)
+def _nearest(scores, half_norms, norms, losses, sizes, vector, entries):
+    """The lowest index of least float64 distance among the entries that bfloat16 cannot tell from the nearest.
+
+    sizes: norms of the row and of what rounding took from it. With x = x' + dx and e = e' + de, x . e is x' . e' but
+    for at most |dx| |e| + |x'| |de|. Float32 sums add width 2^-23 (|x| + |e|) |e|, and what is below float32's normal
+    numbers counts as zero: the constants allow for the sums of these norms, too.
+    """
+    width = f32(vector.size + 8)
+    by_norm = f32(1.0 + 2.0**-10) * sizes[1] + width * f32(2.0**-23) * sizes[0]
+    by_loss, by_square, least = f32(1.0 + 2.0**-7) * sizes[0], width * f32(2.0**-23), width * f32(2.0**-126)
     lowest = i32(0x7FFFFFFF)
     for k in range(scores.size):
-        scores[k] = half_norms[k] - scores[k]
-        lowest = i32(min(lowest, ordered_bits(scores[k])))
-    limit = from_ordered_bits(lowest) + f32(2) * _error(vector.size, np.sqrt(square), longest)
+        error = norms[k] * (by_norm + by_square * norms[k]) + losses[k] * by_loss + least
+        score = half_norms[k] - scores[k]
+        lowest = i32(min(lowest, ordered_bits(score + error)))
+        scores[k] = score - error
+    limit = from_ordered_bits(lowest)
     first, n_close = i32(scores.size), i32(0)
     for k in range(scores.size):
         close = scores[k] <= limit
@@ -181,7 +204,7 @@ def _nearest(scores, half_norms, vector, mean, longest, entries):
 
 @njit
 def _of_close(scores, limit, first, vector, entries):
-    """`_nearest` among the entries, from `first` on, whose scores are within the limit."""
+    """`_nearest` among the entries, from `first` on, that may be within the limit."""
     least, chosen = np.inf, first
     for k in range(first, entries.shape[0]):
         if scores[k] <= limit:
@@ -189,14 +212,3 @@ def _of_close(scores, limit, first, vector, entries):
             if distance < least:
                 least, chosen = distance, k
     return chosen
-
-
-@njit
-def _error(width, norm, longest):
-    """A bound for the error of a score half_norm - x . e.
-
-    Each factor is rounded by at most 2^-8 of itself, so x . e by 2^-7 |x| |e|; float32 sums add width 2^-23
-    (|x| + |e|) |e|, and what is below float32's normal numbers counts as zero.
-    """
-    rounding = f32(2.0**-7 + 2.0**-15) * norm + f32((width + 8) * 2.0**-23) * (norm + longest)
-    return rounding * longest + f32(width * 2.0**-126)

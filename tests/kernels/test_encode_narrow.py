@@ -47,10 +47,10 @@ def test_codes_are_those_of_float32(kind, n, shape):
 
 @pytest.mark.parametrize("kind", ["grouped", "residual"])
 def test_it_is_taken_where_it_pays(kind, monkeypatch):
-    """Of 32 rows and entries of 96 numbers, or more, with codes of the same type as elsewhere, and x left alone."""
+    """Of 32 rows and entries of 64 numbers, or more, with codes of the same type as elsewhere, and x left alone."""
     taken, search = [], _encode_narrow.search
     monkeypatch.setattr(_encode_narrow, "search", lambda *given: taken.append(given) or search(*given))
-    for n, shape in ((31, (2, 40, 96)), (32, (2, 31, 96)), (32, (2, 32, 95)), (32, (2, 32, 96)), (50, (1, 300, 100))):
+    for n, shape in ((31, (2, 40, 64)), (32, (2, 31, 64)), (32, (2, 32, 63)), (32, (2, 32, 64)), (50, (1, 300, 100))):
         x, entries = near_entries(kind, n, shape)
         before = x.copy()
         codes, others = encode(cpu, kind, x, entries), encode(_encode, kind, x, entries)
@@ -77,6 +77,15 @@ def test_a_tie_is_decided_as_in_float32():
         entries[0, 1] = rng.permutation(entries[0, 0])
         x = np.zeros((32, 96), np.float32)
         assert np.array_equal(narrow("grouped", x, entries)[:31], encode(cpu, "grouped", x[:31], entries))
+
+
+def test_entries_of_unlike_norms():
+    """Each has an error of its own: with that of the smallest, codes would be lost."""
+    x, entries = near_entries("grouped", 200, (1, 256, 96))
+    entries *= np.float32(10) ** np.random.default_rng(2).uniform(-3, 3, (1, 256, 1)).astype(np.float32)
+    x *= np.float32(10) ** np.random.default_rng(3).uniform(-3, 3, (200, 1)).astype(np.float32)
+    codes = narrow("grouped", x, entries)
+    assert np.array_equal(codes, encode(_encode, "grouped", x, entries)) and len(np.unique(codes)) > 30
 
 
 @pytest.mark.parametrize("scale", [1e-22, 1e-12, 1e12])
