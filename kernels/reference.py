@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from astra_mpi.kernels.blocks import multiply_blocks, quantise_rows, times_blocks, widen_blocks  # noqa: F401
+from astra_mpi.kernels.integers import integer_product  # noqa: F401
 from astra_mpi.kernels.reference_attention import attend, attend_codes, attend_rows, finish  # noqa: F401
 from astra_mpi.kernels.reference_codes import (  # noqa: F401
     add_entries,
@@ -50,17 +51,6 @@ def dense(
     elif bias is not None:
         made += bias
     out[...] = out + made if add else made
-    return out
-
-
-def ordered_product(x: Array, weight: Array, out: Array) -> Array:
-    """out (n, m) float32 = x (n, k) @ weight (k, m), the terms added in order of k, each step rounded once.
-
-    So a row is the same number for number, whatever the other rows are.
-    """
-    out[...] = 0
-    for column, row in zip(x.T.astype(np.float64), weight, strict=True):
-        out[...] = column[:, None] * row + out
     return out
 
 

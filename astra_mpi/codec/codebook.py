@@ -11,6 +11,7 @@ import numpy as np
 from astra_mpi.codec.config import KINDS, MAX_CODEBOOK_SIZE, CodecConfig
 from astra_mpi.config import require
 from astra_mpi.device.xp import beside, module_of
+from astra_mpi.kernels.integers import Integers, integers
 
 if TYPE_CHECKING:
     from astra_mpi.codec.kind import Kind
@@ -181,6 +182,12 @@ class Codebook:
             x = in_space(x, beside(x, self.basis), kernels)
         return self.rule.encode(x, self.searched, self.half_norms, kernels)
 
+    @cached_property
+    def _back(self) -> Integers:
+        """The way back from coordinates, as it is multiplied: the same on every rank."""
+        assert self.transform is not None
+        return integers(self.transform.back)
+
     def decode(self, codes: np.ndarray, kernels: Any) -> np.ndarray:
         """x^ (n, D) float32 of codes (n, C)."""
         if self.transform is None:
@@ -188,9 +195,8 @@ class Codebook:
         first = 0 if self.head is None else self.head.n_codes
         own = module_of(codes).ascontiguousarray(codes[:, first:])
         z = self.rule.decode(own, self.entries, len(self.entries), kernels)  # (n, C)
-        back, offset = (beside(z, array) for array in self.transform[1:])
-        x = kernels.ordered_product(z, back, module_of(z).empty((len(z), self.width), z.dtype))
-        x += offset
+        x: np.ndarray = kernels.integer_product([z], self._back, module_of(z).empty((len(z), self.width), z.dtype))
+        x += beside(z, self.transform.offset)
         return x if self.head is None else self.head.decode(codes[:, :first], kernels) + x
 
 

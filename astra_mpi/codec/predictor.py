@@ -8,6 +8,7 @@ those before it. Sender and receivers compute the same states, bit by bit (docs/
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,8 @@ import numpy as np
 from astra_mpi.codec.ahead import Metric
 from astra_mpi.codec.config import MAX_INPUTS
 from astra_mpi.config import require
-from astra_mpi.device.xp import beside, module_of
+from astra_mpi.device.xp import module_of
+from astra_mpi.kernels.integers import Integers, Moved, integers
 from astra_mpi.partition import displs, ranges
 
 #: added to the variance of every direction of states, over the mean: one that hardly varies is not followed
@@ -32,7 +34,7 @@ _ROWS = 4096  # whose moments are added up at a time
 class Predictor:
     """From a token's state s in one block to what enters the attention of the next: keep s + x F_1 .. F_m + b.
 
-    x is s and, side by side, what `inputs_before` gives of the token.
+    x is s and, side by side, what `inputs_before` gives of the token. Factors are multiplied as `weights`.
 
     Raises InputError on factors that do not fit each other, or are not finite.
     """
@@ -73,6 +75,11 @@ class Predictor:
         """r; D where there is one factor."""
         return self.factors[0].shape[1]
 
+    @cached_property
+    def weights(self) -> tuple[Integers, ...]:
+        """The factors as integers."""
+        return tuple(integers(factor) for factor in self.factors)
+
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
         """All numbers, in the order in which digests take them."""
@@ -83,13 +90,12 @@ class Predictor:
 
         A row depends on its own state and inputs alone. inputs: of `inputs_before`, None where there are none.
         """
-        xp = module_of(state)
-        x = known(state, inputs)
-        for factor in self.factors:
-            x = kernels.ordered_product(x, beside(x, factor), xp.empty((len(x), factor.shape[1]), np.float32))
-        x += state * np.float32(self.keep)
-        x += beside(x, self.bias)
-        return x
+        xp, parts = module_of(state), [state] if inputs is None else [state, inputs]
+        for weights in self.weights[:-1]:
+            parts = [kernels.integer_product(parts, weights, xp.empty((len(state), weights.shape[1]), np.float32))]
+        moved = Moved(state, self.keep, self.bias)
+        predicted: np.ndarray = kernels.integer_product(parts, self.weights[-1], xp.empty_like(state), moved)
+        return predicted
 
 
 def known(state: np.ndarray, inputs: np.ndarray | None) -> np.ndarray:

@@ -15,7 +15,7 @@ ACCOUNTINGS = ("contributed", "port", "paper")
 _KINDS = ("gemm", "attention", "encode", "table", "elements", "stream")
 #: speeds of the other kernels over that of GEMM, in the units of `Speeds`; from `doctor` on one core of an x86-64
 #: server CPU with AVX2, rounded
-_OVER_GEMM = {"attention": 0.75, "encode": 0.9, "table": 0.15, "elements": 0.08, "stream": 0.1}
+_OVER_GEMM = {"attention": 0.75, "encode": 0.9, "states": 0.5, "table": 0.15, "elements": 0.08, "stream": 0.1}
 _BLOCK_S = 1e-4
 #: bandwidths between which a break-even is looked for
 _LOWEST_BPS, _HIGHEST_BPS = 1.0, 1e15
@@ -33,17 +33,19 @@ class Speeds:
     stream: float  # float32 numbers
     block_s: float  # seconds that a block costs whatever its size
     weights: float | None = None  # weights as they are kept; None: as `stream`
+    states: float | None = None  # multiply-adds of predictions; None: as `encode`
 
     def seconds(self, work: Work) -> float:
         products = work.gemm / self.gemm + work.attention / self.attention + work.encode / self.encode
+        products += work.states / (self.states or self.encode)
         numbers = work.table / self.table + work.elements / self.elements + work.stream / self.stream
         return products + numbers + work.weights / (self.weights or self.stream) + work.blocks * self.block_s
 
     def times(self, factor: float) -> Speeds:
         """The speeds of a rank `factor` times as fast."""
-        weights = None if self.weights is None else self.weights * factor
         kinds = {kind: getattr(self, kind) * factor for kind in _KINDS}
-        return Speeds(**kinds, block_s=self.block_s / factor, weights=weights)
+        weights, states = (None if speed is None else speed * factor for speed in (self.weights, self.states))
+        return Speeds(**kinds, block_s=self.block_s / factor, weights=weights, states=states)
 
 
 def assumed_speeds(gflops: float) -> Speeds:

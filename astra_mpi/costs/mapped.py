@@ -36,7 +36,7 @@ def _predicted(shape: Shape, coding: Coding, i: int, source: int, late: bool) ->
     moved = Work(table=_sums(coding, source) * d, elements=d) if source else Work()
     if not late:
         return wire._replace(expect_far=moved + wire.expect_far)
-    expect = Work(encode=coding.predictor_numbers(d), elements=2 * d)
+    expect = Work(states=coding.predictor_numbers(d), elements=2 * d)
     return wire._replace(decode=moved + expect + Work(gemm=shape.project_kv), expect_far=Work())
 
 

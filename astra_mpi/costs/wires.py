@@ -126,8 +126,7 @@ def _predicted_wire(shape: Shape, coding: Coding, i: int) -> Wire:
     codec, config = coding.codec, shape.config
     (part,) = codec.of(i)
     d, kv_width, sums = config.d_model, 2 * config.d_kv, part.rule.layers(part) + part.rule.head_stages(part)
-    # a product in float32 whatever the others are, as the search is
-    expect = Work(encode=coding.predictor_numbers(d), elements=2 * d)
+    expect = Work(states=coding.predictor_numbers(d), elements=2 * d)
     encode = Work(encode=encode_madds(part, d, coding.subspaces), table=sums * d, elements=2 * d)
     added, project = Work(table=sums * d, elements=d), Work(gemm=shape.project_kv)
     tables = Work(table=part.codes_per_token * kv_width, elements=kv_width)

@@ -88,6 +88,7 @@ class Work(NamedTuple):
     gemm: float = 0  # multiply-adds of linear layers
     attention: float = 0  # multiply-adds of scores and weighted values
     encode: float = 0  # multiply-adds of the codebook search
+    states: float = 0  # multiply-adds of predictions of states, which are the same to the bit on all ranks
     table: float = 0  # float32 numbers added from projected tables or decoded from codebooks
     elements: float = 0  # float32 numbers that pass norms, activation and residual sums
     stream: float = 0  # float32 numbers of keys, values and tables that one token alone meets
@@ -102,8 +103,8 @@ class Work(NamedTuple):
 
     @property
     def multiply_adds(self) -> float:
-        """The count of docs/explanation/planner.md: linear layers, attention and codebook search."""
-        return self.gemm + self.attention + self.encode
+        """The count of docs/explanation/planner.md: linear layers, attention, codebook search and predictions."""
+        return self.gemm + self.attention + self.encode + self.states
 
 
 class RankWork(NamedTuple):

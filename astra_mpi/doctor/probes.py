@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from astra_mpi.costs.latency import Speeds
+from astra_mpi.kernels.integers import integers
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -34,6 +35,7 @@ def kernel_speeds(kernels: ModuleType, repeats: int = 5, now: Callable[[], float
     residual, summed = draw(ROWS, WIDTH), np.empty_like(x)
     entries = draw(STAGES, SIZE, WIDTH)
     half_norms = (entries**2).sum(axis=2) / 2
+    square = integers(draw(WIDTH, WIDTH))
     tables = draw(STAGES, SIZE, 2 * WIDTH)
     many = np.ones((WIDTH, STREAMED // WIDTH), np.float32)
     codes = rng.integers(0, SIZE, (KEYS - ROWS, STAGES)).astype(np.uint8)
@@ -51,6 +53,7 @@ def kernel_speeds(kernels: ModuleType, repeats: int = 5, now: Callable[[], float
         gemm=ROWS * WIDTH * INNER / seconds(lambda: x @ weight),
         attention=attention_speed(kernels, repeats, now),
         encode=ROWS * WIDTH * SIZE * STAGES / seconds(lambda: kernels.encode_residual(x, entries, half_norms)),
+        states=ROWS * WIDTH * WIDTH / seconds(lambda: kernels.integer_product([x], square, summed)),
         table=codes.size * 2 * WIDTH / seconds(lambda: kernels.table_sum(codes, tables, None, tables[0, 0])),
         elements=ROWS * (4 * WIDTH + INNER) / seconds(between),
         stream=many.size / seconds(lambda: x[:1] @ many),

@@ -166,7 +166,7 @@ class Quantised(Far):
         used = np.empty((len(parts[0]), sum(n_codes)), np.int64)  # (T, C)
         if self.given is not None:
             used[:] = self.given[i - self.first]
-        seen, gaps = [], self.judge(np.concatenate(parts, axis=1) if whole is None else whole)
+        seen, gaps = [], self.judge(np.concatenate([*parts, *([] if whole is None else [whole])], axis=1))
         for book, part, codes in zip(books, parts, np.split(used, np.cumsum(n_codes)[:-1], axis=1), strict=True):
             of_part = np.square(part if whole is None else whole).sum(axis=1)
             rows, first = np.zeros(part.shape), 0

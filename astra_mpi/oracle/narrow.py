@@ -15,7 +15,9 @@ Array = NDArray[Any]
 NARROW = ("bfloat16", "int8")
 WEIGHTS_ONLY = {"bfloat16": "bfloat16 weights", "int8": "int8 weights"}
 #: what moves one rounding in some tens, relative to the numbers of a row
-_LITTLE = {"bfloat16": 2.0**-14, "int8": 2.0**-11}
+_LITTLE = {"bfloat16": 2.0**-14, "int8": 2.0**-11, "int16": 2.0**-19}
+#: the largest integers of 8 and of 16 bits (kernels/integers.py)
+_MOST, _MOST_OF_STATES = 127, 127 << 8
 
 
 class InBlocks(np.ndarray):
@@ -51,6 +53,11 @@ class Rounding:
             x = bfloat16(x, chance) if compute == "bfloat16" else in_groups(x, chance)
         return x @ weight
 
+    def of_states(self, x: Array, weight: Array) -> Array:
+        """x (.., k) @ weight (k, m), in any type of products: both in integers of 16 bits, 256 inputs at a time."""
+        x = in_groups(self._moved(x, "int16"), self._chance, _MOST_OF_STATES)
+        return x @ in_groups(weight.T.astype(np.float64), most=_MOST_OF_STATES).T
+
     def of_attention(self, x: Array) -> Array:
         """A factor of one of attention's two products."""
         return bfloat16(self._moved(x), self._chance) if self.compute in NARROW else x
@@ -59,19 +66,20 @@ class Rounding:
     def _chance(self) -> np.random.Generator | None:
         return self.draw if self.by_chance else None
 
-    def _moved(self, x: Array) -> Array:
-        if self.draw is None or self.by_chance or self.compute not in NARROW:
+    def _moved(self, x: Array, to: str = "") -> Array:
+        to = to or self.compute
+        if self.draw is None or self.by_chance or to not in _LITTLE:
             return x
         scale = np.sqrt((x**2).mean(axis=-1, keepdims=True))
-        return x + self.draw.normal(0, _LITTLE[self.compute], x.shape) * scale
+        return x + self.draw.normal(0, _LITTLE[to], x.shape) * scale
 
 
 EXACT = Rounding()
 
 
-def in_groups(x: Array, draw: np.random.Generator | None = None) -> Array:
-    """`eight_bits` of 256 numbers of each row at a time."""
-    return np.concatenate([eight_bits(x[..., a : a + 256], draw) for a in range(0, x.shape[-1], 256)], axis=-1)
+def in_groups(x: Array, draw: np.random.Generator | None = None, most: int = _MOST) -> Array:
+    """`eight_bits`, or more, of 256 numbers of each row at a time."""
+    return np.concatenate([eight_bits(x[..., a : a + 256], draw, most) for a in range(0, x.shape[-1], 256)], axis=-1)
 
 
 def bfloat16(x: Array, draw: np.random.Generator | None = None) -> Array:
@@ -85,10 +93,10 @@ def bfloat16(x: Array, draw: np.random.Generator | None = None) -> Array:
     return wide if finite else np.where(np.isfinite(x), wide, kept.view(np.float32))
 
 
-def eight_bits(x: Array, draw: np.random.Generator | None = None) -> Array:
-    """Each row as multiples, -127 to 127, of 1/127 of its largest magnitude: the nearest ones, or by chance."""
-    step = np.abs(x).max(axis=-1, keepdims=True, initial=0) / 127
+def eight_bits(x: Array, draw: np.random.Generator | None = None, most: int = _MOST) -> Array:
+    """Each row as multiples, -most to most, of 1/most of its largest magnitude: the nearest ones, or by chance."""
+    step = np.abs(x).max(axis=-1, keepdims=True, initial=0) / most
     steps = x / np.where(step == 0, 1, step)
     if draw is None:
         return np.rint(steps) * step
-    return np.clip(np.floor(steps + draw.random(x.shape)), -127, 127) * step
+    return np.clip(np.floor(steps + draw.random(x.shape)), -most, most) * step

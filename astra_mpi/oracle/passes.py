@@ -55,8 +55,8 @@ class Passes:
         """What a strategy that was planned so should compute. Exact strategies, which have no terms, share it."""
         if not terms and self._exact is not None:
             return self._exact
-        narrow = self.compute in NARROW
-        spreads = Spreads(lambda **how: self._sequences(layout, terms, **how), self.floor, rounded=narrow)
+        rounded = self.compute in NARROW or ("codec" in terms and terms["codec"].config.predicts)
+        spreads = Spreads(lambda **how: self._sequences(layout, terms, **how), self.floor, rounded=rounded)
         if not terms:
             self._exact = spreads
         return spreads

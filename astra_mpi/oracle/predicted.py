@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from astra_mpi.oracle.far import Array, Quantised
+from astra_mpi.oracle.narrow import EXACT, Rounding
 
 
 class Predicted(Quantised):
@@ -32,9 +33,11 @@ class Predicted(Quantised):
         late: bool = False,
         n_new: int = 0,
         begins: Sequence[int] = (0,),
+        rounding: Rounding = EXACT,
     ) -> None:
         super().__init__(owner, codec, given, missing, None, first=1)
         self.begins, self.ends = set(begins), {*(i - 1 for i in begins), len(codec.blocks) - 1}
+        self.rounding = rounding
         self.n_views = 1 if missing is None else size
         self.late, self.n_new = late, n_new if late else 0
         self.owner = np.tile(owner, self.n_views * (1 + (self.n_new > 0)))
@@ -79,7 +82,7 @@ class Predicted(Quantised):
         inputs = np.broadcast_to(self.inputs, (*state.shape[:-1], self.inputs.shape[-1]))
         change = np.concatenate([state, inputs], axis=-1)
         for factor in predictor.factors:
-            change = change @ factor.astype(np.float64)
+            change = self.rounding.of_states(change, factor)
         return predictor.keep * state + change + predictor.bias.astype(np.float64)
 
 

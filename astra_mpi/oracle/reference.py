@@ -92,8 +92,8 @@ def oracle(
     late: with a codec that has maps, far tokens are seen as these say, for their codes come after. The last n_new
     tokens were made when these had come. begins: with such a codec, blocks in which far tokens are seen as they are,
     the first and those with which stages of blocks begin.
-    compute: "bfloat16" or "int8": the factors of products of blocks and head are rounded (`narrow.py`). draw:
-    otherwise, or by_chance, which shows how much of the answer hangs on roundings.
+    compute: "bfloat16" or "int8": the factors of products of blocks and head are rounded (`narrow.py`), as those of
+    predictions are in any type. draw: otherwise, or by_chance, which shows how much of the answer hangs on roundings.
     merged: so many tokens at the end see the exact keys of all ranks, as ranks that merge their softmaxes do.
     Raises ValueError if `owner` does not fit `tokens` or `size`.
     """
@@ -111,7 +111,7 @@ def oracle(
         raise ValueError(f"owner must name one of {n_ranks} ranks for each of {len(embedded) - n_class} content tokens")
     far: Far | None = None
     if codec is not None and codec.config.predicts:
-        far = Predicted(owner, codec, codes, missing, size, late, n_new, begins)
+        far = Predicted(owner, codec, codes, missing, size, late, n_new, begins, rounding)
     elif codec is not None and codec.config.has_maps:
         far = Carried(owner, codec, codes, missing, stand_in, late, n_new, begins)
     elif codec is not None:

@@ -23,9 +23,9 @@ from astra_mpi.kernels.cpu._codes import (
     unpack,
     unpack_columns,
 )
+from astra_mpi.kernels.cpu._integers import integer_product, warm_up_integers
 from astra_mpi.kernels.cpu._levels import encode_levels
 from astra_mpi.kernels.cpu._matmul import matmul
-from astra_mpi.kernels.cpu._ordered import ordered_product
 from astra_mpi.kernels.cpu._rows import (
     activate,
     activate_gated,
@@ -70,11 +70,11 @@ __all__ = [
     "encode_residual",
     "finish",
     "gram_sum",
+    "integer_product",
     "layer_norm",
     "matmul",
     "matvec",
     "multiply_blocks",
-    "ordered_product",
     "pack",
     "pack_columns",
     "quantise_rows",
@@ -116,7 +116,7 @@ def warm_up() -> None:
     unpack_columns(pack_columns(codes, (1, 2)), n, (1, 2))
     warm_up_search()
     encode_levels(x[:, :2], np.ones((2, 2), np.float32))
-    ordered_product(x, x[:, :2].repeat(2, axis=0).copy(), np.ones((n, 2), np.float32))
+    warm_up_integers()
     layer_norm(x, line, line, 1e-5)
     rms_norm(x, line, 1e-5)
     activate(x, line, "gelu")

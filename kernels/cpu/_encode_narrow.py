@@ -7,7 +7,6 @@ The error follows the size of the factors. So both are taken relative to the mea
 distances: activations often share a large mean.
 """
 
-import weakref
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.flash.calls import tiles_of, used_path
 from astra_mpi.kernels.cpu.flash.pack import addresses, narrow_row, pack_keys
 from astra_mpi.kernels.cpu.flash.tiles import multiply
+from astra_mpi.kernels.kept import Kept
 
 Array = np.ndarray
 
@@ -41,10 +41,6 @@ class _Packed(NamedTuple):
     half_norms: Array  # (C, K') float32: half the squared norms of what is packed, inf beyond the last
     norms: Array  # (C, K') float32: of what is packed
     losses: Array  # (C, K') float32: norms of what rounding takes from it
-
-
-#: id of entries -> what forgets them with their array, and what they are packed as
-_kept: dict[int, tuple[weakref.ref, _Packed]] = {}
 
 
 def pays(x: Array, entries: Array) -> bool:
@@ -82,15 +78,8 @@ def warm_up() -> None:
     search(x, 0, x[None])
 
 
-def _packed(entries: Array) -> _Packed:
-    """Of entries (C, K, W), which are packed once."""
-    key = id(entries)
-    if key not in _kept:
-        _kept[key] = weakref.ref(entries, lambda _: _kept.pop(key, None)), _pack(entries)
-    return _kept[key][1]
-
-
 def _pack(entries: Array) -> _Packed:
+    """Of entries (C, K, W)."""
     n_codes, size, width = entries.shape
     words, padded = (width + 31) // 32 * 16, (size + 31) // 32 * 32
     packed = _Packed(
@@ -103,6 +92,10 @@ def _pack(entries: Array) -> _Packed:
         sizes = packed.half_norms[c], packed.norms[c], packed.losses[c]
         _pack_entries(entries[c], packed.means[c], *work, packed.strips[c], *sizes)
     return packed
+
+
+#: entries are packed once
+_packed = Kept(_pack)
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")

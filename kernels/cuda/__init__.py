@@ -19,8 +19,8 @@ from astra_mpi.kernels.cuda._codes import (
     warm_up,
 )
 from astra_mpi.kernels.cuda._decode import attend_new, finish_new, merge_new, warm_up_new
+from astra_mpi.kernels.cuda._integers import integer_product
 from astra_mpi.kernels.cuda._levels import encode_levels, pack_columns, unpack_columns
-from astra_mpi.kernels.cuda._ordered import ordered_product
 from astra_mpi.kernels.cuda._rows import (
     activate,
     activate_gated,
@@ -54,9 +54,9 @@ __all__ = [
     "finish_new",
     "finish_packed",
     "gram_sum",
+    "integer_product",
     "layer_norm",
     "merge_new",
-    "ordered_product",
     "pack",
     "pack_columns",
     "rms_norm",

@@ -33,7 +33,7 @@ SOURCES = (
     ]
     + [("decode", half, 1, {"D": d, "HEADS": heads}) for half in (0, 1) for d in (64, 128) for heads in (1, 8)]
     + [("decode", half, vector, {"D": d, "HEADS": 8}) for half in (0, 1) for vector, d in ((0, 250), (1, 256))]
-    + [("merge", 0, 0, {"D": 128})]
+    + [("merge", 0, 0, {"D": 128}), ("integers", 0, 0, {})]
 )
 
 

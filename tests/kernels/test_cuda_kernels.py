@@ -6,7 +6,8 @@ Arrays end at forbidden pages, shared memory is watched for races and starts as 
 import numpy as np
 import pytest
 
-from astra_mpi.kernels import cpu, reference
+from astra_mpi.kernels import reference
+from astra_mpi.kernels.integers import Moved, integers
 from astra_mpi.kernels.near import Near
 from helpers.cuda_emulation.devices import GPU, device, xp
 from helpers.cuda_emulation.emulator import ORDERS
@@ -190,16 +191,18 @@ def test_decode_and_norms(gpu, n):
     close(norms, reference.gram_sum(codes, gram), 9)
 
 
-@pytest.mark.parametrize(("n", "k", "m"), [(0, 5, 3), (1, 17, 70), (67, 40, 66), (65, 1, 1)])
-def test_ordered_product(gpu, n, k, m):
-    """To the bit as on a CPU, and each row as if it were alone."""
-    x, weight = normal(n, k), normal(k, m, seed=1)
-    found = gpu.ordered_product(*there(x, weight), xp().empty((n, m), np.float32)).get()
-    close(found, reference.ordered_product(x, weight, np.empty((n, m), np.float32)), k)
-    assert np.array_equal(found, cpu.ordered_product(x, weight, np.empty((n, m), np.float32)))
-    for row in range(0, n, 13):
-        alone = gpu.ordered_product(*there(x[row : row + 1], weight), xp().empty((1, m), np.float32)).get()
-        assert np.array_equal(alone[0], found[row])
+@pytest.mark.parametrize(("n", "widths", "m"), [(0, [5], 3), (1, [17], 70), (67, [40, 230], 66), (65, [1], 1)])
+def test_integer_product(gpu, n, widths, m):
+    """To the bit as on a CPU, with what is added and without, and where a row is not finite."""
+    parts = [normal(n, width) for width in widths]
+    weights = integers(normal(sum(widths), m, seed=1))
+    if n > 3:
+        parts[0][1], parts[0][2, 0], parts[0][3] = 0, np.nan, 1e-35
+    for moved in (None, Moved(normal(n, m, seed=2), 0.7, normal(m, seed=3))):
+        want = reference.integer_product(parts, weights, np.empty((n, m), np.float32), moved)
+        given = moved and moved._replace(state=there(moved.state))
+        found = gpu.integer_product([there(part) for part in parts], weights, xp().empty((n, m), np.float32), given)
+        np.testing.assert_array_equal(found.get(), want)
 
 
 @SIZES

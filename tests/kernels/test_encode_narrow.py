@@ -6,6 +6,7 @@ import pytest
 from astra_mpi.kernels import cpu, reference
 from astra_mpi.kernels.cpu import _encode, _encode_narrow, _team
 from astra_mpi.kernels.cpu.flash import calls
+from astra_mpi.kernels.kept import Kept
 
 pytestmark = pytest.mark.skipif(calls.used_path() == "widened", reason="the CPU has no AVX512-BF16")
 
@@ -104,13 +105,12 @@ def test_equal_entries_give_the_lowest_index_and_nan_a_valid_code():
 
 def test_entries_are_packed_once_and_forgotten_with_their_array(monkeypatch):
     x, entries = near_entries("residual", 40, (2, 100, 96))
-    packed, pack = [], _encode_narrow._pack
-    monkeypatch.setattr(_encode_narrow, "_pack", lambda of_codes: packed.append(1) or pack(of_codes))
-    before = len(_encode_narrow._kept)
+    packed, kept = [], Kept(lambda of_codes: packed.append(1) or _encode_narrow._pack(of_codes))
+    monkeypatch.setattr(_encode_narrow, "_packed", kept)
     codes = [encode(cpu, "residual", x, entries) for _ in range(3)]
     assert len(packed) == 1 and np.array_equal(codes[0], codes[2])
     del entries
-    assert len(_encode_narrow._kept) == before
+    assert not kept.of
 
 
 @pytest.mark.parametrize("kind", ["grouped", "residual"])

@@ -52,19 +52,6 @@ def assert_nearest(x, entries, codes, rival=None):
 
 
 @BACKENDS
-@pytest.mark.parametrize(("n", "k", "m"), [(0, 5, 3), (1, 17, 70), (33, 40, 64), (25, 1, 1), (9, 0, 5)])
-def test_ordered_product(kernels, n, k, m):
-    """Right, and to the bit the same for any number of rows."""
-    x, weight = normal(n, k), normal(k, m, seed=1)
-    found = kernels.ordered_product(x, weight, np.empty((n, m), np.float32))
-    close(found, x.astype(np.float64) @ weight, max(k, 1))
-    for first, last in ((0, 1), (3, 20), (n - 9, n)):
-        rows = np.ascontiguousarray(x[max(first, 0) : last])
-        alone = kernels.ordered_product(rows, weight, np.empty((len(rows), m), np.float32))
-        assert np.array_equal(alone, found[max(first, 0) : last])
-
-
-@BACKENDS
 @pytest.mark.parametrize(("m", "k", "n"), [(0, 5, 3), (1, 17, 70), (33, 0, 9), (9, 40, 64), (57, 1030, 45), (23, 7, 1)])
 def test_dense(kernels, m, k, n):
     """Right with all that may follow, between other columns; in tiles a row has the same bits in any company."""

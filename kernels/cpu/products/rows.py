@@ -35,7 +35,7 @@ def _rows_of(tiles, at, row_bytes):
 
 
 @inner()
-def _row(rows, i):
+def row_at(rows, i):
     """Where row i begins."""
     return rows[0] + i // _TILE_ROWS * rows[3] + i % _TILE_ROWS * rows[1]
 
@@ -55,12 +55,12 @@ def _narrow_rows(tiles, at, stride, n_rows, k, panel, factors, offsets):
     def rounded(tiles, at, stride, n_rows, k, panel, factors, offsets):
         rows, k_pad = rows_of(tiles, panel.ctypes.data, panel.strides[0]), panel.shape[1]
         for i in range(n_rows):
-            round_numbers(floats(at + i * stride, k), _row(rows, i), rows[2], k_pad)
+            round_numbers(floats(at + i * stride, k), row_at(rows, i), rows[2], k_pad)
 
     def quantised(tiles, at, stride, n_rows, k, panel, factors, offsets):
         rows, k_pad = rows_of(tiles, panel.ctypes.data, panel.strides[0]), panel.shape[1]
         for i in range(n_rows):
-            _quantise(floats(at + i * stride, k), _row(rows, i), rows[2], k_pad, factors[:, i], offsets[:, i])
+            _quantise(floats(at + i * stride, k), row_at(rows, i), rows[2], k_pad, factors[:, i], offsets[:, i])
 
     return rounded if panel.dtype == types.uint16 else quantised
 
@@ -69,7 +69,7 @@ def _narrow_rows(tiles, at, stride, n_rows, k, panel, factors, offsets):
 def round_part(rows, i, first, numbers):
     """Numbers `first` .. of row i, rounded; `first` is a multiple of 32, and zeros follow to the end of a line."""
     n_pad = (numbers.size + _SHORTS - 1) // _SHORTS * _SHORTS
-    round_numbers(numbers, _row(rows, i) + first // _SHORTS * rows[2], rows[2], n_pad)
+    round_numbers(numbers, row_at(rows, i) + first // _SHORTS * rows[2], rows[2], n_pad)
 
 
 @compiled()
@@ -91,7 +91,7 @@ def _quantise(numbers, at, step, k_pad, factors, offsets):
     """The lines at `at`, `step` bytes apart, of k_pad int8, and their factors and offsets."""
     for g in range(factors.size):
         group = numbers[GROUP * g : GROUP * (g + 1)]
-        size = _largest(group) / f32(127)
+        size = largest(group) / f32(127)
         inverse = f32(0) if size < TINY else f32(f32(1) / size)
         total = i32(0)
         for first in range(0, min(GROUP, k_pad - GROUP * g), _BYTES):
@@ -102,13 +102,13 @@ def _quantise(numbers, at, step, k_pad, factors, offsets):
 
 
 @compiled()
-def _largest(numbers):
+def largest(numbers):
     """The largest magnitude, or NaN."""
     bits = numbers.view(np.int32)
-    largest = i32(0)
+    most = i32(0)
     for j in range(bits.size):  # as integers: NaN is above all numbers, and LLVM vectorises it
-        largest = max(largest, i32(bits[j] & i32(0x7FFFFFFF)))
-    return i32(largest).view(f32)
+        most = max(most, i32(bits[j] & i32(0x7FFFFFFF)))
+    return i32(most).view(f32)
 
 
 @compiled()

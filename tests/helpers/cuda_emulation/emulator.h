@@ -311,6 +311,12 @@ template <class T, class U> static T atomicAdd(T *p, U v) { const T old = *p; *p
 template <class T> static T atomicMin(T *p, T v) { const T old = *p; if (v < old) *p = v; return old; }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
+static inline float __uint_as_float(unsigned u) { float x; memcpy(&x, &u, 4); return x; }
+static inline float __fmul_rn(float x, float y) { return x * y; }  // g++ fuses nothing for the CPU that it compiles for here
+static inline float __fadd_rn(float x, float y) { return x + y; }
+static inline float __fdiv_rn(float x, float y) { return x / y; }
+static inline float __int2float_rn(int x) { return static_cast<float>(x); }
+static inline int __float2int_rn(float x) { return static_cast<int>(rintf(x)); }
 template <class T> static T min(T a, T b) { return a < b ? a : b; }
 template <class T> static T max(T a, T b) { return a > b ? a : b; }
 
