@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from astra_mpi.costs.wires import Coding, Wire, astra_wire
 from astra_mpi.costs.work import Shape, Work
+
+
+def coded_wires(shape: Shape, coding: Coding, late: bool) -> list[Wire]:
+    """Of all blocks, but of the first where codes have maps: it needs none."""
+    if coding.codec.has_maps and shape.config.n_layers > 1:
+        return mapped_wires(shape, coding, late)
+    return [astra_wire(shape, coding, i) for i in range(shape.config.n_layers)]
 
 
 def mapped_wires(shape: Shape, coding: Coding, late: bool) -> list[Wire]:
@@ -20,6 +29,20 @@ def mapped_wires(shape: Shape, coding: Coding, late: bool) -> list[Wire]:
         wires.append(wire._replace(late=is_late, whole=True))
         source = i if coded else source
     return wires
+
+
+def mean_wire(wires: Sequence[Wire]) -> Wire:
+    """The first one, with the work of an average one."""
+
+    def mean(of: Callable[[Wire], Work]) -> Work:
+        return sum(map(of, wires), Work()) * (1 / len(wires))
+
+    return wires[0]._replace(
+        encode=mean(lambda wire: wire.encode),
+        decode=mean(lambda wire: wire.decode),
+        expect_own=mean(lambda wire: wire.expect_own),
+        expect_far=mean(lambda wire: wire.expect_far),
+    )
 
 
 def _sums(coding: Coding, i: int) -> int:

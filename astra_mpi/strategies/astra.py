@@ -22,7 +22,8 @@ from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
 from astra_mpi.codec.tables import FarTable
 from astra_mpi.config import ModelConfig
-from astra_mpi.costs.wires import Wire, astra_wire, coding_of
+from astra_mpi.costs.mapped import coded_wires, mean_wire
+from astra_mpi.costs.wires import Wire, coding_of
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import take, to_host
 from astra_mpi.errors import AstraError
@@ -123,7 +124,8 @@ class Astra(FarCodes):
         return [codec.message_bytes(int(n), int(min(n, m))) for n, m in pairs]
 
     def wire_costs(self) -> Wire:
-        return astra_wire(shape_of(self.config), coding_of(self.codec, self.remote.how))
+        late = self.spec.word("codes") == "late"
+        return mean_wire(coded_wires(shape_of(self.config), coding_of(self.codec, self.remote.how), late))
 
     @property
     def exchanging(self) -> tuple[int, ...]:
