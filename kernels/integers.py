@@ -21,11 +21,11 @@ LEAST = np.float32(2.0**-100)
 
 
 class Integers(NamedTuple):
-    """Weights (k, m): (256 high + low) * scale of the group."""
+    """Weights (k, m): (high + low / 256) * scale of the group."""
 
     high: Array  # (k, m) int8
     low: Array  # (k, m) int8
-    scale: Array  # (groups, m) float32
+    scale: Array  # (groups, m) float32: the largest magnitude over 127
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ def integers(weight: Array) -> Integers:
     for g in range(len(scale)):
         rows = slice(GROUP * g, GROUP * (g + 1))
         of_outputs, steps = _quantised(np.ascontiguousarray(weight[rows].T, np.float32))
-        numbers[rows], scale[g] = of_outputs.T, steps[:, 0]
+        numbers[rows], scale[g] = of_outputs.T, steps[:, 0] * np.float32(256)
     high, low = _digits(numbers)
     return Integers(high.astype(np.int8), low.astype(np.int8), scale)
 
@@ -57,16 +57,16 @@ def integer_product(parts: Sequence[Array], weights: Integers, out: Array, moved
     """out (n, m) float32 = x (n, k) @ weights, in place and returned; x: parts (n, ..) side by side.
 
     moved: what the product is added to, or zeros. Of each group of inputs in turn, x becomes integers q, to nearest,
-    ties to even, whose step is the largest magnitude over MOST. Then out += (256 q @ high + q @ low) * step * scale:
-    the two products are exact and rounded to float32, and so is each further operation. NaN and infinite numbers make
-    their row NaN.
+    ties to even, whose step is the largest magnitude over MOST. Then out += (q @ high + r @ low) * step * scale, where
+    r is the high digit of q: what its low digit adds is less than the rounding of q. The sum is exact and rounded to
+    float32, and so is each further operation. NaN and infinite numbers make their row NaN.
     """
     out[...] = 0 if moved is None else moved.state * np.float32(moved.keep) + moved.bias
     x = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     for g in range(len(weights.scale)):
         rows = slice(GROUP * g, GROUP * (g + 1))
         q, step = _quantised(x[:, rows])
-        share = _exact(q, weights.high[rows]) * np.float32(256) + _exact(q, weights.low[rows])
+        share = _exact(q, weights.high[rows], weights.low[rows])
         share *= step
         share *= weights.scale[g]
         out += share
@@ -88,9 +88,9 @@ def _digits(q: Array) -> tuple[Array, Array]:
     return high, q - (high << 8)
 
 
-def _exact(q: Array, numbers: Array) -> Array:
-    """q (n, w) @ numbers (w, m) as float32, rounded once. BLAS adds integers below 2^24 exactly in float32, in any
-    order: so each digit of q has a product of its own."""
-    digits, wide = np.concatenate(_digits(q)).astype(np.float32), numbers.astype(np.float32)
-    of_high, of_low = np.split((digits @ wide).astype(np.int32), 2)
-    return ((of_high << 8) + of_low).astype(np.float32)
+def _exact(q: Array, high: Array, low: Array) -> Array:
+    """q (n, w) @ high (w, m) + the high digit of q @ low, as float32, rounded once. BLAS adds integers below 2^24
+    exactly in float32, in any order: so digits have products of their own."""
+    above, below, wide, rest = (digit.astype(np.float32) for digit in (*_digits(q), high, low))
+    most, of_low, of_rest = ((a @ b).astype(np.int32) for a, b in ((above, wide), (below, wide), (above, rest)))
+    return ((most << 8) + of_low + of_rest).astype(np.float32)

@@ -54,9 +54,14 @@ class Rounding:
         return x @ weight
 
     def of_states(self, x: Array, weight: Array) -> Array:
-        """x (.., k) @ weight (k, m), in any type of products: both in integers of 16 bits, 256 inputs at a time."""
-        x = in_groups(self._moved(x, "int16"), self._chance, _MOST_OF_STATES)
-        return x @ in_groups(weight.T.astype(np.float64), most=_MOST_OF_STATES).T
+        """x (.., k) @ weight (k, m), in any type of products: both in integers of 16 bits, 256 inputs at a time, but
+        for the products of their low digits."""
+        x, total = self._moved(x, "int16"), np.zeros((*x.shape[:-1], weight.shape[1]))
+        for a in range(0, x.shape[-1], 256):
+            rows, steps = multiples(x[..., a : a + 256], self._chance, _MOST_OF_STATES)
+            columns, scale = multiples(weight[a : a + 256].T.astype(np.float64), most=_MOST_OF_STATES)
+            total += (rows @ columns.T - _low_digits(rows) @ _low_digits(columns).T) * steps * scale[:, 0]
+        return total
 
     def of_attention(self, x: Array) -> Array:
         """A factor of one of attention's two products."""
@@ -77,9 +82,9 @@ class Rounding:
 EXACT = Rounding()
 
 
-def in_groups(x: Array, draw: np.random.Generator | None = None, most: int = _MOST) -> Array:
-    """`eight_bits`, or more, of 256 numbers of each row at a time."""
-    return np.concatenate([eight_bits(x[..., a : a + 256], draw, most) for a in range(0, x.shape[-1], 256)], axis=-1)
+def in_groups(x: Array, draw: np.random.Generator | None = None) -> Array:
+    """`eight_bits` of 256 numbers of each row at a time."""
+    return np.concatenate([eight_bits(x[..., a : a + 256], draw) for a in range(0, x.shape[-1], 256)], axis=-1)
 
 
 def bfloat16(x: Array, draw: np.random.Generator | None = None) -> Array:
@@ -93,10 +98,21 @@ def bfloat16(x: Array, draw: np.random.Generator | None = None) -> Array:
     return wide if finite else np.where(np.isfinite(x), wide, kept.view(np.float32))
 
 
-def eight_bits(x: Array, draw: np.random.Generator | None = None, most: int = _MOST) -> Array:
-    """Each row as multiples, -most to most, of 1/most of its largest magnitude: the nearest ones, or by chance."""
+def eight_bits(x: Array, draw: np.random.Generator | None = None) -> Array:
+    """Each row as multiples, -127 to 127, of 1/127 of its largest magnitude: the nearest ones, or by chance."""
+    integers, step = multiples(x, draw, _MOST)
+    return integers * step
+
+
+def multiples(x: Array, draw: np.random.Generator | None = None, most: int = _MOST) -> tuple[Array, Array]:
+    """The integers, -most to most, and the step of each row, which is 1/most of its largest magnitude."""
     step = np.abs(x).max(axis=-1, keepdims=True, initial=0) / most
     steps = x / np.where(step == 0, 1, step)
     if draw is None:
-        return np.rint(steps) * step
-    return np.clip(np.floor(steps + draw.random(x.shape)), -most, most) * step
+        return np.rint(steps), step
+    return np.clip(np.floor(steps + draw.random(x.shape)), -most, most), step
+
+
+def _low_digits(integers: Array) -> Array:
+    """What they are above the nearest multiple of 256."""
+    return integers - 256 * np.floor((integers + 128) / 256)

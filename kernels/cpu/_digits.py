@@ -22,7 +22,8 @@ _FLOATS, _INTEGERS, _SIGNED, _SHORTS = (ir.VectorType(kind, LANES) for kind in (
 @compiled(error_model="numpy")
 def quantise_digits(numbers, step_bytes, high, low, steps, offsets):
     """The high and the low digits of numbers, float32, as lines at two addresses, each line step_bytes after the one
-    before. Of every group its step, and ZERO times the sum of the integers. Numbers fill whole lines, by zeros."""
+    before. Of every group its step, and ZERO times the sum of the integers and of their high digits. Numbers fill whole
+    lines, by zeros."""
     for g in range(steps.size):
         group = numbers[GROUP * g : GROUP * (g + 1)]
         inverse, steps[g] = _scales(group)
@@ -34,12 +35,13 @@ def quantise_digits(numbers, step_bytes, high, low, steps, offsets):
 
 @compiled(error_model="numpy")
 def quantise_whole(numbers, out, steps):
-    """The integers of numbers, float32, as int16 at the address `out`, and the step of every group."""
+    """The integers of numbers, float32, as int16 at the address `out`, those of a group before their high digits, and
+    the step of every group."""
     for g in range(steps.size):
         group = numbers[GROUP * g : GROUP * (g + 1)]
         inverse, steps[g] = _scales(group)
-        n, at = np.int64(group.size // LINE), out + 2 * GROUP * g
-        _write_whole(group.ctypes.data, n, inverse, at, at, np.int64(2 * LINE))
+        n, at = np.int64(group.size // LINE), out + 4 * GROUP * g
+        _write_whole(group.ctypes.data, n, inverse, at, at + 2 * group.size, np.int64(2 * LINE))
 
 
 @inner()
@@ -53,10 +55,10 @@ def _scales(group):
 
 def _writes(store):
     """An intrinsic f(x, n, inverse, one, other, step_bytes): the sum of the integers of n > 0 lines of float32 at the
-    address x, times inverse.
+    address x, times inverse, and of their high digits.
 
-    store(builder, q): what 16 integers become: vectors, and whether each goes to the other address, where lines are
-    step_bytes apart.
+    store(builder, q, upper): what goes to either address of 16 integers and their high digits. Lines are step_bytes
+    apart.
     """
 
     def generate(context, builder, signature, arguments):
@@ -74,11 +76,12 @@ def _writes(store):
             at = builder.add(x, builder.add(builder.shl(i, ir.Constant(I64, 8)), ir.Constant(I64, 4 * LANES * part)))
             scaled = builder.fmul(builder.load(builder.inttoptr(at, _FLOATS.as_pointer()), align=4), factor)
             q = builder.fptosi(builder.call(rint, [scaled]), _INTEGERS)
-            for second, vector in store(builder, q):
+            upper = builder.ashr(builder.add(q, _constant(128)), _constant(8))
+            for base, vector in zip((one, other), store(builder, q, upper), strict=True):
                 size = LANES * vector.type.element.width // 8
-                to = builder.add(builder.add(other if second else one, place), ir.Constant(I64, size * part))
+                to = builder.add(builder.add(base, place), ir.Constant(I64, size * part))
                 builder.store(vector, builder.inttoptr(to, vector.type.as_pointer()), align=1)
-            added = builder.add(added, q)
+            added = builder.add(added, builder.add(q, upper))
         following = builder.add(i, ir.Constant(I64, 1))
         i.add_incoming(following, loop)
         place.add_incoming(builder.add(place, step), loop)
@@ -97,62 +100,65 @@ def _writes(store):
     return write
 
 
-def _both_digits(builder, q):
-    upper = builder.ashr(builder.add(q, _constant(128)), _constant(8))
+def _both_digits(builder, q, upper):
     lower = builder.sub(q, builder.shl(upper, _constant(8)))
-    return (False, builder.trunc(upper, _SIGNED)), (True, builder.trunc(lower, _SIGNED))
+    return builder.trunc(upper, _SIGNED), builder.trunc(lower, _SIGNED)
 
 
 _write_digits = _writes(_both_digits)
-_write_whole = _writes(lambda builder, q: ((False, builder.trunc(q, _SHORTS)),))
+_write_whole = _writes(lambda builder, *integers: [builder.trunc(vector, _SHORTS) for vector in integers])
 
 
 @intrinsic
-def add_digits(typingctx, out, upper, lower, offset, step, scale):
-    """16 float32 at `out` += (256 high + low) * step * scale, each operation rounded once.
+def add_digits(typingctx, out, upper, lower, rest, offset, step, scale):
+    """32 float32 at `out` += exact * step * scale, each operation rounded once.
 
-    Exact sums of products with either digit of the weights: 256 times those at `upper`, and those at `lower`, less the
-    offset. At both addresses are 16 int32 of the high digits, then 16 of the low ones; at `scale`, 16 float32.
+    exact: 256 times the sums at `upper`, and those at `lower` and at `rest`, less the offset. At all four addresses and
+    at `scale` are 32 numbers, sums int32.
     """
 
     def generate(context, builder, signature, arguments):
-        out, upper, lower, offset, step, scale = arguments
+        out, upper, lower, rest, offset, step, scale = arguments
 
-        def exact(digit):
-            above, below = (builder.load(_place(builder, at, _INTEGERS, digit), align=4) for at in (upper, lower))
-            return builder.sub(builder.add(builder.shl(above, _constant(8)), below), _spread(builder, offset))
+        def exact(half):
+            most, *others = (builder.load(_place(builder, at, _INTEGERS, half), align=4) for at in (upper, lower, rest))
+            total = builder.shl(most, _constant(8))
+            for sums in others:
+                total = builder.add(total, sums)
+            return builder.sub(total, _spread(builder, offset))
 
         _add_scaled(builder, out, exact, step, scale)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 3, types.int32, types.float32, types.int64), generate
+    return types.void(*[types.int64] * 4, types.int32, types.float32, types.int64), generate
 
 
 @intrinsic
 def add_whole(typingctx, out, sums, step, scale):
-    """The same of exact sums of whole integers, those at `sums`."""
+    """The same of exact sums that are at `sums`."""
 
     def generate(context, builder, signature, arguments):
         out, sums, step, scale = arguments
-        _add_scaled(
-            builder, out, lambda digit: builder.load(_place(builder, sums, _INTEGERS, digit), align=4), step, scale
-        )
+
+        def exact(half):
+            return builder.load(_place(builder, sums, _INTEGERS, half), align=4)
+
+        _add_scaled(builder, out, exact, step, scale)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.float32, types.int64), generate
 
 
 def _add_scaled(builder, out, exact, step, scale):
-    high, low = (builder.sitofp(exact(digit), _FLOATS) for digit in range(2))
-    share = builder.fadd(builder.fmul(high, ir.Constant(_FLOATS, [256.0] * LANES)), low)
-    scaled = builder.fmul(share, _spread(builder, step))
-    scaled = builder.fmul(scaled, builder.load(_place(builder, scale, _FLOATS), align=4))
-    place = _place(builder, out, _FLOATS)
-    builder.store(builder.fadd(builder.load(place, align=4), scaled), place, align=4)
+    for half in range(2):
+        scaled = builder.fmul(builder.sitofp(exact(half), _FLOATS), _spread(builder, step))
+        scaled = builder.fmul(scaled, builder.load(_place(builder, scale, _FLOATS, half), align=4))
+        place = _place(builder, out, _FLOATS, half)
+        builder.store(builder.fadd(builder.load(place, align=4), scaled), place, align=4)
 
 
-def _place(builder, address, kind, further=0):
-    return builder.inttoptr(builder.add(address, ir.Constant(I64, 4 * LANES * further)), kind.as_pointer())
+def _place(builder, address, kind, half):
+    return builder.inttoptr(builder.add(address, ir.Constant(I64, 4 * LANES * half)), kind.as_pointer())
 
 
 def _spread(builder, scalar):

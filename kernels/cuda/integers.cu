@@ -30,8 +30,8 @@ quantise(const float *x, short *q, float *steps, int k) {
     if (t == 0) steps[static_cast<Index>(blockIdx.x) * gridDim.y + blockIdx.y] = finite ? __fdiv_rn(size, MOST) : __uint_as_float(0x7fc00000u);
 }
 
-// out (n, m) = (state ? keep * state (n, m) + bias (m,) : 0) + q (n, k) @ (256 high (k, m) + low (k, m)), with steps
-// (n, groups) and scale (groups, m). Grid: (row tiles, column tiles).
+// out (n, m) = (state ? keep * state (n, m) + bias (m,) : 0) + q (n, k) @ high (k, m) + its high digit @ low (k, m), with
+// steps (n, groups) and scale (groups, m). Grid: (row tiles, column tiles).
 extern "C" __global__ void __launch_bounds__(256)
 integer_product(const short *q, const float *steps, const signed char *high, const signed char *low, const float *scale,
                 const float *state, float keep, const float *bias, float *out, int n, int k, int m) {
@@ -49,7 +49,7 @@ integer_product(const short *q, const float *steps, const signed char *high, con
             }
     for (int g = 0; g < n_groups; g++) {
         const int last = min(k, (g + 1) * GROUP);
-        int upper[4][4] = {}, lower[4][4] = {};
+        int exact[4][4] = {};
         for (int begin = g * GROUP; begin < last; begin += DEPTH) {
             for (int i = t; i < DEPTH * TILE; i += 256) {
                 const int row = row0 + i / DEPTH, input = begin + i % DEPTH;
@@ -68,10 +68,7 @@ integer_product(const short *q, const float *steps, const signed char *high, con
 #pragma unroll
                 for (int i = 0; i < 4; i++)
 #pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        upper[i][j] += a[i] * b[j];
-                        lower[i][j] += a[i] * c[j];
-                    }
+                    for (int j = 0; j < 4; j++) exact[i][j] += a[i] * b[j] + ((a[i] + 128) >> 8) * c[j];
             }
             __syncthreads();
         }
@@ -79,8 +76,7 @@ integer_product(const short *q, const float *steps, const signed char *high, con
             for (int j = 0; j < 4; j++) {
                 const int row = row0 + ty * 4 + i, column = column0 + tx * 4 + j;
                 if (row < n && column < m) {
-                    const float exact = __fadd_rn(__fmul_rn(__int2float_rn(upper[i][j]), 256.0f), __int2float_rn(lower[i][j]));
-                    const float scaled = __fmul_rn(exact, steps[static_cast<Index>(row) * n_groups + g]);
+                    const float scaled = __fmul_rn(__int2float_rn(exact[i][j]), steps[static_cast<Index>(row) * n_groups + g]);
                     total[i][j] = __fadd_rn(total[i][j], __fmul_rn(scaled, scale[static_cast<Index>(g) * m + column]));
                 }
             }
