@@ -59,7 +59,8 @@ def integer_product(parts: Sequence[Array], weights: Integers, out: Array, moved
     moved: what the product is added to, or zeros. Of each group of inputs in turn, x becomes integers q, to nearest,
     ties to even, whose step is the largest magnitude over MOST. Then out += (q @ high + r @ low) * step * scale, where
     r is the high digit of q: what its low digit adds is less than the rounding of q. The sum is exact and rounded to
-    float32, and so is each further operation. NaN and infinite numbers make their row NaN.
+    float32, and so is each further operation, so that magnitudes have to be far below float32's largest. NaN and
+    infinite numbers make their row NaN.
     """
     out[...] = 0 if moved is None else moved.state * np.float32(moved.keep) + moved.bias
     x = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)

@@ -94,7 +94,9 @@ class Predictor:
         for weights in self.weights[:-1]:
             parts = [kernels.integer_product(parts, weights, xp.empty((len(state), weights.shape[1]), np.float32))]
         moved = Moved(state, self.keep, self.bias)
-        predicted: np.ndarray = kernels.integer_product(parts, self.weights[-1], xp.empty_like(state), moved)
+        predicted: np.ndarray = kernels.integer_product(
+            parts, self.weights[-1], xp.empty(state.shape, np.float32), moved
+        )
         return predicted
 
 

@@ -9,7 +9,7 @@ from astra_mpi.costs.work import Shape, Work
 
 
 def coded_wires(shape: Shape, coding: Coding, late: bool) -> list[Wire]:
-    """Of all blocks, but of the first where codes have maps: it needs none."""
+    """Of all blocks; where codes have maps, of those behind the first, which needs no codes."""
     if coding.codec.has_maps and shape.config.n_layers > 1:
         return mapped_wires(shape, coding, late)
     return [astra_wire(shape, coding, i) for i in range(shape.config.n_layers)]

@@ -270,7 +270,8 @@ def _forward(book: Any, x: Array) -> Array:
 
 
 def _back(book: Any, z: Array) -> Array:
-    """The vectors (n, D) that go with what was quantised."""
+    """The vectors (n, D) that go with what was quantised; what ranks round here (kernels/integers.py) is less than what
+    is accepted of float32."""
     if book.transform is None:
         return z
     _, back, offset = (array.astype(np.float64) for array in book.transform)

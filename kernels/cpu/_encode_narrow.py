@@ -173,25 +173,27 @@ def _nearest(scores, half_norms, norms, losses, sizes, vector, entries):
 
     sizes: norms of the row and of what rounding took from it. With x = x' + dx and e = e' + de, x . e is x' . e' but
     for at most |dx| |e| + |x'| |de|. Float32 sums add width 2^-23 (|x| + |e|) |e|, and what is below float32's normal
-    numbers counts as zero: the constants allow for the sums of these norms, too.
+    numbers counts as zero: the constants allow for the sums of these norms, too. Distances in float64 tie where
+    entries are less than their rounding.
     """
     width = f32(vector.size + 8)
     by_norm = f32(1.0 + 2.0**-10) * sizes[1] + width * f32(2.0**-23) * sizes[0]
-    by_loss, by_square, least = f32(1.0 + 2.0**-7) * sizes[0], width * f32(2.0**-23), width * f32(2.0**-126)
+    by_loss, by_square = f32(1.0 + 2.0**-7) * sizes[0], width * f32(2.0**-23)
+    least = width * (f32(2.0**-126) + f32(2.0**-50) * sizes[0] * sizes[0])
     lowest = i32(0x7FFFFFFF)
     for k in range(scores.size):
         error = norms[k] * (by_norm + by_square * norms[k]) + losses[k] * by_loss + least
         score = half_norms[k] - scores[k]
         lowest = i32(min(lowest, ordered_bits(score + error)))
         scores[k] = score - error
-    limit = from_ordered_bits(lowest)
-    first, n_close = i32(scores.size), i32(0)
-    for k in range(scores.size):
-        close = scores[k] <= limit
-        first = i32(min(first, i32(k) if close else i32(scores.size)))
+    limit, n_entries = from_ordered_bits(lowest), entries.shape[0]
+    first, n_close = i32(n_entries), i32(0)
+    for k in range(n_entries):
+        close = not scores[k] > limit  # a sum that is too large for float32 tells nothing, and is NaN
+        first = i32(min(first, i32(k) if close else i32(n_entries)))
         n_close = i32(n_close + i32(close))
     if n_close == 0:
-        return i32(0)  # no score is finite
+        return i32(0)
     return first if n_close == 1 else i32(_of_close(scores, limit, first, vector, entries))
 
 
@@ -200,7 +202,7 @@ def _of_close(scores, limit, first, vector, entries):
     """`_nearest` among the entries, from `first` on, that may be within the limit."""
     least, chosen = np.inf, first
     for k in range(first, entries.shape[0]):
-        if scores[k] <= limit:
+        if not scores[k] > limit:
             distance = exact_distance(vector, entries[k])
             if distance < least:
                 least, chosen = distance, k

@@ -60,7 +60,10 @@ class Work(NamedTuple):
 
 
 def integer_product(parts: Sequence[Array], weights: Integers, out: Array, moved: Moved | None = None) -> Array:
-    """See kernels.integers; out: C-contiguous."""
+    """See kernels.integers; out: C-contiguous. Raises ValueError on sizes that do not fit."""
+    sizes = out.shape, *(part.shape for part in parts)
+    if sum(width for _, width in sizes[1:]) != weights.shape[0] or {n for n, _ in sizes} != {len(out)}:
+        raise ValueError(f"rows {sizes[1:]} times weights {weights.shape} are not {out.shape}")
     if not (out.size and weights.shape[0]):
         return specified(parts, weights, out, moved)
     tiles = _TILES if path("int8").name == "amx" else None

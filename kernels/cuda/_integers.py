@@ -26,7 +26,8 @@ def integer_product(parts: Sequence[Array], weights: Integers, out: Array, moved
     high, low, scale = (beside(x, array) for array in weights)
     groups = ceil_div(k, GROUP)
     q, steps = cupy.empty((n, k), np.int16), cupy.empty((n, groups), np.float32)
-    launch("integers", "quantise", (n, groups), GROUP, (x, q, steps, np.int32(k)), options())
+    if k:
+        launch("integers", "quantise", (n, groups), GROUP, (x, q, steps, np.int32(k)), options())
     start = (None, np.float32(0), None)
     if moved is not None:
         start = cupy.ascontiguousarray(moved.state), np.float32(moved.keep), beside(x, moved.bias)

@@ -191,7 +191,9 @@ def test_decode_and_norms(gpu, n):
     close(norms, reference.gram_sum(codes, gram), 9)
 
 
-@pytest.mark.parametrize(("n", "widths", "m"), [(0, [5], 3), (1, [17], 70), (67, [40, 230], 66), (65, [1], 1)])
+@pytest.mark.parametrize(
+    ("n", "widths", "m"), [(0, [5], 3), (1, [17], 70), (67, [40, 230], 66), (65, [1], 1), (3, [0], 4)]
+)
 def test_integer_product(gpu, n, widths, m):
     """To the bit as on a CPU, with what is added and without, and where a row is not finite."""
     parts = [normal(n, width) for width in widths]

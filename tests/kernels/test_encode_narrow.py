@@ -89,10 +89,36 @@ def test_entries_of_unlike_norms():
     assert np.array_equal(codes, encode(_encode, "grouped", x, entries)) and len(np.unique(codes)) > 30
 
 
-@pytest.mark.parametrize("scale", [1e-22, 1e-12, 1e12])
+@pytest.mark.parametrize(
+    ("of_row", "of_entries"), [(1, (1 + 0.49 / 128, 1 - 1 / 128)), (1 + 0.49 / 128, (0.494, 1.508))]
+)
+def test_what_rounding_takes_from_rows_and_from_entries(of_row, of_entries):
+    """Of two entries along a row, one is nearer in bfloat16 and the other one is: both kinds of loss have to count."""
+    signs = np.sign(np.random.default_rng(0).standard_normal(64)).astype(np.float32)
+    far = 8 * np.random.default_rng(1).standard_normal((15, 64), dtype=np.float32)
+    some = np.concatenate([signs * np.float32(factor) for factor in of_entries]).reshape(2, 64)
+    entries = np.concatenate([some, far, -some, -far])[None]  # whose mean is 0
+    x = np.repeat(signs[None] * np.float32(of_row), 32, axis=0)
+    assert np.array_equal(narrow("grouped", x, entries), encode(reference, "grouped", x, entries))
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-12, 1e12, 1e19, 1e20])
 def test_any_magnitude(scale):
+    """Also norms whose squares are beyond float32: then distances in float64 decide."""
     x, entries = (np.float32(scale) * z for z in near_entries("grouped", 40, (1, 100, 64)))
-    assert np.array_equal(narrow("grouped", x, entries), encode(_encode, "grouped", x, entries))
+    assert np.array_equal(narrow("grouped", x, entries), [_nearest(row, entries[0]) for row in x.astype(np.float64)])
+    x /= np.float32(scale)
+    assert np.array_equal(narrow("grouped", x, entries), [_nearest(row, entries[0]) for row in x.astype(np.float64)])
+
+
+def _nearest(row, entries):
+    return [((row - entries) ** 2).sum(axis=1).argmin()]
+
+
+def test_entries_may_lie_in_any_way():
+    x, entries = near_entries("residual", 40, (2, 64, 96))
+    other = np.asfortranarray(entries)
+    assert np.array_equal(encode(cpu, "residual", x, other), encode(cpu, "residual", x, entries))
 
 
 def test_equal_entries_give_the_lowest_index_and_nan_a_valid_code():

@@ -99,6 +99,14 @@ def test_extreme_weights(way):
     assert not product(cpu, [np.ones((2, 4), np.float32)], zeros).any()
 
 
+def test_sizes_that_do_not_fit(way):
+    parts, weight, _ = problem(4, [6, 5], 7)
+    with pytest.raises(ValueError, match=r"rows \(\(4, 6\), \(4, 5\)\) times weights \(10, 7\) are not \(4, 7\)"):
+        product(cpu, parts, integers(weight[:10]))
+    with pytest.raises(ValueError, match="are not"):
+        product(cpu, [parts[0], parts[1][:3]], integers(weight))
+
+
 def test_read_only_arrays(way):
     parts, weight, moved = problem(20, [40], 24)
     want = product(cpu, parts, integers(weight), moved)

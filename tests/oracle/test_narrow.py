@@ -10,6 +10,7 @@ import torch
 from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
+from astra_mpi.kernels.integers import integer_product, integers
 from astra_mpi.oracle.narrow import WEIGHTS_ONLY, Rounding, bfloat16, eight_bits
 from astra_mpi.oracle.reference import oracle
 from astra_mpi.oracle.tolerance import FLOAT32, tolerance_of
@@ -32,6 +33,20 @@ def test_bfloat16_is_that_of_pytorch():
     x = np.concatenate([x, ties, np.array([np.inf, -np.inf, 0.0, -0.0], np.float32)]).astype(np.float32)
     np.testing.assert_array_equal(bfloat16(x), torch.from_numpy(x).bfloat16().double().numpy())
     assert np.isnan(bfloat16(np.array([np.nan]))).all()
+
+
+def test_states_are_rounded_as_ranks_round_them():
+    """Sums of the integers without those of two low digits, which plain products would have; and a draw moves them."""
+    x, weight = (np.random.default_rng(0).standard_normal(shape, dtype=np.float32) for shape in ((9, 300), (300, 20)))
+    x[:, 3] *= 100
+    got = Rounding().of_states(x.astype(np.float64), weight)
+    want = integer_product([x], integers(weight), np.empty((9, 20), np.float32))
+    assert (
+        np.abs(got - want).max() < 2e-6 * np.abs(want).max() < 0.2 * np.abs(x.astype(np.float64) @ weight - want).max()
+    )
+    for by_chance in (False, True):
+        moved = Rounding(draw=np.random.default_rng(1), by_chance=by_chance).of_states(x.astype(np.float64), weight)
+        assert 0 < np.abs(moved - got).max() < 1e-3 * np.abs(got).max()
 
 
 def test_eight_bits_are_steps_of_the_largest_number_of_a_row():

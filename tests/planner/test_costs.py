@@ -8,6 +8,8 @@ import pytest
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs.decode import decode_cost
+from astra_mpi.costs.latency import assumed_speeds
+from astra_mpi.costs.mapped import coded_wires, mean_wire
 from astra_mpi.costs.strategies import STRATEGIES, astra, single
 from astra_mpi.costs.wires import Coding, astra_wire, encode_madds
 from astra_mpi.costs.work import Job, shape_of
@@ -53,6 +55,27 @@ def test_a_block_is_12_T_D2_plus_2_T2_D():
 )
 def test_what_limits_the_speedup(size, coding, limit):
     assert speedup(size, coding) == pytest.approx(limit, abs=0.005)
+
+
+def test_predictions_have_a_speed_of_their_own():
+    speeds = assumed_speeds(100.0)
+    own = replace(speeds, states=1e9)
+    work = astra(job(4), Coding(replace(M8_256, site="normed", predict="linear"))).work()[1]
+    assert work.states == T * (L - 1) * D * D
+    assert own.seconds(work) - own.seconds(work._replace(states=0)) == pytest.approx(work.states / 1e9)
+    assert own.times(2).states == 2e9 and replace(own, states=None).times(2).states is None
+    as_search = replace(own, states=None).seconds(work._replace(states=0, encode=work.encode + work.states))
+    assert replace(own, states=None).seconds(work) == pytest.approx(as_search)
+
+
+def test_an_average_block_of_a_codec_whose_blocks_differ():
+    """What a causal cut counts: of four blocks the first needs no codes, and the others have 2, 8 and no stages."""
+    config = llama_config(n_layers=4)
+    codec = CodecConfig(site="normed", stages=(0, 2, 8, 0), codebook_size=16, predict="linear")
+    coding, shape = Coding(codec), shape_of(config)
+    wire, d = mean_wire(coded_wires(shape, coding, False)), config.d_model
+    assert wire.encode.encode == pytest.approx((2 + 8 + 0) * 16 * d / 3)
+    assert wire.expect_own.states == wire.expect_far.states == pytest.approx(d * d)
 
 
 def test_a_first_block_from_the_inputs():

@@ -20,7 +20,7 @@ _LEAST_WORK = 1 << 20
 
 def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
     """Codes (n, G) of x (n, G*W); see reference.encode_grouped."""
-    x, step = np.ascontiguousarray(x), entries.shape[2]
+    x, entries, step = np.ascontiguousarray(x), np.ascontiguousarray(entries), entries.shape[2]
     x = x if x.flags.writeable else x.copy()  # compiled for arrays that are
     if _encode_narrow.pays(x, entries):
         return _encode_narrow.search(x, step, entries).astype(code_dtype(entries.shape[1]), copy=False)
@@ -31,6 +31,7 @@ def encode_grouped(x: Array, entries: Array, half_norms: Array) -> Array:
 
 def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
     """Codes (n, M) of x (n, W); see reference.encode_residual."""
+    entries = np.ascontiguousarray(entries)
     if _encode_narrow.pays(x, entries):
         codes = _encode_narrow.search(np.array(x, order="C"), 0, entries)
         return codes.astype(code_dtype(entries.shape[1]), copy=False)

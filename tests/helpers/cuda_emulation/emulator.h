@@ -312,7 +312,7 @@ template <class T> static T atomicMin(T *p, T v) { const T old = *p; if (v < old
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
 static inline float __uint_as_float(unsigned u) { float x; memcpy(&x, &u, 4); return x; }
-static inline float __fmul_rn(float x, float y) { return x * y; }  // g++ fuses nothing for the CPU that it compiles for here
+static inline float __fmul_rn(float x, float y) { return x * y; }  // g++ is told to fuse nothing
 static inline float __fadd_rn(float x, float y) { return x + y; }
 static inline float __fdiv_rn(float x, float y) { return x / y; }
 static inline float __int2float_rn(int x) { return static_cast<float>(x); }

@@ -142,7 +142,16 @@ def compiled(text: str, options: tuple[str, ...]) -> Path:
             source = CACHE / f"{key}.cpp"
             source.write_text(text)
             made = source.with_suffix(".made")
-            flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-w", "-fno-strict-aliasing", f"-I{HERE}"]
+            flags = [
+                "-std=c++17",
+                "-O2",
+                "-shared",
+                "-fPIC",
+                "-w",
+                "-fno-strict-aliasing",
+                "-ffp-contract=off",
+                f"-I{HERE}",
+            ]
             done = subprocess.run(
                 [str(COMPILER), *flags, *defines, str(source), "-o", str(made)], capture_output=True, text=True
             )
