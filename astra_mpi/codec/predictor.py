@@ -85,6 +85,12 @@ class Predictor:
         """All numbers, in the order in which digests take them."""
         return *self.factors, self.bias, np.array([self.keep], np.float32)
 
+    def make_ready(self, xp: Any, kernels: Any) -> None:
+        """Round and pack the factors, which the first prediction would otherwise do. xp: numpy or cupy."""
+        row = xp.zeros((1, self.width), np.float32)
+        inputs = xp.zeros((1, self.n_inputs * self.width), np.float32) if self.n_inputs else None
+        self.predict(row, inputs, kernels)
+
     def predict(self, state: np.ndarray, inputs: np.ndarray | None, kernels: Any) -> np.ndarray:
         """States (n, D) and inputs (n, n_inputs D), float32 -> predictions (n, D), a new array.
 

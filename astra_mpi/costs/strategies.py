@@ -137,6 +137,10 @@ def astra_late(job: Job, coding: Coding) -> Cost:
     return replace(astra_inputs(job, coding, late=True), strategy="astra:late")
 
 
+#: a predictor as it is read, as integers, and as these are packed: 4, 2 and 4 bytes a number (2 with AMX)
+PREDICTOR_COPIES = 2.5
+
+
 def _coded(job: Job, coding: Coding, late: bool = False) -> Cost:
     """`astra` with codes in every block."""
     codec, config = coding.codec, job.shape.config
@@ -152,7 +156,7 @@ def _coded(job: Job, coding: Coding, late: bool = False) -> Cost:
             numbers += (1 + late) * parts[0].codes_per_token * codec.codebook_size * 2 * config.d_kv
     if codec.predicts:  # and the states of all tokens, with what is expected of them
         held = (2 + codec.inputs) * job.batch * job.tokens * width
-        each = int(coding.predictor_numbers(width)) + held // config.n_layers
+        each = int(PREDICTOR_COPIES * coding.predictor_numbers(width)) + held // config.n_layers
         numbers += config.n_layers * each
     wires = [astra_wire(job.shape, coding, i) for i in range(config.n_layers)]
     return replace(token_parallel(job, wires, "astra"), table_bytes=4 * numbers)

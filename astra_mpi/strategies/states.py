@@ -21,6 +21,9 @@ class States:
 
     def __init__(self, codec: Codec, tables: list[Expected], kernels: ModuleType) -> None:
         self.codec, self.tables, self.kernels = codec, tables, kernels
+        for block, table in zip(codec.blocks, tables, strict=True):
+            if block.predictor is not None:
+                block.predictor.make_ready(table.scratch.xp, kernels)
         #: (T, D) what entered the first block of the whole model, where it is predicted from
         self.first: np.ndarray | None = None
 
