@@ -124,8 +124,7 @@ class Astra(FarCodes):
         return [codec.message_bytes(int(n), int(min(n, m))) for n, m in pairs]
 
     def wire_costs(self) -> Wire:
-        late = self.spec.word("codes") == "late"
-        return mean_wire(coded_wires(shape_of(self.config), coding_of(self.codec, self.remote.how), late))
+        return mean_wire(coded_wires(shape_of(self.config), coding_of(self.codec, self.remote.how)))
 
     @property
     def exchanging(self) -> tuple[int, ...]:

@@ -73,7 +73,7 @@ def test_an_average_block_of_a_codec_whose_blocks_differ():
     config = llama_config(n_layers=4)
     codec = CodecConfig(site="normed", stages=(0, 2, 8, 0), codebook_size=16, predict="linear")
     coding, shape = Coding(codec), shape_of(config)
-    wire, d = mean_wire(coded_wires(shape, coding, False)), config.d_model
+    wire, d = mean_wire(coded_wires(shape, coding)), config.d_model
     assert wire.encode.encode == pytest.approx((2 + 8 + 0) * 16 * d / 3)
     assert wire.expect_own.states == wire.expect_far.states == pytest.approx(d * d)
 
