@@ -9,7 +9,7 @@ from astra_mpi.costs.work import Shape, Work
 
 
 def coded_wires(shape: Shape, coding: Coding) -> list[Wire]:
-    """Of all blocks, whose codes come in time; where they have maps, of those behind the first, which needs no codes."""
+    """Of all blocks, whose codes come in time; where they have maps, of all but the first, which needs no codes."""
     if coding.codec.has_maps and shape.config.n_layers > 1:
         return mapped_wires(shape, coding, late=False)
     return [astra_wire(shape, coding, i) for i in range(shape.config.n_layers)]
