@@ -11,7 +11,7 @@ from astra_mpi.kernels.blocks import LEAST, Rows
 from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._memory import longs
 from astra_mpi.kernels.cpu._rows import LEAST_SHARED
-from astra_mpi.kernels.cpu._simd import F32, I8, I32, I64, LANES
+from astra_mpi.kernels.cpu._simd import F32, I8, I32, I64, LANES, reduced, spread
 
 Array = np.ndarray
 _FLOATS, _INTEGERS, _BYTES = (ir.VectorType(of, LANES) for of in (F32, I32, I8))
@@ -58,37 +58,22 @@ def _block(builder, x, q, scale, total):
     positive = ir.Constant(_INTEGERS, [0x7FFFFFFF] * LANES)
     # magnitudes sort as their bits do
     magnitudes = [builder.and_(builder.bitcast(half, _INTEGERS), positive) for half in floats]
-    bits = _reduced(builder, larger(*magnitudes), larger)
+    bits = reduced(builder, larger(*magnitudes), larger)
     finite = builder.icmp_signed("<", bits, ir.Constant(I32, _INFINITE))
     some = builder.and_(finite, builder.icmp_signed(">=", bits, ir.Constant(I32, _LEAST_BITS)))
     largest, most = builder.bitcast(bits, F32), ir.Constant(F32, 127.0)
-    factor = _spread(builder, builder.select(some, builder.fdiv(most, largest), ir.Constant(F32, 0.0)))
+    factor = spread(builder, builder.select(some, builder.fdiv(most, largest), ir.Constant(F32, 0.0)))
     rint = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS]), "llvm.rint.v16f32")
     numbers = []
     for half in range(2):
         scaled = builder.select(
-            _spread(builder, finite), builder.fmul(floats[half], factor), ir.Constant(_FLOATS, [0.0] * LANES)
+            spread(builder, finite), builder.fmul(floats[half], factor), ir.Constant(_FLOATS, [0.0] * LANES)
         )
         numbers.append(builder.fptosi(builder.call(rint, [scaled]), _INTEGERS))
         builder.store(builder.trunc(numbers[half], _BYTES), pointer(q, _BYTES, 16 * half), align=1)
     stored = builder.select(finite, builder.fdiv(largest, most), ir.Constant(F32, float("nan")))
     builder.store(stored, pointer(scale, F32), align=4)
-    builder.store(_reduced(builder, builder.add(*numbers), builder.add), pointer(total, I32), align=4)
-
-
-def _spread(builder, scalar):
-    vector = ir.VectorType(scalar.type, LANES)
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), ir.Constant(_INTEGERS, [0] * LANES))
-
-
-def _reduced(builder, vector, combine):
-    """All lanes of a vector, combined."""
-    for apart in (8, 4, 2, 1):
-        lanes = [(lane + apart) % LANES for lane in range(LANES)]
-        turned = builder.shuffle_vector(vector, vector, ir.Constant(_INTEGERS, lanes))
-        vector = combine(vector, turned)
-    return builder.extract_element(vector, ir.Constant(I32, 0))
+    builder.store(reduced(builder, builder.add(*numbers), builder.add), pointer(total, I32), align=4)
 
 
 @compiled(error_model="numpy")

@@ -8,7 +8,7 @@ from numba.extending import intrinsic
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._inner import inner
 from astra_mpi.kernels.cpu._math import f32, i32
-from astra_mpi.kernels.cpu._simd import F32, I8, I16, I32, I64, LANES
+from astra_mpi.kernels.cpu._simd import F32, I8, I16, I32, I64, LANES, reduced, spread
 from astra_mpi.kernels.cpu.products.layout import GROUP, ZERO
 from astra_mpi.kernels.cpu.products.rows import largest
 from astra_mpi.kernels.integers import LEAST, MOST
@@ -63,7 +63,7 @@ def _writes(store):
 
     def generate(context, builder, signature, arguments):
         x, n, inverse, one, other, step = arguments
-        factor = _spread(builder, inverse)
+        factor = spread(builder, inverse)
         rint = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS]), "llvm.rint.v16f32")
         entry, loop, done = builder.block, builder.append_basic_block("line"), builder.append_basic_block("done")
         builder.branch(loop)
@@ -88,10 +88,7 @@ def _writes(store):
         total.add_incoming(added, loop)
         builder.cbranch(builder.icmp_signed("<", following, n), loop, done)
         builder.position_at_end(done)
-        for apart in (8, 4, 2, 1):
-            turned = ir.Constant(_INTEGERS, [(lane + apart) % LANES for lane in range(LANES)])
-            added = builder.add(added, builder.shuffle_vector(added, added, turned))
-        return builder.extract_element(added, ir.Constant(I32, 0))
+        return reduced(builder, added, builder.add)
 
     @intrinsic
     def write(typingctx, x, n, inverse, one, other, step_bytes):
@@ -125,7 +122,7 @@ def add_digits(typingctx, out, upper, lower, rest, offset, step, scale):
             total = builder.shl(most, _constant(8))
             for sums in others:
                 total = builder.add(total, sums)
-            return builder.sub(total, _spread(builder, offset))
+            return builder.sub(total, spread(builder, offset))
 
         _add_scaled(builder, out, exact, step, scale)
         return context.get_dummy_value()
@@ -151,7 +148,7 @@ def add_whole(typingctx, out, sums, step, scale):
 
 def _add_scaled(builder, out, exact, step, scale):
     for half in range(2):
-        scaled = builder.fmul(builder.sitofp(exact(half), _FLOATS), _spread(builder, step))
+        scaled = builder.fmul(builder.sitofp(exact(half), _FLOATS), spread(builder, step))
         scaled = builder.fmul(scaled, builder.load(_place(builder, scale, _FLOATS, half), align=4))
         place = _place(builder, out, _FLOATS, half)
         builder.store(builder.fadd(builder.load(place, align=4), scaled), place, align=4)
@@ -159,12 +156,6 @@ def _add_scaled(builder, out, exact, step, scale):
 
 def _place(builder, address, kind, half):
     return builder.inttoptr(builder.add(address, ir.Constant(I64, 4 * LANES * half)), kind.as_pointer())
-
-
-def _spread(builder, scalar):
-    kind = ir.VectorType(scalar.type, LANES)
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), _constant(0))
 
 
 def _constant(number):

@@ -6,7 +6,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from astra_mpi.kernels.cpu._inner import inner
-from astra_mpi.kernels.cpu._simd import F32, I32, I64, LANES
+from astra_mpi.kernels.cpu._simd import F32, I64, LANES, reduced
 
 _FLOATS, _DOUBLES = ir.VectorType(F32, LANES), ir.VectorType(ir.DoubleType(), LANES)
 
@@ -51,9 +51,6 @@ def _of_lanes(typingctx, a, b, n):
         total.add_incoming(added, loop)
         builder.cbranch(builder.icmp_signed("<", following, n), loop, done)
         builder.position_at_end(done)
-        for apart in (8, 4, 2, 1):
-            turned = ir.Constant(ir.VectorType(I32, LANES), [(lane + apart) % LANES for lane in range(LANES)])
-            added = builder.fadd(added, builder.shuffle_vector(added, added, turned))
-        return builder.extract_element(added, ir.Constant(I32, 0))
+        return reduced(builder, added, builder.fadd)
 
     return types.float64(*[types.int64] * 3), generate

@@ -7,7 +7,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from astra_mpi.kernels.cpu._features import features
-from astra_mpi.kernels.cpu._simd import I16, I32, I64, LANES
+from astra_mpi.kernels.cpu._simd import I16, I32, I64, LANES, spread
 
 _PAIRS, _SUMS = ir.VectorType(I16, 2 * LANES), ir.VectorType(I32, LANES)
 #: rows and strips of a tile, so that its sums fit the registers
@@ -42,7 +42,7 @@ def _tile(n_rows: int, n_strips: int):
         new = []
         for r in range(n_rows):
             word = load(times(a, (lda, r)), builder.shl(w, ir.Constant(I64, 2)), I32, 4)
-            row = builder.bitcast(_spread(builder, word), _PAIRS)
+            row = builder.bitcast(spread(builder, word), _PAIRS)
             new.append([_add_dot(builder, sums[r][s], row, vectors[s]) for s in range(n_strips)])
         following = builder.add(w, ir.Constant(I64, 1))
         w.add_incoming(following, loop)
@@ -63,11 +63,6 @@ def _tile(n_rows: int, n_strips: int):
         return types.void(*[types.int64] * 7), generate
 
     return tile
-
-
-def _spread(builder, scalar):
-    first = builder.insert_element(ir.Constant(_SUMS, ir.Undefined), scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, ir.Constant(_SUMS, ir.Undefined), ir.Constant(_SUMS, [0] * LANES))
 
 
 def _add_dot(builder, total, a, b):

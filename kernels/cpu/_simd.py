@@ -110,6 +110,22 @@ def dot_tile_code(kind: str, n_rows: int, n_strips: int, asks: bool = False):
     return generate
 
 
+def spread(builder, scalar):
+    """LANES times a number."""
+    undefined = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+
+
+def reduced(builder, vector, combine):
+    """All lanes of a vector, combined by halves."""
+    for apart in (8, 4, 2, 1):
+        lanes = [(lane + apart) % LANES for lane in range(LANES)]
+        turned = builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, LANES), lanes))
+        vector = combine(vector, turned)
+    return builder.extract_element(vector, ir.Constant(I32, 0))
+
+
 def prefetch(builder, address):
     """Ask for a cache line, to be read soon, in the second-level cache."""
     bytes_at, kind = (

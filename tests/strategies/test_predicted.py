@@ -8,6 +8,7 @@ from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
+from astra_mpi.kernels.cpu._integer_words import packed_digits, packed_pairs
 from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.oracle.verify import verify
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
@@ -93,6 +94,16 @@ def test_what_is_lost_goes_on_as_predicted(comm, family, loss):
         found = model.report["missing"]
         assert found["treatment"] == "predict" and found["lost"] > 0
         assert found["lost"] < found["messages"] or loss == "100%"
+
+
+def test_predictors_are_packed_before_the_first_pass(comm):
+    model = make_model(comm, FAMILIES["llama"][0])
+    model.use("astra")
+    packed = [packing for packing in (packed_digits, packed_pairs) if packing.of]
+    assert packed
+    before = [set(packing.of) for packing in packed]
+    model(np.ones((1, 17), int))
+    assert [set(packing.of) for packing in packed] == before
 
 
 def test_treatments_are_of_one_kind_of_codes(comm):

@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from astra_mpi.kernels.cpu._simd import F32, I16, I32, I64, LANES
+from astra_mpi.kernels.cpu._simd import F32, I16, I32, I64, LANES, spread
 
 #: numbers of a line
 LINE = 32
@@ -28,12 +28,6 @@ def _load(builder, address, half, kind=_FLOATS):
 def _store(builder, vector, address, half):
     size = 4 if vector.type.element != I16 else 2
     builder.store(vector, _at(builder, address, half, vector.type, size), align=size)
-
-
-def _spread(builder, scalar):
-    kind = ir.VectorType(scalar.type, LANES)
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_INTEGERS, [0] * LANES))
 
 
 def _fma(builder, a, b, c):
@@ -62,8 +56,8 @@ def scale_line(typingctx, out, counts, factor, offset):
 
     def write(builder, arguments, half):
         out, counts, factor, offset = arguments
-        exact = builder.sub(_load(builder, counts, half, _INTEGERS), _spread(builder, offset))
-        _store(builder, builder.fmul(builder.sitofp(exact, _FLOATS), _spread(builder, factor)), out, half)
+        exact = builder.sub(_load(builder, counts, half, _INTEGERS), spread(builder, offset))
+        _store(builder, builder.fmul(builder.sitofp(exact, _FLOATS), spread(builder, factor)), out, half)
 
     return _intrinsic((types.int64, types.int64, types.float32, types.int32), write)
 
@@ -74,9 +68,9 @@ def add_scaled_line(typingctx, out, counts, factor, offset):
 
     def write(builder, arguments, half):
         out, counts, factor, offset = arguments
-        exact = builder.sub(_load(builder, counts, half, _INTEGERS), _spread(builder, offset))
+        exact = builder.sub(_load(builder, counts, half, _INTEGERS), spread(builder, offset))
         scaled = builder.sitofp(exact, _FLOATS)
-        _store(builder, _fma(builder, scaled, _spread(builder, factor), _load(builder, out, half)), out, half)
+        _store(builder, _fma(builder, scaled, spread(builder, factor), _load(builder, out, half)), out, half)
 
     return _intrinsic((types.int64, types.int64, types.float32, types.int32), write)
 
