@@ -69,8 +69,8 @@ class Model:
         self.family.make_ready()
         self.scratch = Scratch(backend.xp, backend.dtype)
         blocks = block_weights(weights_there, file.config.n_layers)
-        recipe = family.recipe_of(file.config)
-        self.blocks = [Block(file.config, recipe, own, backend.kernels, self.scratch) for own in blocks]
+        of = file.config, family.recipe_of(file.config)
+        self.blocks = [Block(*of, own, backend.kernels, self.scratch, backend.moves) for own in blocks]
         conditions = conditions or Conditions()
         self.clock = clock or conditions.make_clock(comm)
         #: called after every block and decoded token: what else this rank has to do now and then

@@ -181,6 +181,7 @@ def load(
         groups = make_groups(comm, shape)
         with collective_steps(comm):
             parts = cut_stages(path, groups, stages, time_there, compute) if shape.stages > 1 else None
+    backend_there = dataclasses.replace(backend_there, moves=groups.alone_with_stage)
     whole_file = file
     if parts:
         with collective(comm):

@@ -47,6 +47,8 @@ class Backend:
     dtype: type = np.float32  # of activations and weights
     staging: Staging | None = None  # between device memory and MPI
     choices: dict[str, Any] = field(default_factory=dict)  # for the summary
+    #: whether float32 weights of blocks are moved to large pages from those of the file, which ranks of a machine share
+    moves: bool = False
 
     @property
     def compute(self) -> str:

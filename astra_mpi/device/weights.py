@@ -19,6 +19,7 @@ from astra_mpi.device.formats.narrow import Narrow
 from astra_mpi.device.packed import Packed
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.xp import module_of
+from astra_mpi.kernels.aligned import lasting_rows
 from astra_mpi.kernels.blocks import Layer
 
 
@@ -182,7 +183,13 @@ def part(weight: np.ndarray | Narrow, rows: slice = slice(None), columns: slice 
     """A copy of some rows and columns of a matrix, in its type."""
     if isinstance(weight, Narrow):
         return weight.part(rows, columns)
-    return module_of(weight).array(weight[rows, columns], order="C")
+    return side_by_side([weight[rows, columns]])
+
+
+def side_by_side(matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """Matrices of as many rows as one, a copy; on a CPU in large pages."""
+    xp = module_of(matrices[0])
+    return lasting_rows(matrices) if xp is np else xp.concatenate(matrices, axis=1)
 
 
 def mapped_file(weight: np.ndarray | Narrow) -> mmap.mmap | None:

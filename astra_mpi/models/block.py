@@ -22,6 +22,7 @@ from astra_mpi.device.weights import (
     linear,
     mlp_in_blocks,
     product,
+    side_by_side,
 )
 from astra_mpi.models.layers import Layers
 from astra_mpi.models.norms import HeadNorm
@@ -45,12 +46,18 @@ class Block:
     """
 
     def __init__(
-        self, config: ModelConfig, recipe: Recipe, weights: Weights, kernels: ModuleType, scratch: Scratch
+        self,
+        config: ModelConfig,
+        recipe: Recipe,
+        weights: Weights,
+        kernels: ModuleType,
+        scratch: Scratch,
+        moves: bool = False,
     ) -> None:
-        """weights: this block's, by their names inside it."""
+        """weights: this block's, by their names inside it. moves: `Backend.moves`."""
         self.config, self.recipe, self.kernels, self.scratch = config, recipe, kernels, scratch
         self.w = dict(weights)
-        self.layers = Layers(self.w, kernels)
+        self.layers = Layers(self.w, kernels, moves)
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
         self.query_norm, self.key_norm = self._head_norms()
         #: of what the projection gives; a norm of queries scales what comes out of it
@@ -98,7 +105,7 @@ class Block:
         q, k, v = (self.w[f"{name}.weight"] for name in "qkv")
         if any(isinstance(weight, Narrow) for weight in (q, k, v)):
             return SideBySide(q, k, v)
-        joined = self.scratch.xp.concatenate([q * self.query_scale, k, v], axis=1)
+        joined = side_by_side([q * self.query_scale, k, v])
         for weight in (q, k, v):
             forget(weight)
         return joined

@@ -9,27 +9,29 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.device.packed import Packed, for_products, is_narrow, pack, packs
-from astra_mpi.device.weights import Narrow, SideBySide, forget
+from astra_mpi.device.weights import Narrow, SideBySide, forget, mapped_file
+from astra_mpi.kernels.aligned import lasting_rows
 
 Layer = np.ndarray | Narrow | Packed
 
 
 class Layers:
-    """Weights by the names of their layers. Where products are narrow, packed or stored narrow; else as they are."""
+    """Weights by the names of their layers. Where products are narrow, packed or stored narrow; else as they are, or
+    moved from the file's pages to large ones."""
 
-    def __init__(self, weights: Mapping[str, Any], kernels: ModuleType) -> None:
-        """weights: a block's, by their names inside it, such as "fc1.weight"; they may go once layers are made."""
-        self._weights, self._kernels = weights, kernels
+    def __init__(self, weights: Mapping[str, Any], kernels: ModuleType, moves: bool) -> None:
+        """weights: a block's, by their names inside it, such as "fc1.weight"; they may go once layers are made.
+        moves: `Backend.moves`."""
+        self._weights, self._kernels, self._moves = weights, kernels, moves
         self._made: dict[str, Layer] = {}
         self._sources: set[str] = set()  # the weights that they were made from
 
     def __getitem__(self, name: str) -> Layer:
-        if not is_narrow(self._kernels):
-            stored: Layer = self._weights[f"{name}.weight"]
-            return stored
         if name not in self._made:
             weight: Layer = self._weights[f"{name}.weight"]
-            made: Layer = for_products(weight, self._kernels)
+            moves = self._moves and isinstance(weight, np.ndarray) and mapped_file(weight) is not None
+            narrow = is_narrow(self._kernels)
+            made: Layer = lasting_rows([weight]) if moves and not narrow else for_products(weight, self._kernels)
             if made is weight:
                 return weight
             self._keep(name, made, [name])

@@ -24,10 +24,9 @@ from astra_mpi.device.threads import set_threads
 
 
 def ways(size: int) -> list[tuple[str, str]]:
-    """Grid and strategy; the first is one node."""
-    shared = f"1x1x{size}"
+    """Grid and strategy; the first is one node, which is a machine of its own and not one rank of several."""
     both = [(f"1x2x{size // 2}", "astra")] if size > 2 and size % 2 == 0 else []
-    return [(shared, "single"), (shared, "astra"), (f"1x{size}x1", "single"), *both]
+    return [("1x1x1", "single"), (f"1x1x{size}", "astra"), (f"1x{size}x1", "single"), *both]
 
 
 def one_round(model: Any, ids: np.ndarray, n_new: int) -> dict[str, float]:
@@ -41,9 +40,18 @@ def one_round(model: Any, ids: np.ndarray, n_new: int) -> dict[str, float]:
     return found
 
 
-def in_turns(models: Sequence[Any], ids: np.ndarray, n_new: int, rounds: int) -> list[dict[str, Any]]:
-    """Medians over rounds, after one to warm up, in which models take turns; and over those of the first model."""
-    every = [[one_round(model, ids, n_new) for model in models] for _ in range(rounds + 1)][1:]
+def in_turns(comm: MPI.Comm, models: Sequence[Any], ids: np.ndarray, n_new: int, rounds: int) -> list[dict[str, Any]]:
+    """Medians over rounds, after one to warm up, in which models take turns; and over those of the first model. What
+    rank 0 returns counts."""
+    every = []
+    for _ in range(rounds + 1):
+        every.append([])
+        for model in models:
+            comm.Barrier()
+            every[-1].append({} if model is None else one_round(model, ids, n_new))
+    if comm.rank:
+        return []
+    del every[0]
     rows = []
     for i, model in enumerate(models):
         told = {name: float(np.median([row[i][name] for row in every])) for name in every[0][i]}
@@ -81,13 +89,17 @@ def main() -> None:
         handed_on=args.handed,
         weights="causal",
     )
-    models = [
-        astra_mpi.load(args.model, comm=comm, grid=grid, strategy=strategy, **options) for grid, strategy in taken
-    ]
-    ids = np.random.default_rng(0).integers(0, models[0].config.vocab_size, (args.prompts, args.tokens))
-    measured = in_turns(models, ids, args.new, args.rounds)
-    rows = [{"grid": grid, "strategy": strategy, **row} for (grid, strategy), row in zip(taken, measured, strict=True)]
+    alone = comm.Split(MPI.UNDEFINED if comm.rank else 0)
+    models: list[Any] = []
+    for grid, strategy in taken:
+        there, model = comm if models else alone, None
+        if there != MPI.COMM_NULL:
+            model = astra_mpi.load(args.model, comm=there, grid=grid, strategy=strategy, **options)
+        models.append(model)
+    ids = np.random.default_rng(0).integers(0, models[-1].config.vocab_size, (args.prompts, args.tokens))
+    measured = in_turns(comm, models, ids, args.new, args.rounds)
     if comm.rank == 0:
+        rows = [{"grid": grid, "strategy": how, **row} for (grid, how), row in zip(taken, measured, strict=True)]
         show(args, rows)
 
 
