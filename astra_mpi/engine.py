@@ -66,7 +66,7 @@ class Model:
         family = FAMILIES[file.config.family]
         weights_there = backend.upload(file.weights)
         self.family = family(file.config, weights_there, backend.kernels)
-        self.family.make_ready()
+        self.family.make_ready(backend.moves)
         self.scratch = Scratch(backend.xp, backend.dtype)
         blocks = block_weights(weights_there, file.config.n_layers)
         of = file.config, family.recipe_of(file.config)

@@ -192,6 +192,12 @@ def side_by_side(matrices: Sequence[np.ndarray]) -> np.ndarray:
     return lasting_rows(matrices) if xp is np else xp.concatenate(matrices, axis=1)
 
 
+def moved(weight: Matrix) -> Matrix:
+    """A float32 matrix that lies in a file, in large pages of memory; others as they are."""
+    in_file = isinstance(weight, np.ndarray) and mapped_file(weight) is not None
+    return lasting_rows([weight]) if in_file else weight
+
+
 def mapped_file(weight: np.ndarray | Narrow) -> mmap.mmap | None:
     """The file mapping that a matrix lies in, if it does."""
     base: Any = weight.values if isinstance(weight, Narrow) else weight

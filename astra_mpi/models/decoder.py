@@ -52,8 +52,12 @@ class Decoder(Family):
     config: DecoderConfig
     causal = True
 
-    def make_ready(self) -> None:
-        super().make_ready()
+    @property
+    def head_weights(self) -> tuple[str, ...]:
+        return ("embed.word",) if self.config.tied else super().head_weights
+
+    def make_ready(self, moves: bool = False) -> None:
+        super().make_ready(moves)
         if self.config.tied and "embed.word" in self.w:
             self.word_head  # noqa: B018 - packed now
 

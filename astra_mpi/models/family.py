@@ -12,9 +12,9 @@ import numpy as np
 from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import Reference
 from astra_mpi.checkpoint.tensors import Tensors
-from astra_mpi.device.packed import for_products
+from astra_mpi.device.packed import for_products, is_narrow
 from astra_mpi.device.scratch import Scratch
-from astra_mpi.device.weights import Matrix, Weights, forget, product
+from astra_mpi.device.weights import Matrix, Weights, forget, moved, product
 from astra_mpi.device.xp import module_of
 from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
@@ -59,11 +59,23 @@ class Family:
         self.scratch = Scratch()  # widened weights
         self._packed: dict[str, Matrix] = {}  # heads
 
-    def make_ready(self) -> None:
-        """Pack what products take, now and not in the first pass."""
+    @property
+    def head_weights(self) -> tuple[str, ...]:
+        """What heads multiply by."""
+        return self.heads
+
+    def make_ready(self, moves: bool = False) -> None:
+        """Pack what products take, now and not in the first pass. moves: `Backend.moves`."""
         for name in self.heads:
             if name in self.w:
                 self._layer(name)
+        if moves and not is_narrow(self.kernels):
+            for name in self.head_weights:
+                if name in self.w:
+                    stored = self.w[name]
+                    self.w = {**self.w, name: moved(stored)}
+                    if self.w[name] is not stored:
+                        forget(stored)
 
     @property
     def nbytes(self) -> int:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.device.packed import Packed, for_products, is_narrow, pack, packs
-from astra_mpi.device.weights import Narrow, SideBySide, forget, mapped_file
-from astra_mpi.kernels.aligned import lasting_rows
+from astra_mpi.device.weights import Narrow, SideBySide, forget, moved
 
 Layer = np.ndarray | Narrow | Packed
 
@@ -29,9 +28,8 @@ class Layers:
     def __getitem__(self, name: str) -> Layer:
         if name not in self._made:
             weight: Layer = self._weights[f"{name}.weight"]
-            moves = self._moves and isinstance(weight, np.ndarray) and mapped_file(weight) is not None
-            narrow = is_narrow(self._kernels)
-            made: Layer = lasting_rows([weight]) if moves and not narrow else for_products(weight, self._kernels)
+            moves = self._moves and not is_narrow(self._kernels)
+            made: Any = moved(weight) if moves else for_products(weight, self._kernels)
             if made is weight:
                 return weight
             self._keep(name, made, [name])

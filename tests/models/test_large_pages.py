@@ -50,4 +50,7 @@ def test_moved_weights_are_the_same_and_count_once(path):
             weight = block.layers[name]
             np.testing.assert_array_equal(weight, block.w[f"{name}.weight"])
             assert weight.strides[0] % (2 * LINE) == LINE and weight.ctypes.data % LINE == 0
+    word = moved.family.w["embed.word"]  # which the head multiplies by
+    np.testing.assert_array_equal(word, moved.weights["embed.word"])
+    assert mapped_file(word) is None and mapped_file(moved.weights["embed.word"]) is not None
     assert moved.report["weight_bytes"] == [sum(weight.nbytes for weight in moved.weights.values())]
