@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.codec.leaps import matrix
 from astra_mpi.codec.predictor import Predictor
 from astra_mpi.codec.tables import KeyNorm, Projection
 from astra_mpi.device.scratch import Scratch
@@ -16,12 +17,9 @@ from astra_mpi.device.weights import product
 
 
 def carried(predictor: Predictor, projection: Projection) -> Projection:
-    """Of the map `predictor` (D to D) and of `projection`, on the host and without a norm, for tables of entries."""
-    change = predictor.factors[0].astype(np.float64)
-    for factor in predictor.factors[1:]:
-        change = change @ factor
+    """Of the map `predictor` ((1 + n) D to D) and of `projection`, on the host and without a norm."""
     weight = np.asarray(projection.weight, np.float64)
-    both = (predictor.keep * np.eye(predictor.width) + change) @ weight  # (D, 2 d_kv)
+    both = matrix(predictor) @ weight  # ((1 + n) D, 2 d_kv)
     bias = predictor.bias @ weight + projection.bias
     return projection._replace(weight=both.astype(np.float32), bias=bias.astype(np.float32))
 

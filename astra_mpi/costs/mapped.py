@@ -54,9 +54,12 @@ def _predicted(shape: Shape, coding: Coding, i: int, source: int, late: bool) ->
     """Codes of what a prediction misses. Late ones, those of `source`, move the states in the next block, before its
     prediction; 0: all have done so."""
     d, wire = shape.config.d_model, astra_wire(shape, coding, i)
+    moved = Work(table=_sums(coding, source) * d, elements=d) if source else Work()
+    if coding.leaps_over(i, d):
+        kv = Work(gemm=(1 + coding.codec.inputs) * shape.project_kv, elements=2 * shape.config.d_kv)
+        return wire._replace(encode=Work(), decode=kv, expect_own=Work(), expect_far=moved)
     if not coding.codec.block_bits(i):
         return wire._replace(encode=Work(table=d, elements=2 * d))  # the mean of what is missed
-    moved = Work(table=_sums(coding, source) * d, elements=d) if source else Work()
     if not late:
         return wire._replace(expect_far=moved + wire.expect_far)
     expect = Work(states=coding.predictor_numbers(d), elements=2 * d)

@@ -155,9 +155,11 @@ def _coded(job: Job, coding: Coding, late: bool = False) -> Cost:
         if coding.has_tables:
             numbers += (1 + late) * parts[0].codes_per_token * codec.codebook_size * 2 * config.d_kv
     if codec.predicts:  # and the states of all tokens, with what is expected of them
-        held = (2 + codec.inputs) * job.batch * job.tokens * width
-        each = int(PREDICTOR_COPIES * coding.predictor_numbers(width)) + held // config.n_layers
-        numbers += config.n_layers * each
+        numbers += (2 + codec.inputs) * job.batch * job.tokens * width
+        map_numbers, rows_numbers = coding.predictor_numbers(width), (1 + codec.inputs) * width * 2 * config.d_kv
+        for i in range(config.n_layers):
+            leaps = coding.leaps_over(i, width)
+            numbers += int(map_numbers + rows_numbers if leaps else PREDICTOR_COPIES * map_numbers)
     wires = [astra_wire(job.shape, coding, i) for i in range(config.n_layers)]
     return replace(token_parallel(job, wires, "astra"), table_bytes=4 * numbers)
 

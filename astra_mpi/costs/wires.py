@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.config import CodecConfig
+from astra_mpi.codec.leaps import leaps
 from astra_mpi.config import require
 from astra_mpi.costs.work import Shape, Work
 
@@ -37,7 +38,15 @@ class Coding:
         if not self.codec.predicts:
             return 0
         known = (1 + self.codec.inputs) * width
-        return known * width if self.rank is None or self.rank >= width else (known + width) * self.rank
+        return known * width if self.has_whole_maps(width) else (known + width) * (self.rank or 0)
+
+    def has_whole_maps(self, width: int) -> bool:
+        """Whether what predicts is of full rank."""
+        return self.rank is None or self.rank >= width
+
+    def leaps_over(self, i: int, width: int) -> bool:
+        """Whether ranks make no states in block i, but keys and values from those that they have."""
+        return i > 0 and not self.codec.block_bits(i) and leaps(self.codec, self.has_whole_maps(width))
 
 
 def coding_of(codec: Codec, remote: str = "table") -> Coding:

@@ -35,6 +35,7 @@ from astra_mpi.strategies.carried import Carried
 from astra_mpi.strategies.far_codes import FarCodes
 from astra_mpi.strategies.graded import Graded, near_counts
 from astra_mpi.strategies.late import Late
+from astra_mpi.strategies.leaps import Leaps
 from astra_mpi.strategies.lookup import as_items, counted, looked_up
 from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.remote import choose_remote
@@ -71,6 +72,7 @@ class Astra(FarCodes):
         self.sinks = self.wire_costs().sinks if self.exchange.size > 1 else 0
         # one code fixes a far token's key and value only where the finished table row does, and positions do not
         rows = all(table.rows is not None for table in self.remote.tables)
+        self.leaps = Leaps(self.blocks, self.codec, self.kernels) if predicts else None
         self.states = self._make_states()
         self.carried: Carried | None = None
         if has_maps and not predicts:
@@ -87,9 +89,9 @@ class Astra(FarCodes):
         self.mean_codes = [self._mean_codes(i) for i in range(len(self.blocks))]  # (1, C) each
 
     def _make_states(self) -> States | None:
-        if not self.codec.config.predicts:
+        if self.leaps is None:
             return None
-        return States(self.codec, cast("list[Expected]", self.remote.tables), self.kernels)
+        return States(self.codec, cast("list[Expected]", self.remote.tables), self.leaps, self.kernels)
 
     def _forget_codes(self) -> None:
         self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(self.blocks)
@@ -220,11 +222,11 @@ class Astra(FarCodes):
             codes = self.codec.blocks[i].encode(payload, self.kernels, near)  # (n_r, C)
         else:
             codes = self.states.codes(i, payload, near)
-        message = self.codec.blocks[i].pack(codes, self.kernels, near)
+        message = self.codec.blocks[i].pack(codes, self.kernels, near) if self._has_bits(i) else None
         if self.cache is not None:
             self.cache.note_seen(i, codes)
         self.laps.mark("encode")
-        return self.start(message) if self.codec.blocks[i].bits_per_token else None
+        return None if message is None else self.start(message)
 
     def receive(self, i: int, pending: Pending) -> FarKeys:
         self.take_codes(i, pending)

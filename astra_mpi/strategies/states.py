@@ -12,18 +12,19 @@ import numpy as np
 
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
-from astra_mpi.codec.predictor import inputs_before
-from astra_mpi.device.xp import take
+from astra_mpi.codec.predictor import inputs_before, known
+from astra_mpi.device.xp import module_of, take
+from astra_mpi.strategies.leaps import Leaps
 
 
 class States:
     """Attention inputs as receivers have them, float32: of this rank's content tokens and of the far ones."""
 
-    def __init__(self, codec: Codec, tables: list[Expected], kernels: ModuleType) -> None:
-        self.codec, self.tables, self.kernels = codec, tables, kernels
-        for block, table in zip(codec.blocks, tables, strict=True):
-            if block.predictor is not None:
-                block.predictor.make_ready(table.scratch.xp, kernels)
+    def __init__(self, codec: Codec, tables: list[Expected], leaps: Leaps, kernels: ModuleType) -> None:
+        self.codec, self.tables, self.leaps, self.kernels = codec, tables, leaps, kernels
+        for i, (predictor, table) in enumerate(zip(leaps.predictors, tables, strict=True)):
+            if predictor is not None and i not in leaps.rows:
+                predictor.make_ready(table.scratch.xp, kernels)
         #: (T, D) what entered the first block of the whole model, where it is predicted from
         self.first: np.ndarray | None = None
 
@@ -56,23 +57,31 @@ class States:
 
         near (n_r,): which tokens have all codes; None: all.
         """
-        self.expect_own(i)
         block = self.codec.blocks[i]
+        if i in self.leaps.rows:
+            return module_of(normed).zeros((len(normed), block.n_codes), np.uint8)
+        self.expect_own(i)
         codes = block.encode(normed - self.own, self.kernels, near)
         self.own += block.decode(codes, self.kernels)
         return codes
 
     def expect_own(self, i: int) -> None:
         """What block i will say of own tokens; at any time after `codes` of the block before it."""
-        if self._own_block < i < len(self.codec.blocks):
+        if self._own_block < i < len(self.codec.blocks) and i not in self.leaps.rows:
             self.own, self._own_block = self._predicted(i, self.own, self._own_inputs), i
 
     def expect_far(self, i: int, projects: bool = True) -> None:
         """What block i will say of far tokens and, if that is asked for, their keys and values as far as these do not
         wait for codes."""
-        if self._far_block < i:
-            self.far, self._far_block = self._predicted(i, self.far, self._far_inputs), i
+        if self._far_block >= i:
+            return
+        if i in self.leaps.rows:
+            x = known(self.far, self._far_inputs).astype(self.tables[i].bias.dtype, copy=False)
+            self._expected = self.leaps.rows[i](x, self.kernels)
+        else:
+            self.far = self._predicted(i, self.far, self._far_inputs)
             self._expected = self.tables[i].before(self.far, self.kernels) if projects else None
+        self._far_block = i
 
     def far_kv(self, i: int, codes: np.ndarray, came: np.ndarray | None) -> np.ndarray:
         """[K | V] (m, 2 d_kv) of far tokens in block i, whose states follow their codes (m, C).
@@ -80,9 +89,12 @@ class States:
         came (m,) float32: 1 where codes came, 0 where none did and the state remains as predicted; None: all came.
         """
         self.expect_far(i)
+        kv, self._expected = self._expected, None
+        if i in self.leaps.rows:
+            assert kv is not None
+            return kv
         self.move_far(i, codes, came)
-        kv, self._expected = self.tables[i].after(self.far, self._expected, codes, came, self.kernels), None
-        return kv
+        return self.tables[i].after(self.far, kv, codes, came, self.kernels)
 
     def move_far(self, i: int, codes: np.ndarray, came: np.ndarray | None) -> None:
         """States of far tokens follow their codes (m, C) of block i, as `far_kv` has them."""
@@ -95,6 +107,6 @@ class States:
         return self.tables[i].unmoved(self.far, self._expected, self.kernels)
 
     def _predicted(self, i: int, state: np.ndarray, inputs: np.ndarray | None) -> np.ndarray:
-        predictor = self.codec.blocks[i].predictor
+        predictor = self.leaps.predictors[i]
         assert predictor is not None
         return predictor.predict(state, inputs, self.kernels)

@@ -61,6 +61,7 @@ ROWS = {
     "every 2": f"{_OUTPUT} --predict-inputs 8 --stages 4 --every 2",
     "half 32": f"{_INPUTS} --stages 0,4,0,4,0,10,0,10,0,4,0,4,0,11,0,12,0,15,15,0,18,0,0,8,0,2,0,2,0,1",
     "half 61": f"{_INPUTS} --stages 0,6,0,6,0,18,0,18,0,8,0,8,0,22,0,22,0,30,30,0,36,0,0,16,0,4,0,4,0,2",
+    "half 74": f"{_INPUTS} --stages 0,7,0,7,0,22,0,22,0,10,0,10,0,26,0,26,0,36,36,0,43,0,0,19,0,5,0,5,0,2",
     "predicted M=6": f"{_PREDICTED} 6",
     "predicted M=6 whole": f"{_PREDICTED} 6 --predict-rank 0",
     "predicted M=4 every 2": f"{_PREDICTED} 4 --every 2",

@@ -69,13 +69,17 @@ def test_predictions_have_a_speed_of_their_own():
 
 
 def test_an_average_block_of_a_codec_whose_blocks_differ():
-    """What a causal cut counts: of four blocks the first needs no codes, and the others have 2, 8 and no stages."""
+    """What a causal cut counts: of four blocks the first needs no codes, and the others have 2, 8 and no stages. In the
+    last, states are made only if maps are of low rank; if not, one matrix gives keys and values."""
     config = llama_config(n_layers=4)
     codec = CodecConfig(site="normed", stages=(0, 2, 8, 0), codebook_size=16, predict="linear")
     coding, shape = Coding(codec), shape_of(config)
     wire, d = mean_wire(coded_wires(shape, coding)), config.d_model
     assert wire.encode.encode == pytest.approx((2 + 8 + 0) * 16 * d / 3)
-    assert wire.expect_own.states == wire.expect_far.states == pytest.approx(d * d)
+    assert wire.expect_own.states == wire.expect_far.states == pytest.approx(2 * d * d / 3)
+    assert coded_wires(shape, coding)[-1].decode.gemm == shape.project_kv
+    low = mean_wire(coded_wires(shape, replace(coding, rank=4)))
+    assert low.expect_own.states == low.expect_far.states == pytest.approx(2 * d * 4)
 
 
 def test_a_first_block_from_the_inputs():
