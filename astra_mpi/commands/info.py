@@ -44,7 +44,7 @@ def _describe(path: str, quick: bool) -> tuple[dict[str, Any], Exception | None]
     """A file, or a job's parts, also named by the results that are to come; and what is wrong with the file."""
     from astra_mpi.errors import InputError
     from astra_mpi.job.info import check_contents, describe
-    from astra_mpi.job.results import parts_folder
+    from astra_mpi.job.recorded import parts_folder
     from astra_mpi.job.state import describe_job, is_parts_folder
 
     parts = Path(path) if is_parts_folder(path) else parts_folder(Path(path))

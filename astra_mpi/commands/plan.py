@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         answer["decode"] = decode_plan(setting, args.new_tokens, args.draft_acceptance)
         answer["verdict"] += decode_advice(answer["decode"])
     if args.objective or args.memory:
-        from astra_mpi.planner.grids import grid_advice, grid_plan
+        from astra_mpi.planner.grid_plan import grid_advice, grid_plan
 
         answer["grids"] = grid_plan(setting, args.objective or "latency", _memory(args.memory), args.handed_on)
         answer["verdict"] += grid_advice(answer["grids"], setting.size)
@@ -182,7 +182,7 @@ def _table(answer: dict[str, Any]) -> str:
 
 def _grids(plan: dict[str, Any]) -> list[str]:
     """The best grids, one line each, of each grid and strategy the best codec, and those that do not fit."""
-    from astra_mpi.planner.grids import SHOWN
+    from astra_mpi.planner.grid_plan import SHOWN
 
     lines = [
         f"grids by {plan['objective']}, activations between stages as {plan['handed_on']}",

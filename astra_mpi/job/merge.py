@@ -16,7 +16,8 @@ from astra_mpi.errors import InputError
 from astra_mpi.files import checksum, hdf5
 from astra_mpi.inputs.shards import parse_shard, shard_items
 from astra_mpi.job.ranking import write_ranks
-from astra_mpi.job.results import LATER, ONCE, check_summary, summary_path, write_json
+from astra_mpi.job.recorded import LATER, ONCE, check_summary, summary_path
+from astra_mpi.job.results import write_json
 from astra_mpi.job.summary import costs
 
 #: settings in which the shards of one job differ

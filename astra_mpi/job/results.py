@@ -21,21 +21,15 @@ from astra_mpi.files import checksum, hdf5, whole
 from astra_mpi.files.stuck import bounded
 from astra_mpi.job.lock import Lock
 from astra_mpi.job.ranking import write_ranks
-
-#: parts of the state that results of earlier versions do not have
-LATER = ("text_digest",)
-#: the same, and what they were when nobody could say it
-ONCE = {
-    "parallel.compute": "float32",
-    "parallel.grid": None,
-    "parallel.stages": "auto",
-    "parallel.handed_on": "float16",
-    "parallel.halves": "auto",
-}
-
-
-def parts_folder(output: Path) -> Path:
-    return output.with_name(output.name + ".parts")
+from astra_mpi.job.recorded import (
+    attributes_of,
+    check_same,
+    check_summary,
+    parts_folder,
+    read_state,
+    report_in,
+    report_of,
+)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -43,30 +37,9 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     whole.write_text(path, json.dumps(values, indent=2) + "\n", mark="")  # a killed run's is written over
 
 
-def summary_path(output: Path) -> Path:
-    """Where the summary of results goes."""
-    return output.with_suffix(".json")
-
-
-def check_summary(output: Path) -> None:
-    """InputError if the summary of `output` would take the place of the results, or of a file that is no summary."""
-    path = summary_path(output)
-    require(path != output, f"{output} is where the summary goes; give results another ending, such as .h5")
-    if not path.exists():
-        return
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        found = None
-    require(
-        isinstance(found, dict) and "astra_mpi" in found,
-        f"{path} exists and is no summary of astra-mpi, whose place that is; move it, or give another output",
-    )
-
-
 def check_room(output: Path) -> None:
     """InputError, before any work, if results cannot be written to `output`; AstraError where the disk is full."""
-    _recorded(output)
+    attributes_of(output)
     check_summary(output)
     whole.make_folder(output.parent)
     whole.check_place(output)
@@ -93,48 +66,6 @@ def _remove_parts(folder: Path, lock: Lock) -> None:
         folder.rmdir()
 
 
-def finished_summary(output: Path, state: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The summary inside `output` if it holds the finished results of this very job; None if there is no such file.
-
-    InputError if it holds results of other settings, or is damaged.
-    """
-    recorded = _recorded(output)
-    if recorded is None:
-        return None
-    try:
-        before, summary = json.loads(recorded["state"]), json.loads(recorded["summary"])
-        if not (isinstance(before, dict) and isinstance(summary, dict)):
-            raise ValueError("no JSON objects")
-    except (KeyError, TypeError, ValueError, RecursionError) as exc:
-        raise InputError(f"{output} is damaged ({exc}); remove it, or give another output.path") from exc
-    _check_same(state, before, output)
-    with hdf5.reading(output) as file:
-        checksum.require_whole(file, "remove it, or make it anew with run.resume=false")
-    return summary
-
-
-def recorded_choices(output: Path) -> dict[str, Any]:
-    """Choices made by timing in the finished batches of an unfinished job; nothing if there are none."""
-    for part in sorted(parts_folder(output).glob("part-*.h5")):
-        report = _report(part, checked=True)
-        if report is not None:
-            choices: dict[str, Any] = report.get("choices", {})
-            return choices
-    return {}
-
-
-def recorded_job(output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state of the job at `output`, finished or not, and the choices it made. InputError where there is none."""
-    recorded = _recorded(output)
-    if recorded is None:
-        return _read_state(parts_folder(output) / "state.json"), recorded_choices(output)
-    try:
-        state, choices = json.loads(recorded["state"]), json.loads(recorded["choices"])
-    except (KeyError, TypeError, ValueError, RecursionError) as exc:
-        raise InputError(f"{output} is damaged ({exc}); remove it, or give another output.path") from exc
-    return state, choices
-
-
 class Results:
     """The growing results of one job. It holds the lock of the parts folder until `close`.
 
@@ -147,7 +78,7 @@ class Results:
         self.output, self.state, self.folder = output, state, parts_folder(output)
         self.items, self.n_items, self.batch = items, len(items), batch
         self.n_parts = -(-self.n_items // batch)
-        _recorded(output)  # refuse early what may not be replaced
+        attributes_of(output)  # refuse early what may not be replaced
         whole.make_folder(self.folder)
         self.lock = Lock(self.folder / "lock")
         try:
@@ -205,7 +136,7 @@ class Results:
     def reports(self) -> Iterator[dict[str, Any]]:
         """The model's reports on all parts, read one at a time."""
         for part in range(self.n_parts):
-            report = _report(self._part(part))
+            report = report_of(self._part(part))
             require(report is not None, f"{self._part(part)} is gone or damaged; the same command makes it again")
             assert report is not None
             yield report
@@ -232,7 +163,7 @@ class Results:
         index = np.array(self.items[slice(*self.span(part))], dtype=np.int64)
         try:
             with hdf5.reading(self._part(part)) as file:
-                if _report_in(file) is None:
+                if report_in(file) is None:
                     return False
                 found = hdf5.dataset(hdf5.group(file, "inputs"), "index", ("int64",))
                 group = hdf5.group(file, "outputs")
@@ -251,7 +182,7 @@ class Results:
         """Check the state of the parts that are there, or start anew."""
         path = self.folder / "state.json"
         if resume and path.exists():
-            _check_same(self.state, _read_state(path), self.folder)
+            check_same(self.state, read_state(path), self.folder)
         else:
             kept = sorted(self.folder.glob("part-*"))
             require(
@@ -272,61 +203,3 @@ class Results:
         for name in (self.output.name, self.output.with_suffix(".json").name):
             for path in self.output.parent.glob(f".{glob.escape(name)}.*.tmp"):
                 path.unlink(missing_ok=True)
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        state = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        state = None
-    if not isinstance(state, dict):
-        raise InputError(f"{path} is damaged; discard the parts beside it with run.resume=false")
-    return state
-
-
-def _recorded(output: Path) -> dict[str, str] | None:
-    """Attributes of finished results; None without a file. InputError if it is a file of another kind."""
-    if not output.exists():
-        return None
-    try:
-        with hdf5.reading(output) as file:
-            recorded = dict(file.attrs)
-    except InputError:
-        recorded = {}
-    require(
-        recorded.get("format") == hdf5.RESULTS,
-        f"{output} exists and holds no results of astra-mpi; give another output.path",
-    )
-    return recorded
-
-
-def _check_same(state: Mapping[str, Any], recorded: Mapping[str, Any], where: Path) -> None:
-    state, recorded = ONCE | json.loads(json.dumps(state)), ONCE | dict(recorded)
-    known = {*state, *recorded} - {key for key in LATER if key not in recorded}
-    changed = sorted(key for key in known if state.get(key) != recorded.get(key))
-    if changed:
-        key = changed[0]
-        raise InputError(
-            f"{where} holds results with {key} = {recorded.get(key)!r}, now it is {state.get(key)!r}; "
-            "go back to that, give another output.path, or discard them with run.resume=false"
-        )
-
-
-def _report(part: Path, checked: bool = False) -> dict[str, Any] | None:
-    """The report in a part; None if the part is not there or cannot be read, and is to be made again.
-
-    checked: also None if the part is not as it was written.
-    """
-    try:
-        with hdf5.reading(part) as file:
-            return None if checked and checksum.fits(file) is False else _report_in(file)
-    except InputError:
-        return None
-
-
-def _report_in(file: h5py.File) -> dict[str, Any] | None:
-    try:
-        report = json.loads(file.attrs["report"])
-    except RecursionError:
-        return None
-    return report if isinstance(report, dict) else None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from astra_mpi.config import require
 from astra_mpi.decks.deck import Deck
+from astra_mpi.decks.fixed import deck_state
 from astra_mpi.errors import collective
 from astra_mpi.files.stuck import bounded
 from astra_mpi.inputs.opening import open_input
@@ -20,8 +21,8 @@ from astra_mpi.inputs.sources import Source
 from astra_mpi.job import log, shared
 from astra_mpi.job.desk import Finished
 from astra_mpi.job.progress import Progress
-from astra_mpi.job.results import Results, finished_summary, remove_leftovers, summary_path, write_json
-from astra_mpi.job.settings import deck_state
+from astra_mpi.job.recorded import finished_summary, summary_path
+from astra_mpi.job.results import Results, remove_leftovers, write_json
 from astra_mpi.job.summary import summarise
 from astra_mpi.job.tasks import TASKS, Embed, check_task
 from astra_mpi.ranks.broadcast import broadcast_batch, broadcast_text

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from astra_mpi.config import require
 from astra_mpi.decks.deck import Deck
+from astra_mpi.decks.fixed import deck_state
 from astra_mpi.device.backend import AUTO_COMPUTE
 from astra_mpi.errors import InputError, collective
 from astra_mpi.inputs.shards import other_shards
 from astra_mpi.inputs.sources import Source
 from astra_mpi.job import log
-from astra_mpi.job.results import Results, recorded_choices, recorded_job
-from astra_mpi.job.settings import deck_state
+from astra_mpi.job.recorded import recorded_choices, recorded_job
+from astra_mpi.job.results import Results
 from astra_mpi.planner.auto import Workload, adopt, decide, hint, reason, usual
 from astra_mpi.planner.job_grid import better_grid
 from astra_mpi.ranks.broadcast import broadcast_text

@@ -10,7 +10,7 @@ import numpy as np
 
 from astra_mpi.errors import collective
 from astra_mpi.planner.auto import Workload, measured_setting
-from astra_mpi.planner.grids import grid_plan
+from astra_mpi.planner.grid_plan import grid_plan
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.ranks.grid import Grid
 

@@ -31,11 +31,10 @@ from astra_mpi.layout import Layout
 from astra_mpi.models import FAMILIES
 from astra_mpi.partition import displs
 from astra_mpi.strategies.base import Parts, is_plain, recipe_of
-from astra_mpi.strategies.carried import Carried
+from astra_mpi.strategies.carried import Carried, Leaps
 from astra_mpi.strategies.far_codes import FarCodes
 from astra_mpi.strategies.graded import Graded, near_counts
 from astra_mpi.strategies.late import Late
-from astra_mpi.strategies.leaps import Leaps
 from astra_mpi.strategies.lookup import as_items, counted, looked_up
 from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.remote import choose_remote

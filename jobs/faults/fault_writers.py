@@ -19,7 +19,8 @@ from astra_mpi.files import checksum, codecfile, hdf5, modelfile, whole
 from astra_mpi.files.figure import save_figure
 from astra_mpi.job.log import LEVELS
 from astra_mpi.job.merge import merge
-from astra_mpi.job.results import Results, finished_summary, remove_leftovers, write_json
+from astra_mpi.job.recorded import finished_summary
+from astra_mpi.job.results import Results, remove_leftovers, write_json
 from astra_mpi.measure.page import page
 from astra_mpi.measure.runs import read_runs
 from astra_mpi.measure.sweep.points import Store

@@ -24,7 +24,7 @@ from astra_mpi.files.shield import Shield
 from astra_mpi.job import lock, log
 from astra_mpi.job.lock import Lock
 from astra_mpi.job.merge import merge
-from astra_mpi.job.results import finished_summary, recorded_choices
+from astra_mpi.job.recorded import finished_summary, recorded_choices
 from helpers.processes import outside
 from helpers.results import REPORT, STATE, SUMMARY, open_results, write
 

@@ -15,7 +15,8 @@ import pytest
 from astra_mpi.errors import AstraError, InputError
 from astra_mpi.job import lock
 from astra_mpi.job.lock import Lock
-from astra_mpi.job.results import Results, check_room, finished_summary, parts_folder, recorded_choices
+from astra_mpi.job.recorded import finished_summary, parts_folder, recorded_choices
+from astra_mpi.job.results import Results, check_room
 from helpers.results import STATE, SUMMARY, open_results, values, write
 
 

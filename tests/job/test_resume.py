@@ -16,7 +16,8 @@ import pytest
 from astra_mpi.errors import AstraError
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.job import lock
-from astra_mpi.job.results import Results, check_room, finished_summary, parts_folder, remove_leftovers, write_json
+from astra_mpi.job.recorded import finished_summary, parts_folder
+from astra_mpi.job.results import Results, check_room, remove_leftovers, write_json
 from helpers.fakes import bert_config, model_file
 from helpers.processes import MPIRUN, outside
 

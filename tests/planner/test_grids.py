@@ -16,7 +16,7 @@ from astra_mpi.models.gpt2 import GPT2Config
 from astra_mpi.models.llama import LlamaConfig
 from astra_mpi.network.units import memory_bytes
 from astra_mpi.partition import split_blocks
-from astra_mpi.planner.grids import grid_advice, grid_plan
+from astra_mpi.planner.grid_plan import grid_advice, grid_plan
 from astra_mpi.planner.stage_cut import levelled
 from helpers.fakes import bert_config, model_file
 

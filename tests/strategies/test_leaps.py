@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_predicted import assert_same_states
 
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.config import CodecConfig
@@ -14,7 +15,6 @@ from astra_mpi.engine import Model
 from astra_mpi.kernels import cpu
 from astra_mpi.oracle.verify import verify
 from helpers.fakes import llama_config, model_file, random_predictor
-from test_predicted import assert_same_states
 
 mpi = pytest.mark.mpi
 
