@@ -104,7 +104,6 @@ def test_replicas_answer_as_one_rank_does_to_the_bit(comm, folder, n_sequences):
 
 
 @mpi
-@mpi
 def test_a_trace_where_some_replicas_have_no_sequence(comm, folder):
     grid = f"{comm.size}x1x1"
     model = astra_mpi.load(str(folder / "bert.h5"), comm=comm, strategy="single", grid=grid)
@@ -114,6 +113,7 @@ def test_a_trace_where_some_replicas_have_no_sequence(comm, folder):
         assert {span["pid"] for span in spans} == {0}
 
 
+@mpi
 def test_strategies_work_inside_their_group(comm, folder):
     """Two replicas whose ranks share tokens: as much is sent, and the same comes out, as on half the ranks."""
     if comm.size % 2:
