@@ -11,6 +11,8 @@ setup_venv mpich,test
 setup_minilm
 [ "${MPI:-mpich}" = mpich ] || setup_openmpi
 export MPI_PYTEST_LOGDIR=${MPI_PYTEST_LOGDIR:-mpi-logs}
+# hundreds of processes import the project: one compiles it to bytecode, the others read that
+unset PYTHONDONTWRITEBYTECODE
 # more ranks than cores: one that waits sleeps, and does not take the core of the one it waits for (MPICH)
 export MPIR_CVAR_ENABLE_HEAVY_YIELD=1 MPIR_CVAR_POLLS_BEFORE_YIELD=1
 
