@@ -15,6 +15,7 @@ from astra_mpi.oracle.verify import verify
 from astra_mpi.partition import even, finish_together
 from astra_mpi.strategies import STRATEGIES
 from helpers.fakes import gpt2_config, llama_config, model_file
+from helpers.turns import by_turns
 
 pytestmark = pytest.mark.mpi
 
@@ -53,23 +54,19 @@ def assert_verified(comm, model, inputs, mask, spec):
     comm.Barrier()
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("family", FAMILIES)
+@by_turns(("family", "codec"), FAMILIES, CODECS)
 def test_astra_equals_masked_oracle(comm, family, codec):
     config = FAMILIES[family]
     assert_verified(comm, make_model(comm, config, CODECS[codec]), *ragged(config), "astra:codes")
 
 
-@pytest.mark.parametrize("spec", ["single", "tp", "sp", "sp:kv", "sp:int8", "sp:kv:float16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@by_turns(("family", "spec"), FAMILIES, ["single", "tp", "sp", "sp:kv", "sp:int8", "sp:kv:float16"])
 def test_rivals_equal_oracle(comm, family, spec):
     config = FAMILIES[family]
     assert_verified(comm, make_model(comm, config), *ragged(config), spec)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
-@pytest.mark.parametrize("spec", ["tp", "sp", "astra"])
-@pytest.mark.parametrize("family", ["gpt2", "llama-odd"])
+@by_turns(("family", "spec", "dtype"), ["gpt2", "llama-odd"], ["tp", "sp", "astra"], ["float16", "bfloat16", "int8"])
 def test_narrow_weights_equal_oracle(comm, family, spec, dtype):
     """On their own values; more rows than a product reads one by one, and fewer."""
     config = FAMILIES[family]
@@ -140,9 +137,12 @@ def test_cuts(comm, family, weights):
     assert counts == finish_together(17, speeds, cost).tolist()
 
 
-@pytest.mark.parametrize("weights", [None, "causal", "uneven"])
-@pytest.mark.parametrize("spec", ["astra", "sp:kv:int8", "segment_means:3", "single"])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@by_turns(
+    ("family", "spec", "weights"),
+    ["gpt2", "llama"],
+    ["astra", "sp:kv:int8", "segment_means:3", "single"],
+    [None, "causal", "uneven"],
+)
 def test_last_slices_spread_over_the_ranks(comm, family, spec, weights):
     """Each sequence has an order of ranks of its own, so that the last tokens of a batch lie on all of them."""
     uneven = [1.0] + [2.0] * (comm.size - 1)

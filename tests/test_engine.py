@@ -10,6 +10,7 @@ from astra_mpi.engine import Model
 from astra_mpi.errors import InputError
 from astra_mpi.oracle.verify import verify
 from helpers.fakes import bert_config, model_file, random_weights, vit_config
+from helpers.turns import by_turns
 
 pytestmark = pytest.mark.mpi
 
@@ -46,8 +47,7 @@ def assert_verified(comm, model, inputs, mask, strategy):
     comm.Barrier()
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("family", FAMILIES)
+@by_turns(("family", "codec"), FAMILIES, CODECS)
 def test_astra_equals_masked_oracle(comm, family, codec):
     config, n_tokens = FAMILIES[family]
     model = make_model(comm, config, CODECS[codec])

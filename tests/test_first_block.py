@@ -10,6 +10,7 @@ from astra_mpi.engine import Model
 from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.oracle.verify import verify
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
+from helpers.turns import by_turns
 
 pytestmark = pytest.mark.mpi
 
@@ -39,8 +40,7 @@ def assert_verified(comm, model, inputs, mask, **options):
     comm.Barrier()
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("family", FAMILIES)
+@by_turns(("family", "codec"), FAMILIES, CODECS)
 def test_equals_the_oracle_and_saves_an_exchange(comm, family, codec):
     config, n_tokens = FAMILIES[family]
     uneven = [1.0 + 2 * (r % 3) for r in range(comm.size)]

@@ -13,6 +13,7 @@ from astra_mpi.oracle.reference import oracle
 from helpers.architectures import on_ranks
 from helpers.fakes import gpt2_config, llama_config, model_file
 from helpers.sampling import Recorder
+from helpers.turns import by_turns
 
 pytestmark = pytest.mark.mpi
 
@@ -72,13 +73,15 @@ def assert_steps_equal_oracle(comm, model, ids, mask, decode, n_new, **changes):
             np.testing.assert_allclose(found, want, atol=2e-4 * np.abs(want).max(), err_msg=f"sequence {s}")
 
 
-CASES = [(family, codec) for family in FAMILIES for codec in CODECS]
-
-
-@pytest.mark.parametrize(("decode", "far"), [("local", "keys"), ("local", "codes"), ("merged", "keys")])
-@pytest.mark.parametrize("remote", ["table", "gemm"])
-@pytest.mark.parametrize(("family", "codec"), CASES)
-def test_astra_steps_equal_oracle(comm, family, codec, remote, decode, far):
+@by_turns(
+    ("family", "codec", "remote", "way"),
+    FAMILIES,
+    CODECS,
+    ["table", "gemm"],
+    [("local", "keys"), ("local", "codes"), ("merged", "keys")],
+)
+def test_astra_steps_equal_oracle(comm, family, codec, remote, way):
+    decode, far = way
     model = make_model(comm, FAMILIES[family], CODECS[codec])
     model.use("astra", remote=remote)
     assert_steps_equal_oracle(comm, model, *prompts(FAMILIES[family]), decode, 5, far=far)

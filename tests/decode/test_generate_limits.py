@@ -16,6 +16,7 @@ from astra_mpi.errors import AstraError, InputError
 from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.partition import even
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file
+from helpers.turns import by_turns
 
 MODES = pytest.mark.parametrize("decode", ["local", "merged"])
 
@@ -291,10 +292,13 @@ def test_models_and_strategies_that_generate_nothing(comm):
 
 
 @pytest.mark.mpi
-@MODES
-@pytest.mark.parametrize("streams", [False, True])
-@pytest.mark.parametrize("where", ["first sample", "sample", "bad sample", "block", "callback", "last callback"])
-@pytest.mark.parametrize("bad_rank", [0, -1])
+@by_turns(
+    ("decode", "streams", "where", "bad_rank"),
+    ["local", "merged"],
+    [False, True],
+    ["first sample", "sample", "bad sample", "block", "callback", "last callback"],
+    [0, -1],
+)
 def test_one_rank_failing_fails_all_alike(comm, monkeypatch, decode, streams, where, bad_rank):
     config = llama_config()
     model = make_model(comm, config, CodecConfig(site="kv", stages=2, codebook_size=8))

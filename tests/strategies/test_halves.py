@@ -21,6 +21,7 @@ from astra_mpi.oracle.verify import verify
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
 from helpers.job import write_job
 from helpers.processes import MPIRUN, start
+from helpers.turns import by_turns
 
 CASES = {
     "vit": (vit_config(n_layers=4), None, dict(predict="linear", stages=3)),
@@ -76,18 +77,18 @@ def test_the_bits_are_those_of_the_halves_by_themselves(comm, case):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(
-    "conditions",
+@by_turns(
+    ("case", "conditions"),
+    ["windows", "bert"],
     [{}, {"network": "real,loss=40%", "seed": 3}, {"deadline": "0s", "network": "100Mbps,rtt=1ms", "clock": "virtual"}],
 )
-def test_halves_equal_the_oracle(comm, conditions):
+def test_halves_equal_the_oracle(comm, case, conditions):
     """Where codes are lost or late, each half is judged by what it has missed itself."""
-    for case in ("windows", "bert"):
-        model = make_model(comm, case, **conditions)
-        model.halves = True
-        checks = verify(model, *inputs_of(case), ["astra"] if conditions else ["tp", "segment_means", "astra"])
-        assert all(check.passed for check in checks), checks
-        assert model.report["halves"] == (comm.size > 1)
+    model = make_model(comm, case, **conditions)
+    model.halves = True
+    checks = verify(model, *inputs_of(case), ["astra"] if conditions else ["tp", "segment_means", "astra"])
+    assert all(check.passed for check in checks), checks
+    assert model.report["halves"] == (comm.size > 1)
 
 
 @pytest.mark.mpi

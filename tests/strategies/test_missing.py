@@ -13,6 +13,7 @@ from astra_mpi.oracle.verify import verify
 from astra_mpi.wire.exchange import Exchange
 from astra_mpi.wire.laps import Laps
 from helpers.fakes import bert_config, model_file, vit_config
+from helpers.turns import by_turns
 
 CODECS = {
     "residual": CodecConfig(stages=3, codebook_size=16),
@@ -33,9 +34,7 @@ def model_over(comm, config, codec=None, **options):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("missing", ["drop", "mean"])
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("family", ["vit", "bert"])
+@by_turns(("family", "codec", "missing"), ["vit", "bert"], CODECS, ["drop", "mean"])
 def test_answers_equal_the_oracle_with_gaps(comm, family, codec, missing):
     """Counted keys, class tokens and ragged batches included."""
     config, n_tokens = (vit_config(), None) if family == "vit" else (bert_config(), 17)

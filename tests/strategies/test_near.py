@@ -18,6 +18,7 @@ from astra_mpi.kernels import cpu
 from astra_mpi.oracle.verify import verify
 from astra_mpi.strategies.graded import near_ends
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, random_codec, vit_config
+from helpers.turns import by_turns
 
 FAMILIES = {
     "vit": (vit_config(n_layers=3), None),
@@ -41,8 +42,7 @@ CODECS = {
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("family", FAMILIES)
+@by_turns(("family", "codec"), FAMILIES, CODECS)
 def test_equals_the_oracle_and_the_formula(comm, family, codec):
     (config, n_tokens), (codes, bits) = FAMILIES[family], CODECS[codec]
     model = Model(model_file(config, codes), comm, get_backend("numpy", comm))

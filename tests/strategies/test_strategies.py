@@ -14,6 +14,7 @@ from astra_mpi.oracle.verify import verify
 from astra_mpi.partition import even
 from astra_mpi.strategies import STRATEGIES, Parts, parse
 from helpers.fakes import IMAGE_PARTS, bert_config, model_file, vit_config
+from helpers.turns import by_turns
 
 pytestmark = pytest.mark.mpi
 
@@ -46,8 +47,7 @@ def assert_verified(comm, model, inputs, mask, spec):
         assert check.passed and not check.reason, check
 
 
-@pytest.mark.parametrize("spec", ["tp", "segment_means:1", "segment_means:3", "segment_means:8"])
-@pytest.mark.parametrize("family", FAMILIES)
+@by_turns(("family", "spec"), FAMILIES, ["tp", "segment_means:1", "segment_means:3", "segment_means:8"])
 def test_equals_oracle(comm, family, spec):
     assert_verified(comm, *make_model(comm, family), spec)
 
@@ -84,8 +84,7 @@ def test_image_encoders_equal_the_oracle(comm):
 SP_ROUNDED = ["sp:float16", "sp:int8", "sp:kv:float16", "sp:kv:int8"]
 
 
-@pytest.mark.parametrize("spec", SP_ROUNDED)
-@pytest.mark.parametrize("family", FAMILIES)
+@by_turns(("family", "spec"), FAMILIES, SP_ROUNDED)
 def test_sp_rounded_equals_oracle(comm, family, spec):
     assert_verified(comm, *make_model(comm, family), spec)
 
@@ -230,9 +229,9 @@ def test_uneven_speeds(comm, spec):
         assert (model.strategy.shares[0].n_heads == 0) == (comm.rank == comm.size - 1)
 
 
-@pytest.mark.parametrize("spec", ["tp", "bp", "bp:sp", "bp:sp:2", "segment_means:2", "sp:int8"])
-@pytest.mark.parametrize("bad_block", [0, 3])
-@pytest.mark.parametrize("bad_rank", [0, 1])
+@by_turns(
+    ("bad_rank", "bad_block", "spec"), [0, 1], [0, 3], ["tp", "bp", "bp:sp", "bp:sp:2", "segment_means:2", "sp:int8"]
+)
 def test_a_failing_rank_ends_all_with_one_message(comm, spec, bad_block, bad_rank):
     model, inputs, mask = make_model(comm, "bert-heads")
     if model.obstacle(spec):

@@ -16,6 +16,7 @@ from astra_mpi.train.cuts import coded_places, make_view
 from astra_mpi.train.twin import Twin
 from helpers.architectures import on_ranks
 from helpers.fakes import IMAGE_PARTS, bert_config, gpt2_config, llama_config, model_file, vit_config
+from helpers.turns import by_turns
 
 pytestmark = pytest.mark.mpi
 
@@ -68,9 +69,7 @@ def twin_answer(file, inputs, mask, counts, codes, first="codes"):
     return found[np.arange(len(found)), last], sender
 
 
-@pytest.mark.parametrize("cut", ["even", "uneven"])
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("family", FAMILIES)
+@by_turns(("family", "codec", "cut"), FAMILIES, CODECS, ["even", "uneven"])
 def test_twin_equals_engine(comm, family, codec, cut):
     config, n_tokens = FAMILIES[family]
     file = model_file(config, CODECS[codec], seed=3)
