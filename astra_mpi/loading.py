@@ -25,6 +25,7 @@ from astra_mpi.partition import cut
 from astra_mpi.planner.balance import rank_speeds
 from astra_mpi.planner.stage_cut import check_stages, cut_stages
 from astra_mpi.ranks.grid import Groups, make_groups, parse_grid
+from astra_mpi.ranks.machine import ranks_here
 from astra_mpi.ranks.watched import alone, watched
 from astra_mpi.replicas.replicas import Replicas
 from astra_mpi.stages.part import Part
@@ -181,7 +182,7 @@ def load(
         groups = make_groups(comm, shape)
         with collective_steps(comm):
             parts = cut_stages(path, groups, stages, time_there, compute) if shape.stages > 1 else None
-    backend_there = dataclasses.replace(backend_there, moves=groups.alone_with_stage)
+    backend_there = dataclasses.replace(backend_there, moves=ranks_here(comm, groups.place[1]) == 1)
     whole_file = file
     if parts:
         with collective(comm):

@@ -31,7 +31,7 @@ class CarriedRows:
         self.weight, self.bias, self.scratch, self.key_norm = weight, bias, scratch, key_norm
 
     def __call__(self, x: np.ndarray, kernels: ModuleType) -> np.ndarray:
-        """x (m, D) -> (m, 2 d_kv), a new array."""
+        """x (m, D), with inputs beside it (m, (1 + n) D), -> (m, 2 d_kv), a new array."""
         kv = product(x, self.weight, self.scratch.xp.empty((len(x), len(self.bias)), x.dtype), kernels, self.scratch)
         kv += self.bias
         if self.key_norm is not None:

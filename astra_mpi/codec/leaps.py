@@ -13,6 +13,7 @@ import numpy as np
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.codec.predictor import Predictor
+from astra_mpi.kernels.integers import integer_product, integers
 
 #: inputs beside a state up to which one matrix to keys and values is less work than a state and its projection
 _MOST_INPUTS = 1
@@ -30,18 +31,20 @@ def leaps_of(codec: Codec) -> bool:
 
 
 def composed(first: Predictor, then: Predictor) -> Predictor:
-    """Of two whole maps, the one that takes a token's state over the block of `first` to that of `then`.
+    """Of two whole maps, the one that takes a token's state over the block of `first` to that of `then`; the same bits
+    on all processors.
 
-    With A = [k; 0] + F, (1 + n) D x D, for each of them: [A_1 | inputs] A_2 - [k_1 k_2; 0], and b_1 A_2 + b_2.
+    s -> k_1 s + x F_1 + b_1 and then k_2 s + x F_2 + b_2, where S of F_2 multiplies states and I inputs, give k_1 k_2 s
+    + x (F_1 S + k_2 F_1 + [k_1 S; I]) + b_1 S + k_2 b_1 + b_2. Products with S are exact sums of integers, as those of
+    predictions are: BLAS has another order of sums on every kind of processor.
     """
-    width, keep = first.width, first.keep * then.keep
-    one, two = matrix(first), matrix(then)
-    both = one @ two[:width]
-    both[width:] += two[width:]
-    both[:width] -= keep * np.eye(width)
-    return Predictor(
-        (both.astype(np.float32),), (first.bias @ two[:width] + then.bias).astype(np.float32), float(np.float32(keep))
-    )
+    width, (change,) = first.width, first.factors
+    of_states, of_inputs = np.split(then.factors[0], [width])
+    rows = np.concatenate([change, first.bias[None]])
+    product = integer_product([rows], integers(of_states), np.empty((len(rows), width), np.float32))
+    both = product[:-1] + then.keep * change + np.concatenate([first.keep * of_states, of_inputs])
+    bias = product[-1] + then.keep * first.bias + then.bias
+    return Predictor((both,), bias, float(np.float32(first.keep * then.keep)))
 
 
 def moved_on(predictor: Predictor, mean: np.ndarray) -> Predictor:

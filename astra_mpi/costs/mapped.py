@@ -21,7 +21,8 @@ def mapped_wires(shape: Shape, coding: Coding, late: bool) -> list[Wire]:
     for i in range(1, shape.config.n_layers):
         coded, is_late = coding.codec.block_bits(i) > 0, late and coding.codec.is_late(i)
         if coding.codec.predicts:
-            wire = _predicted(shape, coding, i, source if late and coding.codec.is_late(source) else 0, is_late)
+            comes_late = late and source == i - 1 and coding.codec.is_late(source)
+            wire = _predicted(shape, coding, i, source if comes_late else 0, is_late)
         else:
             wire = _carried(shape, coding, i, source, is_late)
         if not coded or (is_late and i == last):
@@ -59,7 +60,8 @@ def _predicted(shape: Shape, coding: Coding, i: int, source: int, late: bool) ->
         kv = Work(gemm=(1 + coding.codec.inputs) * shape.project_kv, elements=2 * shape.config.d_kv)
         return wire._replace(encode=Work(), decode=kv, expect_own=Work(), expect_far=moved)
     if not coding.codec.block_bits(i):
-        return wire._replace(encode=Work(table=d, elements=2 * d))  # the mean of what is missed
+        mean = Work(table=d, elements=2 * d)  # of what is missed
+        return wire._replace(encode=mean, expect_far=moved + wire.expect_far)
     if not late:
         return wire._replace(expect_far=moved + wire.expect_far)
     expect = Work(states=coding.predictor_numbers(d), elements=2 * d)

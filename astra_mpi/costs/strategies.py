@@ -158,8 +158,9 @@ def _coded(job: Job, coding: Coding, late: bool = False) -> Cost:
         numbers += (2 + codec.inputs) * job.batch * job.tokens * width
         map_numbers, rows_numbers = coding.predictor_numbers(width), (1 + codec.inputs) * width * 2 * config.d_kv
         for i in range(config.n_layers):
-            leaps = coding.leaps_over(i, width)
-            numbers += int(map_numbers + rows_numbers if leaps else PREDICTOR_COPIES * map_numbers)
+            composed = i > 0 and coding.leaps_over(i - 1, width)  # beside the map that was read
+            made = rows_numbers if coding.leaps_over(i, width) else (PREDICTOR_COPIES - 1 + composed) * map_numbers
+            numbers += int(map_numbers + made)
     wires = [astra_wire(job.shape, coding, i) for i in range(config.n_layers)]
     return replace(token_parallel(job, wires, "astra"), table_bytes=4 * numbers)
 

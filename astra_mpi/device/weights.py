@@ -183,7 +183,7 @@ def part(weight: np.ndarray | Narrow, rows: slice = slice(None), columns: slice 
     """A copy of some rows and columns of a matrix, in its type."""
     if isinstance(weight, Narrow):
         return weight.part(rows, columns)
-    return side_by_side([weight[rows, columns]])
+    return module_of(weight).array(weight[rows, columns], order="C")
 
 
 def side_by_side(matrices: Sequence[np.ndarray]) -> np.ndarray:

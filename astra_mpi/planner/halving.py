@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from mpi4py import MPI
 
 from astra_mpi.errors import InputError, collective
 from astra_mpi.planner.auto import Workload, measured_setting
 from astra_mpi.planner.halves import quickest
+from astra_mpi.ranks.machine import ranks_here
 
 if TYPE_CHECKING:
     from astra_mpi.engine import Model
@@ -34,10 +34,7 @@ def _on_one_machine(model: Model) -> bool:
     """Collective: ranks exchange through memory that they share, and there is nothing to wait for."""
     if model.exchange.network.rate is not None:
         return False
-    here = model.comm.Split_type(MPI.COMM_TYPE_SHARED)
-    n_here = here.Get_size()
-    here.Free()
-    return n_here == model.comm.Get_size()  # of all ranks or of none
+    return ranks_here(model.comm) == model.comm.Get_size()  # of all ranks or of none
 
 
 def _pays(model: Model, layout: Layout) -> bool:

@@ -13,6 +13,7 @@ from astra_mpi.planner.auto import Workload, measured_setting
 from astra_mpi.planner.grid_plan import grid_plan
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.ranks.grid import Grid
+from astra_mpi.ranks.machine import ranks_here
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -77,9 +78,7 @@ def _sentence(rows: list[dict[str, Any]], grid: Grid, strategy: str, batch: int,
 
 def available_bytes(comm: MPI.Comm) -> list[float]:
     """Collective: memory that each rank may take: what its machine has left, shared with the ranks there."""
-    host = comm.Split_type(_shared())
-    mine = np.array([_available() / host.Get_size()])
-    host.Free()
+    mine = np.array([_available() / ranks_here(comm)])
     every = np.empty(comm.Get_size())
     comm.Allgather(mine, every)
     return [float(n) for n in every]
@@ -92,9 +91,3 @@ def _available() -> float:
         return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return 1e18
-
-
-def _shared() -> int:
-    from mpi4py import MPI
-
-    return MPI.COMM_TYPE_SHARED

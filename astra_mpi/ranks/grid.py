@@ -74,18 +74,6 @@ class Groups:
         """Replica, stage and token place of this rank."""
         return self.grid.place(self.world.Get_rank())
 
-    @cached_property
-    def alone_with_stage(self) -> bool:
-        """Collective: whether no other rank of this machine holds the same blocks."""
-        from mpi4py import MPI
-
-        here = self.world.Split_type(MPI.COMM_TYPE_SHARED)
-        same = here.Split(self.place[1])
-        alone = same.Get_size() == 1
-        for comm in (same, here):
-            comm.Free()
-        return alone
-
 
 def make_groups(world: MPI.Comm, grid: Grid) -> Groups:
     """Collective: the communicators of a grid, made once and kept with `world`."""

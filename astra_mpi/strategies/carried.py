@@ -60,6 +60,7 @@ class Leaps:
     before it; or, where a block makes none, what gives its far keys and values of them."""
 
     def __init__(self, blocks: list[Block], codec: Codec, kernels: ModuleType) -> None:
+        #: None where no state is made
         self.predictors = [one.predictor for one in codec.blocks]
         #: of blocks in which states stay as they are
         self.rows: dict[int, CarriedRows] = {}
@@ -67,12 +68,12 @@ class Leaps:
         for i, own in enumerate(codec.blocks if leaps_of(codec) else ()):
             if own.predictor is None:
                 continue
-            predictor = self.predictors[i] = own.predictor if held is None else composed(held, own.predictor)
-            held = None
+            predictor = own.predictor if held is None else composed(held, own.predictor)
+            self.predictors[i], held = predictor, None
             if not own.bits_per_token:
                 nothing = blocks[i].scratch.xp.zeros((1, own.n_codes), np.uint8)
                 held = moved_on(predictor, to_host(own.decode(nothing, kernels))[0])
-                self.rows[i] = _rows(held, blocks[i], codec.config.site, kernels)
+                self.predictors[i], self.rows[i] = None, _rows(held, blocks[i], codec.config.site, kernels)
 
 
 def _rows(predictor: Predictor, block: Block, site: str, kernels: ModuleType) -> CarriedRows:

@@ -22,8 +22,8 @@ class States:
 
     def __init__(self, codec: Codec, tables: list[Expected], leaps: Leaps, kernels: ModuleType) -> None:
         self.codec, self.tables, self.leaps, self.kernels = codec, tables, leaps, kernels
-        for i, (predictor, table) in enumerate(zip(leaps.predictors, tables, strict=True)):
-            if predictor is not None and i not in leaps.rows:
+        for predictor, table in zip(leaps.predictors, tables, strict=True):
+            if predictor is not None:
                 predictor.make_ready(table.scratch.xp, kernels)
         #: (T, D) what entered the first block of the whole model, where it is predicted from
         self.first: np.ndarray | None = None

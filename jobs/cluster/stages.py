@@ -79,7 +79,10 @@ def main() -> None:
     comm = MPI.COMM_WORLD
     set_threads(1)
     one, *others = ways(comm.size)
-    taken = [one, *(way for way in others if args.only is None or way[0] in args.only.split(","))]
+    wanted = None if args.only is None else args.only.split(",")
+    if wanted is not None and not {way[0] for way in others} & set(wanted):
+        parser.error(f"--only {args.only}: use {', '.join(way[0] for way in others)}")
+    taken = [one, *(way for way in others if wanted is None or way[0] in wanted)]
     options: Any = dict(
         compute=args.compute,
         network=args.network,

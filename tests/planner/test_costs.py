@@ -9,7 +9,7 @@ from astra_mpi.codec.config import CodecConfig
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs.decode import decode_cost
 from astra_mpi.costs.latency import assumed_speeds
-from astra_mpi.costs.mapped import coded_wires, mean_wire
+from astra_mpi.costs.mapped import coded_wires, mapped_wires, mean_wire
 from astra_mpi.costs.strategies import STRATEGIES, astra, single
 from astra_mpi.costs.wires import Coding, astra_wire, encode_madds
 from astra_mpi.costs.work import Job, shape_of
@@ -80,6 +80,14 @@ def test_an_average_block_of_a_codec_whose_blocks_differ():
     assert coded_wires(shape, coding)[-1].decode.gemm == shape.project_kv
     low = mean_wire(coded_wires(shape, replace(coding, rank=4)))
     assert low.expect_own.states == low.expect_far.states == pytest.approx(2 * d * 4)
+
+
+def test_late_codes_move_states_once():
+    """In the block after their own, whether that has codes or not."""
+    config = llama_config(n_layers=6)
+    codec = CodecConfig(site="normed", stages=(0, 2, 0, 0, 3, 0), codebook_size=16, predict="linear")
+    wires, d = mapped_wires(shape_of(config), Coding(codec), late=True), config.d_model
+    assert [wire.expect_far.table + wire.decode.table for wire in wires] == pytest.approx([0, 2 * d, 0, 0, 3 * d])
 
 
 def test_a_first_block_from_the_inputs():
