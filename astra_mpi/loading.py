@@ -182,7 +182,9 @@ def load(
         groups = make_groups(comm, shape)
         with collective_steps(comm):
             parts = cut_stages(path, groups, stages, time_there, compute) if shape.stages > 1 else None
-    backend_there = dataclasses.replace(backend_there, moves=ranks_here(comm, groups.place[1]) == 1)
+    alone_here = ranks_here(comm, groups.place[1]) == 1
+    emulated = conditions.network.rate is not None  # then each rank stands for a machine of its own
+    backend_there = dataclasses.replace(backend_there, moves=alone_here or emulated)
     whole_file = file
     if parts:
         with collective(comm):

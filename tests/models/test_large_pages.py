@@ -34,6 +34,7 @@ def test_ranks_that_read_the_same_share_the_pages_of_the_file(comm, path):
     ids = np.arange(7)[None]
     shared = astra_mpi.load(path, comm=comm, strategy="sp")
     assert all(mapped(shared)) == (comm.size > 1) and any(mapped(shared)) == (comm.size > 1)
+    assert not any(mapped(astra_mpi.load(path, comm=comm, strategy="sp", network="10Mbps", clock="virtual")))
     alone = astra_mpi.load(path, comm=MPI.COMM_SELF, strategy="single")
     assert not any(mapped(alone))
     stages = astra_mpi.load(path, comm=comm, strategy="single", grid=f"1x{comm.size}x1", handed_on="float32")
