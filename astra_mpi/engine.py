@@ -65,12 +65,12 @@ class Model:
         self.codec_digest = file.codec.digest if file.codec else ""
         family = FAMILIES[file.config.family]
         weights_there = backend.upload(file.weights)
-        self.family = family(file.config, weights_there, backend.kernels)
-        self.family.make_ready(backend.moves)
+        self.family = family(file.config, weights_there, backend.kernels, backend.memory)
+        self.family.make_ready()
         self.scratch = Scratch(backend.xp, backend.dtype)
         blocks = block_weights(weights_there, file.config.n_layers)
         of = file.config, family.recipe_of(file.config)
-        self.blocks = [Block(*of, own, backend.kernels, self.scratch, backend.moves) for own in blocks]
+        self.blocks = [Block(*of, own, backend.kernels, self.scratch, backend.memory) for own in blocks]
         conditions = conditions or Conditions()
         self.clock = clock or conditions.make_clock(comm)
         #: called after every block and decoded token: what else this rank has to do now and then

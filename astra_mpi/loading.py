@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -13,11 +14,13 @@ from mpi4py import MPI
 
 from astra_mpi.config import require
 from astra_mpi.device.backend import AUTO_COMPUTE, check_compute, get_backend
+from astra_mpi.device.memory import memory_here
 from astra_mpi.device.threads import set_threads
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError, collective, collective_steps, same_on_all
 from astra_mpi.files import codecfile, modelfile
 from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.kernels.aligned import LINE
 from astra_mpi.models import FAMILIES
 from astra_mpi.network.conditions import parse_conditions
 from astra_mpi.network.units import duration_s
@@ -25,7 +28,6 @@ from astra_mpi.partition import cut
 from astra_mpi.planner.balance import rank_speeds
 from astra_mpi.planner.stage_cut import check_stages, cut_stages
 from astra_mpi.ranks.grid import Groups, make_groups, parse_grid
-from astra_mpi.ranks.machine import ranks_here
 from astra_mpi.ranks.watched import alone, watched
 from astra_mpi.replicas.replicas import Replicas
 from astra_mpi.stages.part import Part
@@ -182,9 +184,10 @@ def load(
         groups = make_groups(comm, shape)
         with collective_steps(comm):
             parts = cut_stages(path, groups, stages, time_there, compute) if shape.stages > 1 else None
-    alone_here = ranks_here(comm, groups.place[1]) == 1
-    emulated = conditions.network.rate is not None  # then each rank stands for a machine of its own
-    backend_there = dataclasses.replace(backend_there, moves=alone_here or emulated)
+    if backend_there.xp is np:
+        emulated = conditions.network.rate is not None
+        memory = memory_here(comm, groups.place[1], _most_bytes(file.config), emulated)
+        backend_there = dataclasses.replace(backend_there, memory=memory)
     whole_file = file
     if parts:
         with collective(comm):
@@ -258,6 +261,12 @@ def _read(
     if codec is not None:
         codecfile.check_codec(codec, config, codebooks or path)
     return dataclasses.replace(file, config=config, codec=codec)
+
+
+def _most_bytes(config: Any) -> int:
+    """What weights take that products read: in rows of float32 numbers, whose ends are filled up, or less."""
+    shapes = modelfile.weight_shapes(config).values()
+    return sum(4 * math.prod(shape) + 2 * LINE * shape[0] for shape in shapes if len(shape) > 1)
 
 
 def _same_everywhere(comm: MPI.Comm, message: str, digest: str) -> None:

@@ -14,7 +14,7 @@ LINE = 64
 
 #: bytes of a large page of memory, and of what is taken from the system for many arrays at once: nothing of it is used
 #: before arrays are in it
-_PAGE, _REGION = 2 << 20, 64 << 20
+PAGE, _REGION = 2 << 20, 64 << 20
 
 
 def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
@@ -40,22 +40,25 @@ class _Regions:
     def take(cls, n_bytes: int) -> np.ndarray:
         memory = None if cls.memory is None else cls.memory()
         if memory is None or cls.used + n_bytes > len(memory):
-            memory = np.empty(max(_REGION, n_bytes) + _PAGE, np.uint8)
-            cls.memory, cls.used = weakref.ref(memory), -address(memory) % _PAGE
+            memory = np.empty(max(_REGION, n_bytes) + PAGE, np.uint8)
+            cls.memory, cls.used = weakref.ref(memory), -address(memory) % PAGE
         taken = memory[cls.used : cls.used + n_bytes]
         cls.used += -(-n_bytes // LINE) * LINE
         return taken
 
 
-def lasting_rows(matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """Matrices of as many rows, (m, n1), (m, n2), .., side by side, as float32 in large pages of memory.
+def row_floats(n: int) -> int:
+    """Floats from row to row of n, an odd number of lines: numbers of a column then lie in all sets of a cache, and not
+    in a few."""
+    return (-(-4 * n // LINE) | 1) * LINE // 4
 
-    Rows begin an odd number of lines apart: those of a column then lie in all sets of a cache, and not in a few.
-    """
-    m, widths = len(matrices[0]), [matrix.shape[1] for matrix in matrices]
-    apart = -(-4 * sum(widths) // LINE) | 1  # in lines
-    rows = _Regions.take(m * apart * LINE).view(np.float32).reshape(m, apart * LINE // 4)[:, : sum(widths)]
-    return np.concatenate(matrices, axis=1, out=rows)
+
+def lasting_rows(matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """Matrices of as many rows, (m, n1), (m, n2), .., side by side, as float32 in large pages of memory, with rows
+    `row_floats` apart."""
+    m, n = len(matrices[0]), sum(matrix.shape[1] for matrix in matrices)
+    whole = _Regions.take(4 * m * row_floats(n)).view(np.float32).reshape(m, row_floats(n))
+    return np.concatenate(matrices, axis=1, out=whole[:, :n])
 
 
 def lasting(array: np.ndarray) -> np.ndarray:

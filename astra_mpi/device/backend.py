@@ -14,6 +14,7 @@ import numpy as np
 
 from astra_mpi.config import require
 from astra_mpi.device.gpus import choose_gpu
+from astra_mpi.device.memory import OWN, Memory
 from astra_mpi.device.staging import TRANSPORTS, Staging, make_staging
 from astra_mpi.device.weights import Weights
 from astra_mpi.device.xp import to_host
@@ -47,8 +48,8 @@ class Backend:
     dtype: type = np.float32  # of activations and weights
     staging: Staging | None = None  # between device memory and MPI
     choices: dict[str, Any] = field(default_factory=dict)  # for the summary
-    #: whether float32 weights of blocks are moved to large pages from those of the file, which ranks of a machine share
-    moves: bool = False
+    #: where the weights lie that products read
+    memory: Memory = OWN
 
     @property
     def compute(self) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 
 from astra_mpi.device.formats import FORMATS
 from astra_mpi.device.formats.narrow import Narrow
+from astra_mpi.device.memory import Memory
 from astra_mpi.device.scratch import Scratch
-from astra_mpi.kernels.aligned import lasting
 
 #: columns packed at a time, a multiple of a pair of strips: their float32 numbers are in memory meanwhile
 _STEP = 512
@@ -96,12 +96,12 @@ def is_narrow(kernels: ModuleType) -> bool:
     return getattr(kernels, "compute", "float32") != "float32"
 
 
-def for_products(weight: Any, kernels: ModuleType) -> Any:
+def for_products(weight: Any, kernels: ModuleType, memory: Memory) -> Any:
     """A matrix as products of kernels.compute take it: packed, stored narrow and widened, or as it is."""
     if not is_narrow(kernels) or isinstance(weight, Packed) or _as_stored(weight, kernels):
         return weight
     if packs(weight, kernels):
-        return pack([weight], kernels)
+        return pack([weight], kernels, memory)
     kind = FORMATS[kernels.compute]
     if isinstance(weight, Narrow) and weight.bits <= kind.bits:
         return weight
@@ -109,7 +109,11 @@ def for_products(weight: Any, kernels: ModuleType) -> Any:
 
 
 def pack(
-    matrices: Sequence[Any], kernels: ModuleType, scales: Sequence[float] = (), transposed: bool = False
+    matrices: Sequence[Any],
+    kernels: ModuleType,
+    memory: Memory,
+    scales: Sequence[float] = (),
+    transposed: bool = False,
 ) -> Packed:
     """Matrices of as many rows side by side, or one transposed, packed in the type of kernels.compute.
 
@@ -124,7 +128,7 @@ def pack(
     for width, scale in zip(widths, scales or [1.0] * len(widths), strict=True):
         strips.scale[at : at + width] *= np.float32(scale)
         at += width
-    return Packed(strips._replace(words=lasting(strips.words)), kernels)
+    return Packed(strips._replace(words=memory.keep(strips.words)), kernels)
 
 
 def _columns(matrices: Sequence[Any], widths: list[int], transposed: bool, first: int, last: int) -> np.ndarray:

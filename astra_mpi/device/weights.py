@@ -16,10 +16,10 @@ import numpy as np
 from astra_mpi.device.formats import format_of
 from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.device.formats.narrow import Narrow
+from astra_mpi.device.memory import Memory
 from astra_mpi.device.packed import Packed
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.xp import module_of
-from astra_mpi.kernels.aligned import lasting_rows
 from astra_mpi.kernels.blocks import Layer
 
 
@@ -186,16 +186,17 @@ def part(weight: np.ndarray | Narrow, rows: slice = slice(None), columns: slice 
     return module_of(weight).array(weight[rows, columns], order="C")
 
 
-def side_by_side(matrices: Sequence[np.ndarray]) -> np.ndarray:
+def side_by_side(matrices: Sequence[np.ndarray], memory: Memory) -> np.ndarray:
     """Matrices of as many rows as one, a copy; on a CPU in large pages."""
     xp = module_of(matrices[0])
-    return lasting_rows(matrices) if xp is np else xp.concatenate(matrices, axis=1)
+    return memory.keep_rows(matrices) if xp is np else xp.concatenate(matrices, axis=1)
 
 
-def moved(weight: Matrix) -> Matrix:
+def moved(weight: Matrix, memory: Memory) -> Matrix:
     """A float32 matrix that lies in a file, in large pages of memory; others as they are."""
-    in_file = isinstance(weight, np.ndarray) and mapped_file(weight) is not None
-    return lasting_rows([weight]) if in_file else weight
+    if isinstance(weight, np.ndarray) and mapped_file(weight) is not None:
+        return memory.keep_rows([weight])
+    return weight
 
 
 def mapped_file(weight: np.ndarray | Narrow) -> mmap.mmap | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.config import ModelConfig
+from astra_mpi.device.memory import OWN, Memory
 from astra_mpi.device.packed import Packed, is_narrow
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import (
@@ -52,12 +53,13 @@ class Block:
         weights: Weights,
         kernels: ModuleType,
         scratch: Scratch,
-        moves: bool = False,
+        memory: Memory = OWN,
     ) -> None:
-        """weights: this block's, by their names inside it. moves: `Backend.moves`."""
+        """weights: this block's, by their names inside it."""
         self.config, self.recipe, self.kernels, self.scratch = config, recipe, kernels, scratch
+        self.memory = memory
         self.w = dict(weights)
-        self.layers = Layers(self.w, kernels, moves)
+        self.layers = Layers(self.w, kernels, memory)
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
         self.query_norm, self.key_norm = self._head_norms()
         #: of what the projection gives; a norm of queries scales what comes out of it
@@ -105,7 +107,7 @@ class Block:
         q, k, v = (self.w[f"{name}.weight"] for name in "qkv")
         if any(isinstance(weight, Narrow) for weight in (q, k, v)):
             return SideBySide(q, k, v)
-        joined = side_by_side([q * self.query_scale, k, v])
+        joined = side_by_side([q * self.query_scale, k, v], self.memory)
         for weight in (q, k, v):
             forget(weight)
         return joined

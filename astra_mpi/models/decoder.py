@@ -56,8 +56,8 @@ class Decoder(Family):
     def head_weights(self) -> tuple[str, ...]:
         return ("embed.word",) if self.config.tied else super().head_weights
 
-    def make_ready(self, moves: bool = False) -> None:
-        super().make_ready(moves)
+    def make_ready(self) -> None:
+        super().make_ready()
         if self.config.tied and "embed.word" in self.w:
             self.word_head  # noqa: B018 - packed now
 
@@ -65,7 +65,7 @@ class Decoder(Family):
     def word_head(self) -> Packed | None:
         """(D, V): the word embedding as a packed head, where it can be; its rows are read as they are stored."""
         word = self.w["embed.word"]
-        return pack([word], self.kernels, transposed=True) if packs(word, self.kernels) else None
+        return pack([word], self.kernels, self.memory, transposed=True) if packs(word, self.kernels) else None
 
     @property
     def nbytes(self) -> int:

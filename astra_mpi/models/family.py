@@ -12,6 +12,7 @@ import numpy as np
 from astra_mpi.checkpoint.config import HFConfig
 from astra_mpi.checkpoint.reference import Reference
 from astra_mpi.checkpoint.tensors import Tensors
+from astra_mpi.device.memory import Memory
 from astra_mpi.device.packed import for_products, is_narrow
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import Matrix, Weights, forget, moved, product
@@ -54,8 +55,8 @@ class Family:
     #: layers on top whose products are of the blocks' type
     heads: ClassVar[tuple[str, ...]] = ("head.weight",)
 
-    def __init__(self, config: Any, weights: Weights, kernels: ModuleType) -> None:
-        self.config, self.w, self.kernels = config, weights, kernels
+    def __init__(self, config: Any, weights: Weights, kernels: ModuleType, memory: Memory) -> None:
+        self.config, self.w, self.kernels, self.memory = config, weights, kernels, memory
         self.scratch = Scratch()  # widened weights
         self._packed: dict[str, Matrix] = {}  # heads
 
@@ -64,16 +65,16 @@ class Family:
         """What heads multiply by."""
         return self.heads
 
-    def make_ready(self, moves: bool = False) -> None:
-        """Pack what products take, now and not in the first pass. moves: `Backend.moves`."""
+    def make_ready(self) -> None:
+        """Pack what products take, now and not in the first pass."""
         for name in self.heads:
             if name in self.w:
                 self._layer(name)
-        if moves and not is_narrow(self.kernels):
+        if self.memory.moves and not is_narrow(self.kernels):
             for name in self.head_weights:
                 if name in self.w:
                     stored = self.w[name]
-                    self.w = {**self.w, name: moved(stored)}
+                    self.w = {**self.w, name: moved(stored, self.memory)}
                     if self.w[name] is not stored:
                         forget(stored)
 
@@ -91,7 +92,7 @@ class Family:
             return self.w[name]
         if name not in self._packed:
             weight: Matrix = self.w[name]
-            made = for_products(weight, self.kernels)
+            made = for_products(weight, self.kernels, self.memory)
             if made is weight:
                 return weight
             self._packed[name] = made

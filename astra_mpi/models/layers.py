@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from astra_mpi.device.memory import Memory
 from astra_mpi.device.packed import Packed, for_products, is_narrow, pack, packs
 from astra_mpi.device.weights import Narrow, SideBySide, forget, moved
 
@@ -18,18 +19,17 @@ class Layers:
     """Weights by the names of their layers. Where products are narrow, packed or stored narrow; else as they are, or
     moved from the file's pages to large ones."""
 
-    def __init__(self, weights: Mapping[str, Any], kernels: ModuleType, moves: bool) -> None:
-        """weights: a block's, by their names inside it, such as "fc1.weight"; they may go once layers are made.
-        moves: `Backend.moves`."""
-        self._weights, self._kernels, self._moves = weights, kernels, moves
+    def __init__(self, weights: Mapping[str, Any], kernels: ModuleType, memory: Memory) -> None:
+        """weights: a block's, by their names inside it, such as "fc1.weight"; they may go once layers are made."""
+        self._weights, self._kernels, self._memory = weights, kernels, memory
         self._made: dict[str, Layer] = {}
         self._sources: set[str] = set()  # the weights that they were made from
 
     def __getitem__(self, name: str) -> Layer:
         if name not in self._made:
             weight: Layer = self._weights[f"{name}.weight"]
-            moves = self._moves and not is_narrow(self._kernels)
-            made: Any = moved(weight) if moves else for_products(weight, self._kernels)
+            moves = self._memory.moves and not is_narrow(self._kernels)
+            made: Any = moved(weight, self._memory) if moves else for_products(weight, self._kernels, self._memory)
             if made is weight:
                 return weight
             self._keep(name, made, [name])
@@ -41,7 +41,7 @@ class Layers:
             weights = [self._weights[f"{name}.weight"] for name in names]
             if not all(packs(weight, self._kernels) for weight in weights):
                 return SideBySide(*(self[name] for name in names))
-            self._keep(names, pack(weights, self._kernels, scales), list(names))
+            self._keep(names, pack(weights, self._kernels, self._memory, scales), list(names))
         made = self._made[names]
         assert isinstance(made, Packed)
         return made

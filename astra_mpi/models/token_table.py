@@ -10,6 +10,7 @@ import numpy as np
 from astra_mpi.device.formats.blocks import Blocks
 from astra_mpi.device.formats.floats import BFloat16, Float16
 from astra_mpi.device.formats.int8 import Int8
+from astra_mpi.device.memory import Memory
 from astra_mpi.device.packed import Packed
 from astra_mpi.device.weights import SideBySide, mapped_file
 from astra_mpi.kernels.aligned import LINE, address
@@ -63,7 +64,7 @@ class BlockTable:
             self._vector(t.K_NORM, block.key_norm.weight)
 
     def _matrix(self, block: Block, which: int, matrix: Any, column: int) -> None:
-        fields = matrix_fields(matrix, block.kernels, column, self._kept)
+        fields = matrix_fields(matrix, block.kernels, block.memory, column, self._kept)
         self.row[which * t.N_MATRIX : which * t.N_MATRIX + len(fields)] = fields
 
     def _vector(self, place: int, vector: np.ndarray | None) -> None:
@@ -81,14 +82,19 @@ class HeadTable(BlockTable):
         if not family.recipe_of(family.config).norm_first:
             raise ValueError("the last norm is read in blocks that normalise first")
         matrix, transposed = family.head_matrix
-        fields = matrix_fields(matrix, family.kernels, 0, self._kept, transposed)
+        fields = matrix_fields(matrix, family.kernels, family.memory, 0, self._kept, transposed)
         self.row[: len(fields)] = fields
         self._vector(t.NORM1, family.w["norm.weight"])
         self._vector(t.NORM1_BIAS, family.w.get("norm.bias"))
 
 
 def matrix_fields(
-    matrix: Any, kernels: ModuleType, column: int, kept: list[np.ndarray | None], transposed: bool = False
+    matrix: Any,
+    kernels: ModuleType,
+    memory: Memory,
+    column: int,
+    kept: list[np.ndarray | None],
+    transposed: bool = False,
 ) -> list[int]:
     """A matrix in N_MATRIX columns of a table, of which the arrays are appended to `kept`; transposed: its rows are
     outputs. ValueError if the compiled token does not read it."""
@@ -104,7 +110,7 @@ def matrix_fields(
     in_int8 = HAS_BLOCKS and getattr(kernels, "compute", "float32") == "int8"
     if isinstance(matrix, Blocks) and in_int8 and matrix.by_rows == transposed:
         if mapped_file(matrix) is not None:
-            matrix.move()
+            matrix.move(memory)
         kept.append(matrix.values)
         return [_BLOCKS[matrix.dtype], address(matrix.values), m, n, matrix.values.strides[0], 0, column]
     if type(matrix) in _NARROW and not transposed:

@@ -8,13 +8,11 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-def ranks_here(comm: MPI.Comm, kind: int = 0) -> int:
-    """Collective: how many ranks of `comm` on this machine, with this one, are of its `kind`."""
+def ranks_here(comm: MPI.Comm) -> int:
+    """Collective: how many ranks of `comm` are on this machine, with this one."""
     from mpi4py import MPI
 
     here = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    alike = here.Split(kind)
-    n = int(alike.Get_size())
-    alike.Free()
+    n = int(here.Get_size())
     here.Free()
     return n

@@ -79,5 +79,7 @@ class Leaps:
 def _rows(predictor: Predictor, block: Block, site: str, kernels: ModuleType) -> CarriedRows:
     whole, scratch = carried(predictor, projection(block, site, stored=True).on_host()), block.scratch
     weight: Any = whole.weight
-    weight = pack([weight], kernels) if packs(weight, kernels) else scratch.xp.asarray(weight, scratch.dtype)
+    weight = (
+        pack([weight], kernels, block.memory) if packs(weight, kernels) else scratch.xp.asarray(weight, scratch.dtype)
+    )
     return CarriedRows(weight, scratch.xp.asarray(whole.bias, scratch.dtype), scratch, whole.key_norm)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import h5py
@@ -22,30 +23,48 @@ def read(folder: Path, name: str) -> tuple[np.ndarray, dict[str, Any]]:
         return file["outputs/embedding"][()], json.loads((folder / f"{name}.json").read_text())
 
 
+def row(folder: Path, name: str) -> dict[str, Any]:
+    """One cluster of a round beside that round's one node."""
+    speeds = SPEEDS[name]
+    alone, one = read(folder, "one")
+    values, summary = read(folder, name)
+    node_s = one["metrics"]["forward_s"]  # of a node of half a core, without what it reads and writes
+    elapsed_s = summary["elapsed_s"]
+    work = sum(speed * mine["busy_s"] for speed, mine in zip(speeds, summary["replicas"], strict=True))
+    return {
+        "one_s": node_s,
+        "elapsed_s": elapsed_s,
+        "over_one": node_s / elapsed_s,
+        "of_speeds": node_s * 0.5 / sum(speeds) / elapsed_s,
+        "busy": work / sum(speeds) / elapsed_s,
+        "same_bits": values.tobytes() == alone.tobytes(),
+        "batches": [mine["batches"] for mine in summary["replicas"]],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    alone, one = read(folder, "one")
-    node_s = one["metrics"]["forward_s"]  # of a node of half a core, without what it reads and writes
-    print(f"{len(alone)} passages on one half-core node: {node_s:.1f} s")
-    shares = f"{'of the sum of speeds':>22}{'busy':>8}"
-    print(f"{'nodes':<20}{'elapsed s':>10}{'over one':>10}{shares}{'same bits':>11}  batches")
-    rows = []
+    parser.add_argument("rounds", type=Path, nargs="+", help="the folders of replicas.sh, one a round")
+    folders = parser.parse_args().rounds
+    title = f"{'one node s':>11}{'nodes s':>9}{'over one':>10}{'of the sum of speeds':>22}{'busy':>8}{'same bits':>11}"
+    print(f"{'nodes':<20}{title}  batches")
+    clusters: dict[str, Any] = {}
     for name, speeds in SPEEDS.items():
-        values, summary = read(folder, name)
-        elapsed_s, ideal_s = summary["elapsed_s"], node_s * 0.5 / sum(speeds)
-        same = values.tobytes() == alone.tobytes()
-        batches = [mine["batches"] for mine in summary["replicas"]]
-        work = sum(speed * mine["busy_s"] for speed, mine in zip(speeds, summary["replicas"], strict=True))
-        busy = work / sum(speeds) / elapsed_s
+        rows = [row(folder, name) for folder in folders]
         told = "/".join(f"{speed:g}" for speed in speeds)
+        for mine in rows:
+            print(
+                f"{told:<20}{mine['one_s']:>11.1f}{mine['elapsed_s']:>9.1f}{mine['over_one']:>9.2f}x"
+                f"{mine['of_speeds']:>21.1%} {mine['busy']:>7.1%}{'yes' if mine['same_bits'] else 'no':>11}"
+                f"  {'/'.join(map(str, mine['batches']))}"
+            )
+        medians = {key: median(mine[key] for mine in rows) for key in ("over_one", "of_speeds", "busy")}
         print(
-            f"{told:<20}{elapsed_s:>10.1f}{node_s / elapsed_s:>9.2f}x{ideal_s / elapsed_s:>21.1%} {busy:>7.1%}"
-            f"{'yes' if same else 'no':>11}  {'/'.join(map(str, batches))}"
+            f"{'  median':<40}{medians['over_one']:>9.2f}x{medians['of_speeds']:>21.1%} {medians['busy']:>7.1%}"
+            f"{'yes' if all(mine['same_bits'] for mine in rows) else 'no':>11}"
         )
-        rows.append({"speeds": speeds, "elapsed_s": elapsed_s, "over_one": node_s / elapsed_s, "busy": busy})
-    print(json.dumps({"one_s": node_s, "rows": rows}))
+        clusters[name] = {"speeds": speeds, **medians, "rounds": rows}
+    print(json.dumps(clusters))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Float32 weights leave the file's pages for large ones where no other rank of the machine reads the same ones."""
+"""Weights lie in large pages, which ranks of a machine that hold the same blocks share."""
 
 from pathlib import Path
 
@@ -7,9 +7,11 @@ import pytest
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi.device.memory import _cores
 from astra_mpi.device.weights import mapped_file
 from astra_mpi.files.modelfile import write_model
 from astra_mpi.kernels.aligned import LINE
+from astra_mpi.kernels.pages import SharedPages
 from astra_mpi.ranks.broadcast import broadcast_text
 from helpers.fakes import gpt2_config, model_file
 
@@ -29,18 +31,69 @@ def mapped(model):
     return [mapped_file(block.layers[name]) is not None for block in model.blocks for name in LAYERS]
 
 
+def places(model):
+    """Where layers begin: bytes from the beginning of the pages that ranks share."""
+    first = model.backend.memory.pages._memory.ctypes.data
+    return [block.layers[name].ctypes.data - first for block in model.blocks for name in LAYERS]
+
+
 @pytest.mark.mpi
-def test_ranks_that_read_the_same_share_the_pages_of_the_file(comm, path):
+def test_weights_leave_the_pages_of_the_file_for_large_ones_that_ranks_share(comm, path):
     ids = np.arange(7)[None]
-    shared = astra_mpi.load(path, comm=comm, strategy="sp")
-    assert all(mapped(shared)) == (comm.size > 1) and any(mapped(shared)) == (comm.size > 1)
-    assert not any(mapped(astra_mpi.load(path, comm=comm, strategy="sp", network="10Mbps", clock="virtual")))
     alone = astra_mpi.load(path, comm=MPI.COMM_SELF, strategy="single")
-    assert not any(mapped(alone))
+    assert not any(mapped(alone)) and alone.backend.memory.pages is None
+    shared = astra_mpi.load(path, comm=comm, strategy="sp")
+    assert not any(mapped(shared)) and (shared.backend.memory.pages is None) == (comm.size == 1)
+    if comm.size > 1:
+        mine = np.array(places(shared))
+        every = np.empty((comm.size, mine.size), mine.dtype)
+        comm.Allgather(mine, every)
+        assert (every == every[0]).all() and len(set(every[0])) == mine.size
     stages = astra_mpi.load(path, comm=comm, strategy="single", grid=f"1x{comm.size}x1", handed_on="float32")
-    assert not any(mapped(stages.model if comm.size > 1 else stages))
+    part = stages.model if comm.size > 1 else stages
+    assert not any(mapped(part)) and part.backend.memory.pages is None
     np.testing.assert_allclose(shared(ids), alone(ids), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(stages(ids), alone(ids), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("compute", ["bfloat16", "int8"])
+def test_packed_weights_are_shared_and_the_same(comm, path, compute):
+    ids = np.arange(9)[None]
+    shared = astra_mpi.load(path, comm=comm, strategy="sp", compute=compute)
+    alone = astra_mpi.load(path, comm=MPI.COMM_SELF, strategy="single", compute=compute)
+    for here, there in zip(shared.blocks, alone.blocks, strict=True):
+        for name in LAYERS:
+            np.testing.assert_array_equal(np.asarray(here.layers[name]), np.asarray(there.layers[name]))
+    np.testing.assert_allclose(shared(ids), alone(ids), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.mpi
+def test_where_one_rank_cannot_have_them_none_has(comm, path, monkeypatch):
+    """Ranks then read the pages of the file, which they share; on an emulated network each moves them for itself."""
+    if comm.rank == comm.size - 1:
+        missing = classmethod(lambda cls, *_: None)
+        monkeypatch.setattr(SharedPages, "create", missing)
+        monkeypatch.setattr(SharedPages, "join", missing)
+    shared = astra_mpi.load(path, comm=comm, strategy="sp")
+    assert shared.backend.memory.pages is None
+    assert all(mapped(shared)) == (comm.size > 1) and any(mapped(shared)) == (comm.size > 1)
+    emulated = astra_mpi.load(path, comm=comm, strategy="sp", network="10Mbps", clock="virtual")
+    assert emulated.backend.memory.pages is None and not any(mapped(emulated))
+
+
+@pytest.mark.mpi
+def test_ranks_near_other_memory_do_not_share_it(comm, path, monkeypatch):
+    monkeypatch.setattr("astra_mpi.device.memory._node", lambda: comm.rank % 2)
+    shared = astra_mpi.load(path, comm=comm, strategy="sp")
+    neighbours = len(range(comm.rank % 2, comm.size, 2))
+    assert (shared.backend.memory.pages is None) == (neighbours == 1)
+    np.testing.assert_allclose(shared(np.arange(7)[None]), shared(np.arange(7)[None]))
+
+
+@pytest.mark.parametrize("listed, cores", [("0-3,8\n", {0, 1, 2, 3, 8}), ("5", {5}), ("\n", set())])
+def test_cores_of_a_part_of_memory(listed, cores):
+    assert _cores(listed) == cores
 
 
 def test_moved_weights_are_the_same_and_count_once(path):

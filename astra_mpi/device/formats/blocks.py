@@ -14,8 +14,8 @@ import numpy as np
 
 from astra_mpi.device.formats.ggml import QUANTISED, Numbers
 from astra_mpi.device.formats.narrow import STEP, Narrow, is_layer, matmul
+from astra_mpi.device.memory import Memory
 from astra_mpi.device.scratch import Scratch
-from astra_mpi.kernels.aligned import lasting
 from astra_mpi.kernels.blocks import ADDED, BLOCK, RECORDS, STRIP, widened
 
 #: up to so many float32 rows read the blocks; more of them pay for widening
@@ -174,9 +174,9 @@ class Blocks(Narrow):
         taken.fill(0, self._numbers(strip, lane, slice(first // BLOCK, last // BLOCK)))
         return taken
 
-    def move(self) -> None:
+    def move(self, memory: Memory) -> None:
         """From the file that the numbers are mapped from to large pages of memory, whose bytes are read faster."""
-        object.__setattr__(self, "values", lasting(self.values))
+        object.__setattr__(self, "values", memory.keep(self.values))
 
     def product(self, x: np.ndarray, out: np.ndarray, kernels: ModuleType, scratch: Scratch) -> np.ndarray:
         return super().product(x, out, kernels, scratch) if self.by_rows else self._times(x, out, kernels, scratch)

@@ -1,0 +1,96 @@
+"""Where the weights lie that products read: in large pages of memory, which ranks of a machine share if they can."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from astra_mpi.kernels.aligned import lasting, lasting_rows, row_floats
+from astra_mpi.kernels.pages import SharedPages
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_NODES = Path("/sys/devices/system/node")
+
+
+class Memory(NamedTuple):
+    """moves: whether float32 weights leave the pages of their file, which ranks of a machine share. pages: those of all
+    ranks of this machine with the same blocks; None: each has its own."""
+
+    moves: bool = False
+    pages: SharedPages | None = None
+
+    def keep(self, array: np.ndarray) -> np.ndarray:
+        """A copy of an array, or the one that another rank has made."""
+        shared = None if self.pages is None or not array.nbytes else self.pages.keep(array)
+        return lasting(array) if shared is None else shared
+
+    def keep_rows(self, matrices: Sequence[np.ndarray]) -> np.ndarray:
+        """The same of matrices of as many rows, side by side, with rows as `lasting_rows` has them."""
+        if self.pages is None:
+            return lasting_rows(matrices)
+        m, n = len(matrices[0]), sum(matrix.shape[1] for matrix in matrices)
+        whole = np.zeros((m, row_floats(n)), np.float32)  # between rows too: they are compared
+        np.concatenate(matrices, axis=1, out=whole[:, :n])
+        return self.keep(whole)[:, :n]
+
+
+#: of weights that no other rank has
+OWN = Memory()
+
+
+def memory_here(comm: MPI.Comm, kind: int, n_bytes: int, emulated: bool) -> Memory:
+    """Collective. kind: equal on ranks that hold the same blocks; n_bytes: what these take at most.
+
+    emulated: each rank stands for a machine of its own. Then weights move in any case, and what ranks share is what the
+    caches of one machine have to hold of them: each rank reads weights as if it was alone with them.
+    """
+    from mpi4py import MPI
+
+    here = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    alike = here.Split(kind)
+    near = alike.Split(_node() + 1)  # memory of another socket is slower
+    pages = _shared(near, n_bytes) if near.Get_size() > 1 else None
+    moves = emulated or alike.Get_size() == 1 or pages is not None
+    for made in (near, alike, here):
+        made.Free()
+    return Memory(moves, pages)
+
+
+def _shared(comm: MPI.Comm, n_bytes: int) -> SharedPages | None:
+    """Collective: pages of all ranks of `comm`, which are on one machine; None on all if one cannot have them."""
+    from mpi4py import MPI
+
+    pages = SharedPages.create(n_bytes) if comm.Get_rank() == 0 else None
+    place = np.array(pages.place if pages else (0, 0, 0), np.int64)
+    comm.Bcast(place)
+    if comm.Get_rank() != 0 and place[0]:
+        pages = SharedPages.join(*map(int, place))
+    all_have = np.array([pages is not None], np.int64)
+    comm.Allreduce(MPI.IN_PLACE, all_have, op=MPI.MIN)
+    return pages if all_have[0] else None
+
+
+def _node() -> int:
+    """The part of the machine's memory that is near all cores this process may run on; -1: none is."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    for node in _NODES.glob("node*"):
+        try:
+            listed = (node / "cpulist").read_text()
+        except OSError:
+            continue
+        if cores and cores <= _cores(listed):
+            return int(re.sub(r"\D", "", node.name))
+    return -1
+
+
+def _cores(listed: str) -> set[int]:
+    """ "0-3,8" -> {0, 1, 2, 3, 8}."""
+    spans = (span.split("-") for span in listed.strip().split(",") if span.strip())
+    return {core for span in spans for core in range(int(span[0]), int(span[-1]) + 1)}
