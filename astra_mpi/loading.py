@@ -264,9 +264,10 @@ def _read(
 
 
 def _most_bytes(config: Any) -> int:
-    """What weights take that products read: in rows of float32 numbers, whose ends are filled up, or less."""
+    """What weights take that products read, in rows of float32 numbers, whose ends are filled up, or less; and as much
+    again for tables of far keys and values. More than that each rank has for itself."""
     shapes = modelfile.weight_shapes(config).values()
-    return sum(4 * math.prod(shape) + 2 * LINE * shape[0] for shape in shapes if len(shape) > 1)
+    return 2 * sum(4 * math.prod(shape) + 2 * LINE * shape[0] for shape in shapes if len(shape) > 1)
 
 
 def _same_everywhere(comm: MPI.Comm, message: str, digest: str) -> None:

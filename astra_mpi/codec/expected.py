@@ -8,6 +8,7 @@ import numpy as np
 
 from astra_mpi.codec.block import BlockCodec
 from astra_mpi.codec.tables import FarSum, Projected, Projection
+from astra_mpi.device.memory import Memory
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import product
 from astra_mpi.device.xp import module_of
@@ -33,6 +34,10 @@ class Expected(Projected):
     def halve(self) -> None:
         if self.sums is not None:
             self.sums.halve()
+
+    def move(self, memory: Memory) -> None:
+        if self.sums is not None:
+            self.sums.move(memory)
 
     def before(self, state: np.ndarray, kernels: ModuleType) -> np.ndarray | None:
         """Of predicted states (m, D), what does not wait for their codes, (m, 2 d_kv)."""

@@ -18,6 +18,7 @@ from astra_mpi.codec.codebook import Codebook
 from astra_mpi.codec.kind import Sigma2
 from astra_mpi.config import require
 from astra_mpi.device.formats.floats import BFloat16
+from astra_mpi.device.memory import Memory
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.device.weights import Matrix, Narrow, SideBySide, product
 from astra_mpi.device.xp import beside, module_of, to_host
@@ -71,6 +72,9 @@ class FarTable:
 
     def halve(self) -> None:
         """Store tables that are summed up in bfloat16: half the memory, and half of what a sum reads."""
+
+    def move(self, memory: Memory) -> None:
+        """Keep tables, which are read row by row at random, where weights are."""
 
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
         """Codes (n, C) -> [K^ | V^] (n, 2 d_kv), a new array."""
@@ -130,6 +134,9 @@ class FarRow(Projected):
     def round_to(self, dtype: type) -> None:
         self.rows = self.rows.astype(dtype, copy=False)
 
+    def move(self, memory: Memory) -> None:
+        self.rows = memory.keep(self.rows)
+
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
         return self.normed(beside(codes, self.rows)[codes[:, 0]], kernels)
 
@@ -153,6 +160,9 @@ class FarSum(Projected):
 
     def halve(self) -> None:
         self.tables = BFloat16.narrow_numbers(self.tables)
+
+    def move(self, memory: Memory) -> None:
+        self.tables = memory.keep(self.tables)
 
     def far_kv(self, codes: np.ndarray, kernels: ModuleType) -> np.ndarray:
         scale = None

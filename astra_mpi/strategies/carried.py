@@ -17,7 +17,7 @@ from astra_mpi.codec.tables import FarTable, has_tables, make_far
 from astra_mpi.device.packed import pack, packs
 from astra_mpi.device.xp import to_host
 from astra_mpi.models.block import Block
-from astra_mpi.strategies.remote import projection
+from astra_mpi.strategies.remote import projection, settle_table
 
 
 def source_of(codec: Codec, i: int) -> int:
@@ -50,9 +50,7 @@ class Carried:
         if not of_codes:
             whole = whole._replace(weight=weight, bias=bias, scratch=scratch)
         table = self.tables[i] = make_far("table" if of_codes else "gemm", codec.blocks[j], "normed", whole)
-        table.round_to(scratch.dtype)
-        if getattr(kernels, "compute", "float32") != "float32":
-            table.halve()
+        settle_table(table, block, kernels)
 
 
 class Leaps:

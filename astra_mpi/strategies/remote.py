@@ -103,7 +103,14 @@ def _far_table(block: Block, codec: Codec, i: int, how: str, kernels: ModuleType
         table = Expected(own, projection(block, site), stored)
     else:
         table = make_far(how, own, site, projection(block, site) if stored is None else stored.on_host())
+    settle_table(table, block, kernels)
+    return table
+
+
+def settle_table(table: FarTable, block: Block, kernels: ModuleType) -> None:
+    """Its numbers as the model computes, and in memory where the block's weights are."""
     table.round_to(block.scratch.dtype)
     if getattr(kernels, "compute", "float32") != "float32":
         table.halve()
-    return table
+    if block.scratch.xp is np:
+        table.move(block.memory)

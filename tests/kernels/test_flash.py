@@ -212,7 +212,8 @@ def with_emulated_tiles(emulated):
     def python(kernel, **names):
         return types.FunctionType(kernel.py_func.__code__, kernel.py_func.__globals__ | names)
 
-    block = python(amx.block, **emulated.names())
+    asking = python(amx.block_asking, ask_line=lambda address: None, **emulated.names())
+    block = python(amx.block, block_asking=asking)
     sweep = types.SimpleNamespace(sweep=python(amx.sweep, block=block, **emulated.names()))
     multiply = python(tiles.multiply, amx=sweep)
     whole = python(

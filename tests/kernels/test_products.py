@@ -190,10 +190,10 @@ def narrow(tiles, at, stride, n_rows, k, panel, factors, offsets):
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 20, 70), (17, 64, 32), (33, 1600, 40), (64, 200, 300)])
 def test_the_kernel_for_tiles_with_emulated_instructions(kind, m, k, n):
     """What the instructions are given, in which order, and where their results go; no AMX core is needed."""
-    tiles, weight = Tiles(), numbers(k, n, seed=1)
-    instructions = tiles.names()
-    block = python(amx.block, **instructions)
-    emulated = types.SimpleNamespace(block=block, from_word=amx.from_word.py_func)
+    tiles, weight, asked = Tiles(), numbers(k, n, seed=1), []
+    asking = python(amx.block_asking, ask_line=asked.append, **tiles.names())
+    block = python(amx.block, block_asking=asking)
+    emulated = types.SimpleNamespace(block=block, block_asking=asking, from_word=amx.from_word.py_func)
     strips, (panel, x, factors, offsets) = packed(kind, weight), narrowed(kind, numbers(m, k))
     room = types.SimpleNamespace(counts=aligned((32, 32), np.int32), factors=factors, offsets=offsets)
     sums = np.full((len(panel), 16 * strips.n_strips), 3, np.float32)
@@ -207,6 +207,9 @@ def test_the_kernel_for_tiles_with_emulated_instructions(kind, m, k, n):
         add(room, lie, 0, m, strips.words.ctypes.data, 64 * strips.n_words, begin, end, sums.shape[1], sums)
     got = sums[:m, :n] * strips.scale[:n]
     np.testing.assert_allclose(got, reference.layer(x, weight, kind), 0, bound(x, weight))
+    within = range(strips.words.ctypes.data, strips.words.ctypes.data + strips.words.nbytes, 64)
+    assert set(asked) <= set(within) and len(set(asked)) == len(asked)  # no line is asked for twice
+    assert bool(asked) == (kind == "bfloat16" and (strips.n_strips > 2 or k > 384))
 
 
 def python(kernel, **names):

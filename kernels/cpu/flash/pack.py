@@ -11,10 +11,12 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from astra_mpi.kernels.cpu._math import FASTMATH, f32
-from astra_mpi.kernels.cpu._memory import bits, floats
+from astra_mpi.kernels.cpu._memory import ask, bits, floats
 from astra_mpi.kernels.cpu._simd import F32, I32, I64, LANES
 
 u32 = np.uint32
+#: keys and values asked for before they are packed, where rows of a table lie far apart
+_AHEAD = 32
 
 _FLOATS, _WORDS, _HALVES = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES), ir.VectorType(ir.IntType(16), 32)
 
@@ -127,6 +129,8 @@ def pack_keys(at, d, line, out):
     """Keys (m, d), whose addresses are at (m,) int64 -> strips out (m' / 16, w, 16) of words; line (w,) is scratch."""
     places, first = at.ctypes.data, out.ctypes.data
     for s in range(out.shape[0]):
+        for j in range(16 * s + _AHEAD, min(16 * (s + 1) + _AHEAD, at.size)):
+            ask(at[j], 4 * d)
         whole = d // 32 if 16 * (s + 1) <= at.size else 0
         for i in range(whole):
             _pack_16_keys(places + 128 * s, 128 * i, first + 64 * (s * line.size + 16 * i))  # type: ignore[call-arg]
@@ -147,6 +151,8 @@ def pack_values(at, d, out):
     whole, line = d // 16, out.ctypes.data
     for p in range(n_keys // 2):
         first, second = at[2 * p], at[2 * p + 1]
+        for j in range(2 * p + _AHEAD, min(2 * p + 2 + _AHEAD, n_keys)):
+            ask(at[j], 4 * d)
         for s in range(whole):
             _pack_pair(first + 64 * s, second + 64 * s, line + 64 * p + strip_bytes * s)  # type: ignore[call-arg]
         if 16 * whole < d:

@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 
 from astra_mpi.kernels._compile import compiled
 from astra_mpi.kernels.cpu._inner import inner
+from astra_mpi.kernels.cpu._memory import ask_line
 
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
 _ADDRESS = ir.PointerType(_I8)
@@ -129,9 +130,16 @@ def from_word(rows, w):
 
 @inner()
 def block(sums, rows, i, both, strip, ldb, n_words, begin, c, ldc):
+    """`block_asking` for nothing."""
+    block_asking(sums, rows, i, both, strip, ldb, n_words, begin, c, ldc, strip, 0)
+
+
+@inner()
+def block_asking(sums, rows, i, both, strip, ldb, n_words, begin, c, ldc, ahead, n_ahead):
     """32 rows from row i on, or sixteen, and two strips: c = (begin ? 0 : c) + their products.
 
-    c: address of sums of the type that `sums` has, ldc bytes from row to row.
+    c: address of sums of the type that `sums` has, ldc bytes from row to row. ahead: where lines of two strips lie that
+    are multiplied later, ldb bytes apart; of each, n_ahead lines are asked for every sixteen words.
     """
     a, lda, tile, sixteen = rows
     at = a + i // 16 * sixteen
@@ -152,6 +160,10 @@ def block(sums, rows, i, both, strip, ldb, n_words, begin, c, ldc):
             dot_4(sums)
         else:
             dot_2(sums)
+        for _ in range(n_ahead):
+            ask_line(ahead)
+            ask_line(ahead + ldb)
+            ahead += 64
         at += tile
         strip += 1024
     store_0(c, ldc)

@@ -20,6 +20,10 @@ from astra_mpi.kernels.cpu.products.rows import rows_of
 _WORDS, _GROUPS_WORDS = 192, 4 * GROUP_WORDS
 #: of a block
 _ROWS, _COLUMNS = 32, 32
+#: lines of each strip that follows, asked for while sixteen words are multiplied: few rows must not wait for more
+_MOST_ASKED = 4
+#: rows that read strips often enough for what the processor asks for by itself
+_MANY_ROWS = 512
 
 
 @compiled()
@@ -69,13 +73,23 @@ def _add_of(panel, room, rows, first, last, strips, n_words, begin, end, n, sums
 
 @compiled()
 def _floats(room, rows, first, last, strips, strip_bytes, begin, end, n, sums):
-    ldc = sums.strides[0]
+    ldc, n_words = sums.strides[0], strip_bytes // (4 * STRIP)
+    most = min(_MOST_ASKED, (16 * _ROWS + last - first - 1) // (last - first)) if last - first <= _MANY_ROWS else 0
     for w in range(begin, end, _WORDS):
         part, words = amx.from_word(rows, w), min(_WORDS, end - w)
         for c in range(0, n, _COLUMNS):
+            strip = strips + 4 * STRIP * w + c // STRIP * strip_bytes
+            if c + _COLUMNS < n:
+                follows, unasked = strip + 2 * strip_bytes, words
+            else:
+                follows, unasked = strips + 4 * STRIP * (w + _WORDS), max(0, min(_WORDS, n_words - w - _WORDS))
             for i in range(first, last, _ROWS):
-                strip, at = strips + 4 * STRIP * w + c // STRIP * strip_bytes, sums.ctypes.data + i * ldc + 4 * c
-                amx.block(sums, part, i, last - i > 16, strip, strip_bytes, words, w == 0, at, ldc)
+                at, each = sums.ctypes.data + i * ldc + 4 * c, min(most, unasked // (words // 16))
+                amx.block_asking(
+                    sums, part, i, last - i > 16, strip, strip_bytes, words, w == 0, at, ldc, follows, each
+                )
+                follows += words // 16 * each * 4 * STRIP
+                unasked -= words // 16 * each
 
 
 @compiled()
