@@ -264,8 +264,8 @@ def _read(
 
 
 def _most_bytes(config: Any) -> int:
-    """What weights take that products read, in rows of float32 numbers, whose ends are filled up, or less; and as much
-    again for tables of far keys and values. More than that each rank has for itself."""
+    """Room for what ranks of a machine share: weights that products read, as rows of float32 numbers whose ends are
+    filled up, and as much again for tables of far keys and values. What is more each rank has for itself."""
     shapes = modelfile.weight_shapes(config).values()
     return 2 * sum(4 * math.prod(shape) + 2 * LINE * shape[0] for shape in shapes if len(shape) > 1)
 

@@ -12,43 +12,49 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import numpy as np
 
 from astra_mpi.kernels.aligned import LINE, PAGE
 
 #: of Linux, which Python has no names for
-_PROT_NONE, _MAP_FIXED, _MADV_HUGEPAGE, _MADV_COLLAPSE = 0, 0x10, 14, 25
+_PROT_NONE, _MAP_FIXED, _MADV_COLLAPSE = 0, 0x10, 25
 #: the first page says what there is: a token, bytes taken, arrays; then of each its bytes, their sum and where they lie
 _TOKEN, _TAKEN, _COUNT, _FIRST, _FIELDS = 0, 1, 2, 8, 3
 _MOST = (PAGE // 8 - _FIRST) // _FIELDS
 
 
 class SharedPages:
-    """Arrays that are the same in several processes, once in memory. Nobody writes to them."""
+    """Arrays that are the same in several processes, once in memory. Nobody writes to them.
+
+    Their memory goes with the last process that has an array of them, and not sooner. For one thread of a process.
+    """
 
     def __init__(self, file: int, n_bytes: int) -> None:
-        """file: a descriptor, closed in the end, of a memory file of n_bytes, a multiple of PAGE."""
-        self._file = file
-        weakref.finalize(self, os.close, file)
+        """file: a descriptor of a memory file of n_bytes, a multiple of PAGE, which is closed in the end. OSError where
+        it cannot be mapped; then it stays open."""
         self._memory = np.asarray(_Mapping(file, n_bytes))
         self._header = self._memory[:PAGE].view(np.int64)
+        self._file = file
+        weakref.finalize(self, os.close, file).atexit = False
 
     @classmethod
     def create(cls, n_bytes: int) -> SharedPages | None:
         """New ones, with room for so many bytes; None where this system gives no large pages."""
-        if not hasattr(os, "memfd_create"):
-            return None
         n_bytes = PAGE + -(-n_bytes // PAGE) * PAGE
-        file = os.memfd_create("astra-mpi weights", os.MFD_CLOEXEC)
+        try:
+            file = os.memfd_create("astra-mpi weights", os.MFD_CLOEXEC)
+        except (AttributeError, OSError):
+            return None
         try:
             os.ftruncate(file, n_bytes)
+            os.posix_fallocate(file, 0, PAGE)
             made = cls(file, n_bytes)
         except OSError:
             os.close(file)
             return None
-        if not made._grow(0, PAGE):
+        if not made._collapse(0, PAGE):
             return None
         made._header[_TOKEN] = int.from_bytes(os.urandom(7), "little")
         made._header[_TAKEN] = PAGE
@@ -62,12 +68,13 @@ class SharedPages:
     @classmethod
     def join(cls, process: int, file: int, token: int) -> SharedPages | None:
         """Those of another process; None where it does not let this one, or numbers of processes are not the same."""
+        careful = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # it may be anything
         try:
-            own = os.open(f"/proc/{process}/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
+            own = os.open(f"/proc/{process}/fd/{file}", os.O_RDWR | careful)
         except OSError:
             return None
-        n_bytes = os.fstat(own).st_size
         try:
+            n_bytes = os.fstat(own).st_size
             if n_bytes < 2 * PAGE or n_bytes % PAGE:
                 raise OSError(errno.EINVAL, "another file")
             made = cls(own, n_bytes)
@@ -103,7 +110,7 @@ class SharedPages:
 
     def _find(self, data: np.ndarray, total: int, entries: np.ndarray) -> int | None:
         alike = (entries[:, 0] == len(data)) & (entries[:, 1] == total)
-        found = (int(at) for at in entries[alike, 2] if np.array_equal(self._at(int(at), len(data)), data))
+        found = (int(at) for at in entries[alike, 2] if _same(self._at(int(at), len(data)), data))
         return next(found, None)
 
     def _put(self, data: np.ndarray, total: int) -> int | None:
@@ -118,16 +125,21 @@ class SharedPages:
         return at
 
     def _grow(self, first: int, end: int) -> bool:
-        """Take large pages for bytes first .. end; False where there are none."""
+        """Take memory for bytes first .. end; False where there is none. Where large pages have run out, small ones are
+        better than a copy in each process."""
         if first == end:
             return True
-        pages = self._memory.ctypes.data + first, end - first
         try:
-            _libc.madvise(*pages, _MADV_HUGEPAGE)  # where the system gives them at once
             os.posix_fallocate(self._file, first, end - first)
         except OSError:
             return False
-        return _libc.madvise(*pages, _MADV_COLLAPSE) == 0
+        self._collapse(first, end)
+        return True
+
+    def _collapse(self, first: int, end: int) -> bool:
+        """Make large pages of small ones, if the system can."""
+        done: int = _libc.madvise(self._memory.ctypes.data + first, end - first, _MADV_COLLAPSE)
+        return done == 0
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -146,11 +158,16 @@ class _Mapping:
         first = _libc.mmap(None, room, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         if first == _FAILED:
             raise OSError(ctypes.get_errno(), "memory cannot be mapped")
-        weakref.finalize(self, _libc.munmap, first, room)
+        weakref.finalize(self, _libc.munmap, first, room).atexit = False  # arrays may be read until the very end
         at = -(-first // PAGE) * PAGE
         if _libc.mmap(at, n_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, file, 0) != at:
             raise OSError(ctypes.get_errno(), "memory cannot be mapped")
         self.__array_interface__ = {"shape": (n_bytes,), "typestr": "|u1", "data": (at, False), "version": 3}
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether bytes are equal, compared in pieces: the comparison takes as much memory."""
+    return all(np.array_equal(a[i : i + PAGE], b[i : i + PAGE]) for i in range(0, len(a), PAGE))
 
 
 def _sum(data: np.ndarray) -> int:
@@ -162,8 +179,7 @@ def _sum(data: np.ndarray) -> int:
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _FAILED = ctypes.c_void_p(-1).value
-with suppress(AttributeError):  # only Linux comes as far as to call them
-    _libc.mmap.restype = ctypes.c_void_p
-    _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

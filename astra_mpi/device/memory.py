@@ -12,6 +12,7 @@ import numpy as np
 
 from astra_mpi.kernels.aligned import lasting, lasting_rows, row_floats
 from astra_mpi.kernels.pages import SharedPages
+from astra_mpi.ranks.watched import waiting
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -20,8 +21,8 @@ _NODES = Path("/sys/devices/system/node")
 
 
 class Memory(NamedTuple):
-    """moves: whether float32 weights leave the pages of their file, which ranks of a machine share. pages: those of all
-    ranks of this machine with the same blocks; None: each has its own."""
+    """moves: whether float32 weights leave the pages of their file, which ranks of a machine share. pages: of this rank
+    and others of its machine with the same blocks, near the same memory; None: each has its own."""
 
     moves: bool = False
     pages: SharedPages | None = None
@@ -33,12 +34,25 @@ class Memory(NamedTuple):
 
     def keep_rows(self, matrices: Sequence[np.ndarray]) -> np.ndarray:
         """The same of matrices of as many rows, side by side, with rows as `lasting_rows` has them."""
+        shared = self._shared_rows(matrices)
+        return lasting_rows(matrices) if shared is None else shared
+
+    def move_rows(self, matrix: np.ndarray) -> np.ndarray:
+        """A matrix of a file with rows as `lasting_rows` has them. It stays where it is if ranks share it there and
+        have no room to share it here."""
+        shared = self._shared_rows([matrix])
+        if shared is None:
+            return matrix if self.pages is not None else lasting_rows([matrix])
+        return shared
+
+    def _shared_rows(self, matrices: Sequence[np.ndarray]) -> np.ndarray | None:
         if self.pages is None:
-            return lasting_rows(matrices)
+            return None
         m, n = len(matrices[0]), sum(matrix.shape[1] for matrix in matrices)
         whole = np.zeros((m, row_floats(n)), np.float32)  # between rows too: they are compared
         np.concatenate(matrices, axis=1, out=whole[:, :n])
-        return self.keep(whole)[:, :n]
+        shared = self.pages.keep(whole)
+        return None if shared is None else shared[:, :n]
 
 
 #: of weights that no other rank has
@@ -53,13 +67,14 @@ def memory_here(comm: MPI.Comm, kind: int, n_bytes: int, emulated: bool) -> Memo
     """
     from mpi4py import MPI
 
-    here = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    alike = here.Split(kind)
-    near = alike.Split(_node() + 1)  # memory of another socket is slower
-    pages = _shared(near, n_bytes) if near.Get_size() > 1 else None
-    moves = emulated or alike.Get_size() == 1 or pages is not None
-    for made in (near, alike, here):
-        made.Free()
+    with waiting(comm, "other ranks of this machine"):
+        here = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        alike = here.Split(kind)
+        near = alike.Split(_node() + 1)  # memory of another socket is slower
+        pages = _shared(near, n_bytes) if near.Get_size() > 1 else None
+        moves = emulated or alike.Get_size() == 1 or pages is not None
+        for made in (near, alike, here):
+            made.Free()
     return Memory(moves, pages)
 
 
@@ -73,7 +88,7 @@ def _shared(comm: MPI.Comm, n_bytes: int) -> SharedPages | None:
     if comm.Get_rank() != 0 and place[0]:
         pages = SharedPages.join(*map(int, place))
     all_have = np.array([pages is not None], np.int64)
-    comm.Allreduce(MPI.IN_PLACE, all_have, op=MPI.MIN)
+    comm.Allreduce(MPI.IN_PLACE, all_have, op=MPI.MIN)  # rank 0 keeps its descriptor until all have joined
     return pages if all_have[0] else None
 
 
@@ -82,10 +97,10 @@ def _node() -> int:
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     for node in _NODES.glob("node*"):
         try:
-            listed = (node / "cpulist").read_text()
-        except OSError:
+            near = _cores((node / "cpulist").read_text())
+        except (OSError, ValueError):
             continue
-        if cores and cores <= _cores(listed):
+        if cores and cores <= near:
             return int(re.sub(r"\D", "", node.name))
     return -1
 

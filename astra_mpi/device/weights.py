@@ -195,7 +195,7 @@ def side_by_side(matrices: Sequence[np.ndarray], memory: Memory) -> np.ndarray:
 def moved(weight: Matrix, memory: Memory) -> Matrix:
     """A float32 matrix that lies in a file, in large pages of memory; others as they are."""
     if isinstance(weight, np.ndarray) and mapped_file(weight) is not None:
-        return memory.keep_rows([weight])
+        return memory.move_rows(weight)
     return weight
 
 

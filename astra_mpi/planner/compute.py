@@ -76,7 +76,7 @@ def _slowest_speeds(file: ModelFile, comm: MPI.Comm, backends: dict[str, Backend
 def _first_block(file: ModelFile, backend: Backend) -> Block:
     own = {name.split(".", 2)[2]: weight for name, weight in file.weights.items() if name.startswith("blocks.0.")}
     recipe = FAMILIES[file.config.family].recipe_of(file.config)
-    return Block(file.config, recipe, own, backend.kernels, Scratch(np, np.float32), backend.memory)
+    return Block(file.config, recipe, own, backend.kernels, Scratch(np, np.float32))
 
 
 def _pass_s(block: Block, x: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from astra_mpi.device.memory import OWN
 from astra_mpi.device.packed import Packed, pack
 from astra_mpi.kernels.cpu import _features, bfloat16, int8
 from astra_mpi.kernels.cpu.products.by_vectors import multiply
@@ -47,7 +48,7 @@ def cases() -> Iterator[Products]:
         peak = 0.0 if path in ("amx", "widened") else peak_gflops(kernels.compute)
         if peak:
             print(f"{kernels.compute}: {path}, {peak:.0f} GFLOP/s from the second-level cache")
-        packed = [[pack([weight], kernels) for weight in block] for block in weights]
+        packed = [[pack([weight], kernels, OWN) for weight in block] for block in weights]
         for rows in (1024, 256):
             inputs = [rng.standard_normal((rows, k), np.float32) for k, _ in LAYERS]
             work = float(rows * sum(k * n for k, n in LAYERS))

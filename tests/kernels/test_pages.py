@@ -103,6 +103,31 @@ def test_memory_goes_with_the_last_array(pages):
     assert not mapped()
 
 
-def test_a_system_without_such_files_has_none(monkeypatch):
-    monkeypatch.delattr(os, "memfd_create")
+def test_large_pages_that_run_out_leave_small_ones_that_are_shared_too(pages, monkeypatch):
+    monkeypatch.setattr(SharedPages, "_collapse", lambda *_: False)
+    array = matrix(PAGE + 5)
+    kept = pages.keep(array)
+    first = pages._memory.ctypes.data
+    assert first < kept.ctypes.data < first + pages._memory.nbytes and kept.tobytes() == array.tobytes()
+
+
+def test_without_memory_there_is_none(pages, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", _refuse)
+    assert pages.keep(matrix(PAGE + 5)) is None and SharedPages.create(PAGE) is None
+
+
+def _refuse(*_):
+    raise OSError("no more of it")
+
+
+@pytest.mark.parametrize("what", ["memfd_create", "ftruncate"])
+def test_a_system_without_such_files_has_none(monkeypatch, what):
+    monkeypatch.setattr(os, what, _refuse)
     assert SharedPages.create(PAGE) is None
+
+
+def test_a_mapping_that_fails_closes_its_file_once(pages, monkeypatch):
+    n_files = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("astra_mpi.kernels.pages._Mapping", _refuse)
+    assert SharedPages.create(PAGE) is None and SharedPages.join(*pages.place) is None
+    assert len(os.listdir("/proc/self/fd")) == n_files

@@ -7,10 +7,11 @@ import pytest
 from mpi4py import MPI
 
 import astra_mpi
-from astra_mpi.device.memory import _cores
+from astra_mpi.codec.config import CodecConfig
+from astra_mpi.device.memory import _cores, memory_here
 from astra_mpi.device.weights import mapped_file
 from astra_mpi.files.modelfile import write_model
-from astra_mpi.kernels.aligned import LINE
+from astra_mpi.kernels.aligned import LINE, PAGE
 from astra_mpi.kernels.pages import SharedPages
 from astra_mpi.ranks.broadcast import broadcast_text
 from helpers.fakes import gpt2_config, model_file
@@ -31,24 +32,34 @@ def mapped(model):
     return [mapped_file(block.layers[name]) is not None for block in model.blocks for name in LAYERS]
 
 
-def places(model):
-    """Where layers begin: bytes from the beginning of the pages that ranks share."""
-    first = model.backend.memory.pages._memory.ctypes.data
-    return [block.layers[name].ctypes.data - first for block in model.blocks for name in LAYERS]
+def check_shared(comm, model, arrays):
+    """Each array is in the pages that ranks share, at the same place on all, and no two are."""
+    memory = model.backend.memory.pages._memory
+    mine = np.array([array.ctypes.data - memory.ctypes.data for array in arrays])
+    assert ((mine > 0) & (mine < memory.nbytes)).all() and len(set(mine)) == mine.size
+    every = np.empty((comm.size, mine.size), mine.dtype)
+    comm.Allgather(mine, every)
+    assert (every == every[0]).all()
+
+
+@pytest.fixture
+def shares(comm):
+    """Whether ranks have large pages in common here: several of one machine, with memory near to all of them."""
+    memory = memory_here(comm, 0, PAGE, emulated=False)
+    if comm.size > 1 and memory.pages is None:
+        pytest.skip("ranks have no large pages in common here")
+    return comm.size > 1
 
 
 @pytest.mark.mpi
-def test_weights_leave_the_pages_of_the_file_for_large_ones_that_ranks_share(comm, path):
+def test_weights_leave_the_pages_of_the_file_for_large_ones_that_ranks_share(comm, path, shares):
     ids = np.arange(7)[None]
     alone = astra_mpi.load(path, comm=MPI.COMM_SELF, strategy="single")
     assert not any(mapped(alone)) and alone.backend.memory.pages is None
     shared = astra_mpi.load(path, comm=comm, strategy="sp")
     assert not any(mapped(shared)) and (shared.backend.memory.pages is None) == (comm.size == 1)
-    if comm.size > 1:
-        mine = np.array(places(shared))
-        every = np.empty((comm.size, mine.size), mine.dtype)
-        comm.Allgather(mine, every)
-        assert (every == every[0]).all() and len(set(every[0])) == mine.size
+    if shares:
+        check_shared(comm, shared, [block.layers[name] for block in shared.blocks for name in LAYERS])
     stages = astra_mpi.load(path, comm=comm, strategy="single", grid=f"1x{comm.size}x1", handed_on="float32")
     part = stages.model if comm.size > 1 else stages
     assert not any(mapped(part)) and part.backend.memory.pages is None
@@ -58,10 +69,12 @@ def test_weights_leave_the_pages_of_the_file_for_large_ones_that_ranks_share(com
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("compute", ["bfloat16", "int8"])
-def test_packed_weights_are_shared_and_the_same(comm, path, compute):
+def test_packed_weights_are_shared_and_the_same(comm, path, compute, shares):
     ids = np.arange(9)[None]
     shared = astra_mpi.load(path, comm=comm, strategy="sp", compute=compute)
     alone = astra_mpi.load(path, comm=MPI.COMM_SELF, strategy="single", compute=compute)
+    if shares and shared.blocks[0].kernels.products_path().name != "widened":
+        check_shared(comm, shared, [block.layers[name].strips.words for block in shared.blocks for name in LAYERS])
     for here, there in zip(shared.blocks, alone.blocks, strict=True):
         for name in LAYERS:
             np.testing.assert_array_equal(np.asarray(here.layers[name]), np.asarray(there.layers[name]))
@@ -83,12 +96,32 @@ def test_where_one_rank_cannot_have_them_none_has(comm, path, monkeypatch):
 
 
 @pytest.mark.mpi
-def test_ranks_near_other_memory_do_not_share_it(comm, path, monkeypatch):
+def test_ranks_near_other_memory_do_not_share_it(comm, path, monkeypatch, shares):
+    alone = astra_mpi.load(path, comm=MPI.COMM_SELF, strategy="single")
     monkeypatch.setattr("astra_mpi.device.memory._node", lambda: comm.rank % 2)
     shared = astra_mpi.load(path, comm=comm, strategy="sp")
     neighbours = len(range(comm.rank % 2, comm.size, 2))
     assert (shared.backend.memory.pages is None) == (neighbours == 1)
-    np.testing.assert_allclose(shared(np.arange(7)[None]), shared(np.arange(7)[None]))
+    ids = np.arange(7)[None]
+    np.testing.assert_allclose(shared(ids), alone(ids), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("groups", [1, 2])
+def test_tables_of_far_keys_are_shared(comm, path, shares, groups):
+    """Finished rows where a token is one code, else parts of sums."""
+    coded = Path(path).with_name(f"coded-{groups}.h5")
+    if comm.rank == 0:
+        file = model_file(
+            gpt2_config(n_layers=2, d_model=96, d_ff=384), CodecConfig(kind="grouped", groups=groups, codebook_size=16)
+        )
+        write_model(coded, file)
+    comm.Barrier()
+    model = astra_mpi.load(str(coded), comm=comm, strategy="astra", remote="table")
+    assert np.isfinite(model(np.arange(8)[None])).all()
+    if shares:
+        tables = model.strategy.remote.tables
+        check_shared(comm, model, [table.rows if groups == 1 else table.tables for table in tables])
 
 
 @pytest.mark.parametrize("listed, cores", [("0-3,8\n", {0, 1, 2, 3, 8}), ("5", {5}), ("\n", set())])

@@ -22,7 +22,7 @@ _WORDS, _GROUPS_WORDS = 192, 4 * GROUP_WORDS
 _ROWS, _COLUMNS = 32, 32
 #: lines of each strip that follows, asked for while sixteen words are multiplied: few rows must not wait for more
 _MOST_ASKED = 4
-#: rows that read strips often enough for what the processor asks for by itself
+#: rows, multiplied with a strip before the next one, that leave the processor time enough to ask by itself
 _MANY_ROWS = 512
 
 
