@@ -12,7 +12,6 @@ import numpy as np
 
 from astra_mpi.kernels.aligned import lasting, lasting_rows, row_floats
 from astra_mpi.kernels.pages import SharedPages
-from astra_mpi.ranks.watched import waiting
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -67,6 +66,8 @@ def memory_here(comm: MPI.Comm, kind: int, n_bytes: int, emulated: bool) -> Memo
     """
     from mpi4py import MPI
 
+    from astra_mpi.ranks.watched import waiting  # which starts MPI, that commands on files do without
+
     with waiting(comm, "other ranks of this machine"):
         here = comm.Split_type(MPI.COMM_TYPE_SHARED)
         alike = here.Split(kind)
@@ -106,6 +107,6 @@ def _node() -> int:
 
 
 def _cores(listed: str) -> set[int]:
-    """ "0-3,8" -> {0, 1, 2, 3, 8}."""
+    """Those of a list such as 0-3,8."""
     spans = (span.split("-") for span in listed.strip().split(",") if span.strip())
     return {core for span in spans for core in range(int(span[0]), int(span[-1]) + 1)}
