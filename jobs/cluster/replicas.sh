@@ -3,15 +3,15 @@
 # node, on four, and on four uneven ones, by the virtual clock; the results compared bit by bit.
 #   bash jobs/cluster/replicas.sh
 # WORK (work/quickstart) is where quickstart.sh left its model and passages, MODEL one of them to use instead, NETWORK
-# (10Mbps,rtt=2ms) the ports of the nodes. BATCH (8) is the passages of a batch: emulated nodes take turns at the cores of
-# this machine, and a node's turn begins with caches that another has filled, which costs a batch of 4 some 6%.
+# (10Mbps,rtt=2ms) the ports of the nodes. BATCH (4) is the passages of a batch: emulated nodes take turns at the cores of
+# this machine, and a node's turn begins with caches that another has filled, which costs a batch of 4 more than one of 8.
 # The three clusters take turns, ROUNDS (3) times, every second time in reverse: what else the machine does meets all of
 # them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source jobs/setup.sh
 setup_venv mpich,text
-work=${WORK:-work/quickstart} network=${NETWORK:-10Mbps,rtt=2ms} batch=${BATCH:-8}
+work=${WORK:-work/quickstart} network=${NETWORK:-10Mbps,rtt=2ms} batch=${BATCH:-4}
 out=$work/replicas
 rm -rf "$out"/round-*
 # a CPU second of a half-core node counts as two
