@@ -154,12 +154,14 @@ def _one_by_one(
     finished: Finished,
 ) -> tuple[int, int | None]:
     """Collective: all ranks compute every batch; as `shared.loop`."""
-    comm, last = model.comm, None
+    comm, clock, last = model.comm, model.clock, None
+    origin_s = clock.now()
     for part in pending:
         if signum := stop.agreed(comm):
             return signum, last
         log.event("batch begins", batch=part + 1, level=logging.DEBUG)
         inputs = mask = known = None
+        begin_s = clock.now() - origin_s
         with collective(comm):
             if source is not None and results is not None:
                 span = range(*results.span(part))
@@ -167,10 +169,11 @@ def _one_by_one(
                 with alone(comm, f"reading batch {part + 1}"):
                     inputs, mask = source.batch(span.start, span.stop)
         outputs = task.outputs(*broadcast_batch(comm, inputs, mask), known)
+        times_s = {"begin_s": begin_s, "end_s": clock.now() - origin_s}
         with collective(comm):
             if results is not None:
                 with alone(comm, f"writing batch {part + 1}"):
-                    results.write(part, outputs, model.report)
+                    results.write(part, outputs, {**model.report, "span": {"run": results.lock.token, **times_s}})
             finished(part, model.report, len(known.numbers) if known is not None else 0)
         last = part
     return 0, last

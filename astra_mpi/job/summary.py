@@ -33,7 +33,8 @@ def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | Non
         **{name: first[name] for name in ("family", "strategy", "ranks")},
         **{name: first[name] for name in ("grid", "blocks", "handed_on") if name in first},
         **({"weight_bytes": first["weight_bytes"], "handed_bytes": told.handed_bytes} if "blocks" in first else {}),
-        **(told.replicas.told(first["grid"]) if "replica" in first else {}),
+        **({"replicas": told.replicas(first["grid"])} if "replica" in first else {}),
+        "elapsed_s": told.elapsed_s,
         "items": results.n_items,
         "tokens": told.tokens,
         "codec": first["codec"],
@@ -57,8 +58,9 @@ class _Told:
     bits: float = 0  # per token and block, the mean over tokens where batches differ
 
     def __init__(self) -> None:
-        self.replicas = _Replicas()
         self.handed_bytes: list[int] = []  # of each rank, from a stage to the next
+        self._done: dict[int, dict[str, Any]] = {}  # by each of several replicas
+        self._runs: dict[str, tuple[float, float]] = {}  # when the first batch of a run began, and its last one ended
 
     def through(self, reports: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for report in reports:
@@ -69,37 +71,34 @@ class _Told:
             elif bits != self.bits:
                 self.bits += (bits - self.bits) * n_tokens / self.tokens
             self.forward_s += report["latency_s"]["total"]
-            if "replica" in report:
-                self.replicas.note(report)
+            if "span" in report:
+                self._note(report)
             if "handed_bytes" in report:
                 before = self.handed_bytes or [0] * len(report["handed_bytes"])
                 self.handed_bytes = [a + b for a, b in zip(before, report["handed_bytes"], strict=True)]
             yield report
 
-
-class _Replicas:
-    """Who of several replicas has done what."""
-
-    def __init__(self) -> None:
-        self._done: dict[int, dict[str, Any]] = {}
-        self._runs: dict[str, tuple[float, float]] = {}  # when the first batch of a run began, and its last one ended
-
-    def note(self, report: dict[str, Any]) -> None:
-        """A batch."""
+    def _note(self, report: dict[str, Any]) -> None:
+        """When a batch began and ended, and who of several replicas has done it."""
         span, nothing = report["span"], {"batches": 0, "items": 0, "busy_s": 0.0}
         begin_s, end_s = self._runs.get(span["run"], (span["begin_s"], span["end_s"]))
         self._runs[span["run"]] = min(begin_s, span["begin_s"]), max(end_s, span["end_s"])
-        mine = self._done.setdefault(report["replica"], nothing)
-        mine["batches"] += 1
-        mine["items"] += len(report["tokens"])
-        mine["busy_s"] += span["end_s"] - span["begin_s"]
+        if "replica" in report:
+            mine = self._done.setdefault(report["replica"], nothing)
+            mine["batches"] += 1
+            mine["items"] += len(report["tokens"])
+            mine["busy_s"] += span["end_s"] - span["begin_s"]
 
-    def told(self, grid: str) -> dict[str, Any]:
-        """Of each replica; elapsed_s: from first batch to last, of all runs of the job together."""
+    def replicas(self, grid: str) -> list[dict[str, Any]]:
+        """What each has done."""
         nothing = {"batches": 0, "items": 0, "busy_s": 0.0}
-        n = int(grid.split("x")[0])
-        elapsed_s = sum(end_s - begin_s for begin_s, end_s in self._runs.values())
-        return {"replicas": [self._done.get(i, nothing) for i in range(n)], "elapsed_s": elapsed_s}
+        return [self._done.get(i, nothing) for i in range(int(grid.split("x")[0]))]
+
+    @property
+    def elapsed_s(self) -> float:
+        """From the first batch to the last, of all runs of the job together: with what rank 0 reads and writes between
+        them, which a virtual clock does not count."""
+        return sum(end_s - begin_s for begin_s, end_s in self._runs.values())
 
 
 def costs(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:

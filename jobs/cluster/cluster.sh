@@ -152,8 +152,18 @@ run() { # RANKS COMMAND...
   [[ $(mpirun --version 2>/dev/null) = HYDRA* ]] || refuse "mpirun is not MPICH's: pip install mpich, and put it in PATH"
   lock
   end_processes # what a killed `run` has left
+  stay_awake $$
   export MPIR_CVAR_NOLOCAL=1 UCX_TLS=tcp,self UCX_NET_DEVICES=eth0 # no shared memory: everything crosses the links
   exec mpirun -n "$1" "$(realpath "$0")" become_node "${@:2}"
+}
+
+stay_awake() { # PID: while it runs, what no node uses of a core is spent at the lowest priority. A virtual machine takes
+  # cores that idle away, and gives them back cold: nodes that leave some idle would be slower than those that share all
+  local core
+  for ((core = 0; core < cores; core++)); do
+    (chrt -i 0 bash -c 'while kill -0 "$1" 2>/dev/null; do for ((i = 0; i < 100000; i++)); do :; done; done' awake "$1" \
+      </dev/null >/dev/null 2>&1 9>&- &)
+  done
 }
 
 become_node() { # COMMAND...: by mpirun, once per rank

@@ -1,7 +1,9 @@
 """The table of replicas.sh: how much faster four nodes are than one, and whether they answer alike to the bit.
 
-"busy" is the share of the nodes' time in which they computed, by their speeds: what the queue leaves idle is the rest.
-Where the machine does other work, it is surer than the ratio of two runs.
+Times are from the first batch to the last. In real time that counts what the one node, or the first of four, reads and
+writes between batches; by the virtual clock it does not. "busy" is the share of the nodes' time in which they computed, by
+their speeds: what the queue leaves idle is the rest. Where the machine does other work, it is surer than the ratio of two
+runs.
 """
 
 from __future__ import annotations
@@ -28,8 +30,7 @@ def row(folder: Path, name: str) -> dict[str, Any]:
     speeds = SPEEDS[name]
     alone, one = read(folder, "one")
     values, summary = read(folder, name)
-    node_s = one["metrics"]["forward_s"]  # of a node of half a core, without what it reads and writes
-    elapsed_s = summary["elapsed_s"]
+    node_s, elapsed_s = one["elapsed_s"], summary["elapsed_s"]
     work = sum(speed * mine["busy_s"] for speed, mine in zip(speeds, summary["replicas"], strict=True))
     return {
         "one_s": node_s,
