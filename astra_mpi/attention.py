@@ -45,6 +45,8 @@ class Attention:
         self._begun, self._done, self._out = False, False, scratch("attended", n, n_heads * d)
         if self.packed:
             self.acc[:], self.row_max[:], self.row_sum[:] = 0, -np.inf, 0
+        else:
+            self._parts = list(self._sequences())
 
     def local(self, kv: np.ndarray, last: bool = False) -> None:
         """Attend to this rank's own rows, kv (n, 2 d_kv) in full precision; last: to nothing else after them."""
@@ -92,7 +94,7 @@ class Attention:
         if self.packed:
             self.kernels.finish_packed(self.acc, self.row_sum, self._out, self.n_heads)
             return self._out
-        for _, rows, acc, _, row_sum in self._sequences():
+        for _, rows, acc, _, row_sum in self._parts:
             self.kernels.finish(acc, row_sum, self._out[rows])
         return self._out
 
@@ -114,7 +116,7 @@ class Attention:
             return
         width = kv.shape[1] // 2
         keys, values = _split(kv[:, :width], self.n_kv_heads), _split(kv[:, width:], self.n_kv_heads)
-        for s, rows, acc, row_max, row_sum in self._sequences():
+        for s, rows, acc, row_max, row_sum in self._parts:
             far = slice(offsets[s], offsets[s + 1])
             chosen: dict[str, Any] = {} if key_rows is None else {"key_rows": key_rows[far]}
             chosen |= {"begins": not self._begun, "out": self._out[rows] if last else None}
@@ -137,7 +139,7 @@ class Attention:
             for state, width in ((self.acc, heads * d), (self.row_max, heads), (self.row_sum, heads)):
                 yield state[: n * width].reshape(n, width), where
             return
-        for s, _, *states in self._sequences():
+        for s, _, *states in self._parts:
             for state in states:
                 yield state, np.s_[:, : self.layout.fronts[s]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Sequence
 from math import prod
@@ -25,8 +26,14 @@ def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     return memory[first : first + n_bytes].view(dtype).reshape(shape)
 
 
+#: NumPy's C interface promises that the first field of an array, behind what all objects have, is where its numbers lie
+_HEAD, _pointer = object.__basicsize__, ctypes.c_void_p.from_address
+
+
 def address(array: np.ndarray | None) -> int:
     """Where its first number lies; 0 for None."""
+    if type(array) is np.ndarray:  # what the last line does, in a tenth of the time
+        return _pointer(id(array) + _HEAD).value or 0
     return 0 if array is None else int(array.__array_interface__["data"][0])
 
 

@@ -38,12 +38,12 @@ class BlockCodec:
         """The same with other codebooks."""
         return replace(self, codebooks=tuple(codebooks))
 
-    @property
+    @cached_property
     def n_codes(self) -> int:
         """C: codes per token."""
         return sum(book.n_codes for book in self.codebooks)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """K: entries per code, the most of any."""
         return max(book.size for book in self.codebooks)
@@ -53,7 +53,7 @@ class BlockCodec:
         """(C,) int64: bits of each code on the wire."""
         return np.concatenate([book.code_bits for book in self.codebooks])
 
-    @property
+    @cached_property
     def bits_per_token(self) -> int:
         """Of all codes of a token."""
         return int(self.code_bits.sum())
@@ -173,9 +173,16 @@ class BlockCodec:
 
     def misfit(self, codes: Any) -> Any:
         """Of codes (n, C), (n,) whether some code is not one of an entry; None where every message has good codes."""
-        parts = zip(self.codebooks, self.split(codes), strict=True)
-        bad = [part >= book.size for book, part in parts if book.size < 1 << int(book.code_bits.max())]
-        return None if not bad else module_of(codes).concatenate(bad, axis=1).any(axis=1)
+        if not any(self._can_misfit):
+            return None
+        parts = zip(self.codebooks, self.split(codes), self._can_misfit, strict=True)
+        bad = [part >= book.size for book, part, can in parts if can]
+        return module_of(codes).concatenate(bad, axis=1).any(axis=1)
+
+    @cached_property
+    def _can_misfit(self) -> list[bool]:
+        """Of each codebook, whether its codes can say more than it has entries."""
+        return [book.size < 1 << int(book.code_bits.max()) for book in self.codebooks]
 
     def clipped(self, codes: Any) -> Any:
         """Codes (n, C) of which none is above the last entry."""

@@ -25,6 +25,7 @@ from astra_mpi.device.weights import (
     product,
     side_by_side,
 )
+from astra_mpi.kernels.rest import Rest
 from astra_mpi.models.layers import Layers
 from astra_mpi.models.norms import HeadNorm
 from astra_mpi.models.recipe import Recipe
@@ -184,6 +185,10 @@ class Block:
 
     def output(self, x: np.ndarray, attended: np.ndarray) -> np.ndarray:
         """Block input x (n, D) and attention result (n, H d) -> block output, in x."""
+        if self._rest is not None:
+            normed, inner = self.scratch("normed", *x.shape), self.scratch("inner", len(x), self._rest.fc1.shape[1])
+            if self.kernels.after_attention(x, attended, self._rest, normed, inner):
+                return x
         return self._mlp(x, self._attention_added(x, attended))
 
     def _attention_added(self, x: np.ndarray, attended: np.ndarray) -> np.ndarray:
@@ -226,6 +231,19 @@ class Block:
             return None
         inner = self.w.get("fc1.bias"), self.config.activation, gate, self.w.get("gate.bias")
         return first.layer_twice(h, out, *inner, second, bias, add)
+
+    @cached_property
+    def _rest(self) -> Rest | None:
+        """What kernels take to compute all that follows attention at once; None where they do not."""
+        o, fc1, fc2 = (self.layers[name] for name in ("o", "fc1", "fc2"))
+        plain = self._adds_plainly and self.recipe.input_norms and not (self.recipe.parallel or self.recipe.gated)
+        if not (plain and hasattr(self.kernels, "after_attention")):
+            return None
+        if not (isinstance(o, np.ndarray) and isinstance(fc1, np.ndarray) and isinstance(fc2, np.ndarray)):
+            return None
+        bias = {name: self.w.get(f"{name}.bias") for name in ("o", "norm2", "fc1", "fc2")}
+        norm = self.w["norm2.weight"], None if self.recipe.rms else bias["norm2"], self.config.norm_eps
+        return Rest(o, bias["o"], *norm, fc1, bias["fc1"], self.config.activation, fc2, bias["fc2"])
 
     @property
     def _adds_plainly(self) -> bool:

@@ -20,6 +20,7 @@ from mpi4py import MPI
 from astra_mpi.caches.codes import CodeSpace
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
+from astra_mpi.codec.received import unpacked
 from astra_mpi.codec.tables import FarTable
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs.mapped import coded_wires, mean_wire
@@ -287,18 +288,12 @@ class Astra(FarCodes):
 
         Those that this rank does not hear of are zeros.
         """
-        codec, planned, reach = self.codec.blocks[i], self.planned, self.reaches[i]
-        counts = self._sent_counts(reach)
-        sent_bytes, _ = self._exchanged(i)
-        parts, heard = [], set(reach.far_ranks.tolist())
-        for rank, (message, n) in enumerate(zip(messages, counts, strict=True)):
-            if self.missing[i, rank]:
-                parts.append(self.mean_codes[i].repeat(int(n), axis=0))
-            elif rank in heard or (rank == planned.rank and sent_bytes[rank]):
-                parts.append(codec.unpack(message, int(n), self.kernels, self.graded.mask(rank)))
-            else:
-                parts.append(self.xp.zeros((int(n), codec.n_codes), self.mean_codes[i].dtype))
-        codes = self.xp.concatenate(parts)
+        codec, reach, rank = self.codec.blocks[i], self.reaches[i], self.planned.rank
+        counts, heard = self._sent_counts(reach), set(reach.far_ranks.tolist())
+        if self._exchanged(i)[0][rank]:
+            heard.add(rank)
+        given = self.missing[i], self.mean_codes[i], self.graded.mask
+        codes = unpacked(codec, messages, counts, heard, *given, self.kernels)
         bad = codec.misfit(codes) if codes.size else None
         if bad is not None:  # else every code is one of an entry
             if self.xp is np:

@@ -1,9 +1,9 @@
 """The table of replicas.sh: how much faster four nodes are than one, and whether they answer alike to the bit.
 
 Times are from the first batch to the last. In real time that counts what the one node, or the first of four, reads and
-writes between batches; by the virtual clock it does not. "busy" is the share of the nodes' time in which they computed, by
-their speeds: what the queue leaves idle is the rest. Where the machine does other work, it is surer than the ratio of two
-runs.
+writes between batches; by the virtual clock it does not. "busy" is the share of the nodes' time in which they compute,
+by their speeds: what the queue leaves idle is the rest. Where the machine does other work, it is surer than the ratio
+of two runs.
 """
 
 from __future__ import annotations

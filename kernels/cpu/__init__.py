@@ -41,6 +41,7 @@ from astra_mpi.kernels.cpu._weights import matvec, vecmat, widen
 from astra_mpi.kernels.cpu.dense.attention import attend, finish, warm_up_attention
 from astra_mpi.kernels.cpu.dense.calls import dense, warm_up_dense
 from astra_mpi.kernels.cpu.dense.encode import encode_grouped, encode_residual, warm_up_search
+from astra_mpi.kernels.cpu.dense.rest import after_attention
 from astra_mpi.kernels.near import Near
 from astra_mpi.kernels.reference import count_codes, segment_sum
 
@@ -55,6 +56,7 @@ __all__ = [
     "add_layer_norm",
     "add_residual",
     "add_rms_norm",
+    "after_attention",
     "attend",
     "attend_codes",
     "attend_rows",

@@ -17,6 +17,7 @@ from astra_mpi.kernels.aligned import aligned
 from astra_mpi.kernels.cpu import _team
 from astra_mpi.kernels.cpu._distance import exact_distance
 from astra_mpi.kernels.cpu._math import FASTMATH, f32, from_ordered_bits, i32, ordered_bits
+from astra_mpi.kernels.cpu._memory import float_rows, floats, shorts
 from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.flash.calls import tiles_of, used_path
 from astra_mpi.kernels.cpu.flash.pack import addresses, narrow_row, pack_keys
@@ -41,6 +42,7 @@ class _Packed(NamedTuple):
     half_norms: Array  # (C, K') float32: half the squared norms of what is packed, inf beyond the last
     norms: Array  # (C, K') float32: of what is packed
     losses: Array  # (C, K') float32: norms of what rounding takes from it
+    largest: Array  # (C, 2) float32: of norms and losses
 
 
 def pays(x: Array, entries: Array) -> bool:
@@ -85,12 +87,13 @@ def _pack(entries: Array) -> _Packed:
     packed = _Packed(
         aligned((n_codes, padded // 16, words, 16), np.uint32),
         np.empty((n_codes, width), np.float32),
-        *(np.empty((n_codes, padded), np.float32) for _ in range(3)),
+        *(np.empty((n_codes, n), np.float32) for n in (padded, padded, padded, 2)),
     )
     work = np.empty((16, width), np.float32), np.empty(words, np.uint32)
     for c in range(n_codes):
         sizes = packed.half_norms[c], packed.norms[c], packed.losses[c]
         _pack_entries(entries[c], packed.means[c], *work, packed.strips[c], *sizes)
+        packed.largest[c] = packed.norms[c].max(), packed.losses[c].max()
     return packed
 
 
@@ -100,30 +103,47 @@ _packed = Kept(_pack)
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
 def _search_rows(
-    tiles, x, first, last, step, entries, strips, means, half_norms, norms, losses, narrow, scores, line, codes
+    tiles, x, first, last, step, entries, strips, means, half_norms, norms, losses, largest, narrow, scores, line, codes
 ):
-    """`search` for rows first .. last - 1. Scratch, float32: narrow (PANEL, words), scores (PANEL, K'), line (W,)."""
-    rows, width, sizes = narrow.view(np.uint32), line.size, np.empty((PANEL, 2), f32)
+    """`search` for rows first .. last - 1. Scratch, float32: narrow (PANEL, words), scores (PANEL, K'), line (W,).
+
+    On addresses: arrays cut out of others would be counted, row by row.
+    """
+    width, sizes, centred = line.size, np.empty((PANEL, 2), f32), line.ctypes.data
     n_codes, n_strips, words, _ = strips.shape
+    size, padded = entries.shape[1], scores.shape[1]
     for begin in range(first, last, PANEL):
         n = min(PANEL, last - begin)
         for c in range(n_codes):
-            column, mean = c * step, means[c]
+            rows, row_bytes = x.ctypes.data + begin * x.strides[0] + 4 * c * step, x.strides[0]
             for i in range(n):
-                for w in range(width):
-                    line[w] = x[begin + i, column + w] - mean[w]
-                narrow_row(np.int64(line.ctypes.data), width, np.int64(rows[i].ctypes.data), words)
-                sizes[i, 0], sizes[i, 1] = _sizes(line, rows[i].view(np.uint16))
-            a, b = np.int64(rows.ctypes.data), np.int64(strips[c].ctypes.data)
+                _centre(floats(rows + i * row_bytes, width), floats(means[c].ctypes.data, width), line)
+                to = narrow.ctypes.data + 4 * words * i
+                narrow_row(centred, width, to, words)
+                sizes[i, 0], sizes[i, 1] = _sizes(line, shorts(to, width))
+            a, b = np.int64(narrow.ctypes.data), np.int64(strips[c].ctypes.data)
             multiply(tiles, a, 4 * words, n, b, 64 * words, n_strips, scores, words, np.int64(1))
+            halves = floats(half_norms[c].ctypes.data, padded)
+            candidates = float_rows(entries[c].ctypes.data, size, width)
+            bounds = floats(norms[c].ctypes.data, padded), floats(losses[c].ctypes.data, padded), largest[c]
             for i in range(n):
-                vector = x[begin + i, column : column + width]
-                code = _nearest(scores[i], half_norms[c], norms[c], losses[c], sizes[i], vector, entries[c])
+                found, vector = floats(scores.ctypes.data + 4 * padded * i, padded), floats(rows + i * row_bytes, width)
+                code = _nearest(found, halves, bounds, sizes[i, 0], sizes[i, 1], vector, candidates)
                 codes[begin + i, c] = code
-                if step == 0:
-                    entry = entries[c, code]
-                    for w in range(width):
-                        vector[w] -= entry[w]
+                if step == 0 and c + 1 < n_codes:
+                    _take_away(vector, candidates, code)
+
+
+@njit(fastmath=FASTMATH)
+def _centre(row, mean, line):
+    for w in range(line.size):
+        line[w] = row[w] - mean[w]
+
+
+@njit(fastmath=FASTMATH)
+def _take_away(row, entries, code):
+    for w in range(row.size):
+        row[w] -= entries[code, w]
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")
@@ -168,33 +188,51 @@ def _sizes(line, rounded):
 
 
 @njit(fastmath=FASTMATH)
-def _nearest(scores, half_norms, norms, losses, sizes, vector, entries):
+def _nearest(scores, half_norms, bounds, size, lost, vector, entries):
     """The lowest index of least float64 distance among the entries that bfloat16 cannot tell from the nearest.
 
-    sizes: norms of the row and of what rounding took from it. With x = x' + dx and e = e' + de, x . e is x' . e' but
-    for at most |dx| |e| + |x'| |de|. Float32 sums add width 2^-23 (|x| + |e|) |e|, and what is below float32's normal
-    numbers counts as zero: the constants allow for the sums of these norms, too. Distances in float64 tie where
-    entries are less than their rounding.
+    bounds: norms of entries, of what rounding took from them, and the largest of both; size, lost: of the row. With
+    x = x' + dx and e = e' + de, x . e is x' . e' but for at most |dx| |e| + |x'| |de|. Float32 sums add
+    width 2^-23 (|x| + |e|) |e|, and what is below float32's normal numbers counts as zero: the constants allow for the
+    sums of these norms, too. Distances in float64 tie where entries are less than their rounding. Most rows have one
+    entry that is nearest whatever the largest errors are.
     """
+    norms, losses, largest = bounds
     width = f32(vector.size + 8)
-    by_norm = f32(1.0 + 2.0**-10) * sizes[1] + width * f32(2.0**-23) * sizes[0]
-    by_loss, by_square = f32(1.0 + 2.0**-7) * sizes[0], width * f32(2.0**-23)
-    least = width * (f32(2.0**-126) + f32(2.0**-50) * sizes[0] * sizes[0])
+    by_norm = f32(1.0 + 2.0**-10) * lost + width * f32(2.0**-23) * size
+    by_loss, by_square = f32(1.0 + 2.0**-7) * size, width * f32(2.0**-23)
+    least = width * (f32(2.0**-126) + f32(2.0**-50) * size * size)
     lowest = i32(0x7FFFFFFF)
     for k in range(scores.size):
-        error = norms[k] * (by_norm + by_square * norms[k]) + losses[k] * by_loss + least
-        score = half_norms[k] - scores[k]
-        lowest = i32(min(lowest, ordered_bits(score + error)))
-        scores[k] = score - error
-    limit, n_entries = from_ordered_bits(lowest), entries.shape[0]
+        scores[k] = half_norms[k] - scores[k]
+        lowest = i32(min(lowest, ordered_bits(scores[k])))
+    most = largest[0] * (by_norm + by_square * largest[0]) + largest[1] * by_loss + least
+    limit = from_ordered_bits(lowest) + f32(2.0 + 2.0**-10) * most
+    first, n_close = _close(scores, limit, entries.shape[0])
+    if n_close == 1:
+        return first
+    lowest = i32(0x7FFFFFFF)
+    for k in range(first, entries.shape[0]):
+        if not scores[k] > limit:
+            error = norms[k] * (by_norm + by_square * norms[k]) + losses[k] * by_loss + least
+            lowest = i32(min(lowest, ordered_bits(scores[k] + error)))
+            scores[k] -= error
+    limit = from_ordered_bits(lowest)
+    first, n_close = _close(scores, limit, entries.shape[0])
+    if n_close == 0:
+        return i32(0)
+    return first if n_close == 1 else i32(_of_close(scores, limit, first, vector, entries))
+
+
+@njit(fastmath=FASTMATH)
+def _close(scores, limit, n_entries):
+    """The first entry that may be within the limit, and how many."""
     first, n_close = i32(n_entries), i32(0)
     for k in range(n_entries):
         close = not scores[k] > limit  # a sum that is too large for float32 tells nothing, and is NaN
         first = i32(min(first, i32(k) if close else i32(n_entries)))
         n_close = i32(n_close + i32(close))
-    if n_close == 0:
-        return i32(0)
-    return first if n_close == 1 else i32(_of_close(scores, limit, first, vector, entries))
+    return first, n_close
 
 
 @njit

@@ -96,13 +96,13 @@ def _bias(bias, x):
 def _by_rows(
     kind: int, arrays: tuple[Array, ...], lines: tuple[Array, ...], number: int = 0, *, eps: float = 0.0
 ) -> None:
-    """What `_share` does with all rows of arrays (n, ..), the first of them those of x, and lines of one row."""
+    """What `_rows` does with all rows of arrays (n, ..), the first of them those of x, and lines of one row."""
     for array in (*arrays, *lines):
-        apart = array.size and array.shape[-1] > 1 and array.strides[-1] != array.itemsize
-        if array.dtype != np.float32 or apart:
-            raise TypeError(f"{array.dtype} {array.shape}, {array.strides} bytes apart: rows of float32 are needed")
-    if not all(arrays[k].flags.writeable for k in _WRITTEN.get(kind, (0,))):
-        raise ValueError("what is computed in place, or `out`, is read-only")
+        if array.dtype != np.float32 or array.strides[-1] != 4:
+            _check_rows(array)
+    for k in _WRITTEN.get(kind, (0,)):
+        if not arrays[k].flags.writeable:
+            raise ValueError("what is computed in place, or `out`, is read-only")
     (n, width), d = arrays[0].shape, arrays[-1].shape[1]
     places = [(address(array), array.strides[0]) for array in arrays] + [(0, 0)] * (_ARRAYS - len(arrays))
     given = *map(address, lines), *[0] * (_LINES - len(lines)), int(np.float32(eps).view(np.int32)), number
@@ -110,23 +110,43 @@ def _by_rows(
 
     def share(index: int, count: int) -> tuple[int, ...]:
         first, last = n * index // count, n * (index + 1) // count
-        rows = (number for at, stride in places for number in (at + first * stride, stride))
+        rows = [number for at, stride in places for number in (at + first * stride, stride)]
         return kind, last - first, last - first if whole else 1, width, d, *rows, *given
 
-    _team.run_native(_share, share, alone=arrays[0].size < LEAST_SHARED)
+    if arrays[0].size < LEAST_SHARED or _team.size() == 1:
+        _rows(*share(0, 1))
+    else:
+        _team.run_native(_share, share)
+
+
+def _check_rows(array: Array) -> None:
+    apart = array.size and array.shape[-1] > 1 and array.strides[-1] != array.itemsize
+    if array.dtype != np.float32 or apart:
+        raise TypeError(f"{array.dtype} {array.shape}, {array.strides} bytes apart: rows of float32 are needed")
 
 
 @Native
 def _share(at, index, count):
-    """A kernel of those below on n rows, `step` of which are contiguous."""
+    """`_rows` with numbers from an address on."""
     words = longs(at, 5 + 2 * _ARRAYS + _LINES + 2)
-    kind, n, step, width, d = words[0], words[1], words[2], words[3], words[4]
-    first, second, third = floats(words[11], width), floats(words[12], width), floats(words[13], width)
-    eps, number = i32(words[14]).view(f32), words[15]
+    head, of_arrays, of_lines = words[:5], words[5:11], words[11:14]
+    _rows(
+        head[0], head[1], head[2], head[3], head[4],
+        of_arrays[0], of_arrays[1], of_arrays[2], of_arrays[3], of_arrays[4], of_arrays[5],
+        of_lines[0], of_lines[1], of_lines[2], words[14], words[15],
+    )  # fmt: skip
+    return 1
+
+
+@compiled(fastmath=FASTMATH, error_model="numpy")
+def _rows(kind, n, step, width, d, a_at, lda, b_at, ldb, c_at, ldc, first_at, second_at, third_at, eps_bits, number):
+    """A kernel of those below on n rows, `step` of which are contiguous, of arrays and lines at addresses."""
+    first, second, third = floats(first_at, width), floats(second_at, width), floats(third_at, width)
+    eps = i32(eps_bits).view(f32)
     for i in range(0, n, max(1, step)):
-        a = float_rows(words[5] + i * words[6], step, width)
-        b = float_rows(words[7] + i * words[8], step, d)
-        c = float_rows(words[9] + i * words[10], step, width)
+        a = float_rows(a_at + i * lda, step, width)
+        b = float_rows(b_at + i * ldb, step, d)
+        c = float_rows(c_at + i * ldc, step, width)
         if kind == _LAYER_NORM:
             _layer_norm(a, first, second, eps, b)
         elif kind == _RMS_NORM:
@@ -145,7 +165,6 @@ def _share(at, index, count):
             _multiply(a, first, b)
         else:
             _activate(a, first, number)
-    return 1
 
 
 @compiled(fastmath=FASTMATH, error_model="numpy")

@@ -31,7 +31,7 @@ def dense(
 ) -> Array:
     """out (m, n) = act(x (m, k) @ weight (k, n) + bias), added to what is there if `add`; see reference.dense."""
     m, k, n = len(x), *weight.shape
-    if not (k and FEWEST <= m <= _most(weight) and _by_rows(x, weight, out)):
+    if not by_tiles(x, weight, out):
         return _by_blas(x, weight, out, bias, activation, add)
     if bias is None and activation:
         bias = np.zeros(n, np.float32)  # held here until all threads have read it
@@ -51,6 +51,11 @@ def dense(
     else:
         _team.run(share)
     return out
+
+
+def by_tiles(x: Array, weight: Array, out: Array) -> bool:
+    """Whether tiles compute this product faster than BLAS."""
+    return len(weight) > 0 and FEWEST <= len(x) <= _most(weight) and _by_rows(x, weight, out)
 
 
 def _most(weight: Array) -> int:
