@@ -5,6 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.received import unpacked
 from astra_mpi.kernels import cpu, reference
 
 BACKENDS = pytest.mark.parametrize("kernels", [reference, cpu], ids=["reference", "cpu"])
@@ -73,3 +76,25 @@ def test_strided_codes(kernels):
 def test_wrong_length_is_refused(kernels, n_bytes):
     with pytest.raises(ValueError, match="has 12 bytes"):
         kernels.unpack(np.zeros(n_bytes, np.uint8), 4, 2, 12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_messages_of_all_ranks(data):
+    """What is heard is there, what is missing is the mean, and the rest zero, however messages are unpacked."""
+    n_codes, size = data.draw(st.integers(1, 5)), data.draw(st.sampled_from([2, 16, 200, 256, 300]))
+    book = Codebook("residual", np.zeros((n_codes, size, 3), np.float32), 3)
+    codec, rng = BlockCodec((book,)), np.random.default_rng(0)
+    counts = np.array(data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=4)))
+    ranks = range(len(counts))
+    heard = data.draw(st.sets(st.sampled_from(ranks)) | st.just(set(ranks)))
+    missing = np.array([data.draw(st.booleans()) for _ in ranks]) & data.draw(st.booleans())
+    codes = [rng.integers(0, size, (n, n_codes)).astype(np.uint16 if size > 256 else np.uint8) for n in counts]
+    messages = [codec.pack(one, cpu) for one in codes]
+    mean = np.full((1, n_codes), 1, codes[0].dtype)
+    expected = [
+        mean.repeat(len(one), axis=0) if missing[rank] else one if rank in heard else np.zeros_like(one)
+        for rank, one in enumerate(codes)
+    ]
+    found = unpacked(codec, messages, counts, heard, missing, mean, lambda rank: None, cpu)
+    assert found.dtype == mean.dtype and np.array_equal(found, np.concatenate(expected))

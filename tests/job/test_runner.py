@@ -33,6 +33,7 @@ class StandIn:
         self.tokenizer = self.preprocess = None
         self.digest, self.codec_digest = "model", "codec"
         self.report = {}
+        self.clock = SimpleNamespace(now=lambda: float(self.calls))  # a second a batch
 
     def __call__(self, inputs, mask=None):
         self.calls += 1
@@ -119,7 +120,7 @@ def test_embed(comm, folder):
     assert summary["paper_bytes"] == 1 + 2 + 3 + 4
     assert summary["missing"] == {"treatment": "drop", "messages": 16, "lost": 10, "late": 0}
     assert summary["latency_s"]["total"] == 2.0  # the lower of the two middle batches
-    assert summary["metrics"] == {"forward_s": 10.0}
+    assert summary["metrics"] == {"forward_s": 10.0} and summary["elapsed_s"] == 4.0
     assert summary["deck"]["run"] == {"batch": BATCH, "resume": True, "seed": 0, "threads": None, "watchdog": "300s"}
     assert json.loads((folder / "out.json").read_text()) == summary
 

@@ -9,6 +9,19 @@ from astra_mpi.kernels import aligned
 from astra_mpi.kernels.aligned import LINE, address, lasting
 
 
+class Subclass(np.ndarray):
+    pass
+
+
+def test_an_address_is_that_of_the_first_number():
+    whole = np.arange(60, dtype=np.float32).reshape(6, 10)
+    frozen = whole.copy()
+    frozen.flags.writeable = False
+    for array in (whole, whole[2:, 3:], whole.T, whole[:0], frozen, whole.view(Subclass)[1:]):
+        assert address(array) == array.ctypes.data
+    assert address(None) == 0
+
+
 def test_copies_that_last():
     given = [np.arange(n, dtype=dtype) for n, dtype in ((3, np.uint8), (1000, np.float32), (70, np.int16))]
     kept = [lasting(array) for array in given]
