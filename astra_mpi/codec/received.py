@@ -27,8 +27,10 @@ def unpacked(
     others are zeros. near(rank): which of its tokens have more codes, (n_r,); None: all.
     """
     masks = [near(rank) for rank in range(len(messages))]
-    plain = all(mask is None for mask in masks) and codec.bits_per_token % 8 == 0
-    if plain and len(heard) == len(messages) and not missing.any():  # whole bytes: all messages are one
+    whole = all(8 * len(message) == n * codec.bits_per_token for message, n in zip(messages, counts, strict=True))
+    if (
+        whole and masks.count(None) == len(heard) == len(messages) and not missing.any()
+    ):  # one after another, they are one
         return codec.unpack(module_of(mean).concatenate(messages), int(counts.sum()), kernels)
     parts = []
     for rank, (message, n) in enumerate(zip(messages, counts, strict=True)):

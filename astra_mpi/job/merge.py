@@ -23,6 +23,8 @@ from astra_mpi.job.summary import costs
 #: settings in which the shards of one job differ
 _OWN = ("input.shard",)
 #: what shards may each have chosen for themselves, all of them exact (`auto.py`)
+#: what has no sum: shards may have run at the same time
+_OF_A_RUN = ("elapsed_s", "replicas")
 _CHOSEN = ("strategy", "bits_per_token_per_block", "auto")
 #: items of an output that are copied in one go
 _ROWS = 4096
@@ -199,7 +201,7 @@ def merged_summary(pieces: Sequence[Piece]) -> dict[str, Any]:
     every = [piece.summary for piece in pieces]
     first, choices = every[0], [summary["choices"] for summary in every]
     return {
-        **first,
+        **{name: told for name, told in first.items() if name not in _OF_A_RUN},
         **{name: _common([summary.get(name) for summary in every]) for name in _CHOSEN},
         **{name: sum(summary[name] for summary in every) for name in ("items", "tokens")},
         **costs(every),
@@ -207,7 +209,12 @@ def merged_summary(pieces: Sequence[Piece]) -> dict[str, Any]:
         "choices": choices[0] if all(choice == choices[0] for choice in choices) else {"by_file": choices},
         "deck": {**first["deck"], "input": {**first["deck"]["input"], "shard": None}},
         "merged_from": [
-            {"file": piece.path.name, "shard": piece.state.get("input.shard"), "metrics": piece.summary["metrics"]}
+            {
+                "file": piece.path.name,
+                "shard": piece.state.get("input.shard"),
+                "metrics": piece.summary["metrics"],
+                **{name: piece.summary[name] for name in _OF_A_RUN if name in piece.summary},
+            }
             for piece in pieces
         ],
     }

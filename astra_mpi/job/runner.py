@@ -155,6 +155,7 @@ def _one_by_one(
 ) -> tuple[int, int | None]:
     """Collective: all ranks compute every batch; as `shared.loop`."""
     comm, clock, last = model.comm, model.clock, None
+    clock.meet(comm)
     origin_s = clock.now()
     for part in pending:
         if signum := stop.agreed(comm):
@@ -169,7 +170,7 @@ def _one_by_one(
                 with alone(comm, f"reading batch {part + 1}"):
                     inputs, mask = source.batch(span.start, span.stop)
         outputs = task.outputs(*broadcast_batch(comm, inputs, mask), known)
-        times_s = {"begin_s": begin_s, "end_s": clock.now() - origin_s}
+        times_s = {"begin_s": begin_s, "end_s": clock.latest(comm) - origin_s}
         with collective(comm):
             if results is not None:
                 with alone(comm, f"writing batch {part + 1}"):

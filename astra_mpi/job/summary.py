@@ -54,7 +54,7 @@ def summarise(deck: Deck, model: Any, results: Results, labels: np.ndarray | Non
 class _Told:
     """Sums over reports as they pass."""
 
-    tokens, forward_s = 0, 0.0
+    tokens, forward_s, _untimed = 0, 0.0, False
     bits: float = 0  # per token and block, the mean over tokens where batches differ
 
     def __init__(self) -> None:
@@ -73,6 +73,8 @@ class _Told:
             self.forward_s += report["latency_s"]["total"]
             if "span" in report:
                 self._note(report)
+            else:  # of an earlier version
+                self._untimed = True
             if "handed_bytes" in report:
                 before = self.handed_bytes or [0] * len(report["handed_bytes"])
                 self.handed_bytes = [a + b for a, b in zip(before, report["handed_bytes"], strict=True)]
@@ -95,10 +97,10 @@ class _Told:
         return [self._done.get(i, nothing) for i in range(int(grid.split("x")[0]))]
 
     @property
-    def elapsed_s(self) -> float:
-        """From the first batch to the last, of all runs of the job together: with what rank 0 reads and writes between
-        them, which a virtual clock does not count."""
-        return sum(end_s - begin_s for begin_s, end_s in self._runs.values())
+    def elapsed_s(self) -> float | None:
+        """From the beginning of the first batch to the end of the last one, of all runs of the job together, with what
+        rank 0 reads and writes between them, which a virtual clock does not count. None: of some it is not known."""
+        return None if self._untimed else sum(end_s - begin_s for begin_s, end_s in self._runs.values())
 
 
 def costs(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ usage() { sed -n '2,10p' "$0" >&2; exit 2; }
 need_host() { # root, iproute2, a CPU controller
   [ "$(id -u)" = 0 ] || refuse "network namespaces and quotas need root: run it with sudo env PATH=\"\$PATH\""
   command -v ip >/dev/null && command -v tc >/dev/null || refuse "ip and tc are missing: install the package iproute2"
+  command -v chrt >/dev/null || refuse "chrt is missing: install the package util-linux"
   [ -e "$CGROUPS/cpu.shares" ] || grep -qw cpu "$CGROUPS/cgroup.controllers" 2>/dev/null ||
     refuse "no cgroup CPU controller at $CGROUPS: mount one, or leave the container"
 }
@@ -161,8 +162,8 @@ stay_awake() { # PID: while it runs, what no node uses of a core is spent at the
   # cores that idle away, and gives them back cold: nodes that leave some idle would be slower than those that share all
   local core
   for ((core = 0; core < cores; core++)); do
-    (chrt -i 0 bash -c 'while kill -0 "$1" 2>/dev/null; do for ((i = 0; i < 100000; i++)); do :; done; done' awake "$1" \
-      </dev/null >/dev/null 2>&1 9>&- &)
+    (chrt -i 0 bash -c 'while now=$(<"/proc/$1/stat") && [[ $now != *") Z "* ]]; do
+      for ((i = 0; i < 100000; i++)); do :; done; done' awake "$1" </dev/null >/dev/null 2>&1 9>&- &)
   done
 }
 

@@ -41,7 +41,7 @@ from astra_mpi.kernels.cpu._weights import matvec, vecmat, widen
 from astra_mpi.kernels.cpu.dense.attention import attend, finish, warm_up_attention
 from astra_mpi.kernels.cpu.dense.calls import dense, warm_up_dense
 from astra_mpi.kernels.cpu.dense.encode import encode_grouped, encode_residual, warm_up_search
-from astra_mpi.kernels.cpu.dense.rest import after_attention
+from astra_mpi.kernels.cpu.dense.rest import after_attention, warm_up_rest
 from astra_mpi.kernels.near import Near
 from astra_mpi.kernels.reference import count_codes, segment_sum
 
@@ -105,6 +105,7 @@ def warm_up() -> None:
     n, width = 2, 4
     x, line = np.ones((n, width), np.float32), np.ones(width, np.float32)
     warm_up_dense()
+    warm_up_rest()
     warm_up_attention()
     entries = np.ones((2, 2, 2), np.float32)  # (C, K, W)
     codes = encode_grouped(x, entries, np.ones((2, 2), np.float32))

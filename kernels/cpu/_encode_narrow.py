@@ -22,12 +22,13 @@ from astra_mpi.kernels.cpu.dense.room import room
 from astra_mpi.kernels.cpu.flash.calls import tiles_of, used_path
 from astra_mpi.kernels.cpu.flash.pack import addresses, narrow_row, pack_keys
 from astra_mpi.kernels.cpu.flash.tiles import multiply
+from astra_mpi.kernels.cpu.products import amx
 from astra_mpi.kernels.kept import Kept
 
 Array = np.ndarray
 
 #: rows whose scores are computed together
-PANEL = 48
+PANEL = 96
 #: rows and entries, and numbers of an entry, below which float32 is as fast
 FEW, _NARROW = 32, 64
 #: distances below which a second thread costs more than it saves
@@ -121,8 +122,7 @@ def _search_rows(
                 to = narrow.ctypes.data + 4 * words * i
                 narrow_row(centred, width, to, words)
                 sizes[i, 0], sizes[i, 1] = _sizes(line, shorts(to, width))
-            a, b = np.int64(narrow.ctypes.data), np.int64(strips[c].ctypes.data)
-            multiply(tiles, a, 4 * words, n, b, 64 * words, n_strips, scores, words, np.int64(1))
+            _score(tiles, np.int64(narrow.ctypes.data), n, words, np.int64(strips[c].ctypes.data), n_strips, scores)
             halves = floats(half_norms[c].ctypes.data, padded)
             candidates = float_rows(entries[c].ctypes.data, size, width)
             bounds = floats(norms[c].ctypes.data, padded), floats(losses[c].ctypes.data, padded), largest[c]
@@ -132,6 +132,26 @@ def _search_rows(
                 codes[begin + i, c] = code
                 if step == 0 and c + 1 < n_codes:
                     _take_away(vector, candidates, code)
+
+
+@compiled()
+def _score(tiles, rows, n, words, strips, n_strips, scores):
+    """scores[:n] = n rows at an address @ strips at another. With tiles, the two strips that follow are asked for."""
+    row_bytes, strip_bytes = 4 * words, 64 * words
+    if tiles is None:
+        multiply(tiles, rows, row_bytes, n, strips, strip_bytes, n_strips, scores, words, np.int64(1))
+        return
+    blocks, ldc = (n + 31) // 32, 4 * scores.shape[1]
+    each = (16 + blocks - 1) // blocks  # lines of a strip for every sixteen words of it, so that all are asked for
+    amx.configure(tiles.ctypes.data)
+    for s in range(0, n_strips, 2):
+        here = strips + s * strip_bytes
+        follows, asked = here + 2 * strip_bytes, each if s + 2 < n_strips else 0
+        for i in range(0, n, 32):
+            to, of = scores.ctypes.data + i * ldc + 64 * s, (rows, row_bytes, 64, 16 * row_bytes)
+            amx.block_asking(scores, of, i, n - i > 16, here, strip_bytes, words, True, to, ldc, follows, asked)
+            follows += 64 * asked * (words // 16)
+    amx.release()
 
 
 @njit(fastmath=FASTMATH)
@@ -219,8 +239,6 @@ def _nearest(scores, half_norms, bounds, size, lost, vector, entries):
             scores[k] -= error
     limit = from_ordered_bits(lowest)
     first, n_close = _close(scores, limit, entries.shape[0])
-    if n_close == 0:
-        return i32(0)
     return first if n_close == 1 else i32(_of_close(scores, limit, first, vector, entries))
 
 

@@ -76,6 +76,7 @@ def test_merged_shards_are_one_run(tmp_path, by, capsys):
     for name in ("items", "tokens", "contributed_bytes", "formula_bytes"):
         assert summary[name] == whole[name]
     assert [piece["shard"] for piece in summary["merged_from"]] == ["0/3", "1/3", "2/3"]
+    assert "elapsed_s" not in summary and all(piece["elapsed_s"] > 0 for piece in summary["merged_from"])
 
 
 def test_shards_of_a_batch_s_size_give_the_same_bits(tmp_path):

@@ -15,6 +15,7 @@ from astra_mpi.errors import AstraError, InputError
 from astra_mpi.files import checksum
 from astra_mpi.inputs.sources import TokenSource
 from astra_mpi.job import runner
+from astra_mpi.network.clock import WallClock
 from astra_mpi.ranks.broadcast import broadcast_batch, broadcast_text
 from astra_mpi.ranks.signals import SIGNALS, Interrupted
 
@@ -22,6 +23,21 @@ pytestmark = pytest.mark.mpi
 
 N_ITEMS, BATCH = 11, 3
 LENGTHS = [5, 1, 7, 2, 2, 9, 3, 1, 4, 6, 8]
+
+
+class Seconds(WallClock):
+    """A batch takes a second on rank 0, and one more on each rank than on the one before; clocks begin apart."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.rank, self.met_s = model, model.comm.Get_rank(), None
+
+    def now(self):
+        begin_s = 100.0 * self.rank if self.met_s is None else self.met_s
+        return begin_s + self.model.calls * (1.0 + self.rank)
+
+    def meet(self, comm):
+        self.met_s = self.latest(comm)
 
 
 class StandIn:
@@ -33,7 +49,7 @@ class StandIn:
         self.tokenizer = self.preprocess = None
         self.digest, self.codec_digest = "model", "codec"
         self.report = {}
-        self.clock = SimpleNamespace(now=lambda: float(self.calls))  # a second a batch
+        self.clock = Seconds(self)
 
     def __call__(self, inputs, mask=None):
         self.calls += 1
@@ -120,7 +136,7 @@ def test_embed(comm, folder):
     assert summary["paper_bytes"] == 1 + 2 + 3 + 4
     assert summary["missing"] == {"treatment": "drop", "messages": 16, "lost": 10, "late": 0}
     assert summary["latency_s"]["total"] == 2.0  # the lower of the two middle batches
-    assert summary["metrics"] == {"forward_s": 10.0} and summary["elapsed_s"] == 4.0
+    assert summary["metrics"] == {"forward_s": 10.0} and summary["elapsed_s"] == 4.0 * comm.Get_size()
     assert summary["deck"]["run"] == {"batch": BATCH, "resume": True, "seed": 0, "threads": None, "watchdog": "300s"}
     assert json.loads((folder / "out.json").read_text()) == summary
 

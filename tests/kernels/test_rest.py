@@ -1,5 +1,7 @@
 """All that follows attention in one call, against the calls that it stands for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,6 @@ from astra_mpi.kernels.cpu.dense.tile import HAS_TILES
 from astra_mpi.kernels.rest import Rest
 
 pytestmark = pytest.mark.skipif(not HAS_TILES, reason="this processor has no tiles of float32")
-EPS = np.finfo(np.float32).eps
 
 
 def normal(*shape, seed=0):
@@ -20,7 +21,7 @@ def normal(*shape, seed=0):
 def rest(e, d, f, activation="gelu", rms=False, biased=True):
     weights = normal(e, d) / np.sqrt(e), normal(d, f, seed=1) / np.sqrt(d), normal(f, d, seed=2) / np.sqrt(f)
     o, fc1, fc2 = (weight.astype(np.float32) for weight in weights)
-    outer = normal(d, seed=3) if biased else None, normal(d, seed=6) if biased else None
+    outer = (normal(d, seed=3), normal(d, seed=6)) if biased else (np.zeros(d, np.float32),) * 2
     norm = normal(d, seed=4), None if rms else normal(d, seed=5), 1e-5
     return Rest(o, outer[0], *norm, fc1, normal(f, seed=7), activation, fc2, outer[1])
 
@@ -35,7 +36,9 @@ def step_by_step(x, attended, of):
     return cpu.dense(inner, of.fc2, x, of.fc2_bias, add=True)
 
 
-@pytest.mark.parametrize(("n", "e", "d", "f"), [(8, 32, 32, 64), (49, 48, 40, 72), (50, 192, 192, 768), (11, 7, 9, 33)])
+@pytest.mark.parametrize(
+    ("n", "e", "d", "f"), [(8, 32, 32, 64), (49, 48, 40, 72), (50, 192, 192, 768), (11, 7, 9, 33), (64, 384, 384, 1040)]
+)
 @pytest.mark.parametrize(("activation", "rms", "biased"), [("gelu", False, True), ("silu", True, False)])
 def test_it_is_what_its_parts_are(n, e, d, f, activation, rms, biased):
     of, x, attended = (
@@ -46,7 +49,18 @@ def test_it_is_what_its_parts_are(n, e, d, f, activation, rms, biased):
     expected, room = step_by_step(x.copy(), attended, of), np.empty((2, n * max(d, f)), np.float32)
     normed, inner = room[0, : n * d].reshape(n, d), room[1, : n * f].reshape(n, f)
     assert after_attention(x, attended, of, normed, inner)
-    assert np.abs(x - expected).max() <= 64 * EPS * np.abs(expected).max()
+    assert np.array_equal(x, expected)  # to the bit: with more threads layers are computed one by one
+
+
+def test_bits_do_not_depend_on_threads():
+    of, attended, whole = rest(192, 192, 768), normal(50, 192, seed=9), normal(50, 192, seed=8)
+    one, scratch = whole.copy(), (np.empty((50, 192), np.float32), np.empty((50, 768), np.float32))
+    assert after_attention(one, attended, of, *scratch)
+    set_threads(2)
+    try:
+        assert np.array_equal(step_by_step(whole.copy(), attended, of), one)
+    finally:
+        set_threads(1)
 
 
 def test_it_leaves_what_others_compute_faster():
@@ -66,3 +80,21 @@ def test_it_leaves_what_others_compute_faster():
     finally:
         set_threads(1)
     assert after_attention(x, normal(16, 32, seed=1), of, *few)
+
+
+def test_it_refuses_what_it_would_read_wrong():
+    of, x = rest(32, 32, 64), normal(16, 32)
+    scratch = np.empty((16, 32), np.float32), np.empty((16, 64), np.float32)
+    x.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        after_attention(x, normal(16, 32, seed=1), of, *scratch)
+    assert not after_attention(x.copy(), normal(16, 8, seed=1), of, *scratch)
+    wrong = {
+        "norm": of.norm.astype(np.float64),
+        "o_bias": normal(64)[::2],
+        "fc1_bias": normal(32),
+        "fc2": normal(32, 32),
+    }
+    for name, array in wrong.items():
+        with pytest.raises(TypeError, match=r"float32 are needed|do not follow"):
+            replace(of, **{name: array})

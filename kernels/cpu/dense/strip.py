@@ -28,7 +28,7 @@ else:
 def wide_strip(a, lda, n_rows, b, ldb, c, ldc, k, begin, ahead):
     """c (n_rows, WIDE) (+)= a (n_rows, k) @ b (k, WIDE), addresses and strides in bytes; begin, ahead: `float_tile`.
 
-    Tiles are as high as they can be, and as one another: one of a row takes as long as one of four.
+    Tiles after the first one, of ten rows, are as high as one another: one of a row takes as long as one of four.
     """
     i = 0
     if n_rows >= 10:
