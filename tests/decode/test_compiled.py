@@ -20,6 +20,7 @@ WIDE = dict(d_model=64, n_heads=4, n_kv_heads=2, d_ff=96, vocab_size=61)
 CONFIGS = {
     "llama": llama_config(**WIDE, attention_bias=True, mlp_bias=True, tied=False),
     "odd": llama_config(d_model=60, n_heads=6, n_kv_heads=2, d_ff=37),
+    "three": llama_config(d_model=48, n_heads=6, n_kv_heads=3, d_ff=40),
     "gpt2": gpt2_config(**WIDE | dict(n_kv_heads=4)),
     "groups": llama_config(d_model=288, n_heads=4, n_kv_heads=2, d_ff=520, n_layers=1),
 }
@@ -110,14 +111,22 @@ def test_more_rows_than_a_call_takes(comm):
     assert np.array_equal(compiled, plain)
 
 
-@pytest.mark.parametrize(("name", "dtype", "compute"), [("llama", "int8", "float32"), ("gpt2", "float32", "bfloat16")])
-def test_threads_share_a_token(comm, name, dtype, compute):
-    """To the same bits as one thread: every number is made by one of them."""
-    alone = steps(make_model(comm, CONFIGS[name], dtype, compute), 3)
+@pytest.mark.parametrize(
+    ("name", "dtype", "compute", "n_sequences", "n_threads"),
+    [
+        ("llama", "int8", "float32", 3, 3),
+        ("gpt2", "float32", "bfloat16", 3, 3),
+        *(("three", "float32", compute, 1, 2) for compute in ("float32", "bfloat16", "int8")),
+        ("odd", "float32", "float32", 2, 3),
+    ],
+)
+def test_threads_share_a_token(comm, name, dtype, compute, n_sequences, n_threads):
+    """To the same bits as one thread: every number is made by one of them, also where key heads are left over."""
+    alone = steps(make_model(comm, CONFIGS[name], dtype, compute), n_sequences)
     before = _team.size()
     try:
-        _team.set_size(3)
-        shared = steps(make_model(comm, CONFIGS[name], dtype, compute), 3)
+        _team.set_size(n_threads)
+        shared = steps(make_model(comm, CONFIGS[name], dtype, compute), n_sequences)
     finally:
         _team.set_size(before)
     assert np.array_equal(alone, shared)

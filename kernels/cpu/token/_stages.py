@@ -148,31 +148,46 @@ def _append(i, model, shared, own, cache, spans, new, t, head):
 
 @inner()
 def _attend(i, model, factors, block, shared, own, cache, spans, new, team, index, count):
-    """Softmaxes (n, H (d + 2)) of the new tokens over what is kept of their sequences, head by head."""
-    heads, kv_heads, d, n = model[c.N_HEADS], model[c.N_KV_HEADS], model[c.D_HEAD], len(new)
-    repeat = heads // kv_heads
-    if model[c.SEVERAL]:  # a token's key is read by those after it, which other threads may have
-        for unit in range(index, n * kv_heads, count):
+    """Softmaxes (n, H (d + 2)) of the new tokens over what is kept of their sequences, key head by key head.
+
+    Threads have as many key heads each; those that are left over they share, some of their queries each.
+    """
+    kv_heads, n = model[c.N_KV_HEADS], len(new)
+    repeat, units = model[c.N_HEADS] // kv_heads, n * kv_heads
+    shared_units = units % count if repeat >= count else 0
+    appended = model[c.SEVERAL] or shared_units  # before anybody reads: what a thread has appended, others read, too
+    if appended:
+        for unit in range(index, units, count):
             _append(i, model, shared, own, cache, spans, new, unit % n, unit // n)
         barrier(team, count)
-    for unit in range(index, n * kv_heads, count):
-        t, head = unit % n, unit // n
-        if not model[c.SEVERAL]:
-            _append(i, model, shared, own, cache, spans, new, t, head)
-        row, qkv = shared[c.SOFTMAX] + 4 * t * heads * (d + 2), shared[c.QKV] + 4 * t * (heads + 2 * kv_heads) * d
-        q, acc = qkv + 4 * head * repeat * d, row + 4 * head * repeat * d
-        row_max = row + 4 * (heads * d + head * repeat)
-        row_sum = row_max + 4 * heads
-        fill(acc, repeat * d, f32(0))
-        fill(row_max, repeat, f32(-np.inf))
-        fill(row_sum, repeat, f32(0))
-        end = spans[i, new[t, c.SEQUENCE] + 1]
-        for s in range(spans[i, new[t, c.SEQUENCE]], end):
-            segment, first = cache[s], 0
-            last = segment[c.COUNT] - (new[t, c.BEHIND] if s == end - 1 else 0)
-            if block[c.WINDOW] and segment[c.PLACES]:
-                first = first_in_window(segment, new[t, c.POSITION] - block[c.WINDOW])
-            attend(segment, first, last, q, repeat, head, kv_heads, d, factors[c.SCORE_CAP], acc, row_max, row_sum, own)
+    for unit in range(index, units - shared_units, count):
+        if not appended:
+            _append(i, model, shared, own, cache, spans, new, unit % n, unit // n)
+        _attend_unit(i, model, factors, block, shared, own, cache, spans, new, unit % n, unit // n, 0, repeat)
+    low, high = repeat * index // count, repeat * (index + 1) // count
+    for unit in range(units - shared_units, units):
+        _attend_unit(i, model, factors, block, shared, own, cache, spans, new, unit % n, unit // n, low, high)
+
+
+@inner()
+def _attend_unit(i, model, factors, block, shared, own, cache, spans, new, t, head, low, high):
+    """Of new token t the queries low .. high of a key head."""
+    heads, kv_heads, d = model[c.N_HEADS], model[c.N_KV_HEADS], model[c.D_HEAD]
+    first_query, n_queries = head * (heads // kv_heads) + low, high - low
+    row, qkv = shared[c.SOFTMAX] + 4 * t * heads * (d + 2), shared[c.QKV] + 4 * t * (heads + 2 * kv_heads) * d
+    q, acc = qkv + 4 * first_query * d, row + 4 * first_query * d
+    row_max = row + 4 * (heads * d + first_query)
+    row_sum = row_max + 4 * heads
+    fill(acc, n_queries * d, f32(0))
+    fill(row_max, n_queries, f32(-np.inf))
+    fill(row_sum, n_queries, f32(0))
+    end = spans[i, new[t, c.SEQUENCE] + 1]
+    for s in range(spans[i, new[t, c.SEQUENCE]], end):
+        segment, first = cache[s], 0
+        last = segment[c.COUNT] - (new[t, c.BEHIND] if s == end - 1 else 0)
+        if block[c.WINDOW] and segment[c.PLACES]:
+            first = first_in_window(segment, new[t, c.POSITION] - block[c.WINDOW])
+        attend(segment, first, last, q, n_queries, head, kv_heads, d, factors[c.SCORE_CAP], acc, row_max, row_sum, own)
 
 
 @inner(fastmath=FASTMATH)
