@@ -28,9 +28,8 @@ def unpacked(
     """
     masks = [near(rank) for rank in range(len(messages))]
     whole = all(8 * len(message) == n * codec.bits_per_token for message, n in zip(messages, counts, strict=True))
-    if (
-        whole and masks.count(None) == len(heard) == len(messages) and not missing.any()
-    ):  # one after another, they are one
+    alike = all(mask is None for mask in masks) and len(heard) == len(messages) and not missing.any()
+    if whole and alike:  # one after another, they are one message
         return codec.unpack(module_of(mean).concatenate(messages), int(counts.sum()), kernels)
     parts = []
     for rank, (message, n) in enumerate(zip(messages, counts, strict=True)):
