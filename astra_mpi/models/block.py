@@ -234,18 +234,11 @@ class Block:
 
     @cached_property
     def _rest(self) -> Rest | None:
-        """What kernels take to compute all that follows attention at once; None where they do not. Made of the weights
-        as they are at the first pass."""
-        o, fc1, fc2 = (self.layers[name] for name in ("o", "fc1", "fc2"))
-        plain = self._adds_plainly and self.recipe.input_norms and not (self.recipe.parallel or self.recipe.gated)
-        if not (plain and hasattr(self.kernels, "after_attention")):
+        """All that follows attention, for kernels that compute it at once; of weights as the first pass has them."""
+        recipe = self.recipe
+        if not (self._adds_plainly and recipe.input_norms) or recipe.parallel or recipe.gated:
             return None
-        if not (isinstance(o, np.ndarray) and isinstance(fc1, np.ndarray) and isinstance(fc2, np.ndarray)):
-            return None
-        zeros = {name: np.zeros(weight.shape[1], np.float32) for name, weight in (("o", o), ("fc1", fc1), ("fc2", fc2))}
-        bias = {name: self.w.get(f"{name}.bias", zeros[name]) for name in zeros}
-        norm = self.w["norm2.weight"], None if self.recipe.rms else self.w["norm2.bias"], self.config.norm_eps
-        return Rest(o, bias["o"], *norm, fc1, bias["fc1"], self.config.activation, fc2, bias["fc2"])
+        return self.layers.rest(self.config.activation, self.config.norm_eps, recipe.rms)
 
     @property
     def _adds_plainly(self) -> bool:

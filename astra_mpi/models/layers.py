@@ -11,6 +11,7 @@ import numpy as np
 from astra_mpi.device.memory import Memory
 from astra_mpi.device.packed import Packed, for_products, is_narrow, pack, packs
 from astra_mpi.device.weights import Narrow, SideBySide, forget, moved
+from astra_mpi.kernels.rest import Rest
 
 Layer = np.ndarray | Narrow | Packed
 
@@ -51,6 +52,19 @@ class Layers:
         for source in sources:
             self._sources.add(f"{source}.weight")
             forget(self._weights[f"{source}.weight"])
+
+    def rest(self, activation: str, eps: float, rms: bool) -> Rest | None:
+        """All layers after attention and the norm between them, for kernels that compute them at once; None where they
+        do not. Made of the weights as they are now."""
+        o, fc1, fc2 = (self[name] for name in ("o", "fc1", "fc2"))
+        if not hasattr(self._kernels, "after_attention"):
+            return None
+        if not (isinstance(o, np.ndarray) and isinstance(fc1, np.ndarray) and isinstance(fc2, np.ndarray)):
+            return None
+        zeros = {name: np.zeros(weight.shape[1], np.float32) for name, weight in (("o", o), ("fc1", fc1), ("fc2", fc2))}
+        bias = {name: self._weights.get(f"{name}.bias", zeros[name]) for name in zeros}
+        norm = self._weights["norm2.weight"], None if rms else self._weights["norm2.bias"], eps
+        return Rest(o, bias["o"], *norm, fc1, bias["fc1"], activation, fc2, bias["fc2"])
 
     @property
     def replaced(self) -> frozenset[str]:

@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
+from astra_mpi.device.backend import get_backend
 from astra_mpi.device.threads import set_threads
+from astra_mpi.engine import Model
 from astra_mpi.kernels import cpu
 from astra_mpi.kernels.cpu.dense.rest import after_attention
 from astra_mpi.kernels.cpu.dense.tile import HAS_TILES
 from astra_mpi.kernels.rest import Rest
+from helpers.fakes import gpt2_config, model_file
 
 pytestmark = pytest.mark.skipif(not HAS_TILES, reason="this processor has no tiles of float32")
 
@@ -98,3 +102,18 @@ def test_it_refuses_what_it_would_read_wrong():
     for name, array in wrong.items():
         with pytest.raises(TypeError, match=r"float32 are needed|do not follow"):
             replace(of, **{name: array})
+
+
+def test_a_pass_takes_it_in_every_block_and_answers_the_same(monkeypatch):
+    def answer(ids):
+        model = Model(model_file(config), MPI.COMM_SELF, get_backend("numpy", MPI.COMM_SELF))
+        model.use("single")
+        return model(ids)
+
+    config, calls = gpt2_config(d_model=48, n_heads=4, n_kv_heads=4, d_ff=80, vocab_size=61), []
+    ids = np.random.default_rng(0).integers(0, 61, (2, 9))
+    monkeypatch.setattr(cpu, "after_attention", lambda *given: calls.append(after_attention(*given)) or calls[-1])
+    with_it = answer(ids)
+    assert calls == [True] * config.n_layers
+    monkeypatch.delattr(cpu, "after_attention")
+    assert np.array_equal(answer(ids), with_it)
