@@ -21,7 +21,6 @@ class Contestant:
     load: dict[str, Any]
     nodes: int = 1
     call: dict[str, Any] = field(default_factory=dict)
-    codes: bool = False  # whether codebooks change its answers
 
     @property
     def process(self) -> str:
@@ -35,8 +34,9 @@ def _ours(name: str, title: str, model: str, compute: str, **options: Any) -> Co
 
 def _shared(name: str, title: str, strategy: str, compute: str, decode: str = "local", **options: Any) -> Contestant:
     load = {"model": "smollm2.h5", "compute": compute, "strategy": strategy} | options
-    codes = strategy == "astra"
-    return Contestant(name, OURS, title, load | {"codebooks": codes}, NODES, {"decode": decode}, codes)
+    if strategy == "astra":  # codebooks belong to the weights that they were fitted to
+        load |= {"codebooks": f"codebooks-{load['model']}"}
+    return Contestant(name, OURS, title, load, NODES, {"decode": decode})
 
 
 def _llama(name: str, title: str, gguf: str, flash: bool) -> Contestant:
@@ -68,6 +68,7 @@ CONTESTANTS = (
     _shared("ours-astra", "`astra`, bfloat16", "astra", "bfloat16"),
     _shared("ours-astra-merged", "`astra`, bfloat16, decoding merged", "astra", "bfloat16", "merged"),
     _shared("ours-astra-int8", "`astra`, int8", "astra", "int8"),
+    _shared("ours-astra-q8_0", "`astra`, Q8_0 weights, int8", "astra", "int8", model="smollm2-q8_0.h5"),
     _shared("ours-sp", "`sp:kv:int8`, bfloat16", "sp:kv:int8", "bfloat16"),
     _shared("ours-sp-q8_0", "`sp:kv:int8`, Q8_0 weights, int8", "sp:kv:int8", "int8", model="smollm2-q8_0.h5"),
     _shared("ours-stages", "stages of blocks, bfloat16", "single", "bfloat16", grid=f"1x{NODES}x1"),

@@ -58,12 +58,18 @@ class Figures:
     rows: dict[tuple[str, str, int], Row]  # by place, contestant and tokens
     left_out: dict[tuple[str, str, int], float]  # seconds that it would have taken
     machine: dict[str, Any]
-    perplexity: dict[str, float] | None  # exact, coded and bits
+    perplexity: dict[str, Any] | None  # exact, bits of codes, and `of` each process of ours on four nodes
     texts: dict[str, Any] | None  # what texts.py has found
     encoders: dict[str, Any] | None  # what encoders.py has, by "place encoder contestant"
 
     def get(self, place: str, contestant: Contestant, tokens: int) -> Row | None:
         return self.rows.get((place, contestant.name, tokens))
+
+    def over_exact(self, one: Contestant) -> float | None:
+        """Perplexity over the exact one, where it is measured."""
+        known = self.perplexity
+        found = known and known["of"].get(one.process)
+        return found / known["exact"] if known and found else None
 
     def lengths(self) -> list[int]:
         return sorted({tokens for *_, tokens in self.rows})

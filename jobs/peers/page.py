@@ -63,7 +63,7 @@ def on_four(figures: Figures, tokens: int) -> str:
             shown = known[-1]
             sent = f"{shown.first_bytes / 1e6:.3g} MB; {shown.token_bytes / 1e3:.3g} kB"
             slowest = max(row.load_s for row in known)
-            rest = [sent, f"{shown.peak_bytes / 1e6:.0f}", f"{slowest:.0f}", same(shown), perplexity(figures, one)]
+            rest = [sent, f"{shown.peak_bytes / 1e6:.0f}", f"{slowest:.0f}", same(shown), over_exact(figures, one)]
         rows.append([peer_and_title(one), *cells, *rest])
     heads = [
         "",
@@ -77,11 +77,9 @@ def on_four(figures: Figures, tokens: int) -> str:
     return markdown(heads, rows)
 
 
-def perplexity(figures: Figures, one: Contestant) -> str:
-    """What its codes cost; int8 products cost more, which is not measured here."""
-    known = figures.perplexity
-    shown = known and one.codes and one.load["compute"] != "int8"
-    return f"{known['coded'] / known['exact']:.3f}x" if known and shown else "-"
+def over_exact(figures: Figures, one: Contestant) -> str:
+    over = figures.over_exact(one)
+    return "-" if over is None else f"{over:.3f}x"
 
 
 def facts(figures: Figures) -> str:
@@ -97,10 +95,9 @@ def facts(figures: Figures) -> str:
     ]
     if figures.perplexity:
         known = figures.perplexity
-        over = known["coded"] / known["exact"]
         lines.append(
-            f"Codes of `astra`: {known['bits']:.1f} bits per token and block, perplexity {over:.3f}x of the exact "
-            f"{known['exact']:.2f} on {NODES} ranks (float32)."
+            f"Codes of `astra`: {known['bits']:.1f} bits per token and block. Perplexity: on {NODES} ranks, over the "
+            f"exact {known['exact']:.2f} of float32; what products and weights cost is counted with codes."
         )
     return " ".join(lines)
 

@@ -2,9 +2,10 @@
 
 python jobs/peers/prepare.py WORK SMOLLM2.gguf [--codebooks FILE.h5] [--calibration TEXT --test TEXT]
 All come from the GGUF file's weights: as float32 for this project, PyTorch and ONNX Runtime, requantised to Q8_0 and
-BF16 by llama.cpp. Without --codebooks, `calibrate` makes some of 74 bits as jobs/accuracy/language.py does (7 CPU
-minutes). Texts: Python's documentation, in two parts; the prompt begins the second, and the codebooks' perplexity is
-measured on it. distributed-llama's files come where get.sh has built it. What is there already is kept.
+BF16 by llama.cpp. `calibrate` makes codebooks of 74 bits as jobs/accuracy/language.py does, in 7 CPU minutes each: for
+weights in float32, unless --codebooks has some, and in Q8_0. Texts: Python's documentation, in two parts; the prompt
+begins the second, on which the perplexity of this project's contestants on four nodes is measured. distributed-llama's
+files come where get.sh has built it. What is there already is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from perplexity import perplexities
 from run_dllama import TOKENIZER, make_files
 
 from astra_mpi.files import whole
@@ -86,25 +88,30 @@ def onnx_files(files: Path) -> None:
     quantize_dynamic(files / "smollm2.onnx", files / "smollm2-int8.onnx", weight_type=QuantType.QInt8, per_channel=True)
 
 
-def codebooks(files: Path, given: Path | None) -> None:
-    """codebooks.h5, made unless given, and perplexity.json: of the test text on four ranks, exactly and with them."""
-    row = MADE if given is None else f"given={given.resolve()}"
-    work = files / "language"
-    told = ["--rows", row, "--emulate", "--work", work, "--threads", os.environ.get("CORES", "1")]
+def codebooks(files: Path, model: str, given: Path | None = None) -> None:
+    """codebooks-MODEL, made unless given, after their perplexity on four emulated ranks, in float32."""
+    row, work = MADE if given is None else f"given={given.resolve()}", files / "language" / Path(model).stem
     texts = [files / "calibration.txt", files / "test.txt"]
-    run(sys.executable, JOBS / "accuracy" / "language.py", files / "smollm2.h5", *texts, *told)
+    told = ["--rows", row, "--emulate", "--work", work, "--threads", os.environ.get("CORES", "1")]
+    run(sys.executable, JOBS / "accuracy" / "language.py", files / model, *texts, *told)
+    shutil.copyfile(given or next(work.glob(f"{MADE.replace(' ', '-')}-*.h5")), files / f"codebooks-{model}")
+
+
+def costs(files: Path) -> None:
+    """perplexity.json: of the test text, exactly and of each contestant on four nodes; bits of the codes."""
+    work = files / "language" / "smollm2"
     found = json.loads((work / "language.json").read_text())
-    figures = {name: next(one for key, one in found.items() if key.startswith(f"{name}|")) for name in ("exact", row)}
-    over = {name: figures[key]["metrics"]["perplexity"] for name, key in (("exact", "exact"), ("coded", row))}
-    whole.write_text(files / "perplexity.json", json.dumps(over | {"bits": figures[row]["bits_per_token_per_block"]}))
-    shutil.copyfile(given or next(work.glob(f"{MADE.replace(' ', '-')}-*.h5")), files / "codebooks.h5")
+    exact = next(one["metrics"]["perplexity"] for key, one in found.items() if key.startswith("exact|"))
+    bits = max(one["bits_per_token_per_block"] for one in found.values())
+    told = {"exact": exact, "bits": bits, "of": perplexities(files, work / "test.txt")}
+    whole.write_text(files / "perplexity.json", json.dumps(told, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="where get.sh has put the peers")
     parser.add_argument("gguf", type=Path, help="SmolLM2-135M-Instruct, Q4_1")
-    parser.add_argument("--codebooks", type=Path, help="a file of `calibrate --codebook-only` for these weights")
+    parser.add_argument("--codebooks", type=Path, help="a file of `calibrate --codebook-only` for weights in float32")
     parser.add_argument("--calibration", type=Path, help="a text; default most of Python's documentation")
     parser.add_argument("--test", type=Path, help="another text; default the rest of it")
     args = parser.parse_args()
@@ -129,7 +136,9 @@ def main() -> None:
         "hf-bfloat16": lambda: folder_of_torch(files),
         "exact.json": lambda: exact(files),
         "smollm2-int8.onnx": lambda: onnx_files(files),
-        "codebooks.h5": lambda: codebooks(files, args.codebooks),
+        "codebooks-smollm2.h5": lambda: codebooks(files, "smollm2.h5", args.codebooks),
+        "codebooks-smollm2-q8_0.h5": lambda: codebooks(files, "smollm2-q8_0.h5"),
+        "perplexity.json": lambda: costs(files),
     }
     dllama = args.work / "dllama"
     if (dllama / "version").exists():

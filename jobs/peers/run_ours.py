@@ -15,7 +15,7 @@ import astra_mpi
 def prepare(files: Path, load: dict[str, Any]) -> Any:
     """Collective. -> run(ids (T,), new tokens, decode=) -> (tokens, (seconds, CPU seconds) at each), on rank 0."""
     comm = MPI.COMM_WORLD
-    options: Any = {"codebooks": str(files / "codebooks.h5") if load.get("codebooks") else None}
+    options: Any = {"codebooks": str(files / load["codebooks"]) if "codebooks" in load else None}
     options |= {"grid": load.get("grid"), "weights": "causal" if comm.Get_size() > 1 else None}
     model = astra_mpi.load(
         str(files / load["model"]), comm=comm, strategy=load["strategy"], compute=load["compute"], threads=1, **options

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from contestants import BY_NAME, NODES, Contestant
+from contestants import CONTESTANTS, NODES, OURS, Contestant
 from figures import Figures, Row
 
-GOAL = ("ours-astra", "ours-sp", "ours-sp-q8_0")  # within 1.05x of the exact perplexity
+PERPLEXITY = 1.05  # over the exact one, at most
 BAR = 2.5
 
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt and a link: this project on four nodes, the peer that begins soonest, the one that writes fastest."""
+    """A prompt and a link: this project on four nodes, where it has the whole answer soonest; the peer that begins
+    soonest; the one that writes fastest."""
 
     ours: Row
     first: Row  # on one node or four
@@ -28,15 +29,21 @@ class Case:
         return self.writer.token_s / self.ours.token_s
 
 
+def within(figures: Figures) -> list[Contestant]:
+    """Ours on four nodes that cost no more than the goal allows."""
+    ours = [one for one in CONTESTANTS if one.peer == OURS and one.nodes == NODES]
+    return [one for one in ours if (over := figures.over_exact(one)) is not None and over <= PERPLEXITY]
+
+
 def cases(figures: Figures) -> list[Case]:
     found = []
     for tokens in figures.lengths():
         for link in figures.links():
-            ours = [row for name in GOAL if (row := figures.get(link, BY_NAME[name], tokens))]
+            ours = [row for one in within(figures) if (row := figures.get(link, one, tokens))]
             first = figures.best("first_s", tokens, ("node", link), ours=False)
             writer = figures.best("token_s", tokens, ("node",), ours=False)
             if ours and first and writer:
-                found.append(Case(min(ours, key=lambda row: row.first_s), first, writer))
+                found.append(Case(min(ours, key=lambda row: row.first_s + row.new * row.token_s), first, writer))
     return found
 
 
