@@ -4,6 +4,7 @@
 #   jobs/cluster/cluster.sh up NODES MBPS CPU     up 4 10 0.5: four nodes of half a core with links of 10 Mbit/s
 #                                         up 4 10,10,100,10 0.7,0.6,0.4,0.3: a value per node
 #   jobs/cluster/cluster.sh run RANKS COMMAND...  one rank per node, over TCP, with MPICH's mpirun; its exit code
+#   jobs/cluster/cluster.sh awake PID             keeps cores awake while that process runs; `run` does so by itself
 #   jobs/cluster/cluster.sh bytes [--json]        what each node has sent and received since it is up
 #   jobs/cluster/cluster.sh status                the nodes, their links and quotas; exit code 1 when the cluster is down
 #   jobs/cluster/cluster.sh down                  ends what runs on the nodes and removes them
@@ -19,7 +20,7 @@ cores=$(env -u OMP_NUM_THREADS nproc)
 
 refuse() { echo "cluster.sh: $1" >&2; exit 2; }
 
-usage() { sed -n '2,10p' "$0" >&2; exit 2; }
+usage() { sed -n '2,11p' "$0" >&2; exit 2; }
 
 need_host() { # root, iproute2, a CPU controller
   [ "$(id -u)" = 0 ] || refuse "network namespaces and quotas need root: run it with sudo env PATH=\"\$PATH\""
@@ -167,6 +168,14 @@ stay_awake() { # PID: while it runs, what no node uses of a core is spent at the
   done
 }
 
+awake() { # PID
+  [ $# = 1 ] || usage
+  need_count PID "$1"
+  need_host
+  [ -e "/proc/$1/stat" ] || refuse "no process $1 runs"
+  stay_awake "$1"
+}
+
 become_node() { # COMMAND...: by mpirun, once per rank
   exec 9>&- # mpirun holds the lock, not what it may leave behind
   echo $$ >"$CGROUPS/astra-$PMI_RANK/cgroup.procs"
@@ -205,6 +214,6 @@ down() {
 }
 
 case ${1:-} in
-up | run | become_node | bytes | status | down) "$@" ;;
+up | run | awake | become_node | bytes | status | down) "$@" ;;
 *) usage ;;
 esac

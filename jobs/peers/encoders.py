@@ -11,6 +11,7 @@ the tables.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -87,6 +88,8 @@ def main() -> None:
             measure(args, encoder, ["core"], results)
     nodes = [place for place in args.places if place == "node"]
     links = [place for place in args.places if place not in ALONE]
+    if nodes or links:
+        cluster("awake", os.getpid())
     for link in links or ["1000"] * len(nodes):
         cluster("up", NODES, link, CPU)
         try:

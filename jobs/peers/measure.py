@@ -167,6 +167,8 @@ def main() -> None:
         measure(args, cells)
     nodes = wanted(args, "node") if "node" in args.places else []
     links = [place for place in args.places if place not in ("core", "node")]
+    if nodes or links:
+        cluster("awake", os.getpid())
     for link in links or (["1000"] if nodes else []):
         cells = [*nodes, *(wanted(args, link) if link in links else [])]
         nodes = []  # one node's times do not depend on the link

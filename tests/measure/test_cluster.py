@@ -96,7 +96,7 @@ def test_up_refuses(arguments, words):
     says(cluster("up", *arguments), words)
 
 
-@pytest.mark.parametrize("arguments", [(), ("start",), ("up", 2), ("run", 2)])
+@pytest.mark.parametrize("arguments", [(), ("start",), ("up", 2), ("run", 2), ("awake",)])
 def test_usage(arguments):
     result = cluster(*arguments)
     assert result.returncode == 2
@@ -125,6 +125,25 @@ def test_nothing_to_use_when_down(clean):
     assert cluster("status").returncode == 1
     for _ in range(2):
         assert cluster("down").returncode == 0
+
+
+def burners(pid):
+    """What keeps cores awake for a process."""
+    found = subprocess.run(["pgrep", "-f", f"awake {pid}$"], capture_output=True, text=True).stdout.split()
+    return [os.sched_getscheduler(int(one)) for one in found]
+
+
+def test_cores_stay_awake_while_a_process_runs(clean):
+    process = subprocess.Popen(["sleep", "60"])
+    assert cluster("awake", process.pid).returncode == 0
+    assert burners(process.pid) == [os.SCHED_IDLE] * CORES
+    process.kill()
+    end_s = time.perf_counter() + 10
+    while burners(process.pid) and time.perf_counter() < end_s:  # before it is waited for, too
+        time.sleep(0.1)
+    assert not burners(process.pid)
+    process.wait()
+    says(cluster("awake", process.pid), f"no process {process.pid} runs")
 
 
 def test_links_and_quotas_are_as_asked(nodes):
