@@ -12,8 +12,8 @@ from astra_mpi.costs.latency import Speeds
 #: for the type, AVX512-BF16 and VNNI; with AMX they are higher, and without either they are not above 1
 _OVER_FLOAT32: dict[str, dict[str, float]] = {
     "float32": {},
-    "bfloat16": {"gemm": 2.0, "attention": 2.0, "states": 1.6},
-    "int8": {"gemm": 3.0, "attention": 2.0, "states": 1.6},
+    "bfloat16": {"gemm": 2.0, "attention": 2.0, "encode": 1.5, "states": 1.6},
+    "int8": {"gemm": 3.0, "attention": 2.0, "encode": 1.5, "states": 1.6},
 }
 COMPUTES = tuple(_OVER_FLOAT32)
 #: bytes of a weight as a file and the memory hold it; of blocks, their scales are counted in

@@ -21,7 +21,8 @@ class Coding:
     """How `astra` is run: the codec and the choices that change its cost."""
 
     codec: CodecConfig = field(default_factory=CodecConfig)
-    subspaces: tuple[int | None, ...] = (None,)  # widths searched, one per codebook set; None: exact search
+    #: widths searched, block by block from the first that may send codes, or of some block; None: exact search
+    subspaces: tuple[int | None, ...] = (None,)
     remote: str = "table"  # far keys and values by projected tables, or "gemm"
     distinct: int | None = None  # distinct far codes per sequence where counted keys are on, None: off
     rank: float | None = None  # of the maps that predict, where the codec does; None: whole matrices
@@ -32,6 +33,12 @@ class Coding:
         codec = self.codec
         can = codec.site != "kv" and (codec.rule.additive or (codec.n_codebooks == 1 and not codec.rule.transforms))
         return can and self.remote == "table"
+
+    def searched(self, i: int) -> tuple[int | None, ...]:
+        """Widths searched in block i: where stages are many, they are wide. Of all blocks where its own are unknown."""
+        n = self.codec.n_books
+        first = max(0, i - self.codec.has_maps) * n
+        return self.subspaces[first : first + n] or self.subspaces
 
     def predictor_numbers(self, width: int) -> float:
         """Of the map that predicts a token's state in a block: as many multiply-adds."""
@@ -51,7 +58,7 @@ class Coding:
 
 def coding_of(codec: Codec, remote: str = "table") -> Coding:
     """How a model's codec costs."""
-    coded = codec.blocks[1:] if codec.config.predicts else codec.blocks[:1]
+    coded = codec.blocks[int(codec.config.has_maps) :]
     widths = tuple(None if b.basis is None else b.basis.shape[1] for block in coded for b in block.codebooks)
     ranks = [block.predictor.rank for block in coded if block.predictor is not None]
     return Coding(codec.config, widths or (None,), remote, rank=sum(ranks) / len(ranks) if ranks else None)
@@ -85,7 +92,7 @@ class Wire(NamedTuple):
 
 
 def encode_madds(codec: CodecConfig, width: int, subspaces: Sequence[int | None] = (None,)) -> float:
-    """Multiply-adds of coding one vector of `width`; the mean over `subspaces`, which differ from block to block.
+    """Multiply-adds of coding one vector of `width`; the mean over `subspaces`.
 
     Exact search: K * width per stage, or over all groups together. In a subspace of d: width * d to project, then
     d * K per stage.
@@ -105,10 +112,10 @@ def astra_wire(shape: Shape, coding: Coding, i: int = 0) -> Wire:
         return _predicted_wire(shape, coding, i)
     sums = sum(part.rule.layers(part) + part.rule.head_stages(part) for part in parts) / len(parts)
     if codec.site == "kv":
-        encode = sum(encode_madds(part, config.d_kv, coding.subspaces) for part in parts)
+        encode = sum(encode_madds(part, config.d_kv, coding.searched(i)) for part in parts)
         decode = Work(table=sums * kv_width)
     else:
-        encode = encode_madds(parts[0], config.d_model, coding.subspaces)
+        encode = encode_madds(parts[0], config.d_model, coding.searched(i))
         if not coding.has_tables:
             decode = Work(gemm=shape.project_kv, table=sums * config.d_model, elements=config.d_model)
         else:
@@ -136,7 +143,7 @@ def _predicted_wire(shape: Shape, coding: Coding, i: int) -> Wire:
     (part,) = codec.of(i)
     d, kv_width, sums = config.d_model, 2 * config.d_kv, part.rule.layers(part) + part.rule.head_stages(part)
     expect = Work(states=coding.predictor_numbers(d), elements=2 * d)
-    encode = Work(encode=encode_madds(part, d, coding.subspaces), table=sums * d, elements=2 * d)
+    encode = Work(encode=encode_madds(part, d, coding.searched(i)), table=sums * d, elements=2 * d)
     added, project = Work(table=sums * d, elements=d), Work(gemm=shape.project_kv)
     tables = Work(table=part.codes_per_token * kv_width, elements=kv_width)
     far, decode = (expect + project, added + tables) if coding.has_tables else (expect, added + project)

@@ -2,7 +2,7 @@
 
 python jobs/peers/prepare.py WORK SMOLLM2.gguf [--codebooks FILE.h5] [--calibration TEXT --test TEXT]
 All come from the GGUF file's weights: as float32 for this project, PyTorch and ONNX Runtime, requantised to Q8_0 and
-BF16 by llama.cpp. `calibrate` makes codebooks of 74 bits as jobs/accuracy/language.py does, in 7 CPU minutes each: for
+BF16 by llama.cpp. `calibrate` makes codebooks of 92 bits as jobs/accuracy/language.py does, in 7 CPU minutes each: for
 weights in float32, unless --codebooks has some, and in Q8_0. Texts: Python's documentation, in two parts; the prompt
 begins the second, on which the perplexity of this project's contestants on four nodes is measured. distributed-llama's
 files come where get.sh has built it. What is there already is kept.
@@ -31,7 +31,7 @@ from astra_mpi.inputs.text import tokenizer_of
 JOBS = Path(__file__).parents[1]
 LENGTHS = (256, 1024, 4096)
 NEW = 17  # tokens after a prompt that are compared
-MADE = "half 74"  # which of the codebooks of jobs/accuracy/language.py
+MADE = "half 92"  # which of the codebooks of jobs/accuracy/language.py
 
 
 def run(*words: Any) -> None:

@@ -102,6 +102,17 @@ def test_a_first_block_from_the_inputs():
     assert embedded.work()[0].multiply_adds == given.work()[0].multiply_adds + far * 5
 
 
+def test_each_block_is_searched_in_its_own_width():
+    shape, codec = job(4).shape, CodecConfig("normed", stages=(0, 2, 64, *[1] * (L - 3)), predict="linear")
+    widths = 16, 512, *[32] * (L - 3)
+    for searched, expected in ((widths, widths[:2]), ((128,), (128, 128))):
+        found = [astra_wire(shape, Coding(codec, searched), i).encode.encode for i in (1, 2)]
+        assert found == [d * (D + n * 256) for d, n in zip(expected, (2, 64), strict=True)]
+    mean = mean_wire(coded_wires(shape, Coding(codec, widths))).encode.encode
+    every = [d * (D + n * 256) for d, n in zip(widths, codec.stages[1:], strict=True)]
+    assert mean == pytest.approx(sum(every) / (L - 1))
+
+
 def test_codes_of_what_a_prediction_misses():
     """While codes travel, states of all tokens are predicted and those of far ones projected; block 0 sends nothing."""
     coding = Coding(CodecConfig("normed", stages=8, predict="linear"), subspaces=(128,), rank=64)
