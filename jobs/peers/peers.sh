@@ -6,8 +6,9 @@
 #   sudo env PATH="$PATH" bash jobs/peers/peers.sh --places 100 --tokens 1024 --only ours-astra,torch-tp --repeats 1
 # Options are those of measure.py; with any, only its cells are measured. It goes on where it was interrupted. WORK
 # (work/peers): everything. DLLAMA: distributed-llama's sources, which takes it in. CODEBOOKS: a file for SmolLM2's
-# float32 weights, instead of 7 CPU minutes of calibration. CALIBRATION and TEST: texts to calibrate on, and to take the
-# prompt and the perplexity from, instead of Python's documentation. PAGE: a page to write the tables into.
+# float32 weights, instead of 7 CPU minutes of calibration; those for Q8_0 weights are made. CALIBRATION and TEST: texts
+# to calibrate on, and to take the prompt and the perplexity from, instead of Python's documentation. PAGE: a page to
+# write the tables into.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source jobs/setup.sh
