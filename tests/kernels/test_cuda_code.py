@@ -16,7 +16,7 @@ def listing(name, arch="sm_90", **defines):
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_encode_spends_its_time_on_multiply_adds(arch):
     parts = job.stretches(listing("encode", arch, VECTOR=1, CODE="unsigned char"), "nearest")
-    loop = max((kinds for _, kinds in parts), key=lambda kinds: kinds["FFMA"])
+    loop = sum((kinds for _, kinds in parts if kinds["FFMA"]), job.Counter())  # a label may lie inside it
     assert loop["FFMA"] == 8 * 64  # a step of eight numbers, unrolled
     assert loop["FFMA"] > 0.9 * loop.total()
 
