@@ -60,6 +60,8 @@ class Model:
         """clock: one that ranks beyond `comm` share, in place of one of its own."""
         self.comm, self.backend, self.cut_weights = comm, backend, weights
         self.config, self.codec = file.config, file.codec
+        if self.codec is not None and backend.xp is np:
+            self.codec = self.codec.kept(backend.memory.keep, backend.kernels)
         self.tokenizer, self.preprocess = file.tokenizer, file.preprocess
         self.weights, self.digest = file.weights, file.digest
         self.codec_digest = file.codec.digest if file.codec else ""
@@ -261,12 +263,8 @@ class Model:
 
     def _forward(self, strategy: Strategy, batch: Batch) -> Steps:
         """-> the rows (n, D) that this rank answers for, after the last block."""
-        if self.enter is not None:
-            x = self.enter(batch)
-        else:
-            embed = partial(self.family.embed, batch)
-            x = embed(strategy.held)
-            strategy.look(embed)
+        embed = partial(self.family.embed, batch)
+        x = strategy.enter(embed) if self.enter is None else self.enter(batch)
         self.laps.mark("embed")
         for i in range(len(self.blocks)):
             x = yield from strategy.steps(i, x)

@@ -232,19 +232,19 @@ class Layout:
 
     @cached_property
     def everything(self) -> Layout:
-        """All content tokens on one rank, sequence by sequence in order of position."""
-        return Layout(self.lengths[:, None], 0, self.n_class, self.causal, replicas=0)
+        """All tokens on one rank: its rows are those of the packed batch."""
+        return Layout(self.lengths[:, None], 0, self.n_class, self.causal)
 
     @cached_property
     def everything_places(self) -> np.ndarray:
-        """Where the gathered tokens lie in `everything`."""
+        """Where the gathered tokens lie among the content tokens of `everything`."""
         places = np.empty_like(self.sequence_order)
         places[self.sequence_order] = np.arange(len(places))
         return places
 
     @cached_property
     def far_places(self) -> np.ndarray:
-        """Where the far tokens lie in `everything`, in the order of `far_index`."""
+        """Where the far tokens lie there, in the order of `far_index`."""
         found: np.ndarray = self.everything_places[self.far_index]
         return found
 

@@ -186,7 +186,7 @@ def load(
             parts = cut_stages(path, groups, stages, time_there, compute) if shape.stages > 1 else None
     if backend_there.xp is np:
         emulated = conditions.network.rate is not None
-        memory = memory_here(comm, groups.place[1], _most_bytes(file.config), emulated)
+        memory = memory_here(comm, groups.place[1], _most_bytes(file), emulated)
         backend_there = dataclasses.replace(backend_there, memory=memory)
     whole_file = file
     if parts:
@@ -263,11 +263,14 @@ def _read(
     return dataclasses.replace(file, config=config, codec=codec)
 
 
-def _most_bytes(config: Any) -> int:
+def _most_bytes(file: ModelFile) -> int:
     """Room for what ranks of a machine share: weights that products read, as rows of float32 numbers whose ends are
-    filled up, and as much again for tables of far keys and values. What is more each rank has for itself."""
-    shapes = modelfile.weight_shapes(config).values()
-    return 2 * sum(4 * math.prod(shape) + 2 * LINE * shape[0] for shape in shapes if len(shape) > 1)
+    filled up, as much again for tables of far keys and values, and entries of codebooks, also as they are searched.
+    What is more each rank has for itself."""
+    shapes = modelfile.weight_shapes(file.config).values()
+    weights = sum(4 * math.prod(shape) + 2 * LINE * shape[0] for shape in shapes if len(shape) > 1)
+    books = [book for block in (file.codec.blocks if file.codec else ()) for book in block.codebooks]
+    return 2 * weights + 4 * sum(book.entries.nbytes for book in books)
 
 
 def _same_everywhere(comm: MPI.Comm, message: str, digest: str) -> None:

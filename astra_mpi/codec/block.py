@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from astra_mpi.codec.codebook import Codebook
+from astra_mpi.codec.codebook import Codebook, Keep
 from astra_mpi.codec.predictor import Predictor
 from astra_mpi.config import require
 from astra_mpi.device.xp import beside, module_of
@@ -37,6 +37,10 @@ class BlockCodec:
     def with_books(self, codebooks: Iterable[Codebook]) -> BlockCodec:
         """The same with other codebooks."""
         return replace(self, codebooks=tuple(codebooks))
+
+    def kept(self, keep: Keep, kernels: Any) -> BlockCodec:
+        """The same with the numbers of its codebooks where `keep` puts them."""
+        return self.with_books(book.kept(keep, kernels) for book in self.codebooks)
 
     @cached_property
     def n_codes(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,9 @@ from astra_mpi.kernels.integers import Integers, integers
 
 if TYPE_CHECKING:
     from astra_mpi.codec.kind import Kind
+
+#: an array -> a copy of it elsewhere, which nobody writes to
+Keep = Callable[[np.ndarray], np.ndarray]
 
 
 class Transform(NamedTuple):
@@ -107,6 +111,22 @@ class Codebook:
         finite = all(bool(np.isfinite(array).all()) for array in arrays)
         require(finite, "a codebook's transform has NaN or infinite values; calibrate it again")
         object.__setattr__(self, "transform", Transform(*arrays))
+
+    def kept(self, keep: Keep, kernels: Any) -> Codebook:
+        """The same with its numbers, and what the search makes of them, where `keep` puts arrays."""
+        made = object.__new__(Codebook)
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        own["entries"], own["half_norms"] = keep(self.entries), keep(self.half_norms)
+        own["searched"] = own["entries"] if self.searched is self.entries else keep(self.searched)
+        own["basis"] = None if self.basis is None else keep(self.basis)
+        own["transform"] = None if self.transform is None else Transform(*map(keep, self.transform))
+        own["head"] = None if self.head is None else self.head.kept(keep, kernels)
+        for name, value in own.items():
+            object.__setattr__(made, name, value)
+        if self.code_bits.any() and self.transform is None and hasattr(kernels, "make_ready_to_search"):
+            for searched in [made.searched] + [made._ordinary_book[0]] * (self.ordinary is not None):
+                kernels.make_ready_to_search(searched, keep)
+        return made
 
     @cached_property
     def code_bits(self) -> np.ndarray:

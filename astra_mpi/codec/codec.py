@@ -6,8 +6,10 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from astra_mpi.codec.block import BlockCodec
+from astra_mpi.codec.codebook import Keep
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.config import require
 
@@ -66,6 +68,10 @@ class Codec:
             for block in self.blocks
         ]
         return Codec(self.config, tuple(blocks))
+
+    def kept(self, keep: Keep, kernels: Any) -> Codec:
+        """The same with the numbers of all codebooks where `keep` puts them."""
+        return Codec(self.config, tuple(block.kept(keep, kernels) for block in self.blocks))
 
     @cached_property
     def digest(self) -> str:

@@ -138,9 +138,13 @@ class Astra(FarCodes):
         """The blocks before this one may have an exchange."""
         return len(self.blocks) if self.late is None else self.late.n_coded
 
-    def look(self, embed: Callable[[Layout], np.ndarray]) -> None:
-        if self.first_coded and self.sends:
-            self.begin_with(embed(self.planned.everything), None)
+    def enter(self, embed: Callable[[Layout], np.ndarray]) -> np.ndarray:
+        if not (self.first_coded and self.sends):
+            return super().enter(embed)
+        every = self.planned.everything
+        rows = embed(every)
+        self.begin_with(every.content(rows), None)
+        return take(rows, self.planned.packed_rows)
 
     def begin_with(self, rows: np.ndarray, inputs: np.ndarray | None) -> None:
         planned = self.planned

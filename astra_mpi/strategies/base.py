@@ -122,8 +122,9 @@ class Strategy:
         """The rows that this rank computes; those it answers for unless a strategy says otherwise."""
         return self.planned
 
-    def look(self, embed: Callable[[Layout], np.ndarray]) -> None:
-        """Before the first block: every rank has the inputs of all; `embed` gives the rows of any layout of them."""
+    def enter(self, embed: Callable[[Layout], np.ndarray]) -> np.ndarray:
+        """Rows (n, D) that enter the first block. Every rank has all inputs: `embed` gives the rows of any layout."""
+        return embed(self.held)
 
     def block(self, i: int, x: np.ndarray) -> np.ndarray:
         """Block i on the rows held here, (n, D) -> (n, D)."""

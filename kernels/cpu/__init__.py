@@ -40,7 +40,7 @@ from astra_mpi.kernels.cpu._rows import (
 from astra_mpi.kernels.cpu._weights import matvec, vecmat, widen
 from astra_mpi.kernels.cpu.dense.attention import attend, finish, warm_up_attention
 from astra_mpi.kernels.cpu.dense.calls import dense, warm_up_dense
-from astra_mpi.kernels.cpu.dense.encode import encode_grouped, encode_residual, warm_up_search
+from astra_mpi.kernels.cpu.dense.encode import encode_grouped, encode_residual, make_ready_to_search, warm_up_search
 from astra_mpi.kernels.cpu.dense.rest import after_attention, warm_up_rest
 from astra_mpi.kernels.near import Near
 from astra_mpi.kernels.reference import count_codes, segment_sum
@@ -74,6 +74,7 @@ __all__ = [
     "gram_sum",
     "integer_product",
     "layer_norm",
+    "make_ready_to_search",
     "matmul",
     "matvec",
     "multiply_blocks",

@@ -7,6 +7,7 @@ The error follows the size of the factors. So both are taken relative to the mea
 distances: activations often share a large mean.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -48,8 +49,17 @@ class _Packed(NamedTuple):
 
 def pays(x: Array, entries: Array) -> bool:
     """Whether this CPU finds codes of rows x among entries (C, K, W) faster so."""
-    _, size, width = entries.shape
-    return min(len(x), size) >= FEW and width >= _NARROW and used_path() != "widened"
+    return len(x) >= FEW and fits(*entries.shape[1:])
+
+
+def fits(size: int, width: int) -> bool:
+    """The same of many rows, among so many entries of a code."""
+    return size >= FEW and width >= _NARROW and used_path() != "widened"
+
+
+def make_ready(entries: Array, keep: Callable[[Array], Array]) -> None:
+    """Pack entries (C, K, W) now, to where `keep` puts arrays."""
+    _packed(entries, keep)
 
 
 def search(x: Array, step: int, entries: Array) -> Array:
@@ -81,7 +91,7 @@ def warm_up() -> None:
     search(x, 0, x[None])
 
 
-def _pack(entries: Array) -> _Packed:
+def _pack(entries: Array, keep: Callable[[Array], Array] = lambda array: array) -> _Packed:
     """Of entries (C, K, W)."""
     n_codes, size, width = entries.shape
     words, padded = (width + 31) // 32 * 16, (size + 31) // 32 * 32
@@ -95,7 +105,7 @@ def _pack(entries: Array) -> _Packed:
         sizes = packed.half_norms[c], packed.norms[c], packed.losses[c]
         _pack_entries(entries[c], packed.means[c], *work, packed.strips[c], *sizes)
         packed.largest[c] = packed.norms[c].max(), packed.losses[c].max()
-    return packed
+    return _Packed(*map(keep, packed))
 
 
 #: entries are packed once

@@ -10,8 +10,10 @@ import astra_mpi
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.device.memory import _cores
 from astra_mpi.device.weights import mapped_file
-from astra_mpi.files.modelfile import write_model
+from astra_mpi.files.modelfile import read_model, write_model
+from astra_mpi.kernels import cpu
 from astra_mpi.kernels.aligned import LINE, PAGE
+from astra_mpi.kernels.cpu import _encode_narrow
 from astra_mpi.kernels.pages import SharedPages
 from astra_mpi.ranks.broadcast import broadcast_text
 from astra_mpi.ranks.machine import ranks_here
@@ -124,6 +126,30 @@ def test_tables_of_far_keys_are_shared(comm, path, shares, groups):
     if shares:
         tables = model.strategy.remote.tables
         check_shared(comm, model, [table.rows if groups == 1 else table.tables for table in tables])
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("near", [0, 2])
+def test_codebooks_are_shared_and_give_the_same_codes(comm, path, shares, near):
+    """Their entries, and what searches make of these."""
+    coded = Path(path).with_name(f"searched-{near}.h5")
+    codec = CodecConfig(kind="residual", stages=3, codebook_size=64, near=near, near_stages=2 * bool(near))
+    if comm.rank == 0:
+        write_model(coded, model_file(gpt2_config(n_layers=2, d_model=96, d_ff=384), codec))
+    comm.Barrier()
+    model = astra_mpi.load(str(coded), comm=comm, strategy="astra")
+    books = [block.codebooks[0] for block in model.codec.blocks]
+    before = [block.codebooks[0] for block in read_model(str(coded)).codec.blocks]
+    packed = [_encode_narrow._packed.of[id(book.searched)][1] for book in books if _encode_narrow.fits(64, 96)]
+    if shares:
+        check_shared(comm, model, [book.entries for book in books] + [of_book.strips for of_book in packed])
+    x = np.random.default_rng(0).standard_normal((50, 96)).astype(np.float32)
+    which = np.arange(50) % 3 == 0
+    for book, old in zip(books, before, strict=True):
+        np.testing.assert_array_equal(book.encode(x, cpu), old.encode(x, cpu))
+        np.testing.assert_array_equal(book.graded(x, which, cpu), old.graded(x, which, cpu))
+        codes = book.encode(x, cpu)
+        np.testing.assert_array_equal(book.decode(codes, cpu), old.decode(codes, cpu))
 
 
 @pytest.mark.parametrize("listed, cores", [("0-3,8\n", {0, 1, 2, 3, 8}), ("5", {5}), ("\n", set())])

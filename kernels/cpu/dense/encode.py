@@ -1,6 +1,8 @@
 """What Python calls: codes of rows, shared by the threads of the process's team. They are those of float32 on every
 path: bfloat16 only leaves the entries that can be nearest."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from astra_mpi.kernels.cpu import _encode, _encode_narrow, _team
@@ -38,6 +40,13 @@ def encode_residual(x: Array, entries: Array, half_norms: Array) -> Array:
     if not _tiled(x, entries):
         return _encode.encode_residual(x, entries, half_norms)
     return search_tiles(np.array(x, order="C"), 0, entries, half_norms)
+
+
+def make_ready_to_search(entries: Array, keep: Callable[[Array], Array]) -> None:
+    """What searches make of entries (C, K, W), once and now, to where `keep` puts arrays."""
+    _, size, width = entries.shape
+    if entries.flags.c_contiguous and _encode_narrow.fits(size, width):
+        _encode_narrow.make_ready(entries, keep)
 
 
 def _tiled(x: Array, entries: Array) -> bool:
