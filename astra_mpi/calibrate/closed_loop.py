@@ -26,7 +26,7 @@ from astra_mpi.codec.predictor import fit_predictor
 from astra_mpi.errors import collective, collective_steps
 from astra_mpi.partition import displs
 from astra_mpi.ranks.watched import alone
-from astra_mpi.strategies.remote import projection
+from astra_mpi.strategies.coded.remote import projection
 
 #: tokens that say how much keys and values of a block vary
 GAIN_TOKENS = 4096

@@ -20,8 +20,9 @@ from astra_mpi.models.decoder import Decoder
 from astra_mpi.network.missing import Missing
 from astra_mpi.partition import displs, even
 from astra_mpi.strategies import Parts, Spec
+from astra_mpi.strategies.far_keys import FarKeys
 from astra_mpi.strategies.positions import PlacedRows, Positions
-from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
+from astra_mpi.strategies.token_parallel import TokenParallel
 from astra_mpi.wire.pending import Pending
 
 #: rows whose logits are computed at a time

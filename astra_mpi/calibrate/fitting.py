@@ -33,7 +33,7 @@ from astra_mpi.engine import Model
 from astra_mpi.errors import InputError, collective
 from astra_mpi.files.modelfile import ModelFile
 from astra_mpi.ranks.watched import alone
-from astra_mpi.strategies.remote import projection
+from astra_mpi.strategies.coded.remote import projection
 
 Step = Callable[[float], None]  # (work done)
 

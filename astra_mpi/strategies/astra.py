@@ -20,28 +20,27 @@ from mpi4py import MPI
 from astra_mpi.caches.codes import CodeSpace
 from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
-from astra_mpi.codec.received import unpacked
 from astra_mpi.codec.tables import FarTable
 from astra_mpi.config import ModelConfig
 from astra_mpi.costs.mapped import coded_wires, mean_wire
 from astra_mpi.costs.wires import Wire, coding_of
 from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import take, to_host
-from astra_mpi.errors import AstraError
 from astra_mpi.layout import Layout
 from astra_mpi.models import FAMILIES
 from astra_mpi.partition import displs
 from astra_mpi.strategies.base import Parts, is_plain, recipe_of
-from astra_mpi.strategies.carried import Carried, Leaps
+from astra_mpi.strategies.coded.arrived import Arrived
+from astra_mpi.strategies.coded.carried import Carried, Leaps
+from astra_mpi.strategies.coded.graded import Graded, near_counts
+from astra_mpi.strategies.coded.late import Late
+from astra_mpi.strategies.coded.lookup import as_items, counted, looked_up
+from astra_mpi.strategies.coded.remote import choose_remote
+from astra_mpi.strategies.coded.states import States
 from astra_mpi.strategies.far_codes import FarCodes
-from astra_mpi.strategies.graded import Graded, near_counts
-from astra_mpi.strategies.late import Late
-from astra_mpi.strategies.lookup import as_items, counted, looked_up
+from astra_mpi.strategies.far_keys import FarKeys
 from astra_mpi.strategies.reach import Reach
-from astra_mpi.strategies.remote import choose_remote
 from astra_mpi.strategies.spec import Option, Spec
-from astra_mpi.strategies.states import States
-from astra_mpi.strategies.token_parallel import FarKeys
 from astra_mpi.wire.pending import Pending
 
 
@@ -84,22 +83,17 @@ class Astra(FarCodes):
         self.counted_keys = parts.counted_keys and rows and self.plain
         reads = self.packed or getattr(self.kernels, "reads_rows", lambda: False)()
         self.reads_rows = reads and self.plain  # of tables, where they are
-        self._forget_codes()
+        self.arrived = Arrived(self.codec, self.exchange.size, self.xp, self.kernels)
         self._spaces: dict[int, CodeSpace] = {}
-        self.mean_codes = [self._mean_codes(i) for i in range(len(self.blocks))]  # (1, C) each
 
     def _make_states(self) -> States | None:
         if self.leaps is None:
             return None
         return States(self.codec, cast("list[Expected]", self.remote.tables), self.leaps, self.kernels)
 
-    def _forget_codes(self) -> None:
-        self.codes: list[np.ndarray] = [np.empty((0, 0), np.uint8)] * len(self.blocks)
-        self.missing = np.zeros((len(self.blocks), self.exchange.size), dtype=bool)  # (L, P): did not come from P
-
     def twin(self) -> Astra:
         twin = copy(self)
-        twin._forget_codes()
+        twin.arrived = self.arrived.twin()
         twin.states, twin.late = self._make_states(), None if self.late is None else Late(twin)
         return twin
 
@@ -214,7 +208,7 @@ class Astra(FarCodes):
         j = self.carried.source[i]
         if j:
             index, offsets, tokens = self._far(j)
-            return self._looked_up(self.carried.tables[i], take(self.codes[j], index), offsets, tokens)
+            return self._looked_up(self.carried.tables[i], take(self.arrived.codes[j], index), offsets, tokens)
         if not len(self.planned.far_places):
             return None
         return FarKeys(self.carried.rows[i](self.far_exact, self.kernels), self.planned.far_offsets)
@@ -238,9 +232,11 @@ class Astra(FarCodes):
 
     def take_codes(self, i: int, pending: Pending) -> None:
         """Wait for the codes of block i."""
-        messages = pending.wait()
-        self.missing[i] = pending.missing
-        self.codes[i] = self._unpack(i, messages)
+        messages, reach = pending.wait(), self.reaches[i]
+        heard = set(reach.far_ranks.tolist())
+        if self._exchanged(i)[0][self.planned.rank]:
+            heard.add(self.planned.rank)
+        self.arrived.take(i, messages, pending.missing, self._sent_counts(i), heard, self.graded)
 
     def keeps_now(self, i: int) -> bool:
         return self.late is None or self.late.awaits(i) or i not in self.exchanging
@@ -252,9 +248,7 @@ class Astra(FarCodes):
 
     def no_codes(self, i: int) -> None:
         """Nothing is sent in block i, and nothing is missed."""
-        n_tokens = int(self._sent_counts(self.reaches[i]).sum())
-        self.missing[i] = False
-        self.codes[i] = self.xp.zeros((n_tokens, self.codec.blocks[i].n_codes), self.mean_codes[i].dtype)
+        self.arrived.take_none(i, int(self._sent_counts(i).sum()))
 
     def codes_came(self, i: int, keeps: bool) -> None:
         """The late codes of block i: they move states, and decoding keeps what they make of far keys, if it does."""
@@ -264,12 +258,12 @@ class Astra(FarCodes):
             self.keep_far(i, far)
         elif self.states is not None:
             index, _, _ = self._far(i)
-            self.states.move_far(i, take(self.codes[i], index), self._came(i, index))
+            self.states.move_far(i, take(self.arrived.codes[i], index), self._came(i, index))
 
     def _far_keys(self, i: int) -> FarKeys:
         """From the codes of block i."""
         index, offsets, tokens = self._far(i)
-        far = take(self.codes[i], index)  # (m, C)
+        far = take(self.arrived.codes[i], index)  # (m, C)
         if self.states is not None:
             return FarKeys(self.states.far_kv(i, far, self._came(i, index)), offsets, tokens=tokens)
         return self._looked_up(self.remote.tables[i], far, offsets, tokens)
@@ -281,48 +275,19 @@ class Astra(FarCodes):
         return looked_up(table, far, offsets, tokens, self.reads_rows, self.kernels)
 
     def _came(self, i: int, index: np.ndarray) -> np.ndarray | None:
-        """(m,) float32: 0 where the codes of the gathered tokens `index` (m,) are missing; None: nothing is."""
-        if not self.missing[i].any():
-            return None
-        came = np.repeat(~self.missing[i], self._sent_counts(self.reaches[i]))[index]
-        return self.xp.asarray(came.astype(np.float32))
+        """Of the gathered tokens `index` (m,), whose codes of block i came: see `Arrived.came`."""
+        return self.arrived.came(i, self._sent_counts(i), index)
 
-    def _unpack(self, i: int, messages: list[np.ndarray]) -> np.ndarray:
-        """The messages of all ranks -> codes of the sent tokens (sum n_r, C), rank after rank; missing ones the mean's.
-
-        Those that this rank does not hear of are zeros.
-        """
-        codec, reach, rank = self.codec.blocks[i], self.reaches[i], self.planned.rank
-        counts, heard = self._sent_counts(reach), set(reach.far_ranks.tolist())
-        if self._exchanged(i)[0][rank]:
-            heard.add(rank)
-        given = self.missing[i], self.mean_codes[i], self.graded.mask
-        codes = unpacked(codec, messages, counts, heard, *given, self.kernels)
-        bad = codec.misfit(codes) if codes.size else None
-        if bad is not None:  # else every code is one of an entry
-            if self.xp is np:
-                self._check(i, bad, counts)
-            else:  # looked at after the last block, so that no block waits for the device
-                self._unchecked.append((i, bad, counts))
-                codes = codec.clipped(codes)
-        return codes
-
-    def _sent_counts(self, reach: Reach) -> np.ndarray:
+    def _sent_counts(self, i: int) -> np.ndarray:
         """(P,) tokens in each rank's message, with those that the last one of a forward exchange would send."""
+        reach = self.reaches[i]
         return self.planned.token_counts if reach.sent is None else reach.token_counts
-
-    def _check(self, i: int, bad: np.ndarray, counts: np.ndarray) -> None:
-        """Raise AstraError where a token of block i is bad (sum n_r,), of ranks with n_r tokens each."""
-        if bad.any():
-            size, ends = self.codec.blocks[i].size, displs(counts)
-            rank = int(np.searchsorted(ends, bad.argmax(), "right")) - 1
-            raise AstraError(f"a code from rank {rank} is not below codebook size {size}: corrupt message")
 
     def begin(self, layout: Layout) -> None:
         if self.late is not None:
             self.late.begin()
         super().begin(layout)
-        self._unchecked: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self.arrived.begin()
         self.graded = Graded(layout, self.codec.config.near)
         self.near_share = self.graded.share if self.codec.config.near and self.sends else 0.0
         #: the last rank where tokens look back only
@@ -332,13 +297,7 @@ class Astra(FarCodes):
     def end(self) -> None:
         if self.late is not None:
             self.late.collect()
-        for i, bad, counts in self._unchecked:
-            self._check(i, to_host(bad), counts)
-
-    def _mean_codes(self, i: int) -> np.ndarray:
-        books = self.codec.blocks[i].codebooks
-        mean = self.xp.asarray(np.concatenate([book.mean for book in books])[None])
-        return self.codec.blocks[i].encode(mean, self.kernels)
+        self.arrived.end()
 
     def distinct_keys(self) -> float | None:
         if self.states is not None:  # no two tokens have the same
@@ -346,9 +305,9 @@ class Astra(FarCodes):
         if not self.sends:
             return 0.0
         found = []
-        for i in range(self.first_coded, len(self.codes)) if self.carried is None else self.exchanging:
+        for i in range(self.first_coded, len(self.arrived.codes)) if self.carried is None else self.exchanging:
             index, offsets, _ = self._far(i)
-            items = as_items(to_host(self.codes[i])[index])
+            items = as_items(to_host(self.arrived.codes[i])[index])
             found += [len(np.unique(items[a:b])) for a, b in pairwise(offsets)]
         mean = np.array([np.mean(found) if found else 0.0])
         if self.planned.causal:
@@ -371,7 +330,9 @@ class Astra(FarCodes):
         if not self.sends:
             return {}
         n = len(self.planned.sequence_order)
-        coded = [self.reaches[i].spread(to_host(self.codes[i]), n) for i in range(self.first_coded, len(self.blocks))]
+        coded = [
+            self.reaches[i].spread(to_host(self.arrived.codes[i]), n) for i in range(self.first_coded, len(self.blocks))
+        ]
         terms: dict[str, Any] = {"codec": self.codec, "codes": [to_host(codes) for codes in coded]}
         if self.exchange.loses or self.planned.causal or any(self.config.windows):  # what was sent, whoever heard it
             terms["codes"] = [self.all_rows(codes[self._own]) for codes in coded]
@@ -386,7 +347,9 @@ class Astra(FarCodes):
 
     def _missing_terms(self) -> dict[str, Any]:
         """Collective: which messages did not arrive, and what stood for them."""
-        missing = np.empty((self.planned.size, *self.missing.shape), bool)  # (P, L, P)
-        self.exchange.comm.Allgather(self.missing, missing)
-        means = [to_host(codes)[0] for codes in self.mean_codes] if self.exchange.missing.treatment == "mean" else None
+        missing = np.empty((self.planned.size, *self.arrived.missing.shape), bool)  # (P, L, P)
+        self.exchange.comm.Allgather(self.arrived.missing, missing)
+        means = (
+            [to_host(codes)[0] for codes in self.arrived.means] if self.exchange.missing.treatment == "mean" else None
+        )
         return {"missing": missing.transpose(1, 0, 2), "stand_in": means}

@@ -14,10 +14,12 @@ from astra_mpi.caches.rows import rows_of
 from astra_mpi.codec.codec import Codec
 from astra_mpi.device.xp import beside, take
 from astra_mpi.errors import AstraError
-from astra_mpi.strategies.carried import Carried
-from astra_mpi.strategies.remote import RemoteTables
-from astra_mpi.strategies.states import States
-from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
+from astra_mpi.strategies.coded.arrived import Arrived
+from astra_mpi.strategies.coded.carried import Carried
+from astra_mpi.strategies.coded.remote import RemoteTables
+from astra_mpi.strategies.coded.states import States
+from astra_mpi.strategies.far_keys import FarKeys
+from astra_mpi.strategies.token_parallel import TokenParallel
 
 
 class FarCodes(TokenParallel):
@@ -31,8 +33,7 @@ class FarCodes(TokenParallel):
     states: States | None
     packed: bool  # attention takes all sequences in one launch
     plain: bool  # a score is key times query and no more
-    codes: list[np.ndarray]  # per block, of the sent tokens (n, C)
-    missing: np.ndarray  # (L, P): did not come from P
+    arrived: Arrived
 
     _spaces: dict[int, CodeSpace]
     _far_turns: dict[tuple[int, bytes], np.ndarray]  # of far tokens that are kept
@@ -41,8 +42,8 @@ class FarCodes(TokenParallel):
         """Where the far tokens of block i lie in the sent ones, where each sequence's begin among them, and where they
         lie in the gathered ones."""
         reach = self.reaches[i]
-        if self.exchange.missing.treatment == "drop" and self.missing[i].any():
-            return reach.far_from(reach.far_ranks[~self.missing[i, reach.far_ranks]])
+        if self.exchange.missing.treatment == "drop" and self.arrived.missing[i].any():
+            return reach.far_from(reach.far_ranks[~self.arrived.missing[i, reach.far_ranks]])
         return reach.far_index, reach.far_offsets, reach.tokens
 
     def remember(self, i: int, far: FarKeys, part: Part, offsets: np.ndarray) -> Kept | Seen:
@@ -51,7 +52,7 @@ class FarCodes(TokenParallel):
         if not self._has_codes(i) or self._keeps_keys(i):
             return super().remember(i, far, part, offsets)
         index, _, tokens = self._far(i)
-        codes, turns = take(self.codes[i], index[part]), self._turns_of(i, tokens[part])
+        codes, turns = take(self.arrived.codes[i], index[part]), self._turns_of(i, tokens[part])
         if table.rows is not None and self.plain:
             if not self.packed:
                 return CountedKeys(table.rows, codes, self.kernels)

@@ -19,8 +19,9 @@ from astra_mpi.device.xp import beside, take
 from astra_mpi.layout import Layout
 from astra_mpi.partition import displs
 from astra_mpi.strategies.base import Parts, recipe_of
+from astra_mpi.strategies.far_keys import FarKeys
 from astra_mpi.strategies.spec import Option, Spec
-from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
+from astra_mpi.strategies.token_parallel import TokenParallel
 from astra_mpi.wire.pending import Pending
 
 

@@ -14,9 +14,10 @@ from astra_mpi.costs.work import shape_of
 from astra_mpi.device.xp import take, to_host
 from astra_mpi.layout import Layout
 from astra_mpi.strategies.base import Parts
+from astra_mpi.strategies.far_keys import FarKeys
 from astra_mpi.strategies.reach import Reach
 from astra_mpi.strategies.spec import Option, Spec
-from astra_mpi.strategies.token_parallel import FarKeys, TokenParallel
+from astra_mpi.strategies.token_parallel import TokenParallel
 from astra_mpi.strategies.wire import WIRES, pack_rows, row_bytes, unpack_rows
 from astra_mpi.wire.pending import Pending
 

@@ -23,7 +23,7 @@ from astra_mpi.engine import Model
 from astra_mpi.files.codecfile import read_codebooks
 from astra_mpi.files.modelfile import read_model
 from astra_mpi.inputs.text import tokenizer_of
-from astra_mpi.strategies.graded import near_ends
+from astra_mpi.strategies.coded.graded import near_ends
 
 
 class Slices:

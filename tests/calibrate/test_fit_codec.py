@@ -24,7 +24,7 @@ from astra_mpi.convert.synthetic import random_batch
 from astra_mpi.device.backend import get_backend
 from astra_mpi.engine import Model
 from astra_mpi.errors import AstraError, InputError
-from astra_mpi.strategies.remote import projection
+from astra_mpi.strategies.coded.remote import projection
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, vit_config
 
 CONFIGS = {"vit": vit_config, "bert": bert_config, "gpt2": gpt2_config, "llama": llama_config}

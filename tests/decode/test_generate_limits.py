@@ -121,7 +121,7 @@ def test_cache_bytes_are_the_formula(comm, codec, far):
     if codec == "kv" and far == "codes":
         n_bytes += (23 - own) * config.d_head * 4  # cosines and sines of a token, the same for all blocks
     if codec == "one-code":
-        codes = model.strategy.codes
+        codes = model.strategy.arrived.codes
         index = model.strategy.planned.far_index
         n_bytes = sum(len(np.unique(block[index])) * (2 + 4) for block in codes) if len(index) else 0
         n_bytes = comm.bcast(n_bytes, root=comm.size - 1)

@@ -154,7 +154,7 @@ def test_astra_equals_the_cpu(comm, anywhere, family, codec):
             model.use(spec, remote=remote, counted_keys=counted)
         gpu(inputs, mask), cpu(inputs, mask)
         coded = slice(gpu.strategy.first_coded, None)
-        pairs = zip(gpu.strategy.codes[coded], cpu.strategy.codes[coded], strict=True)
+        pairs = zip(gpu.strategy.arrived.codes[coded], cpu.strategy.arrived.codes[coded], strict=True)
         same = [np.mean(mine.get() == theirs) for mine, theirs in pairs] if gpu.strategy.sends else [1.0]
         assert min(same) > 0.98  # near ties of float32 sums in another order
         if comm.allreduce(min(same), MPI.MIN) == 1:
@@ -172,7 +172,7 @@ def test_late_codes_equal_the_cpu(comm, anywhere, predict):
         for model in (gpu, cpu):
             model.use("astra:late", remote=remote)
             model(inputs, mask)
-        pairs = zip(gpu.strategy.codes[1:], cpu.strategy.codes[1:], strict=True)
+        pairs = zip(gpu.strategy.arrived.codes[1:], cpu.strategy.arrived.codes[1:], strict=True)
         same = [np.mean(mine.get() == theirs) for mine, theirs in pairs] if gpu.strategy.sends else [1.0]
         assert min(same) > 0.95  # near ties of float32 sums in another order
         if comm.allreduce(min(same), MPI.MIN) == 1:
@@ -322,7 +322,7 @@ def test_nothing_but_messages_comes_to_the_host(comm, cupy, family, codec):
     gpu.family.pool = lambda *args: (pooled.append(len(cupy.round_trips)), pool(*args))[1]
     gpu(inputs, mask)
     until_pool = cupy.round_trips[: pooled[0]]
-    unchecked = len(gpu.strategy._unchecked)  # codes beyond the codebook are looked for after the last block
+    unchecked = len(gpu.strategy.arrived.unchecked)  # codes beyond the codebook are looked for after the last block
     blocks = until_pool[: len(until_pool) - unchecked]
     own = gpu.strategy.sent_bytes(len(gpu.blocks) - 1, gpu.strategy.planned)[comm.rank]
     each = ([("get", own)] if own else []) + [("wait", 0)]
@@ -437,7 +437,7 @@ def test_generation_from_codes_equals_the_cpu(comm, anywhere, monkeypatch, famil
             model.use(spec, remote=remote)
         gpu(inputs, mask, spread=True), cpu(inputs, mask, spread=True)
         coded = slice(gpu.strategy.first_coded, None)
-        pairs = zip(gpu.strategy.codes[coded], cpu.strategy.codes[coded], strict=True)
+        pairs = zip(gpu.strategy.arrived.codes[coded], cpu.strategy.arrived.codes[coded], strict=True)
         differ = gpu.strategy.sends and any((mine.get() != theirs).any() for mine, theirs in pairs)
         if not comm.allreduce(differ, MPI.LOR):  # else near ties of float32 sums in another order
             assert_generates_the_same(gpu, cpu, inputs, mask, decode="local", stop=[3])

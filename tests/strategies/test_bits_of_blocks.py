@@ -103,7 +103,7 @@ def test_what_is_known_is_never_missed(comm, codec):
     for check in verify(model, inputs, mask, ["astra"]):
         assert check.passed and "skipped" not in check.reason, check
     silent = [i for i, bits in enumerate(CODECS[codec][1]) if not bits]
-    assert not model.strategy.missing[silent].any()
+    assert not model.strategy.arrived.missing[silent].any()
 
 
 def test_costs_count_the_bytes_of_every_block(comm):

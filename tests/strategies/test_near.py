@@ -16,7 +16,7 @@ from astra_mpi.errors import InputError
 from astra_mpi.files.codecfile import read_codec, write_codec
 from astra_mpi.kernels import cpu
 from astra_mpi.oracle.verify import verify
-from astra_mpi.strategies.graded import near_ends
+from astra_mpi.strategies.coded.graded import near_ends
 from helpers.fakes import bert_config, gpt2_config, llama_config, model_file, random_codec, vit_config
 from helpers.turns import by_turns
 

@@ -17,7 +17,7 @@ from astra_mpi.codec.tables import FarTable, has_tables, make_far
 from astra_mpi.device.packed import pack, packs
 from astra_mpi.device.xp import to_host
 from astra_mpi.models.block import Block
-from astra_mpi.strategies.remote import projection, settle_table
+from astra_mpi.strategies.coded.remote import projection, settle_table
 
 
 def source_of(codec: Codec, i: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from astra_mpi.codec.tables import FarTable, distinct
 from astra_mpi.device.xp import beside, on_host
 from astra_mpi.partition import displs
-from astra_mpi.strategies.token_parallel import FarKeys
+from astra_mpi.strategies.far_keys import FarKeys
 
 
 def looked_up(

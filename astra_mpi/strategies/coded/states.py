@@ -14,7 +14,7 @@ from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.expected import Expected
 from astra_mpi.codec.predictor import inputs_before, known
 from astra_mpi.device.xp import module_of, take
-from astra_mpi.strategies.carried import Leaps
+from astra_mpi.strategies.coded.carried import Leaps
 
 
 class States:
