@@ -17,8 +17,9 @@ LINE_EVERY_S = 10.0
 class Log:
     """One rank has one. Records are {"step": steps done, ..}; those beyond the first step are dropped at the start."""
 
-    def __init__(self, path: Path, picture: Path, first: int, steps: int, metric: str) -> None:
-        self.path, self.picture, self.steps, self.metric = path, picture, steps, metric
+    def __init__(self, path: Path, picture: Path, first: int, steps: int, metric: str, grows: bool) -> None:
+        """grows: whether more of the metric is better."""
+        self.path, self.picture, self.steps, self.metric, self.grows = path, picture, steps, metric, grows
         self.first, self.start_s, self.said_s = first, time.monotonic(), 0.0
         kept = read_log(path) if first and path.exists() else []
         self.records = [record for record in kept if record["step"] <= first]
@@ -42,6 +43,21 @@ class Log:
             return "time left unknown"
         left_s = (self.steps - step) * (now_s - self.start_s) / (step - self.first)
         return f"{left_s / 60:.0f} min left" if left_s >= 120 else f"{left_s:.0f} s left"
+
+    def worsened(self) -> str:
+        """What there is to say if the last validation is worse than the one before training; else nothing."""
+        known = [(record["step"], record[self.metric]) for record in self.records if self.metric in record]
+        if len(known) < 2 or known[0][0] > 0:
+            return ""
+        (_, before), (_, after) = known[0], known[-1]
+        if after >= before if self.grows else after <= before:
+            return ""
+        step, best = (max if self.grows else min)(known, key=lambda one: one[1])
+        sooner = f"; step {step} had {best:.4g}" if step else ""
+        return (
+            f"{self.metric} {after:.4g} is worse than {before:.4g} before training: lower train.lr, train.codebook_lr"
+            f" or train.predictor_lr{sooner}"
+        )
 
     def draw(self) -> None:
         """The curve so far; nothing without matplotlib."""

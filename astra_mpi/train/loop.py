@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -61,7 +62,7 @@ class Run:
         with collective(self.comm):
             if self.on_root:
                 names = self.deck.beside(".jsonl"), self.deck.beside(".png")
-                log = Log(*names, self.first, train.steps, self.metric.name)
+                log = Log(*names, self.first, train.steps, self.metric.name, self.metric.grows)
         figures: dict[str, float] = {}
         if self.first == 0:
             figures = self._evaluate(0, log)
@@ -76,6 +77,8 @@ class Run:
                     self._save(done)
                 if asked and not last:
                     raise Interrupted(f"stopped after step {done}; the same command goes on from there", asked)
+        if log is not None and (worsened := log.worsened()):
+            print(f"astra-mpi: warning: {worsened}", file=sys.stderr, flush=True)
         return figures
 
     def _step(self, step: int, log: Log | None) -> None:

@@ -93,6 +93,7 @@ class Metric:
 
     name: str
     n_sums = 2
+    grows = True  # the better, the more
 
     def sums(self, found: Tensor, exact: Tensor | None, labels: Tensor, keep: Tensor) -> list[float]:
         raise NotImplementedError
@@ -117,6 +118,7 @@ class Perplexity(Metric):
 
     name = "perplexity"
     n_sums = 3
+    grows = False
 
     def sums(self, found: Tensor, exact: Tensor | None, labels: Tensor, keep: Tensor) -> list[float]:
         apart = 0.0

@@ -33,12 +33,14 @@ import json
 import sys
 
 summary = json.load(open(sys.argv[2]))
-print(f"{sys.argv[1]:<12}{summary['bits_per_token_per_block']:>8.4g}{summary['metrics']['accuracy']:>10.2%}")
+print(f"{sys.argv[1]:<14}{summary['bits_per_token_per_block']:>8.4g}{summary['metrics']['accuracy']:>10.2%}")
 PYTHON
 }
-printf '%-12s%8s%10s\n' images bits accuracy
+printf '%-14s%8s%10s\n' images bits accuracy
+digits fresh-21 "" -- --stages 0,2,3,3,4,4
 digits fresh-32 "" -- --stages 0,4,4x5
 digits fresh-40 "" -- --stages 6
 digits every-2-32 "" -- --stages 0,8,0,8,0,8
 digits late-32 parallel.codes=late -- --stages 6
 digits late-in-32 parallel.codes=late -- --stages 6 --predict-inputs 8 --metric output
+digits late-every-2 parallel.codes=late -- --stages 0,8,0,8,0,8

@@ -20,7 +20,7 @@ from astra_mpi.files.modelfile import read_model
 from astra_mpi.train import losses, start
 from astra_mpi.train.data import Order, hold_out
 from astra_mpi.train.deck import load_train_deck
-from astra_mpi.train.log import read_log
+from astra_mpi.train.log import Log, read_log
 from astra_mpi.train.loop import Run
 from astra_mpi.train.optimise import schedule
 from helpers.training import TEXT, small_deck, write_deck, write_images, write_small
@@ -49,6 +49,25 @@ def test_codebooks_alone_by_distillation(tmp_path):
     assert codec.config.stages == 2 and codec.config.encoder == "exact"
     model = astra_mpi.load(str(deck.model.path), comm=MPI.COMM_SELF, codebooks=str(deck.output.path))
     assert model(np.arange(6)[None]).shape == (1, 24)
+
+
+@pytest.mark.parametrize("rate, worse", [(30.0, True), (0.05, False)])
+def test_says_if_codes_have_become_worse(tmp_path, capsys, rate, worse):
+    deck = small_deck(tmp_path, "bert", output_codebooks_only=True, train_learn="codebooks", train_codebook_lr=rate)
+    figures, first = run(deck), read_log(deck.beside(".jsonl"))[0]
+    assert (figures["cosine"] < first["cosine"]) == worse
+    said = f"cosine {figures['cosine']:.4g} is worse than {first['cosine']:.4g} before training: lower train.lr"
+    assert (said in capsys.readouterr().err) == worse
+
+
+@pytest.mark.parametrize(
+    "grows, values, said", [(False, (9, 7, 8), ""), (False, (5, 4, 6), "step 1 had 4"), (True, (5, 5), "")]
+)
+def test_a_log_knows_which_figures_are_worse(tmp_path, grows, values, said):
+    log = Log(tmp_path / "a.jsonl", tmp_path / "a.png", 0, 2, "figure", grows)
+    for step, value in enumerate(values):
+        log.write({"step": step, "figure": float(value)})
+    assert log.worsened().endswith(said) and bool(log.worsened()) == bool(said)
 
 
 @pytest.mark.parametrize("learn", ["codebooks", "all"])
