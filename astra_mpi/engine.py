@@ -21,6 +21,7 @@ from astra_mpi.device.backend import Backend
 from astra_mpi.device.scratch import Scratch
 from astra_mpi.errors import InputError, collective, raise_together, same_on_all
 from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.gathered import gathered
 from astra_mpi.layout import Layout
 from astra_mpi.models import FAMILIES
 from astra_mpi.models.batch import Batch
@@ -30,12 +31,13 @@ from astra_mpi.models.images import Preprocess
 from astra_mpi.network.clock import WallClock
 from astra_mpi.network.conditions import Conditions
 from astra_mpi.partition import Cut
+from astra_mpi.report import report_of
 from astra_mpi.strategies import STRATEGIES, Parts, Strategy, parse
 from astra_mpi.strategies.base import Steps
 from astra_mpi.strategies.positions import Positions
-from astra_mpi.turns import Part, Pass, Taken, distinct_keys, formula_bytes, halves, in_turns
+from astra_mpi.turns import Part, Pass, Taken, halves, in_turns
 from astra_mpi.wire.exchange import Exchange
-from astra_mpi.wire.laps import Laps, collect
+from astra_mpi.wire.laps import Laps
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -142,7 +144,7 @@ class Model:
         except Exception as exc:
             failure = exc
         self.report = self.describe(layout, self.laps.seconds, self.exchange.counted(), failure)
-        return (answer, self._gather(rows, layout)) if gather else answer
+        return (answer, gathered(self, rows, layout)) if gather else answer
 
     def nll(self, ids: np.ndarray, mask: np.ndarray | None, n_context: np.ndarray) -> np.ndarray:
         """How well a decoder predicts; collective, with the same inputs on every rank.
@@ -319,35 +321,6 @@ class Model:
             self._layouts[key] = layout
         return self._layouts[key]
 
-    def _gather(self, rows: np.ndarray, layout: Layout) -> np.ndarray | None:
-        """Hidden states after the last norm, or logits, of all ranks on rank 0, (B, n_class + T, D or V)."""
-        fetch = self.backend.fetch
-        with collective(self.comm):
-            content = np.ascontiguousarray(fetch(layout.content(rows)))
-            share = fetch(layout.class_share(rows))
-            every = self.exchange.room(content, layout.token_counts)
-        self.exchange.gather_rows(content, layout.token_counts, every)
-        classes, _ = self.exchange.sum(share, False)
-        hidden: np.ndarray | None = None
-        with collective(self.comm):
-            if every is not None:
-                hidden = self.whole(every, classes, layout)
-        return hidden
-
-    def whole(self, every: np.ndarray, classes: np.ndarray, layout: Layout) -> np.ndarray:
-        """Rows of all ranks (sum n_r, D) and class tokens (B, n_class D) -> (B, n_class + T, D or V)."""
-        put, fetch = self.backend.put, self.backend.fetch
-        lengths = layout.lengths
-        n_class = layout.n_class
-        final = fetch(self.family.final(put(every[layout.sequence_order])))
-        hidden = np.zeros((len(lengths), n_class + int(lengths.max(initial=0)), final.shape[1]), np.float32)
-        present = np.arange(hidden.shape[1] - n_class) < lengths[:, None]  # (B, T)
-        hidden[:, n_class:][present] = final
-        if n_class:
-            rows = put(classes.reshape(len(lengths) * n_class, -1))
-            hidden[:, :n_class] = fetch(self.family.final(rows)).reshape(len(lengths), n_class, -1)
-        return hidden
-
     @property
     def weight_bytes(self) -> int:
         """Of the weights that this rank computes with, as they are stored or packed."""
@@ -356,37 +329,5 @@ class Model:
     def describe(
         self, layout: Layout, seconds: dict[str, float], counts: Sequence[float], failure: Exception | None = None
     ) -> dict[str, Any]:
-        """Collective: the report of a pass that took `seconds` per phase, with the `counts` of its exchanges.
-
-        failure: of this rank at the end of the pass, raised on all.
-        """
-        latency, told = collect(self.comm, seconds, [float(failure is not None), self.weight_bytes, *counts])
-        if told[:, 0].any():
-            raise_together(self.comm, failure)
-        counted = told[:, 2:]
-        described = self.strategy.describe()
-        weights = self.cut_weights or "even"
-        weights = weights if isinstance(weights, str) else [float(weight) for weight in weights]
-        return {
-            "family": self.config.family,
-            "strategy": str(self.strategy.spec),
-            "ranks": self.exchange.size,
-            "tokens": [int(t) for t in layout.lengths],
-            "formula_bytes": formula_bytes(self.taken, self.strategy, layout),
-            **self.exchange.report(counted),
-            "distinct_keys": distinct_keys(self.taken),
-            "halves": len(self.taken) > 1,
-            "latency_s": latency,
-            "weight_bytes": [int(n) for n in told[:, 1]],
-            **described,
-            "choices": {**described["choices"], "weights": weights, **self.backend.choices, **self.own_choice()},
-            "auto": self.chosen,
-            "compute": self.chosen_compute,
-        }
-
-    def own_choice(self) -> dict[str, str | bool]:
-        """What an unfinished job goes on with."""
-        own: dict[str, str | bool] = {} if self.chosen is None else {"strategy": str(self.strategy.spec)}
-        own |= {} if self.chosen_grid is None else {"grid": self.chosen_grid}
-        own |= {} if self.chosen_halves is None else {"halves": self.chosen_halves}
-        return own | ({"compute": self.backend.compute} if self.backend.xp is np else {})
+        """Collective: `report_of` a pass."""
+        return report_of(self, layout, seconds, counts, failure)

@@ -19,6 +19,7 @@ from astra_mpi.decode.sampling import Sample, greedy
 from astra_mpi.engine import Model
 from astra_mpi.errors import InputError, collective, raise_together, same_on_all
 from astra_mpi.files.modelfile import ModelFile
+from astra_mpi.gathered import rows_of_all, whole
 from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
 from astra_mpi.models.decoder import Decoder
@@ -317,26 +318,18 @@ class Pipeline(Around):
         return array
 
     def _gathered(self, rows: np.ndarray, layout: Layout) -> np.ndarray | None:
-        """Collective: `Model._gather` of the last stage's rows, on rank 0."""
-        every, classes = np.empty((0, self.config.d_model), np.float32), np.empty((0, 0), np.float32)
+        """Collective: `gathered` of the last stage's rows, on rank 0."""
+        found, classes = None, np.empty((0, 0), np.float32)
         if self.stage == self.n_stages - 1:
-            every, classes = self._of_last(rows, layout, every)
+            found, classes = rows_of_all(self.model, rows, layout)
+        every = np.empty((0, self.config.d_model), np.float32) if found is None else found
         every, classes = (self._shared(part, self.n_stages - 1) for part in (every, classes))
         hidden = np.empty((0, 0), np.float32)
         shape = np.zeros(3, np.int64)
         with collective(self.comm):
             if self.stage == self.head_stage and self.token == 0:
-                whole = self.model.whole(every, classes, layout)
-                hidden, shape[:] = whole.reshape(len(whole), -1), whole.shape
+                hidden = whole(self.model, every, classes, layout)
+                hidden, shape[:] = hidden.reshape(len(hidden), -1), hidden.shape
         self.comm.Bcast(shape, root=self.head_stage * self.groups.grid.tokens)
         hidden = self._shared(hidden, self.head_stage)
         return hidden.reshape(shape) if self.comm.Get_rank() == 0 else None
-
-    def _of_last(self, rows: np.ndarray, layout: Layout, nothing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Collective on the last stage: content rows and class tokens of all its ranks, on its first."""
-        model, fetch = self.model, self.model.backend.fetch
-        content = np.ascontiguousarray(fetch(layout.content(rows)))
-        every = model.exchange.room(content, layout.token_counts)
-        model.exchange.gather_rows(content, layout.token_counts, every)
-        classes, _ = model.exchange.sum(fetch(layout.class_share(rows)), False)
-        return nothing if every is None else every, classes

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from astra_mpi.layout import Layout
+from astra_mpi.report import own_choice
 from astra_mpi.wire.laps import PHASES, collect
 
 
@@ -75,7 +76,7 @@ def report_of(pipeline: Any, lengths: np.ndarray, tally: Tally) -> dict[str, Any
             **first["choices"],
             "weights": weights if isinstance(weights, str) else [float(weight) for weight in weights],
             **model.backend.choices,
-            **model.own_choice(),
+            **own_choice(model),
             "stages": [part.end - part.first for part in pipeline.parts],
         },
         "auto": model.chosen,
