@@ -15,17 +15,17 @@ from mpi4py import MPI
 
 from astra_mpi.config import require
 from astra_mpi.decode.generation import agreed, check
-from astra_mpi.decode.request import Request, reasons
-from astra_mpi.decode.steps import Local
+from astra_mpi.decode.request import Request
 from astra_mpi.errors import AstraError, collective, raise_together
 from astra_mpi.layout import Layout
 from astra_mpi.models.batch import Batch
+from astra_mpi.stages.group import Group
 from astra_mpi.stages.handing import StageFailed
-from astra_mpi.stages.report import Tally, report_of
+from astra_mpi.stages.report import Tally, generation_report
 from astra_mpi.strategies.token_parallel import TokenParallel
 from astra_mpi.strategies.wire import pack_rows, row_bytes, unpack_rows
 from astra_mpi.wire.hop import Hop
-from astra_mpi.wire.laps import PHASES, collect
+from astra_mpi.wire.laps import PHASES
 
 
 def generate(pipeline: Any, ids: np.ndarray, mask: np.ndarray | None, request: Request) -> np.ndarray:
@@ -39,40 +39,8 @@ def generate(pipeline: Any, ids: np.ndarray, mask: np.ndarray | None, request: R
     generation.prefill()
     generation.decode()
     new = generation.ids()
-    pipeline.report = generation.report(new)
+    pipeline.report = generation_report(generation, new)
     return new
-
-
-class Group:
-    """Some prompts that go through the stages together."""
-
-    def __init__(self, pipeline: Any, batch: Batch, first: int, request: Request) -> None:
-        """first: number of its first prompt in the whole batch."""
-        self.batch, self.first = batch, first
-        self.positions, self.room = request.room(batch, pipeline.config)
-        self.layout: Layout | None = None
-        self.mode: Local | None = None
-        self.new = np.full((len(self.room), request.max_new_tokens), -1, np.int32)
-        self.ended = np.zeros(len(self.room), bool)
-        self.over = False
-        self.alive = np.empty(0, np.int64)  # sequences whose next tokens are on their way
-        self.rows = np.empty((0, pipeline.config.d_model), np.float32)  # of the stage before this one
-
-    def open(self, pipeline: Any) -> None:
-        """Room for the keys and values of this stage."""
-        assert self.layout is not None
-        self.mode = Local(pipeline.model, self.layout, self.room, self.positions)
-        self.mode.enter = self._entered if pipeline.stage else None
-        self.alive = self.mode.computed
-        self.over = not len(self.alive)
-
-    def _entered(self, _: Batch) -> np.ndarray:
-        return self.rows
-
-    def step(self, ids: np.ndarray, sequences: np.ndarray, step: int) -> np.ndarray:
-        """Rows (n, D) after this stage's blocks; those before them are `rows`, but in the first stage."""
-        assert self.mode is not None
-        return self.mode.step(ids, sequences, np.full(len(sequences), step - 1))
 
 
 class Generation:
@@ -301,41 +269,3 @@ class Generation:
             if self.comm.Get_rank() == 0 and self.request.on_tokens is not None:
                 for step in range(int((new >= 0).sum(axis=1).max(initial=0))):
                     self.request.on_tokens(step, new[:, step].copy())
-
-    def report(self, new: np.ndarray) -> dict[str, Any]:
-        """Collective: that of the prefill, and under "generation" what the steps took."""
-        pipeline, comm, config = self.pipeline, self.comm, self.pipeline.config
-        later_handed = pipeline.hop.n_bytes + self.back.n_bytes - self.first_handed
-        pipeline.hop.n_bytes = self.first_handed
-        lengths = np.concatenate([group.batch.lengths for group in self.groups])
-        room = np.concatenate([group.room for group in self.groups])
-        report = report_of(pipeline, lengths, self.tally)
-        cached = float(sum(group.mode.cache.n_bytes for group in self.groups if group.mode is not None))
-        latency, told = collect(comm, self.decoding, [cached, float(later_handed)])
-        prefill_s = report["latency_s"]["total"]
-        times_s = np.zeros(self.request.max_new_tokens)
-        times_s[: len(self.step_s)] = self.step_s
-        comm.Allreduce(MPI.IN_PLACE, times_s, op=MPI.MAX)
-        n_new = (new >= 0).sum(axis=1)
-        later_s = times_s[1 : int(n_new.max(initial=0))]
-        row_bytes_kept = config.n_layers * 2 * config.d_kv * np.dtype(self.model.backend.dtype).itemsize
-        report["choices"] |= {"decode": "local"}
-        report["generation"] = {
-            "decode": "local",
-            "far": self.request.far,
-            "new_tokens": n_new.tolist(),
-            "ended": reasons(self.request, room, new),
-            "first_token_s": prefill_s + float(times_s[0]),
-            "per_token_s": {
-                "median": float(np.median(later_s)) if len(later_s) else None,
-                "mean": float(np.mean(later_s)) if len(later_s) else None,
-            },
-            "latency_s": latency,
-            "exchange_wait_s": latency["exchange_wait"],
-            "decode_bytes": [0] * comm.Get_size(),
-            "handed_bytes": told[:, 1].astype(int).tolist(),
-            "id_bytes": [0] * comm.Get_size(),
-            "cache_bytes": told[:, 0].astype(int).tolist(),
-            "full_cache_bytes": int((lengths + room - 1).sum()) * row_bytes_kept,
-        }
-        return report

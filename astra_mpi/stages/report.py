@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 
+from astra_mpi.decode.request import reasons
 from astra_mpi.layout import Layout
 from astra_mpi.report import own_choice
 from astra_mpi.wire.laps import PHASES, collect
@@ -82,3 +84,44 @@ def report_of(pipeline: Any, lengths: np.ndarray, tally: Tally) -> dict[str, Any
         "auto": model.chosen,
         "compute": model.chosen_compute,
     }
+
+
+def generation_report(generation: Any, new: np.ndarray) -> dict[str, Any]:
+    """Collective: `report_of` the prefill, and under "generation" what the steps took. new (B, n): the new tokens, -1
+    after an end. generation: a `Generation` that is over."""
+    pipeline, comm, request = generation.pipeline, generation.comm, generation.request
+    groups, config = generation.groups, pipeline.config
+    later_handed = pipeline.hop.n_bytes + generation.back.n_bytes - generation.first_handed
+    pipeline.hop.n_bytes = generation.first_handed
+    lengths = np.concatenate([group.batch.lengths for group in groups])
+    room = np.concatenate([group.room for group in groups])
+    report = report_of(pipeline, lengths, generation.tally)
+    cached = float(sum(group.mode.cache.n_bytes for group in groups if group.mode is not None))
+    latency, told = collect(comm, generation.decoding, [cached, float(later_handed)])
+    prefill_s = report["latency_s"]["total"]
+    times_s = np.zeros(request.max_new_tokens)
+    times_s[: len(generation.step_s)] = generation.step_s
+    comm.Allreduce(MPI.IN_PLACE, times_s, op=MPI.MAX)
+    n_new = (new >= 0).sum(axis=1)
+    later_s = times_s[1 : int(n_new.max(initial=0))]
+    row_bytes_kept = config.n_layers * 2 * config.d_kv * np.dtype(generation.model.backend.dtype).itemsize
+    report["choices"] |= {"decode": "local"}
+    report["generation"] = {
+        "decode": "local",
+        "far": request.far,
+        "new_tokens": n_new.tolist(),
+        "ended": reasons(request, room, new),
+        "first_token_s": prefill_s + float(times_s[0]),
+        "per_token_s": {
+            "median": float(np.median(later_s)) if len(later_s) else None,
+            "mean": float(np.mean(later_s)) if len(later_s) else None,
+        },
+        "latency_s": latency,
+        "exchange_wait_s": latency["exchange_wait"],
+        "decode_bytes": [0] * comm.Get_size(),
+        "handed_bytes": told[:, 1].astype(int).tolist(),
+        "id_bytes": [0] * comm.Get_size(),
+        "cache_bytes": told[:, 0].astype(int).tolist(),
+        "full_cache_bytes": int((lengths + room - 1).sum()) * row_bytes_kept,
+    }
+    return report
