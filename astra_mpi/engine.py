@@ -62,8 +62,6 @@ class Model:
         """clock: one that ranks beyond `comm` share, in place of one of its own."""
         self.comm, self.backend, self.cut_weights = comm, backend, weights
         self.config, self.codec = file.config, file.codec
-        if self.codec is not None and backend.xp is np:
-            self.codec = self.codec.kept(backend.memory.keep, backend.kernels)
         self.tokenizer, self.preprocess = file.tokenizer, file.preprocess
         self.weights, self.digest = file.weights, file.digest
         self.codec_digest = file.codec.digest if file.codec else ""

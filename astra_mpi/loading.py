@@ -188,6 +188,9 @@ def load(
         emulated = conditions.network.rate is not None
         memory = memory_here(comm, groups.place[1], _most_bytes(file), emulated)
         backend_there = dataclasses.replace(backend_there, memory=memory)
+        with collective(comm):  # which takes memory
+            if file.codec is not None and memory.pages is not None:
+                file = dataclasses.replace(file, codec=file.codec.kept(memory.keep))
     whole_file = file
     if parts:
         with collective(comm):
@@ -265,12 +268,10 @@ def _read(
 
 def _most_bytes(file: ModelFile) -> int:
     """Room for what ranks of a machine share: weights that products read, as rows of float32 numbers whose ends are
-    filled up, as much again for tables of far keys and values, and entries of codebooks, also as they are searched.
-    What is more each rank has for itself."""
+    filled up, as much again for tables of far keys and values, and codebooks. What is more each rank has for itself."""
     shapes = modelfile.weight_shapes(file.config).values()
     weights = sum(4 * math.prod(shape) + 2 * LINE * shape[0] for shape in shapes if len(shape) > 1)
-    books = [book for block in (file.codec.blocks if file.codec else ()) for book in block.codebooks]
-    return 2 * weights + 4 * sum(book.entries.nbytes for book in books)
+    return 2 * weights + (file.codec.kept_bytes if file.codec else 0)
 
 
 def _same_everywhere(comm: MPI.Comm, message: str, digest: str) -> None:

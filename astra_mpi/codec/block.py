@@ -38,9 +38,9 @@ class BlockCodec:
         """The same with other codebooks."""
         return replace(self, codebooks=tuple(codebooks))
 
-    def kept(self, keep: Keep, kernels: Any) -> BlockCodec:
+    def kept(self, keep: Keep) -> BlockCodec:
         """The same with the numbers of its codebooks where `keep` puts them."""
-        return self.with_books(book.kept(keep, kernels) for book in self.codebooks)
+        return self.with_books(book.kept(keep) for book in self.codebooks)
 
     @cached_property
     def n_codes(self) -> int:

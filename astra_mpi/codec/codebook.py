@@ -112,21 +112,33 @@ class Codebook:
         require(finite, "a codebook's transform has NaN or infinite values; calibrate it again")
         object.__setattr__(self, "transform", Transform(*arrays))
 
-    def kept(self, keep: Keep, kernels: Any) -> Codebook:
-        """The same with its numbers, and what the search makes of them, where `keep` puts arrays."""
+    def kept(self, keep: Keep) -> Codebook:
+        """The same with its numbers where `keep` puts arrays."""
         made = object.__new__(Codebook)
         own = {one.name: getattr(self, one.name) for one in fields(self)}
         own["entries"], own["half_norms"] = keep(self.entries), keep(self.half_norms)
         own["searched"] = own["entries"] if self.searched is self.entries else keep(self.searched)
         own["basis"] = None if self.basis is None else keep(self.basis)
         own["transform"] = None if self.transform is None else Transform(*map(keep, self.transform))
-        own["head"] = None if self.head is None else self.head.kept(keep, kernels)
+        own["head"] = None if self.head is None else self.head.kept(keep)
         for name, value in own.items():
             object.__setattr__(made, name, value)
-        if self.code_bits.any() and self.transform is None and hasattr(kernels, "make_ready_to_search"):
-            for searched in [made.searched] + [made._ordinary_book[0]] * (self.ordinary is not None):
-                kernels.make_ready_to_search(searched, keep)
         return made
+
+    def make_ready(self, keep: Keep, kernels: Any) -> None:
+        """What searches make of the entries, which the first one would otherwise do, to where `keep` puts arrays."""
+        if self.head is not None:
+            self.head.make_ready(keep, kernels)
+        if self.transform is None and self.code_bits.any() and hasattr(kernels, "make_ready_to_search"):
+            for searched in [self.searched] + [self._ordinary_book[0]] * (self.ordinary is not None):
+                kernels.make_ready_to_search(searched, keep)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What `kept` and `make_ready` take at most: entries, as they are and as they are searched, and packed."""
+        others = [array for array in (self.basis, *(self.transform or ())) if array is not None]
+        own = 4 * self.entries.nbytes + sum(array.nbytes for array in others)
+        return own + (0 if self.head is None else self.head.kept_bytes)
 
     @cached_property
     def code_bits(self) -> np.ndarray:

@@ -69,9 +69,20 @@ class Codec:
         ]
         return Codec(self.config, tuple(blocks))
 
-    def kept(self, keep: Keep, kernels: Any) -> Codec:
+    def kept(self, keep: Keep) -> Codec:
         """The same with the numbers of all codebooks where `keep` puts them."""
-        return Codec(self.config, tuple(block.kept(keep, kernels) for block in self.blocks))
+        return Codec(self.config, tuple(block.kept(keep) for block in self.blocks))
+
+    def make_ready(self, keep: Keep, kernels: Any) -> None:
+        """What searches of all codebooks make of them, now, to where `keep` puts it."""
+        for block in self.blocks:
+            for book in block.codebooks:
+                book.make_ready(keep, kernels)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What these two take at most."""
+        return sum(book.kept_bytes for block in self.blocks for book in block.codebooks)
 
     @cached_property
     def digest(self) -> str:

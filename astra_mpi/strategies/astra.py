@@ -83,6 +83,8 @@ class Astra(FarCodes):
         self.counted_keys = parts.counted_keys and rows and self.plain
         reads = self.packed or getattr(self.kernels, "reads_rows", lambda: False)()
         self.reads_rows = reads and self.plain  # of tables, where they are
+        if self.exchange.size > 1 and self.xp is np:
+            self.codec.make_ready(self.blocks[0].memory.keep, self.kernels)
         self.arrived = Arrived(self.codec, self.exchange.size, self.xp, self.kernels)
         self._spaces: dict[int, CodeSpace] = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -50,7 +51,8 @@ class Log:
         if len(known) < 2 or known[0][0] > 0:
             return ""
         (_, before), (_, after) = known[0], known[-1]
-        if after >= before if self.grows else after <= before:
+        shown = f"{before:.4g}" != f"{after:.4g}" and math.isfinite(before)
+        if not shown or (after >= before if self.grows else after <= before):
             return ""
         step, best = (max if self.grows else min)(known, key=lambda one: one[1])
         sooner = f"; step {step} had {best:.4g}" if step else ""

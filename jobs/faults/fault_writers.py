@@ -193,7 +193,7 @@ def _write_checkpoint(folder: Path) -> None:
 def _write_log(folder: Path) -> None:
     from astra_mpi.train.log import Log
 
-    log = Log(folder / "run.jsonl", folder / "run.png", 0, 9, "accuracy")
+    log = Log(folder / "run.jsonl", folder / "run.png", 0, 9, "accuracy", True)
     with redirect_stderr(io.StringIO()):
         for step in range(1, 9):
             log.write({"step": step, "loss": 1 / step, "level": LEVELS[step % 4] * 40})

@@ -1,5 +1,6 @@
 """Weights lie in large pages, which ranks of a machine that hold the same blocks share."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,13 @@ import pytest
 from mpi4py import MPI
 
 import astra_mpi
+from astra_mpi.codec.codec import Codec
 from astra_mpi.codec.config import CodecConfig
 from astra_mpi.device.memory import _cores
 from astra_mpi.device.weights import mapped_file
-from astra_mpi.files.modelfile import read_model, write_model
+from astra_mpi.files.modelfile import write_model
 from astra_mpi.kernels import cpu
-from astra_mpi.kernels.aligned import LINE, PAGE
+from astra_mpi.kernels.aligned import LINE, PAGE, lasting
 from astra_mpi.kernels.cpu import _encode_narrow
 from astra_mpi.kernels.pages import SharedPages
 from astra_mpi.ranks.broadcast import broadcast_text
@@ -128,28 +130,56 @@ def test_tables_of_far_keys_are_shared(comm, path, shares, groups):
         check_shared(comm, model, [table.rows if groups == 1 else table.tables for table in tables])
 
 
+CODECS = {
+    "near": CodecConfig(kind="residual", stages=3, codebook_size=64, near=2, near_stages=2),
+    "grouped": CodecConfig(kind="grouped", groups=2, codebook_size=16),
+    "scalar": CodecConfig(kind="scalar", vector_bits=60, codebook_size=64),
+}
+
+
 @pytest.mark.mpi
-@pytest.mark.parametrize("near", [0, 2])
-def test_codebooks_are_shared_and_give_the_same_codes(comm, path, shares, near):
-    """Their entries, and what searches make of these."""
-    coded = Path(path).with_name(f"searched-{near}.h5")
-    codec = CodecConfig(kind="residual", stages=3, codebook_size=64, near=near, near_stages=2 * bool(near))
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("stages", [1, 2])
+def test_codebooks_are_shared(comm, path, shares, codec, stages):
+    """Their entries, and what searches make of them; by all ranks, or by those of a stage."""
+    if comm.size % stages:
+        pytest.skip("not so many stages of ranks")
+    coded = Path(path).with_name(f"{codec}.h5")
     if comm.rank == 0:
-        write_model(coded, model_file(gpt2_config(n_layers=2, d_model=96, d_ff=384), codec))
+        write_model(coded, model_file(gpt2_config(n_layers=2, d_model=96, d_ff=384), CODECS[codec]))
     comm.Barrier()
-    model = astra_mpi.load(str(coded), comm=comm, strategy="astra")
+    loaded = astra_mpi.load(str(coded), comm=comm, strategy="astra", grid=f"1x{stages}x{comm.size // stages}")
+    model = loaded if stages == 1 else loaded.model
+    whole = [block.codebooks[0] for block in loaded.codec.blocks]
     books = [block.codebooks[0] for block in model.codec.blocks]
-    before = [block.codebooks[0] for block in read_model(str(coded)).codec.blocks]
-    packed = [_encode_narrow._packed.of[id(book.searched)][1] for book in books if _encode_narrow.fits(64, 96)]
-    if shares:
-        check_shared(comm, model, [book.entries for book in books] + [of_book.strips for of_book in packed])
-    x = np.random.default_rng(0).standard_normal((50, 96)).astype(np.float32)
-    which = np.arange(50) % 3 == 0
-    for book, old in zip(books, before, strict=True):
-        np.testing.assert_array_equal(book.encode(x, cpu), old.encode(x, cpu))
-        np.testing.assert_array_equal(book.graded(x, which, cpu), old.graded(x, which, cpu))
-        codes = book.encode(x, cpu)
-        np.testing.assert_array_equal(book.decode(codes, cpu), old.decode(codes, cpu))
+    assert all(any(book is other for other in whole) for book in books)  # not in memory twice
+    if not shares or model.comm.size == 1:
+        assert model.backend.memory.pages is None
+        return
+    arrays = [array for book in whole for array in (book.entries, book.half_norms, *(book.transform or ()))]
+    heads = [book.head.entries for book in whole if book.head is not None]
+    searched = [part for book in books for part in (book.searched, book._ordinary_book[0])] if codec == "near" else []
+    if _encode_narrow.fits(64, 96):
+        arrays += [_encode_narrow._packed.of[id(part)][1].strips for part in searched]
+    check_shared(model.comm, model, arrays + heads)
+
+
+@pytest.mark.parametrize("codec, basis", [*((codec, False) for codec in CODECS), ("near", True)])
+def test_codebooks_elsewhere_give_the_same_codes(codec, basis):
+    own = model_file(gpt2_config(n_layers=2, d_model=96, d_ff=384), CODECS[codec]).codec
+    rng = np.random.default_rng(0)
+    if basis:
+        narrow = rng.standard_normal((96, 64)).astype(np.float32)
+        own = Codec(own.config, [b.with_books([replace(b.codebooks[0], basis=narrow)]) for b in own.blocks])
+    kept, x, near = own.kept(lasting), rng.standard_normal((50, 96)).astype(np.float32), np.arange(50) % 3 == 0
+    kept.make_ready(lasting, cpu)
+    assert kept.digest == own.digest
+    for there, here in zip(kept.blocks, own.blocks, strict=True):
+        codes = here.encode(x, cpu)
+        np.testing.assert_array_equal(there.encode(x, cpu), codes)
+        np.testing.assert_array_equal(there.encode(x, cpu, near), here.encode(x, cpu, near))
+        np.testing.assert_array_equal(there.decode(codes, cpu), here.decode(codes, cpu))
+        assert not np.shares_memory(there.codebooks[0].entries, here.codebooks[0].entries)
 
 
 @pytest.mark.parametrize("listed, cores", [("0-3,8\n", {0, 1, 2, 3, 8}), ("5", {5}), ("\n", set())])

@@ -61,7 +61,8 @@ def test_says_if_codes_have_become_worse(tmp_path, capsys, rate, worse):
 
 
 @pytest.mark.parametrize(
-    "grows, values, said", [(False, (9, 7, 8), ""), (False, (5, 4, 6), "step 1 had 4"), (True, (5, 5), "")]
+    "grows, values, said",
+    [(False, (9, 7, 8), ""), (False, (5, 4, 6), "step 1 had 4"), (True, (5, 4.9999), ""), (True, (np.nan, 4), "")],
 )
 def test_a_log_knows_which_figures_are_worse(tmp_path, grows, values, said):
     log = Log(tmp_path / "a.jsonl", tmp_path / "a.png", 0, 2, "figure", grows)
