@@ -103,3 +103,18 @@ def test_a_failure_on_one_rank_ends_all(comm, monkeypatch):
         model(inputs, mask)
     monkeypatch.undo()
     np.testing.assert_array_equal(model(inputs, mask), before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_embedded_once(comm, family):
+    """And what a rank takes of them is what it would have embedded itself, class tokens too."""
+    config, n_tokens = FAMILIES[family]
+    model = make_model(comm, config)
+    inputs, mask = random_batch(config, 3, n_tokens or 15, seed=1, ragged=n_tokens is not None)
+    batch, layouts = model.prepare(inputs, mask), []
+    model.use("astra:inputs")
+    layout, embed = model.layout(batch.lengths), model.family.embed
+    model.strategy.begin(layout)
+    rows = model.strategy.enter(lambda of: layouts.append(of) or embed(batch, of))
+    assert layouts == [layout.everything if comm.size > 1 else layout]
+    np.testing.assert_allclose(rows, embed(batch, layout), rtol=1e-5, atol=1e-6)
